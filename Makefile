@@ -1,0 +1,52 @@
+# Every target makes and updates .venv (with pip in it) as needed: again when pyproject.toml changes, not otherwise.
+#   make train ARGS="--max-steps 50"        PYTHON=python3.12 make venv
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+RUN  := $(VENV)/bin/python
+# Some machines pin OpenBLAS to an older processor with these two variables, which halves NumPy's speed.
+FAST := env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE
+
+.DEFAULT_GOAL := help
+.PHONY: help venv train test lint bench
+.NOTPARALLEL:
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+venv: $(VENV)/app.stamp ## the virtual environment .venv, with what training needs
+
+train: $(VENV)/app.stamp ## train a Conformer on CIFAR-10:  make train ARGS="--data-dir DIR --max-steps 60 --out RUN"
+	@$(FAST) $(RUN) -m conformer train $(ARGS)
+
+test: lint ## all checks and tests:  make test ARGS="tests/fused -k conv2d"
+	$(FAST) $(RUN) -m pytest --durations=15 $(ARGS)
+
+lint: $(VENV)/test.stamp ## style, types and the direction of imports
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m pyright --pythonpath $(RUN)
+	$(VENV)/bin/lint-imports
+
+bench: $(VENV)/test.stamp ## every script in benchmarks/
+	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(FAST) $(RUN) $$script $(ARGS); done
+
+# Without the ensurepip module (some Linux distributions cut it off) the environment is made empty and the system's pip puts a pip into it.
+$(RUN):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "minigrad needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version 2>&1 || echo missing): make PYTHON=python3.12 ..." >&2; exit 1; }
+	@echo "making $(VENV)"
+	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || { \
+	    $(PYTHON) -m venv --clear --without-pip $(VENV) && $(PYTHON) -m pip --python $(RUN) install --quiet pip; } || { rm -rf $(VENV); exit 1; }
+
+$(VENV)/app.stamp: pyproject.toml | $(RUN)
+	@echo "installing the packages that training needs into $(VENV)"
+	@$(RUN) -m pip install --quiet --editable '.[app]'
+	@touch $@
+
+$(VENV)/test.stamp: pyproject.toml | $(RUN)
+	@echo "installing the packages that the tests need into $(VENV)"
+	@$(RUN) -m pip install --quiet --editable '.[test]'
+	@touch $@ $(VENV)/app.stamp

@@ -1,0 +1,45 @@
+"""The vision Conformer (Peng et al., ICCV 2021) on minigrad.
+
+Importing this package needs only the hard dependencies. Read next: `model.py`, the network under the paper's names, and `config.py`, its sizes.
+"""
+
+from __future__ import annotations
+
+from conformer.blocks import Block, ConvBlock, ConvTransBlock, FCUDown, FCUUp, Med_ConvBlock, Mlp
+from conformer.config import CONFIGS, ConformerConfig, named_config
+from conformer.info import count, describe
+from conformer.model import (
+    Conformer,
+    conformer_base_patch16,
+    conformer_cifar_micro,
+    conformer_cifar_nano,
+    conformer_cifar_small,
+    conformer_small_patch16,
+    conformer_small_patch32,
+    conformer_tiny_patch16,
+    parameter_groups,
+)
+
+__all__ = [
+    "CONFIGS",
+    "Block",
+    "Conformer",
+    "ConformerConfig",
+    "ConvBlock",
+    "ConvTransBlock",
+    "FCUDown",
+    "FCUUp",
+    "Med_ConvBlock",
+    "Mlp",
+    "conformer_base_patch16",
+    "conformer_cifar_micro",
+    "conformer_cifar_nano",
+    "conformer_cifar_small",
+    "conformer_small_patch16",
+    "conformer_small_patch32",
+    "conformer_tiny_patch16",
+    "count",
+    "describe",
+    "named_config",
+    "parameter_groups",
+]

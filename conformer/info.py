@@ -1,0 +1,207 @@
+"""The network in numbers, without running it: every block's output shapes, parameters and multiply-accumulates, counted from the configuration alone.
+
+`describe` is the table that `python -m conformer info` prints, `count` the same as data. A part bears the name under which
+`Conformer.intermediates` gives its output, and the tests hold both to each other. Read next: `model.py`, the network that is counted here.
+
+What is counted: the multiply-accumulates of convolutions, linear layers and the two products of attention. The published figures count the same and
+leave out norms, activations, pooling and additions. FCUDown counts as the official code runs it, with its 1x1 convolution at full resolution;
+`blocks.py` pools first, which gives the same tokens for less work.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from conformer.config import ConformerConfig
+
+__all__ = ["BlockCount", "Count", "Part", "count", "describe"]
+
+BRANCHES = ("CNN", "transformer", "FCU", "heads")
+
+
+class HasConfig(Protocol):
+    """A model that knows its configuration, such as `Conformer`."""
+
+    config: ConformerConfig
+
+
+@dataclass(frozen=True)
+class Part:
+    """One module: its name in `Conformer.intermediates`, what it puts out for one image, and what it costs."""
+
+    name: str
+    branch: str  # one of BRANCHES; the patch convolution counts as coupling
+    shape: tuple[int, ...]  # (H, W, C), (N, E) or (K,)
+    parameters: int
+    macs: int  # convolutions and linear layers, for one image
+    attention_macs: int = 0  # the products Q K^T and A V
+
+
+@dataclass(frozen=True)
+class BlockCount:
+    """One line of the table: the modules that make up a block, and the shapes of both branches after it."""
+
+    name: str
+    stage: int | None  # 1, 2 or 3; None for the stem and the heads
+    parts: tuple[Part, ...]
+    cnn: tuple[int, ...] | None  # (H, W, C)
+    tokens: tuple[int, ...] | None  # (N, E)
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the block."""
+        return sum(part.parameters for part in self.parts)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of the block for one image, attention products included."""
+        return sum(part.macs + part.attention_macs for part in self.parts)
+
+
+@dataclass(frozen=True)
+class Count:
+    """A network's blocks and their sums."""
+
+    config: ConformerConfig
+    image_size: tuple[int, int]  # height and width in pixels
+    blocks: tuple[BlockCount, ...]
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Every module, in the order of the forward pass."""
+        return tuple(part for block in self.blocks for part in block.parts)
+
+    @property
+    def parameters(self) -> int:
+        """Learnt numbers in the network."""
+        return sum(part.parameters for part in self.parts)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one image's forward pass, attention products included."""
+        return sum(block.macs for block in self.blocks)
+
+    @property
+    def macs_without_attention(self) -> int:
+        """The same without Q K^T and A V, as some papers and tools count."""
+        return sum(part.macs for part in self.parts)
+
+    def by_branch(self) -> dict[str, tuple[int, int]]:
+        """Parameters and multiply-accumulates of each branch: the CNN, the transformer, the coupling between them, and the heads."""
+        return {
+            branch: (
+                sum(part.parameters for part in self.parts if part.branch == branch),
+                sum(part.macs + part.attention_macs for part in self.parts if part.branch == branch),
+            )
+            for branch in BRANCHES
+        }
+
+
+def _bottleneck(name: str, size: tuple[int, int], inplanes: int, outplanes: int, stride: int = 1, res_conv: bool = False) -> Part:
+    """A ConvBlock on a map of `size`: 1x1, 3x3 of `stride`, 1x1, each with a batch norm (2 parameters a channel), perhaps a projected shortcut."""
+    height, width = -(-size[0] // stride), -(-size[1] // stride)
+    before, after, middle = size[0] * size[1], height * width, outplanes // 4
+    shortcut = inplanes * outplanes if res_conv else 0
+    reduce, spatial, expand = inplanes * middle, 9 * middle * middle, middle * outplanes
+    norms = 2 * (middle + middle + outplanes) + (2 * outplanes if res_conv else 0)
+    macs = reduce * before + (spatial + expand + shortcut) * after
+    return Part(name, "CNN", (height, width, outplanes), reduce + spatial + expand + shortcut + norms, macs)
+
+
+def _transformer(name: str, config: ConformerConfig, tokens: int) -> Part:
+    """A Block on `tokens` tokens: two layer norms, attention (qkv, proj), and the token-wise network (fc1, fc2)."""
+    width, hidden = config.embed_dim, config.mlp_width
+    weights = 4 * width * width + 2 * width * hidden
+    biases = (3 * width if config.qkv_bias else 0) + width + hidden + width
+    return Part(name, "transformer", (tokens, width), weights + biases + 4 * width, weights * tokens, 2 * tokens * tokens * width)
+
+
+def count(config: ConformerConfig | HasConfig, image_size: int | tuple[int, int] | None = None) -> Count:
+    """Count a network's parameters and multiply-accumulates, block by block, for images of one size.
+
+    Args:
+        config: a configuration, or a model that has one.
+        image_size: side in pixels, or (height, width); None is 224 with the ImageNet stem and 32 with the others.
+
+    Raises:
+        ValueError: the network cannot take images of that size.
+    """
+    config = config if isinstance(config, ConformerConfig) else config.config
+    side = 224 if config.stem == "imagenet" else 32
+    height, width = (side, side) if image_size is None else (image_size, image_size) if isinstance(image_size, int) else image_size
+    size = config.stem_size(height, width)
+    rows, columns = config.token_grid(height, width)
+    embed, stem, patches = config.embed_dim, config.stem_channels, rows * columns
+    tokens = patches + 1
+
+    kernel = 7 if config.stem == "imagenet" else 3
+    # the ImageNet stem's convolution works at twice the resolution that its max pool leaves
+    stem_positions = (-(-height // 2)) * (-(-width // 2)) if config.stem == "imagenet" else size[0] * size[1]
+    stem_weights = config.in_chans * kernel * kernel * stem
+    blocks = [
+        BlockCount("stem", None, (Part("stem", "CNN", (*size, stem), stem_weights + 2 * stem, stem_weights * stem_positions),), (*size, stem), None)
+    ]
+
+    patch_weights = stem * config.patch_stride**2 * embed
+    first = (
+        _bottleneck("conv_1", size, stem, config.widths[0], res_conv=True),
+        Part("trans_patch_conv", "FCU", (rows, columns, embed), patch_weights + embed, patch_weights * patches),
+        Part("tokens", "transformer", (tokens, embed), embed, 0),  # the class token
+        _transformer("trans_1", config, tokens),
+    )
+    blocks.append(BlockCount("conv_1, trans_1", 1, first, first[0].shape, first[-1].shape))
+
+    for plan in config.blocks():
+        middle = plan.outplanes // 4
+        parts = [_bottleneck(f"{plan.name}.cnn_block", size, plan.inplanes, plan.outplanes, plan.stride, plan.res_conv)]
+        size = parts[0].shape[0], parts[0].shape[1]
+        coupling = middle * embed
+        parts.append(Part(f"{plan.name}.squeeze_block", "FCU", (tokens, embed), coupling + 3 * embed, coupling * size[0] * size[1]))
+        parts.append(_transformer(f"{plan.name}.trans_block", config, tokens))
+        parts.extend(_bottleneck(f"{plan.name}.med_block.{index}", size, plan.outplanes, plan.outplanes) for index in range(config.num_med_block))
+        parts.append(Part(f"{plan.name}.expand_block", "FCU", (*size, middle), coupling + 3 * middle, coupling * patches))
+        stride = 2 if plan.last_fusion else 1
+        parts.append(_bottleneck(f"{plan.name}.fusion_block", size, plan.outplanes, plan.outplanes, stride, plan.last_fusion))
+        size = parts[-1].shape[0], parts[-1].shape[1]
+        blocks.append(BlockCount(plan.name, plan.stage, tuple(parts), parts[-1].shape, (tokens, embed)))
+
+    classes, channels = config.num_classes, config.widths[2]
+    heads = (
+        Part("conv_cls_head", "heads", (classes,), channels * classes + classes, channels * classes),
+        Part("trans_norm", "transformer", (tokens, embed), 2 * embed, 0),
+        Part("trans_cls_head", "heads", (classes,), embed * classes + classes, embed * classes),
+    )
+    blocks.append(BlockCount("heads", None, heads, None, None))
+    return Count(config, (height, width), tuple(blocks))
+
+
+def _macs(number: int) -> str:
+    """A count of multiply-accumulates in millions or, from a thousand of those, in billions."""
+    return f"{number / 1e9:.3f} G" if number >= 1e9 else f"{number / 1e6:.1f} M"
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return " x ".join(map(str, shape)) if shape else "-"
+
+
+def describe(config: ConformerConfig | HasConfig, image_size: int | tuple[int, int] | None = None) -> str:
+    """The shape table of a network as text, one line a block and the sums below; takes and raises what `count` does."""
+    result = count(config, image_size)
+    lines = [("block", "stage", "CNN branch", "tokens", "parameters", "MACs")]
+    for block in result.blocks:
+        stage = "-" if block.stage is None else str(block.stage)
+        lines.append((block.name, stage, _shape(block.cnn), _shape(block.tokens), f"{block.parameters:,}", f"{block.macs / 1e6:,.2f} M"))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    table = []
+    for block_name, *cells in lines:
+        table.append("  ".join([block_name.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))]))
+    table.insert(1, "-" * len(table[0]))
+    table.append(table[1])
+
+    height, width = result.image_size
+    table.append(f"images of {height} x {width} pixels: {result.parameters:,} parameters, {_macs(result.macs)} multiply-accumulates (MACs) an image,")
+    table.append(f"{_macs(result.macs_without_attention)} without attention's two products")
+    for branch, (parameters, macs) in result.by_branch().items():
+        table.append(f"  {branch:<12}{parameters:>12,} parameters  {_macs(macs):>9}")
+    return "\n".join(table)

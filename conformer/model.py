@@ -1,0 +1,256 @@
+"""The Conformer: a CNN branch and a transformer branch side by side, coupled in both directions in every block but the first.
+
+Here are the network, its initialisation, its parameter groups for AdamW, and functions that make the published and the CIFAR variants. Parameters
+have the official code's names, shapes and order (Peng et al., ICCV 2021; https://github.com/pengzhiliang/Conformer, conformer.py), so its checkpoints
+load as they are. Read before: `blocks.py`, the parts. Read next: `info.py`, the same network in numbers.
+
+Letters: B batch, H W rows and columns, C1 channels of the CNN branch's first stage, N tokens (class token included), E token width, d side of a token
+in pixels of the stem's output, K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from conformer.blocks import ConvBlock, ConvTransBlock, Named, add_named, transformer_block
+from conformer.config import CONFIGS, ConformerConfig
+from minigrad import functional as F
+from minigrad import nn, ops
+from minigrad.tensor import Tensor
+
+__all__ = [
+    "Conformer",
+    "conformer_base_patch16",
+    "conformer_cifar_micro",
+    "conformer_cifar_nano",
+    "conformer_cifar_small",
+    "conformer_small_patch16",
+    "conformer_small_patch32",
+    "conformer_tiny_patch16",
+    "parameter_groups",
+]
+
+
+class Conformer(nn.Module):
+    """The vision Conformer. There is no positional embedding: the CNN branch tells the tokens where they are.
+
+    `ConformerConfig` explains the arguments. The defaults are the official code's, which make no published variant; for those there are
+    `conformer_tiny_patch16` and so on.
+
+    Source: Peng et al. 2021, section 3; conformer.py, `Conformer`.
+
+    Raises:
+        ValueError: arguments that no network can be built with.
+    """
+
+    def __init__(
+        self,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        base_channel: int = 64,
+        channel_ratio: float = 4,
+        num_med_block: int = 0,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = False,
+        qk_scale: float | None = None,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        stem: str = "imagenet",
+        stem_channels: int = 64,
+        double_class_token: bool = True,
+    ):
+        super().__init__()
+        self.config = config = ConformerConfig(
+            patch_size, in_chans, num_classes, base_channel, channel_ratio, num_med_block, embed_dim, depth, num_heads, mlp_ratio, qkv_bias, qk_scale,
+            drop_rate, attn_drop_rate, drop_path_rate, stem, stem_channels, double_class_token,
+        )  # fmt: skip
+        self.plans = config.blocks()
+
+        self.cls_token = nn.Parameter(np.zeros((1, 1, embed_dim), np.float32))
+        self.trans_norm = nn.LayerNorm(embed_dim)
+        self.trans_cls_head = nn.Linear(embed_dim, num_classes)
+        # the official code writes int(256 * channel_ratio) inputs, which is this for base_channel 64 and fails for any other
+        self.conv_cls_head = nn.Linear(config.widths[2], num_classes)
+
+        kernel, stride = {"imagenet": (7, 2), "cifar": (3, 1), "cifar_fast": (3, 2)}[stem]
+        self.conv1 = nn.Conv2d(in_chans, stem_channels, kernel, stride=stride, padding=kernel // 2, bias=False)
+        self.bn1 = nn.BatchNorm2d(stem_channels)
+        # projected even where both have as many channels
+        self.conv_1 = ConvBlock(stem_channels, config.widths[0], res_conv=True)
+        self.trans_patch_conv = nn.Conv2d(stem_channels, embed_dim, config.patch_stride, stride=config.patch_stride)
+        self.trans_1 = transformer_block(config, 0.0)
+        for plan in self.plans:
+            setattr(self, plan.name, ConvTransBlock(config, plan))
+
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        self.apply(_initialise)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of both heads; their sum is the network's answer (Peng et al. 2021, section 3).
+
+        Args:
+            images: (B, H, W, in_chans), normalised, of the parameters' dtype; H and W multiples of `config.size_multiple`.
+
+        Returns:
+            The CNN head's logits (B, K) and the transformer head's (B, K).
+
+        Raises:
+            ValueError: images of another shape, or a single value per channel for a training batch norm. TypeError: another dtype.
+        """
+        return self._forward(images, None)
+
+    def intermediates(self, images: Tensor) -> Named:
+        """Every block's output, and those of its parts, by name and in the order they are made; takes and raises what `forward` does.
+
+        They are part of the graph: a gradient can be asked for at each. The names are the modules', but for "stem", "tokens" (class token, patches)
+        and "pooling": "stem", "conv_1", "trans_patch_conv" (B, H, W, E), "tokens", "trans_1.norm1", "trans_1.attn", "trans_1.norm2", "trans_1.mlp",
+        "trans_1"; for each i from 2 "conv_trans_i.cnn_block", ".squeeze_block", ".trans_block.norm1" and so on, ".trans_block" (the tokens after
+        block i), ".med_block.0" where there is one, ".expand_block", ".fusion_block", "conv_trans_i" (the same map); at the end "pooling",
+        "conv_cls_head", "trans_norm", "trans_cls_head".
+        """
+        named: Named = {}
+        self._forward(images, named)
+        return named
+
+    def _forward(self, images: Tensor, named: Named | None) -> tuple[Tensor, Tensor]:
+        grid = self._check(images)
+        stem = self.bn1(self.conv1(images), relu=True)  # (B, H, W, stem_channels)
+        if self.config.stem == "imagenet":
+            stem = F.max_pool2d(stem, 3, 2, 1)
+        x, _ = self.conv_1(stem)  # (B, H, W, C1)
+        # from the stem, not from conv_1: both branches start from the same features
+        patches = self.trans_patch_conv(stem)  # (B, H/d, W/d, E)
+        batch, width = images.shape[0], self.config.embed_dim
+        class_token = self.cls_token.broadcast_to((batch, 1, width))  # (B, 1, E)
+        x_t = ops.concatenate([class_token, patches.reshape(batch, grid[0] * grid[1], width)], axis=1)  # (B, N, E)
+        if named is not None:
+            named.update(stem=stem, conv_1=x, trans_patch_conv=patches, tokens=x_t)
+        inner: Named | None = None if named is None else {}
+        x_t = self.trans_1(x_t, inner)  # (B, N, E)
+        add_named(named, "trans_1", inner)
+        if named is not None:
+            named["trans_1"] = x_t
+
+        for plan in self.plans:
+            inner = None if named is None else {}
+            x, x_t = getattr(self, plan.name)(x, x_t, inner)  # (B, H, W, C), (B, N, E)
+            add_named(named, plan.name, inner)
+            if named is not None:
+                named[plan.name] = x
+
+        pooled = F.global_avg_pool2d(x)  # (B, 4 C1)
+        conv_logits = self.conv_cls_head(pooled)  # (B, K)
+        normed = self.trans_norm(x_t)  # (B, N, E)
+        trans_logits = self.trans_cls_head(normed[:, 0])  # (B, K)
+        if named is not None:
+            named.update(pooling=pooled, conv_cls_head=conv_logits, trans_norm=normed, trans_cls_head=trans_logits)
+        return conv_logits, trans_logits
+
+    def _check(self, images: Tensor) -> tuple[int, int]:
+        """Rows and columns of the token grid, or an error that says what is wrong with the images."""
+        shape, channels = tuple(images.shape), self.config.in_chans
+        if len(shape) != 4:
+            raise ValueError(f"Conformer: images have shape {shape}; give (batch, height, width, {channels})")
+        if shape[3] != channels:
+            if shape[1] == channels:
+                raise ValueError(f"Conformer: images of shape {shape} look like (batch, channels, height, width); give images.transpose(0, 2, 3, 1)")
+            raise ValueError(f"Conformer: images have {shape[3]} channels (shape {shape}), the network takes {channels} (in_chans)")
+        if images.dtype != self.cls_token.dtype:
+            raise TypeError(
+                f"Conformer: images are {images.dtype} and the parameters {self.cls_token.dtype}; give images.astype({str(self.cls_token.dtype)!r})"
+            )
+        rows, columns = grid = self.config.token_grid(shape[1], shape[2])
+        # The smallest maps are FCUUp's tokens and, with tokens of d pixels, the last block's d/8 by d/8 for each token (rounded up).
+        d = self.config.patch_stride
+        values = shape[0] * min(rows * columns, -(-rows * d // 8) * -(-columns * d // 8))
+        if values == 1 and self.conv_1.bn1.training:
+            raise ValueError(
+                f"Conformer: one image of {shape[1]} x {shape[2]} pixels leaves batch norm a single value per channel, which has no variance: train "
+                "with a larger batch or larger images, or call eval()"
+            )
+        return grid
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that weight decay leaves alone although they are not 1-D (conformer.py, `no_weight_decay`)."""
+        return {"cls_token"}
+
+
+def _initialise(module: nn.Module) -> None:
+    """The official initialisation (conformer.py, `_init_weights`): linear weights truncated normal, convolutions Kaiming normal by their outputs.
+
+    What it leaves alone keeps PyTorch's default: norms 1 and 0, and the convolutions' biases uniform within 1 / sqrt(fan_in). No residual batch norm
+    starts at 0.
+    """
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out")
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups for AdamW: weights that decay, and those that do not: 1-D tensors, biases and what `model.no_weight_decay()` names.
+
+    Args:
+        model: a Conformer or any other module; frozen parameters are left out.
+        weight_decay: of the first group.
+
+    Returns:
+        What `minigrad.optim.AdamW` takes: a list of `{"params": [...], "weight_decay": ...}`.
+
+    Source: timm 0.3.2, optim_factory.py, `add_weight_decay`, which the official code trains with.
+    """
+    spared = model.no_weight_decay() if isinstance(model, Conformer) else set()
+    decayed, kept = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (kept if parameter.ndim <= 1 or name.endswith(".bias") or name in spared else decayed).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+
+
+def _named(name: str, changes: dict[str, Any]) -> Conformer:
+    return Conformer(**{**asdict(CONFIGS[name]), **changes})
+
+
+def conformer_tiny_patch16(**changes: Any) -> Conformer:
+    """Conformer-Ti: 23,524,704 parameters, 5.2 G multiply-accumulates at 224 x 224. `changes` replace arguments of `Conformer`, here and below."""
+    return _named("tiny-patch16", changes)
+
+
+def conformer_small_patch16(**changes: Any) -> Conformer:
+    """Conformer-S: 37,673,424 parameters, 10.6 G multiply-accumulates at 224 x 224."""
+    return _named("small-patch16", changes)
+
+
+def conformer_base_patch16(**changes: Any) -> Conformer:
+    """Conformer-B: 83,289,136 parameters, 23.3 G multiply-accumulates at 224 x 224."""
+    return _named("base-patch16", changes)
+
+
+def conformer_small_patch32(**changes: Any) -> Conformer:
+    """Conformer-S/32: 38,853,072 parameters, 7.0 G multiply-accumulates at 224 x 224."""
+    return _named("small-patch32", changes)
+
+
+def conformer_cifar_nano(**changes: Any) -> Conformer:
+    """For 32 x 32 images and a CPU: 1,071,880 parameters, 23 M multiply-accumulates, 4 x 4 patch tokens."""
+    return _named("cifar-nano", changes)
+
+
+def conformer_cifar_micro(**changes: Any) -> Conformer:
+    """For 32 x 32 images: 2,661,332 parameters, 231 M multiply-accumulates, 8 x 8 patch tokens."""
+    return _named("cifar-micro", changes)
+
+
+def conformer_cifar_small(**changes: Any) -> Conformer:
+    """For 32 x 32 images: 7,675,660 parameters, 662 M multiply-accumulates, 8 x 8 patch tokens."""
+    return _named("cifar-small", changes)

@@ -1,0 +1,18 @@
+"""minigrad: tensors and automatic differentiation on NumPy, every operation written from first principles.
+
+    import minigrad
+    x = minigrad.Tensor([1.0, 2.0, 3.0], requires_grad=True)
+    (x * x).sum().backward()
+    print(x.grad)                      # Tensor([2., 4., 6.])
+
+Read next: `op.py` (what an operation is), `tensor.py`, `autograd.py` (the engine), `ops/` and `fused/` (the operations).
+"""
+
+from minigrad.tensor import Tensor  # first: see the end of tensor.py
+
+# isort: split
+from minigrad.autograd import anomaly, checkpoint, definitions, enable_grad, grad, no_grad
+from minigrad.gradcheck import gradcheck
+from minigrad.random import manual_seed
+
+__all__ = ["Tensor", "anomaly", "checkpoint", "definitions", "enable_grad", "grad", "gradcheck", "manual_seed", "no_grad"]

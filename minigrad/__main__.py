@@ -1,0 +1,48 @@
+"""`python -m minigrad`: the table of all operations, made from the registry."""
+
+from __future__ import annotations
+
+import inspect
+
+from minigrad import functional  # noqa: F401  (importing it fills the registry)
+from minigrad.op import REGISTRY, Fused, Op
+
+
+def table() -> list[tuple[str, ...]]:
+    """A row per operation, the head first: name, kind, definition, a column per device with kernels, derivative, lines of its definition or forward, file."""
+    devices = sorted({"cpu", *(device for op in REGISTRY.values() for device in op.kernels)})
+    rows: list[tuple[str, ...]] = [("operation", "kind", "definition", *devices, "derivative", "lines", "file")]
+    for op in sorted(REGISTRY.values(), key=lambda op: (isinstance(op, Fused), op.__module__, op.name)):
+        is_fused = isinstance(op, Fused)
+        kernels = ["kernel" if device in op.kernels else "forward" if not is_fused else "-" for device in devices]
+        rows.append((op.name, "fused" if is_fused else "primitive", "yes" if is_fused else "-", *kernels, _derivative(op), str(_lines(op)), op.__module__))
+    return rows
+
+
+def _derivative(op: Op) -> str:
+    if op.rules:
+        return "rule" + ("s" if len(op.rules) > 1 else "")
+    return "definition" if isinstance(op, Fused) else "none"
+
+
+def _lines(op: Op) -> int:
+    """Lines of code, without docstring and comments."""
+    source = inspect.getsource(op.function)
+    documentation = op.function.__doc__ or ""
+    lines = [line.strip() for line in source.replace(documentation, "").splitlines()]
+    return len([line for line in lines if line and not line.startswith("#") and line != '""""""'])
+
+
+def main() -> None:
+    rows = table()
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    for number, row in enumerate(rows):
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        if number == 0:
+            print("  ".join("-" * width for width in widths))
+    fused = sum(row[1] == "fused" for row in rows)
+    print(f"\n{len(rows) - 1 - fused} primitives, {fused} fused operations")
+
+
+if __name__ == "__main__":
+    main()

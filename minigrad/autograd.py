@@ -1,0 +1,531 @@
+"""The engine: what a graph is made of, and the walk that differentiates it.
+
+An operation on tensors that require grad leaves a `Node`: which operation it was, where its inputs came from (the edges), and the arrays its derivative will read.
+`backward()` walks the nodes from the result back to the leaves, every node once, after all the nodes that used its output. Read `op.py` first: it makes the nodes and
+holds the rules; this file only calls `node.op.backward`.
+
+Contents: modes (no_grad, definitions, anomaly), Node, the walk, backward(), grad(), differentiate() and checkpoint().
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import numpy as np
+
+from minigrad import backend
+from minigrad.tensor import Tensor, wrap
+
+__all__ = ["Node", "anomaly", "backward", "checkpoint", "definitions", "enable_grad", "grad", "is_grad_enabled", "no_grad", "recomputing"]
+
+# --- modes: one immutable record in one ContextVar, so that an operation looks once and threads and tasks do not see each other's
+
+
+class Mode:
+    """How operations behave in this context.
+
+    record: leave Nodes behind. definitions: run fused operations from their definitions. anomaly: look for NaN and Inf. recomputing: inside checkpoint's second
+    run. reads: a list that collects every (version counter, version) operations read, or None. watched: anything beyond `record` that every operation must do.
+    """
+
+    __slots__ = ("anomaly", "definitions", "reads", "recomputing", "record", "watched")
+
+    def __init__(self, record: bool = True, definitions: bool = False, anomaly: bool = False, recomputing: bool = False, reads: list | None = None):
+        self.record, self.definitions, self.anomaly, self.recomputing, self.reads = record, definitions, anomaly, recomputing, reads
+        self.watched = anomaly or reads is not None
+
+    def but(self, **changes: Any) -> Mode:
+        fields = {name: getattr(self, name) for name in self.__slots__ if name != "watched"}
+        return Mode(**(fields | changes))
+
+
+MODE: ContextVar[Mode] = ContextVar("minigrad_mode", default=Mode())  # noqa: B039 (a Mode is never changed, only replaced)
+
+
+@contextmanager
+def mode(**changes: Any) -> Iterator[None]:
+    """Change fields of the current Mode inside a `with` block; an exception leaves none of it behind."""
+    token = MODE.set(MODE.get().but(**changes))
+    try:
+        yield
+    finally:
+        MODE.reset(token)
+
+
+def no_grad() -> Any:
+    """`with no_grad():` operations leave no graph behind. Source: https://docs.pytorch.org/docs/stable/generated/torch.no_grad.html"""
+    return mode(record=False)
+
+
+def enable_grad() -> Any:
+    """`with enable_grad():` undoes a surrounding `no_grad()`."""
+    return mode(record=True)
+
+
+def definitions() -> Any:
+    """`with definitions():` every fused operation runs from its definition, no kernel is used: slower, and every step can be looked at."""
+    return mode(definitions=True)
+
+
+def anomaly() -> Any:
+    """`with anomaly():` the first operation that makes a NaN or Inf, forward or backward, raises FloatingPointError naming it, its shapes and the caller's line."""
+    return mode(anomaly=True)
+
+
+def is_grad_enabled() -> bool:
+    """Whether operations record a graph in this context."""
+    return MODE.get().record
+
+
+def recomputing() -> bool:
+    """Whether checkpoint is running a function for the second time (BatchNorm then leaves its statistics alone)."""
+    return MODE.get().recomputing
+
+
+# --- the graph
+
+
+class Node:
+    """One recorded operation.
+
+    Attributes:
+        op: what made it: has a `name` and `backward(node, gradients, needs, create_graph)`.
+        edges: per input `(target, output)`, where its gradient goes: target is the Node that made it, or the leaf Tensor itself; None where none is wanted.
+        outputs: how many outputs the operation has.
+        order: nodes are numbered as they are made.
+        site: the caller's "file:line" in anomaly mode, else None.
+        values: the plain arguments of the call.
+        plan, saved, versions, facts, out: what derivative rules read (see `op.Op`). saved: input Tensors; versions: of these; out: the output's raw array, its version counter
+            and version (never its Tensor: that would be a cycle).
+        inputs, kept, guards: what fused operations read: the input Tensors, what the kernel saved, and the (version counter, version, shape) of arrays among it.
+        shapes: of the inputs, where the operation broadcast them.
+    """
+
+    __slots__ = (
+        "edges", "facts", "guards", "inputs", "kept", "op", "order", "out", "outputs", "plan", "saved", "shapes", "site", "values", "versions",
+    )  # fmt: skip
+
+    op: Any
+    edges: tuple
+    inputs: Any
+    kept: Any
+
+    def free(self) -> None:
+        """Let go of the arrays. The edges stay, so that a second walk can say what is wrong."""
+        self.saved = self.inputs = self.kept = self.out = None
+
+
+node_numbers = itertools.count()
+
+
+def edge_of(tensor: Tensor) -> tuple | None:
+    """Where the gradient of `tensor` goes: to the node that made it, to the leaf, or nowhere."""
+    if not tensor.requires_grad:
+        return None
+    return (tensor, 0) if tensor.node is None else (tensor.node, tensor.output)
+
+
+def changed_in_place(op_name: str, what: str, then: int, now: int) -> RuntimeError:
+    return RuntimeError(
+        f"backward of {op_name}: {what}, which its derivative reads, was written in place after the forward pass (version {then} then, {now} now); "
+        "write before the forward pass, or to a copy"
+    )
+
+
+def freed(op_name: str) -> RuntimeError:
+    return RuntimeError(f"backward of {op_name}: its saved arrays were freed by an earlier backward pass; pass retain_graph=True to that one")
+
+
+# --- the walk
+
+
+class _Sum:
+    """A running sum of gradients in an array that belongs to the walk alone, so that it may be added to in place."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, first: Tensor, second: Tensor):
+        self.data = np.asarray(first.data + second.data)  # asarray: the sum of two 0-d arrays is a scalar
+
+
+def _add(total: Any, gradient: Tensor, create_graph: bool) -> Any:
+    """Add a contribution. The first is borrowed and never written; the second makes a sum that the walk owns; later ones are added into it."""
+    if total is None:
+        return gradient
+    if create_graph:
+        return total + gradient
+    if type(total) is _Sum:
+        np.add(total.data, gradient.data, out=total.data)
+        return total
+    return _Sum(total, gradient)
+
+
+def _as_tensor(total: Any) -> Tensor:
+    return wrap(total.data) if type(total) is _Sum else total
+
+
+def _count_uses(roots: list[Node], stops: set[Node]) -> dict[Node, int]:
+    """Every node below the roots, with the number of edges that lead to it. The walk handles a node when all of these have been followed."""
+    uses = dict.fromkeys(roots, 0)
+    stack = list(uses)
+    while stack:
+        node = stack.pop()
+        if node in stops:
+            continue
+        for edge in node.edges:
+            if edge is not None:
+                target = edge[0]
+                if type(target) is Node:
+                    if target in uses:
+                        uses[target] += 1
+                    else:
+                        uses[target] = 1
+                        stack.append(target)
+    return uses
+
+
+def _leads_to(uses: dict[Node, int], targets: set[tuple], stops: set[Node]) -> set[Node]:
+    """The nodes from which a target can be reached: the only ones that `grad()` has to differentiate."""
+    order, left = [], dict(uses)
+    ready = [node for node, count in left.items() if count == 0]
+    while ready:
+        node = ready.pop()
+        order.append(node)
+        if node in stops:
+            continue
+        for edge in node.edges:
+            if edge is not None and type(edge[0]) is Node:
+                left[edge[0]] -= 1
+                if left[edge[0]] == 0:
+                    ready.append(edge[0])
+    useful: set[Node] = set()
+    for node in reversed(order):
+        if node not in stops and any(edge is not None and (edge in targets or edge[0] in useful) for edge in node.edges):
+            useful.add(node)
+    return useful
+
+
+def _walk(
+    outputs: Sequence[Tensor], gradients: Sequence[Tensor], retain_graph: bool, create_graph: bool, targets: Sequence[tuple] | None = None, stop: bool = False
+) -> dict[tuple, list]:
+    """Carry gradients from the outputs down to the targets (edges), or to all leaves if targets is None.
+
+    With `stop` the walk ends at the targets instead of going on below them. Returns {edge: [gradient (a Tensor, or a _Sum), fresh]}, where fresh says that the array is
+    not shared with anything. (Edges are good dictionary keys: nodes and Tensors hash by identity.)
+    """
+    wanted = None if targets is None else set(targets)
+    stops = {edge[0] for edge in targets if type(edge[0]) is Node} if stop and targets is not None else set()
+    found: dict[tuple, list] = {}
+    pending: dict[Node, list] = {}
+
+    def arrive(edge: tuple, gradient: Tensor, fresh: bool) -> None:
+        target, output = edge
+        if type(target) is Node:
+            slots = pending.get(target)
+            if slots is None:
+                slots = pending[target] = [None] * target.outputs
+            slots[output] = _add(slots[output], gradient, create_graph)
+            return
+        if wanted is None or edge in wanted:
+            entry = found.get(edge)
+            if entry is None:
+                found[edge] = [gradient, fresh]
+            else:
+                entry[0], entry[1] = _add(entry[0], gradient, create_graph), True
+
+    for tensor, gradient in zip(outputs, gradients, strict=True):
+        edge = edge_of(tensor)
+        if edge is not None:
+            arrive(edge, gradient, False)
+
+    uses = _count_uses(list(pending), stops)
+    useful = None if wanted is None else _leads_to(uses, wanted, stops)
+    ready = [node for node, count in uses.items() if count == 0]
+    watch = MODE.get().anomaly
+    with mode(record=create_graph):
+        while ready:
+            node = ready.pop()
+            slots = pending.pop(node, None)
+            if wanted is not None and slots is not None:
+                for output, gradient in enumerate(slots):
+                    if gradient is not None and (node, output) in wanted:
+                        found[node, output] = [gradient, type(gradient) is _Sum]
+            if node in stops:
+                continue
+            edges = node.edges
+            if slots is None or (useful is not None and node not in useful):
+                results, fresh = (None,) * len(edges), False  # nothing to carry on, but the nodes below must still be counted down
+            else:
+                incoming = [None if total is None else _as_tensor(total) for total in slots]
+                needs = tuple([edge is not None and (useful is None or edge in wanted or edge[0] in useful) for edge in edges])  # type: ignore[operator]
+                results, fresh = node.op.backward(node, incoming, needs, create_graph)
+                if watch:
+                    _check_gradients(node, incoming, results)
+                if not retain_graph:
+                    node.free()
+            for edge, gradient in zip(edges, results, strict=True):
+                if edge is not None:
+                    if gradient is not None:
+                        arrive(edge, gradient, fresh)
+                    target = edge[0]
+                    if type(target) is Node:
+                        uses[target] -= 1
+                        if uses[target] == 0:
+                            ready.append(target)
+    return found
+
+
+# --- the two public entrances
+
+
+def _start_gradients(outputs: Sequence[Tensor], gradients: Sequence[Any], name: str) -> list[Tensor]:
+    """The gradients the walk starts with: checked, in the dtype of their outputs; ones for scalars where none is given."""
+    if len(outputs) != len(gradients):
+        raise ValueError(f"{name}: {len(outputs)} outputs but {len(gradients)} gradients for them; give one per output")
+    starts = []
+    for tensor, gradient in zip(outputs, gradients, strict=True):
+        if not tensor.requires_grad:
+            raise RuntimeError(f"{name}: the output of shape {tensor.shape} does not require grad: nothing it was computed from does, or it was made under no_grad")
+        if gradient is None:
+            if tensor.size != 1:
+                raise ValueError(f"{name}: the output has shape {tensor.shape}; only for a single number is the gradient 1 implied, pass one of that shape")
+            start = wrap(np.ones_like(tensor.data))
+        else:
+            start = gradient if isinstance(gradient, Tensor) else Tensor(gradient)
+            if start.shape != tensor.shape:
+                raise ValueError(f"{name}: the gradient has shape {start.shape}, its output {tensor.shape}")
+            if start.device != tensor.device:
+                raise TypeError(f"{name}: the gradient is on {start.device}, its output on {tensor.device}; move one with .to(device=...)")
+            start = start.astype(tensor.dtype)
+        starts.append(start)
+    return starts
+
+
+def backward(tensor: Tensor, gradient: Any = None, retain_graph: bool = False, create_graph: bool = False) -> None:
+    """Add d(tensor)/d(leaf), weighted by `gradient`, to `.grad` of every leaf that requires grad.
+
+    Args:
+        tensor: where to start, usually a loss.
+        gradient: weights of `tensor`'s shape (d(something)/d(tensor)); may be left out for a single number.
+        retain_graph: keep the saved arrays for another pass; without it they are freed as the walk passes.
+        create_graph: make `.grad` differentiable itself (the definitions of the fused operations are differentiated, at any order).
+
+    Raises:
+        ValueError: gradient missing or of another shape. RuntimeError: no graph, a freed one, or an array that was written in place after the forward pass.
+
+    Source: https://docs.pytorch.org/docs/stable/generated/torch.Tensor.backward.html
+    """
+    starts = _start_gradients([tensor], [gradient], "backward")
+    found = _walk([tensor], starts, retain_graph or create_graph, create_graph)
+    for (leaf, _), (total, fresh) in found.items():
+        if create_graph:
+            leaf.grad = total if leaf.grad is None else leaf.grad + total
+        elif leaf.grad is None:
+            leaf.grad = wrap(total.data if fresh else np.array(total.data))  # .grad belongs to its leaf alone
+        elif leaf.grad.requires_grad:
+            leaf.grad = wrap(np.asarray(leaf.grad.data + total.data))
+        else:
+            np.add(leaf.grad.data, total.data, out=leaf.grad.data)
+            leaf.grad._bump()
+
+
+def grad(
+    outputs: Tensor | Sequence[Tensor],
+    inputs: Tensor | Sequence[Tensor],
+    grad_outputs: Any = None,
+    create_graph: bool = False,
+    retain_graph: bool | None = None,
+    allow_unused: bool = False,
+) -> tuple[Tensor | None, ...]:
+    """The gradients of `outputs` with respect to `inputs` (any tensors of the graph, not only leaves); `.grad` is not touched.
+
+    Args:
+        outputs: one tensor or several; the gradients of their sum, weighted by grad_outputs.
+        inputs: one tensor or several.
+        grad_outputs: a weight of each output's shape (None for single numbers).
+        create_graph: make the results differentiable themselves.
+        retain_graph: keep the saved arrays for another pass; by default only with create_graph.
+        allow_unused: give None for an input that the outputs do not depend on, instead of raising.
+
+    Returns:
+        A tuple of Tensors, one per input.
+
+    Source: https://docs.pytorch.org/docs/stable/generated/torch.autograd.grad.html
+    """
+    outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    inputs = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+    weights = [None] * len(outputs) if grad_outputs is None else [grad_outputs] if not isinstance(grad_outputs, list | tuple) else list(grad_outputs)
+    starts = _start_gradients(outputs, weights, "grad")
+    edges = []
+    for number, tensor in enumerate(inputs):
+        edge = edge_of(tensor)
+        if edge is None:
+            raise RuntimeError(f"grad: input {number} of shape {tensor.shape} does not require grad")
+        edges.append(edge)
+    found = _walk(outputs, starts, create_graph if retain_graph is None else retain_graph, create_graph, targets=edges)
+    results: list[Tensor | None] = []
+    for number, edge in enumerate(edges):
+        entry = found.get(edge)
+        if entry is None and not allow_unused:
+            raise RuntimeError(f"grad: the outputs do not depend on input {number} of shape {inputs[number].shape}; allow_unused=True gives None for it")
+        results.append(None if entry is None else _as_tensor(entry[0]) if create_graph else wrap(np.array(entry[0].data)))
+    return tuple(results)
+
+
+# --- differentiating a function by running it again: fused operations without a kernel, any second derivative, checkpoint
+
+
+def differentiate(
+    function: Callable, inputs: Sequence[Any], gradients: Sequence[Tensor | None], needs: Sequence[bool], create_graph: bool, others: Sequence[tuple] = ()
+) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    """Run `function(*inputs)` again, recording, and carry `gradients` (one per output, None where there is none) back to its inputs.
+
+    Each input that needs a gradient enters through a node of its own, at which the walk stops: what lies above belongs to the caller, and a tensor passed twice gets two
+    gradients. `others` are more edges to stop at. With create_graph the results stay connected to the inputs. Returns the gradients of the inputs and of the others.
+    """
+    with mode(record=True):
+        shells = [ops.identity(x) if need else x for x, need in zip(inputs, needs, strict=True)]
+        outputs = function(*shells)
+        outputs = outputs if isinstance(outputs, tuple | list) else (outputs,)
+    pairs = [(y, g) for y, g in zip(outputs, gradients, strict=False) if g is not None and isinstance(y, Tensor) and y.requires_grad]
+    edges = [(x.node, 0) if need else None for x, need in zip(shells, needs, strict=True)]
+    targets = [edge for edge in edges if edge is not None] + list(others)
+    found = _walk([y for y, _ in pairs], [g for _, g in pairs], create_graph, create_graph, targets=targets, stop=True)
+
+    def result(edge: tuple | None) -> Tensor | None:
+        entry = None if edge is None else found.get(edge)
+        return None if entry is None else _as_tensor(entry[0])
+
+    return [result(edge) for edge in edges], [result(edge) for edge in others]
+
+
+class _Checkpoint:
+    """The operation behind `checkpoint`: its definition is the function, and that is all it has."""
+
+    name = "checkpoint"
+
+    def __init__(self, function: Callable, reads: list, captured: list, draws: Any, mode_then: Mode):
+        self.function, self.reads, self.captured, self.draws, self.mode = function, reads, captured, draws, mode_then
+
+    def backward(self, node: Node, gradients: list, needs: tuple, create_graph: bool) -> tuple[list, bool]:
+        if node.inputs is None:
+            raise freed(self.name)
+        count = len(node.inputs)
+        for counter, then in self.reads:
+            if counter[0] != then:
+                raise changed_in_place(self.name, "a tensor that the function used", then, counter[0])
+        own, others = needs[:count], [edge for edge, need in zip(self.captured, needs[count:], strict=True) if need]
+        now = random.get_counter()
+        random.set_counter(self.draws)
+        try:
+            with mode(recomputing=True, definitions=self.mode.definitions, reads=None):
+                results, rest = differentiate(self.function, node.inputs, gradients, own, create_graph, others)
+        finally:
+            random.set_counter(now)
+        remaining = iter(rest)
+        return results + [next(remaining) if need else None for need in needs[count:]], False
+
+
+def checkpoint(function: Callable, *inputs: Any) -> Any:
+    """Run `function(*inputs)` now, keep none of its intermediate arrays, and run it again when the derivative is asked for.
+
+    Trades time for memory: only the inputs stay alive. Gradients reach the inputs and every tensor the function captured (parameters of modules). The second run
+    makes the same random draws and leaves the running statistics of batch norm alone; the function must otherwise do the same both times.
+
+    Args:
+        function: takes the inputs, returns a Tensor or a tuple of Tensors.
+        inputs: Tensors, or anything else that is passed on as it is.
+
+    Source: https://docs.pytorch.org/docs/stable/checkpoint.html (the non-reentrant kind)
+    """
+    current = MODE.get()
+    if not current.record:
+        return function(*inputs)
+    reads: list[tuple[list, int]] = []
+    draws, start = random.get_counter(), next(node_numbers)
+    with mode(reads=reads):
+        shells = [ops.identity(x) if isinstance(x, Tensor) and x.requires_grad else x for x in inputs]
+        outputs = function(*shells)
+    if current.reads is not None:
+        current.reads.extend(reads)
+    several = isinstance(outputs, tuple | list)
+    results = list(outputs) if several else [outputs]
+
+    # What the function captured: the edges that lead out of the part of the graph that it made.
+    shell_nodes = {x.node for x in shells if isinstance(x, Tensor) and x.node is not None}
+    made = [y.node for y in results if isinstance(y, Tensor) and y.node is not None and y.node.order > start]
+    captured: dict[tuple, None] = {}  # an ordered set of edges
+    seen = set(made) | shell_nodes
+    stack = [node for node in made if node not in shell_nodes]
+    for y in results:
+        if isinstance(y, Tensor) and y.requires_grad and (y.node is None or y.node.order < start):
+            captured[edge_of(y)] = None  # type: ignore[index]  # the function returned an outside tensor as it is
+    while stack:
+        for edge in stack.pop().edges:
+            if edge is not None:
+                target = edge[0]
+                if type(target) is not Node or target.order < start:
+                    captured[edge] = None
+                elif target not in seen:
+                    seen.add(target)
+                    stack.append(target)
+
+    edges = tuple([edge_of(x) if isinstance(x, Tensor) else None for x in inputs])
+    node = Node()
+    node.op = _Checkpoint(function, reads, list(captured), draws, current)
+    node.edges = edges + tuple(captured)
+    node.outputs, node.order, node.site = len(results), next(node_numbers), caller_site() if current.anomaly else None
+    node.inputs = inputs
+    wrapped = [wrap(y.data, node, k) if isinstance(y, Tensor) and y.requires_grad else y for k, y in enumerate(results)]
+    return type(outputs)(wrapped) if several else wrapped[0]
+
+
+# --- anomaly mode
+
+
+def caller_site() -> str:
+    """The "file:line" of the code outside this package that called the running operation."""
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] == "minigrad":
+        frame = frame.f_back
+    return "an unknown line" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+def _bad(array: Any) -> str | None:
+    """"NaN" or "Inf" if the array holds one, else None."""
+    array = backend.to_device(array, "cpu")
+    if array.dtype.kind != "f" or np.isfinite(array).all():
+        return None
+    return "NaN" if np.isnan(array).any() else "Inf"
+
+
+def check_forward(name: str, inputs: Sequence[Any], values: Sequence[Any], outputs: Sequence[Any]) -> None:
+    """Raise FloatingPointError if the operation made a NaN, or an Inf out of finite numbers (an Inf that was given, say as a mask, may be passed on)."""
+    for out in outputs:
+        bad = _bad(out)
+        if bad is None:
+            continue
+        given = [_bad(x) for x in inputs if x is not None] + ["Inf" for v in values if isinstance(v, float) and not np.isfinite(v)]
+        if bad == "NaN" or not any(given):
+            shapes = ", ".join(str(x.shape) for x in inputs if x is not None)
+            already = f" (an input already holds {next(filter(None, given))})" if any(given) else ""
+            raise FloatingPointError(f"anomaly: {name} made {bad} in its output of shape {out.shape} from inputs of shape {shapes}{already}, called at {caller_site()}")
+
+
+def _check_gradients(node: Node, incoming: list, results: Sequence[Tensor | None]) -> None:
+    for edge, gradient in zip(node.edges, results, strict=True):
+        bad = None if edge is None or gradient is None else _bad(gradient.data)
+        if bad is not None:
+            given = [_bad(g.data) for g in incoming if g is not None]
+            already = " (the incoming gradient already holds one)" if any(given) else ""
+            site = node.site or "a line outside `with anomaly():`"
+            shape = gradient.shape  # type: ignore[union-attr]
+            raise FloatingPointError(f"anomaly: backward of {node.op.name} made {bad} in a gradient of shape {shape}{already}; its forward was called at {site}")
+
+
+from minigrad import ops, random  # noqa: E402  (the intended cycle: see tensor.py)

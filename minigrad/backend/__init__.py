@@ -1,0 +1,66 @@
+"""The only place that knows which array library an array belongs to.
+
+A device is a string: `"cpu"` for NumPy arrays; a GPU backend registers its own name with `add_device`. Everything else in the project calls NumPy functions on
+arrays of any device (`np.exp(x)` reaches the right library through NumPy's dispatch protocols) and comes here for the few things that have no such function.
+Read next: `cpu.py` (the thread pool), `erf.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Array", "add_device", "as_strided", "device_of", "is_array", "to_device"]
+
+Array = Any  # a numpy.ndarray, or the array type of another backend
+
+
+class _Device:
+    """What the engine must know of a device: how to tell its arrays, how to bring an array there and back, and how to make a strided view."""
+
+    __slots__ = ("as_strided", "from_numpy", "name", "to_numpy")
+
+    def __init__(self, name: str, from_numpy: Callable, to_numpy: Callable, as_strided: Callable):
+        self.name, self.from_numpy, self.to_numpy, self.as_strided = name, from_numpy, to_numpy, as_strided
+
+
+_cpu = _Device("cpu", np.asarray, np.asarray, np.lib.stride_tricks.as_strided)
+_by_name: dict[str, _Device] = {"cpu": _cpu}
+_by_type: dict[type, _Device] = {np.ndarray: _cpu}
+
+
+def add_device(name: str, array_type: type, from_numpy: Callable, to_numpy: Callable, as_strided: Callable) -> None:
+    """Make the arrays of `array_type` known under the device `name`; the three functions convert and view them."""
+    _by_name[name] = _by_type[array_type] = _Device(name, from_numpy, to_numpy, as_strided)
+
+
+def _find(array: Array) -> _Device:
+    device = _by_type.get(type(array))
+    if device is None:
+        raise TypeError(f"{type(array).__name__} is not an array of a known device ({', '.join(_by_name)})")
+    return device
+
+
+def is_array(value: object) -> bool:
+    """Whether `value` is an array of a known device."""
+    return type(value) in _by_type
+
+
+def device_of(array: Array) -> str:
+    """The device an array lives on, such as `"cpu"`. Raises TypeError for anything that is not a backend's array."""
+    return _find(array).name
+
+
+def to_device(array: Array, name: str) -> Array:
+    """The array on device `name`: itself if it is there already, else a copy. Raises ValueError for a device that does not exist here."""
+    source, target = _find(array), _by_name.get(name)
+    if target is None:
+        raise ValueError(f"there is no device {name!r} here; there is {', '.join(map(repr, _by_name))}")
+    return array if source is target else target.from_numpy(source.to_numpy(array))
+
+
+def as_strided(array: Array, shape: tuple[int, ...], strides: tuple[int, ...]) -> Array:
+    """A view of `array`'s memory with this shape and these strides in bytes."""
+    return _find(array).as_strided(array, shape, strides)

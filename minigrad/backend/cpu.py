@@ -1,0 +1,132 @@
+"""The CPU's threads: one small pool, and blocks of rows to run on it.
+
+NumPy releases the interpreter lock inside ufuncs and matrix products, so two Python threads that each work on half of the rows use two cores. The
+pool is made at the first call; at that moment BLAS is limited to one thread, once and for good: its own threads would fight with ours, and switching the limit
+back and forth is slow. `MINIGRAD_THREADS=0` means no pool at all, and BLAS is left alone.
+
+Workers run array code only: no Tensor, no ContextVar. Read next: `minigrad/fused/linear.py`, the shortest kernel that uses this.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+__all__ = ["parallel_rows", "row_blocks", "thread_count"]
+
+
+def _threads_wanted() -> int:
+    """`MINIGRAD_THREADS`, or the number of processors this process may use."""
+    text = os.environ.get("MINIGRAD_THREADS", "")
+    if text:
+        if not text.isdecimal():
+            raise ValueError(f"MINIGRAD_THREADS is {text!r}; give a whole number, 0 for no thread pool")
+        return int(text)
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS and Windows
+        return os.cpu_count() or 1
+
+
+class _Pool:
+    """Worker threads that take calls from one queue. The thread that asks does a share of the work itself."""
+
+    def __init__(self, threads: int):
+        self.threads = max(threads, 1)
+        self.calls: queue.SimpleQueue = queue.SimpleQueue()
+        if threads:
+            threadpool_limits(limits=1, user_api="blas")
+        for number in range(1, threads):
+            threading.Thread(target=self._work, name=f"minigrad-{number}", daemon=True).start()
+
+    def _work(self) -> None:
+        _inside.worker = True
+        while True:
+            work, number, start, stop, done = self.calls.get()
+            try:
+                done.put((number, work(start, stop), None))
+            except BaseException as error:  # handed to the caller, which raises it
+                done.put((number, None, error))
+            del work, done  # an idle worker keeps no arrays alive
+
+    def run(self, work: Callable[[int, int], Any], blocks: list[tuple[int, int]]) -> list:
+        done: queue.SimpleQueue = queue.SimpleQueue()
+        for number, (start, stop) in enumerate(blocks[1:], 1):
+            self.calls.put((work, number, start, stop, done))
+        results: list = [None] * len(blocks)
+        failure = None
+        try:
+            results[0] = work(*blocks[0])
+        except BaseException as error:
+            failure = error
+        for _ in blocks[1:]:  # also after a failure: the workers still write into the caller's arrays
+            number, results[number], error = done.get()
+            failure = failure or error
+        if failure is not None:
+            raise failure
+        return results
+
+
+_inside = threading.local()
+_lock = threading.Lock()
+_pool: _Pool | None = None
+
+
+def _the_pool() -> _Pool:
+    global _pool
+    if _pool is None:
+        with _lock:
+            if _pool is None:
+                _pool = _Pool(_threads_wanted())
+    return _pool
+
+
+def _forget_pool() -> None:
+    """A forked child inherits the pool object but none of its threads: it makes its own at its first call."""
+    global _pool, _lock
+    _pool, _lock = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pool)
+
+
+def thread_count() -> int:
+    """How many blocks `parallel_rows` cuts its rows into at most."""
+    return _the_pool().threads
+
+
+def row_blocks(rows: int, grain: int = 1) -> list[tuple[int, int]]:
+    """`range(rows)` cut into at most `thread_count()` nearly equal blocks `(start, stop)` of at least `grain` rows each."""
+    count = max(1, min(thread_count(), rows // max(grain, 1)))
+    edges = [rows * block // count for block in range(count + 1)]
+    return list(zip(edges[:-1], edges[1:], strict=True))
+
+
+def parallel_rows(work: Callable[[int, int], Any], rows: int, grain: int = 1) -> list:
+    """Call `work(start, stop)` for blocks of rows that together cover `range(rows)`, side by side on the pool.
+
+    Args:
+        work: array code for the rows from `start` to `stop`; it writes into arrays of the caller, or returns a partial result.
+        rows: how many rows there are (images, tokens, ...).
+        grain: fewest rows a block is worth: handing a block to a thread costs about 30 microseconds.
+
+    Returns:
+        What the calls returned, in the order of the blocks. The blocks, hence the order of any sum over them, depend on `rows`, `grain` and the number of
+        threads only: results are the same in every run.
+    """
+    pool = _the_pool()
+    if pool.threads == 1 or rows < 2 * grain or getattr(_inside, "worker", False):
+        return [work(0, rows)]
+    return pool.run(work, row_blocks(rows, grain))
+
+
+def contiguous(array: np.ndarray) -> np.ndarray:
+    """The array itself if its memory is in C order, else a copy that is."""
+    return array if array.flags.c_contiguous else np.ascontiguousarray(array)

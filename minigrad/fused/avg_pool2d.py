@@ -1,0 +1,221 @@
+"""Average pooling of feature maps (B, H, W, C), over windows and over the whole map; and where windows lie, which `max_pool2d.py` shares.
+
+Pooling is separable: summing the rows of all windows and then the columns takes kh + kw additions in place of kh * kw. It is linear too, so the gradient needs
+no value of x: it is spread over the windows it came from. Letters: kh, kw the window; Ho, Wo the pooled rows and columns. Read next: `max_pool2d.py`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from minigrad import ops
+from minigrad.backend.cpu import parallel_rows
+from minigrad.op import fused
+from minigrad.tensor import Tensor
+
+Pair = tuple[int, int]
+GRAIN = 1 << 17  # a thread's share has at least this many elements
+
+
+class Axis(NamedTuple):
+    """The windows along one axis of an image: `kernel` pixels each, one every `stride` pixels, the first starting `padding` pixels before the image."""
+
+    size: int
+    kernel: int
+    stride: int
+    padding: int
+
+    @property
+    def count(self) -> int:
+        """How many windows fit."""
+        return (self.size + 2 * self.padding - self.kernel) // self.stride + 1
+
+    @property
+    def disjoint(self) -> bool:
+        """Is no pixel in two windows?"""
+        return self.stride >= self.kernel
+
+    def offsets(self) -> list[tuple[slice, slice]]:
+        """For each place within a window: the windows that have an image pixel there, not padding, and those pixels."""
+        found = []
+        for place in range(self.kernel):
+            shift = place - self.padding                                   # window w has pixel w * stride + shift here
+            first = max(0, -(shift // self.stride))
+            last = min(self.count - 1, (self.size - 1 - shift) // self.stride)
+            if first <= last:
+                found.append((slice(first, last + 1), slice(first * self.stride + shift, last * self.stride + shift + 1, self.stride)))
+        return found
+
+
+def window_axes(shape: tuple[int, ...], kernel_size: int | Pair, stride: int | Pair | None, padding: int | Pair) -> tuple[Axis, Axis]:
+    """The windows along the rows and along the columns of an image (B, H, W, C)."""
+    stride = kernel_size if stride is None else stride
+    kernels, strides, paddings = ((value, value) if isinstance(value, int) else value for value in (kernel_size, stride, padding))
+    rows, columns = (Axis(*numbers) for numbers in zip(shape[1:3], kernels, strides, paddings, strict=True))
+    return rows, columns
+
+
+def check_pool(name: str, x: Tensor, kernel_size: int | Pair, stride: int | Pair | None, padding: int | Pair) -> None:
+    """Raise ValueError, in the name of the op `name`, for what cannot be pooled."""
+    if x.ndim != 4 or x.dtype.kind != "f":
+        raise ValueError(f"{name}: x must be a float Tensor (B, H, W, C), it is {x.dtype} of shape {x.shape}")
+    for what, value, least in (("kernel_size", kernel_size, 1), ("stride", stride, 1), ("padding", padding, 0)):
+        pair = (value, value) if isinstance(value, int) else value
+        if value is None and what == "stride":
+            continue
+        if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(isinstance(n, int | np.integer) and n >= least for n in pair):
+            raise ValueError(f"{name}: {what} must be a whole number of at least {least} or a pair (rows, columns) of them, it is {value!r}")
+    for axis in window_axes(x.shape, kernel_size, stride, padding):
+        if 2 * axis.padding > axis.kernel:
+            raise ValueError(f"{name}: padding must be at most half of the window, it is {axis.padding} and the window {axis.kernel}")
+        if axis.size + 2 * axis.padding < axis.kernel:
+            message = f"{name}: a window of {axis.kernel} does not fit in {axis.size} pixels with padding {axis.padding} (x shape {x.shape})"
+            if x.shape[1] < x.shape[2] == x.shape[3]:
+                message += "; images are (B, H, W, C) here: if x is (B, C, H, W), pass x.transpose(0, 2, 3, 1)"
+            raise ValueError(message)
+
+
+def fold(ufunc: np.ufunc, start: float, x: np.ndarray, axis: int, windows: Axis) -> np.ndarray:
+    """Combine the pixels of each window along `axis` of x with `ufunc`; padding counts as `start`."""
+    along = (slice(None),) * axis
+    y = np.full((*x.shape[:axis], windows.count, *x.shape[axis + 1 :]), start, x.dtype)
+    for which, pixels in windows.offsets():
+        part = y[(*along, which)]
+        ufunc(part, x[(*along, pixels)], out=part)
+    return y
+
+
+def _spread(dy: np.ndarray, axis: int, windows: Axis, dx: np.ndarray | None = None) -> np.ndarray:
+    """Add each window's gradient to all its pixels along `axis`: the transpose of `fold(np.add, 0, ...)`. `dx`, of any content, receives it if given."""
+    along = (slice(None),) * axis
+    if dx is None:
+        dx = np.empty((*dy.shape[:axis], windows.size, *dy.shape[axis + 1 :]), dy.dtype)
+    if not (windows.disjoint and windows.count * windows.kernel == windows.size):
+        dx[...] = 0
+    for which, pixels in windows.offsets():
+        if windows.disjoint:
+            dx[(*along, pixels)] = dy[(*along, which)]
+        else:
+            dx[(*along, pixels)] += dy[(*along, which)]
+    return dx
+
+
+@fused
+def avg_pool2d(x: Tensor, kernel_size: int | Pair, stride: int | Pair | None = None, padding: int | Pair = 0) -> Tensor:
+    """The mean of each window.
+
+    Args:
+        x: (B, H, W, C).
+        kernel_size, stride, padding: pixels; a number, or a pair (rows, columns). stride None is kernel_size. Zeros are padded, and count in the mean.
+
+    Returns:
+        (B, Ho, Wo, C), with Ho = (H + 2 padding - kernel_size) // stride + 1: rows that fill no window are left out.
+
+    Raises:
+        ValueError: a window that does not fit, or padding of more than half a window.
+
+    Source: https://pytorch.org/docs/stable/generated/torch.nn.functional.avg_pool2d.html (there in NCHW).
+    """
+    rows, columns = window_axes(x.shape, kernel_size, stride, padding)
+    around = ((0, 0), (rows.padding,) * 2, (columns.padding,) * 2, (0, 0))
+    padded = ops.pad(x, around)                                                                             # (B, H + 2p, W + 2p, C)
+    windows = ops.windows(padded, (rows.kernel, columns.kernel), (rows.stride, columns.stride), (1, 1))     # (B, Ho, Wo, kh, kw, C)
+    return windows.mean((3, 4))                                                                             # (B, Ho, Wo, C)
+
+
+@avg_pool2d.check
+def _check(x, kernel_size, stride, padding) -> None:
+    check_pool("avg_pool2d", x, kernel_size, stride, padding)
+
+
+def _transposed(g: Tensor, x_shape: tuple[int, ...], kernel_size, stride, padding) -> Tensor:
+    """The derivative on Tensors. Pooling is `rows @ x @ columns.T` with two constant matrices of zeros and 1 / kernel, so its transpose is the same with both transposed."""
+
+    def matrix(axis: Axis) -> Tensor:                                      # (size, count)
+        entries = np.zeros((axis.size, axis.count), g.dtype)
+        for which, pixels in axis.offsets():
+            entries[np.arange(axis.size)[pixels], np.arange(axis.count)[which]] = 1 / axis.kernel
+        return Tensor(entries).to(device=g.device)
+
+    rows, columns = window_axes(x_shape, kernel_size, stride, padding)
+    batch, _, width, channels = x_shape
+    dx = matrix(columns) @ g                                               # (B, Ho, W, C)
+    dx = matrix(rows) @ dx.reshape(batch, rows.count, width * channels)    # (B, H, W C)
+    return dx.reshape(x_shape)                                             # (B, H, W, C)
+
+
+avg_pool2d.derivative(x=lambda g, x_shape, kernel_size, stride, padding: _transposed(g, x_shape, kernel_size, stride, padding))
+
+
+def cpu_forward(x, kernel_size, stride, padding):
+    """Sum the rows first: they are long, and what is left for the columns is small. The saved shape is all that backward needs."""
+    rows, columns = window_axes(x.shape, kernel_size, stride, padding)
+    batch, _, _, channels = x.shape
+    y = np.empty((batch, rows.count, columns.count, channels), x.dtype)
+
+    def work(start: int, stop: int) -> None:
+        sums = fold(np.add, 0, x[start:stop], 1, rows)                     # (b, Ho, W, C)
+        np.multiply(fold(np.add, 0, sums, 2, columns), 1 / (rows.kernel * columns.kernel), out=y[start:stop])
+
+    parallel_rows(work, batch, 1 + GRAIN * batch // max(x.size, 1))
+    return y, (x.shape, kernel_size, stride, padding)
+
+
+def cpu_backward(dy, saved, needs):
+    """Spread over the columns, then over the rows: forward's two steps, transposed and in reverse."""
+    shape, kernel_size, stride, padding = saved
+    rows, columns = window_axes(shape, kernel_size, stride, padding)
+    dx = np.empty(shape, dy.dtype)
+
+    def work(start: int, stop: int) -> None:
+        _spread(_spread(dy[start:stop] * (1 / (rows.kernel * columns.kernel)), 2, columns), 1, rows, dx[start:stop])
+
+    parallel_rows(work, len(dx), 1 + GRAIN * len(dx) // max(dx.size, 1))
+    return (dx,)
+
+
+avg_pool2d.kernel("cpu", cpu_forward, cpu_backward, fresh=True)
+
+
+@fused
+def global_avg_pool2d(x: Tensor) -> Tensor:
+    """The mean of each channel over the whole map.
+
+    Args:
+        x: (B, H, W, C).
+
+    Returns:
+        (B, C).
+
+    Raises:
+        ValueError: x is not a float Tensor (B, H, W, C), or a map has no pixel.
+
+    Source: https://pytorch.org/docs/stable/generated/torch.nn.functional.adaptive_avg_pool2d.html with output size 1, flattened.
+    """
+    return x.mean((1, 2))                                                  # (B, C)
+
+
+@global_avg_pool2d.check
+def _check_global(x) -> None:
+    if x.ndim != 4 or x.dtype.kind != "f" or 0 in x.shape[1:3]:
+        raise ValueError(f"global_avg_pool2d: x must be a float Tensor (B, H, W, C) with at least one pixel, it is {x.dtype} of shape {x.shape}")
+
+
+def _same_everywhere(g: Tensor, x_shape: tuple[int, ...]) -> Tensor:
+    batch, height, width, channels = x_shape
+    return (g / (height * width)).reshape(batch, 1, 1, channels).broadcast_to(x_shape)
+
+
+global_avg_pool2d.derivative(x=lambda g, x_shape: _same_everywhere(g, x_shape))
+
+
+def cpu_forward_global(x):
+    """A row of 1 / (H W) times the pixels of each image: NumPy's own mean takes three times as long."""
+    batch, height, width, channels = x.shape
+    weights = np.full((1, height * width), 1 / (height * width), x.dtype)
+    return (weights @ x.reshape(batch, height * width, channels)).reshape(batch, channels), ()
+
+
+global_avg_pool2d.kernel("cpu", cpu_forward_global, None)

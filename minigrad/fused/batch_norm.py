@@ -1,0 +1,231 @@
+"""Batch normalisation of feature maps (B, H, W, C), with the residual sum and the ReLU that follow it in a convolution block.
+
+The statistics of the batch go out as outputs; the module (`minigrad/nn/norm.py`) keeps the running ones. The CPU kernel walks the memory in rows
+thousands of elements long, whatever C is, and takes its sums by matrix product: over rows of 12 channels NumPy would spend its time between the rows.
+Read next: `minigrad/fused/layer_norm.py`, the same formula along the other axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import gcd
+
+import numpy as np
+
+from minigrad.backend.cpu import parallel_rows
+from minigrad.op import fused
+from minigrad.tensor import Tensor
+
+
+@fused(outputs=3, differentiable=1)
+def batch_norm(
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    mean: Tensor | None = None,
+    var: Tensor | None = None,
+    residual: Tensor | None = None,
+    eps: float = 1e-5,
+    relu: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalise each channel to mean 0 and variance 1, scale and shift it; then, if asked, add `residual` and apply ReLU.
+
+    `y = relu((x - mean) / sqrt(var + eps) * weight + bias + residual)`
+
+    Args:
+        x: (..., C), usually (B, H, W, C).
+        weight, bias: (C,), or None for 1 and 0.
+        mean, var: (C,), constants: evaluation, the running statistics. None: training, the statistics of this batch.
+        residual: the shape of x.
+        eps: added to the variance.
+        relu: end with a ReLU.
+
+    Returns:
+        y like x; the mean (C,) and the biased variance (C,) that were used. No gradient goes through the last two.
+
+    Raises:
+        ValueError: shapes that do not fit; fewer than two values per channel in training (PyTorch takes an empty batch; here the statistics are
+            outputs, and an empty batch has none).
+
+    Source: Ioffe and Szegedy 2015, algorithm 1; https://pytorch.org/docs/stable/generated/torch.nn.functional.batch_norm.html
+    """
+    if mean is None or var is None:
+        axes = tuple(range(x.ndim - 1))
+        mean = x.mean(axes)                                                # (C,)
+        centered = x - mean                                                # (..., C)
+        var = (centered * centered).mean(axes)                             # (C,)
+    else:
+        centered = x - mean.detach()                                       # (..., C)
+        var = var.detach()                                                 # (C,)
+    y = centered * (var + eps) ** -0.5                                     # (..., C)
+    if weight is not None:
+        y = y * weight                                                     # (..., C)
+    if bias is not None:
+        y = y + bias                                                       # (..., C)
+    if residual is not None:
+        y = y + residual                                                   # (..., C)
+    if relu:
+        y = y.relu()                                                       # (..., C)
+    return y, mean.detach(), var.detach()                                  # (..., C), (C,), (C,)
+
+
+@batch_norm.check
+def _check(x, weight, bias, mean, var, residual, eps, relu) -> None:
+    if x.ndim < 2 or x.dtype.kind != "f" or not x.shape[-1]:
+        raise ValueError(f"batch_norm: x must be a float Tensor (..., C) with 2 or more dimensions and a channel, it is {x.dtype} of shape {x.shape}")
+    channels = x.shape[-1]
+    for name, vector in (("weight", weight), ("bias", bias), ("mean", mean), ("var", var)):
+        if vector is not None and vector.shape != (channels,):
+            message = f"batch_norm: x has {channels} channels, {name} has shape {vector.shape} (x shape {x.shape})"
+            if x.ndim == 4 and vector.shape == (x.shape[1],):
+                message += "; images are (B, H, W, C) here: if x is (B, C, H, W), pass x.transpose(0, 2, 3, 1)"
+            raise ValueError(message)
+    if (mean is None) != (var is None):
+        raise ValueError("batch_norm: give mean and var both (evaluation) or neither (training), not one of them")
+    if mean is None and x.size <= channels:
+        raise ValueError(f"batch_norm: expected more than 1 value per channel when training, x has shape {x.shape}")
+    if residual is not None and residual.shape != x.shape:
+        raise ValueError(f"batch_norm: residual has shape {residual.shape}, x has shape {x.shape}")
+
+
+# Elements in a long row, in a block that stays in a core's cache, and in the smallest share of work that a thread is worth.
+LONG_ROW, BLOCK, GRAIN = 8192, 1 << 18, 1 << 18
+
+
+def _channel_groups(rows: int, channels: int) -> int:
+    """How many of the `rows` (of `channels` elements each) to lay end to end as one long row: a power of two that divides `rows`."""
+    return gcd(rows, 1 << max(LONG_ROW // channels, 1).bit_length() - 1)
+
+
+def _walk(wide: np.ndarray, work: Callable[[slice, np.ndarray], None]) -> np.ndarray:
+    """Call `work(block, sums)` for the row blocks of `wide`, on all threads. It may add to `sums`, two long rows; returned is their total."""
+    rows, width = wide.shape
+    step = max(BLOCK // width, 1)
+
+    def share(start: int, stop: int) -> np.ndarray:
+        sums = np.zeros((2, width), wide.dtype)
+        for row in range(start, stop, step):
+            work(slice(row, min(row + step, stop)), sums)
+        return sums
+
+    return sum(parallel_rows(share, rows, max(GRAIN // width, 1)))
+
+
+def cpu_forward(x, weight, bias, mean, var, residual, eps, relu):
+    """Two passes over x: sums of x and x * x, then `y = x * scale + shift`, with `scale = rstd * weight` and `shift = bias - mean * scale`.
+
+    Both forms cancel where the mean is large beside the deviation. Then, and only then, a first estimate of the mean, the pivot, is
+    subtracted from each block as it is read: with `x' = x - pivot` and `offset = mean - pivot` everything above holds for x' and offset.
+    """
+    channels = x.shape[-1]
+    count = x.size // channels
+    groups = _channel_groups(count, channels)
+    y = np.empty_like(x)
+    x_wide, y_wide = x.reshape(-1, groups * channels), y.reshape(-1, groups * channels)
+    residual_wide = None if residual is None else residual.reshape(x_wide.shape)
+    ones, zeros = np.ones(len(x_wide), x.dtype), np.zeros(groups * channels, x.dtype)
+
+    def moments(pivot) -> np.ndarray:                                      # (2, C): the means of x' and of x' * x'
+        def work(block: slice, sums: np.ndarray) -> None:
+            part = x_wide[block] if pivot is None else x_wide[block] - pivot
+            sums[0] += ones[block] @ part
+            sums[1] += ones[block] @ (part * part)
+
+        return _walk(x_wide, work).reshape(2, groups, channels).sum(1) / count
+
+    def far_from_zero(mean, var) -> bool:
+        return bool((mean * mean > 4 * (var + eps)).any())
+
+    pivot, training = None, mean is None
+    if training:
+        mean, square = moments(None)
+        offset, var = mean, square - mean * mean
+        if far_from_zero(mean, var):
+            pivot = mean
+            offset, square = moments(np.tile(pivot, groups))
+            mean, var = pivot + offset, np.maximum(square - offset * offset, 0)
+    else:
+        mean, var, offset = mean.copy(), var.copy(), mean
+        if far_from_zero(mean, var):
+            pivot, offset = mean, np.zeros_like(mean)
+
+    rstd = (var + eps) ** -0.5                                             # (C,)
+    scale = rstd if weight is None else rstd * weight
+    shift = -offset * scale if bias is None else bias - offset * scale
+    scale, shift = np.tile(scale, groups), np.tile(shift, groups)
+    long_pivot = None if pivot is None else np.tile(pivot, groups)
+
+    def affine(block: slice, _) -> None:
+        part, out = x_wide[block], y_wide[block]
+        if pivot is not None:
+            part = np.subtract(part, long_pivot, out=out)
+        np.multiply(part, scale, out=out)
+        np.add(out, shift, out=out)
+        if residual_wide is not None:
+            np.add(out, residual_wide[block], out=out)
+        if relu:
+            np.maximum(out, zeros, out=out)                                # with a scalar zero NumPy takes five times as long
+
+    _walk(x_wide, affine)
+    return (y, mean, var), (x, weight, y if relu else None, pivot, offset, rstd, training)
+
+
+def cpu_backward(dy, saved, needs):
+    """Two passes again. With `g = dy` where y > 0 (without ReLU: everywhere), `x_hat = (x - mean) * rstd` and M values per channel:
+
+    dresidual = g,  dbias = sum(g),  dweight = sum(g * x_hat).
+
+    In training x_hat depends on x through the mean and the deviation too; both are sums over the channel, so what they pass on is the part of g that lies
+    along 1 and along x_hat (which are orthogonal, of squared length M), and it is taken out of g:
+
+    dx = weight * rstd * (g - sum(g) / M - x_hat * sum(g * x_hat) / M) = g * a + x' * b + c,
+    a = weight * rstd,  b = -a * rstd * dweight / M,  c = -a * dbias / M - b * offset.
+
+    In evaluation the statistics are constants, and dx = g * a.
+    """
+    x, weight, y, pivot, offset, rstd, training = saved
+    wants_x, wants_weight, wants_bias, _, _, wants_residual = needs
+    channels = x.shape[-1]
+    count = x.size // channels
+    groups = _channel_groups(count, channels)
+    x_wide, dy_wide = x.reshape(-1, groups * channels), dy.reshape(-1, groups * channels)
+    ones = np.ones(len(x_wide), x.dtype)
+    long_pivot = None if pivot is None else np.tile(pivot, groups)
+
+    g_wide = dy_wide if y is None else np.empty_like(dy_wide)
+    y_wide = None if y is None else y.reshape(dy_wide.shape)
+
+    def products(block: slice, sums: np.ndarray) -> None:                  # (2, C): the sums of g and g * x'
+        g, part = g_wide[block], x_wide[block]
+        if y_wide is not None:
+            np.multiply(dy_wide[block], y_wide[block] > 0, out=g)
+        if pivot is not None:
+            part = part - long_pivot
+        sums[0] += ones[block] @ g
+        sums[1] += ones[block] @ (g * part)
+
+    dbias, dweight = _walk(x_wide, products).reshape(2, groups, channels).sum(1)
+    dweight = (dweight - offset * dbias) * rstd                            # (C,)
+
+    dx = None
+    if wants_x:
+        a = rstd if weight is None else weight * rstd
+        b = -a * rstd * dweight / max(count, 1)
+        c = -a * dbias / max(count, 1) - b * offset
+        a, b, c = (np.tile(vector, groups) for vector in (a, b, c))
+        dx_wide = np.empty_like(g_wide) if y is None or wants_residual else g_wide
+
+        def combine(block: slice, _) -> None:
+            out = np.multiply(g_wide[block], a, out=dx_wide[block])
+            if training:
+                part = x_wide[block] * b if pivot is None else (x_wide[block] - long_pivot) * b
+                part += c
+                out += part
+
+        _walk(x_wide, combine)
+        dx = dx_wide.reshape(x.shape)
+    dresidual = g_wide.reshape(x.shape) if wants_residual else None
+    return dx, dweight if wants_weight else None, dbias if wants_bias else None, None, None, dresidual
+
+
+batch_norm.kernel("cpu", cpu_forward, cpu_backward)

@@ -1,0 +1,93 @@
+"""Max pooling of feature maps (B, H, W, C).
+
+The gradient goes to the first pixel, in reading order, that holds the window's maximum, as in PyTorch. The CPU kernel takes the maximum along the columns and then
+along the rows, kh + kw comparisons a window in place of kh * kw. Read `avg_pool2d.py` first: it says where the windows lie. Read next: `upsample_nearest.py`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minigrad import ops
+from minigrad.backend.cpu import parallel_rows
+from minigrad.fused.avg_pool2d import GRAIN, Axis, Pair, check_pool, fold, window_axes
+from minigrad.op import fused
+from minigrad.tensor import Tensor
+
+
+@fused
+def max_pool2d(x: Tensor, kernel_size: int | Pair, stride: int | Pair | None = None, padding: int | Pair = 0) -> Tensor:
+    """The maximum of each window. A window with a NaN gives NaN.
+
+    Args:
+        x: (B, H, W, C).
+        kernel_size, stride, padding: pixels; a number, or a pair (rows, columns). stride None is kernel_size. The padding is -inf: it never wins.
+
+    Returns:
+        (B, Ho, Wo, C), with Ho = (H + 2 padding - kernel_size) // stride + 1: rows that fill no window are left out.
+
+    Raises:
+        ValueError: a window that does not fit, or padding of more than half a window.
+
+    Source: https://pytorch.org/docs/stable/generated/torch.nn.functional.max_pool2d.html (there in NCHW).
+    """
+    rows, columns = window_axes(x.shape, kernel_size, stride, padding)
+    around = ((0, 0), (rows.padding,) * 2, (columns.padding,) * 2, (0, 0))
+    padded = ops.pad(x, around, -float("inf"))                                                              # (B, H + 2p, W + 2p, C)
+    windows = ops.windows(padded, (rows.kernel, columns.kernel), (rows.stride, columns.stride), (1, 1))     # (B, Ho, Wo, kh, kw, C)
+    batch, height, width, _, _, channels = windows.shape
+    candidates = windows.reshape(batch, height, width, rows.kernel * columns.kernel, channels)              # (B, Ho, Wo, kh kw, C)
+    first = candidates.argmax(3).reshape(batch, height, width, 1, channels)                                 # (B, Ho, Wo, 1, C)
+    return ops.gather(candidates, first, 3).reshape(batch, height, width, channels)                         # (B, Ho, Wo, C)
+
+
+@max_pool2d.check
+def _check(x, kernel_size, stride, padding) -> None:
+    check_pool("max_pool2d", x, kernel_size, stride, padding)
+
+
+def cpu_forward(x, kernel_size, stride, padding):
+    """Along the rows first, where NumPy's inner loop is W * C long."""
+    rows, columns = window_axes(x.shape, kernel_size, stride, padding)
+    batch, _, _, channels = x.shape
+    y = np.empty((batch, rows.count, columns.count, channels), x.dtype)
+
+    def work(start: int, stop: int) -> None:
+        highest = fold(np.maximum, -np.inf, x[start:stop], 1, rows)        # (b, Ho, W, C)
+        y[start:stop] = fold(np.maximum, -np.inf, highest, 2, columns)
+
+    parallel_rows(work, batch, 1 + GRAIN * batch // max(x.size, 1))
+    return y, (x, y, kernel_size, stride, padding)
+
+
+def _to_first(dy: np.ndarray, y: np.ndarray, x: np.ndarray, axis: int, windows: Axis) -> np.ndarray:
+    """Add each window's gradient to its first pixel along `axis` of x that equals the maximum y."""
+    along = (slice(None),) * axis
+    dx = np.zeros_like(x)
+    open_ = np.ones(y.shape, bool)                                         # windows whose maximum is still to come
+    for which, pixels in windows.offsets():
+        which, pixels = (*along, which), (*along, pixels)
+        hit = x[pixels] == y[which]
+        hit &= open_[which]
+        open_[which] ^= hit
+        dx[pixels] += dy[which] * hit
+    return dx
+
+
+def cpu_backward(dy, saved, needs):
+    """The first maximum in reading order lies in the first row that has it; within that row it is the first. So: to the row, then to the pixel."""
+    x, y, kernel_size, stride, padding = saved
+    rows, columns = window_axes(x.shape, kernel_size, stride, padding)
+    dx = np.empty_like(x)
+
+    def work(start: int, stop: int) -> None:
+        part = x[start:stop]
+        row_max = fold(np.maximum, -np.inf, part, 2, columns)              # (b, H, Wo, C)
+        row_gradient = _to_first(dy[start:stop], y[start:stop], row_max, 1, rows)
+        dx[start:stop] = _to_first(row_gradient, row_max, part, 2, columns)
+
+    parallel_rows(work, len(x), 1 + GRAIN * len(x) // max(x.size, 1))
+    return (dx,)
+
+
+max_pool2d.kernel("cpu", cpu_forward, cpu_backward, fresh=True)

@@ -1,0 +1,64 @@
+"""Nearest-neighbour upsampling of feature maps (B, H, W, C) by whole factors: each pixel becomes a block.
+
+Its transpose sums blocks, which is average pooling without the division; so the derivative is one line. Read first: `avg_pool2d.py`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minigrad.fused.avg_pool2d import Pair, avg_pool2d
+from minigrad.op import fused
+from minigrad.tensor import Tensor
+
+
+@fused
+def upsample_nearest(x: Tensor, scale_factor: int | Pair) -> Tensor:
+    """Repeat each pixel in a block of `scale_factor` rows and columns.
+
+    Args:
+        x: (B, H, W, C).
+        scale_factor: a whole number, or a pair (rows, columns).
+
+    Returns:
+        (B, H * rows, W * columns, C).
+
+    Raises:
+        ValueError: x is not a float Tensor (B, H, W, C), or a factor is not a whole number of at least 1.
+
+    Source: https://pytorch.org/docs/stable/generated/torch.nn.functional.interpolate.html, mode "nearest" (there in NCHW).
+    """
+    rows, columns = _pair(scale_factor)
+    batch, height, width, channels = x.shape
+    blocks = x.reshape(batch, height, 1, width, 1, channels).broadcast_to((batch, height, rows, width, columns, channels))
+    return blocks.reshape(batch, height * rows, width * columns, channels)  # (B, H sh, W sw, C)
+
+
+def _pair(scale_factor: int | Pair) -> Pair:
+    return (scale_factor, scale_factor) if isinstance(scale_factor, int) else scale_factor
+
+
+@upsample_nearest.check
+def _check(x, scale_factor) -> None:
+    if x.ndim != 4 or x.dtype.kind != "f":
+        raise ValueError(f"upsample_nearest: x must be a float Tensor (B, H, W, C), it is {x.dtype} of shape {x.shape}")
+    pair = _pair(scale_factor)
+    if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(isinstance(n, int | np.integer) and n >= 1 for n in pair):
+        raise ValueError(f"upsample_nearest: scale_factor must be a whole number of at least 1 or a pair (rows, columns) of them, it is {scale_factor!r}")
+
+
+def _block_sums(g: Tensor, scale_factor: int | Pair) -> Tensor:
+    rows, columns = _pair(scale_factor)
+    return avg_pool2d(g, (rows, columns)) * (rows * columns)
+
+
+upsample_nearest.derivative(x=lambda g, scale_factor: _block_sums(g, scale_factor))
+
+
+def cpu_forward(x, scale_factor):
+    """Columns before rows: the second, larger step then copies whole rows. Nothing is saved."""
+    rows, columns = _pair(scale_factor)
+    return np.repeat(np.repeat(x, columns, axis=2), rows, axis=1), ()
+
+
+upsample_nearest.kernel("cpu", cpu_forward, None)

@@ -1,0 +1,98 @@
+"""Checking a derivative against finite differences, for anyone who writes a rule or a kernel.
+
+One number decides: along a random direction v of the inputs and with random weights u of the outputs, (u . f(x + h v) - u . f(x - h v)) / 2h must equal the
+gradient of u . f in direction v. Random weights matter: with a plain sum, the gradients of softmax and of normalisations vanish and any mistake passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from minigrad.autograd import grad, no_grad
+from minigrad.tensor import Tensor
+
+__all__ = ["gradcheck"]
+
+
+def gradcheck(
+    function: Callable, inputs: Tensor | Sequence[Tensor], step: float = 1e-5, tolerance: float = 1e-6, directions: int = 3, order: int = 1, seed: int = 0
+) -> bool:
+    """Compare the gradients of `function(*inputs)` with central finite differences.
+
+    Args:
+        function: takes the inputs, returns a Tensor or a tuple of Tensors; must be smooth near the inputs (a kink within `step` gives a false alarm).
+        inputs: float64 Tensors; those that require grad are checked.
+        step: distance of the two evaluations from x, along directions of length 1.
+        tolerance: allowed difference, relative to the largest of 1 and both values.
+        directions: how many random directions are tried.
+        order: 2 also checks the gradient of the gradient.
+        seed: of the random directions and weights.
+
+    Returns:
+        True. Raises AssertionError with both values if they differ, TypeError if an input that is to be checked is not float64, ValueError if none is.
+
+    Source: https://docs.pytorch.org/docs/stable/generated/torch.autograd.gradcheck.gradcheck.html (the fast mode)
+    """
+    inputs = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+    checked = [x for x in inputs if x.requires_grad]
+    if not checked:
+        raise ValueError("gradcheck: none of the inputs requires grad; there is nothing to check")
+    for x in checked:
+        if x.dtype != np.float64:
+            raise TypeError(f"gradcheck: an input of shape {x.shape} is {x.dtype}; finite differences need float64")
+    generator = np.random.default_rng(seed)
+    weights: list[Tensor] = []
+
+    def weighted(*tensors: Tensor) -> Tensor:
+        """The sum of the outputs times fixed random weights: one number."""
+        outputs = function(*tensors)
+        outputs = list(outputs) if isinstance(outputs, tuple | list) else [outputs]
+        outputs = [y for y in outputs if y.dtype.kind == "f"]
+        if not weights:
+            weights.extend(Tensor(np.asarray(generator.uniform(0.5, 1.5, y.shape) * generator.choice([-1.0, 1.0], y.shape))) for y in outputs)
+        total = (outputs[0] * weights[0]).sum()
+        for y, w in zip(outputs[1:], weights[1:], strict=True):
+            total = total + (y * w).sum()
+        return total
+
+    def direction() -> list[np.ndarray]:
+        v = [np.asarray(generator.uniform(0.1, 1.0, x.shape) * generator.choice([-1.0, 1.0], x.shape)) for x in checked]  # no component near 0
+        length = np.sqrt(sum(float((part * part).sum()) for part in v))
+        return [part / max(length, 1e-300) for part in v]
+
+    def compare(value: Callable, what: str) -> None:
+        """`value(tensors, create_graph)` is one number: compare its gradient with its differences."""
+        total = value(inputs)
+        gradients = grad(total, checked, allow_unused=True) if total.requires_grad else [None] * len(checked)
+        for number in range(directions):
+            v = direction()
+            analytic = sum(float((g.data * part).sum()) for g, part in zip(gradients, v, strict=True) if g is not None)
+            ends = []
+            for sign in (step, -step):
+                moves = iter(v)
+                moved = [Tensor(x.data + sign * next(moves), True) if x.requires_grad else x for x in inputs]
+                ends.append(value(moved).item())
+            numeric = (ends[0] - ends[1]) / (2 * step)
+            if not abs(analytic - numeric) <= tolerance * max(1.0, abs(analytic), abs(numeric)):
+                raise AssertionError(f"gradcheck: {what} along direction {number} is {analytic!r} by backward, {numeric!r} by finite differences (step {step})")
+
+    def first(tensors: Sequence[Tensor]) -> Tensor:
+        return weighted(*tensors)
+
+    compare(first, "the derivative")
+    if order > 1:
+        v = direction()
+
+        def slope(tensors: Sequence[Tensor]) -> Tensor:
+            """The derivative along v, as a function of the inputs: its own derivative is the second one."""
+            leaves = [x for x in tensors if x.requires_grad]
+            gradients = grad(weighted(*tensors), leaves, create_graph=True, allow_unused=True)
+            parts = [(g * Tensor(part)).sum() for g, part in zip(gradients, v, strict=True) if g is not None]
+            return sum(parts[1:], parts[0])
+
+        with no_grad():
+            weighted(*inputs)
+        compare(slope, "the second derivative")
+    return True

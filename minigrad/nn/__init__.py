@@ -1,0 +1,34 @@
+"""Layers: parameters, state and randomness around the operations of `minigrad.functional`, under PyTorch's names. Read next: `module.py`."""
+
+from __future__ import annotations
+
+from minigrad.nn import init
+from minigrad.nn.activation import GELU, Identity, ReLU
+from minigrad.nn.attention import MultiHeadAttention
+from minigrad.nn.containers import ModuleList, Sequential
+from minigrad.nn.conv import Conv2d
+from minigrad.nn.dropout import Dropout, DropPath
+from minigrad.nn.linear import Linear
+from minigrad.nn.module import Module, Parameter
+from minigrad.nn.norm import BatchNorm2d, LayerNorm
+from minigrad.nn.pooling import AvgPool2d, MaxPool2d
+
+__all__ = [
+    "GELU",
+    "AvgPool2d",
+    "BatchNorm2d",
+    "Conv2d",
+    "DropPath",
+    "Dropout",
+    "Identity",
+    "LayerNorm",
+    "Linear",
+    "MaxPool2d",
+    "Module",
+    "ModuleList",
+    "MultiHeadAttention",
+    "Parameter",
+    "ReLU",
+    "Sequential",
+    "init",
+]

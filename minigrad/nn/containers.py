@@ -1,0 +1,81 @@
+"""Modules that hold modules under the names "0", "1", ...: ModuleList to loop over, Sequential to call."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Iterator
+from typing import Any, Self
+
+from minigrad.nn.module import Module
+
+__all__ = ["ModuleList", "Sequential"]
+
+
+class _Numbered(Module):
+    """A list of modules whose names are their positions."""
+
+    def __init__(self, modules: Iterable[Module]):
+        super().__init__()
+        for module in modules:
+            self.append(module)
+
+    def append(self, module: Module) -> Self:
+        """Add a module at the end; returns the list."""
+        if not isinstance(module, Module):
+            raise TypeError(f"{type(self).__name__}: element {len(self)} is a {type(module).__name__}, not a Module")
+        setattr(self, str(len(self)), module)
+        return self
+
+    def _name(self, index: int) -> str:
+        position = operator.index(index)
+        if not -len(self) <= position < len(self):
+            raise IndexError(f"{type(self).__name__}: index {position} is out of range, there are {len(self)} modules")
+        return str(position % len(self))
+
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return self._of(list(self)[index])
+        return getattr(self, self._name(index))
+
+    def _of(self, modules: list[Module]) -> _Numbered:
+        raise NotImplementedError
+
+    def __setitem__(self, index: int, module: Module) -> None:
+        setattr(self, self._name(index), module)
+
+    def __len__(self) -> int:
+        return len(self._registered)
+
+    def __iter__(self) -> Iterator[Module]:
+        return (getattr(self, name) for name in self._registered)
+
+
+class ModuleList(_Numbered):
+    """A list of modules; a slice of it is another.
+
+    Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.ModuleList.html
+    """
+
+    def __init__(self, modules: Iterable[Module] = ()):
+        super().__init__(modules)
+
+    def _of(self, modules: list[Module]) -> ModuleList:
+        return ModuleList(modules)
+
+
+class Sequential(_Numbered):
+    """Modules called one after the other, each on the result of the one before; a slice of it is another.
+
+    Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.Sequential.html
+    """
+
+    def __init__(self, *modules: Module):
+        super().__init__(modules)
+
+    def _of(self, modules: list[Module]) -> Sequential:
+        return Sequential(*modules)
+
+    def forward(self, x: Any) -> Any:
+        for module in self:
+            x = module(x)
+        return x

@@ -1,0 +1,65 @@
+"""Dropout and DropPath: they draw the masks, numbered by `minigrad.random.next_draw`, that the pure operations in `minigrad/fused/dropout.py` apply."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minigrad import functional as F
+from minigrad import random
+from minigrad.nn.module import Module
+from minigrad.tensor import Tensor
+
+__all__ = ["DropPath", "Dropout"]
+
+
+def keep_mask(purpose: str, shape: tuple[int, ...], p: float, device: str) -> Tensor:
+    """Draw a mask of booleans, False (drop) with probability `p`, as this context's next draw: the same on every device, and again in a recomputation."""
+    keep = random.generator(purpose, *random.next_draw()).random(shape, dtype=np.float32) >= p
+    return Tensor(keep).to(device=device)
+
+
+def _probability(name: str, p: float) -> float:
+    if not 0 <= p <= 1:
+        raise ValueError(f"{name}: p is {p}; give a probability from 0 to 1")
+    return float(p)
+
+
+class Dropout(Module):
+    """In training mode, zeroes each element with probability p and divides the others by 1 - p; in eval mode, does nothing.
+
+    Source: Srivastava et al. 2014; https://docs.pytorch.org/docs/stable/generated/torch.nn.Dropout.html
+    """
+
+    def __init__(self, p: float = 0.5):
+        super().__init__()
+        self.p = _probability("Dropout", p)
+
+    def draw(self, shape: tuple[int, ...], device: str = "cpu") -> Tensor | None:
+        """The next mask of this shape (True: keep), or None where nothing is dropped; for operations that apply it themselves."""
+        return keep_mask("dropout", shape, self.p, device) if self.training and self.p > 0 else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape; the result has the same."""
+        mask = self.draw(x.shape, x.device)
+        return x if mask is None else F.dropout(x, mask, self.p)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
+class DropPath(Module):
+    """In training mode, zeroes each sample of a residual branch with probability p and divides the others by 1 - p (stochastic depth); in eval mode, does nothing.
+
+    Source: Huang et al. 2016, "Deep networks with stochastic depth"
+    """
+
+    def __init__(self, p: float = 0.0):
+        super().__init__()
+        self.p = _probability("DropPath", p)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, ...) -> (B, ...)."""
+        return F.drop_path(x, keep_mask("drop_path", x.shape[:1], self.p, x.device), self.p) if self.training and self.p > 0 else x
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"

@@ -1,0 +1,123 @@
+"""Initialisers: they fill a tensor in place and return it.
+
+Their draws come from `minigrad/random.py` with the purpose "init", so `manual_seed` makes a model reproducible, on every device and in every dtype: numbers are drawn
+in float64 on the CPU and then cast. Names, arguments and distributions are PyTorch's. Read next: `linear.py`, which uses them.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from minigrad import backend, random
+from minigrad.autograd import no_grad
+from minigrad.tensor import Tensor
+
+__all__ = ["calculate_gain", "kaiming_normal_", "kaiming_uniform_", "normal_", "ones_", "trunc_normal_", "uniform_", "zeros_"]
+
+
+def _fill(tensor: Tensor, value: np.ndarray | float) -> Tensor:
+    with no_grad():
+        return tensor.copy_(backend.to_device(np.asarray(value), tensor.device))
+
+
+def _generator() -> np.random.Generator:
+    return random.generator("init", *random.next_draw())
+
+
+def zeros_(tensor: Tensor) -> Tensor:
+    """Fill with 0."""
+    return _fill(tensor, 0.0)
+
+
+def ones_(tensor: Tensor) -> Tensor:
+    """Fill with 1."""
+    return _fill(tensor, 1.0)
+
+
+def uniform_(tensor: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
+    """Fill with numbers drawn uniformly from [low, high)."""
+    return _fill(tensor, _generator().uniform(low, high, tensor.shape))
+
+
+def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
+    """Fill with numbers drawn from the normal distribution N(mean, std^2)."""
+    return _fill(tensor, _generator().normal(mean, std, tensor.shape))
+
+
+def trunc_normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0) -> Tensor:
+    """Fill with numbers drawn from N(mean, std^2), drawing again those that fall outside [a, b].
+
+    Args:
+        tensor: what to fill.
+        mean, std: of the normal distribution before it is cut.
+        a, b: the bounds themselves, not multiples of std: at std 0.02 the default bounds are never reached.
+
+    Raises:
+        ValueError: std is not positive, or [a, b] holds less than a thousandth of the distribution, so that drawing again would take too long.
+
+    Source: https://docs.pytorch.org/docs/stable/nn.init.html#torch.nn.init.trunc_normal_
+    """
+    if std <= 0:
+        raise ValueError(f"trunc_normal_: std is {std}; give a positive number")
+    inside = (math.erf((b - mean) / std / math.sqrt(2)) - math.erf((a - mean) / std / math.sqrt(2))) / 2
+    if inside < 1e-3:
+        raise ValueError(f"trunc_normal_: [{a}, {b}] holds only {max(inside, 0.0):.1e} of a normal distribution with mean {mean} and std {std}; widen it")
+    generator = _generator()
+    values = generator.normal(mean, std, tensor.size)
+    outside = np.flatnonzero((values < a) | (values > b))
+    while outside.size:
+        drawn = generator.normal(mean, std, outside.size)
+        values[outside] = drawn
+        outside = outside[(drawn < a) | (drawn > b)]
+    return _fill(tensor, values.reshape(tensor.shape))
+
+
+def calculate_gain(nonlinearity: str, a: float = 0.0) -> float:
+    """The factor that keeps the variance of activations through `nonlinearity`: "linear", "conv2d", "sigmoid", "tanh", "relu", or "leaky_relu" with slope `a`.
+
+    Source: https://docs.pytorch.org/docs/stable/nn.init.html#torch.nn.init.calculate_gain
+    """
+    gains = {"linear": 1.0, "conv2d": 1.0, "sigmoid": 1.0, "tanh": 5 / 3, "relu": math.sqrt(2), "leaky_relu": math.sqrt(2 / (1 + a * a))}
+    if nonlinearity not in gains:
+        raise ValueError(f"calculate_gain: nonlinearity is {nonlinearity!r}; give one of {', '.join(gains)}")
+    return gains[nonlinearity]
+
+
+def fans(tensor: Tensor) -> tuple[int, int]:
+    """`(fan_in, fan_out)` of a weight: how many inputs an output sums, how many outputs an input reaches. Linear (O, I); conv (O, I / groups, kh, kw)."""
+    if tensor.ndim < 2:
+        raise ValueError(f"fan in and fan out need a weight of 2 or more axes, this one has shape {tensor.shape}")
+    taps = math.prod(tensor.shape[2:])
+    return tensor.shape[1] * taps, tensor.shape[0] * taps
+
+
+def _kaiming_std(tensor: Tensor, a: float, mode: str, nonlinearity: str) -> float:
+    if mode not in ("fan_in", "fan_out"):
+        raise ValueError(f"kaiming: mode is {mode!r}; give 'fan_in' or 'fan_out'")
+    fan = fans(tensor)[mode == "fan_out"]
+    return calculate_gain(nonlinearity, a) / math.sqrt(fan) if fan else 0.0
+
+
+def kaiming_normal_(tensor: Tensor, a: float = 0.0, mode: str = "fan_in", nonlinearity: str = "leaky_relu") -> Tensor:
+    """Fill with N(0, gain^2 / fan): keeps the variance of activations (fan_in) or of gradients (fan_out) from layer to layer.
+
+    Args:
+        tensor: a weight, (O, I) or (O, I / groups, kh, kw).
+        a: slope of the leaky ReLU.
+        mode: "fan_in" or "fan_out".
+        nonlinearity: what follows the layer, see `calculate_gain`.
+
+    Source: He et al. 2015, "Delving deep into rectifiers"; https://docs.pytorch.org/docs/stable/nn.init.html#torch.nn.init.kaiming_normal_
+    """
+    return normal_(tensor, 0.0, _kaiming_std(tensor, a, mode, nonlinearity))
+
+
+def kaiming_uniform_(tensor: Tensor, a: float = 0.0, mode: str = "fan_in", nonlinearity: str = "leaky_relu") -> Tensor:
+    """Fill uniformly within +-sqrt(3) gain / sqrt(fan), which has the variance of `kaiming_normal_`; arguments as there.
+
+    Source: He et al. 2015; https://docs.pytorch.org/docs/stable/nn.init.html#torch.nn.init.kaiming_uniform_
+    """
+    bound = math.sqrt(3) * _kaiming_std(tensor, a, mode, nonlinearity)
+    return uniform_(tensor, -bound, bound)

@@ -1,0 +1,111 @@
+"""BatchNorm2d and LayerNorm. The maths is in `minigrad/fused/batch_norm.py` and `layer_norm.py`; batch norm's running statistics are kept here."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minigrad import functional as F
+from minigrad.autograd import no_grad, recomputing
+from minigrad.nn.module import Module, Parameter
+from minigrad.tensor import Tensor
+
+__all__ = ["BatchNorm2d", "LayerNorm"]
+
+
+class BatchNorm2d(Module):
+    """Normalises each channel of (B, H, W, C) maps over batch, rows and columns, then scales and shifts it.
+
+    In training mode with the mean and biased variance of the batch, which also move the running statistics (there the variance is unbiased); in eval mode
+    with the running statistics. Those are replaced at every step, never written in place: a graph that read the old ones stays valid.
+
+    Args:
+        num_features: C.
+        eps: added to the variance.
+        momentum: weight of the batch in the running statistics; None weighs all batches so far equally.
+        affine: whether to scale and shift.
+        track_running_stats: whether to keep running statistics; without them the statistics of the batch serve in eval mode too.
+
+    Attributes:
+        weight, bias: (C,), ones and zeros at first, or None. running_mean, running_var: (C,), zeros and ones at first, or None. num_batches_tracked: 0-d int64 or None.
+
+    Source: Ioffe and Szegedy 2015; https://docs.pytorch.org/docs/stable/generated/torch.nn.BatchNorm2d.html
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    num_batches_tracked: Tensor | None
+
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = True, track_running_stats: bool = True):
+        super().__init__()
+        self.num_features, self.eps, self.momentum, self.affine, self.track_running_stats = num_features, eps, momentum, affine, track_running_stats
+        self.weight = Parameter(np.ones(num_features, np.float32)) if affine else None
+        self.bias = Parameter(np.zeros(num_features, np.float32)) if affine else None
+        self.register_buffer("running_mean", Tensor(np.zeros(num_features, np.float32)) if track_running_stats else None)
+        self.register_buffer("running_var", Tensor(np.ones(num_features, np.float32)) if track_running_stats else None)
+        self.register_buffer("num_batches_tracked", Tensor(np.array(0, np.int64)) if track_running_stats else None)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C), then adds `residual` of that shape and applies a ReLU where asked, all in one operation.
+
+        Raises:
+            ValueError: the statistics of the batch are needed and it has one value per channel: their variance is 0, whatever the value.
+        """
+        of_batch = self.training or self.running_mean is None
+        if of_batch and x.ndim == 4 and x.size == x.shape[-1] > 0:
+            raise ValueError(f"BatchNorm2d: x has shape {x.shape}, one value per channel; its variance needs more: a larger batch, larger maps, or eval()")
+        mean, var = (None, None) if of_batch else (self.running_mean, self.running_var)
+        y, mean, var = F.batch_norm(x, self.weight, self.bias, mean=mean, var=var, residual=residual, eps=self.eps, relu=relu)
+        if self.training and self.track_running_stats and x.size and not recomputing():
+            self._track(mean, var, x.size // x.shape[-1])
+        return y
+
+    def _track(self, mean: Tensor, var: Tensor, count: int) -> None:
+        """Move the running statistics towards those of a batch with `count` values per channel."""
+        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        with no_grad():
+            self.num_batches_tracked = self.num_batches_tracked + 1
+            momentum = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
+            self.running_mean = (1 - momentum) * self.running_mean + momentum * mean
+            self.running_var = (1 - momentum) * self.running_var + (momentum * count / (count - 1)) * var
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, track_running_stats={self.track_running_stats}"
+
+
+class LayerNorm(Module):
+    """Normalises each vector along the last axis, then scales and shifts it.
+
+    Args:
+        normalized_shape: the length of the last axis, C (or the tuple `(C,)`).
+        eps: added to the variance.
+        elementwise_affine: whether to scale and shift; bias: whether to shift.
+
+    Attributes:
+        weight: (C,), ones at first, or None. bias: (C,), zeros at first, or None.
+
+    Raises:
+        ValueError: `normalized_shape` names more than one axis.
+
+    Source: Ba et al. 2016; https://docs.pytorch.org/docs/stable/generated/torch.nn.LayerNorm.html
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None
+
+    def __init__(self, normalized_shape: int | tuple[int, ...], eps: float = 1e-5, elementwise_affine: bool = True, bias: bool = True):
+        super().__init__()
+        shape = (normalized_shape,) if isinstance(normalized_shape, int | np.integer) else tuple(normalized_shape)
+        if len(shape) != 1:
+            raise ValueError(f"LayerNorm: normalized_shape is {shape}; only the last axis is normalised, give its length")
+        self.normalized_shape, self.eps = shape, eps
+        self.weight = Parameter(np.ones(shape, np.float32)) if elementwise_affine else None
+        self.bias = Parameter(np.zeros(shape, np.float32)) if elementwise_affine and bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., C)."""
+        return F.layer_norm(x, self.weight, self.bias, eps=self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{self.normalized_shape}, eps={self.eps}" + ("" if self.weight is not None else ", elementwise_affine=False")

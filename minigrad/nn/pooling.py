@@ -1,0 +1,44 @@
+"""Pooling layers over (B, H, W, C) maps. Read next: `minigrad/fused/max_pool2d.py` and `avg_pool2d.py` for the operations."""
+
+from __future__ import annotations
+
+from minigrad import functional as F
+from minigrad.nn.conv import pair
+from minigrad.nn.module import Module
+from minigrad.tensor import Tensor
+
+__all__ = ["AvgPool2d", "MaxPool2d"]
+
+
+class _Pool2d(Module):
+    """What the pooling layers share: their windows."""
+
+    def __init__(self, kernel_size: int | tuple[int, int], stride: int | tuple[int, int] | None = None, padding: int | tuple[int, int] = 0):
+        super().__init__()
+        self.kernel_size, self.padding = pair(kernel_size), pair(padding)
+        self.stride = self.kernel_size if stride is None else pair(stride)
+
+    def extra_repr(self) -> str:
+        return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
+
+
+class MaxPool2d(_Pool2d):
+    """The largest value of each window; padding never wins. `stride` None means `kernel_size`.
+
+    Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.MaxPool2d.html
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, Ho, Wo, C)."""
+        return F.max_pool2d(x, self.kernel_size, stride=self.stride, padding=self.padding)
+
+
+class AvgPool2d(_Pool2d):
+    """The mean of each window. `stride` None means `kernel_size`.
+
+    Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.AvgPool2d.html
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, Ho, Wo, C)."""
+        return F.avg_pool2d(x, self.kernel_size, stride=self.stride, padding=self.padding)

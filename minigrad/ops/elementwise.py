@@ -1,0 +1,313 @@
+"""Elementwise operations: one number in each place, computed from the numbers in the same place. Rules in the density of a table.
+
+Inputs are broadcast as NumPy does; the gradient of an input that was broadcast is summed back to its shape by `op.Primitive`. Where a function has a kink, the
+derivative there is PyTorch's: relu'(0) = abs'(0) = 0, a tie of maximum or minimum gives each side half, clip passes the gradient at its bounds.
+Read next: `reduce.py`.
+"""
+
+from __future__ import annotations
+
+import functools
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from minigrad import backend
+from minigrad.backend.erf import erf as erf_of_array
+from minigrad.op import Op, primitive
+from minigrad.tensor import Tensor, wrap
+
+# --- arithmetic
+
+
+@primitive(elementwise=True)
+def add(x: Tensor, y: Tensor) -> Tensor:
+    return x + y
+
+
+@primitive(elementwise=True)
+def sub(x: Tensor, y: Tensor) -> Tensor:
+    return x - y
+
+
+@primitive(elementwise=True)
+def mul(x: Tensor, y: Tensor) -> Tensor:
+    return x * y
+
+
+@primitive(elementwise=True, floating=True)
+def div(x: Tensor, y: Tensor) -> Tensor:
+    return x / y
+
+
+@primitive
+def neg(x: Tensor) -> Tensor:
+    return -x
+
+
+@primitive(elementwise=True)
+def maximum(x: Tensor, y: Tensor) -> Tensor:
+    return np.maximum(x, y)
+
+
+@primitive(elementwise=True)
+def minimum(x: Tensor, y: Tensor) -> Tensor:
+    return np.minimum(x, y)
+
+
+@primitive(elementwise=True, promoted=1)
+def where(condition: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """x where the boolean condition holds, else y."""
+    return np.where(condition, x, y)
+
+
+add.derivative(x=lambda g: g, y=lambda g: g)
+sub.derivative(x=lambda g: g, y=lambda g: -g)
+mul.derivative(x=lambda g, y: g * y, y=lambda g, x: g * x)
+div.derivative(x=lambda g, y: g / y, y=lambda g, x, y: -(g * x) / (y * y))
+neg.derivative(x=lambda g: -g)
+maximum.derivative(x=lambda g, x, y: g * _share(x, y), y=lambda g, x, y: g * _share(y, x))
+minimum.derivative(x=lambda g, x, y: g * _share(-x, -y), y=lambda g, x, y: g * _share(-y, -x))
+where.derivative(x=lambda g, condition: where(condition, g, 0.0), y=lambda g, condition: where(condition, 0.0, g))
+
+
+def _share(x: Tensor, y: Tensor) -> Tensor:
+    """1 where x is the larger, 0 where y is, 1/2 where they tie."""
+    return 0.5 * (cast(x > y, x.dtype) + cast(x >= y, x.dtype))
+
+
+# --- functions of one number
+
+
+@primitive(floating=True)
+def exp(x: Tensor) -> Tensor:
+    return np.exp(x)
+
+
+@primitive(floating=True)
+def log(x: Tensor) -> Tensor:
+    return np.log(x)
+
+
+@primitive(floating=True)
+def sqrt(x: Tensor) -> Tensor:
+    return np.sqrt(x)
+
+
+@primitive(floating=True)
+def tanh(x: Tensor) -> Tensor:
+    return np.tanh(x)
+
+
+@primitive(floating=True)
+def erf(x: Tensor) -> Tensor:
+    """The error function, 2/sqrt(pi) times the integral of exp(-t^2) from 0 to x."""
+    return erf_of_array(x)
+
+
+@primitive(floating=True)
+def sin(x: Tensor) -> Tensor:
+    return np.sin(x)
+
+
+@primitive(floating=True)
+def cos(x: Tensor) -> Tensor:
+    return np.cos(x)
+
+
+@primitive
+def relu(x: Tensor) -> Tensor:
+    return np.maximum(x, np.zeros_like(x, shape=(1,) * x.ndim))  # an array: several times faster than the scalar 0
+
+
+@primitive
+def abs(x: Tensor) -> Tensor:
+    return np.abs(x)
+
+
+@primitive
+def clip(x: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
+    """x brought between low and high; None means no bound. Source: https://docs.pytorch.org/docs/stable/generated/torch.clamp.html"""
+    return np.clip(x, low, high)
+
+
+@primitive(floating=True)
+def power(x: Tensor, exponent: float) -> Tensor:
+    """x ** exponent for a fixed number. NumPy's own power is slow for most exponents (x ** 3: 200 times x * x * x)."""
+    if exponent == 3:
+        return x * x * x
+    return x**exponent
+
+
+@primitive(elementwise=True, floating=True)
+def power_of(x: Tensor, y: Tensor) -> Tensor:
+    """x ** y for an exponent that is a Tensor."""
+    return x**y
+
+
+exp.derivative(x=lambda g, out: g * out)
+log.derivative(x=lambda g, x: g / x)
+sqrt.derivative(x=lambda g, out: g / (2 * out))
+tanh.derivative(x=lambda g, out: g * (1 - out * out))
+erf.derivative(x=lambda g, x: g * (2 / np.pi**0.5 * exp(-(x * x))))
+sin.derivative(x=lambda g, x: g * cos(x))
+cos.derivative(x=lambda g, x: -(g * sin(x)))
+relu.derivative(x=lambda g, out: g * cast(out > 0, g.dtype))
+abs.derivative(x=lambda g, x: g * (cast(x > 0, x.dtype) - cast(x < 0, x.dtype)))
+clip.derivative(x=lambda g, x, low, high: g * cast(_inside(x, low, high), x.dtype))
+power.derivative(x=lambda g, x, exponent: g * 0 if exponent == 0 else g * (exponent * power(x, exponent - 1)))
+power_of.derivative(
+    x=lambda g, x, y: g * where(equal(y, 0), 0.0, y * power_of(x, y - 1)),
+    y=lambda g, x, y, out: g * where(logical_and(equal(x, 0), y >= 0), 0.0, out * log(x)),  # as PyTorch: 0 ** y is flat in y
+)
+
+
+def _inside(x: Tensor, low: float | None, high: float | None) -> Tensor:
+    if low is None:
+        return less_equal(x, np.inf if high is None else high)
+    return greater_equal(x, low) if high is None else logical_and(greater_equal(x, low), less_equal(x, high))
+
+
+def pow(x: Any, exponent: Any) -> Tensor:
+    """x ** exponent; the exponent is a number or a Tensor."""
+    if isinstance(exponent, numbers.Real) and isinstance(x, Tensor):
+        return power(x, exponent)
+    return power_of(x, exponent)
+
+
+# --- dtype and device; the same again
+
+
+@primitive(view=True)
+def identity(x: Tensor) -> Tensor:
+    """The same memory as a new node of the graph."""
+    return x
+
+
+@primitive
+def _cast(x: Tensor, dtype: Any) -> Tensor:
+    return x.astype(dtype)
+
+
+@primitive
+def to_device(x: Tensor, device: str) -> Tensor:
+    """A copy on another device."""
+    return backend.to_device(x, device)
+
+
+identity.derivative(x=lambda g: g)
+_cast.derivative(x=lambda g, x_dtype: cast(g, x_dtype))
+to_device.derivative(x=lambda g, x_device: to_device(g, x_device))
+
+
+def cast(x: Tensor, dtype: Any) -> Tensor:
+    """x in another dtype, anything `numpy.dtype()` takes; x itself if it has that dtype. Between float dtypes gradients pass, in their tensor's dtype."""
+    dtype = np.dtype(dtype)
+    if x.dtype == dtype:
+        return x
+    return _cast(x if dtype.kind == "f" else x.detach(), dtype)
+
+
+# --- comparisons and tests: booleans, without a derivative
+
+
+@primitive(elementwise=True)
+def greater(x: Tensor, y: Tensor) -> Tensor:
+    return x > y
+
+
+@primitive(elementwise=True)
+def greater_equal(x: Tensor, y: Tensor) -> Tensor:
+    return x >= y
+
+
+@primitive(elementwise=True)
+def less(x: Tensor, y: Tensor) -> Tensor:
+    return x < y
+
+
+@primitive(elementwise=True)
+def less_equal(x: Tensor, y: Tensor) -> Tensor:
+    return x <= y
+
+
+@primitive(elementwise=True)
+def equal(x: Tensor, y: Tensor) -> Tensor:
+    return x == y
+
+
+@primitive(elementwise=True)
+def not_equal(x: Tensor, y: Tensor) -> Tensor:
+    return x != y
+
+
+@primitive(elementwise=True)
+def logical_and(x: Tensor, y: Tensor) -> Tensor:
+    return np.logical_and(x, y)
+
+
+@primitive
+def logical_not(x: Tensor) -> Tensor:
+    return np.logical_not(x)
+
+
+@primitive
+def isfinite(x: Tensor) -> Tensor:
+    return np.isfinite(x)
+
+
+# --- dtypes of mixed inputs
+
+
+def promote(op: Op, inputs: Sequence[Any], start: int, floating: bool) -> list[Tensor]:
+    """The inputs as Tensors of one dtype (those from position `start` on) on one device.
+
+    PyTorch's rule: tensors with axes decide among themselves; numbers and 0-d tensors change the dtype only if they are of a higher kind (boolean < integer < float), so
+    that float32 stays float32 beside 2.0, `np.float64(2)` or a 0-d float64. Integers beside floats take the floats' dtype. Source: torch.result_type.
+    """
+    arrays = [x.data if type(x) is Tensor else x if backend.is_array(x) or isinstance(x, np.generic) else None for x in inputs]
+    for x, array in zip(inputs, arrays, strict=True):
+        if array is None and not isinstance(x, numbers.Real):
+            raise TypeError(f"{op.name}: cannot use {type(x).__name__} as a tensor; give a Tensor, an array or a number")
+    devices = list(dict.fromkeys(backend.device_of(a) for a in arrays if a is not None and not isinstance(a, np.generic)))
+    if len(devices) > 1:
+        raise op._mixed_devices([x for x in inputs if isinstance(x, Tensor)])
+    considered = list(zip(inputs, arrays, strict=True))[start:]
+    with_axes = [a.dtype for _, a in considered if a is not None and a.ndim > 0]
+    without = [a.dtype for _, a in considered if a is not None and a.ndim == 0]
+    numbers_given = [np.dtype(bool if isinstance(x, bool) else np.int64 if isinstance(x, numbers.Integral) else np.float32) for x, a in considered if a is None]
+    dtype = None
+    for group in (with_axes, without, numbers_given):
+        strongest = functools.reduce(np.promote_types, group) if group else None
+        if strongest is not None and (dtype is None or _KINDS.index(strongest.kind) > _KINDS.index(dtype.kind)):
+            dtype = strongest
+    if with_axes and dtype.kind == "f":  # type: ignore[union-attr]  # integers beside floats do not make float64
+        floats = [d for d in with_axes if d.kind == "f"]
+        dtype = functools.reduce(np.promote_types, floats) if floats else dtype
+    if dtype is None or (floating and dtype.kind != "f"):
+        dtype = np.dtype(np.float32)
+    result = []
+    for position, (x, array) in enumerate(zip(inputs, arrays, strict=True)):
+        if position < start:
+            result.append(x if type(x) is Tensor else wrap(np.asarray(x)))
+        elif type(x) is Tensor:
+            result.append(cast(x, dtype))
+        else:
+            result.append(wrap(backend.to_device(np.asarray(x, dtype), devices[0]) if array is None or isinstance(x, np.generic) else x.astype(dtype)))
+    return result
+
+
+_KINDS = "buif"  # boolean < unsigned < signed < float
+
+
+def as_array(value: Any, like: Tensor) -> Any:
+    """The array of a Tensor, array or number that is to be written into `like`."""
+    if isinstance(value, Tensor):
+        value = value.data
+    if backend.is_array(value):
+        if backend.device_of(value) != like.device:
+            raise TypeError(f"the value is on {backend.device_of(value)}, the tensor on {like.device}; move one with .to(device=...)")
+        return value
+    return backend.to_device(np.asarray(value), like.device)

@@ -1,0 +1,72 @@
+"""Picking elements by position, and the adjoint: adding values back at these positions. Read next: `matmul.py`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from minigrad.op import primitive
+from minigrad.tensor import Tensor
+
+
+def plain_index(index: Any) -> Any:
+    """An index with arrays instead of Tensors and lists; arrays are copied, so that writing to them later cannot change a recorded graph."""
+    if isinstance(index, tuple):
+        return tuple([plain_index(part) for part in index])
+    if isinstance(index, Tensor):
+        index = index.data
+    if isinstance(index, list | np.ndarray):
+        return np.array(index)
+    return index
+
+
+def _is_basic(index: Any) -> bool:
+    """Whether the index consists of integers, slices, None and Ellipsis only: every element is then picked at most once."""
+    return all(part is None or part is Ellipsis or isinstance(part, slice | int | np.integer) for part in (index if isinstance(index, tuple) else (index,)))
+
+
+@primitive(view=True)
+def _getitem(x: Tensor, index: Any) -> Tensor:
+    return x[index]
+
+
+@primitive
+def put(x: Tensor, index: Any, shape: tuple[int, ...]) -> Tensor:
+    """The adjoint of getitem: zeros of `shape`, with x added at `index`; an element that was picked twice receives both."""
+    out = np.zeros_like(x, shape=shape)
+    if _is_basic(index):
+        out[index] = x
+    else:
+        np.add.at(out, index, x)
+    return out
+
+
+_getitem.derivative(x=lambda g, x_shape, index: put(g, index, x_shape))
+put.derivative(x=lambda g, index: _getitem(g, index))
+
+
+def getitem(x: Tensor, index: Any) -> Tensor:
+    """x[index] with NumPy's indexing: integers, slices, None, Ellipsis (a view), boolean and integer arrays or Tensors (a copy)."""
+    return _getitem(x, plain_index(index))
+
+
+@primitive
+def gather(x: Tensor, indices: Tensor, axis: int) -> Tensor:
+    """x at integer `indices` along one axis; the other axes go along. Source: https://numpy.org/doc/stable/reference/generated/numpy.take_along_axis.html"""
+    return np.take_along_axis(x, indices, axis)
+
+
+@primitive
+def scatter_add(x: Tensor, indices: Tensor, axis: int, size: int) -> Tensor:
+    """The adjoint of gather: zeros with `size` elements along `axis`, x added at `indices`."""
+    axis = axis % x.ndim
+    out = np.zeros_like(x, shape=(*x.shape[:axis], size, *x.shape[axis + 1 :]))
+    places = [np.arange(n).reshape((-1,) + (1,) * (x.ndim - 1 - k)) for k, n in enumerate(x.shape)]
+    places[axis] = indices
+    np.add.at(out, tuple(places), x)
+    return out
+
+
+gather.derivative(x=lambda g, indices, axis, x_shape: scatter_add(g, indices, axis, x_shape[axis]))
+scatter_add.derivative(x=lambda g, indices, axis: gather(g, indices, axis))

@@ -1,0 +1,48 @@
+"""The matrix product, of matrices and of stacks of matrices. Read next: `minigrad/fused/linear.py`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from minigrad.op import primitive
+from minigrad.ops.movement import reshape, sum_to, swapaxes
+from minigrad.tensor import Tensor
+
+
+@primitive
+def _matmul(x: Tensor, y: Tensor) -> Tensor:
+    return np.matmul(x, y)
+
+
+_matmul.derivative(
+    x=lambda g, y, x_shape: sum_to(_matmul(g, swapaxes(y, -1, -2)), x_shape),  # (..., n, k) = (..., n, m) (..., m, k)
+    y=lambda g, x, y_shape: sum_to(_matmul(swapaxes(x, -1, -2), g), y_shape),  # (..., k, m) = (..., k, n) (..., n, m)
+)
+
+
+def matmul(x: Any, y: Any) -> Tensor:
+    """The product (..., n, k) @ (..., k, m) -> (..., n, m); leading axes are broadcast, a vector is a row on the left and a column on the right.
+
+    Raises:
+        ValueError: inner lengths that differ, or a 0-d tensor. TypeError: two dtypes or devices.
+
+    Source: https://docs.pytorch.org/docs/stable/generated/torch.matmul.html
+    """
+    x, y = x if isinstance(x, Tensor) else Tensor(x), y if isinstance(y, Tensor) else Tensor(y)
+    if x.ndim == 0 or y.ndim == 0 or x.shape[-1] != y.shape[-2 if y.ndim > 1 else 0]:
+        raise ValueError(f"matmul: shapes {x.shape} and {y.shape} do not fit; the last axis of the first must be as long as the last but one of the second")
+    if x.dtype != y.dtype:
+        raise TypeError(f"matmul: inputs are {x.dtype} and {y.dtype}; bring them to one dtype with .astype(...)")
+    if x.device != y.device:
+        raise TypeError(f"matmul: inputs are on {x.device} and {y.device}; move one with .to(device=...)")
+    if x.ndim == 1:
+        product = matmul(reshape(x, (1, -1)), y)  # (..., 1, m), or (1,) beside a vector
+        return reshape(product, (*product.shape[:-2], product.shape[-1])) if y.ndim > 1 else reshape(product, ())
+    if y.ndim == 1:
+        product = matmul(x, reshape(y, (-1, 1)))  # (..., n, 1)
+        return reshape(product, product.shape[:-1])
+    if x.ndim > 2 and y.ndim == 2:  # one large product instead of many small ones
+        return reshape(_matmul(reshape(x, (-1, x.shape[-1])), y), (*x.shape[:-1], y.shape[-1]))
+    return _matmul(x, y)

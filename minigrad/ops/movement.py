@@ -1,0 +1,156 @@
+"""Operations that move numbers without computing any: reshape, transpose, broadcast, pad, join and split, sliding windows.
+
+Each one's derivative is its adjoint: the movement backwards, adding up where a number was used twice. Views share memory, and their version counter, with their source.
+Read next: `index.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from minigrad import backend
+from minigrad.op import primitive
+from minigrad.tensor import Tensor, wrap
+
+Pair = tuple[int, int]
+
+
+@primitive(view=True)
+def reshape(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The same numbers in another shape; one length may be -1."""
+    return x.reshape(shape)
+
+
+@primitive(view=True)
+def transpose(x: Tensor, axes: tuple[int, ...] | None = None) -> Tensor:
+    """The axes in another order (None: reversed), as NumPy's transpose and PyTorch's permute. A view."""
+    if axes is not None and len(axes) != x.ndim:
+        raise ValueError(f"transpose: axes {axes} do not order the {x.ndim} axes of shape {x.shape}; to exchange two of them use swapaxes")
+    return x.transpose(axes)
+
+
+@primitive(view=True)
+def broadcast_to(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """x repeated along new axes and axes of length 1, without copying. A read-only view."""
+    return np.broadcast_to(x, shape)
+
+
+@primitive
+def sum_to(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The adjoint of broadcast_to: x summed over the axes along which a tensor of `shape` would be repeated."""
+    extra = x.ndim - len(shape)
+    axes = tuple([k for k in range(x.ndim) if k < extra or (shape[k - extra] == 1 and x.shape[k] != 1)])
+    return x.sum(axes).reshape(shape)
+
+
+reshape.derivative(x=lambda g, x_shape: reshape(g, x_shape))
+transpose.derivative(x=lambda g, axes: transpose(g, None if axes is None else tuple(np.argsort([a % len(axes) for a in axes]).tolist())))
+broadcast_to.derivative(x=lambda g, x_shape: sum_to(g, x_shape))
+sum_to.derivative(x=lambda g, x_shape, shape: broadcast_to(reshape(g, (1,) * (len(x_shape) - len(shape)) + tuple(shape)), x_shape))
+
+
+def swapaxes(x: Tensor, first: int, second: int) -> Tensor:
+    """x with two axes exchanged. A view."""
+    axes = list(range(x.ndim))
+    axes[first], axes[second] = axes[second], axes[first]
+    return transpose(x, tuple(axes))
+
+
+def flatten(x: Tensor, start: int = 0) -> Tensor:
+    """The axes from `start` on merged into one."""
+    return reshape(x, (*x.shape[:start], math.prod(x.shape[start:])))
+
+
+@primitive
+def pad(x: Tensor, widths: tuple[Pair, ...], value: float = 0.0) -> Tensor:
+    """x with `value` around it: widths holds a pair (before, after) for every axis."""
+    if len(widths) != x.ndim:
+        raise ValueError(f"pad: {len(widths)} pairs of widths for {x.ndim} axes (shape {x.shape}); give one pair per axis")
+    return np.pad(x, widths, constant_values=value)
+
+
+pad.derivative(x=lambda g, x_shape, widths: g[tuple([slice(before, before + n) for (before, _), n in zip(widths, x_shape, strict=True)])])
+
+
+@primitive
+def concatenate(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
+    """Tensors joined along an axis they have. Source: https://docs.pytorch.org/docs/stable/generated/torch.cat.html"""
+    return np.concatenate(tensors, axis)
+
+
+@primitive
+def stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
+    """Tensors of one shape joined along a new axis."""
+    return np.stack(tensors, axis)
+
+
+@primitive(outputs=2, view=True)
+def unbind(x: Tensor, axis: int = 0) -> tuple[Tensor, ...]:
+    """The slices of x along an axis, which disappears; views. One node for all: their gradients fill one buffer (stack)."""
+    return tuple(np.moveaxis(x, axis, 0))
+
+
+def _pieces(g: Tensor, shapes: tuple, axis: int) -> list[Tensor]:
+    pieces, start = [], 0
+    for shape in shapes:
+        pieces.append(g[(slice(None),) * (axis % len(shape)) + (slice(start, start + shape[axis]),)])
+        start += shape[axis]
+    return pieces
+
+
+def _stack_gradients(g: tuple[Tensor | None, ...], axis: int) -> Tensor:
+    """The gradients of the slices, stacked; zeros for slices that nothing was computed from."""
+    some = next(x for x in g if x is not None)
+    return stack([wrap(np.zeros_like(some.data)) if x is None else x for x in g], axis)
+
+
+concatenate.derivative(tensors=lambda g, tensors_shape, axis: _pieces(g, tensors_shape, axis))
+stack.derivative(tensors=lambda g, axis: unbind(g, axis))
+unbind.derivative(x=lambda g, axis: _stack_gradients(g, axis))
+
+
+# --- sliding windows over images (B, H, W, C)
+
+
+def _window_counts(height: int, width: int, kernel_size: Pair, stride: Pair, dilation: Pair) -> Pair:
+    rows = (height - dilation[0] * (kernel_size[0] - 1) - 1) // stride[0] + 1
+    columns = (width - dilation[1] * (kernel_size[1] - 1) - 1) // stride[1] + 1
+    return rows, columns
+
+
+@primitive(view=True)
+def windows(x: Tensor, kernel_size: Pair, stride: Pair = (1, 1), dilation: Pair = (1, 1)) -> Tensor:
+    """Every window of an image: (B, H, W, C) -> (B, Ho, Wo, kh, kw, C), a read-only view without padding.
+
+    Window (i, j) starts at (i * stride[0], j * stride[1]); its pixels are `dilation` apart. Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.Unfold.html
+    """
+    batch, height, width, channels = x.shape
+    rows, columns = _window_counts(height, width, kernel_size, stride, dilation)
+    if rows < 1 or columns < 1:
+        raise ValueError(f"windows: a window of {kernel_size} with dilation {dilation} does not fit into an image of {height} x {width}")
+    b, h, w, c = x.strides
+    shape = (batch, rows, columns, *kernel_size, channels)
+    view = backend.as_strided(x, shape, (b, h * stride[0], w * stride[1], h * dilation[0], w * dilation[1], c))
+    if type(view) is np.ndarray:
+        view.flags.writeable = False  # windows overlap: writing to one would write to others
+    return view
+
+
+@primitive
+def fold(x: Tensor, shape: tuple[int, ...], stride: Pair = (1, 1), dilation: Pair = (1, 1)) -> Tensor:
+    """The adjoint of windows: (B, Ho, Wo, kh, kw, C) -> `shape` (B, H, W, C), every pixel the sum over the windows it was in."""
+    out: Any = np.zeros_like(x, shape=shape)
+    _, rows, columns, kernel_rows, kernel_columns, _ = x.shape
+    for i in range(kernel_rows):
+        for j in range(kernel_columns):
+            top, left = i * dilation[0], j * dilation[1]
+            out[:, top : top + rows * stride[0] : stride[0], left : left + columns * stride[1] : stride[1]] += x[:, :, :, i, j]
+    return out
+
+
+windows.derivative(x=lambda g, x_shape, stride, dilation: fold(g, x_shape, stride, dilation))
+fold.derivative(x=lambda g, x_shape, stride, dilation: windows(g, x_shape[3:5], stride, dilation))

@@ -1,0 +1,79 @@
+"""Reductions: many numbers become one, along some axes or all of them.
+
+`axis` is None (all), an integer or a tuple; `keepdims` keeps the reduced axes with length 1. Read next: `movement.py`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from minigrad.op import primitive
+from minigrad.ops.elementwise import cast, equal
+from minigrad.ops.movement import broadcast_to, reshape
+from minigrad.tensor import Tensor
+
+Axes = int | tuple[int, ...] | None
+
+
+def _normalised(axis: Axes, ndim: int) -> tuple[int, ...]:
+    """The axes as a tuple of numbers from 0 to ndim - 1."""
+    if axis is None:
+        return tuple(range(ndim))
+    return tuple([a % ndim if ndim else a for a in ((axis,) if isinstance(axis, int) else axis)])
+
+
+def _spread(reduced: Tensor, shape: tuple[int, ...], axis: Axes) -> Tensor:
+    """A reduced tensor (with or without keepdims) broadcast back to the shape it was reduced from."""
+    axes = _normalised(axis, len(shape))
+    kept = tuple([1 if k in axes else n for k, n in enumerate(shape)])
+    return broadcast_to(reshape(reduced, kept), shape)
+
+
+@primitive
+def sum(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:
+    """The sum along `axis`. Source: https://docs.pytorch.org/docs/stable/generated/torch.sum.html"""
+    return x.sum(axis, keepdims=keepdims)
+
+
+@primitive
+def max(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:
+    """The largest element along `axis`; ties share the gradient equally. Source: https://docs.pytorch.org/docs/stable/generated/torch.amax.html"""
+    return x.max(axis, keepdims=keepdims)
+
+
+@primitive
+def min(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:
+    """The smallest element along `axis`; ties share the gradient equally. Source: https://docs.pytorch.org/docs/stable/generated/torch.amin.html"""
+    return x.min(axis, keepdims=keepdims)
+
+
+@primitive
+def argmax(x: Tensor, axis: int | None = None) -> Tensor:
+    """The position of the first largest element along `axis` (None: in the flattened tensor); integers, no gradient."""
+    return np.asarray(x.argmax(axis))
+
+
+def _share_ties(g: Tensor, x: Tensor, out: Tensor, axis: Axes) -> Tensor:
+    tied = cast(equal(x, _spread(out, x.shape, axis)), x.dtype)
+    return _spread(g, x.shape, axis) * (tied / _spread(sum(tied, axis), x.shape, axis))
+
+
+sum.derivative(x=lambda g, x_shape, axis: _spread(g, x_shape, axis))
+max.derivative(x=lambda g, x, out, axis: _share_ties(g, x, out, axis))
+min.derivative(x=lambda g, x, out, axis: _share_ties(g, x, out, axis))
+
+
+def mean(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:
+    """The mean along `axis`; integers become float32."""
+    if x.dtype.kind != "f":
+        x = cast(x, np.float32)
+    count = math.prod([x.shape[a] for a in _normalised(axis, x.ndim)])
+    return sum(x, axis, keepdims) / count
+
+
+def var(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:
+    """The mean squared distance from the mean along `axis` (biased: divided by n, as NumPy's), in two passes."""
+    centered = x - mean(x, axis, keepdims=True)
+    return mean(centered * centered, axis, keepdims)

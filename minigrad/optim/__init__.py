@@ -1,0 +1,12 @@
+"""Optimisers and what goes with them: learning-rate schedule, gradient clipping, averaged weights. Read next: `optimizer.py`, then `adamw.py`."""
+
+from __future__ import annotations
+
+from minigrad.optim.adamw import AdamW
+from minigrad.optim.clip import clip_grad_norm_
+from minigrad.optim.ema import EMA
+from minigrad.optim.optimizer import Optimizer
+from minigrad.optim.schedule import WarmupCosine, warmup_cosine
+from minigrad.optim.sgd import SGD
+
+__all__ = ["EMA", "SGD", "AdamW", "Optimizer", "WarmupCosine", "clip_grad_norm_", "warmup_cosine"]

@@ -1,0 +1,113 @@
+"""EMA: an exponential moving average of a model's weights, which often generalises better than the weights themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from minigrad import backend
+from minigrad.autograd import no_grad
+from minigrad.nn.module import Module
+from minigrad.optim.optimizer import in_blocks
+from minigrad.tensor import Tensor
+
+__all__ = ["EMA"]
+
+
+class EMA:
+    """A shadow copy of a module's parameters and buffers: shadow = decay * shadow + (1 - decay) * value at every update.
+
+    Buffers are averaged as parameters are (batch norm's running statistics belong to the weights they were measured with); those of integers are copied.
+
+    Args:
+        module: whose weights to follow; the shadow starts as a copy of them.
+        decay: from 0 to 1; 0.999 remembers about the last 1,000 updates.
+
+    Raises:
+        ValueError: decay is not from 0 to 1.
+
+    Source: Polyak and Juditsky 1992; timm's ModelEma
+    """
+
+    def __init__(self, module: Module, decay: float = 0.999):
+        if not 0 <= decay <= 1:
+            raise ValueError(f"EMA: decay is {decay}; give a number from 0 to 1")
+        self.module, self.decay = module, decay
+        self._shadow = {name: tensor.data.copy() for name, tensor in self._tensors()}
+
+    def _tensors(self, module: Module | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Parameters and buffers by name. Looked up each time: batch norm replaces its buffers."""
+        module = module or self.module
+        yield from module.named_parameters()
+        yield from module.named_buffers()
+
+    def update(self) -> None:
+        """Move the shadow towards the module's present weights; call it after `optimizer.step()`."""
+        decay = self.decay
+
+        def average(shadow: Any, value: Any, scratch: Any) -> None:
+            np.multiply(shadow, decay, out=shadow)
+            np.multiply(value, 1 - decay, out=scratch)
+            np.add(shadow, scratch, out=shadow)
+
+        for name, tensor in self._tensors():
+            shadow = self._shadow[name]
+            if tensor.dtype.kind == "f":
+                in_blocks(average, shadow, tensor.data)
+            else:
+                shadow[...] = tensor.data
+
+    def copy_to(self, module: Module | None = None) -> None:
+        """Write the shadow into `module` (a model of the same names and shapes; the followed one by default), in place.
+
+        Raises:
+            ValueError: names or shapes differ; nothing has been written.
+        """
+        tensors = dict(self._tensors(module))
+        wrong = [name for name in {**tensors, **self._shadow} if name not in tensors or name not in self._shadow or tensors[name].shape != self._shadow[name].shape]
+        if wrong:
+            raise ValueError(f"EMA.copy_to: the module's names or shapes differ from the averaged ones at {', '.join(wrong)}")
+        with no_grad():
+            for name, tensor in tensors.items():
+                tensor.copy_(self._shadow[name])
+
+    def swap(self) -> None:
+        """Exchange the module's weights and the shadow, in place; a second call exchanges them back."""
+        with no_grad():
+            for name, tensor in self._tensors():
+                value = tensor.data.copy()
+                tensor.copy_(self._shadow[name])
+                self._shadow[name] = value
+
+    @contextmanager
+    def swapped(self) -> Iterator[Module]:
+        """`with ema.swapped() as model:` the module has the averaged weights inside the block, and its own again after it."""
+        self.swap()
+        try:
+            yield self.module
+        finally:
+            self.swap()
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Name -> NumPy copy of the shadow, under the module's own names: `module.load_state_dict` takes it too (unless tensors are shared)."""
+        return {name: np.array(backend.to_device(array, "cpu"), order="C") for name, array in self._shadow.items()}
+
+    def load_state_dict(self, mapping: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave.
+
+        Raises:
+            ValueError: names or shapes differ; it lists every one, and nothing has changed.
+        """
+        loaded = {name: np.asarray(value) for name, value in mapping.items()}
+        problems = [f"missing {name}" for name in self._shadow if name not in loaded]
+        problems += [f"unexpected {name}" for name in loaded if name not in self._shadow]
+        for name, value in loaded.items():
+            if name in self._shadow and value.shape != self._shadow[name].shape:
+                problems.append(f"{name} has shape {value.shape}, here {self._shadow[name].shape}")
+        if problems:
+            raise ValueError(f"load_state_dict: EMA cannot take these {len(loaded)} entries: {'; '.join(problems)}")
+        for name, tensor in self._tensors():
+            self._shadow[name] = backend.to_device(np.array(loaded[name], dtype=self._shadow[name].dtype, order="C"), tensor.device)

@@ -1,0 +1,205 @@
+"""Optimizer: parameter groups, the state kept per parameter, and saving both. The update rules themselves are in `sgd.py` and `adamw.py`.
+
+An optimiser writes into `parameter.data` in place and says so to the version counter; gradients are only read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from minigrad import backend
+from minigrad.backend.cpu import parallel_rows
+from minigrad.tensor import Tensor
+
+__all__ = ["Optimizer", "in_blocks"]
+
+BLOCK = 1 << 16  # elements: the pieces of an update, five arrays of 256 KiB, stay in the second-level cache
+GRAIN = 1 << 17  # fewest elements a thread is worth
+
+
+class Optimizer:
+    """Base class: subclasses define `_check`, `_new_state` and `_update`.
+
+    Args:
+        params: the parameters, or groups of them: dicts with "params" and whatever options differ from `defaults`.
+        defaults: the options of a group that does not state them.
+
+    Attributes:
+        param_groups: one dict per group, "params" (a list of Tensors) and its options; a schedule writes "lr" here.
+
+    Source: https://docs.pytorch.org/docs/stable/optim.html
+    """
+
+    def __init__(self, params: Iterable[Tensor] | Iterable[dict[str, Any]], defaults: dict[str, Any]):
+        name = type(self).__name__
+        if isinstance(params, Tensor | dict | set | frozenset):
+            raise TypeError(f"{name}: params is a {type(params).__name__}; give a list of Tensors or of groups (dicts), in a fixed order")
+        self.defaults = defaults
+        self.param_groups: list[dict[str, Any]] = []
+        self._state: dict[int, dict[str, Any]] = {}  # by id of the parameter: == between Tensors is elementwise
+        entries = list(params)
+        if not entries:
+            raise ValueError(f"{name}: there are no parameters to optimise (an empty list, or a generator that was already used up)")
+        for group in entries if isinstance(entries[0], dict) else [{"params": entries}]:
+            self.add_param_group(group)
+
+    def add_param_group(self, group: Mapping[str, Any]) -> None:
+        """Add parameters with options of their own, for example `{"params": biases, "weight_decay": 0.0}`.
+
+        Raises:
+            TypeError: something in the group is not a Tensor. ValueError: a parameter is listed twice or was computed, an option is unknown or out of range.
+        """
+        name = type(self).__name__
+        if not isinstance(group, Mapping) or "params" not in group:
+            raise TypeError(f"{name}: a parameter group is a dict with an entry 'params', not {type(group).__name__}")
+        unknown = [option for option in group if option not in self.defaults and option not in ("params", "initial_lr")]
+        if unknown:
+            raise ValueError(f"{name}: a parameter group has the unknown option {unknown[0]!r}; there are {', '.join(self.defaults)}")
+        params = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
+        seen = {id(parameter) for parameter in self._parameters()}
+        for parameter in params:
+            if not isinstance(parameter, Tensor):
+                raise TypeError(f"{name}: cannot optimise a {type(parameter).__name__}; give Tensors")
+            if parameter.node is not None:
+                raise ValueError(f"{name}: a tensor of shape {parameter.shape} was computed by {parameter.node.op.name}; only leaf tensors can be optimised")
+            if id(parameter) in seen:
+                raise ValueError(f"{name}: a parameter of shape {parameter.shape} is listed twice")
+            seen.add(id(parameter))
+        options = {**self.defaults, **group, "params": params}
+        self._check(options)
+        self.param_groups.append(options)
+
+    def zero_grad(self) -> None:
+        """Set `.grad` of every parameter to None."""
+        for parameter in self._parameters():
+            parameter.grad = None
+
+    def step(self) -> None:
+        """Update every parameter that has a gradient, in place."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                grad = parameter.grad
+                if grad is None:
+                    continue
+                if grad.shape != parameter.shape:
+                    raise ValueError(f"{type(self).__name__}: a parameter of shape {parameter.shape} has a gradient of shape {grad.shape}")
+                state = self._state.get(id(parameter))
+                if state is None:
+                    state = self._state[id(parameter)] = self._new_state(parameter, group)
+                self._update(parameter.data, grad.data, state, group)
+                parameter._bump()
+
+    # --- what an optimiser is made of
+
+    def _check(self, group: Mapping[str, Any]) -> None:
+        """Raise ValueError for an option out of range."""
+        for option in ("lr", "weight_decay"):
+            self._at_least_zero(group, option)
+
+    def _at_least_zero(self, group: Mapping[str, Any], option: str) -> None:
+        if not group[option] >= 0:
+            raise ValueError(f"{type(self).__name__}: {option} is {group[option]}; it cannot be negative")
+
+    def _new_state(self, parameter: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
+        """What is remembered of a parameter before its first update: arrays of its shape, and whole numbers."""
+        raise NotImplementedError
+
+    def _update(self, param: Any, grad: Any, state: dict[str, Any], group: Mapping[str, Any]) -> None:
+        """Write the new values into the array `param` and into `state`."""
+        raise NotImplementedError
+
+    # --- saving
+
+    def _parameters(self) -> Iterator[Tensor]:
+        for group in self.param_groups:
+            yield from group["params"]
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Everything needed to go on later, as flat NumPy copies: "groups.0.lr", "groups.0.parameters" (how many), "state.3.exp_avg", parameters counted over all groups."""
+        flat: dict[str, np.ndarray] = {}
+        for number, group in enumerate(self.param_groups):
+            for option, value in group.items():
+                if option != "params":
+                    flat[f"groups.{number}.{option}"] = np.array(value)
+            flat[f"groups.{number}.parameters"] = np.array(len(group["params"]))
+        for number, parameter in enumerate(self._parameters()):
+            for name, value in self._state.get(id(parameter), {}).items():
+                flat[f"state.{number}.{name}"] = np.array(value if isinstance(value, int) else backend.to_device(value, "cpu"), order="C")
+        return flat
+
+    def load_state_dict(self, mapping: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave: options of the groups, and the state of each parameter (copied, in the parameter's dtype and on its device).
+
+        Raises:
+            ValueError: it belongs to other groups or parameters. It lists every difference, and nothing has changed.
+        """
+        left = {name: np.asarray(value) for name, value in mapping.items()}
+        problems: list[str] = []
+        options = [self._loaded_options(number, group, left, problems) for number, group in enumerate(self.param_groups)]
+        states = {}
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                state = self._loaded_state(len(states), parameter, group, left, problems)
+                states[len(states)] = (id(parameter), state)
+        problems += [f"unexpected {name}" for name in left]
+        if problems:
+            raise ValueError(f"load_state_dict: {type(self).__name__} cannot take these {len(mapping)} entries: {'; '.join(problems)}")
+        for group, loaded in zip(self.param_groups, options, strict=True):
+            group.update(loaded)
+        self._state = {key: state for key, state in states.values() if state is not None}
+
+    def _loaded_options(self, number: int, group: dict[str, Any], left: dict[str, np.ndarray], problems: list[str]) -> dict[str, Any]:
+        """The options of one group, taken out of `left`."""
+        prefix = f"groups.{number}."
+        count = left.pop(prefix + "parameters", None)
+        if count is None or int(count) != len(group["params"]):
+            problems.append(f"group {number} has {'no' if count is None else int(count)} parameters, here {len(group['params'])}")
+        loaded: dict[str, Any] = {}
+        for option in [*self.defaults, "initial_lr"]:
+            value = left.pop(prefix + option, None)
+            if value is not None:
+                loaded[option] = tuple(value.tolist()) if value.ndim else value.item()
+            elif option != "initial_lr":
+                problems.append(f"missing {prefix}{option}")
+        return loaded
+
+    def _loaded_state(self, number: int, parameter: Tensor, group: dict[str, Any], left: dict[str, np.ndarray], problems: list[str]) -> dict[str, Any] | None:
+        """The state of one parameter, taken out of `left`; None if it had none yet."""
+        prefix = f"state.{number}."
+        if not any(name.startswith(prefix) for name in left):
+            return None
+        state = self._new_state(parameter, group)
+        for name, empty in state.items():
+            value = left.pop(prefix + name, None)
+            shape = () if isinstance(empty, int) else empty.shape
+            if value is None:
+                problems.append(f"missing {prefix}{name}")
+            elif value.shape != shape:
+                problems.append(f"{prefix}{name} has shape {value.shape}, here {shape}")
+            else:
+                state[name] = int(value) if isinstance(empty, int) else backend.to_device(np.array(value, dtype=parameter.dtype, order="C"), parameter.device)
+        return state
+
+
+def in_blocks(update: Callable[..., None], *arrays: Any) -> None:
+    """Call `update(*pieces, scratch)` on matching pieces of equally shaped arrays, small enough for the cache, on the CPU's threads where that pays.
+
+    Args:
+        update: writes into the pieces in place; `scratch` is an array like a piece, to be used freely.
+        *arrays: of one shape. Those that are not contiguous NumPy arrays (another device) are given whole.
+    """
+    if not all(type(array) is np.ndarray and array.flags.c_contiguous for array in arrays):
+        update(*arrays, np.empty_like(arrays[0]))
+        return
+    flat = [array.reshape(-1) for array in arrays]
+
+    def work(start: int, stop: int) -> None:
+        scratch = np.empty(min(stop - start, BLOCK), flat[0].dtype)
+        for low in range(start, stop, BLOCK):
+            high = min(low + BLOCK, stop)
+            update(*[array[low:high] for array in flat], scratch[: high - low])
+
+    parallel_rows(work, flat[0].size, GRAIN)

@@ -1,0 +1,60 @@
+"""Learning rate over the steps: a pure function of the step, and an object that writes it into an optimiser's groups."""
+
+from __future__ import annotations
+
+import math
+
+from minigrad.optim.optimizer import Optimizer
+
+__all__ = ["WarmupCosine", "warmup_cosine"]
+
+
+def warmup_cosine(step: int, total: int, warmup: int, lr: float, min_lr: float = 0.0) -> float:
+    """The learning rate of one step: a straight line up to `lr`, then half a cosine down to `min_lr`.
+
+        lr * (step + 1) / (warmup + 1)                                                             step <= warmup
+        min_lr + (lr - min_lr) * (1 + cos(pi * (step - warmup) / (total - warmup))) / 2            after it
+
+    Args:
+        step: counts from 0; steps `total` and later get `min_lr`.
+        total: how many steps there are.
+        warmup: how many come before the one at `lr` itself.
+        lr: the largest rate. min_lr: the rate at the end.
+
+    Returns:
+        The rate, above 0 already at step 0.
+
+    Raises:
+        ValueError: `step` is negative, or `warmup` is not from 0 to below `total`.
+
+    Source: Loshchilov and Hutter 2017, "SGDR", eq. 5; Goyal et al. 2017, sec. 2.2 (warm-up)
+    """
+    if step < 0 or not 0 <= warmup < total:
+        raise ValueError(f"warmup_cosine: step {step}, warmup {warmup}, total {total}; needed are step >= 0 and 0 <= warmup < total")
+    if step <= warmup:
+        return lr * (step + 1) / (warmup + 1)
+    progress = min((step - warmup) / (total - warmup), 1.0)
+    return min_lr + (lr - min_lr) * (1 + math.cos(math.pi * progress)) / 2
+
+
+class WarmupCosine:
+    """Sets the learning rate of every group of an optimiser; the rate a group has now is its largest (kept as "initial_lr", also in the optimiser's state_dict).
+
+    It has no state of its own: after a resumed run's `set(step)` the rates are what they were.
+
+    Args:
+        optimizer: whose groups to set; they get the rate of step 0 at once.
+        total, warmup, min_lr: as for `warmup_cosine`.
+    """
+
+    def __init__(self, optimizer: Optimizer, total: int, warmup: int, min_lr: float = 0.0):
+        self.optimizer, self.total, self.warmup, self.min_lr = optimizer, total, warmup, min_lr
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+        self.set(0)
+
+    def set(self, step: int) -> float:
+        """Set the rates for `step` (from 0), before that step is taken; returns the first group's."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = warmup_cosine(step, self.total, self.warmup, group["initial_lr"], self.min_lr)
+        return self.optimizer.param_groups[0]["lr"]

@@ -1,0 +1,90 @@
+"""SGD with momentum and Nesterov's variant. Read next: `optimizer.py` for groups and state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from minigrad.optim.optimizer import Optimizer, in_blocks
+from minigrad.tensor import Tensor
+
+__all__ = ["SGD"]
+
+
+class SGD(Optimizer):
+    r"""Stochastic gradient descent.
+
+    With g the gradient plus weight_decay * p, and b the momentum buffer (b = g at the first step):
+
+        b = momentum * b + (1 - dampening) * g
+        p = p - lr * b                     (momentum)
+        p = p - lr * (g + momentum * b)    (Nesterov)
+        p = p - lr * g                     (neither)
+
+    Args:
+        params: parameters, or groups of them.
+        lr: learning rate.
+        momentum, dampening: see above; both 0: no buffer is kept.
+        weight_decay: L2 penalty, added to the gradient.
+        nesterov: Nesterov momentum; needs momentum and no dampening.
+
+    Raises:
+        ValueError: an option is out of range.
+
+    Source: https://docs.pytorch.org/docs/stable/generated/torch.optim.SGD.html
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+    ):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay, "nesterov": nesterov})
+
+    def _check(self, group: Mapping[str, Any]) -> None:
+        super()._check(group)
+        self._at_least_zero(group, "momentum")
+        if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
+            raise ValueError(f"SGD: nesterov needs a momentum and no dampening, not momentum {group['momentum']} and dampening {group['dampening']}")
+
+    def _new_state(self, parameter: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
+        return {"step": 0, "momentum_buffer": np.zeros_like(parameter.data)} if group["momentum"] else {"step": 0}
+
+    def _update(self, param: Any, grad: Any, state: dict[str, Any], group: Mapping[str, Any]) -> None:
+        lr, momentum, decay, nesterov = group["lr"], group["momentum"], group["weight_decay"], group["nesterov"]
+        state["step"] += 1
+        if momentum and "momentum_buffer" not in state:  # the group had no momentum until now
+            state["step"], state["momentum_buffer"] = 1, np.zeros_like(param)
+        keep, take = (momentum, 1 - group["dampening"]) if state["step"] > 1 else (0.0, 1.0)
+
+        def plain(p: Any, g: Any, scratch: Any) -> None:
+            if decay:
+                np.multiply(p, 1 - lr * decay, out=p)
+            np.multiply(g, lr, out=scratch)
+            np.subtract(p, scratch, out=p)
+
+        def with_momentum(p: Any, g: Any, b: Any, scratch: Any) -> None:
+            np.multiply(p, decay, out=scratch)
+            np.add(scratch, g, out=scratch)  # g of the formula
+            np.multiply(b, keep, out=b)
+            if nesterov:  # take is 1: b = momentum b + g, and the step is g + momentum b
+                np.add(b, scratch, out=b)
+                np.multiply(scratch, lr, out=scratch)
+                np.subtract(p, scratch, out=p)
+                np.multiply(b, lr * momentum, out=scratch)
+            else:
+                np.multiply(scratch, take, out=scratch)
+                np.add(b, scratch, out=b)
+                np.multiply(b, lr, out=scratch)
+            np.subtract(p, scratch, out=p)
+
+        if momentum:
+            in_blocks(with_momentum, param, grad, state["momentum_buffer"])
+        else:
+            in_blocks(plain, param, grad)

@@ -1,0 +1,98 @@
+"""Weights on disk: a state_dict with a few words of metadata in one safetensors file.
+
+A file is written under a temporary name in the same folder and renamed when it is complete: a reader sees the old file or the new one, never half of one, whatever
+happens in between. Nothing in a safetensors file is ever executed. Read next: `Module.state_dict` in `minigrad/nn/module.py`, which makes what is stored here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+__all__ = ["load_state", "save_state"]
+
+
+def save_state(path: str | os.PathLike[str], mapping: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
+    """Write named arrays and metadata to one safetensors file, atomically.
+
+    Args:
+        path: the file; one that exists is replaced. Its folder must exist.
+        mapping: name -> array (or CPU Tensor) of any shape, for example a `state_dict()`.
+        metadata: text by name, for example the configuration as JSON.
+
+    Raises:
+        TypeError: a value is not an array of numbers, or a piece of metadata is not text.
+        OSError: the file cannot be written; an older file of this name is then unharmed and nothing half-written is left.
+    """
+    path = Path(path)
+    for name, text in (metadata or {}).items():
+        if not isinstance(name, str) or not isinstance(text, str):
+            raise TypeError(f"save_state: metadata {name!r} is {type(text).__name__}; metadata is text by name")
+    arrays = {name: _storable(name, value) for name, value in mapping.items()}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # what the user's umask gives a new file; safetensors would make it private
+        save_file(arrays, temporary, metadata=dict(metadata or {}))
+        temporary.chmod(mode)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())  # the bytes are on the disk before the name is
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise OSError(f"cannot write {path}: {reason}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()  # there only after a failure
+    _sync_folder(path.parent)
+
+
+def _storable(name: str, value: Any) -> np.ndarray:
+    """The value as a C-contiguous little-endian array, which is what the format stores."""
+    array = np.asarray(value.numpy() if hasattr(value, "numpy") else value, order="C")
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"save_state: {name!r} has dtype {array.dtype}; give an array of numbers")
+    return array.astype(array.dtype.newbyteorder("<"), copy=False)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put the renaming itself on the disk, where the system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def load_state(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Read a safetensors file.
+
+    Args:
+        path: the file.
+
+    Returns:
+        `(mapping, metadata)`: name -> array, in memory of its own, and the metadata (empty if there is none).
+
+    Raises:
+        OSError: the file is missing or cannot be read.
+        ValueError: it is not a safetensors file, is damaged, or holds a dtype that NumPy does not have.
+    """
+    path = Path(path)
+    try:
+        path.open("rb").close()  # the system's own reason: missing, a folder, not permitted
+    except OSError as error:
+        raise type(error)(error.errno, f"cannot read {path}: {error.strerror}") from error
+    try:
+        with safe_open(path, framework="numpy") as file:
+            mapping = {name: np.array(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 - not a dict: it has no iterator
+            return mapping, dict(file.metadata() or {})
+    except (SafetensorError, TypeError, KeyError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path} is not a safetensors file that NumPy can read, or is damaged ({error})") from error

@@ -1,0 +1,358 @@
+"""Tensor: an array and how it was made.
+
+The methods only forward to the operations in `minigrad/ops`; the derivatives live there, and the walk that uses them in `autograd.py`. Read next: `op.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from minigrad import backend
+from minigrad.backend import Array
+
+__all__ = ["Tensor", "wrap"]
+
+
+class Tensor:
+    """An n-dimensional array that remembers how it was computed, so that `backward()` can find its derivatives.
+
+    Args:
+        data: anything NumPy makes an array of. It is copied: writing to the original later changes nothing here. A NumPy float array keeps its dtype, integers and
+            booleans keep theirs, Python numbers and lists of them become float32 (integers in Python lists too, unless they come as a NumPy array).
+        requires_grad: whether gradients are collected in `.grad`; only floating-point tensors can.
+
+    Attributes:
+        data: the array itself. Treat it as read-only; `copy_` and `t[index] = value` write, and tell the version counter.
+        grad: the gradient collected by `backward()`, a Tensor of this shape and dtype, or None.
+        node: the `autograd.Node` this is an output of, None for a leaf; `output` says which output.
+        version: one-element list, counts the writes; shared with every view of the same memory.
+
+    Source: https://docs.pytorch.org/docs/stable/tensors.html
+    """
+
+    __slots__ = ("__weakref__", "data", "grad", "node", "output", "requires_grad", "version")
+
+    __array_ufunc__ = None  # numpy_array * tensor asks Tensor.__rmul__ instead of looping over the elements
+
+    data: Array
+    grad: Tensor | None
+    node: Any
+    output: int
+    requires_grad: bool
+    version: list[int]
+
+    def __init__(self, data: Any, requires_grad: bool = False):
+        if isinstance(data, Tensor):
+            data = data.data
+        if type(data) is np.ndarray or isinstance(data, np.generic):
+            array = np.array(data, order="C")
+        elif backend.is_array(data):
+            array = data.copy()
+        else:
+            array = np.array(data)
+            if array.dtype != bool:
+                if array.dtype.kind not in "iuf":
+                    raise TypeError(f"Tensor: cannot make numbers of {type(data).__name__} data (NumPy reads it as {array.dtype})")
+                holds_arrays = isinstance(data, Sequence) and any(isinstance(x, np.ndarray | np.generic) for x in data)
+                array = array if holds_arrays else array.astype(np.float32)
+        if array.dtype.kind not in "biuf":
+            raise TypeError(f"Tensor: dtype {array.dtype} is not supported; give booleans, integers or floats")
+        self.data, self.grad, self.node, self.output, self.version = array, None, None, 0, [0]
+        self.requires_grad = False
+        if requires_grad:
+            self.requires_grad_()
+
+    # --- what it is
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.data.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.data.dtype
+
+    @property
+    def ndim(self) -> int:
+        return self.data.ndim
+
+    @property
+    def size(self) -> int:
+        return self.data.size
+
+    @property
+    def device(self) -> str:
+        return backend.device_of(self.data)
+
+    @property
+    def is_leaf(self) -> bool:
+        return self.node is None
+
+    def __repr__(self) -> str:
+        values = np.array2string(backend.to_device(self.data, "cpu"), separator=", ", threshold=100, prefix="Tensor(")
+        dtype = "" if self.dtype == np.float32 else f", dtype={self.dtype}"
+        made = f", made_by={self.node.op.name}" if self.node is not None else ", requires_grad=True" if self.requires_grad else ""
+        device = "" if self.device == "cpu" else f", device={self.device}"
+        return f"Tensor({values}{dtype}{device}{made})"
+
+    def __len__(self) -> int:
+        if self.ndim == 0:
+            raise TypeError("len() of a 0-d tensor: it has no first axis")
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        if self.ndim == 0:
+            raise TypeError("a 0-d tensor has no first axis to iterate over")
+        return iter(ops.unbind(self, 0))
+
+    def __bool__(self) -> bool:
+        return bool(self.data)
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __deepcopy__(self, memo: dict) -> Tensor:
+        if self.node is not None:
+            raise RuntimeError(f"deepcopy: this tensor was made by {self.node.op.name}; only leaf tensors can be copied deeply, use .detach() first")
+        copy = Tensor(self.data, self.requires_grad)
+        copy.grad = None if self.grad is None else Tensor(self.grad.data)
+        memo[id(self)] = copy
+        return copy
+
+    # --- out of the graph
+
+    def numpy(self) -> np.ndarray:
+        """A read-only view of the values, also of a tensor that requires grad. Raises TypeError for a tensor that is not on the CPU."""
+        if self.device != "cpu":
+            raise TypeError(f"numpy(): the tensor is on {self.device}; move it with .to(device='cpu') first")
+        view = self.data.view()
+        view.flags.writeable = False
+        return view
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.numpy(), dtype=dtype, copy=copy)
+
+    def item(self) -> float | int | bool:
+        """The value of a tensor with one element, as a Python number."""
+        if self.size != 1:
+            raise ValueError(f"item(): the tensor has {self.size} elements (shape {self.shape}), one is needed")
+        return self.data.item()
+
+    def detach(self) -> Tensor:
+        """The same memory without history: gradients stop here."""
+        return wrap(self.data, version=self.version)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Tensor:
+        """Start (or stop) collecting gradients in this leaf; returns the tensor itself."""
+        if requires_grad and self.data.dtype.kind != "f":
+            raise TypeError(f"requires_grad: only floating-point tensors have gradients, this one is {self.dtype}")
+        if not requires_grad and self.node is not None:
+            raise RuntimeError(f"requires_grad_(False): this tensor was made by {self.node.op.name}; use .detach()")
+        self.requires_grad = requires_grad
+        return self
+
+    def backward(self, gradient: Tensor | Array | None = None, retain_graph: bool = False, create_graph: bool = False) -> None:
+        """Add the derivative of this tensor to `.grad` of every leaf it was computed from: see `autograd.backward`."""
+        autograd.backward(self, gradient, retain_graph=retain_graph or create_graph, create_graph=create_graph)
+
+    # --- writing in place (the only two ways, beside the optimisers and load_state_dict)
+
+    def _writable(self, what: str) -> None:
+        if self.requires_grad and autograd.is_grad_enabled():
+            raise RuntimeError(f"{what}: this tensor requires grad; write under `with minigrad.no_grad():`, or make a new tensor instead")
+        if not self.data.flags.writeable:
+            raise RuntimeError(f"{what}: this tensor is a read-only view (of broadcast or overlapping memory); make a copy first")
+
+    def _bump(self) -> None:
+        """Say that the memory was written: a graph that saved it will refuse to use it."""
+        self.version[0] += 1
+
+    def copy_(self, value: Any) -> Tensor:
+        """Write `value` (broadcast, cast to this dtype) into this tensor; returns the tensor itself."""
+        self._writable("copy_")
+        np.copyto(self.data, ops.as_array(value, self), casting="unsafe")
+        self._bump()
+        return self
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self._writable("t[index] = value")
+        self.data[ops.plain_index(index)] = ops.as_array(value, self)
+        self._bump()
+
+    # --- operations
+
+    def to(self, device: str | None = None, dtype: Any = None) -> Tensor:
+        """The tensor on another device and/or with another dtype; itself where nothing changes. Gradients pass."""
+        x = self if dtype is None else ops.cast(self, dtype)
+        return x if device is None or device == x.device else ops.to_device(x, device)
+
+    def astype(self, dtype: Any) -> Tensor:
+        return ops.cast(self, dtype)
+
+    def __add__(self, other: Any) -> Tensor:
+        return ops.add(self, other)
+
+    def __radd__(self, other: Any) -> Tensor:
+        return ops.add(other, self)
+
+    def __sub__(self, other: Any) -> Tensor:
+        return ops.sub(self, other)
+
+    def __rsub__(self, other: Any) -> Tensor:
+        return ops.sub(other, self)
+
+    def __mul__(self, other: Any) -> Tensor:
+        return ops.mul(self, other)
+
+    def __rmul__(self, other: Any) -> Tensor:
+        return ops.mul(other, self)
+
+    def __truediv__(self, other: Any) -> Tensor:
+        return ops.div(self, other)
+
+    def __rtruediv__(self, other: Any) -> Tensor:
+        return ops.div(other, self)
+
+    def __pow__(self, exponent: Any) -> Tensor:
+        return ops.pow(self, exponent)
+
+    def __rpow__(self, base: Any) -> Tensor:
+        return ops.pow(base, self)
+
+    def __matmul__(self, other: Any) -> Tensor:
+        return ops.matmul(self, other)
+
+    def __rmatmul__(self, other: Any) -> Tensor:
+        return ops.matmul(other, self)
+
+    def __neg__(self) -> Tensor:
+        return ops.neg(self)
+
+    def __abs__(self) -> Tensor:
+        return ops.abs(self)
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return ops.getitem(self, index)
+
+    # Comparisons are elementwise, give booleans and no gradient; a tensor still hashes by identity, as PyTorch's do.
+    __hash__ = object.__hash__
+
+    def __eq__(self, other: Any) -> Tensor:  # type: ignore[override]
+        return ops.equal(self, other)
+
+    def __ne__(self, other: Any) -> Tensor:  # type: ignore[override]
+        return ops.not_equal(self, other)
+
+    def __gt__(self, other: Any) -> Tensor:
+        return ops.greater(self, other)
+
+    def __ge__(self, other: Any) -> Tensor:
+        return ops.greater_equal(self, other)
+
+    def __lt__(self, other: Any) -> Tensor:
+        return ops.less(self, other)
+
+    def __le__(self, other: Any) -> Tensor:
+        return ops.less_equal(self, other)
+
+    def exp(self) -> Tensor:
+        return ops.exp(self)
+
+    def log(self) -> Tensor:
+        return ops.log(self)
+
+    def sqrt(self) -> Tensor:
+        return ops.sqrt(self)
+
+    def tanh(self) -> Tensor:
+        return ops.tanh(self)
+
+    def erf(self) -> Tensor:
+        return ops.erf(self)
+
+    def sin(self) -> Tensor:
+        return ops.sin(self)
+
+    def cos(self) -> Tensor:
+        return ops.cos(self)
+
+    def relu(self) -> Tensor:
+        return ops.relu(self)
+
+    def abs(self) -> Tensor:
+        return ops.abs(self)
+
+    def clip(self, low: float | None = None, high: float | None = None) -> Tensor:
+        return ops.clip(self, low, high)
+
+    def sum(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
+        return ops.sum(self, axis, keepdims)
+
+    def mean(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
+        return ops.mean(self, axis, keepdims)
+
+    def var(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
+        return ops.var(self, axis, keepdims)
+
+    def max(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
+        return ops.max(self, axis, keepdims)
+
+    def min(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
+        return ops.min(self, axis, keepdims)
+
+    def argmax(self, axis: int | None = None) -> Tensor:
+        return ops.argmax(self, axis)
+
+    def reshape(self, *shape: int | tuple[int, ...]) -> Tensor:
+        return ops.reshape(self, _one_tuple(shape))
+
+    def flatten(self, start: int = 0) -> Tensor:
+        """Merge the axes from `start` on into one."""
+        return ops.flatten(self, start)
+
+    def transpose(self, *axes: int | tuple[int, ...]) -> Tensor:
+        """Reorder the axes as NumPy's `transpose` does; without arguments, reverse them."""
+        return ops.transpose(self, _one_tuple(axes) or None)
+
+    @property
+    def T(self) -> Tensor:
+        return ops.transpose(self)
+
+    def swapaxes(self, first: int, second: int) -> Tensor:
+        return ops.swapaxes(self, first, second)
+
+    def broadcast_to(self, shape: tuple[int, ...]) -> Tensor:
+        return ops.broadcast_to(self, shape)
+
+    def unbind(self, axis: int = 0) -> tuple[Tensor, ...]:
+        return ops.unbind(self, axis)
+
+
+def _one_tuple(arguments: tuple) -> tuple[int, ...]:
+    """`f(2, 3)` and `f((2, 3))` mean the same."""
+    return tuple(arguments[0]) if len(arguments) == 1 and isinstance(arguments[0], tuple | list) else arguments
+
+
+_new = Tensor.__new__
+
+
+def wrap(array: Array, node: Any = None, output: int = 0, version: list[int] | None = None) -> Tensor:
+    """A Tensor around an array, without copying: how the engine itself makes tensors."""
+    tensor = _new(Tensor)
+    tensor.data = array
+    tensor.grad = None
+    tensor.node = node
+    tensor.output = output
+    tensor.requires_grad = node is not None
+    tensor.version = [0] if version is None else version
+    return tensor
+
+
+# The one intended cycle: a Tensor's operators need the operations, and the operations make Tensors. By now the class exists.
+from minigrad import autograd, ops  # noqa: E402

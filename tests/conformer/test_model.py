@@ -1,0 +1,440 @@
+"""The Conformer's own promises: order of operations, couplings, switches, initialisation, names and errors.
+
+Parity with PyTorch is in test_oracle.py and test_parity.py.
+"""
+
+from __future__ import annotations
+
+from math import sqrt
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+import conformer
+import minigrad
+from conformer import ConvBlock, FCUDown, FCUUp, Med_ConvBlock, parameter_groups
+from minigrad import Tensor, nn, no_grad
+from minigrad import functional as F
+
+SMALL = {"num_classes": 5, "embed_dim": 12, "num_heads": 3, "mlp_ratio": 2, "channel_ratio": 0.25, "stem_channels": 8, "stem": "cifar", "depth": 6}
+
+
+def small(seed=0, **changes):
+    """A model in float64 that takes 8 x 8 images, with norms and biases away from 1 and 0."""
+    minigrad.manual_seed(seed)
+    model = conformer.Conformer(**{**SMALL, **changes}).to(dtype="float64")
+    rng = np.random.default_rng(seed)
+    with no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1:
+                parameter.copy_(parameter.numpy() + 0.1 * rng.standard_normal(parameter.shape))
+            elif name == "cls_token":
+                parameter.copy_(rng.standard_normal(parameter.shape))
+    return model
+
+
+def normal(*shape, seed=1):
+    return Tensor(np.random.default_rng(seed).standard_normal(shape))
+
+
+def values(tensors):
+    return [tensor.numpy().copy() for tensor in tensors]
+
+
+# --- blocks
+
+
+def layer(module):
+    """Make a module float64 and its batch norms' statistics something other than 0 and 1."""
+    module.to(dtype="float64").eval()
+    rng = np.random.default_rng(3)
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            for name in ("weight", "bias", "running_mean"):
+                with no_grad():
+                    getattr(norm, name).copy_(rng.standard_normal(norm.num_features))
+    return module
+
+
+def test_conv_block_adds_the_tokens_after_the_first_relu_and_hands_out_the_3x3():
+    block = layer(ConvBlock(8, 16, stride=2, res_conv=True))
+    x, x_t = normal(2, 6, 4, 8), normal(2, 6, 4, 4, seed=2)
+    y, x2 = block(x, x_t)
+    first = block.bn1(block.conv1(x)).relu() + x_t
+    expected_x2 = block.bn2(block.conv2(first)).relu()
+    shortcut = block.residual_bn(block.residual_conv(x))
+    assert (first.numpy() < 0).any(), "sums below 0 reach the 3x3 convolution"
+    assert_allclose(x2.numpy(), expected_x2.numpy(), atol=1e-12)
+    assert_allclose(y.numpy(), (block.bn3(block.conv3(expected_x2)) + shortcut).relu().numpy(), atol=1e-12)
+    assert x2.shape == (2, 3, 2, 4) and y.shape == (2, 3, 2, 16)
+
+
+def test_conv_block_without_projection_adds_its_input():
+    block = layer(ConvBlock(16, 16))
+    x = normal(2, 3, 3, 16)
+    y, x2 = block(x)
+    assert_allclose(y.numpy(), (block.bn3(block.conv3(x2)) + x).relu().numpy(), atol=1e-12)
+    assert list(block.state_dict()) == list(Med_ConvBlock(16).state_dict())
+
+
+@pytest.mark.parametrize("side", [1, 2])
+def test_fcu_down_gives_what_convolving_first_and_pooling_then_gives(side):
+    down = layer(FCUDown(4, 6, side))
+    x, x_t = normal(2, 4, 6, 4), normal(2, 1 + 24 // side**2, 6, seed=2)
+    tokens = down(x, x_t)
+    official = F.avg_pool2d(down.conv_project(x), side, side).reshape(2, -1, 6)
+    assert_allclose(tokens.numpy()[:, 1:], F.gelu(down.ln(official)).numpy(), atol=1e-12)
+    assert_array_equal(tokens.numpy()[:, 0], x_t.numpy()[:, 0])
+
+
+def test_fcu_up_leaves_the_class_token_behind_and_repeats_each_token():
+    up = layer(FCUUp(6, 4, 2))
+    x_t = normal(2, 7, 6)
+    y = up(x_t, 2, 3).numpy()
+    assert y.shape == (2, 4, 6, 4)
+    assert_allclose(y[:, ::2, ::2], y[:, 1::2, 1::2])
+    by_token = up.bn(up.conv_project(x_t[:, 1:].reshape(2, 2, 3, 6))).relu()
+    assert_allclose(y[:, ::2, ::2], by_token.numpy(), atol=1e-12)
+
+
+# --- the whole network
+
+
+def test_logits_are_pooled_features_and_the_class_token():
+    model, images = small().eval(), normal(2, 8, 12, 3)
+    named = model.intermediates(images)
+    conv_logits, trans_logits = model(images)
+    assert conv_logits.shape == trans_logits.shape == (2, 5)
+    last = named["conv_trans_6"].numpy()
+    assert_allclose(conv_logits.numpy(), model.conv_cls_head(Tensor(last.mean((1, 2)))).numpy(), atol=1e-12)
+    tokens = named["conv_trans_6.trans_block"]
+    assert_allclose(trans_logits.numpy(), model.trans_cls_head(model.trans_norm(tokens)[:, 0]).numpy(), atol=1e-12)
+
+
+def test_intermediates_come_in_order_and_from_the_same_computation():
+    model, images = small(num_med_block=1).eval(), normal(2, 8, 8, 3)
+    named = model.intermediates(images)
+    block = ["norm1", "attn", "norm2", "mlp"]
+    expected = ["stem", "conv_1", "trans_patch_conv", "tokens", *(f"trans_1.{part}" for part in block), "trans_1"]
+    for i in range(2, 7):
+        inner = [
+            "cnn_block",
+            "squeeze_block",
+            *(f"trans_block.{part}" for part in block),
+            "trans_block",
+            "med_block.0",
+            "expand_block",
+            "fusion_block",
+        ]
+        expected += [*(f"conv_trans_{i}.{name}" for name in inner), f"conv_trans_{i}"]
+    expected += ["pooling", "conv_cls_head", "trans_norm", "trans_cls_head"]
+    assert list(named) == expected
+    conv_logits, trans_logits = model(images)
+    assert_array_equal(named["conv_cls_head"].numpy(), conv_logits.numpy())
+    assert_array_equal(named["trans_cls_head"].numpy(), trans_logits.numpy())
+    tokens = named["trans_1"].numpy()
+    assert_allclose(tokens, named["tokens"].numpy() + named["trans_1.attn"].numpy() + named["trans_1.mlp"].numpy(), atol=1e-12)
+
+
+def test_a_gradient_can_be_asked_for_at_any_intermediate_but_the_unused():
+    model, images = small().eval(), normal(2, 8, 8, 3)
+    named = model.intermediates(images)
+    upstream = np.random.default_rng(5).standard_normal((2, 5))
+    loss = (named["conv_cls_head"] * upstream + named["trans_cls_head"] * upstream).sum()
+    used = [tensor for name, tensor in named.items() if name != "trans_norm"]
+    gradients = minigrad.grad(loss, used)
+    for tensor, gradient in zip(used, gradients, strict=True):
+        assert gradient.shape == tensor.shape and np.abs(gradient.numpy()).max() > 0
+
+
+def test_tokens_come_from_the_stem_and_not_from_conv_1():
+    model, images = small().eval(), normal(2, 8, 8, 3)
+    before = model.intermediates(images)
+    with no_grad():
+        model.conv_1.bn3.bias.copy_(model.conv_1.bn3.bias.numpy() + 1.0)
+    after = model.intermediates(images)
+    assert_array_equal(after["trans_1"].numpy(), before["trans_1"].numpy())
+    assert (after["conv_1"].numpy() != before["conv_1"].numpy()).any()
+    assert (after["conv_trans_2.trans_block"].numpy() != before["conv_trans_2.trans_block"].numpy()).any(), (
+        "the CNN branch reaches the tokens in block 2"
+    )
+    with no_grad():
+        model.trans_1.mlp.fc2.bias.copy_(model.trans_1.mlp.fc2.bias.numpy() + 1.0)
+    coupled = model.intermediates(images)
+    assert_array_equal(coupled["conv_trans_2.cnn_block"].numpy(), after["conv_trans_2.cnn_block"].numpy())
+    assert (coupled["conv_trans_2"].numpy() != after["conv_trans_2"].numpy()).any(), "the tokens reach the CNN branch in block 2"
+
+
+@pytest.mark.parametrize("doubled", [True, False])
+def test_class_token_doubles_in_each_coupled_block_unless_switched_off(doubled):
+    model, images = small(double_class_token=doubled).eval(), normal(2, 8, 8, 3)
+    named = model.intermediates(images)
+    before = named["trans_1"].numpy()
+    for plan in model.plans:
+        block = getattr(model, plan.name)
+        entering = named[f"{plan.name}.squeeze_block"].numpy() + before
+        assert_allclose(entering[:, 0], before[:, 0] * (2 if doubled else 1), rtol=1e-14)
+        assert (entering[:, 1:] != before[:, 1:]).all()
+        assert_allclose(named[f"{plan.name}.trans_block"].numpy(), block.trans_block(Tensor(entering)).numpy(), atol=1e-11)
+        before = named[f"{plan.name}.trans_block"].numpy()
+
+
+def test_there_is_no_positional_embedding():
+    """Blind to the CNN branch, the tokens do not know where they are: shuffled, they give the same class token."""
+    model, tokens = small().eval(), normal(2, 5, 12)
+    shuffled = tokens[:, np.array([0, 3, 1, 4, 2])]
+    assert_allclose(model.trans_1(shuffled).numpy()[:, 0], model.trans_1(tokens).numpy()[:, 0], atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("changes", "size", "stem", "maps", "tokens"),
+    [
+        ({"stem": "imagenet"}, (32, 48), (8, 12), [(8, 12), (4, 6), (2, 3), (1, 2)], 1 + 2 * 3),
+        ({"stem": "imagenet", "patch_size": 32}, (32, 32), (8, 8), [(8, 8), (4, 4), (2, 2), (1, 1)], 1 + 1),
+        ({"stem": "cifar"}, (8, 12), (8, 12), [(8, 12), (4, 6), (2, 3), (1, 2)], 1 + 2 * 3),
+        ({"stem": "cifar_fast"}, (16, 15), (8, 8), [(8, 8), (4, 4), (2, 2), (1, 1)], 1 + 2 * 2),
+        ({"stem": "imagenet"}, (30, 29), (8, 8), [(8, 8), (4, 4), (2, 2), (1, 1)], 1 + 2 * 2),
+    ],
+)
+def test_sizes_through_the_stages(changes, size, stem, maps, tokens):
+    model = small(**changes)
+    named = model.intermediates(normal(2, *size, 3))
+    assert named["stem"].shape == (2, *stem, 8)
+    found = [named[f"conv_trans_{i}"].shape[1:3] for i in (2, 4, 5, 6)]
+    assert found == maps
+    assert [named[f"conv_trans_{i}"].shape[3] for i in (2, 4, 6)] == [16, 32, 64]
+    assert all(
+        named[name].shape == (2, tokens, 12) for name in ("tokens", "trans_1", "conv_trans_3.squeeze_block", "conv_trans_6.trans_block", "trans_norm")
+    )
+
+
+@pytest.mark.parametrize("changes", [{"depth": 3}, {"num_med_block": 2}, {"base_channel": 32}, {"in_chans": 1}, {"qkv_bias": True, "qk_scale": 0.5}])
+def test_variants_train(changes):
+    model = small(**changes)
+    images = normal(2, 8, 8, changes.get("in_chans", 3))
+    conv_logits, trans_logits = model(images)
+    assert model.conv_cls_head.in_features == 4 * int(changes.get("base_channel", 64) * 0.25)
+    upstream = np.random.default_rng(7).standard_normal((2, 5))
+    (conv_logits * upstream + trans_logits * upstream).sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and np.isfinite(parameter.grad.numpy()).all(), name
+    assert ("conv_trans_2.med_block.1.conv2.weight" in model.state_dict()) == ("num_med_block" in changes)
+
+
+def test_directional_derivative_of_the_whole_network():
+    model, images = small(stem="cifar_fast").eval(), normal(2, 8, 8, 3)
+    rng = np.random.default_rng(11)
+    up = rng.standard_normal((2, 2, 5))
+
+    def loss():
+        conv_logits, trans_logits = model(images)
+        return (conv_logits * up[0] + trans_logits * up[1]).sum()
+
+    loss().backward()
+    parameters = list(model.parameters())
+    steps = [rng.standard_normal(parameter.shape) for parameter in parameters]
+    start, epsilon, ends = values(parameters), 1e-7, []
+    for sign in (1, -1):
+        with no_grad():
+            for parameter, value, step in zip(parameters, start, steps, strict=True):
+                parameter.copy_(value + sign * epsilon * step)
+            ends.append(loss().item())
+    slope = sum(float((parameter.grad.numpy() * step).sum()) for parameter, step in zip(parameters, steps, strict=True))
+    assert_allclose((ends[0] - ends[1]) / (2 * epsilon), slope, rtol=1e-5)
+
+
+def test_running_statistics_move_in_training_and_rest_in_evaluation():
+    model, images = small(), normal(2, 8, 8, 3)
+    start = model.state_dict()
+    model(images)
+    moved = model.state_dict()
+    counts = [name for name in moved if name.endswith("num_batches_tracked")]
+    assert all(moved[name] == 1 for name in counts)
+    for name in start:
+        if "running_" in name:
+            assert (moved[name] != start[name]).any(), name
+    model.eval()(images)
+    for name, value in model.state_dict().items():
+        assert_array_equal(value, moved[name])
+
+
+def test_drop_path_is_in_the_transformer_alone_and_grows():
+    model = small(drop_path_rate=0.5)
+    rates = {name: module.p for name, module in model.named_modules() if isinstance(module, nn.DropPath)}
+    assert rates == pytest.approx(
+        {"trans_1.drop_path": 0.0, **{f"conv_trans_{i}.trans_block.drop_path": 0.5 * (i - 1) / 5 for i in range(2, 7)}}, rel=1e-14
+    )
+
+
+def test_drop_path_drops_whole_branches_of_each_image_on_its_own():
+    model = small(drop_path_rate=0.9)
+    block = model.conv_trans_6.trans_block
+    minigrad.manual_seed(3)
+    named = {}
+    tokens = normal(64, 4, 12)
+    out = block(tokens, named)
+    # each residual branch is either gone or ten times as strong
+    outcomes = set()
+    for x, y, attention, mlp in zip(tokens.numpy(), out.numpy(), named["attn"].numpy(), named["mlp"].numpy(), strict=True):
+        fits = [(a, m) for a in (0, 10) for m in (0, 10) if np.allclose(y, x + a * attention + m * mlp, atol=1e-9)]
+        assert len(fits) == 1
+        outcomes.add(fits[0])
+    assert len(outcomes) >= 3, "the two branches are drawn separately"
+    assert_allclose(block.eval()(tokens).numpy(), block(tokens).numpy())
+
+
+def test_the_same_seed_draws_the_same_and_another_does_not():
+    images = normal(2, 8, 8, 3)
+
+    def run(seed):
+        model = small(seed=seed, drop_rate=0.2, attn_drop_rate=0.2, drop_path_rate=0.2)
+        return values(model(images))
+
+    first, second, other = run(4), run(4), run(5)
+    assert_array_equal(first, second)
+    assert (np.array(first) != np.array(other)).any()
+
+
+# --- initialisation, names and counts
+
+
+def test_initialisation_is_the_official_one():
+    minigrad.manual_seed(1)
+    model = conformer.Conformer(num_classes=10, channel_ratio=1, embed_dim=96, num_heads=3, depth=3, qkv_bias=True, stem="cifar")
+    parameters = {name: parameter.numpy() for name, parameter in model.named_parameters()}
+    modules = dict(model.named_modules())
+    assert_allclose(parameters["cls_token"].std(), 0.02, rtol=0.25)
+    untouched = []
+    for name, value in parameters.items():
+        owner, kind = modules[name.rpartition(".")[0]], name.rpartition(".")[2]
+        if isinstance(owner, nn.Linear):
+            if kind == "bias":
+                assert not value.any(), name
+            else:
+                assert_allclose(value.std(), 0.02, rtol=0.1, err_msg=name)
+                assert abs(value.mean()) < 0.02 * 5 / sqrt(value.size), name
+        elif isinstance(owner, nn.BatchNorm2d | nn.LayerNorm):
+            assert (value == (1 if kind == "weight" else 0)).all(), name
+        elif isinstance(owner, nn.Conv2d) and kind == "weight":
+            out, _, height, width = value.shape
+            std = sqrt(2 / (out * height * width))
+            assert_allclose(value.std(), std, rtol=5 / sqrt(2 * value.size), err_msg=name)
+            assert np.abs(value).max() > 2.2 * std, "normal, not uniform"
+        elif isinstance(owner, nn.Conv2d):
+            untouched.append(name)
+            bound = 1 / sqrt(np.prod(owner.weight.shape[1:]))
+            assert 0.8 * bound < np.abs(value).max() <= bound, name
+    assert untouched == ["trans_patch_conv.bias"] + [
+        f"conv_trans_{i}.{fcu}.conv_project.bias" for i in (2, 3) for fcu in ("squeeze_block", "expand_block")
+    ]
+
+
+def test_two_epsilons():
+    model = small(num_med_block=1)
+    larger = {name for name, module in model.named_modules() if getattr(module, "eps", 1e-6) != 1e-6}
+    assert larger == {"bn1", "trans_norm"}
+    assert model.bn1.eps == model.trans_norm.eps == 1e-5
+    assert {module.momentum for module in model.modules() if isinstance(module, nn.BatchNorm2d)} == {0.1}
+
+
+@pytest.fixture
+def no_draws(monkeypatch):
+    """Models of millions of parameters in no time: nothing is drawn."""
+    for name in ("kaiming_uniform_", "kaiming_normal_", "trunc_normal_", "uniform_", "normal_"):
+        monkeypatch.setattr(nn.init, name, lambda tensor, *args, **kwargs: tensor)
+
+
+@pytest.mark.parametrize(
+    ("factory", "name", "parameters"),
+    [
+        (conformer.conformer_tiny_patch16, "tiny-patch16", 23_524_704),
+        (conformer.conformer_small_patch16, "small-patch16", 37_673_424),
+        (conformer.conformer_base_patch16, "base-patch16", 83_289_136),
+        (conformer.conformer_small_patch32, "small-patch32", 38_853_072),
+        (conformer.conformer_cifar_nano, "cifar-nano", 1_071_880),
+        (conformer.conformer_cifar_micro, "cifar-micro", 2_661_332),
+        (conformer.conformer_cifar_small, "cifar-small", 7_675_660),
+    ],
+)
+def test_factories(no_draws, factory, name, parameters):
+    model = factory()
+    assert sum(parameter.size for parameter in model.parameters()) == parameters
+    assert model.config == conformer.CONFIGS[name]
+
+
+def test_factories_take_changes(no_draws):
+    model = conformer.conformer_cifar_nano(num_classes=100, drop_path_rate=0.1)
+    assert model.trans_cls_head.out_features == model.conv_cls_head.out_features == 100
+    assert model.conv_trans_6.trans_block.drop_path.p == 0.1
+    with pytest.raises(TypeError, match="num_class"):
+        conformer.conformer_cifar_nano(num_class=100)
+
+
+def test_parameters_come_in_the_officials_order():
+    names = list(small(depth=3, num_med_block=1, qkv_bias=True).state_dict())
+    tops = list(dict.fromkeys(name.split(".")[0] for name in names))
+    assert tops == [
+        "cls_token", "trans_norm", "trans_cls_head", "conv_cls_head", "conv1", "bn1", "conv_1", "trans_patch_conv", "trans_1", "conv_trans_2",
+        "conv_trans_3",
+    ]  # fmt: skip
+    inner = list(dict.fromkeys(name.split(".")[1] for name in names if name.startswith("conv_trans_2.")))
+    assert inner == ["cnn_block", "fusion_block", "med_block", "squeeze_block", "expand_block", "trans_block"]
+
+
+def test_parameter_groups_spare_vectors_biases_and_the_class_token():
+    model = small(qkv_bias=True)
+    model.conv1.requires_grad_(False)
+    decayed, spared = parameter_groups(model, 0.05)
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.05, 0.0)
+    named = {id(parameter): name for name, parameter in model.named_parameters()}
+    decayed_names, spared_names = ([named[id(parameter)] for parameter in group["params"]] for group in (decayed, spared))
+    assert sorted(decayed_names + spared_names) == sorted(set(named.values()) - {"conv1.weight"})
+    assert "cls_token" in spared_names and model.no_weight_decay() == {"cls_token"}
+    assert {"trans_1.attn.qkv.weight", "conv_1.conv1.weight", "trans_patch_conv.weight", "conv_cls_head.weight"} <= set(decayed_names)
+    assert all(name.endswith(".weight") for name in decayed_names)
+    parameters = dict(model.named_parameters())
+    assert all(parameters[name].ndim == 1 for name in spared_names if name != "cls_token")
+    assert [len(group["params"]) for group in parameter_groups(nn.Linear(2, 3), 0.1)] == [1, 1]
+
+
+# --- errors
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((2, 3, 8, 8), r"shape \(2, 3, 8, 8\) look like \(batch, channels, height, width\); give images.transpose\(0, 2, 3, 1\)"),
+        ((2, 8, 8, 4), r"images have 4 channels \(shape \(2, 8, 8, 4\)\), the network takes 3"),
+        ((8, 8, 3), r"images have shape \(8, 8, 3\); give \(batch, height, width, 3\)"),
+        ((2, 10, 8, 3), r"images are 10 x 8 pixels, .*multiples of 4: resize to 8 x 8 or 12 x 8"),
+    ],
+)
+def test_images_that_it_cannot_take(shape, message):
+    model = small()
+    before = model.state_dict()
+    with pytest.raises(ValueError, match=message) as caught:
+        model(normal(*shape))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=message):
+        model.intermediates(normal(*shape))
+    for name, value in model.state_dict().items():
+        assert_array_equal(value, before[name])
+
+
+def test_images_of_another_dtype():
+    with pytest.raises(TypeError, match=r"images are float32 and the parameters float64; give images.astype\('float64'\)"):
+        small()(normal(2, 8, 8, 3).astype("float32"))
+    with pytest.raises(TypeError, match="images are uint8 and the parameters float64"):
+        small()(Tensor(np.zeros((2, 8, 8, 3), np.uint8)))
+
+
+@pytest.mark.parametrize(("changes", "size", "larger"), [({}, (8, 8), (8, 12)), ({"patch_size": 64}, (16, 16), (16, 32))])
+def test_one_value_per_channel_cannot_train(changes, size, larger):
+    """The last block leaves one pixel of an 8 x 8 image; tokens of 16 pixels leave one token of a 16 x 16 image."""
+    model = small(**changes)
+    with pytest.raises(ValueError, match=f"one image of {size[0]} x {size[1]} pixels leaves batch norm a single value per channel"):
+        model(normal(1, *size, 3))
+    model(normal(2, *size, 3))
+    model(normal(1, *larger, 3))
+    model.eval()(normal(1, *size, 3))

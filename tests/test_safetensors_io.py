@@ -1,0 +1,137 @@
+"""Saving and loading states: exact round trips, atomic replacement, one-sentence errors."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from minigrad.safetensors_io import load_state, save_state
+
+STATE = {
+    "weight": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "running_mean": np.array([1.5, -2.5]),
+    "num_batches_tracked": np.array(7, dtype=np.int64),
+    "empty": np.zeros((0, 4), np.float32),
+    "flag": np.array([True, False]),
+}
+
+
+def test_round_trip(tmp_path: Path):
+    save_state(tmp_path / "a.safetensors", STATE, {"config": '{"depth": 6}'})
+    mapping, metadata = load_state(tmp_path / "a.safetensors")
+    assert metadata == {"config": '{"depth": 6}'}
+    assert sorted(mapping) == sorted(STATE)
+    for name, array in STATE.items():
+        assert mapping[name].dtype == array.dtype and mapping[name].shape == array.shape
+        np.testing.assert_array_equal(mapping[name], array)
+    assert os.listdir(tmp_path) == ["a.safetensors"]
+
+
+@settings(max_examples=25, deadline=None)
+@given(array=hnp.arrays(st.sampled_from(["<f4", ">f8", "<f2", "<i8", "|u1", "|b1"]), hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3)))
+def test_any_array_comes_back_bit_for_bit(tmp_path_factory: pytest.TempPathFactory, array: np.ndarray):
+    path = tmp_path_factory.mktemp("state") / "a.safetensors"
+    for stored in (array, array.T, array[::-1] if array.ndim else array):  # also memory that is not in C order
+        save_state(path, {"x": stored})
+        mapping, metadata = load_state(path)
+        assert metadata == {} and mapping["x"].shape == stored.shape
+        assert mapping["x"].tobytes() == stored.astype(stored.dtype.newbyteorder("<")).tobytes()
+
+
+def test_loaded_arrays_are_ours_to_write(tmp_path: Path):
+    save_state(tmp_path / "a.safetensors", STATE)
+    first = load_state(tmp_path / "a.safetensors")[0]
+    first["weight"] += 1
+    np.testing.assert_array_equal(load_state(tmp_path / "a.safetensors")[0]["weight"], STATE["weight"])
+
+
+def test_replaces_an_older_file(tmp_path: Path):
+    path = tmp_path / "last.safetensors"
+    save_state(path, STATE, {"step": "1"})
+    save_state(path, {"only": np.ones(3)}, {"step": "2"})
+    mapping, metadata = load_state(path)
+    assert list(mapping) == ["only"] and metadata == {"step": "2"}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file modes are POSIX")
+def test_file_has_the_usual_mode(tmp_path: Path):
+    (tmp_path / "plain").touch()
+    save_state(tmp_path / "a.safetensors", STATE)
+    assert stat.S_IMODE((tmp_path / "a.safetensors").stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+
+
+@pytest.mark.parametrize("broken", ["fsync", "replace"])
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str):
+    path = tmp_path / "last.safetensors"
+    save_state(path, STATE)
+    before = path.read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, broken, full)
+        with pytest.raises(OSError, match=r"cannot write .*last\.safetensors: No space left on device$"):
+            save_state(path, {"x": np.ones(100)})
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["last.safetensors"]
+
+
+def test_folder_that_does_not_exist(tmp_path: Path):
+    with pytest.raises(OSError, match="cannot write .*nowhere") as caught:
+        save_state(tmp_path / "nowhere" / "a.safetensors", STATE)
+    assert "\n" not in str(caught.value)
+    assert os.listdir(tmp_path) == []
+
+
+def test_wrong_values(tmp_path: Path):
+    with pytest.raises(TypeError, match="metadata 'step' is int"):
+        save_state(tmp_path / "a.safetensors", STATE, {"step": 3})  # type: ignore[dict-item]
+    with pytest.raises(TypeError, match="'name' has dtype <U3"):
+        save_state(tmp_path / "a.safetensors", {"name": np.array("abc")})
+    assert os.listdir(tmp_path) == []
+
+
+def test_missing_file_and_folder(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match=r"cannot read .*a\.safetensors: No such file"):
+        load_state(tmp_path / "a.safetensors")
+    with pytest.raises(OSError, match="cannot read"):
+        load_state(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["empty", "text", "cut", "header"])
+def test_damaged_file(tmp_path: Path, damage: str):
+    path = tmp_path / "a.safetensors"
+    save_state(path, STATE)
+    content = path.read_bytes()
+    path.write_bytes({"empty": b"", "text": b"this is not one", "cut": content[:-5], "header": b"\xff" * 8 + content[8:]}[damage])
+    with pytest.raises(ValueError, match=r"a\.safetensors is not a safetensors file") as caught:
+        load_state(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_dtype_that_numpy_does_not_have(tmp_path: Path):
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.ones(2, dtype=torch.bfloat16)}, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=r"a\.safetensors"):
+        load_state(tmp_path / "a.safetensors")
+
+
+def test_reads_and_writes_what_pytorch_does(tmp_path: Path):
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import load_file, save_file
+
+    save_state(tmp_path / "ours.safetensors", STATE)
+    for name, tensor in load_file(tmp_path / "ours.safetensors").items():
+        np.testing.assert_array_equal(tensor.numpy(), STATE[name])
+    save_file({"w": torch.arange(6.0).reshape(2, 3)}, tmp_path / "theirs.safetensors")
+    np.testing.assert_array_equal(load_state(tmp_path / "theirs.safetensors")[0]["w"], np.arange(6.0).reshape(2, 3))
