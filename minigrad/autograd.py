@@ -102,7 +102,7 @@ class Node:
         values: the plain arguments of the call.
         plan, saved, versions, facts, out: what derivative rules read (see `op.Op`). saved: input Tensors; versions: of these; out: the output's raw array, its version counter
             and version (never its Tensor: that would be a cycle).
-        inputs, kept, guards: what fused operations read: the input Tensors, what the kernel saved, and the (version counter, version, shape) of arrays among it.
+        inputs, kept, guards: what fused operations read: the input Tensors, what the kernel saved, and the (version counter, version) of inputs and outputs among it.
         shapes: of the inputs, where the operation broadcast them.
     """
 
@@ -225,18 +225,21 @@ def _walk(
 
     def arrive(edge: tuple, gradient: Tensor, fresh: bool) -> None:
         target, output = edge
-        if type(target) is Node:
-            slots = pending.get(target)
-            if slots is None:
-                slots = pending[target] = [None] * target.outputs
+        if type(target) is not Node:
+            if wanted is None or edge in wanted:
+                entry = found.get(edge)
+                if entry is None:
+                    found[edge] = [gradient, fresh]
+                else:
+                    entry[0], entry[1] = _add(entry[0], gradient, create_graph), True
+        elif target in pending:
+            slots = pending[target]
             slots[output] = _add(slots[output], gradient, create_graph)
-            return
-        if wanted is None or edge in wanted:
-            entry = found.get(edge)
-            if entry is None:
-                found[edge] = [gradient, fresh]
-            else:
-                entry[0], entry[1] = _add(entry[0], gradient, create_graph), True
+        elif target.outputs == 1:
+            pending[target] = [gradient]
+        else:
+            slots = pending[target] = [None] * target.outputs
+            slots[output] = gradient
 
     for tensor, gradient in zip(outputs, gradients, strict=True):
         edge = edge_of(tensor)
@@ -247,35 +250,37 @@ def _walk(
     useful = None if wanted is None else _leads_to(uses, wanted, stops)
     ready = [node for node, count in uses.items() if count == 0]
     watch = MODE.get().anomaly
+    needs = None  # all of them, unless only some targets are wanted
     with mode(record=create_graph):
         while ready:
             node = ready.pop()
             slots = pending.pop(node, None)
-            if wanted is not None and slots is not None:
-                for output, gradient in enumerate(slots):
+            if wanted is not None:
+                for output, gradient in enumerate(slots or ()):
                     if gradient is not None and (node, output) in wanted:
                         found[node, output] = [gradient, type(gradient) is _Sum]
-            if node in stops:
-                continue
-            edges = node.edges
-            if slots is None or (useful is not None and node not in useful):
-                results, fresh = (None,) * len(edges), False  # nothing to carry on, but the nodes below must still be counted down
+                if node in stops:
+                    continue
+                needs = tuple([edge is not None and (edge in wanted or edge[0] in useful) for edge in node.edges])  # type: ignore[operator]
+            if slots is None or (needs is not None and True not in needs):
+                results, fresh = itertools.repeat(None), False  # nothing to carry on, but the nodes below must still be counted down
             else:
-                incoming = [None if total is None else _as_tensor(total) for total in slots]
-                needs = tuple([edge is not None and (useful is None or edge in wanted or edge[0] in useful) for edge in edges])  # type: ignore[operator]
-                results, fresh = node.op.backward(node, incoming, needs, create_graph)
+                for output, total in enumerate(slots):
+                    if type(total) is _Sum:
+                        slots[output] = wrap(total.data)
+                results, fresh = node.op.backward(node, slots, needs, create_graph)
                 if watch:
-                    _check_gradients(node, incoming, results)
+                    _check_gradients(node, slots, results)
                 if not retain_graph:
                     node.free()
-            for edge, gradient in zip(edges, results, strict=True):
+            for edge, gradient in zip(node.edges, results):  # noqa: B905 (one result per edge, or None for ever)
                 if edge is not None:
                     if gradient is not None:
                         arrive(edge, gradient, fresh)
                     target = edge[0]
                     if type(target) is Node:
                         uses[target] -= 1
-                        if uses[target] == 0:
+                        if not uses[target]:
                             ready.append(target)
     return found
 
@@ -412,9 +417,11 @@ class _Checkpoint:
     def __init__(self, function: Callable, reads: list, captured: list, draws: Any, mode_then: Mode):
         self.function, self.reads, self.captured, self.draws, self.mode = function, reads, captured, draws, mode_then
 
-    def backward(self, node: Node, gradients: list, needs: tuple, create_graph: bool) -> tuple[list, bool]:
+    def backward(self, node: Node, gradients: list, needs: tuple | None, create_graph: bool) -> tuple[list, bool]:
         if node.inputs is None:
             raise freed(self.name)
+        if needs is None:
+            needs = tuple([edge is not None for edge in node.edges])
         count = len(node.inputs)
         for counter, then in self.reads:
             if counter[0] != then:

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -44,13 +45,14 @@ class _Plan:
     """What a node keeps and which rules it runs, for one choice of inputs that require grad.
 
     saves: positions of the inputs kept as Tensors; facts: (position, attribute) pairs kept, such as a shape; out: whether the output array is kept.
-    rules: (position of the input, rule, where its arguments stand in [g, *saved, *facts, out, *values]).
+    rules: (position of the input, rule, whether it asks for g alone, what picks its arguments from [g, *saved, *facts, out, *values]).
+    array_rules: the same for raw arrays, or () where there are none.
     """
 
-    __slots__ = ("facts", "out", "rules", "saves")
+    __slots__ = ("array_rules", "facts", "out", "rules", "saves")
 
-    def __init__(self, saves: tuple, facts: tuple, out: bool, rules: tuple):
-        self.saves, self.facts, self.out, self.rules = saves, facts, out, rules
+    def __init__(self, saves: tuple, facts: tuple, out: bool, rules: tuple, array_rules: tuple):
+        self.saves, self.facts, self.out, self.rules, self.array_rules = saves, facts, out, rules, array_rules
 
 
 class Op:
@@ -59,8 +61,8 @@ class Op:
     Parameters annotated with Tensor are the inputs and come first; the others are plain values.
     """
 
-    def __init__(self, function: Callable, outputs: int = 1):
-        self.name = function.__name__
+    def __init__(self, function: Callable, outputs: int = 1, name: str | None = None):
+        self.name = name or function.__name__
         self.function = function
         self.outputs = outputs
         self.kernels: dict[str, Kernel] = {}
@@ -75,9 +77,9 @@ class Op:
         self.names = [p.name for p in parameters]
         self._position = {name: k for k, name in enumerate(self.names)}
         self._defaults = tuple(p.default for p in parameters)
-        self._value_defaults = self._defaults[self.count :]
-        self._no_values_needed = inspect.Parameter.empty not in self._value_defaults
+        self._required = sum(default is inspect.Parameter.empty for default in self._defaults)
         self.rules: dict[str, Callable] = {}
+        self.array_rules: dict[str, Callable] = {}
         self._plans: dict[int, _Plan] = {}
         if self.name in REGISTRY:
             raise ValueError(f"there is an operation {self.name} already")
@@ -93,11 +95,21 @@ class Op:
             raise TypeError(f"{self.name}: no input is called {unknown[0]}")
         self.rules = rules
 
+    def on_arrays(self, **rules: Callable) -> None:
+        """State the same gradients on raw arrays, for when no graph is wanted; without arguments: the rules themselves, where they are plain operators.
+
+        These rules may ask for what the rules on Tensors of the same inputs ask for, and nothing else is kept for them.
+        """
+        self.array_rules = rules or self.rules
+
     # --- calling
 
     def _bind(self, args: tuple, kwargs: dict) -> tuple[Sequence, tuple]:
         """Split a call's arguments into inputs and values, as Python itself would bind them."""
         names, count = self.names, self.count
+        if not kwargs and self._required <= len(args) <= len(names):
+            bound: Any = args + self._defaults[len(args) :]
+            return bound[:count], bound[count:]
         if len(args) > len(names):
             raise TypeError(f"{self.name}: {len(args)} arguments given, at most {len(names)} taken ({', '.join(names)})")
         bound = list(args) + list(self._defaults[len(args) :])
@@ -128,30 +140,48 @@ class Op:
 
     def _make_plan(self, mask: int) -> _Plan:
         inputs, values = self.names[: self.count], self.names[self.count :]
-        rules = [(k, self.rules[name]) for k, name in enumerate(inputs) if (mask >> k & 1 or self.variadic) and name in self.rules]
-        wanted = list(dict.fromkeys(a for _, rule in rules for a in inspect.signature(rule).parameters if a != "g"))
+        chosen = [k for k, name in enumerate(inputs) if (mask >> k & 1 or self.variadic) and name in self.rules]
+        wanted = list(dict.fromkeys(a for k in chosen for a in inspect.signature(self.rules[inputs[k]]).parameters if a != "g"))
         saves = [a for a in wanted if a in inputs]
         facts = [a for a in wanted if a.rpartition("_")[0] in inputs and a.rpartition("_")[2] in ("shape", "dtype", "device")]
         environment = ["g", *saves, *facts, "out", *values]
-        for a in wanted:
-            if a not in environment:
-                raise TypeError(f"{self.name}: a rule asks for {a!r}; it may ask for g, out, {', '.join(inputs + values)} or {inputs[0]}_shape")
+
+        def with_pickers(rules: dict[str, Callable]) -> tuple:
+            found = []
+            for k in chosen:
+                rule = rules[inputs[k]]
+                names = list(inspect.signature(rule).parameters)
+                for a in names:
+                    if a not in environment or (a == "out" and "out" not in wanted):
+                        raise TypeError(f"{self.name}: a rule asks for {a!r}; it may ask for g, out, {', '.join(inputs + values)} or {inputs[0]}_shape")
+                found.append((k, rule, names == ["g"], itemgetter(*[environment.index(a) for a in names])))
+            return tuple(found)
+
         return _Plan(
             tuple(inputs.index(a) for a in saves),
             tuple((inputs.index(a.rpartition("_")[0]), a.rpartition("_")[2]) for a in facts),
             "out" in wanted,
-            tuple((k, rule, tuple(environment.index(a) for a in inspect.signature(rule).parameters)) for k, rule in rules),
+            with_pickers(self.rules),
+            with_pickers(self.array_rules) if self.array_rules else (),
         )
 
     def _keep_for_rules(self, node: Node, plan: _Plan, inputs: Sequence[Any], out: Tensor | None) -> None:
         node.plan = plan
-        node.saved = tuple([inputs[k] for k in plan.saves])
-        node.versions = tuple([x.version[0] for x in node.saved])
-        node.facts = tuple([getattr(inputs[k], what) for k, what in plan.facts]) if not self.variadic else (tuple([x.shape for x in inputs]),) * len(plan.facts)
-        node.out = None if out is None else (out.data, out.version, out.version[0])
+        if plan.saves:
+            node.saved = saved = tuple([inputs[k] for k in plan.saves])
+            node.versions = tuple([x.version[0] for x in saved])
+        else:
+            node.saved = node.versions = ()
+        if not plan.facts:
+            node.facts = ()
+        elif self.variadic:
+            node.facts = (tuple([x.shape for x in inputs]),) * len(plan.facts)
+        else:
+            node.facts = tuple([getattr(inputs[k], what) for k, what in plan.facts])
+        node.out = (out.data, out.version, out.version[0]) if plan.out and out is not None else None
 
-    def _run_rules(self, node: Node, g: Any, needs: tuple) -> list:
-        """The gradients of the inputs by the rules, as Tensors. Arguments come from the node: see _Plan."""
+    def _run_rules(self, node: Node, gradients: list, needs: tuple | None, create_graph: bool) -> list:
+        """The gradients of the inputs by the rules, as Tensors. Their arguments come from the node: see _Plan."""
         plan, saved = node.plan, node.saved
         if saved is None:
             raise freed(self.name)
@@ -160,18 +190,30 @@ class Op:
                 raise changed_in_place(self.name, f"an input of shape {x.shape}", then, x.version[0])
         out = None
         if node.out is not None:
-            array, counter, then = node.out
+            out, counter, then = node.out
             if counter[0] != then:
-                raise changed_in_place(self.name, f"its output of shape {array.shape}", then, counter[0])
-            out = wrap(array, node, 0, counter)
-        environment = [g, *saved, *node.facts, out, *node.values]
+                raise changed_in_place(self.name, f"its output of shape {out.shape}", then, counter[0])
+        if plan.array_rules and not create_graph:
+            if self.outputs == 1:
+                g: Any = gradients[0].data
+            else:
+                g = tuple([None if gradient is None else gradient.data for gradient in gradients])
+            environment = [g, *[x.data for x in saved], *node.facts, out, *node.values] if saved else [g, *node.facts, out, *node.values]
+            rules, made = plan.array_rules, wrap
+        else:
+            g = gradients[0] if self.outputs == 1 else tuple(gradients)
+            environment = [g, *saved, *node.facts, None if out is None else wrap(out, node, 0, node.out[1]), *node.values]
+            rules, made = plan.rules, None
         if self.variadic:
-            (_, rule, arguments), = plan.rules
-            return list(rule(*[environment[a] for a in arguments]))
-        results: list = [None] * len(needs)
-        for k, rule, arguments in plan.rules:
-            if needs[k]:
-                results[k] = rule(*[environment[a] for a in arguments])
+            results = list(rules[0][1](*rules[0][3](environment)))
+            return results if made is None else [made(x) for x in results]
+        results = [None] * len(node.edges)
+        for k, rule, alone, pick in rules:
+            if needs is None or needs[k]:
+                result = rule(g) if alone else rule(*pick(environment))
+                if made is not None:
+                    result = made(result if type(result) is not np.generic and not isinstance(result, np.generic) else np.asarray(result))
+                results[k] = result
         return results
 
 
@@ -191,76 +233,64 @@ def _new(op: Op, inputs: Sequence[Any], values: tuple, watched: bool) -> Node:
 class Primitive(Op):
     """An operation with a forward on arrays. Made by `@primitive`.
 
-    elementwise: inputs are broadcast together and brought to one dtype; gradients are summed back over the broadcast axes.
+    elementwise: inputs are broadcast together and brought to one dtype (those from position `promoted` on); gradients are summed back over the broadcast axes.
     view: the output may share the input's memory, and then shares its version counter.
     floating: integers become float32 first, as in PyTorch.
     """
 
-    def __init__(self, function: Callable, outputs: int = 1, elementwise: bool = False, view: bool = False, floating: bool = False, promoted: int = 0):
-        super().__init__(function, outputs)
+    def __init__(
+        self, function: Callable, outputs: int = 1, elementwise: bool = False, view: bool = False, floating: bool = False, promoted: int = 0, name: str | None = None
+    ):
+        super().__init__(function, outputs, name)
         self.elementwise, self.view, self.floating, self.promoted = elementwise, view, floating, promoted
-        self._several = elementwise and self.count > 1
-        self._plain = not (self._several or floating or view or self.variadic or outputs != 1)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if len(args) == self.count and not kwargs and self._no_values_needed:
-            inputs, values = args, self._value_defaults
-        else:
-            inputs, values = self._bind(args, kwargs)
+        return self._run(*self._bind(args, kwargs))
+
+    def _run(self, inputs: Sequence[Any], values: tuple) -> Any:
+        """Convert the inputs, run the forward, record a node. Unary and Binary do the same, faster, for the most common calls."""
         if self.variadic:
             inputs = tuple(inputs[0])
             if not inputs:
                 raise ValueError(f"{self.name}: needs at least one tensor")
-        if self._several:
-            first, second = inputs[0], inputs[1]
-            if not (
-                type(first) is Tensor is type(second)
-                and first.data.dtype is second.data.dtype
-                and type(first.data) is type(second.data)
-                and len(inputs) == 2
-                and not (self.floating and first.data.dtype.kind != "f")
-            ):
-                inputs = ops.promote(self, inputs, self.promoted, self.floating)
+        if self.elementwise:
+            inputs = ops.promote(self, inputs, self.promoted, self.floating)
         else:
             for x in inputs:
                 if type(x) is not Tensor or (self.floating and x.data.dtype.kind != "f"):
                     inputs = self._tensors(inputs)
                     break
+            if len(inputs) > 1 and len({type(x.data) for x in inputs}) > 1:
+                raise self._mixed_devices(inputs)
 
         mode = MODE.get()
         arrays = [x.data for x in inputs]
         out = self.function(*arrays, *values) if not self.variadic else self.function(arrays, *values)
+        if isinstance(out, np.generic):  # NumPy's reductions return scalars
+            out = np.asarray(out)
         if mode.watched:
             if mode.anomaly:
                 check_forward(self.name, arrays, values, out if type(out) is tuple else (out,))
             if mode.reads is not None:
                 mode.reads.extend([(x.version, x.version[0]) for x in inputs])
-        if type(out) is not _ndarray:
-            if type(out) is tuple:
-                return self._wrap_several(out, inputs, values, mode)
-            if isinstance(out, np.generic):  # NumPy's reductions return scalars
-                out = np.asarray(out)
+        if type(out) is tuple:
+            return self._wrap_several(out, inputs, values, mode)
 
         version = inputs[0].version if self.view and _shares_memory(out, arrays[0]) else None
         mask = 0
-        if mode.record:
+        if mode.record and self.rules:
             bit = 1
             for x in inputs:
                 if x.requires_grad:
                     mask |= bit
                 bit += bit
-        if not mask or not self.rules:
+        if not mask:
             return wrap(out, None, 0, version)
         node = _new(self, inputs, values, mode.anomaly)
         result = wrap(out, node, 0, version)
-        plan = self._plans.get(mask) or self._plan(mask)
-        self._keep_for_rules(node, plan, inputs, result if plan.out else None)
-        if self._several:
-            shape = out.shape
-            for array in arrays:
-                if array.shape != shape:
-                    node.shapes = tuple([array.shape for array in arrays])  # gradients must be summed back to these
-                    break
+        self._keep_for_rules(node, self._plans.get(mask if not self.variadic else 1) or self._plan(mask if not self.variadic else 1), inputs, result)
+        if self.elementwise and any([array.shape != out.shape for array in arrays]):
+            node.shapes = tuple([array.shape for array in arrays])  # gradients must be summed back to these
         return result
 
     def _tensors(self, inputs: Sequence[Any]) -> list[Tensor]:
@@ -280,15 +310,84 @@ class Primitive(Op):
         self._keep_for_rules(node, self._plan(1), inputs, None)
         return tuple([wrap(array, node, k, version) for k, array in enumerate(out)])
 
-    def backward(self, node: Node, gradients: list, needs: tuple, create_graph: bool) -> tuple[list, bool]:
+    def backward(self, node: Node, gradients: list, needs: tuple | None, create_graph: bool) -> tuple[list, bool]:
         """The gradients of the inputs, and whether their arrays are all fresh. See `autograd._walk`."""
-        g = gradients[0] if node.outputs == 1 and self.outputs == 1 else tuple(gradients)
-        results = self._run_rules(node, g, needs)
+        results = self._run_rules(node, gradients, needs, create_graph)
         if node.shapes is not None:
             for k, shape in enumerate(node.shapes):
                 if results[k] is not None and results[k].data.shape != shape:
                     results[k] = ops.sum_to(results[k], shape)
         return results, False
+
+
+class Unary(Primitive):
+    """A primitive of one Tensor and nothing else: `Primitive._run` without its cases."""
+
+    def __call__(self, x: Any) -> Tensor:
+        mode = MODE.get()
+        if type(x) is not Tensor or mode.watched or (self.floating and x.data.dtype.kind != "f"):
+            return self._run((x,), ())
+        out = self.function(x.data)
+        if type(out) is not _ndarray and isinstance(out, np.generic):
+            out = np.asarray(out)
+        if not x.requires_grad or not mode.record or not self.rules:
+            return wrap(out)
+        node = _new_node(Node)
+        node.op = self
+        node.edges = ((x, 0) if x.node is None else (x.node, x.output),)
+        node.values = node.facts = ()
+        node.outputs = 1
+        node.order = next(node_numbers)
+        node.site = node.shapes = None
+        node.plan = plan = self._plans.get(1) or self._plan(1)
+        result = wrap(out, node)
+        if plan.saves:
+            node.saved, node.versions = (x,), (x.version[0],)
+        else:
+            node.saved = node.versions = ()
+        node.out = (out, result.version, 0) if plan.out else None
+        if plan.facts:
+            self._keep_for_rules(node, plan, (x,), result)
+        return result
+
+
+class Binary(Primitive):
+    """An elementwise primitive of two Tensors: `Primitive._run` without its cases."""
+
+    def __call__(self, x: Any, y: Any) -> Tensor:
+        mode = MODE.get()
+        if type(x) is not Tensor or type(y) is not Tensor or mode.watched:
+            return self._run((x, y), ())
+        a, b = x.data, y.data
+        dtype = a.dtype
+        if dtype is not b.dtype or type(a) is not type(b) or (self.floating and dtype.kind != "f"):
+            return self._run((x, y), ())
+        out = self.function(a, b)
+        if type(out) is not _ndarray and isinstance(out, np.generic):
+            out = np.asarray(out)
+        if not mode.record or not self.rules:
+            return wrap(out)
+        if x.requires_grad:
+            mask = 3 if y.requires_grad else 1
+        elif y.requires_grad:
+            mask = 2
+        else:
+            return wrap(out)
+        node = _new_node(Node)
+        node.op = self
+        node.edges = (
+            None if not mask & 1 else (x, 0) if x.node is None else (x.node, x.output),
+            None if not mask & 2 else (y, 0) if y.node is None else (y.node, y.output),
+        )
+        node.values = ()
+        node.outputs = 1
+        node.order = next(node_numbers)
+        node.site = None
+        shape = out.shape
+        node.shapes = None if a.shape == shape == b.shape else (a.shape, b.shape)  # gradients must be summed back to these
+        result = wrap(out, node)
+        self._keep_for_rules(node, self._plans.get(mask) or self._plan(mask), (x, y), result)
+        return result
 
 
 def _shares_memory(out: Any, array: Any) -> bool:
@@ -339,60 +438,56 @@ class Fused(Op):
         self.kernels[device] = Kernel(forward, backward, strided, fresh)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if len(args) == self.count and not kwargs and self._no_values_needed:
-            inputs, values = args, self._value_defaults
-        else:
-            inputs, values = self._bind(args, kwargs)
-        dtype = array_type = None
+        inputs, values = self._bind(args, kwargs)
+        arrays: list = []
+        array_type = dtype = None
+        mask, bit = 0, 1
         for x in inputs:
-            if type(x) is Tensor:
+            if x is None:
+                arrays.append(None)
+            elif type(x) is Tensor:
                 data = x.data
-                if array_type is None:
+                arrays.append(data)
+                if type(data) is not array_type:
+                    if array_type is not None:
+                        raise self._mixed_devices(inputs)
                     array_type = type(data)
-                elif array_type is not type(data):
-                    raise self._mixed_devices([x for x in inputs if isinstance(x, Tensor)])
-                if data.dtype.kind == "f":
-                    if dtype is None:
-                        dtype = data.dtype
-                    elif dtype is not data.dtype and dtype != data.dtype:
+                if data.dtype is not dtype and data.dtype.kind == "f":
+                    if dtype is not None and dtype != data.dtype:
                         raise TypeError(f"{self.name}: inputs are {dtype} and {data.dtype}; bring them to one dtype with .astype(...)")
-            elif x is not None:
+                    dtype = data.dtype
+                if x.requires_grad:
+                    mask |= bit
+            else:
                 return self(*[y if y is None or type(y) is Tensor else wrap(y) if backend.is_array(y) else Tensor(y) for y in inputs], *values)
+            bit += bit
         if self._check is not None:
             self._check(*inputs, *values)
         mode = MODE.get()
-        kernel = self.kernels.get("cpu" if array_type is _ndarray else backend.device_of(next(x for x in inputs if x is not None).data))
+        kernel = self.kernels.get("cpu" if array_type is _ndarray else backend.device_of(arrays[0]))
         if kernel is None or mode.definitions:
             return self.function(*inputs, *values)
 
-        if kernel.strided:
-            arrays = [None if x is None else x.data for x in inputs]
-        else:
-            arrays = [None if x is None else x.data if x.data.flags.c_contiguous else x.data.copy() for x in inputs]
+        if not kernel.strided:
+            for k, array in enumerate(arrays):
+                if array is not None and not array.flags.c_contiguous:
+                    arrays[k] = array.copy()
         out, saved = kernel.forward(*arrays, *values)
         if mode.watched:
             if mode.anomaly:
                 check_forward(self.name, arrays, values, out if self.outputs > 1 else (out,))
             if mode.reads is not None:
                 mode.reads.extend([(x.version, x.version[0]) for x in inputs if x is not None])
-        node = None
-        if mode.record:
-            mask, bit = 0, 1
-            for x in inputs:
-                if x is not None and x.requires_grad:
-                    mask |= bit
-                bit += bit
-            if mask:
-                node = _new(self, inputs, values, mode.anomaly)
+        node = _new(self, inputs, values, mode.anomaly) if mask and mode.record else None
         if self.outputs > 1:
             result = tuple([wrap(array, node if k < self.differentiable else None, k) for k, array in enumerate(out)])
             if node is not None:
                 node.outputs = self.differentiable
-                self._keep(node, mask, inputs, arrays, saved, result)  # type: ignore[possibly-undefined]
+                self._keep(node, mask, inputs, arrays, saved, result)
             return result
         result = wrap(out if type(out) is array_type else np.asarray(out), node)  # NumPy's reductions return scalars
         if node is not None:
-            self._keep(node, mask, inputs, arrays, saved, (result,))  # type: ignore[possibly-undefined]
+            self._keep(node, mask, inputs, arrays, saved, (result,))
         return result
 
     def _keep(self, node: Node, mask: int, inputs: Sequence, arrays: list, saved: tuple, results: tuple) -> None:
@@ -402,24 +497,26 @@ class Fused(Op):
         """
         guards = []
         for array in saved:
-            if type(array) is _ndarray or backend.is_array(array):
-                for x, own in zip(inputs, arrays):  # noqa: B905 (made from inputs)
-                    if array is own and own is x.data:
-                        guards.append((x.version, x.version[0], own.shape))
-                        break
-                else:
-                    for y in results:
-                        if array is y.data:
-                            guards.append((y.version, y.version[0], array.shape))
+            k = 0
+            for own in arrays:
+                if own is array and own is not None:
+                    x = inputs[k]
+                    if x.data is own:  # not a contiguous copy of it
+                        guards.append((x.version, x.version[0]))
+                    break
+                k += 1
+            else:
+                if array is results[0].data:
+                    guards.append((results[0].version, results[0].version[0]))
         node.kept, node.guards = saved, guards
         if self.rules:
             plan = self._plan(mask)
-            self._keep_for_rules(node, plan, inputs, results[0] if plan.out else None)
+            self._keep_for_rules(node, plan, inputs, results[0])
         else:
             node.inputs = inputs
             node.versions = tuple([None if x is None else x.version[0] for x in inputs])
 
-    def backward(self, node: Node, gradients: list, needs: tuple, create_graph: bool) -> tuple[list, bool]:
+    def backward(self, node: Node, gradients: list, needs: tuple | None, create_graph: bool) -> tuple[list, bool]:
         """The gradients of the inputs, and whether their arrays are all fresh. See `autograd._walk`."""
         if node.kept is None:
             raise freed(self.name)
@@ -427,11 +524,13 @@ class Fused(Op):
         kernel = self.kernels.get("cpu" if type(first.data) is _ndarray else backend.device_of(first.data))
         by_kernel = kernel is not None and kernel.backward is not None and not create_graph
         if self.rules and not by_kernel:
-            return self._run_rules(node, gradients[0], needs), False
+            return self._run_rules(node, gradients, needs, create_graph), False
+        if needs is None:
+            needs = tuple([edge is not None for edge in node.edges])
         if by_kernel:
-            for counter, then, shape in node.guards:
+            for counter, then in node.guards:
                 if counter[0] != then:
-                    raise changed_in_place(self.name, f"an array of shape {shape}", then, counter[0])
+                    raise changed_in_place(self.name, "an input or the output", then, counter[0])
             if not kernel.strided:  # type: ignore[union-attr]
                 dy = [None if g is None else g.data if g.data.flags.c_contiguous else g.data.copy() for g in gradients]
             else:
@@ -447,7 +546,13 @@ class Fused(Op):
 
 def primitive(function: Callable | None = None, **options: Any) -> Any:
     """Decorator: make a function on arrays a primitive operation on Tensors. Options: see Primitive."""
-    return (lambda f: Primitive(f, **options)) if function is None else Primitive(function)
+
+    def make(function: Callable) -> Primitive:
+        names = list(inspect.signature(function).parameters)
+        fast = {("x",): Unary, ("x", "y"): Binary if options.get("elementwise") else Primitive}.get(tuple(names), Primitive)
+        return (Primitive if options.get("view") else fast)(function, **options)
+
+    return make if function is None else make(function)
 
 
 def fused(function: Callable | None = None, **options: Any) -> Any:

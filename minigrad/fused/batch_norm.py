@@ -88,8 +88,9 @@ def _check(x, weight, bias, mean, var, residual, eps, relu) -> None:
         raise ValueError(f"batch_norm: residual has shape {residual.shape}, x has shape {x.shape}")
 
 
-# Elements in a long row, in a block that stays in a core's cache, and in the smallest share of work that a thread is worth.
+# Elements in a long row, in a block (NumPy works on one after the other), and in the smallest share of work that a thread is worth.
 LONG_ROW, BLOCK, GRAIN = 8192, 1 << 18, 1 << 18
+FAR = 16  # mean ** 2 / var from which on x * x - mean * mean would lose digits of float32 that matter
 
 
 def _channel_groups(rows: int, channels: int) -> int:
@@ -97,8 +98,11 @@ def _channel_groups(rows: int, channels: int) -> int:
     return gcd(rows, 1 << max(LONG_ROW // channels, 1).bit_length() - 1)
 
 
-def _walk(wide: np.ndarray, work: Callable[[slice, np.ndarray], None]) -> np.ndarray:
-    """Call `work(block, sums)` for the row blocks of `wide`, on all threads. It may add to `sums`, two long rows; returned is their total."""
+def _walk(wide: np.ndarray, work: Callable[[slice, np.ndarray], None], channels: int) -> np.ndarray:
+    """Call `work(block, sums)` for the row blocks of `wide`, on all threads.
+
+    The work may add to `sums`, two long rows. Returned is (2, C): their total by channel, in float64 from here on, as C numbers cost nothing.
+    """
     rows, width = wide.shape
     step = max(BLOCK // width, 1)
 
@@ -108,7 +112,8 @@ def _walk(wide: np.ndarray, work: Callable[[slice, np.ndarray], None]) -> np.nda
             work(slice(row, min(row + step, stop)), sums)
         return sums
 
-    return sum(parallel_rows(share, rows, max(GRAIN // width, 1)))
+    total = sum(parallel_rows(share, rows, max(GRAIN // width, 1)))
+    return total.astype(np.float64).reshape(2, -1, channels).sum(1)
 
 
 def cpu_forward(x, weight, bias, mean, var, residual, eps, relu):
@@ -125,35 +130,32 @@ def cpu_forward(x, weight, bias, mean, var, residual, eps, relu):
     residual_wide = None if residual is None else residual.reshape(x_wide.shape)
     ones, zeros = np.ones(len(x_wide), x.dtype), np.zeros(groups * channels, x.dtype)
 
-    def moments(pivot) -> np.ndarray:                                      # (2, C): the means of x' and of x' * x'
+    def long(vector: np.ndarray) -> np.ndarray:
+        return np.tile(vector.astype(x.dtype), groups)
+
+    def moments(pivot: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:  # (C,), (C,): the mean and the variance of x'
         def work(block: slice, sums: np.ndarray) -> None:
             part = x_wide[block] if pivot is None else x_wide[block] - pivot
             sums[0] += ones[block] @ part
             sums[1] += ones[block] @ (part * part)
 
-        return _walk(x_wide, work).reshape(2, groups, channels).sum(1) / count
+        mean, square = _walk(x_wide, work, channels) / count
+        return mean, np.maximum(square - mean * mean, 0)
 
-    def far_from_zero(mean, var) -> bool:
-        return bool((mean * mean > 4 * (var + eps)).any())
-
-    pivot, training = None, mean is None
-    if training:
-        mean, square = moments(None)
-        offset, var = mean, square - mean * mean
-        if far_from_zero(mean, var):
-            pivot = mean
-            offset, square = moments(np.tile(pivot, groups))
-            mean, var = pivot + offset, np.maximum(square - offset * offset, 0)
-    else:
-        mean, var, offset = mean.copy(), var.copy(), mean
-        if far_from_zero(mean, var):
-            pivot, offset = mean, np.zeros_like(mean)
-
+    training = mean is None
+    mean, var = moments(None) if training else (mean.astype(np.float64), var.astype(np.float64))
+    pivot, offset = None, mean
+    if (mean * mean > FAR * (var + eps)).any():
+        pivot = mean.astype(x.dtype)
+        if training:
+            offset, var = moments(long(pivot))
+            mean = pivot + offset
+        else:
+            offset = mean - pivot
     rstd = (var + eps) ** -0.5                                             # (C,)
     scale = rstd if weight is None else rstd * weight
     shift = -offset * scale if bias is None else bias - offset * scale
-    scale, shift = np.tile(scale, groups), np.tile(shift, groups)
-    long_pivot = None if pivot is None else np.tile(pivot, groups)
+    scale, shift, long_pivot = long(scale), long(shift), None if pivot is None else long(pivot)
 
     def affine(block: slice, _) -> None:
         part, out = x_wide[block], y_wide[block]
@@ -166,8 +168,8 @@ def cpu_forward(x, weight, bias, mean, var, residual, eps, relu):
         if relu:
             np.maximum(out, zeros, out=out)                                # with a scalar zero NumPy takes five times as long
 
-    _walk(x_wide, affine)
-    return (y, mean, var), (x, weight, y if relu else None, pivot, offset, rstd, training)
+    _walk(x_wide, affine, channels)
+    return (y, mean.astype(x.dtype), var.astype(x.dtype)), (x, weight, y if relu else None, pivot, offset, rstd, training)
 
 
 def cpu_backward(dy, saved, needs):
@@ -204,15 +206,15 @@ def cpu_backward(dy, saved, needs):
         sums[0] += ones[block] @ g
         sums[1] += ones[block] @ (g * part)
 
-    dbias, dweight = _walk(x_wide, products).reshape(2, groups, channels).sum(1)
-    dweight = (dweight - offset * dbias) * rstd                            # (C,)
+    dbias, dweight = _walk(x_wide, products, channels)                     # float64
+    dweight = (dweight - offset * dbias) * rstd
 
     dx = None
     if wants_x:
         a = rstd if weight is None else weight * rstd
         b = -a * rstd * dweight / max(count, 1)
         c = -a * dbias / max(count, 1) - b * offset
-        a, b, c = (np.tile(vector, groups) for vector in (a, b, c))
+        a, b, c = (np.tile(vector.astype(x.dtype), groups) for vector in (a, b, c))
         dx_wide = np.empty_like(g_wide) if y is None or wants_residual else g_wide
 
         def combine(block: slice, _) -> None:
@@ -222,9 +224,10 @@ def cpu_backward(dy, saved, needs):
                 part += c
                 out += part
 
-        _walk(x_wide, combine)
+        _walk(x_wide, combine, channels)
         dx = dx_wide.reshape(x.shape)
     dresidual = g_wide.reshape(x.shape) if wants_residual else None
+    dweight, dbias = dweight.astype(x.dtype), dbias.astype(x.dtype)
     return dx, dweight if wants_weight else None, dbias if wants_bias else None, None, None, dresidual
 
 

@@ -222,7 +222,7 @@ def _chunks(rows: np.ndarray, chunk: int) -> np.ndarray:
 
 
 def _relaid(weight: np.ndarray, groups: int, axes: tuple[int, ...]) -> np.ndarray:
-    """A contiguous copy of (G, O/G, I/G, kh, kw) with its axes in another order."""
+    """A contiguous copy of the weight as (G, O/G, I/G, kh, kw), its axes in another order."""
     return weight.reshape(groups, -1, *weight.shape[1:]).transpose(axes).copy()
 
 

@@ -1,9 +1,11 @@
-"""Linear: every row of the input times one weight matrix. The shortest kernel that uses the thread pool; read it before the others.
+"""Linear: every row of the input times one weight matrix. The shortest kernel that uses the thread pool.
 
 Letters: R rows (all leading axes of x together), I input features, O output features. Read next: `layer_norm.py`.
 """
 
 from __future__ import annotations
+
+from math import prod
 
 import numpy as np
 
@@ -12,6 +14,8 @@ from minigrad.op import fused
 from minigrad.tensor import Tensor
 
 __all__ = ["linear"]
+
+_GRAIN = 1 << 22  # multiplications that take about as long as handing rows to a thread
 
 
 @fused
@@ -31,57 +35,56 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.linear.html
     """
-    y = x @ weight.T                                                           # (..., O)
-    return y if bias is None else y + bias                                     # (..., O)
+    y = x @ weight.T                                                       # (..., O)
+    return y if bias is None else y + bias                                 # (..., O)
 
 
 @linear.check
-def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+def _check(x, weight, bias) -> None:
     if weight.ndim != 2:
-        raise ValueError(f"linear: weight has shape {weight.shape}, expected (out_features, in_features)")
+        raise ValueError(f"linear: weight must be (out_features, in_features), it has shape {weight.shape}")
     if x.ndim == 0 or x.shape[-1] != weight.shape[1]:
-        raise ValueError(f"linear: x has shape {x.shape}, weight expects {weight.shape[1]} features in its last axis (weight shape {weight.shape})")
+        raise ValueError(f"linear: x has shape {x.shape}, weight expects {weight.shape[1]} features in the last axis (weight shape {weight.shape})")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"linear: bias has shape {bias.shape}, weight makes {weight.shape[0]} features (weight shape {weight.shape})")
 
 
-def _grain(weight: np.ndarray) -> int:
-    """Rows worth a thread: four million multiplications take about as long as handing them over."""
-    return 1 + 2**22 // (weight.size + 1)
-
-
 def cpu_forward(x, weight, bias):
+    """One matrix product per block of rows; the bias is added while the block is in the cache."""
     features_out, features_in = weight.shape
-    rows = x.reshape(-1, features_in) if features_in else x.reshape(x.size // 1 if x.ndim < 2 else int(np.prod(x.shape[:-1])), 0)
-    y = np.empty((len(rows), features_out), x.dtype)                           # (R, O)
+    rows = x.reshape(prod(x.shape[:-1]), features_in)                      # (R, I)
+    y = np.empty((len(rows), features_out), x.dtype)                       # (R, O)
 
     def work(start: int, stop: int) -> None:
-        np.matmul(rows[start:stop], weight.T, out=y[start:stop])
+        block = np.matmul(rows[start:stop], weight.T, out=y[start:stop])
         if bias is not None:
-            y[start:stop] += bias
+            block += bias
 
-    parallel_rows(work, len(rows), _grain(weight))
+    parallel_rows(work, len(rows), 1 + _GRAIN // (weight.size + 1))
     return y.reshape(*x.shape[:-1], features_out), (x, weight)
 
 
 def cpu_backward(dy, saved, needs):
-    """y_ro = sum_i x_ri w_oi + b_o is linear in each of its arguments, so
+    """`y_ro = sum_i x_ri w_oi + b_o` is linear in each argument, and so is what reaches it:
 
-        dx_ri = sum_o dy_ro w_oi        dw_oi = sum_r dy_ro x_ri        db_o = sum_r dy_ro
+    dx_ri = sum_o dy_ro w_oi,    dw_oi = sum_r dy_ro x_ri,    db_o = sum_r dy_ro.
 
-    The sums over rows are taken block by block and the blocks' parts added. The last one is written as the product of a row of ones with dy, which BLAS does at the
-    speed of memory.
+    The sums over r are taken block by block and added at the end. The last one is a row of ones times dy: BLAS takes column sums at the speed of memory.
     """
     x, weight = saved
     features_out, features_in = weight.shape
-    dx = np.empty_like(x) if needs[0] else None
-    rows, dx_rows, dy_rows = (None if a is None else a.reshape(-1, n) for a, n in ((x, features_in), (dx, features_in), (dy, features_out)))
+    rows = x.reshape(prod(x.shape[:-1]), features_in)                      # (R, I)
+    g = dy.reshape(len(rows), features_out)                                # (R, O)
+    dx = np.empty_like(rows) if needs[0] else None
 
     def work(start: int, stop: int) -> tuple:
-        g = dy_rows[start:stop]                                                # (r, O)
+        block = g[start:stop]                                              # (r, O)
         if dx is not None:
-            np.matmul(g, weight, out=dx_rows[start:stop])
-        return (g.T @ rows[start:stop] if needs[1] else None, np.ones(len(g), g.dtype) @ g if needs[2] else None)
+            np.matmul(block, weight, out=dx[start:stop])
+        return block.T @ rows[start:stop] if needs[1] else 0, np.ones(len(block), g.dtype) @ block if needs[2] else 0
 
-    dweight, dbias = (sum_parts(parts) for parts in zip(*parallel_rows(work, len(dy_rows), _grain(weight)), strict=True))
-    return dx, dweight, dbias
+    dweight, dbias = (sum(parts[1:], start=parts[0]) for parts in zip(*parallel_rows(work, len(rows), 1 + _GRAIN // (weight.size + 1)), strict=True))
+    return dx.reshape(x.shape) if needs[0] else None, dweight if needs[1] else None, dbias if needs[2] else None
+
+
+linear.kernel("cpu", cpu_forward, cpu_backward, fresh=True)

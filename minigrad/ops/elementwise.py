@@ -78,6 +78,9 @@ def _share(x: Tensor, y: Tensor) -> Tensor:
     return 0.5 * (cast(x > y, x.dtype) + cast(x >= y, x.dtype))
 
 
+for operation in (add, sub, mul, div, neg):
+    operation.on_arrays()
+
 # --- functions of one number
 
 
@@ -154,7 +157,7 @@ tanh.derivative(x=lambda g, out: g * (1 - out * out))
 erf.derivative(x=lambda g, x: g * (2 / np.pi**0.5 * exp(-(x * x))))
 sin.derivative(x=lambda g, x: g * cos(x))
 cos.derivative(x=lambda g, x: -(g * sin(x)))
-relu.derivative(x=lambda g, out: g * cast(out > 0, g.dtype))
+relu.derivative(x=lambda g, out: g * (out > 0))
 abs.derivative(x=lambda g, x: g * (cast(x > 0, x.dtype) - cast(x < 0, x.dtype)))
 clip.derivative(x=lambda g, x, low, high: g * cast(_inside(x, low, high), x.dtype))
 power.derivative(x=lambda g, x, exponent: g * 0 if exponent == 0 else g * (exponent * power(x, exponent - 1)))
@@ -162,6 +165,10 @@ power_of.derivative(
     x=lambda g, x, y: g * where(equal(y, 0), 0.0, y * power_of(x, y - 1)),
     y=lambda g, x, y, out: g * where(logical_and(equal(x, 0), y >= 0), 0.0, out * log(x)),  # as PyTorch: 0 ** y is flat in y
 )
+
+
+for operation in (exp, log, sqrt, tanh, relu):
+    operation.on_arrays()
 
 
 def _inside(x: Tensor, low: float | None, high: float | None) -> Tensor:
@@ -186,8 +193,8 @@ def identity(x: Tensor) -> Tensor:
     return x
 
 
-@primitive
-def _cast(x: Tensor, dtype: Any) -> Tensor:
+@primitive(name="cast")
+def converted(x: Tensor, dtype: Any) -> Tensor:
     return x.astype(dtype)
 
 
@@ -198,7 +205,8 @@ def to_device(x: Tensor, device: str) -> Tensor:
 
 
 identity.derivative(x=lambda g: g)
-_cast.derivative(x=lambda g, x_dtype: cast(g, x_dtype))
+identity.on_arrays()
+converted.derivative(x=lambda g, x_dtype: cast(g, x_dtype))
 to_device.derivative(x=lambda g, x_device: to_device(g, x_device))
 
 
@@ -207,7 +215,7 @@ def cast(x: Tensor, dtype: Any) -> Tensor:
     dtype = np.dtype(dtype)
     if x.dtype == dtype:
         return x
-    return _cast(x if dtype.kind == "f" else x.detach(), dtype)
+    return converted(x if dtype.kind == "f" else x.detach(), dtype)
 
 
 # --- comparisons and tests: booleans, without a derivative

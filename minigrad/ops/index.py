@@ -26,8 +26,8 @@ def _is_basic(index: Any) -> bool:
     return all(part is None or part is Ellipsis or isinstance(part, slice | int | np.integer) for part in (index if isinstance(index, tuple) else (index,)))
 
 
-@primitive(view=True)
-def _getitem(x: Tensor, index: Any) -> Tensor:
+@primitive(name="getitem", view=True)
+def pick(x: Tensor, index: Any) -> Tensor:
     return x[index]
 
 
@@ -42,13 +42,14 @@ def put(x: Tensor, index: Any, shape: tuple[int, ...]) -> Tensor:
     return out
 
 
-_getitem.derivative(x=lambda g, x_shape, index: put(g, index, x_shape))
-put.derivative(x=lambda g, index: _getitem(g, index))
+pick.derivative(x=lambda g, x_shape, index: put(g, index, x_shape))
+pick.on_arrays(x=lambda g, x_shape, index: put.function(g, index, x_shape))
+put.derivative(x=lambda g, index: pick(g, index))
 
 
 def getitem(x: Tensor, index: Any) -> Tensor:
     """x[index] with NumPy's indexing: integers, slices, None, Ellipsis (a view), boolean and integer arrays or Tensors (a copy)."""
-    return _getitem(x, plain_index(index))
+    return pick(x, plain_index(index))
 
 
 @primitive

@@ -11,15 +11,24 @@ from minigrad.ops.movement import reshape, sum_to, swapaxes
 from minigrad.tensor import Tensor
 
 
-@primitive
-def _matmul(x: Tensor, y: Tensor) -> Tensor:
+@primitive(name="matmul")
+def product(x: Tensor, y: Tensor) -> Tensor:
+    """The product of matrices, or of stacks of matrices whose leading axes are broadcast: matmul without vectors and checks."""
     return np.matmul(x, y)
 
 
-_matmul.derivative(
-    x=lambda g, y, x_shape: sum_to(_matmul(g, swapaxes(y, -1, -2)), x_shape),  # (..., n, k) = (..., n, m) (..., m, k)
-    y=lambda g, x, y_shape: sum_to(_matmul(swapaxes(x, -1, -2), g), y_shape),  # (..., k, m) = (..., k, n) (..., n, m)
+product.derivative(
+    x=lambda g, y, x_shape: sum_to(product(g, swapaxes(y, -1, -2)), x_shape),  # (..., n, k) = (..., n, m) (..., m, k)
+    y=lambda g, x, y_shape: sum_to(product(swapaxes(x, -1, -2), g), y_shape),  # (..., k, m) = (..., k, n) (..., n, m)
 )
+product.on_arrays(
+    x=lambda g, y, x_shape: _summed_to(np.matmul(g, y.swapaxes(-1, -2)), x_shape),
+    y=lambda g, x, y_shape: _summed_to(np.matmul(x.swapaxes(-1, -2), g), y_shape),
+)
+
+
+def _summed_to(array: Any, shape: tuple[int, ...]) -> Any:
+    return array if array.shape == shape else sum_to.function(array, shape)
 
 
 def matmul(x: Any, y: Any) -> Tensor:
@@ -38,11 +47,11 @@ def matmul(x: Any, y: Any) -> Tensor:
     if x.device != y.device:
         raise TypeError(f"matmul: inputs are on {x.device} and {y.device}; move one with .to(device=...)")
     if x.ndim == 1:
-        product = matmul(reshape(x, (1, -1)), y)  # (..., 1, m), or (1,) beside a vector
-        return reshape(product, (*product.shape[:-2], product.shape[-1])) if y.ndim > 1 else reshape(product, ())
+        result = matmul(reshape(x, (1, -1)), y)  # (..., 1, m), or (1,) beside a vector
+        return reshape(result, (*result.shape[:-2], result.shape[-1]) if y.ndim > 1 else ())
     if y.ndim == 1:
-        product = matmul(x, reshape(y, (-1, 1)))  # (..., n, 1)
-        return reshape(product, product.shape[:-1])
+        result = matmul(x, reshape(y, (-1, 1)))  # (..., n, 1)
+        return reshape(result, result.shape[:-1])
     if x.ndim > 2 and y.ndim == 2:  # one large product instead of many small ones
-        return reshape(_matmul(reshape(x, (-1, x.shape[-1])), y), (*x.shape[:-1], y.shape[-1]))
-    return _matmul(x, y)
+        return reshape(product(reshape(x, (-1, x.shape[-1])), y), (*x.shape[:-1], y.shape[-1]))
+    return product(x, y)

@@ -47,8 +47,10 @@ def sum_to(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     return x.sum(axes).reshape(shape)
 
 
-reshape.derivative(x=lambda g, x_shape: reshape(g, x_shape))
-transpose.derivative(x=lambda g, axes: transpose(g, None if axes is None else tuple(np.argsort([a % len(axes) for a in axes]).tolist())))
+reshape.derivative(x=lambda g, x_shape: g.reshape(x_shape))
+reshape.on_arrays()
+transpose.derivative(x=lambda g, axes: g.transpose() if axes is None else g.transpose([axes.index(k) if k in axes else axes.index(k - len(axes)) for k in range(len(axes))]))
+transpose.on_arrays()
 broadcast_to.derivative(x=lambda g, x_shape: sum_to(g, x_shape))
 sum_to.derivative(x=lambda g, x_shape, shape: broadcast_to(reshape(g, (1,) * (len(x_shape) - len(shape)) + tuple(shape)), x_shape))
 
@@ -94,7 +96,7 @@ def unbind(x: Tensor, axis: int = 0) -> tuple[Tensor, ...]:
     return tuple(np.moveaxis(x, axis, 0))
 
 
-def _pieces(g: Tensor, shapes: tuple, axis: int) -> list[Tensor]:
+def _pieces(g: Any, shapes: tuple, axis: int) -> list:
     pieces, start = [], 0
     for shape in shapes:
         pieces.append(g[(slice(None),) * (axis % len(shape)) + (slice(start, start + shape[axis]),)])
@@ -104,13 +106,18 @@ def _pieces(g: Tensor, shapes: tuple, axis: int) -> list[Tensor]:
 
 def _stack_gradients(g: tuple[Tensor | None, ...], axis: int) -> Tensor:
     """The gradients of the slices, stacked; zeros for slices that nothing was computed from."""
-    some = next(x for x in g if x is not None)
-    return stack([wrap(np.zeros_like(some.data)) if x is None else x for x in g], axis)
+    return stack([wrap(np.zeros_like(_first(g).data)) if x is None else x for x in g], axis)
+
+
+def _first(g: tuple) -> Any:
+    return next(x for x in g if x is not None)
 
 
 concatenate.derivative(tensors=lambda g, tensors_shape, axis: _pieces(g, tensors_shape, axis))
+concatenate.on_arrays()
 stack.derivative(tensors=lambda g, axis: unbind(g, axis))
 unbind.derivative(x=lambda g, axis: _stack_gradients(g, axis))
+unbind.on_arrays(x=lambda g, axis: np.stack([np.zeros_like(_first(g)) if x is None else x for x in g], axis))
 
 
 # --- sliding windows over images (B, H, W, C)

@@ -26,9 +26,13 @@ def _normalised(axis: Axes, ndim: int) -> tuple[int, ...]:
 
 def _spread(reduced: Tensor, shape: tuple[int, ...], axis: Axes) -> Tensor:
     """A reduced tensor (with or without keepdims) broadcast back to the shape it was reduced from."""
+    return broadcast_to(reshape(reduced, _kept(shape, axis)), shape)
+
+
+def _kept(shape: tuple[int, ...], axis: Axes) -> tuple[int, ...]:
+    """The shape with the reduced axes of length 1."""
     axes = _normalised(axis, len(shape))
-    kept = tuple([1 if k in axes else n for k, n in enumerate(shape)])
-    return broadcast_to(reshape(reduced, kept), shape)
+    return tuple([1 if k in axes else n for k, n in enumerate(shape)])
 
 
 @primitive
@@ -61,6 +65,7 @@ def _share_ties(g: Tensor, x: Tensor, out: Tensor, axis: Axes) -> Tensor:
 
 
 sum.derivative(x=lambda g, x_shape, axis: _spread(g, x_shape, axis))
+sum.on_arrays(x=lambda g, x_shape, axis: np.broadcast_to(g.reshape(_kept(x_shape, axis)), x_shape))
 max.derivative(x=lambda g, x, out, axis: _share_ties(g, x, out, axis))
 min.derivative(x=lambda g, x, out, axis: _share_ties(g, x, out, axis))
 

@@ -1,0 +1,112 @@
+"""GELU, the activation of the transformer's MLP: x times the probability that a standard normal variable is below x.
+
+The kernel computes that probability by `backend/erf.py` in float64, and in float32 by a polynomial inside a tanh, because NumPy's tanh is fast and nothing else that has
+this shape is. Read next: `softmax.py`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from minigrad.backend.cpu import parallel_rows
+from minigrad.backend.erf import erf
+from minigrad.op import fused
+from minigrad.tensor import Tensor
+
+__all__ = ["gelu"]
+
+_BLOCK = 3 << 15  # elements: two float32 arrays of this size stay in a core's second-level cache
+_GRAIN = 1 << 16  # elements a thread is worth
+
+
+@fused
+def gelu(x: Tensor) -> Tensor:
+    """`x * Phi(x)`, where `Phi(x) = (1 + erf(x / sqrt(2))) / 2` is the normal distribution function. Any shape; exact, not the tanh approximation.
+
+    Source: Hendrycks and Gimpel 2016, https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.gelu.html
+    """
+    return x * 0.5 * (1 + (x / math.sqrt(2)).erf())                        # the shape of x
+
+
+@gelu.check
+def _check(x) -> None:
+    if x.dtype.kind != "f":
+        raise TypeError(f"gelu: x must be a float Tensor, it is {x.dtype}")
+
+
+# Q(s) = sum Q_k s^k, fitted so that x tanh(x Q(x^2)) / 2 is within 6.7e-8 of x erf(x / sqrt(2)) / 2 for |x| < 5.6 (weighted least squares, reweighted until the
+# largest error was least). Beyond the limit x Q exceeds 10, where tanh rounds to 1 in float32.
+_Q = (0.797884216, 3.63342835e-2, -3.3129994e-5, -5.52401585e-5, 3.96910946e-6, -1.3344641e-7, 1.80561642e-9)
+_LIMIT = 5.75
+
+
+def _normal_distribution(x: np.ndarray, out: np.ndarray, square: np.ndarray) -> np.ndarray:
+    """Phi(x), written to `out`; `square` is working memory. Few arrays and no copies: the chain is as fast as the cache."""
+    if x.dtype != np.float32:
+        np.multiply(x, math.sqrt(0.5), out=out)
+        out[...] = erf(out)
+    else:
+        np.clip(x, -_LIMIT, _LIMIT, out=square)
+        square *= square
+        np.multiply(square, _Q[-1], out=out)
+        for coefficient in _Q[-2:0:-1]:  # Horner
+            out += coefficient
+            out *= square
+        out += _Q[0]
+        out *= x
+        np.tanh(out, out=out)
+    out += 1
+    out *= 0.5
+    return out
+
+
+def _by_blocks(work, size: int, dtype: np.dtype) -> None:
+    """Call `work(slice, working memory)` for blocks of elements on all threads."""
+    def share(start: int, stop: int) -> None:
+        memory = np.empty(min(_BLOCK, stop - start), dtype)
+        with np.errstate(over="ignore", invalid="ignore"):  # exp(-inf) is the right 0 for a huge x; an infinite x gives nan, as in PyTorch
+            for first in range(start, stop, _BLOCK):
+                last = min(first + _BLOCK, stop)
+                work(slice(first, last), memory[: last - first])
+
+    parallel_rows(share, size, _GRAIN)
+
+
+def cpu_forward(x):
+    y = np.empty_like(x)
+    x_flat, y_flat = x.reshape(-1), y.reshape(-1)
+
+    def work(block: slice, memory: np.ndarray) -> None:
+        part = _normal_distribution(x_flat[block], y_flat[block], memory)
+        part *= x_flat[block]
+
+    _by_blocks(work, x.size, x.dtype)
+    return y, (x,)
+
+
+def cpu_backward(dy, saved, needs):
+    """`d/dx (x Phi(x)) = Phi(x) + x phi(x)`, since the derivative of Phi is the normal density `phi(x) = exp(-x^2 / 2) / sqrt(2 pi)`.
+
+    Phi is computed again: keeping it would cost as much memory as x itself, in every MLP of the network.
+    """
+    (x,) = saved
+    dx = np.empty_like(x)
+    x_flat, dx_flat, dy_flat = x.reshape(-1), dx.reshape(-1), dy.reshape(-1)
+
+    def work(block: slice, density: np.ndarray) -> None:
+        part = _normal_distribution(x_flat[block], dx_flat[block], density)
+        np.square(x_flat[block], out=density)
+        density *= -0.5
+        np.exp(density, out=density)
+        density *= x_flat[block]
+        density *= 1 / math.sqrt(2 * math.pi)
+        part += density
+        part *= dy_flat[block]
+
+    _by_blocks(work, x.size, x.dtype)
+    return (dx,)
+
+
+gelu.kernel("cpu", cpu_forward, cpu_backward, fresh=True)

@@ -1,0 +1,94 @@
+"""Softmax: numbers along an axis become positive and sum to one. Its derivative needs the output alone, so its node keeps nothing else.
+
+Letters: K numbers along the axis, R rows (everything else). Read next: `log_softmax.py`, `attention.py`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minigrad.backend.cpu import parallel_rows
+from minigrad.op import fused
+from minigrad.tensor import Tensor
+
+__all__ = ["softmax"]
+
+_GRAIN = 1 << 15  # elements a thread is worth
+
+
+@fused
+def softmax(x: Tensor, axis: int = -1) -> Tensor:
+    """`exp(x) / sum(exp(x))` along `axis`. The largest element is subtracted first, which changes nothing but keeps exp in range.
+
+    Args:
+        x: any shape.
+        axis: along which the results sum to 1.
+
+    Returns:
+        The shape of x. A row of only -inf gives nan, as in PyTorch.
+
+    Raises:
+        ValueError: an axis that x does not have.
+
+    Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.softmax.html
+    """
+    if x.size == 0:
+        return x.exp()                                                     # nothing to normalise, and no largest element
+    shifted = (x - x.max(axis, keepdims=True).detach()).exp()              # the shape of x
+    return shifted / shifted.sum(axis, keepdims=True)                      # the shape of x
+
+
+# y_i = exp(x_i) / sum_k exp(x_k) has dy_i/dx_j = y_i (delta_ij - y_j), hence dx_j = sum_i g_i dy_i/dx_j = y_j (g_j - sum_i g_i y_i).
+softmax.derivative(x=lambda g, out, axis: out * (g - (g * out).sum(axis, keepdims=True)))
+
+
+def check_axis(name: str, x: Tensor, axis: int) -> None:
+    """Raise for integers, and for an axis that x does not have."""
+    if x.dtype.kind != "f":
+        raise TypeError(f"{name}: x must be a float Tensor, it is {x.dtype}")
+    if not -x.ndim <= axis < x.ndim:
+        raise ValueError(f"{name}: axis {axis} is out of range for x of shape {x.shape}")
+
+
+@softmax.check
+def _check(x, axis) -> None:
+    check_axis("softmax", x, axis)
+
+
+def by_rows(work, axis: int, *arrays: np.ndarray) -> np.ndarray:
+    """Turn `axis` of each array last, call `work(out, *rows)` on blocks of rows (r, K), and turn the result back."""
+    turned = [np.moveaxis(a, axis, -1) for a in arrays]
+    rows = [a.reshape(-1, a.shape[-1]) if a.size else a.reshape(0, 1) for a in turned]  # (R, K)
+    out = np.empty_like(rows[0])
+
+    def share(start: int, stop: int) -> None:
+        with np.errstate(invalid="ignore"):  # inf - inf is nan without a word, as in PyTorch
+            work(out[start:stop], *[a[start:stop] for a in rows])
+
+    parallel_rows(share, len(out), 1 + _GRAIN // out.shape[-1])
+    return np.moveaxis(out.reshape(turned[0].shape), -1, axis)
+
+
+def _forward_rows(out, x) -> None:
+    np.subtract(x, x.max(1, keepdims=True), out=out)
+    np.exp(out, out=out)
+    out /= (out @ np.ones(out.shape[1], out.dtype))[:, None]
+
+
+def _backward_rows(out, dy, y) -> None:
+    np.multiply(dy, y, out=out)
+    out -= y * (out @ np.ones(out.shape[1], out.dtype))[:, None]
+
+
+def cpu_forward(x, axis):
+    y = by_rows(_forward_rows, axis, x)
+    return y, (y, axis)
+
+
+def cpu_backward(dy, saved, needs):
+    """The rule above, `dx = y * dy - y * sum(y * dy)`, with one product taken once."""
+    y, axis = saved
+    return (by_rows(_backward_rows, axis, dy, y),)
+
+
+softmax.kernel("cpu", cpu_forward, cpu_backward, fresh=True)
