@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 ARGS ?=
+BENCH ?= overhead
 
 VENV := .venv
 RUN  := $(VENV)/bin/python
@@ -30,8 +31,8 @@ lint: $(VENV)/test.stamp ## style, types and the direction of imports
 	$(RUN) -m pyright --pythonpath $(RUN)
 	$(VENV)/bin/lint-imports
 
-bench: $(VENV)/test.stamp ## every script in benchmarks/
-	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(FAST) $(RUN) $$script $(ARGS); done
+bench: $(VENV)/test.stamp ## a script of benchmarks/:  make bench BENCH=overhead ARGS="..."
+	$(FAST) $(RUN) benchmarks/$(BENCH).py $(ARGS)
 
 # Without the ensurepip module (some Linux distributions cut it off) the environment is made empty and the system's pip puts a pip into it.
 $(RUN):

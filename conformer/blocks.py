@@ -124,8 +124,7 @@ class ConvBlock(nn.Module):
     def forward(self, x: Tensor, x_t: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(B, H, W, inplanes) -> the output (B, H', W', outplanes), and the 3x3 convolution's (B, H', W', outplanes / 4), which FCUDown reads.
 
-        `x_t` (B, H, W, outplanes / 4), what FCUUp made of the tokens, is added AFTER the first ReLU, as in the official
-        code.
+        `x_t` (B, H, W, outplanes / 4), what FCUUp made of the tokens, is added AFTER the first ReLU, before the 3x3 convolution.
         """
         shortcut = self.residual_bn(self.residual_conv(x)) if self.res_conv else x  # (B, H', W', outplanes)
         x = self.bn1(self.conv1(x), relu=True)  # (B, H, W, middle)

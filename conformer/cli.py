@@ -27,7 +27,7 @@ from conformer.train import OPENBLAS_PINS, TrainConfig, Trainer
 
 __all__ = ["main"]
 
-CHOICES = {"config": tuple(CONFIGS), "dataset": tuple(data.DATASETS)}
+CHOICES = {"config": CONFIGS, "dataset": data.DATASETS}
 METAVARS = {int: "N", float: "X", Path: "PATH", str: "NAME"}
 
 

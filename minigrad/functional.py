@@ -1,8 +1,8 @@
 """Every operation under one roof, by PyTorch's names: `from minigrad import functional as F`.
 
-Fused operations come from `minigrad/fused`, one page each with its definition and its kernels; primitives from `minigrad/ops`. Images and feature maps are
-(B, H, W, C), tokens (B, N, C), parameters have PyTorch's shapes. All of these are pure: dropout takes its mask, batch norm returns its statistics; the layers in
-`minigrad/nn` draw and keep them. Read next: `minigrad/fused/linear.py`, then `layer_norm.py`.
+Fused operations come from `minigrad/fused`, one page each with its definition and its kernels; primitives from `minigrad/ops`. Images and feature
+maps are (B, H, W, C), tokens (B, N, C), parameters have PyTorch's shapes. All of these are pure: dropout takes its mask, batch norm returns its
+statistics; the layers in `minigrad/nn` draw and keep them. Read next: `minigrad/fused/linear.py`, then `layer_norm.py`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from minigrad.fused.log_softmax import log_softmax
 from minigrad.fused.max_pool2d import max_pool2d
 from minigrad.fused.softmax import softmax
 from minigrad.fused.upsample_nearest import upsample_nearest
+
+# isort: off
 from minigrad.ops import (
-    abs, add, argmax, broadcast_to, cast, clip, concatenate, cos, div, equal, erf, exp, flatten, gather, getitem, greater, greater_equal, isfinite, less, less_equal, log,
-    logical_and, logical_not, matmul, max, maximum, mean, min, minimum, mul, neg, not_equal, pad, pow, relu, reshape, scatter_add, sin, sqrt, stack, sub, sum, sum_to, swapaxes,
-    tanh, transpose, unbind, var, where, windows,
+    abs, add, argmax, broadcast_to, cast, clip, concatenate, cos, div, equal, erf, exp, flatten, gather, getitem, greater, greater_equal, isfinite,
+    less, less_equal, log, logical_and, logical_not, matmul, max, maximum, mean, min, minimum, mul, neg, not_equal, pad, pow, relu, reshape,
+    scatter_add, sin, sqrt, stack, sub, sum, sum_to, swapaxes, tanh, transpose, unbind, var, where, windows,
 )  # fmt: skip
 
 __all__ = [
@@ -31,8 +33,8 @@ __all__ = [
     "avg_pool2d", "batch_norm", "conv2d", "cross_entropy", "drop_path", "dropout", "gelu", "global_avg_pool2d", "layer_norm", "linear", "log_softmax",
     "max_pool2d", "scaled_dot_product_attention", "softmax", "upsample_nearest",
     # primitives: one NumPy call each
-    "abs", "add", "argmax", "broadcast_to", "cast", "clip", "concatenate", "cos", "div", "equal", "erf", "exp", "flatten", "gather", "getitem", "greater",
-    "greater_equal", "isfinite", "less", "less_equal", "log", "logical_and", "logical_not", "matmul", "max", "maximum", "mean", "min", "minimum", "mul", "neg",
-    "not_equal", "pad", "pow", "relu", "reshape", "scatter_add", "sin", "sqrt", "stack", "sub", "sum", "sum_to", "swapaxes", "tanh", "transpose", "unbind",
-    "var", "where", "windows",
+    "abs", "add", "argmax", "broadcast_to", "cast", "clip", "concatenate", "cos", "div", "equal", "erf", "exp", "flatten", "gather", "getitem",
+    "greater", "greater_equal", "isfinite", "less", "less_equal", "log", "logical_and", "logical_not", "matmul", "max", "maximum", "mean", "min",
+    "minimum", "mul", "neg", "not_equal", "pad", "pow", "relu", "reshape", "scatter_add", "sin", "sqrt", "stack", "sub", "sum", "sum_to", "swapaxes",
+    "tanh", "transpose", "unbind", "var", "where", "windows",
 ]  # fmt: skip

@@ -1,11 +1,11 @@
 """Randomness without state: a draw depends on the seed, its purpose and its counters, and on nothing else.
 
-Philox is a function from (key, counter) to random bits. The key is made of the seed and the purpose ("init", "dropout", "crop"), the counters say which draw it is
-(a step and the number of the draw in that step, or an epoch and an image). So a resumed run, a prefetching thread and a recomputed checkpoint draw the same numbers by
-construction, and no generator state is ever saved. NumPy's global state is never touched.
+Philox is a function from (key, counter) to random bits. The key is made of the seed and the purpose ("init", "dropout", "crop"), the counters say
+which draw it is (a step and the number of the draw in that step, or an epoch and an image). So a resumed run, a prefetching thread and a
+recomputed checkpoint draw the same numbers by construction, and no generator state is ever saved. NumPy's global state is never touched.
 
-Modules that draw (dropout, initialisers) number their draws with `next_draw`; a training loop calls `set_step(step)` at the start of each step. Where the count
-stands is kept per context, so threads do not disturb each other. Read next: `minigrad/nn/dropout.py`, which draws masks this way.
+Modules that draw (dropout, initialisers) number their draws with `next_draw`; a training loop calls `set_step(step)` at the start of each step.
+Where the count stands is kept per context, so threads do not disturb each other. Read next: `minigrad/nn/dropout.py`, which draws masks this way.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Counter(NamedTuple):
 
 
 _process_seed = 0  # what contexts without a seed of their own use
-_counter: ContextVar[Counter] = ContextVar("minigrad.random", default=Counter(None, 0, 0))
+_counter: ContextVar[Counter] = ContextVar("minigrad.random", default=Counter(None, 0, 0))  # noqa: B039 - a tuple
 
 
 def _word(value: int, name: str) -> int:
@@ -47,8 +47,8 @@ def _word(value: int, name: str) -> int:
 def manual_seed(seed: int) -> None:
     """Set the seed and start counting from step 0, draw 0.
 
-    The seed holds for the calling context. Called in the main thread it also holds for every thread that sets none itself, so that a prefetching thread draws from the
-    same seed. Without a call the seed is 0.
+    The seed holds for the calling context. Called in the main thread it also holds for every thread that sets none itself, so that a prefetching
+    thread draws from the same seed. Without a call the seed is 0.
 
     Args:
         seed: from 0 to 2**64 - 1.

@@ -1,7 +1,8 @@
 """Weights on disk: a state_dict with a few words of metadata in one safetensors file.
 
-A file is written under a temporary name in the same folder and renamed when it is complete: a reader sees the old file or the new one, never half of one, whatever
-happens in between. Nothing in a safetensors file is ever executed. Read next: `Module.state_dict` in `minigrad/nn/module.py`, which makes what is stored here.
+A file is written under a temporary name in the same folder and renamed when it is complete: a reader sees the old file or the new one, never half
+of one, whatever happens in between. Nothing in a safetensors file is ever executed. Read next: `Module.state_dict` in `minigrad/nn/module.py`,
+which makes what is stored here.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ def load_state(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dic
         raise type(error)(error.errno, f"cannot read {path}: {error.strerror}") from error
     try:
         with safe_open(path, framework="numpy") as file:
-            mapping = {name: np.array(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 - not a dict: it has no iterator
+            mapping = {name: np.array(file.get_tensor(name)) for name in file.keys()}
             return mapping, dict(file.metadata() or {})
     except (SafetensorError, TypeError, KeyError, AttributeError, ValueError) as error:
         raise ValueError(f"{path} is not a safetensors file that NumPy can read, or is damaged ({error})") from error

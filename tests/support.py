@@ -172,3 +172,25 @@ def _laid_out(array: np.ndarray, layout: str, requires_grad: bool) -> Tensor:
         view[...] = array
         tensor.data = view
     return tensor.requires_grad_() if requires_grad else tensor
+
+
+def check_float32(op: Fused, inputs: Sequence[np.ndarray | None], values: dict[str, Any] | None = None, seed: int = 0) -> None:
+    """In float32 the kernel is about as accurate as the definition, in the output and in every gradient.
+
+    Both errors are taken against the definition in float64 on the same rounded numbers: `err(kernel) <= 2 err(definition) + 4 eps max|reference|`. The floor is there because a sum taken
+    in another order is sometimes luckier.
+    """
+    single = [None if x is None else x.astype(np.float32) if x.dtype.kind == "f" else x for x in inputs]
+
+    def run(dtype: type, by_definition: bool) -> list[np.ndarray]:
+        tensors = [None if x is None else Tensor(x.astype(dtype), True) if x.dtype.kind == "f" else Tensor(x) for x in single]
+        with minigrad.definitions() if by_definition else minigrad.enable_grad():
+            y = op(*tensors, **(values or {}))
+        upstream = rng(seed).uniform(-1, 1, y.shape).astype(np.float32)
+        return [y.numpy(), *(g.numpy() for g in minigrad.grad([y], [x for x in tensors if x is not None and x.requires_grad], [Tensor(upstream.astype(dtype))]))]
+
+    reference = run(np.float64, True)
+    for k, (kernel, definition, exact) in enumerate(zip(run(np.float32, False), run(np.float32, True), reference, strict=True)):
+        error, allowed = (np.abs(a.astype(np.float64) - exact).max() for a in (kernel, definition))
+        bound = 2 * allowed + 4 * np.finfo(np.float32).eps * np.abs(exact).max()
+        assert error <= bound, f"{op.name}, {'output' if k == 0 else f'gradient {k - 1}'}: float32 error {error:.3g} > {bound:.3g} (definition: {allowed:.3g})"

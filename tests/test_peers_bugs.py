@@ -1,7 +1,7 @@
 """One test for each bug that was found in another engine, named after the engine.
 
-Not one of these is exotic: each was shipped, and most were found by running twenty lines of code. A test here says in its name who had the bug and in its
-body what right looks like. Gradients are compared with PyTorch in float64 under a random upstream gradient.
+Not one of these is exotic: each was shipped, and most were found by running twenty lines of code. A test here says in its name who had the bug and
+in its body what right looks like. Gradients are compared with PyTorch in float64 under a random upstream gradient.
 """
 
 from __future__ import annotations
@@ -312,7 +312,9 @@ def test_pydynet_broadcast_lower_rank():
     same_as_torch(lambda x, y: x / y, lambda x, y: x / y, numbers(3), 2 + numbers(4, 2, 3, seed=1) ** 2)
 
 
-@pytest.mark.parametrize(("first", "second"), [((), (3,)), ((3, 1), (1, 4)), ((2, 1, 3), (2, 1, 3)), ((1,), (2, 3)), ((1, 1), (4, 1)), ((2, 0), (1,))])
+@pytest.mark.parametrize(
+    ("first", "second"), [((), (3,)), ((3, 1), (1, 4)), ((2, 1, 3), (2, 1, 3)), ((1,), (2, 3)), ((1, 1), (4, 1)), ((2, 0), (1,))]
+)
 def test_minitorch_unbroadcast_cases(first: tuple[int, ...], second: tuple[int, ...]):
     same_as_torch(lambda x, y: x * y + x, lambda x, y: x * y + x, numbers(*first), numbers(*second, seed=1))
 
@@ -351,7 +353,7 @@ def test_pydynet_exception_poisons_later_graphs():
     with pytest.raises(ValueError):
         ops.matmul(x, leaf(2, 2))
     with pytest.raises(ZeroDivisionError), minigrad.no_grad(), minigrad.definitions(), minigrad.anomaly():
-        1 / 0  # noqa: B018
+        _ = 1 / 0
     assert x.grad is None
     y = x * x
     assert y.requires_grad
@@ -406,7 +408,10 @@ def test_mlhand_bias_drawn_from_zero_to_one():
 def test_pydynet_conv_dx_overlapping_windows():
     """`=` for `+=`: where windows overlap only the last one's gradient survived."""
     same_as_torch(
-        lambda x, w: F.conv2d(x, w, stride=1, padding=1), nchw(lambda x, w: torch.nn.functional.conv2d(x, w, padding=1)), numbers(2, 5, 4, 2), numbers(3, 2, 3, 3)
+        lambda x, w: F.conv2d(x, w, stride=1, padding=1),
+        nchw(lambda x, w: torch.nn.functional.conv2d(x, w, padding=1)),
+        numbers(2, 5, 4, 2),
+        numbers(3, 2, 3, 3),
     )
 
 
@@ -418,7 +423,9 @@ def test_pydynet_pool_dx_overlapping_windows():
 
 def test_mygrad_conv_rejects_inexact_division():
     """Rows that no window reaches are left out, as in PyTorch; they get a zero gradient."""
-    same_as_torch(lambda x, w: F.conv2d(x, w, stride=3), nchw(lambda x, w: torch.nn.functional.conv2d(x, w, stride=3)), numbers(1, 7, 6, 2), numbers(2, 2, 2, 2))
+    same_as_torch(
+        lambda x, w: F.conv2d(x, w, stride=3), nchw(lambda x, w: torch.nn.functional.conv2d(x, w, stride=3)), numbers(1, 7, 6, 2), numbers(2, 2, 2, 2)
+    )
 
 
 def test_mlhand_conv_square_kernels_without_groups():
@@ -514,8 +521,10 @@ def double_backward(ours: Callable, theirs: Callable, *arrays: np.ndarray) -> No
     total.backward()
     expected_total.backward()
     for x, reference in zip(xs, ts, strict=True):
-        largest = np.abs(reference.grad.numpy()).max()
-        assert_allclose(x.grad.numpy(), reference.grad.numpy(), rtol=1e-10, atol=1e-10 * largest)
+        if reference.grad is None:  # such as a bias, which no first derivative depends on
+            assert x.grad is None or not x.grad.numpy().any()
+        else:
+            assert_allclose(x.grad.numpy(), reference.grad.numpy(), rtol=1e-10, atol=1e-10 * np.abs(reference.grad.numpy()).max())
 
 
 def test_dezero_batch_norm_double_backward_silently_wrong():
@@ -584,7 +593,9 @@ def test_dezero_saving_changes_the_model():
     assert not np.allclose(layer.weight.numpy(), state["weight"])
 
 
-@pytest.mark.parametrize("name", ["batch_norm", "layer_norm", "conv2d", "max_pool2d", "avg_pool2d", "softmax", "log_softmax", "gelu", "linear", "cross_entropy"])
+@pytest.mark.parametrize(
+    "name", ["batch_norm", "layer_norm", "conv2d", "max_pool2d", "avg_pool2d", "softmax", "log_softmax", "gelu", "linear", "cross_entropy"]
+)
 def test_dezero_misspelt_batch_nrom(name: str):
     assert callable(getattr(F, name)) and callable(getattr(torch.nn.functional, name))
 

@@ -32,7 +32,16 @@ def test_every_difference_gives_other_numbers():
         random.manual_seed(seed)
         return tuple(random.generator(purpose, *counters).random(20))
 
-    draws = {draw(0, "a"), draw(1, "a"), draw(2**63, "a"), draw(0, "b"), draw(0, "a", 1), draw(0, "a", 0, 1), draw(0, "a", 0, 0, 1), draw(0, "a", 1, 1)}
+    draws = {
+        draw(0, "a"),
+        draw(1, "a"),
+        draw(2**63, "a"),
+        draw(0, "b"),
+        draw(0, "a", 1),
+        draw(0, "a", 0, 1),
+        draw(0, "a", 0, 0, 1),
+        draw(0, "a", 1, 1),
+    }
     assert len(draws) == 8
 
 

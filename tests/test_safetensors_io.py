@@ -35,7 +35,9 @@ def test_round_trip(tmp_path: Path):
 
 
 @settings(max_examples=25, deadline=None)
-@given(array=hnp.arrays(st.sampled_from(["<f4", ">f8", "<f2", "<i8", "|u1", "|b1"]), hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3)))
+@given(
+    array=hnp.arrays(st.sampled_from(["<f4", ">f8", "<f2", "<i8", "|u1", "|b1"]), hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3))
+)
 def test_any_array_comes_back_bit_for_bit(tmp_path_factory: pytest.TempPathFactory, array: np.ndarray):
     path = tmp_path_factory.mktemp("state") / "a.safetensors"
     for stored in (array, array.T, array[::-1] if array.ndim else array):  # also memory that is not in C order

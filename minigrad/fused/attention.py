@@ -20,6 +20,7 @@ from minigrad.tensor import Tensor
 __all__ = ["scaled_dot_product_attention"]
 
 _BLOCK = 1 << 17  # scores worked on at a time: they stay in a core's second-level cache
+_GRAIN = 1 << 13  # scores a thread is worth
 _SAFE = 60.0  # exp(60) and exp(-60) are far from the ends of float32
 
 
@@ -119,7 +120,7 @@ def _by_blocks(work, batch: int, scores_each: int) -> None:
         for first in range(start, stop, step):
             work(slice(first, min(first + step, stop)))
 
-    parallel_rows(share, batch, 1 + 2**13 // (scores_each + 1))
+    parallel_rows(share, batch, 1 + _GRAIN // (scores_each + 1))
 
 
 def cpu_forward(query, key, value, attn_mask, dropout_mask, dropout_p, scale):

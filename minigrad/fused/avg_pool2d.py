@@ -6,6 +6,7 @@ no value of x: it is spread over the windows it came from. Letters: kh, kw the w
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from minigrad.op import fused
 from minigrad.tensor import Tensor
 
 Pair = tuple[int, int]
-GRAIN = 1 << 17  # a thread's share has at least this many elements
+BLOCK = 1 << 18  # elements worked on at a time, and the fewest a thread is started for
 
 
 class Axis(NamedTuple):
@@ -34,8 +35,13 @@ class Axis(NamedTuple):
 
     @property
     def disjoint(self) -> bool:
-        """Is no pixel in two windows?"""
+        """Is every pixel in at most one window?"""
         return self.stride >= self.kernel
+
+    @property
+    def tiling(self) -> bool:
+        """Is every pixel in exactly one window, and no padding?"""
+        return self.stride == self.kernel and self.padding == 0 and self.size % self.kernel == 0
 
     def offsets(self) -> list[tuple[slice, slice]]:
         """For each place within a window: the windows that have an image pixel there, not padding, and those pixels."""
@@ -77,8 +83,21 @@ def check_pool(name: str, x: Tensor, kernel_size: int | Pair, stride: int | Pair
             raise ValueError(message)
 
 
+def for_image_blocks(work: Callable[[slice], None], images: np.ndarray) -> None:
+    """Call `work(block)` for blocks of images that together are all of them, on all threads, small enough that what it allocates stays in the cache."""
+    step = max(BLOCK * len(images) // max(images.size, 1), 1)
+
+    def share(start: int, stop: int) -> None:
+        for image in range(start, stop, step):
+            work(slice(image, min(image + step, stop)))
+
+    parallel_rows(share, len(images), step)
+
+
 def fold(ufunc: np.ufunc, start: float, x: np.ndarray, axis: int, windows: Axis) -> np.ndarray:
     """Combine the pixels of each window along `axis` of x with `ufunc`; padding counts as `start`."""
+    if windows.tiling and axis == 1:                                       # whole rows, read in order: twice as fast as what follows
+        return ufunc.reduce(x.reshape(len(x), windows.count, windows.kernel, *x.shape[2:]), axis=2)
     along = (slice(None),) * axis
     y = np.full((*x.shape[:axis], windows.count, *x.shape[axis + 1 :]), start, x.dtype)
     for which, pixels in windows.offsets():
@@ -92,7 +111,7 @@ def _spread(dy: np.ndarray, axis: int, windows: Axis, dx: np.ndarray | None = No
     along = (slice(None),) * axis
     if dx is None:
         dx = np.empty((*dy.shape[:axis], windows.size, *dy.shape[axis + 1 :]), dy.dtype)
-    if not (windows.disjoint and windows.count * windows.kernel == windows.size):
+    if not windows.tiling:
         dx[...] = 0
     for which, pixels in windows.offsets():
         if windows.disjoint:
@@ -125,7 +144,7 @@ def avg_pool2d(x: Tensor, kernel_size: int | Pair, stride: int | Pair | None = N
     return windows.mean((3, 4))                                                                             # (B, Ho, Wo, C)
 
 
-@avg_pool2d.check
+@avg_pool2d.check_shapes
 def _check(x, kernel_size, stride, padding) -> None:
     check_pool("avg_pool2d", x, kernel_size, stride, padding)
 
@@ -155,11 +174,11 @@ def cpu_forward(x, kernel_size, stride, padding):
     batch, _, _, channels = x.shape
     y = np.empty((batch, rows.count, columns.count, channels), x.dtype)
 
-    def work(start: int, stop: int) -> None:
-        sums = fold(np.add, 0, x[start:stop], 1, rows)                     # (b, Ho, W, C)
-        np.multiply(fold(np.add, 0, sums, 2, columns), 1 / (rows.kernel * columns.kernel), out=y[start:stop])
+    def work(block: slice) -> None:
+        sums = fold(np.add, 0, x[block], 1, rows)                          # (b, Ho, W, C)
+        np.multiply(fold(np.add, 0, sums, 2, columns), 1 / (rows.kernel * columns.kernel), out=y[block])
 
-    parallel_rows(work, batch, 1 + GRAIN * batch // max(x.size, 1))
+    for_image_blocks(work, x)
     return y, (x.shape, kernel_size, stride, padding)
 
 
@@ -169,10 +188,10 @@ def cpu_backward(dy, saved, needs):
     rows, columns = window_axes(shape, kernel_size, stride, padding)
     dx = np.empty(shape, dy.dtype)
 
-    def work(start: int, stop: int) -> None:
-        _spread(_spread(dy[start:stop] * (1 / (rows.kernel * columns.kernel)), 2, columns), 1, rows, dx[start:stop])
+    def work(block: slice) -> None:
+        _spread(_spread(dy[block] * (1 / (rows.kernel * columns.kernel)), 2, columns), 1, rows, dx[block])
 
-    parallel_rows(work, len(dx), 1 + GRAIN * len(dx) // max(dx.size, 1))
+    for_image_blocks(work, dx)
     return (dx,)
 
 
@@ -197,7 +216,7 @@ def global_avg_pool2d(x: Tensor) -> Tensor:
     return x.mean((1, 2))                                                  # (B, C)
 
 
-@global_avg_pool2d.check
+@global_avg_pool2d.check_shapes
 def _check_global(x) -> None:
     if x.ndim != 4 or x.dtype.kind != "f" or 0 in x.shape[1:3]:
         raise ValueError(f"global_avg_pool2d: x must be a float Tensor (B, H, W, C) with at least one pixel, it is {x.dtype} of shape {x.shape}")

@@ -103,7 +103,7 @@ def conv2d(
     return y if bias is None else y + bias
 
 
-@conv2d.check
+@conv2d.check_shapes
 def _check(x, weight, bias, stride, padding, dilation, groups) -> None:
     if x.ndim != 4 or weight.ndim != 4 or 0 in weight.shape:
         raise ValueError(f"conv2d: x is (B, H, W, I) and weight (O, I/groups, kh, kw), got x of shape {x.shape} and weight of shape {weight.shape}")

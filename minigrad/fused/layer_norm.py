@@ -122,4 +122,4 @@ def cpu_backward(dy, saved, needs):
     return dx.reshape(x.shape) if needs[0] else None, dweight if needs[1] else None, dbias if needs[2] else None
 
 
-layer_norm.kernel("cpu", cpu_forward, cpu_backward)
+layer_norm.kernel("cpu", cpu_forward, cpu_backward, fresh=True)

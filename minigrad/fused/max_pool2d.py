@@ -9,8 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from minigrad import ops
-from minigrad.backend.cpu import parallel_rows
-from minigrad.fused.avg_pool2d import GRAIN, Axis, Pair, check_pool, fold, window_axes
+from minigrad.fused.avg_pool2d import Axis, Pair, check_pool, fold, for_image_blocks, window_axes
 from minigrad.op import fused
 from minigrad.tensor import Tensor
 
@@ -41,7 +40,7 @@ def max_pool2d(x: Tensor, kernel_size: int | Pair, stride: int | Pair | None = N
     return ops.gather(candidates, first, 3).reshape(batch, height, width, channels)                         # (B, Ho, Wo, C)
 
 
-@max_pool2d.check
+@max_pool2d.check_shapes
 def _check(x, kernel_size, stride, padding) -> None:
     check_pool("max_pool2d", x, kernel_size, stride, padding)
 
@@ -52,11 +51,11 @@ def cpu_forward(x, kernel_size, stride, padding):
     batch, _, _, channels = x.shape
     y = np.empty((batch, rows.count, columns.count, channels), x.dtype)
 
-    def work(start: int, stop: int) -> None:
-        highest = fold(np.maximum, -np.inf, x[start:stop], 1, rows)        # (b, Ho, W, C)
-        y[start:stop] = fold(np.maximum, -np.inf, highest, 2, columns)
+    def work(block: slice) -> None:
+        highest = fold(np.maximum, -np.inf, x[block], 1, rows)             # (b, Ho, W, C)
+        y[block] = fold(np.maximum, -np.inf, highest, 2, columns)
 
-    parallel_rows(work, batch, 1 + GRAIN * batch // max(x.size, 1))
+    for_image_blocks(work, x)
     return y, (x, y, kernel_size, stride, padding)
 
 
@@ -80,13 +79,13 @@ def cpu_backward(dy, saved, needs):
     rows, columns = window_axes(x.shape, kernel_size, stride, padding)
     dx = np.empty_like(x)
 
-    def work(start: int, stop: int) -> None:
-        part = x[start:stop]
+    def work(block: slice) -> None:
+        part = x[block]
         row_max = fold(np.maximum, -np.inf, part, 2, columns)              # (b, H, Wo, C)
-        row_gradient = _to_first(dy[start:stop], y[start:stop], row_max, 1, rows)
-        dx[start:stop] = _to_first(row_gradient, row_max, part, 2, columns)
+        row_gradient = _to_first(dy[block], y[block], row_max, 1, rows)
+        dx[block] = _to_first(row_gradient, row_max, part, 2, columns)
 
-    parallel_rows(work, len(x), 1 + GRAIN * len(x) // max(x.size, 1))
+    for_image_blocks(work, x)
     return (dx,)
 
 

@@ -38,7 +38,7 @@ def _pair(scale_factor: int | Pair) -> Pair:
     return (scale_factor, scale_factor) if isinstance(scale_factor, int) else scale_factor
 
 
-@upsample_nearest.check
+@upsample_nearest.check_shapes
 def _check(x, scale_factor) -> None:
     if x.ndim != 4 or x.dtype.kind != "f":
         raise ValueError(f"upsample_nearest: x must be a float Tensor (B, H, W, C), it is {x.dtype} of shape {x.shape}")

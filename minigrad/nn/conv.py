@@ -27,7 +27,8 @@ class Conv2d(Module):
         bias: whether there is a bias.
 
     Attributes:
-        weight: (out_channels, in_channels / groups, kh, kw), PyTorch's shape; bias: (out_channels,) or None; both start uniform within +-1/sqrt(fan_in).
+        weight: (out_channels, in_channels / groups, kh, kw), PyTorch's shape; bias: (out_channels,) or None; both start uniform within
+            +-1/sqrt(fan_in).
 
     Raises:
         ValueError: `groups` does not divide both numbers of channels.

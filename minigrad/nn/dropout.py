@@ -1,4 +1,4 @@
-"""Dropout and DropPath: they draw the masks, numbered by `minigrad.random.next_draw`, that the pure operations in `minigrad/fused/dropout.py` apply."""
+"""Dropout and DropPath: they draw the masks that the pure operations in `minigrad/fused/dropout.py` apply. Read next: `minigrad/random.py`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["DropPath", "Dropout"]
 
 
 def keep_mask(purpose: str, shape: tuple[int, ...], p: float, device: str) -> Tensor:
-    """Draw a mask of booleans, False (drop) with probability `p`, as this context's next draw: the same on every device, and again in a recomputation."""
+    """Draw a mask of booleans, False (drop) with probability `p`: this context's next draw, the same on every device."""
     keep = random.generator(purpose, *random.next_draw()).random(shape, dtype=np.float32) >= p
     return Tensor(keep).to(device=device)
 
@@ -48,7 +48,7 @@ class Dropout(Module):
 
 
 class DropPath(Module):
-    """In training mode, zeroes each sample of a residual branch with probability p and divides the others by 1 - p (stochastic depth); in eval mode, does nothing.
+    """Stochastic depth: in training mode, drops the whole sample of a residual branch with probability p and divides the others by 1 - p.
 
     Source: Huang et al. 2016, "Deep networks with stochastic depth"
     """

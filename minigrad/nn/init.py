@@ -1,7 +1,8 @@
 """Initialisers: they fill a tensor in place and return it.
 
-Their draws come from `minigrad/random.py` with the purpose "init", so `manual_seed` makes a model reproducible, on every device and in every dtype: numbers are drawn
-in float64 on the CPU and then cast. Names, arguments and distributions are PyTorch's. Read next: `linear.py`, which uses them.
+Their draws come from `minigrad/random.py` with the purpose "init", so `manual_seed` makes a model reproducible, on every device and in every
+dtype: numbers are drawn in float64 on the CPU and then cast. Names, arguments and distributions are PyTorch's. Read next: `linear.py`, which uses
+    them.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ def trunc_normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float 
         raise ValueError(f"trunc_normal_: std is {std}; give a positive number")
     inside = (math.erf((b - mean) / std / math.sqrt(2)) - math.erf((a - mean) / std / math.sqrt(2))) / 2
     if inside < 1e-3:
-        raise ValueError(f"trunc_normal_: [{a}, {b}] holds only {max(inside, 0.0):.1e} of a normal distribution with mean {mean} and std {std}; widen it")
+        raise ValueError(
+            f"trunc_normal_: [{a}, {b}] holds only {max(inside, 0.0):.1e} of a normal distribution with mean {mean} and std {std}; widen it"
+        )
     generator = _generator()
     values = generator.normal(mean, std, tensor.size)
     outside = np.flatnonzero((values < a) | (values > b))
@@ -75,7 +78,8 @@ def trunc_normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float 
 
 
 def calculate_gain(nonlinearity: str, a: float = 0.0) -> float:
-    """The factor that keeps the variance of activations through `nonlinearity`: "linear", "conv2d", "sigmoid", "tanh", "relu", or "leaky_relu" with slope `a`.
+    """The factor that keeps the variance of activations through `nonlinearity`: "linear", "conv2d", "sigmoid", "tanh", "relu", or "leaky_relu"
+    with slope `a`.
 
     Source: https://docs.pytorch.org/docs/stable/nn.init.html#torch.nn.init.calculate_gain
     """
@@ -86,7 +90,9 @@ def calculate_gain(nonlinearity: str, a: float = 0.0) -> float:
 
 
 def fans(tensor: Tensor) -> tuple[int, int]:
-    """`(fan_in, fan_out)` of a weight: how many inputs an output sums, how many outputs an input reaches. Linear (O, I); conv (O, I / groups, kh, kw)."""
+    """`(fan_in, fan_out)` of a weight: how many inputs an output sums, how many outputs an input reaches. Linear (O, I); conv (O, I / groups, kh,
+    kw).
+    """
     if tensor.ndim < 2:
         raise ValueError(f"fan in and fan out need a weight of 2 or more axes, this one has shape {tensor.shape}")
     taps = math.prod(tensor.shape[2:])

@@ -1,8 +1,8 @@
 """Module: a layer, or a model made of layers, that knows its parameters by name.
 
-Assigning to an attribute registers: a leaf Tensor with requires_grad=True is a parameter, a Module is a child, `register_buffer` adds a Tensor that is part of the
-state but not trained (running statistics). Names, shapes and order are PyTorch's, so a `state_dict()` goes from one to the other. Maths is in
-`minigrad/functional.py`; modules hold parameters, state and randomness. Read next: `linear.py`, a whole layer in a few lines.
+Assigning to an attribute registers: a leaf Tensor with requires_grad=True is a parameter, a Module is a child, `register_buffer` adds a Tensor
+that is part of the state but not trained (running statistics). Names, shapes and order are PyTorch's, so a `state_dict()` goes from one to the
+other. Maths is in `minigrad/functional.py`; modules hold parameters, state and randomness. Read next: `linear.py`, a whole layer in a few lines.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ class Module:
     """
 
     training: bool
+    _registered: dict[str, str]  # name -> "parameter", "buffer" or "module", in the order of their first assignment
 
     def __init__(self) -> None:
-        # Values are ordinary attributes; this says which of them are registered, and as what, in the order of their first assignment.
-        self.__dict__["_registered"] = {}
+        self.__dict__["_registered"] = {}  # the values themselves are ordinary attributes
         self.training = True
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -100,7 +100,9 @@ class Module:
         if old == "buffer" and isinstance(value, Tensor) and not value.requires_grad:
             return
         wanted = {"parameter": "a leaf Tensor with requires_grad=True", "buffer": "a Tensor without gradient", "module": "a Module"}[old]
-        raise TypeError(f"{type(self).__name__}: {name!r} is a {old} and takes {wanted}, or None, not {_describe(value)}; delete it first to use the name otherwise")
+        raise TypeError(
+            f"{type(self).__name__}: {name!r} is a {old} and takes {wanted}, or None, not {_describe(value)}; delete it to use its name otherwise"
+        )
 
     def _own(self, kind: str) -> Iterator[tuple[str, Any]]:
         """This module's own parameters, buffers or children, without those that are None."""
@@ -225,7 +227,7 @@ class Module:
     # --- state
 
     def _state(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-        """Every entry of the state in PyTorch's order: a module's parameters, its buffers, then its children. Shared tensors come under each of their names."""
+        """The state in PyTorch's order: a module's parameters, its buffers, then its children; a shared tensor under each of its names."""
         for kind in ("parameter", "buffer"):
             for name, tensor in self._own(kind):
                 yield prefix + name, tensor
@@ -247,7 +249,8 @@ class Module:
             The names that were only on one side (none if `strict`).
 
         Raises:
-            ValueError: names are missing or unexpected, shapes differ, or a value is not an array of numbers. It lists every one of them, and nothing has been written.
+            ValueError: names are missing or unexpected, shapes differ, or a value is not an array of numbers. It lists every one of them, and
+                nothing has been written.
         """
         own = dict(self._state())
         values = {name: _loadable(mapping[name]) for name in own if name in mapping}

@@ -7,7 +7,7 @@ import numpy as np
 from minigrad import functional as F
 from minigrad.autograd import no_grad, recomputing
 from minigrad.nn.module import Module, Parameter
-from minigrad.tensor import Tensor
+from minigrad.tensor import Tensor, wrap
 
 __all__ = ["BatchNorm2d", "LayerNorm"]
 
@@ -15,8 +15,8 @@ __all__ = ["BatchNorm2d", "LayerNorm"]
 class BatchNorm2d(Module):
     """Normalises each channel of (B, H, W, C) maps over batch, rows and columns, then scales and shifts it.
 
-    In training mode with the mean and biased variance of the batch, which also move the running statistics (there the variance is unbiased); in eval mode
-    with the running statistics. Those are replaced at every step, never written in place: a graph that read the old ones stays valid.
+    In training mode with the mean and biased variance of the batch, which also move the running statistics (there the variance is unbiased); in
+    eval mode with the running statistics. Those are replaced at every step, never written in place: a graph that read the old ones stays valid.
 
     Args:
         num_features: C.
@@ -26,7 +26,8 @@ class BatchNorm2d(Module):
         track_running_stats: whether to keep running statistics; without them the statistics of the batch serve in eval mode too.
 
     Attributes:
-        weight, bias: (C,), ones and zeros at first, or None. running_mean, running_var: (C,), zeros and ones at first, or None. num_batches_tracked: 0-d int64 or None.
+        weight, bias: (C,), ones and zeros at first, or None. running_mean, running_var: (C,), zeros and ones at first, or None.
+            num_batches_tracked: 0-d int64 or None.
 
     Source: Ioffe and Szegedy 2015; https://docs.pytorch.org/docs/stable/generated/torch.nn.BatchNorm2d.html
     """
@@ -54,7 +55,9 @@ class BatchNorm2d(Module):
         """
         of_batch = self.training or self.running_mean is None
         if of_batch and x.ndim == 4 and x.size == x.shape[-1] > 0:
-            raise ValueError(f"BatchNorm2d: x has shape {x.shape}, one value per channel; its variance needs more: a larger batch, larger maps, or eval()")
+            raise ValueError(
+                f"BatchNorm2d: x has shape {x.shape}, one value per channel; its variance needs more: a larger batch, larger maps, or eval()"
+            )
         mean, var = (None, None) if of_batch else (self.running_mean, self.running_var)
         y, mean, var = F.batch_norm(x, self.weight, self.bias, mean=mean, var=var, residual=residual, eps=self.eps, relu=relu)
         if self.training and self.track_running_stats and x.size and not recomputing():
@@ -66,9 +69,10 @@ class BatchNorm2d(Module):
         assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
         with no_grad():
             self.num_batches_tracked = self.num_batches_tracked + 1
-            momentum = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
-            self.running_mean = (1 - momentum) * self.running_mean + momentum * mean
-            self.running_var = (1 - momentum) * self.running_var + (momentum * count / (count - 1)) * var
+        momentum = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
+        # On arrays: six operations on C numbers, which as operations on Tensors would take five times as long.
+        self.running_mean = wrap((1 - momentum) * self.running_mean.data + momentum * mean.data)
+        self.running_var = wrap((1 - momentum) * self.running_var.data + (momentum * count / (count - 1)) * var.data)
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, track_running_stats={self.track_running_stats}"

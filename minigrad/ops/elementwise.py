@@ -7,6 +7,7 @@ Read next: `reduce.py`.
 
 from __future__ import annotations
 
+import builtins
 import functools
 import numbers
 from collections.abc import Sequence
@@ -133,6 +134,9 @@ def abs(x: Tensor) -> Tensor:
 @primitive
 def clip(x: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
     """x brought between low and high; None means no bound. Source: https://docs.pytorch.org/docs/stable/generated/torch.clamp.html"""
+    low, high = _plain_number(low), _plain_number(high)
+    if x.dtype.kind != "f" and (isinstance(low, float) or isinstance(high, float)):
+        x = x.astype(np.float32)
     return np.clip(x, low, high)
 
 
@@ -179,9 +183,15 @@ def _inside(x: Tensor, low: float | None, high: float | None) -> Tensor:
 
 def pow(x: Any, exponent: Any) -> Tensor:
     """x ** exponent; the exponent is a number or a Tensor."""
+    exponent = _plain_number(exponent)
     if isinstance(exponent, numbers.Real) and isinstance(x, Tensor):
         return power(x, exponent)
     return power_of(x, exponent)
+
+
+def _plain_number(value: Any) -> Any:
+    """A NumPy scalar or 0-d array as a Python number, which has no width and so cannot promote; anything else as it is."""
+    return value.item() if isinstance(value, np.generic) or (backend.is_array(value) and value.ndim == 0) else value
 
 
 # --- dtype and device; the same again
@@ -272,42 +282,46 @@ def isfinite(x: Tensor) -> Tensor:
 def promote(op: Op, inputs: Sequence[Any], start: int, floating: bool) -> list[Tensor]:
     """The inputs as Tensors of one dtype (those from position `start` on) on one device.
 
-    PyTorch's rule: tensors with axes decide among themselves; numbers and 0-d tensors change the dtype only if they are of a higher kind (boolean < integer < float), so
-    that float32 stays float32 beside 2.0, `np.float64(2)` or a 0-d float64. Integers beside floats take the floats' dtype. Source: torch.result_type.
+    PyTorch's rule: tensors with axes decide among themselves, 0-d tensors and then numbers change the dtype only if they are of a higher kind (boolean < integer < float),
+    so that float32 stays float32 beside 2.0 or a 0-d float64. NumPy scalars and 0-d arrays count as numbers: they have a kind, but no width. Integers beside floats take
+    the floats' dtype. Source: torch.result_type.
     """
     arrays = [x.data if type(x) is Tensor else x if backend.is_array(x) or isinstance(x, np.generic) else None for x in inputs]
     for x, array in zip(inputs, arrays, strict=True):
         if array is None and not isinstance(x, numbers.Real):
             raise TypeError(f"{op.name}: cannot use {type(x).__name__} as a tensor; give a Tensor, an array or a number")
+        if array is not None and array.dtype.kind not in _KINDS:
+            raise TypeError(f"{op.name}: cannot use {array.dtype} numbers; give booleans, integers or floats")
     devices = list(dict.fromkeys(backend.device_of(a) for a in arrays if a is not None and not isinstance(a, np.generic)))
     if len(devices) > 1:
-        raise op._mixed_devices([x for x in inputs if isinstance(x, Tensor)])
-    considered = list(zip(inputs, arrays, strict=True))[start:]
-    with_axes = [a.dtype for _, a in considered if a is not None and a.ndim > 0]
-    without = [a.dtype for _, a in considered if a is not None and a.ndim == 0]
-    numbers_given = [np.dtype(bool if isinstance(x, bool) else np.int64 if isinstance(x, numbers.Integral) else np.float32) for x, a in considered if a is None]
+        raise op._mixed_devices([x if isinstance(x, Tensor) else wrap(x) for x in inputs if isinstance(x, Tensor) or backend.is_array(x)])
+    with_axes, without, numbers_given = [], [], []
+    for x, array in list(zip(inputs, arrays, strict=True))[start:]:
+        if array is not None and (type(x) is Tensor or array.ndim > 0):
+            (with_axes if array.ndim > 0 else without).append(array.dtype)
+        else:
+            numbers_given.append(_NUMBERS[_KINDS[np.asarray(x).dtype.kind]])
     dtype = None
     for group in (with_axes, without, numbers_given):
-        strongest = functools.reduce(np.promote_types, group) if group else None
-        if strongest is not None and (dtype is None or _KINDS.index(strongest.kind) > _KINDS.index(dtype.kind)):
-            dtype = strongest
-    if with_axes and dtype.kind == "f":  # type: ignore[union-attr]  # integers beside floats do not make float64
-        floats = [d for d in with_axes if d.kind == "f"]
-        dtype = functools.reduce(np.promote_types, floats) if floats else dtype
+        highest = builtins.max([_KINDS[d.kind] for d in group], default=-1)
+        if highest > (-1 if dtype is None else _KINDS[dtype.kind]):
+            dtype = functools.reduce(np.promote_types, [d for d in group if _KINDS[d.kind] == highest])
     if dtype is None or (floating and dtype.kind != "f"):
         dtype = np.dtype(np.float32)
+    device = devices[0] if devices else "cpu"
     result = []
     for position, (x, array) in enumerate(zip(inputs, arrays, strict=True)):
         if position < start:
-            result.append(x if type(x) is Tensor else wrap(np.asarray(x)))
+            result.append(x if type(x) is Tensor else wrap(x.copy() if backend.is_array(x) else backend.to_device(np.asarray(x), device)))
         elif type(x) is Tensor:
             result.append(cast(x, dtype))
         else:
-            result.append(wrap(backend.to_device(np.asarray(x, dtype), devices[0]) if array is None or isinstance(x, np.generic) else x.astype(dtype)))
+            result.append(wrap(x.astype(dtype) if backend.is_array(x) else backend.to_device(np.asarray(x, dtype), device)))
     return result
 
 
-_KINDS = "buif"  # boolean < unsigned < signed < float
+_KINDS = {"b": 0, "u": 1, "i": 1, "f": 2}  # boolean < integer < float
+_NUMBERS = [np.dtype(bool), np.dtype(np.int64), np.dtype(np.float32)]  # what a number of each kind is where no tensor decides
 
 
 def as_array(value: Any, like: Tensor) -> Any:

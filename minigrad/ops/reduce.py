@@ -21,7 +21,8 @@ def _normalised(axis: Axes, ndim: int) -> tuple[int, ...]:
     """The axes as a tuple of numbers from 0 to ndim - 1."""
     if axis is None:
         return tuple(range(ndim))
-    return tuple([a % ndim if ndim else a for a in ((axis,) if isinstance(axis, int) else axis)])
+    axes = axis if isinstance(axis, tuple | list) else (axis,)
+    return tuple([int(a) % ndim for a in axes]) if ndim else ()  # 0 and -1 name the one place of a 0-d tensor
 
 
 def _spread(reduced: Tensor, shape: tuple[int, ...], axis: Axes) -> Tensor:

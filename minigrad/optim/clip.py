@@ -49,7 +49,7 @@ def _norm(grad: Tensor) -> float:
     flat = grad.data.reshape(-1)
     with np.errstate(over="ignore", invalid="ignore"):
         square = float(np.dot(flat, flat))
-    if math.isfinite(square) and square > 1e-30 or not flat.size:
+    if not flat.size or (math.isfinite(square) and square > 1e-30):
         return math.sqrt(square)
     largest = float(np.max(np.abs(flat)))
     if largest == 0 or not math.isfinite(largest):

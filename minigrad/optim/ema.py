@@ -20,7 +20,8 @@ __all__ = ["EMA"]
 class EMA:
     """A shadow copy of a module's parameters and buffers: shadow = decay * shadow + (1 - decay) * value at every update.
 
-    Buffers are averaged as parameters are (batch norm's running statistics belong to the weights they were measured with); those of integers are copied.
+    Buffers are averaged as parameters are (batch norm's running statistics belong to the weights they were measured with); those of integers are
+    copied.
 
     Args:
         module: whose weights to follow; the shadow starts as a copy of them.
@@ -67,7 +68,11 @@ class EMA:
             ValueError: names or shapes differ; nothing has been written.
         """
         tensors = dict(self._tensors(module))
-        wrong = [name for name in {**tensors, **self._shadow} if name not in tensors or name not in self._shadow or tensors[name].shape != self._shadow[name].shape]
+        wrong = [
+            name
+            for name in {**tensors, **self._shadow}
+            if name not in tensors or name not in self._shadow or tensors[name].shape != self._shadow[name].shape
+        ]
         if wrong:
             raise ValueError(f"EMA.copy_to: the module's names or shapes differ from the averaged ones at {', '.join(wrong)}")
         with no_grad():

@@ -40,7 +40,7 @@ class Optimizer:
         self.defaults = defaults
         self.param_groups: list[dict[str, Any]] = []
         self._state: dict[int, dict[str, Any]] = {}  # by id of the parameter: == between Tensors is elementwise
-        entries = list(params)
+        entries: list[Any] = list(params)
         if not entries:
             raise ValueError(f"{name}: there are no parameters to optimise (an empty list, or a generator that was already used up)")
         for group in entries if isinstance(entries[0], dict) else [{"params": entries}]:
@@ -50,7 +50,8 @@ class Optimizer:
         """Add parameters with options of their own, for example `{"params": biases, "weight_decay": 0.0}`.
 
         Raises:
-            TypeError: something in the group is not a Tensor. ValueError: a parameter is listed twice or was computed, an option is unknown or out of range.
+            TypeError: something in the group is not a Tensor. ValueError: a parameter is listed twice or was computed, an option is unknown or out
+                of range.
         """
         name = type(self).__name__
         if not isinstance(group, Mapping) or "params" not in group:
@@ -64,7 +65,9 @@ class Optimizer:
             if not isinstance(parameter, Tensor):
                 raise TypeError(f"{name}: cannot optimise a {type(parameter).__name__}; give Tensors")
             if parameter.node is not None:
-                raise ValueError(f"{name}: a tensor of shape {parameter.shape} was computed by {parameter.node.op.name}; only leaf tensors can be optimised")
+                raise ValueError(
+                    f"{name}: a tensor of shape {parameter.shape} was computed by {parameter.node.op.name}; only leaf tensors can be optimised"
+                )
             if id(parameter) in seen:
                 raise ValueError(f"{name}: a parameter of shape {parameter.shape} is listed twice")
             seen.add(id(parameter))
@@ -118,7 +121,11 @@ class Optimizer:
             yield from group["params"]
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Everything needed to go on later, as flat NumPy copies: "groups.0.lr", "groups.0.parameters" (how many), "state.3.exp_avg", parameters counted over all groups."""
+        """Everything needed to go on later, as NumPy copies by name.
+
+        The names are "groups.0.lr", ..., "groups.0.parameters" (how many the group has) and "state.3.exp_avg", ..., with parameters counted from 0
+        over all groups.
+        """
         flat: dict[str, np.ndarray] = {}
         for number, group in enumerate(self.param_groups):
             for option, value in group.items():
@@ -131,7 +138,7 @@ class Optimizer:
         return flat
 
     def load_state_dict(self, mapping: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave: options of the groups, and the state of each parameter (copied, in the parameter's dtype and on its device).
+        """Take over what `state_dict` gave: the groups' options, and a copy of each parameter's state in its dtype and on its device.
 
         Raises:
             ValueError: it belongs to other groups or parameters. It lists every difference, and nothing has changed.
@@ -166,7 +173,9 @@ class Optimizer:
                 problems.append(f"missing {prefix}{option}")
         return loaded
 
-    def _loaded_state(self, number: int, parameter: Tensor, group: dict[str, Any], left: dict[str, np.ndarray], problems: list[str]) -> dict[str, Any] | None:
+    def _loaded_state(
+        self, number: int, parameter: Tensor, group: dict[str, Any], left: dict[str, np.ndarray], problems: list[str]
+    ) -> dict[str, Any] | None:
         """The state of one parameter, taken out of `left`; None if it had none yet."""
         prefix = f"state.{number}."
         if not any(name.startswith(prefix) for name in left):
@@ -180,7 +189,9 @@ class Optimizer:
             elif value.shape != shape:
                 problems.append(f"{prefix}{name} has shape {value.shape}, here {shape}")
             else:
-                state[name] = int(value) if isinstance(empty, int) else backend.to_device(np.array(value, dtype=parameter.dtype, order="C"), parameter.device)
+                state[name] = (
+                    int(value) if isinstance(empty, int) else backend.to_device(np.array(value, dtype=parameter.dtype, order="C"), parameter.device)
+                )
         return state
 
 

@@ -38,9 +38,10 @@ def warmup_cosine(step: int, total: int, warmup: int, lr: float, min_lr: float =
 
 
 class WarmupCosine:
-    """Sets the learning rate of every group of an optimiser; the rate a group has now is its largest (kept as "initial_lr", also in the optimiser's state_dict).
+    """Sets the learning rate of every group of an optimiser by `warmup_cosine`; the rate a group has at first is its largest.
 
-    It has no state of its own: after a resumed run's `set(step)` the rates are what they were.
+    That rate is kept in the group as "initial_lr", hence in the optimiser's state_dict; the schedule has no state of its own. After `set(step)` a
+    resumed run has the rates of the unbroken one.
 
     Args:
         optimizer: whose groups to set; they get the rate of step 0 at once.

@@ -12,8 +12,9 @@ from conformer import CONFIGS, Conformer, ConformerConfig, named_config
 
 def test_defaults_are_the_constructors_and_the_published_signature():
     published = {
-        "patch_size": 16, "in_chans": 3, "num_classes": 1000, "base_channel": 64, "channel_ratio": 4, "num_med_block": 0, "embed_dim": 768,
-        "depth": 12, "num_heads": 12, "mlp_ratio": 4.0, "qkv_bias": False, "qk_scale": None, "drop_rate": 0.0, "attn_drop_rate": 0.0, "drop_path_rate": 0.0,
+        "patch_size": 16, "in_chans": 3, "num_classes": 1000, "base_channel": 64, "channel_ratio": 4, "num_med_block": 0,
+        "embed_dim": 768, "depth": 12, "num_heads": 12, "mlp_ratio": 4.0, "qkv_bias": False, "qk_scale": None,
+        "drop_rate": 0.0, "attn_drop_rate": 0.0, "drop_path_rate": 0.0,
         "stem": "imagenet", "stem_channels": 64, "double_class_token": True,
     }  # fmt: skip
     assert {field.name: field.default for field in fields(ConformerConfig)} == published

@@ -23,6 +23,8 @@ from tests.conformer.torch_conformer import TorchConformer
 
 ORACLE = Path(__file__).parent / "oracle"
 
+torch.set_num_threads(1)  # its threads spin while they wait, which on shared cores costs ten times what they bring to arrays this small
+
 
 def _load_fill() -> ModuleType:
     """`oracle/fill.py`, kept as it was recorded: weights that anyone can make again from their names."""

@@ -1,0 +1,205 @@
+"""The command line, called in this process: what works, exit codes, and one sentence for each mistake."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conformer import cli, train
+from conformer.cli import main
+from conformer.display import Progress
+from conformer.evaluate import Accuracies
+from minigrad import safetensors_io
+
+Cifar = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def _plain_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("CONFORMER_DATA", *train.OPENBLAS_PINS):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "no-cache"))
+    monkeypatch.setenv("COLUMNS", "120")
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """A function that runs a command, asserts its exit status, and returns the one line on stderr."""
+
+    def run(status: int, *argv: str) -> str:
+        assert main(argv) == status
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    return run
+
+
+def test_train_then_evaluate(cifar: Cifar, tiny_network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, run = str(cifar(records=8)), tmp_path / "run"
+    assert main(["train", "--config", tiny_network, "--data-dir", folder, "--out", str(run), "--batch-size", "8", "--max-steps", "2"]) == 0
+    output = capsys.readouterr()
+    assert "step 2/2" in output.out
+    assert output.err == ""
+    measured = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["test_accuracy"]
+    for weights in (run, run / "best.safetensors"):
+        assert main(["evaluate", str(weights), "--data-dir", folder, "--batch-size", "3"]) == 0
+        text = capsys.readouterr().out
+        assert "tiny after 2 steps, on 8 test images of cifar10" in text
+        for name, key in [("CNN head", "cnn"), ("transformer head", "transformer"), ("sum of both", "sum")]:
+            assert f"{name:<17} {100 * measured[key]:6.2f} %" in text
+
+
+def test_info(capsys: pytest.CaptureFixture[str], fails: Callable[..., str]) -> None:
+    assert main(["info"]) == 0
+    assert "1,071,880 parameters" in capsys.readouterr().out
+    assert main(["info", "--config", "tiny-patch16", "--image-size", "64"]) == 0
+    assert "images of 64 x 64 pixels: 23,524,704 parameters" in capsys.readouterr().out
+    assert "multiples of 16" in fails(2, "info", "--config", "tiny-patch16", "--image-size", "100")
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["info"]])
+def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "usage: conformer" in text
+    assert "None" not in text
+    if command == ["train"]:
+        assert "--batch-size N" in text
+        assert "(default: 128)" in text
+        assert "cifar-nano, cifar-micro, cifar-small" in " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "COMMAND"),
+        (["trian"], "invalid choice: 'trian'"),
+        (["train", "--epoch", "3"], "there is no option --epoch; did you mean --epochs?"),
+        (["train", "--qqq=3"], "there is no option --qqq=3 ("),
+        (["train", "--epochs", "many"], "--epochs: invalid int value: 'many'"),
+        (["train", "--epochs", "0"], "--epochs is 0; it must be at least 1"),
+        (["train", "--max-steps", "-3"], "--max-steps is -3; it must be at least 1"),
+        (["train", "--config", "nano"], "--config: invalid choice: 'nano'"),
+        (["train", "--dataset", "mnist"], "--dataset: invalid choice: 'mnist'"),
+        (["evaluate"], "RUN"),
+        (["evaluate", "run", "--batch-size", "0"], "--batch-size: '0' is not a whole number above 0"),
+        (["info", "--image-size", "big"], "--image-size: 'big' is not a whole number above 0"),
+    ],
+)
+def test_wrong_usage(argv: list[str], message: str, fails: Callable[..., str]) -> None:
+    line = fails(2, *argv)
+    assert line.startswith("conformer: ")
+    assert message in line
+
+
+def test_data_not_there(fails: Callable[..., str]) -> None:
+    assert "get https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz" in fails(1, "train")
+    assert "there is no folder nowhere" in fails(1, "train", "--data-dir", "nowhere")
+
+
+def test_run_folder_taken_or_unwritable(
+    cifar: Cifar, tiny_network: str, tmp_path: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["train", "--config", tiny_network, "--data-dir", str(cifar()), "--batch-size", "4", "--max-steps", "1", "--out", str(tmp_path / "run")]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "last.safetensors").write_bytes(b"precious")
+    assert "already holds a run (last.safetensors); choose another folder with --out" in fails(1, *command)
+    assert (tmp_path / "run" / "last.safetensors").read_bytes() == b"precious"
+
+    def refuse(self: Path, *arguments: object, **options: object) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", refuse)
+        assert fails(1, *command[:-1], str(tmp_path / "locked")) == f"conformer: {tmp_path / 'locked'}: Permission denied"
+
+
+def test_full_disk(cifar: Cifar, tiny_network: str, tmp_path: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, *arguments: object) -> None:
+        raise OSError(f"cannot write {path}: No space left on device")
+
+    monkeypatch.setattr(safetensors_io, "save_state", full)
+    command = ["train", "--config", tiny_network, "--data-dir", str(cifar()), "--batch-size", "4", "--max-steps", "1", "--out", str(tmp_path / "run")]
+    assert "last.safetensors: No space left on device" in fails(1, *command)
+
+
+def test_ctrl_c(cifar: Cifar, tiny_network: str, tmp_path: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    original = train.Trainer.train_step
+
+    def interrupted(self: train.Trainer, batch: train.Batch) -> tuple[float, Accuracies]:
+        if self.step == 6:
+            raise KeyboardInterrupt
+        return original(self, batch)
+
+    monkeypatch.setattr(train.Trainer, "train_step", interrupted)
+    command = ["train", "--config", tiny_network, "--data-dir", str(cifar(records=8)), "--batch-size", "8", "--epochs", "2"]
+    line = fails(130, *command, "--out", str(tmp_path / "run"))
+    assert "stopped at step 6 of 10; the weights of the last whole epoch are in" in line
+    assert safetensors_io.load_state(tmp_path / "run" / "last.safetensors")[1]["step"] == "5"
+
+
+def test_weights_that_cannot_be_used(tmp_path: Path, fails: Callable[..., str]) -> None:
+    assert "cannot read" in fails(1, "evaluate", str(tmp_path / "nothing"))
+    assert "last.safetensors" in fails(1, "evaluate", str(tmp_path))
+    (tmp_path / "text.safetensors").write_text("hello")
+    assert "is not a safetensors file" in fails(1, "evaluate", str(tmp_path / "text.safetensors"))
+    safetensors_io.save_state(tmp_path / "other.safetensors", {"weight": np.zeros(2)})
+    assert "does not say what it is for (no 'network' in its metadata)" in fails(1, "evaluate", str(tmp_path / "other.safetensors"))
+    entries = {"network": '{"wings": 2}', "dataset": "cifar10", "config": "bird", "step": "1"}
+    safetensors_io.save_state(tmp_path / "new.safetensors", {"weight": np.zeros(2)}, entries)
+    assert "is for a network that this version cannot build" in fails(1, "evaluate", str(tmp_path / "new.safetensors"))
+
+
+def test_pins_of_openblas_are_mentioned(monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str]) -> None:
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
+    line = fails(0, "info")
+    assert "OPENBLAS_CORETYPE=Haswell may halve NumPy's speed; start with `env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE" in line
+
+
+def test_live_display() -> None:
+    from rich.console import Console
+
+    screen = io.StringIO()
+    display = cli.LiveDisplay(Console(file=screen, force_terminal=True, width=60, color_system=None), rate=1e9)
+    progress = Progress(1, 4, 0.5, 2.0, Accuracies(0.5, 0.25, 0.525), None, 1e-3, 640.0, 75.0)
+    display.message("starting [1/2]")
+    display.progress(progress)
+    display.progress(progress._replace(step=2))
+    display.message("between")
+    display.close()
+    text = screen.getvalue()
+    assert "starting [1/2]\n" in text
+    assert "step 1/4" in text
+    assert text.index("step 1/4") < text.index("\x1b[2K", text.index("step 1/4")) < text.index("step 2/4")  # the line is erased and written again
+    assert "images/s" not in text  # cut to the terminal's width, not wrapped
+    assert text.rindex("between\n") < text.rindex("\x1b[2K")
+
+
+def test_no_rich(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    assert type(cli._display()) is cli.Display
+    assert "needs rich (pip install 'minigrad-conformer[app]')" in capsys.readouterr().err
+
+
+def test_the_package_needs_no_extras() -> None:
+    code = """
+import sys
+sys.modules.update(dict.fromkeys(["rich", "matplotlib", "PIL", "pooch", "torch", "cupy", "scipy"]))
+sys.argv = ["conformer", "info"]
+import runpy
+runpy.run_module("conformer", run_name="__main__")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2], env={**os.environ, "MINIGRAD_THREADS": "0"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert "1,071,880 parameters" in done.stdout

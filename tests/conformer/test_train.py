@@ -1,0 +1,224 @@
+"""Training on small folders of coloured images: batches, the recipe's schedule, the run folder, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+from conformer import data, train
+from conformer.display import Display, Progress
+from conformer.evaluate import Accuracies, accuracies, evaluate, load_run
+from conformer.train import TrainConfig, Trainer, batches
+from minigrad import Tensor, random, safetensors_io
+
+Cifar = Callable[..., Path]
+STEP_LINE = {"step", "epoch", "loss", "train_accuracy", "learning_rate", "images_per_second"}
+TEST_LINE = {"step", "epoch", "test_accuracy", "test_loss", "seconds"}
+
+
+@pytest.fixture
+def config(cifar: Cifar, tiny_network: str, tmp_path: Path) -> TrainConfig:
+    """Two epochs of 5 steps on 40 images."""
+    return TrainConfig(config=tiny_network, data_dir=cifar(records=8), out=tmp_path / "run", epochs=2, batch_size=8, log_every=2)
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "epochs is 0; it must be at least 1"),
+        ({"max_steps": 0}, "max_steps is 0; it must be at least 1"),
+        ({"batch_size": 1}, "batch_size is 1; it must be at least 2"),
+        ({"seed": -1}, "seed is -1; it must be at least 0"),
+        ({"lr": 0.0}, "lr is 0.0; it must be above 0"),
+        ({"lr": math.nan}, "lr is nan; it must be above 0"),
+        ({"warmup": 1.0}, "warmup is 1.0; it must be at least 0 and below 1"),
+        ({"label_smoothing": -0.1}, "label_smoothing is -0.1; it must be at least 0 and below 1"),
+        ({"clip_norm": -1.0}, "clip_norm is -1.0; it must be at least 0"),
+        ({"ema": 1.0}, "ema is 1.0; it must be at least 0 and below 1"),
+    ],
+)
+def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**options)
+
+
+def test_batches_cover_an_epoch_and_depend_on_seed_and_place_only(cifar: Cifar) -> None:
+    dataset = data.load("cifar10", cifar(records=7))
+    numbered = replace(dataset, train=replace(dataset.train, labels=np.arange(35)))
+    random.manual_seed(0)
+    first = list(batches(numbered, 8, epoch=0))
+    seen = np.concatenate([batch.labels for batch in first])
+    assert len(first) == 4  # 35 images: the last 3 are dropped
+    assert len(set(seen)) == 32
+    assert first[0].images.shape == (8, 32, 32, 3)
+    assert first[0].images.dtype == np.float32
+    assert list(seen) != list(np.concatenate([batch.labels for batch in batches(numbered, 8, epoch=1)]))
+
+    ahead = batches(numbered, 8, epoch=0)
+    np.random.default_rng(5).random(100)
+    random.generator("shuffle", 3).random(100)
+    for mine, again in zip(first, ahead, strict=True):
+        assert_array_equal(mine.images, again.images)
+        assert_array_equal(mine.labels, again.labels)
+    random.manual_seed(1)
+    assert list(seen) != list(np.concatenate([batch.labels for batch in batches(numbered, 8, epoch=0)]))
+
+
+def test_run_folder(config: TrainConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    result = train.train(config)
+    assert result.folder == config.out
+    assert result.steps == 10
+    assert sorted(path.name for path in result.folder.iterdir()) == ["best.safetensors", "config.json", "last.safetensors", "metrics.jsonl"]
+    saved = json.loads((result.folder / "config.json").read_text())
+    assert saved["config"] == "tiny"
+    assert saved["epochs"] == 2
+    assert saved["data_dir"] == str(config.data_dir)
+
+    header, *rest = lines(result.folder)
+    assert header["dataset"] == "cifar10"
+    assert (header["train_images"], header["test_images"], header["steps"], header["seed"]) == (40, 8, 10, 0)
+    assert header["versions"]["numpy"] == np.__version__
+    assert header["threads"] >= 1
+    assert {"OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "platform", "blas"} <= set(header)
+    assert [line["step"] for line in rest if set(line) == STEP_LINE] == [2, 4, 6, 8, 10]
+    tests = [line for line in rest if set(line) == TEST_LINE]
+    assert [(line["step"], line["epoch"]) for line in tests] == [(5, 1.0), (10, 2.0)]
+    assert len(rest) == 7
+    assert tests[-1]["test_accuracy"] == result.test._asdict()
+    assert max(line["test_accuracy"]["sum"] for line in tests) == result.best.sum
+
+    text = capsys.readouterr().out
+    assert "40 training and 8 test images" in text
+    assert "10/10" in text
+    assert f"test accuracy {result.test} %" in text
+
+
+def test_saved_weights_are_the_trained_network(config: TrainConfig) -> None:
+    trainer = Trainer(config)
+    result = trainer.run()
+    state, entries = safetensors_io.load_state(result.folder / "last.safetensors")
+    for name, array in trainer.model.state_dict().items():
+        assert_array_equal(state[name], array, err_msg=name)
+    assert (entries["config"], entries["dataset"], entries["step"]) == ("tiny", "cifar10", "10")
+    model, _ = load_run(result.folder)
+    assert evaluate(model, trainer.dataset.test, trainer.dataset).accuracies == result.test
+    assert not trainer.model.cls_token.dtype == np.float64
+
+
+def test_same_seed_same_bits(config: TrainConfig, tmp_path: Path) -> None:
+    runs = [(tmp_path / "a", 0), (tmp_path / "b", 0), (tmp_path / "c", 1)]
+    states = []
+    for out, seed in runs:
+        train.train(replace(config, out=out, seed=seed, max_steps=3, drop_path=0.2))
+        states.append(safetensors_io.load_state(out / "last.safetensors")[0])
+    for name in states[0]:
+        assert_array_equal(states[0][name], states[1][name], err_msg=name)
+    assert not np.array_equal(states[0]["conv1.weight"], states[2]["conv1.weight"])
+    untimed = [[{k: v for k, v in line.items() if k in ("loss", "train_accuracy", "test_loss")} for line in lines(out)] for out, _ in runs]
+    assert untimed[0] == untimed[1] != untimed[2]
+
+
+def test_it_learns(config: TrainConfig, cifar: Cifar) -> None:
+    """Ten colours: far better than chance after 30 steps, by either head."""
+    folder = cifar(records=48, folder="more")
+    result = train.train(replace(config, data_dir=folder, batch_size=24, epochs=9, max_steps=30, lr=1e-2, log_every=30))
+    last = [line for line in lines(result.folder) if "loss" in line][-1]
+    assert last["loss"] < 1.9  # ln 10 = 2.30, and label smoothing leaves 0.50
+    assert min(last["train_accuracy"].values()) > 0.4
+
+
+def test_schedule_is_fitted_to_the_steps(config: TrainConfig) -> None:
+    result = train.train(replace(config, max_steps=8, lr=0.5e-3, warmup=0.25, log_every=1))
+    rates = [line["learning_rate"] for line in lines(result.folder) if "learning_rate" in line]
+    assert len(rates) == result.steps == 8
+    assert rates[0] < rates[1] < rates[2] == max(rates)
+    assert_allclose(max(rates), 0.5e-3)
+    assert_allclose(rates[3:], [0.5e-3 * (1 + math.cos(math.pi * i / 6)) / 2 for i in range(1, 6)], rtol=1e-6)
+
+
+def test_average_of_the_weights(config: TrainConfig) -> None:
+    result = train.train(replace(config, ema=0.5, max_steps=4))
+    last, average = (safetensors_io.load_state(result.folder / f"{name}.safetensors")[0] for name in ("last", "ema"))
+    assert last.keys() == average.keys()
+    assert not np.array_equal(last["conv1.weight"], average["conv1.weight"])
+    assert set(lines(result.folder)[-1]) == TEST_LINE | {"ema_test_accuracy"}
+
+
+def test_a_run_is_never_overwritten(config: TrainConfig) -> None:
+    assert config.out is not None
+    train.train(replace(config, max_steps=1))
+    before = {path.name: path.read_bytes() for path in config.out.iterdir()}
+    with pytest.raises(FileExistsError, match=r"run already holds a run \(config.json\); choose another folder with --out"):
+        Trainer(config)
+    assert {path.name: path.read_bytes() for path in config.out.iterdir()} == before
+    with pytest.raises(FileExistsError, match=r"config.json is a file; choose another folder"):
+        Trainer(replace(config, out=config.out / "config.json"))
+
+
+def test_default_folder(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Trainer(replace(config, out=None)).folder.path
+    assert folder.parent == Path("runs")
+    assert folder.name.startswith("tiny-20")
+    monkeypatch.undo()
+
+
+def test_mistakes_leave_no_folder(config: TrainConfig) -> None:
+    assert config.out is not None
+    with pytest.raises(ValueError, match=r"batch_size is 41, but .* has only 40 training images"):
+        Trainer(replace(config, batch_size=41))
+    with pytest.raises(ValueError, match="no configuration is called 'nano'"):
+        Trainer(replace(config, config="nano"))
+    with pytest.raises(data.DataError, match="no folder"):
+        Trainer(replace(config, data_dir=Path("nowhere")))
+    assert not config.out.exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(config)
+    monkeypatch.setattr(train.F, "cross_entropy", lambda *arguments, **options: Tensor(np.float32(np.nan)))
+    with pytest.raises(FloatingPointError, match=r"the loss is nan at step 1; a lower --lr"):
+        trainer.run()
+    assert not (trainer.folder.path / "last.safetensors").exists()
+
+
+def test_evaluation_changes_nothing(config: TrainConfig) -> None:
+    trainer = Trainer(config)
+    trainer.model.train()
+    before = trainer.model.state_dict()
+    result = evaluate(trainer.model, trainer.dataset.train, trainer.dataset, batch_size=7)
+    whole = evaluate(trainer.model, trainer.dataset.train, trainer.dataset)
+    assert result.accuracies == whole.accuracies
+    assert_allclose(result.loss, whole.loss, rtol=1e-5)
+    assert trainer.model.training
+    for name, array in trainer.model.state_dict().items():
+        assert_array_equal(before[name], array, err_msg=name)
+
+
+def test_three_accuracies() -> None:
+    cnn = np.array([[2.0, 0, 0], [0, 1, 0], [0, 0, 3], [0, 1, 0]])
+    transformer = np.array([[0.0, 1, 0], [0, 1, 0], [0, 4, 0], [0, 0, 3]])
+    assert accuracies(cnn, transformer, np.array([0, 1, 2, 2])) == Accuracies(cnn=0.75, transformer=0.5, sum=0.75)
+
+
+def test_display_prints_at_intervals_and_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+    shares = Accuracies(0.5, 0.25, 0.525)
+    progress = Progress(1, 4, 0.5, 2.0, shares, None, 1e-3, 640.0, 75.0)
+    display = Display(seconds=1000)
+    for step in range(1, 5):
+        display.progress(progress._replace(step=step, test=shares if step == 4 else None))
+    first, last = capsys.readouterr().out.splitlines()
+    assert first == "step 1/4  epoch 0.50  1:15 left  loss 2.000  train 50.0/25.0/52.5 %  640 images/s"
+    assert last == "step 4/4  epoch 0.50  1:15 left  loss 2.000  train 50.0/25.0/52.5 %  test 50.0/25.0/52.5 %  640 images/s"

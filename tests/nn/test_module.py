@@ -1,0 +1,372 @@
+"""Module: what is registered, in PyTorch's order and under its names, and that state goes in and out whole or not at all."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+import minigrad
+from minigrad import Tensor, nn
+
+
+class Block(nn.Module):
+    """A parameter, a buffer and children, assigned in mixed order."""
+
+    def __init__(self, width: int = 3):
+        super().__init__()
+        self.first = nn.Linear(width, width)
+        self.scale = nn.Parameter(np.arange(width, dtype=np.float32))
+        self.register_buffer("seen", Tensor(np.array(0, np.int64)))
+        self.norm = nn.BatchNorm2d(width)
+        self.note = "not registered"
+        self.shift = nn.Parameter(np.zeros(width, np.float32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.first(x)) * self.scale + self.shift
+
+
+class TorchBlock(torch.nn.Module):
+    """The same in PyTorch."""
+
+    def __init__(self, width: int = 3):
+        super().__init__()
+        self.first = torch.nn.Linear(width, width)
+        self.scale = torch.nn.Parameter(torch.arange(float(width)))
+        self.register_buffer("seen", torch.tensor(0))
+        self.norm = torch.nn.BatchNorm2d(width)
+        self.shift = torch.nn.Parameter(torch.zeros(width))
+
+
+def same_state(left: dict, right: dict) -> bool:
+    return list(left) == list(right) and all(np.array_equal(left[name], right[name]) and left[name].dtype == right[name].dtype for name in left)
+
+
+# --- names and order
+
+
+def test_names_order_shapes_and_dtypes_are_pytorchs():
+    ours, theirs = nn.Sequential(Block(), Block(2)), torch.nn.Sequential(TorchBlock(), TorchBlock(2))
+    reference = {name: (tuple(value.shape), str(value.numpy().dtype)) for name, value in theirs.state_dict().items()}
+    found = {name: (value.shape, str(value.dtype)) for name, value in ours.state_dict().items()}
+    assert list(found.items()) == list(reference.items())
+    assert [name for name, _ in ours.named_parameters()] == [name for name, _ in theirs.named_parameters()]
+    assert [name for name, _ in ours.named_buffers()] == [name for name, _ in theirs.named_buffers()]
+    assert [name for name, _ in ours.named_modules()] == [name for name, _ in theirs.named_modules()]
+    assert [name for name, _ in ours.named_parameters("model")] == [name for name, _ in theirs.named_parameters("model")]
+
+
+def test_attributes_are_what_was_assigned():
+    block = Block()
+    assert block.note == "not registered"
+    assert isinstance(block.first, nn.Linear) and block.first.weight.requires_grad
+    assert not block.seen.requires_grad
+    assert list(block.children()) == [block.first, block.norm]
+
+
+def test_only_leaf_tensors_that_require_grad_are_parameters():
+    block = Block()
+    names = [name for name, _ in block.named_parameters()]
+    block.constant = Tensor(np.ones(3))
+    block.computed = block.scale * 2.0
+    assert [name for name, _ in block.named_parameters()] == names
+    block.extra = Tensor(np.ones(3), requires_grad=True)
+    assert [name for name, _ in block.named_parameters()][:3] == ["scale", "shift", "extra"]
+
+
+def test_shared_parameters_and_modules_are_listed_once_but_saved_under_each_name():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(2, 2)
+            self.b = self.a
+            self.c = nn.Linear(2, 2)
+            self.c.weight = self.a.weight
+
+    tied = Tied()
+    assert [name for name, _ in tied.named_parameters()] == ["a.weight", "a.bias", "c.bias"]
+    assert [name for name, _ in tied.named_modules()] == ["", "a", "c"]
+    assert len(list(tied.children())) == 2
+    assert list(tied.state_dict()) == ["a.weight", "a.bias", "b.weight", "b.bias", "c.weight", "c.bias"]
+
+
+def test_a_module_registers_anew_where_its_kind_changes_and_in_place_where_not():
+    block = Block()
+    block.scale = nn.Parameter(np.ones(5, np.float32))
+    assert [name for name, _ in block.named_parameters()][:2] == ["scale", "shift"]
+    block.first = nn.Parameter(np.ones(1, np.float32))  # a child gives way to a parameter, which is then the last
+    assert [name for name, _ in block.named_parameters()] == ["scale", "shift", "first", "norm.weight", "norm.bias"]
+    assert [name for name, _ in block.named_children()] == ["norm"]
+    block.seen = Tensor(np.array(5))
+    assert int(block.state_dict()["seen"]) == 5
+
+
+def test_deleted_and_none_attributes_are_gone():
+    block = Block()
+    del block.scale
+    block.first = None
+    block.seen = None
+    assert list(block.state_dict()) == ["shift", "norm.weight", "norm.bias", "norm.running_mean", "norm.running_var", "norm.num_batches_tracked"]
+    assert not hasattr(block, "scale")
+    block.first = nn.Linear(1, 1)
+    assert "first.weight" in block.state_dict()
+    with pytest.raises(AttributeError, match="scale"):
+        del block.scale
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        (
+            "scale",
+            Tensor(np.ones(3)),
+            "'scale' is a parameter and takes a leaf Tensor with requires_grad=True, or None, not a Tensor without gradient",
+        ),
+        ("scale", np.ones(3), "not a ndarray"),
+        ("first", 3, "'first' is a module and takes a Module, or None, not a int"),
+        ("seen", 3, "'seen' is a buffer"),
+    ],
+)
+def test_a_registered_name_does_not_silently_lose_its_kind(name: str, value: object, message: str):
+    block = Block()
+    before = block.state_dict()
+    with pytest.raises(TypeError, match=message):
+        setattr(block, name, value)
+    assert same_state(block.state_dict(), before)
+
+
+def test_a_computed_tensor_cannot_replace_a_parameter():
+    block = Block()
+    with pytest.raises(TypeError, match="a Tensor that was computed"):
+        block.scale = block.scale * 2.0
+
+
+def test_assigning_before_super_init_says_so():
+    class Early(nn.Module):
+        def __init__(self):
+            self.fc = nn.Linear(1, 1)
+            super().__init__()
+
+    with pytest.raises(AttributeError, match=r"Early\.__init__ sets 'fc' before it calls super\(\).__init__\(\)"):
+        Early()
+
+
+def test_names_that_would_be_ambiguous_are_refused():
+    block = Block()
+    with pytest.raises(KeyError, match="dot"):
+        setattr(block, "a.b", nn.Parameter([1.0]))
+    with pytest.raises(KeyError, match="already has an attribute 'note'"):
+        block.register_buffer("note", Tensor([1.0]))
+    with pytest.raises(TypeError, match="requires grad"):
+        block.register_buffer("fresh", nn.Parameter([1.0]))
+    with pytest.raises(TypeError, match="ndarray"):
+        block.register_buffer("fresh", np.ones(3))  # type: ignore[arg-type]
+
+
+def test_forward_must_be_defined():
+    with pytest.raises(NotImplementedError, match=r"Module does not define forward"):
+        nn.Module()(1)
+
+
+# --- switches
+
+
+def test_train_eval_freeze_zero_grad_and_apply():
+    model = nn.Sequential(Block(), Block())
+    assert all(module.training for module in model.modules())
+    assert model.eval() is model and not any(module.training for module in model.modules())
+    assert model.train() is model and all(module.training for module in model.modules())
+
+    for parameter in model.parameters():
+        parameter.grad = Tensor(np.ones(parameter.shape, np.float32))
+    model.zero_grad()
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+    names = list(model.state_dict())
+    assert model.requires_grad_(False) is model
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert list(model.state_dict()) == names and len(list(model.parameters())) == 12
+    model.requires_grad_()
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+    visited: list[str] = []
+    model.apply(lambda module: visited.append(type(module).__name__))
+    assert visited == ["Linear", "BatchNorm2d", "Block"] * 2 + ["Sequential"]
+
+
+# --- to
+
+
+@pytest.mark.parametrize("dtype", ["float64", np.float64, np.dtype("f8"), float])
+def test_to_dtype_in_place(dtype: object):
+    block = Block()
+    parameters, before = list(block.parameters()), block.state_dict()
+    block.scale.grad = Tensor(np.ones(3, np.float32))
+    assert block.to(dtype=dtype) is block
+    assert all(new is old for new, old in zip(block.parameters(), parameters, strict=True))
+    state = block.state_dict()
+    assert all(value.dtype == (np.int64 if name.endswith(("seen", "tracked")) else np.float64) for name, value in state.items())
+    assert all(np.array_equal(state[name], before[name]) for name in state)
+    assert block.scale.grad is not None and block.scale.grad.dtype == np.float64
+
+
+def test_to_without_change_keeps_the_arrays_and_bad_requests_change_nothing():
+    block = Block()
+    array = block.scale.data
+    block.to("cpu").to(device="cpu", dtype=np.float32)
+    assert block.scale.data is array
+    with pytest.raises(TypeError, match="int32; give a floating-point type"):
+        block.to(dtype=np.int32)
+    with pytest.raises(ValueError, match="no device 'moon'"):
+        block.to(device="moon", dtype=np.float64)
+    assert block.scale.data is array
+
+
+def test_to_invalidates_graphs_made_before():
+    block = nn.Linear(3, 2)
+    y = block(Tensor(np.ones((4, 3), np.float32), requires_grad=True))
+    block.to(dtype=np.float64)
+    with pytest.raises(RuntimeError, match="written in place"):
+        y.backward(np.ones((4, 2), np.float32))
+
+
+# --- state
+
+
+def test_state_dict_is_a_contiguous_copy():
+    block = Block()
+    block.first.weight.data = np.asfortranarray(block.first.weight.data)
+    state = block.state_dict()
+    assert all(type(value) is np.ndarray and value.flags.c_contiguous and value.flags.owndata for value in state.values())
+    assert state["seen"].shape == () and state["seen"].dtype == np.int64
+    before = block.scale.numpy().copy()
+    state["scale"][:] = 99
+    np.testing.assert_array_equal(block.scale.numpy(), before)
+
+
+def test_load_writes_in_place_casts_and_counts_the_write():
+    source, target = Block().to(dtype=np.float64), Block()
+    source.seen = Tensor(np.array(12))
+    parameters, versions = list(target.parameters()), [parameter.version[0] for parameter in target.parameters()]
+    difference = target.load_state_dict(source.state_dict())
+    assert difference == ([], [])
+    assert all(new is old and new.version[0] > version for new, old, version in zip(target.parameters(), parameters, versions, strict=True))
+    assert same_state(target.state_dict(), {name: value.astype(target.state_dict()[name].dtype) for name, value in source.state_dict().items()})
+    assert int(target.state_dict()["seen"]) == 12
+
+
+def test_load_takes_tensors_and_half_precision():
+    target = nn.Linear(2, 1)
+    target.load_state_dict({"weight": Tensor(np.array([[1.5, 2.5]])), "bias": np.array([3], np.float16)})
+    np.testing.assert_array_equal(target.weight.numpy(), [[1.5, 2.5]])
+    assert target.bias is not None and target.bias.dtype == np.float32 and target.bias.item() == 3
+
+
+def test_a_failed_load_lists_everything_and_changes_nothing():
+    block = Block()
+    before = block.state_dict()
+    state = {name: value + 1 for name, value in before.items()}
+    del state["shift"], state["norm.bias"]
+    state |= {
+        "scale": np.ones(4),
+        "first.weight": np.ones((3, 3, 1)),
+        "first.extra": np.ones(1),
+        "other": np.ones(1),
+        "norm.weight": np.array("text"),
+    }
+    with pytest.raises(ValueError) as caught:
+        block.load_state_dict(state)
+    message = str(caught.value)
+    for part in (
+        "missing shift of shape (3,)",
+        "missing norm.bias of shape (3,)",
+        "unexpected first.extra",
+        "unexpected other",
+        "scale has shape (4,), here (3,)",
+        "first.weight has shape (3, 3, 1), here (3, 3)",
+        "norm.weight is ndarray, not an array of numbers",
+    ):
+        assert part in message
+    assert "\n" not in message
+    assert same_state(block.state_dict(), before)
+
+
+def test_load_not_strict_writes_what_fits_and_says_what_did_not():
+    block = Block()
+    difference = block.load_state_dict({"scale": np.full(3, 7.0), "other": np.ones(1)}, strict=False)
+    assert difference.unexpected_keys == ["other"] and "shift" in difference.missing_keys and "scale" not in difference.missing_keys
+    np.testing.assert_array_equal(block.scale.numpy(), [7, 7, 7])
+    with pytest.raises(ValueError, match="shape"):  # a shape that differs is never passed over
+        block.load_state_dict({"scale": np.ones(1)}, strict=False)
+
+
+def test_load_after_a_forward_pass_is_noticed_by_backward():
+    layer = nn.Linear(2, 2)
+    y = layer(Tensor(np.ones((1, 2), np.float32), requires_grad=True))
+    layer.load_state_dict(layer.state_dict())
+    with pytest.raises(RuntimeError, match="written in place"):
+        y.backward(np.ones((1, 2), np.float32))
+
+
+def test_state_goes_to_pytorch_and_back():
+    ours, theirs = Block(), TorchBlock()
+    theirs.load_state_dict({name: torch.tensor(value) for name, value in ours.state_dict().items()})
+    other = Block()
+    other.load_state_dict({name: value.numpy() for name, value in theirs.state_dict().items()})
+    assert same_state(other.state_dict(), ours.state_dict())
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["deepcopy", "pickle"])
+def test_copies_are_whole_and_independent(duplicate):
+    model = nn.Sequential(Block(), nn.Linear(3, 1))
+    other = duplicate(model)
+    assert same_state(other.state_dict(), model.state_dict())
+    with minigrad.no_grad():
+        next(iter(other.parameters())).copy_(5.0)
+    other[0].added = nn.Parameter([1.0])
+    assert not same_state(other.state_dict(), model.state_dict())
+    assert "0.added" not in model.state_dict() and "0.added" in other.state_dict()
+
+
+def test_repr_is_pytorchs_tree():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, groups=1, bias=False), nn.ReLU())
+            self.head = nn.Linear(4, 2)
+
+    assert repr(Net()) == (
+        "Net(\n  (stem): Sequential(\n    (0): Conv2d(3, 4, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), bias=False)\n"
+        "    (1): ReLU()\n  )\n  (head): Linear(4, 2)\n)"
+    )
+    assert (
+        "p=0.25" in repr(nn.Dropout(0.25)) and "eps=1e-06" in repr(nn.LayerNorm(4, eps=1e-6)) and "num_heads=2" in repr(nn.MultiHeadAttention(4, 2))
+    )
+
+
+# --- containers
+
+
+def test_module_list_and_sequential():
+    layers = [nn.Linear(2, 2) for _ in range(3)]
+    modules = nn.ModuleList(layers[:2])
+    modules.append(layers[2])
+    assert len(modules) == 3 and list(modules) == layers and modules[-1] is layers[2] and list(modules[1:]) == layers[1:]
+    assert list(modules.state_dict()) == ["0.weight", "0.bias", "1.weight", "1.bias", "2.weight", "2.bias"]
+    modules[0] = layers[2]
+    assert modules[0] is layers[2] and len(modules) == 3
+    with pytest.raises(IndexError, match="index 3 is out of range, there are 3"):
+        modules[3]
+    with pytest.raises(TypeError, match="element 0 is a int"):
+        nn.ModuleList([1])  # type: ignore[list-item]
+    with pytest.raises(NotImplementedError):
+        modules(1)
+
+    chain = nn.Sequential(*layers)
+    x = Tensor(np.ones((1, 2), np.float32))
+    np.testing.assert_array_equal(chain(x).numpy(), layers[2](layers[1](layers[0](x))).numpy())
+    np.testing.assert_array_equal(chain[:2](x).numpy(), layers[1](layers[0](x)).numpy())
+    assert nn.Sequential()(x) is x

@@ -1,0 +1,126 @@
+"""BatchNorm2d against PyTorch's over several steps: outputs, gradients, running statistics, and what must leave the statistics alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import minigrad
+from minigrad import Tensor, nn
+from tests.support import assert_close, rng
+
+
+def nchw(x: np.ndarray) -> torch.Tensor:
+    return torch.tensor(x).permute(0, 3, 1, 2)
+
+
+def pair(**options: object) -> tuple[nn.BatchNorm2d, torch.nn.BatchNorm2d]:
+    """Both layers in float64 with the same random scale and shift."""
+    ours, theirs = nn.BatchNorm2d(3, **options).to(dtype=np.float64), torch.nn.BatchNorm2d(3, **options).double()  # type: ignore[arg-type]
+    state = {name: rng(9).uniform(0.5, 1.5, value.shape) if value.ndim else value for name, value in ours.state_dict().items()}
+    ours.load_state_dict(state)
+    theirs.load_state_dict({name: torch.tensor(value) for name, value in state.items()})
+    return ours, theirs
+
+
+@pytest.mark.parametrize("momentum", [0.1, 0.7, None])
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("track_running_stats", [True, False])
+def test_training_then_evaluation(momentum: float | None, affine: bool, track_running_stats: bool):
+    ours, theirs = pair(momentum=momentum, affine=affine, track_running_stats=track_running_stats, eps=1e-4)
+    for step in range(4):
+        if step == 3:
+            ours.eval(), theirs.eval()
+        x, upstream = rng(step).normal(2, 3, (2, 3, 4, 3)), rng(step + 50).uniform(-1, 1, (2, 3, 4, 3))
+        our_x, their_x = Tensor(x, requires_grad=True), nchw(x).requires_grad_()
+        y, reference = ours(our_x), theirs(their_x)
+        assert_close(y, reference.permute(0, 2, 3, 1).detach(), f"step {step}")
+        y.backward(Tensor(upstream))
+        reference.backward(nchw(upstream))
+        assert_close(our_x.grad, their_x.grad.permute(0, 2, 3, 1), f"step {step}: gradient of x")
+        reference_state = theirs.state_dict()
+        assert list(ours.state_dict()) == list(reference_state)
+        for name, value in ours.state_dict().items():
+            assert_close(value, reference_state[name], f"step {step}: {name}")
+            assert value.dtype == reference_state[name].numpy().dtype
+    for name, parameter in ours.named_parameters():
+        assert_close(parameter.grad, getattr(theirs, name).grad, f"gradient of {name}, summed over the steps")
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_residual_and_relu_in_one_operation(training: bool):
+    ours, theirs = pair()
+    ours.train(training), theirs.train(training)
+    x, residual, upstream = (rng(seed).standard_normal((2, 3, 4, 3)) for seed in range(3))
+    our_x, our_residual = Tensor(x, requires_grad=True), Tensor(residual, requires_grad=True)
+    their_x, their_residual = nchw(x).requires_grad_(), nchw(residual).requires_grad_()
+    y, reference = ours(our_x, residual=our_residual, relu=True), torch.relu(theirs(their_x) + their_residual)
+    assert_close(y, reference.permute(0, 2, 3, 1).detach())
+    y.backward(Tensor(upstream))
+    reference.backward(nchw(upstream))
+    assert_close(our_x.grad, their_x.grad.permute(0, 2, 3, 1))
+    assert_close(our_residual.grad, their_residual.grad.permute(0, 2, 3, 1))
+    for name in ("weight", "bias"):
+        assert_close(getattr(ours, name).grad, getattr(theirs, name).grad, name)
+    for name in ("running_mean", "running_var"):
+        assert_close(getattr(ours, name), getattr(theirs, name), name)
+
+
+def test_running_statistics_are_replaced_not_written():
+    layer = nn.BatchNorm2d(3)
+    x = Tensor(rng().standard_normal((2, 3, 4, 3)).astype(np.float32), requires_grad=True)
+    layer.eval()
+    y = layer(x)
+    mean, array, before = layer.running_mean, layer.running_mean.data, layer.running_mean.numpy().copy()
+    layer.train()
+    layer(x)
+    assert layer.running_mean is not mean and layer.running_mean.data is not array
+    np.testing.assert_array_equal(array, before)
+    y.backward(np.ones(y.shape, np.float32))  # the graph made in eval mode still has the statistics it read
+    assert not layer.running_mean.requires_grad and not layer.running_var.requires_grad
+    assert list(layer.state_dict()) == ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
+
+
+def test_float32_statistics_stay_float32():
+    layer = nn.BatchNorm2d(3)
+    layer(Tensor(rng().standard_normal((2, 3, 4, 3)).astype(np.float32)))
+    state = layer.state_dict()
+    assert state["running_mean"].dtype == state["running_var"].dtype == np.float32
+    assert state["num_batches_tracked"].dtype == np.int64 and state["num_batches_tracked"].shape == () and state["num_batches_tracked"] == 1
+
+
+def test_evaluation_leaves_the_statistics_alone():
+    layer = nn.BatchNorm2d(3).eval()
+    before = layer.state_dict()
+    layer(Tensor(rng().standard_normal((2, 3, 4, 3)).astype(np.float32)))
+    assert all(np.array_equal(value, before[name]) for name, value in layer.state_dict().items())
+
+
+def test_checkpoint_tracks_once():
+    x = rng().standard_normal((2, 3, 4, 3))
+    layers, grads = [nn.BatchNorm2d(3).to(dtype=np.float64) for _ in range(2)], []
+    for layer, checkpointed in zip(layers, (False, True), strict=True):
+        tensor = Tensor(x, requires_grad=True)
+        y = minigrad.checkpoint(layer, tensor) if checkpointed else layer(tensor)
+        y.backward(Tensor(rng(1).uniform(-1, 1, x.shape)))
+        grads.append([tensor.grad, layer.weight.grad, layer.bias.grad])
+    for plain, recomputed in zip(*grads, strict=True):
+        assert_close(recomputed, plain)
+    states = [layer.state_dict() for layer in layers]
+    assert states[1]["num_batches_tracked"] == 1
+    assert all(np.array_equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_one_value_per_channel_cannot_be_normalised():
+    layer = nn.BatchNorm2d(3)
+    x = Tensor(np.ones((1, 1, 1, 3), np.float32))
+    with pytest.raises(ValueError, match=r"x has shape \(1, 1, 1, 3\), one value per channel"):
+        layer(x)
+    assert layer.state_dict()["num_batches_tracked"] == 0
+    assert layer.eval()(x).shape == x.shape
+
+
+def test_an_nchw_image_is_refused():
+    with pytest.raises(ValueError, match="channels"):
+        nn.BatchNorm2d(3)(Tensor(np.ones((2, 3, 8, 8), np.float32)))

@@ -1,0 +1,76 @@
+"""AdamW against PyTorch's over 50 steps, in float64, with parameter groups."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from minigrad import Tensor, nn, optim
+from tests.support import assert_close, rng
+
+SHAPES = [(3, 4), (5,), (), (2, 0), (2, 3, 2)]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-4, "weight_decay": 0.3}, {"betas": (0.0, 0.0), "weight_decay": 0.0}], ids=str
+)
+@pytest.mark.parametrize("scale", [1.0, 1e-7])
+def test_50_steps_are_pytorchs(options: dict, scale: float):
+    start = [rng(k).standard_normal(shape) for k, shape in enumerate(SHAPES)]
+    ours = [nn.Parameter(x) for x in start]
+    theirs = [torch.tensor(x, requires_grad=True) for x in start]
+    our_optimizer = optim.AdamW([{"params": ours[:2]}, {"params": iter(ours[2:]), "weight_decay": 0.0, "lr": 0.01}], **options)
+    their_optimizer = torch.optim.AdamW([{"params": theirs[:2]}, {"params": theirs[2:], "weight_decay": 0.0, "lr": 0.01}], **options)
+    for step in range(50):
+        for k, (p, q) in enumerate(zip(ours, theirs, strict=True)):
+            if k == 1 and step % 3 == 0:  # a parameter that is not always used counts its own steps
+                p.grad = q.grad = None
+                continue
+            grad = scale * rng(1000 * k + step).standard_normal(p.shape)
+            p.grad, q.grad = Tensor(grad), torch.tensor(grad)
+        if step == 25:
+            for group in our_optimizer.param_groups + their_optimizer.param_groups:
+                group["lr"] *= 0.5
+        our_optimizer.step()
+        their_optimizer.step()
+        for p, q in zip(ours, theirs, strict=True):
+            assert_close(p, q, f"step {step}")
+
+
+def test_training_a_model_is_pytorchs():
+    x, y = rng(0).standard_normal((8, 6, 6, 3)), rng(1).standard_normal((8, 2))
+    ours = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.BatchNorm2d(4), nn.GELU(), nn.Linear(4, 2)).to(dtype=np.float64)
+    theirs = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, stride=2), torch.nn.BatchNorm2d(4), torch.nn.GELU(), torch.nn.Linear(4, 2)).double()
+    theirs.load_state_dict({name: torch.tensor(value) for name, value in ours.state_dict().items()})
+    our_optimizer, their_optimizer = optim.AdamW(ours.parameters(), lr=0.01), torch.optim.AdamW(theirs.parameters(), lr=0.01)
+    for step in range(10):
+        loss = ((ours(Tensor(x)).mean((1, 2)) - y) ** 2).mean()
+        features = theirs[2](theirs[1](theirs[0](torch.tensor(x).permute(0, 3, 1, 2)))).permute(0, 2, 3, 1)
+        reference = ((theirs[3](features).mean((1, 2)) - torch.tensor(y)) ** 2).mean()
+        assert_close(loss, reference, f"loss of step {step}", relative=1e-9)
+        for model, optimizer, value in ((ours, our_optimizer, loss), (theirs, their_optimizer, reference)):
+            optimizer.zero_grad()
+            value.backward()
+            assert all(p.grad is not None for p in model.parameters())
+            optimizer.step()
+    assert all(p.grad is not None for p in ours.parameters())
+    our_optimizer.zero_grad()
+    assert all(p.grad is None for p in ours.parameters())
+
+
+def test_float32_stays_float32():
+    p = nn.Parameter(np.ones(3, np.float32))
+    optimizer = optim.AdamW([p])
+    p.grad = Tensor(np.ones(3, np.float32))
+    optimizer.step()
+    assert p.dtype == np.float32
+    assert optimizer.state_dict()["state.0.exp_avg"].dtype == np.float32
+
+
+@pytest.mark.parametrize("betas", [(0.9, 1.0), (-0.1, 0.9), (0.9,)])
+def test_options_out_of_range(betas: tuple):
+    with pytest.raises(ValueError, match="betas is .*; give two numbers from 0 to below 1"):
+        optim.AdamW([nn.Parameter(np.ones(3))], betas=betas)
+    with pytest.raises(ValueError, match="eps is -1"):
+        optim.AdamW([nn.Parameter(np.ones(3))], eps=-1.0)

@@ -1,0 +1,80 @@
+"""Clipping by the global norm, against PyTorch's."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from minigrad import Tensor, nn, optim
+from tests.support import assert_close, rng
+
+
+@pytest.mark.parametrize("max_norm", [0.0, 0.5, 3.0, 1e6, math.inf])
+def test_is_pytorchs(max_norm: float):
+    grads = [rng(k).standard_normal(shape) for k, shape in enumerate([(3, 4), (5,), (), (0, 2)])]
+    ours, theirs = [nn.Parameter(np.zeros_like(g)) for g in grads], [torch.zeros(g.shape, dtype=torch.float64, requires_grad=True) for g in grads]
+    for p, q, g in zip(ours, theirs, grads, strict=True):
+        p.grad, q.grad = Tensor(g), torch.tensor(g)
+    unused = nn.Parameter(np.ones(2))
+    total = optim.clip_grad_norm_([*ours, unused], max_norm)
+    reference = torch.nn.utils.clip_grad_norm_(theirs, max_norm)
+    assert type(total) is float and total == pytest.approx(reference.item(), rel=1e-14)
+    for p, q in zip(ours, theirs, strict=True):
+        assert_close(p.grad, q.grad)
+    assert unused.grad is None
+
+
+def test_scales_in_place_and_only_where_needed():
+    p = nn.Parameter(np.zeros(2, np.float32))
+    p.grad = Tensor(np.array([3, 4], np.float32))
+    grad, array = p.grad, p.grad.data
+    assert optim.clip_grad_norm_([p], 10.0) == 5.0
+    np.testing.assert_array_equal(array, [3, 4])
+    version = grad.version[0]
+    assert optim.clip_grad_norm_(p, 1.0) == 5.0
+    assert p.grad is grad and grad.data is array and array.dtype == np.float32 and grad.version[0] == version + 1
+    np.testing.assert_allclose(array, [0.6, 0.8], rtol=1e-6)
+
+
+def test_a_parameter_given_twice_counts_once():
+    p = nn.Parameter(np.zeros(2))
+    p.grad = Tensor(np.array([3.0, 4.0]))
+    assert optim.clip_grad_norm_([p, p], 1.0) == 5.0
+    np.testing.assert_allclose(p.grad.numpy(), [0.6, 0.8], rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1e30, 1e-30])
+def test_float32_gradients_whose_squares_leave_the_range(size: float):
+    p = nn.Parameter(np.zeros(4, np.float32))
+    p.grad = Tensor(np.full(4, size, np.float32))
+    assert optim.clip_grad_norm_([p], math.inf) == pytest.approx(2 * size, rel=1e-6)
+
+
+def test_nothing_to_clip():
+    assert optim.clip_grad_norm_([], 1.0) == 0.0
+    assert optim.clip_grad_norm_([nn.Parameter(np.ones(2))], 1.0) == 0.0
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_norm_that_is_not_finite(bad: float):
+    def fresh() -> tuple[Tensor, torch.Tensor]:
+        p, q = nn.Parameter(np.zeros(2)), torch.zeros(2, dtype=torch.float64, requires_grad=True)
+        p.grad, q.grad = Tensor(np.array([1.0, bad])), torch.tensor([1.0, bad], dtype=torch.float64)
+        return p, q
+
+    p, q = fresh()
+    with pytest.raises(FloatingPointError, match="the norm of the gradients is"):
+        optim.clip_grad_norm_([p], 1.0, error_if_nonfinite=True)
+    np.testing.assert_array_equal(p.grad.numpy(), [1.0, bad])
+    total, reference = optim.clip_grad_norm_([p], 1.0), torch.nn.utils.clip_grad_norm_([q], 1.0)
+    np.testing.assert_array_equal([total], [reference.item()])
+    np.testing.assert_array_equal(p.grad.numpy(), q.grad.numpy())
+
+
+@pytest.mark.parametrize("max_norm", [-1.0, math.nan])
+def test_wrong_norm(max_norm: float):
+    with pytest.raises(ValueError, match="max_norm is .*; it cannot be negative"):
+        optim.clip_grad_norm_([], max_norm)

@@ -1,0 +1,119 @@
+"""EMA: the average itself, buffers, and giving the averaged weights to the model and back."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+import minigrad
+from minigrad import Tensor, nn, optim
+from tests.support import assert_close, rng
+
+
+def model() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm2d(4)).to(dtype=np.float64)
+
+
+def change(module: nn.Module, seed: int) -> None:
+    """A training step: new weights, and batch norm replaces its statistics."""
+    for k, parameter in enumerate(module.parameters()):
+        with minigrad.no_grad():
+            parameter.copy_(rng(100 * seed + k).standard_normal(parameter.shape))
+    module(Tensor(rng(seed).standard_normal((2, 2, 2, 3))))
+
+
+def same(left: dict, right: dict) -> bool:
+    return list(left) == list(right) and all(np.array_equal(left[name], right[name]) for name in left)
+
+
+def test_average_is_the_formula_and_pytorchs():
+    ours = model()
+    ema = optim.EMA(ours, decay=0.9)
+    reference = {name: torch.tensor(value) for name, value in ours.state_dict().items()}
+    average = torch.optim.swa_utils.get_ema_multi_avg_fn(0.9)
+    for step in range(5):
+        change(ours, step)
+        ema.update()
+        state = ours.state_dict()
+        floats = [name for name in state if state[name].dtype.kind == "f"]
+        average([reference[name] for name in floats], [torch.tensor(state[name]) for name in floats], step)  # type: ignore[arg-type]
+        for name, value in ema.state_dict().items():
+            if name in floats:
+                assert_close(value, reference[name], f"step {step}: {name}")
+        assert ema.state_dict()["1.num_batches_tracked"] == step + 1  # counts are copied, not averaged
+    assert not np.array_equal(ema.state_dict()["1.running_mean"], ours.state_dict()["1.running_mean"])
+
+
+def test_module_is_not_touched_by_the_average():
+    ours = model()
+    ema = optim.EMA(ours, decay=0.5)
+    change(ours, 1)
+    before, versions = ours.state_dict(), [p.version[0] for p in ours.parameters()]
+    ema.update()
+    assert same(ours.state_dict(), before) and [p.version[0] for p in ours.parameters()] == versions
+
+
+def test_copy_to_another_model():
+    ours, other = model(), model()
+    ema = optim.EMA(ours, decay=0.5)
+    change(ours, 1)
+    ema.update()
+    kept = ours.state_dict()
+    ema.copy_to(other)
+    assert same(ours.state_dict(), kept)
+    shadow = ema.state_dict()
+    assert all(np.array_equal(value, shadow[name]) for name, value in other.state_dict().items())
+    change(other, 2)
+    assert same(ema.state_dict(), shadow)  # nothing is shared
+    before = other.state_dict()
+    with pytest.raises(ValueError, match=r"differ from the averaged ones at weight, bias, 0\.weight"):
+        ema.copy_to(other[0])
+    assert same(other.state_dict(), before)
+
+
+def test_swap_exchanges_and_exchanges_back():
+    ours = model()
+    ema = optim.EMA(ours, decay=0.5)
+    change(ours, 1)
+    ema.update()
+    own, shadow, parameters = ours.state_dict(), ema.state_dict(), list(ours.parameters())
+    with ema.swapped() as swapped:
+        assert swapped is ours
+        assert all(np.array_equal(value, shadow[name]) for name, value in ours.state_dict().items())
+    assert same(ours.state_dict(), own) and same(ema.state_dict(), shadow)
+    assert all(new is old for new, old in zip(ours.parameters(), parameters, strict=True))
+    with pytest.raises(KeyboardInterrupt), ema.swapped():
+        raise KeyboardInterrupt
+    assert same(ours.state_dict(), own) and same(ema.state_dict(), shadow)
+
+
+def test_state_goes_out_and_in():
+    ours = model()
+    ema = optim.EMA(ours, decay=0.5)
+    change(ours, 1)
+    ema.update()
+    resumed = optim.EMA(copy.deepcopy(ours), decay=0.5)
+    resumed.load_state_dict(ema.state_dict())
+    for module, average in ((ours, ema), (resumed.module, resumed)):
+        change(module, 2)
+        average.update()
+    assert same(resumed.state_dict(), ema.state_dict())
+    model().load_state_dict(ema.state_dict())  # a model takes it too
+
+    before = ema.state_dict()
+    bad = {**before, "other": np.ones(1), "0.bias": np.ones(5)}
+    del bad["0.weight"]
+    with pytest.raises(ValueError) as caught:
+        ema.load_state_dict(bad)
+    for part in ("missing 0.weight", "unexpected other", "0.bias has shape (5,), here (4,)"):
+        assert part in str(caught.value)
+    assert same(ema.state_dict(), before)
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.1, float("nan")])
+def test_wrong_decay(decay: float):
+    with pytest.raises(ValueError, match="decay is .*; give a number from 0 to 1"):
+        optim.EMA(model(), decay)

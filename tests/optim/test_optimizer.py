@@ -1,0 +1,208 @@
+"""What all optimisers share: groups and their errors, in-place updates, large and oddly laid out arrays, saving and resuming."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minigrad import Tensor, nn, optim
+from minigrad.safetensors_io import load_state, save_state
+from tests.support import rng
+
+BOTH = [lambda params, **options: optim.AdamW(params, **options), lambda params, **options: optim.SGD(params, momentum=0.9, **options)]
+
+
+def parameters() -> list[Tensor]:
+    return [nn.Parameter(rng(k).standard_normal(shape).astype(np.float32)) for k, shape in enumerate([(3, 4), (5,), ()])]
+
+
+def give_gradients(params: list[Tensor], seed: int) -> None:
+    for k, p in enumerate(params):
+        p.grad = Tensor(rng(100 * seed + k).standard_normal(p.shape).astype(p.dtype))
+
+
+@pytest.mark.parametrize("make", BOTH, ids=["adamw", "sgd"])
+def test_updates_in_place_and_leaves_gradients_alone(make: Callable):
+    params = parameters()
+    optimizer = make(params, lr=0.1)
+    params[1].grad = None
+    arrays, before = [p.data for p in params], [p.numpy().copy() for p in params]
+    versions = [p.version[0] for p in params]
+    give_gradients([params[0], params[2]], 1)
+    grads = [None if p.grad is None else p.grad.numpy().copy() for p in params]
+    tensors = [p.grad for p in params]
+    optimizer.step()
+    for k, p in enumerate(params):
+        assert p.data is arrays[k] and p.grad is tensors[k] and p.requires_grad
+        changed = k != 1
+        assert np.array_equal(p.numpy(), before[k]) != changed
+        assert p.version[0] == versions[k] + changed
+        if changed:
+            np.testing.assert_array_equal(p.grad.numpy(), grads[k])
+
+
+def test_a_graph_that_read_a_parameter_notices_the_step():
+    layer = nn.Linear(2, 2)
+    optimizer = optim.SGD(layer.parameters(), lr=0.1)
+    y = layer(Tensor(np.ones((1, 2), np.float32), requires_grad=True))
+    give_gradients(list(layer.parameters()), 1)
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="written in place"):
+        y.backward(np.ones((1, 2), np.float32))
+
+
+@pytest.mark.parametrize("make", BOTH, ids=["adamw", "sgd"])
+@pytest.mark.parametrize("size", [(1 << 16) - 1, (1 << 16) + 1, (1 << 18) + 3])
+def test_blocks_and_threads_change_nothing(make: Callable, size: int):
+    # One long parameter, updated block by block on the threads, against the same numbers as many short ones.
+    values = rng(0).standard_normal(size).astype(np.float32)
+    cuts = list(range(0, size, 50_000))
+    whole, parts = nn.Parameter(values), [nn.Parameter(values[cut : cut + 50_000]) for cut in cuts]
+    first, second = make([whole], lr=0.01), make(parts, lr=0.01)
+    for step in range(3):
+        grad = rng(step + 1).standard_normal(size).astype(np.float32)
+        whole.grad = Tensor(grad)
+        for cut, part in zip(cuts, parts, strict=True):
+            part.grad = Tensor(grad[cut : cut + 50_000])
+        first.step()
+        second.step()
+    np.testing.assert_array_equal(whole.numpy(), np.concatenate([part.numpy() for part in parts]))
+
+
+@pytest.mark.parametrize("make", BOTH, ids=["adamw", "sgd"])
+def test_arrays_that_are_not_contiguous(make: Callable):
+    values, grad = rng(0).standard_normal((6, 5)), rng(1).standard_normal((6, 5))
+    plain, turned = nn.Parameter(values), nn.Parameter(values)
+    turned.data = np.asfortranarray(values)
+    optimizers = [make([plain], lr=0.1), make([turned], lr=0.1)]
+    for optimizer, p in zip(optimizers, (plain, turned), strict=True):
+        for _ in range(3):
+            p.grad = Tensor(grad)
+            p.grad.data = np.ascontiguousarray(grad.T).T if p is plain else grad
+            optimizer.step()
+    np.testing.assert_array_equal(plain.numpy(), turned.numpy())
+
+
+def test_a_gradient_of_another_shape_is_refused():
+    p = nn.Parameter(np.ones((2, 3)))
+    p.grad = Tensor(np.ones(3))
+    with pytest.raises(ValueError, match=r"a parameter of shape \(2, 3\) has a gradient of shape \(3,\)"):
+        optim.SGD([p]).step()
+
+
+# --- groups
+
+
+def test_groups_take_options_of_their_own():
+    a, b = nn.Parameter(np.ones(2)), nn.Parameter(np.ones(2))
+    optimizer = optim.AdamW([{"params": a}, {"params": [b], "weight_decay": 0.0}], lr=0.5, weight_decay=0.1)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+    assert optimizer.param_groups[0]["params"] == [a] and optimizer.param_groups[1]["lr"] == 0.5
+    a.grad, b.grad = Tensor(np.zeros(2)), Tensor(np.zeros(2))
+    optimizer.step()
+    np.testing.assert_allclose(a.numpy(), 0.95)
+    np.testing.assert_allclose(b.numpy(), 1.0)
+
+
+def test_wrong_parameters_say_what_is_wrong():
+    p = nn.Parameter(np.ones(2))
+    with pytest.raises(ValueError, match="there are no parameters"):
+        optim.SGD([])
+    with pytest.raises(ValueError, match=r"a parameter of shape \(2,\) is listed twice"):
+        optim.SGD([p, p])
+    with pytest.raises(ValueError, match="listed twice"):
+        optim.SGD([{"params": [p]}, {"params": [p]}])
+    with pytest.raises(TypeError, match="params is a Tensor; give a list"):
+        optim.SGD(p)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="params is a set"):
+        optim.SGD({p})
+    with pytest.raises(TypeError, match="cannot optimise a ndarray"):
+        optim.SGD([np.ones(2)])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="was computed by"):
+        optim.SGD([p * 2.0])
+    with pytest.raises(ValueError, match="lr is -0.1; it cannot be negative"):
+        optim.SGD([p], lr=-0.1)
+    with pytest.raises(ValueError, match="lr is nan"):
+        optim.AdamW([p], lr=float("nan"))
+    with pytest.raises(ValueError, match="weight_decay is -1"):
+        optim.AdamW([{"params": [p], "weight_decay": -1}])
+    with pytest.raises(ValueError, match="unknown option 'weight_deacy'; there are lr, betas, eps, weight_decay"):
+        optim.AdamW([{"params": [p], "weight_deacy": 0.0}])
+    with pytest.raises(TypeError, match="a parameter group is a dict with an entry 'params'"):
+        optim.AdamW([{"lr": 0.1}])
+
+
+def test_a_generator_that_was_used_up_is_noticed():
+    params = nn.Linear(2, 2).parameters()
+    list(params)
+    with pytest.raises(ValueError, match="already used up"):
+        optim.SGD(params)
+
+
+# --- saving
+
+
+def run(optimizer: optim.Optimizer, params: list[Tensor], steps: range) -> None:
+    for step in steps:
+        give_gradients(params, step)
+        if step % 2:
+            params[1].grad = None
+        optimizer.step()
+
+
+@pytest.mark.parametrize("make", BOTH, ids=["adamw", "sgd"])
+@pytest.mark.parametrize("steps", [0, 4])
+def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(make: Callable, steps: int, tmp_path: Path):
+    def groups(params: list[Tensor]) -> list[dict]:
+        return [{"params": params[:1]}, {"params": params[1:], "weight_decay": 0.0}]
+
+    unbroken = parameters()
+    optimizer = make(groups(unbroken), lr=0.1, weight_decay=0.1)
+    run(optimizer, unbroken, range(steps))
+    optimizer.param_groups[0]["lr"] = 0.05
+    save_state(tmp_path / "optimizer.safetensors", optimizer.state_dict())
+    resumed = [nn.Parameter(p.data) for p in unbroken]
+    other = make(groups(resumed), lr=0.3)
+    other.load_state_dict(load_state(tmp_path / "optimizer.safetensors")[0])
+    assert [{**group, "params": 0} for group in other.param_groups] == [{**group, "params": 0} for group in optimizer.param_groups]
+    run(optimizer, unbroken, range(steps, 9))
+    run(other, resumed, range(steps, 9))
+    for p, q in zip(unbroken, resumed, strict=True):
+        np.testing.assert_array_equal(p.numpy(), q.numpy())
+    ours, theirs = optimizer.state_dict(), other.state_dict()
+    assert list(ours) == list(theirs) and all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_state_is_a_copy():
+    params = parameters()
+    optimizer = optim.AdamW(params)
+    run(optimizer, params, range(1))
+    state = optimizer.state_dict()
+    before = {name: value.copy() for name, value in state.items()}
+    run(optimizer, params, range(1, 3))
+    assert all(np.array_equal(state[name], before[name]) for name in state)
+    optimizer.load_state_dict(state)
+    run(optimizer, params, range(3, 5))
+    assert all(np.array_equal(state[name], before[name]) for name in state)
+
+
+def test_a_state_that_does_not_fit_lists_everything_and_changes_nothing():
+    params = parameters()
+    optimizer = optim.AdamW(params, lr=0.1)
+    run(optimizer, params, range(2))
+    before = optimizer.state_dict()
+    state = {**before, "state.0.exp_avg": np.zeros(3), "state.9.step": np.array(3), "groups.0.lr": np.array(9.0)}
+    del state["state.1.step"], state["groups.0.eps"]
+    with pytest.raises(ValueError) as caught:
+        optimizer.load_state_dict(state)
+    for part in ("state.0.exp_avg has shape (3,), here (3, 4)", "unexpected state.9.step", "missing state.1.step", "missing groups.0.eps"):
+        assert part in str(caught.value)
+    after = optimizer.state_dict()
+    assert all(np.array_equal(after[name], before[name]) for name in before)
+    with pytest.raises(ValueError, match="group 0 has 3 parameters, here 2"):
+        optim.AdamW(params[:2]).load_state_dict(before)
+    with pytest.raises(ValueError, match="group 1 has no parameters, here 1"):
+        optim.AdamW([{"params": params[:2]}, {"params": params[2:]}]).load_state_dict(before)

@@ -1,0 +1,77 @@
+"""Warm-up and cosine, against the formula written another way and PyTorch's own cosine."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minigrad import nn, optim
+from minigrad.optim import warmup_cosine
+
+
+def test_every_step_of_one_run():
+    rates = [warmup_cosine(step, 10, 3, 1.0, 0.1) for step in range(12)]
+    cosine = [0.1 + 0.9 * (1 + math.cos(math.pi * t / 7)) / 2 for t in range(1, 7)]
+    np.testing.assert_allclose(rates, [0.25, 0.5, 0.75, 1.0, *cosine, 0.1, 0.1], rtol=1e-14)
+
+
+@settings(max_examples=50, deadline=None)
+@given(data=st.data(), total=st.integers(1, 1000), lr=st.floats(1e-5, 10), share=st.floats(0, 1))
+def test_rises_to_lr_and_falls_to_min_lr(data: st.DataObject, total: int, lr: float, share: float):
+    warmup, min_lr = data.draw(st.integers(0, total - 1)), lr * share
+    rates = np.array([warmup_cosine(step, total, warmup, lr, min_lr) for step in range(total + 1)])
+    assert rates.argmax() <= warmup and rates[warmup] == lr
+    assert (np.diff(rates[: warmup + 1]) > 0).all() and (np.diff(rates[warmup:]) <= 1e-12 * lr).all()
+    assert rates[0] > 0 and rates[-1] == pytest.approx(min_lr, rel=1e-12)
+    np.testing.assert_allclose(np.diff(rates[: warmup + 1]), lr / (warmup + 1), rtol=1e-6)
+
+
+def test_cosine_is_pytorchs():
+    p = torch.zeros(1, requires_grad=True)
+    reference_optimizer = torch.optim.SGD([p], lr=0.3)
+    reference = torch.optim.lr_scheduler.CosineAnnealingLR(reference_optimizer, T_max=20, eta_min=0.01)
+    for step in range(20):
+        assert warmup_cosine(step, 20, 0, 0.3, 0.01) == pytest.approx(reference_optimizer.param_groups[0]["lr"], rel=1e-12)
+        reference_optimizer.step()
+        reference.step()
+
+
+@pytest.mark.parametrize(("step", "total", "warmup"), [(-1, 10, 2), (0, 10, 10), (0, 10, -1), (0, 0, 0)])
+def test_wrong_numbers(step: int, total: int, warmup: int):
+    with pytest.raises(ValueError, match=f"step {step}, warmup {warmup}, total {total}"):
+        warmup_cosine(step, total, warmup, 1.0)
+
+
+def test_sets_every_group_from_its_own_rate():
+    a, b = nn.Parameter(np.ones(1)), nn.Parameter(np.ones(1))
+    optimizer = optim.AdamW([{"params": [a]}, {"params": [b], "lr": 0.2}], lr=1.0)
+    schedule = optim.WarmupCosine(optimizer, total=10, warmup=3)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.05]
+    assert schedule.set(3) == 1.0
+    assert [group["lr"] for group in optimizer.param_groups] == [1.0, 0.2]
+    schedule.set(10)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("schedule_first", [True, False])
+def test_a_resumed_run_has_the_same_rates(schedule_first: bool):
+    def make() -> optim.AdamW:
+        return optim.AdamW([nn.Parameter(np.ones(1))], lr=0.5)
+
+    first = make()
+    schedule = optim.WarmupCosine(first, total=10, warmup=3)
+    schedule.set(6)
+    state = first.state_dict()
+    second = make()
+    if schedule_first:
+        resumed = optim.WarmupCosine(second, total=10, warmup=3)
+        second.load_state_dict(state)
+    else:
+        second.load_state_dict(state)
+        resumed = optim.WarmupCosine(second, total=10, warmup=3)
+    assert [resumed.set(step) for step in range(10)] == [schedule.set(step) for step in range(10)]
