@@ -2,9 +2,9 @@
 
     env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE python benchmarks/overhead.py [--out FILE]
 
-Forward: time of the operation on Tensors that require grad (so a graph is recorded) minus time of its kernel on the arrays. Backward: time per operation of `backward()`
-through a chain of them, minus time of the kernel's backward (for primitives: of the same products on arrays). Each figure is the median over rounds, in which the two
-sides take turns. Budget: 2 + 4 microseconds for a primitive, 4 + 4 for a fused operation.
+Forward: time of the operation on Tensors that require grad (so a graph is recorded) minus time of its kernel on the arrays. Backward: time per
+operation of `backward()` through a chain of them, minus time of the kernel's backward (for primitives: of the same products on arrays). Each
+figure is the median over rounds, in which the two sides take turns. Budget: 2 + 4 microseconds for a primitive, 4 + 4 for a fused operation.
 """
 
 from __future__ import annotations
@@ -105,14 +105,21 @@ def main() -> None:
         back = (lambda k=kernel, d=dy, s=saved, n=needs: k.backward(d, s, n)) if kernel.backward else (lambda: None)
         forward = lambda op=op, args=arguments(start): op(*args)  # noqa: E731
         step = lambda y, op=op, arguments=arguments: r[0] if isinstance(r := op(*arguments(y)), tuple) else r  # noqa: E731
-        rows.append((name, "fused", *median_difference(forward, lambda k=kernel, r=raw, v=values: k.forward(*r, *v)), *measure_backward(step, start, back)))
+        rows.append(
+            (name, "fused", *median_difference(forward, lambda k=kernel, r=raw, v=values: k.forward(*r, *v)), *measure_backward(step, start, back))
+        )
 
     print(f"{'operation':12} {'kind':10} {'forward, of it engine':>24} {'backward, of it engine':>24}   (microseconds)")
     for name, kind, forward, bare, back, bare_back in rows:
         print(f"{name:12} {kind:10} {forward:14.2f} {forward - bare:9.2f} {back:14.2f} {back - bare_back:9.2f}")
     if out:
         fields = ("operation", "kind", "forward_us", "forward_kernel_us", "backward_us", "backward_kernel_us")
-        machine = {"date": datetime.date.today().isoformat(), "python": platform.python_version(), "numpy": np.__version__, "machine": platform.processor() or platform.machine()}
+        machine = {
+            "date": datetime.date.today().isoformat(),
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "machine": platform.processor() or platform.machine(),
+        }
         command = "env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE python benchmarks/overhead.py"
         out.write_text(json.dumps({**machine, "command": command, "rows": [dict(zip(fields, row, strict=True)) for row in rows]}, indent=1) + "\n")
 

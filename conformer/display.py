@@ -7,6 +7,7 @@ line of a terminal. Read next: `conformer/train.py`, which makes the Progress.
 from __future__ import annotations
 
 import time
+from datetime import timedelta
 from typing import NamedTuple
 
 from conformer.evaluate import Accuracies
@@ -28,10 +29,10 @@ class Progress(NamedTuple):
     seconds_left: float
 
     def __str__(self) -> str:
-        minutes, seconds = divmod(round(self.seconds_left), 60)
+        left = timedelta(seconds=round(self.seconds_left))  # 1:07:30
         test = f"  test {self.test} %" if self.test else ""
         return (
-            f"step {self.step}/{self.steps}  epoch {self.epoch:.2f}  {minutes}:{seconds:02d} left  loss {self.loss:.3f}  train {self.train} %{test}  "
+            f"step {self.step}/{self.steps}  epoch {self.epoch:.2f}  {left} left  loss {self.loss:.3f}  train {self.train} %{test}  "
             f"{self.images_per_second:.0f} images/s"
         )
 

@@ -5,14 +5,17 @@
     (x * x).sum().backward()
     print(x.grad)                      # Tensor([2., 4., 6.])
 
-Read next: `op.py` (what an operation is), `tensor.py`, `autograd.py` (the engine), `ops/` and `fused/` (the operations).
+Read next: `op.py` (what an operation is), `tensor.py`, `autograd.py` (the engine), `ops/` and `fused/` (the operations), `nn/` and `optim/`.
 """
 
 from minigrad.tensor import Tensor  # first: see the end of tensor.py
 
 # isort: split
+from minigrad import functional, nn, optim
 from minigrad.autograd import anomaly, checkpoint, definitions, enable_grad, grad, no_grad
 from minigrad.gradcheck import gradcheck
 from minigrad.random import manual_seed
 
-__all__ = ["Tensor", "anomaly", "checkpoint", "definitions", "enable_grad", "grad", "gradcheck", "manual_seed", "no_grad"]
+__all__ = [
+    "Tensor", "anomaly", "checkpoint", "definitions", "enable_grad", "functional", "grad", "gradcheck", "manual_seed", "nn", "no_grad", "optim",
+]  # fmt: skip

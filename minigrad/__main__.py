@@ -9,13 +9,16 @@ from minigrad.op import REGISTRY, Fused, Op
 
 
 def table() -> list[tuple[str, ...]]:
-    """A row per operation, the head first: name, kind, definition, a column per device with kernels, derivative, lines of its definition or forward, file."""
+    """A row per operation, the head first: name, kind, definition, a column per device with kernels, derivative, lines of its definition or
+    forward, file."""
     devices = sorted({"cpu", *(device for op in REGISTRY.values() for device in op.kernels)})
     rows: list[tuple[str, ...]] = [("operation", "kind", "definition", *devices, "derivative", "lines", "file")]
     for op in sorted(REGISTRY.values(), key=lambda op: (isinstance(op, Fused), op.__module__, op.name)):
         is_fused = isinstance(op, Fused)
         kernels = ["kernel" if device in op.kernels else "forward" if not is_fused else "-" for device in devices]
-        rows.append((op.name, "fused" if is_fused else "primitive", "yes" if is_fused else "-", *kernels, _derivative(op), str(_lines(op)), op.__module__))
+        rows.append(
+            (op.name, "fused" if is_fused else "primitive", "yes" if is_fused else "-", *kernels, _derivative(op), str(_lines(op)), op.__module__)
+        )
     return rows
 
 

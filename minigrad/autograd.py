@@ -1,8 +1,8 @@
 """The engine: what a graph is made of, and the walk that differentiates it.
 
-An operation on tensors that require grad leaves a `Node`: which operation it was, where its inputs came from (the edges), and the arrays its derivative will read.
-`backward()` walks the nodes from the result back to the leaves, every node once, after all the nodes that used its output. Read `op.py` first: it makes the nodes and
-holds the rules; this file only calls `node.op.backward`.
+An operation on tensors that require grad leaves a `Node`: which operation it was, where its inputs came from (the edges), and the arrays its
+derivative will read. `backward()` walks the nodes from the result back to the leaves, every node once, after all the nodes that used its output.
+Read `op.py` first: it makes the nodes and holds the rules; this file only calls `node.op.backward`.
 
 Contents: modes (no_grad, definitions, anomaly), Node, the walk, backward(), grad(), differentiate() and checkpoint().
 """
@@ -29,8 +29,9 @@ __all__ = ["Node", "anomaly", "backward", "checkpoint", "definitions", "enable_g
 class Mode:
     """How operations behave in this context.
 
-    record: leave Nodes behind. definitions: run fused operations from their definitions. anomaly: look for NaN and Inf. recomputing: inside checkpoint's second
-    run. reads: a list that collects every (version counter, version) operations read, or None. watched: anything beyond `record` that every operation must do.
+    record: leave Nodes behind. definitions: run fused operations from their definitions. anomaly: look for NaN and Inf. recomputing: inside
+    checkpoint's second run. reads: a list that collects every (version counter, version) operations read, or None. watched: anything beyond
+    `record` that every operation must do.
     """
 
     __slots__ = ("anomaly", "definitions", "reads", "recomputing", "record", "watched")
@@ -73,7 +74,8 @@ def definitions() -> Any:
 
 
 def anomaly() -> Any:
-    """`with anomaly():` the first operation that makes a NaN or Inf, forward or backward, raises FloatingPointError naming it, its shapes and the caller's line."""
+    """`with anomaly():` the first operation that makes a NaN or Inf, forward or backward, raises FloatingPointError naming it, its shapes and the
+    caller's line."""
     return mode(anomaly=True)
 
 
@@ -95,14 +97,16 @@ class Node:
 
     Attributes:
         op: what made it: has a `name` and `backward(node, gradients, needs, create_graph)`.
-        edges: per input `(target, output)`, where its gradient goes: target is the Node that made it, or the leaf Tensor itself; None where none is wanted.
+        edges: per input `(target, output)`, where its gradient goes: target is the Node that made it, or the leaf Tensor itself; None where none
+            is wanted.
         outputs: how many outputs the operation has.
         order: nodes are numbered as they are made.
         site: the caller's "file:line" in anomaly mode, else None.
         values: the plain arguments of the call.
-        plan, saved, versions, facts, out: what derivative rules read (see `op.Op`). saved: input Tensors; versions: of these; out: the output's raw array, its version counter
-            and version (never its Tensor: that would be a cycle).
-        inputs, kept, guards: what fused operations read: the input Tensors, what the kernel saved, and the (version counter, version) of inputs and outputs among it.
+        plan, saved, versions, facts, out: what derivative rules read (see `op.Op`). saved: input Tensors; versions: of these; out: the output's
+            raw array, its version counter and version (never its Tensor: that would be a cycle).
+        inputs, kept, guards: what fused operations read: the input Tensors, what the kernel saved, and the (version counter, version) of inputs
+            and outputs among it.
         shapes: of the inputs, where the operation broadcast them.
     """
 
@@ -112,8 +116,19 @@ class Node:
 
     op: Any
     edges: tuple
+    values: tuple
+    plan: Any
+    saved: Any
+    versions: tuple
+    facts: tuple
+    out: Any
     inputs: Any
     kept: Any
+    guards: list
+    shapes: Any
+    outputs: int
+    order: int
+    site: str | None
 
     def free(self) -> None:
         """Let go of the arrays. The edges stay, so that a second walk can say what is wrong."""
@@ -211,12 +226,17 @@ def _leads_to(uses: dict[Node, int], targets: set[tuple], stops: set[Node]) -> s
 
 
 def _walk(
-    outputs: Sequence[Tensor], gradients: Sequence[Tensor], retain_graph: bool, create_graph: bool, targets: Sequence[tuple] | None = None, stop: bool = False
+    outputs: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    retain_graph: bool,
+    create_graph: bool,
+    targets: Sequence[tuple] | None = None,
+    stop: bool = False,
 ) -> dict[tuple, list]:
     """Carry gradients from the outputs down to the targets (edges), or to all leaves if targets is None.
 
-    With `stop` the walk ends at the targets instead of going on below them. Returns {edge: [gradient (a Tensor, or a _Sum), fresh]}, where fresh says that the array is
-    not shared with anything. (Edges are good dictionary keys: nodes and Tensors hash by identity.)
+    With `stop` the walk ends at the targets instead of going on below them. Returns {edge: [gradient (a Tensor, or a _Sum), fresh]}, where fresh
+    says that the array is not shared with anything. (Edges are good dictionary keys: nodes and Tensors hash by identity.)
     """
     wanted = None if targets is None else set(targets)
     stops = {edge[0] for edge in targets if type(edge[0]) is Node} if stop and targets is not None else set()
@@ -295,10 +315,14 @@ def _start_gradients(outputs: Sequence[Tensor], gradients: Sequence[Any], name: 
     starts = []
     for tensor, gradient in zip(outputs, gradients, strict=True):
         if not tensor.requires_grad:
-            raise RuntimeError(f"{name}: the output of shape {tensor.shape} does not require grad: nothing it was computed from does, or it was made under no_grad")
+            raise RuntimeError(
+                f"{name}: the output of shape {tensor.shape} does not require grad: nothing it was computed from does, or it was made under no_grad"
+            )
         if gradient is None:
             if tensor.size != 1:
-                raise ValueError(f"{name}: the output has shape {tensor.shape}; only for a single number is the gradient 1 implied, pass one of that shape")
+                raise ValueError(
+                    f"{name}: the output has shape {tensor.shape}; only for a single number is the gradient 1 implied, pass one of that shape"
+                )
             start = wrap(np.ones_like(tensor.data))
         else:
             start = gradient if isinstance(gradient, Tensor) else Tensor(gradient)
@@ -321,7 +345,8 @@ def backward(tensor: Tensor, gradient: Any = None, retain_graph: bool = False, c
         create_graph: make `.grad` differentiable itself (the definitions of the fused operations are differentiated, at any order).
 
     Raises:
-        ValueError: gradient missing or of another shape. RuntimeError: no graph, a freed one, or an array that was written in place after the forward pass.
+        ValueError: gradient missing or of another shape. RuntimeError: no graph, a freed one, or an array that was written in place after the
+            forward pass.
 
     Source: https://docs.pytorch.org/docs/stable/generated/torch.Tensor.backward.html
     """
@@ -377,7 +402,9 @@ def grad(
     for number, edge in enumerate(edges):
         entry = found.get(edge)
         if entry is None and not allow_unused:
-            raise RuntimeError(f"grad: the outputs do not depend on input {number} of shape {inputs[number].shape}; allow_unused=True gives None for it")
+            raise RuntimeError(
+                f"grad: the outputs do not depend on input {number} of shape {inputs[number].shape}; allow_unused=True gives None for it"
+            )
         results.append(None if entry is None else _as_tensor(entry[0]) if create_graph else wrap(np.array(entry[0].data)))
     return tuple(results)
 
@@ -386,12 +413,18 @@ def grad(
 
 
 def differentiate(
-    function: Callable, inputs: Sequence[Any], gradients: Sequence[Tensor | None], needs: Sequence[bool], create_graph: bool, others: Sequence[tuple] = ()
+    function: Callable,
+    inputs: Sequence[Any],
+    gradients: Sequence[Tensor | None],
+    needs: Sequence[bool],
+    create_graph: bool,
+    others: Sequence[tuple] = (),
 ) -> tuple[list[Tensor | None], list[Tensor | None]]:
     """Run `function(*inputs)` again, recording, and carry `gradients` (one per output, None where there is none) back to its inputs.
 
-    Each input that needs a gradient enters through a node of its own, at which the walk stops: what lies above belongs to the caller, and a tensor passed twice gets two
-    gradients. `others` are more edges to stop at. With create_graph the results stay connected to the inputs. Returns the gradients of the inputs and of the others.
+    Each input that needs a gradient enters through a node of its own, at which the walk stops: what lies above belongs to the caller, and a tensor
+    passed twice gets two gradients. `others` are more edges to stop at. With create_graph the results stay connected to the inputs. Returns the
+    gradients of the inputs and of the others.
     """
     with mode(record=True):
         shells = [ops.identity(x) if need else x for x, need in zip(inputs, needs, strict=True)]
@@ -441,8 +474,9 @@ class _Checkpoint:
 def checkpoint(function: Callable, *inputs: Any) -> Any:
     """Run `function(*inputs)` now, keep none of its intermediate arrays, and run it again when the derivative is asked for.
 
-    Trades time for memory: only the inputs stay alive. Gradients reach the inputs and every tensor the function captured (parameters of modules). The second run
-    makes the same random draws and leaves the running statistics of batch norm alone; the function must otherwise do the same both times.
+    Trades time for memory: only the inputs stay alive. Gradients reach the inputs and every tensor the function captured (parameters of modules).
+    The second run makes the same random draws and leaves the running statistics of batch norm alone; the function must otherwise do the same both
+    times.
 
     Args:
         function: takes the inputs, returns a Tensor or a tuple of Tensors.
@@ -504,7 +538,7 @@ def caller_site() -> str:
 
 
 def _bad(array: Any) -> str | None:
-    """"NaN" or "Inf" if the array holds one, else None."""
+    """ "NaN" or "Inf" if the array holds one, else None."""
     array = backend.to_device(array, "cpu")
     if array.dtype.kind != "f" or np.isfinite(array).all():
         return None
@@ -512,7 +546,8 @@ def _bad(array: Any) -> str | None:
 
 
 def check_forward(name: str, inputs: Sequence[Any], values: Sequence[Any], outputs: Sequence[Any]) -> None:
-    """Raise FloatingPointError if the operation made a NaN, or an Inf out of finite numbers (an Inf that was given, say as a mask, may be passed on)."""
+    """Raise FloatingPointError if the operation made a NaN, or an Inf out of finite numbers (an Inf that was given, say as a mask, may be passed
+    on)."""
     for out in outputs:
         bad = _bad(out)
         if bad is None:
@@ -521,7 +556,9 @@ def check_forward(name: str, inputs: Sequence[Any], values: Sequence[Any], outpu
         if bad == "NaN" or not any(given):
             shapes = ", ".join(str(x.shape) for x in inputs if x is not None)
             already = f" (an input already holds {next(filter(None, given))})" if any(given) else ""
-            raise FloatingPointError(f"anomaly: {name} made {bad} in its output of shape {out.shape} from inputs of shape {shapes}{already}, called at {caller_site()}")
+            raise FloatingPointError(
+                f"anomaly: {name} made {bad} in its output of shape {out.shape} from inputs of shape {shapes}{already}, called at {caller_site()}"
+            )
 
 
 def _check_gradients(node: Node, incoming: list, results: Sequence[Tensor | None]) -> None:
@@ -532,7 +569,9 @@ def _check_gradients(node: Node, incoming: list, results: Sequence[Tensor | None
             already = " (the incoming gradient already holds one)" if any(given) else ""
             site = node.site or "a line outside `with anomaly():`"
             shape = gradient.shape  # type: ignore[union-attr]
-            raise FloatingPointError(f"anomaly: backward of {node.op.name} made {bad} in a gradient of shape {shape}{already}; its forward was called at {site}")
+            raise FloatingPointError(
+                f"anomaly: backward of {node.op.name} made {bad} in a gradient of shape {shape}{already}; its forward was called at {site}"
+            )
 
 
 from minigrad import ops, random  # noqa: E402  (the intended cycle: see tensor.py)

@@ -1,7 +1,8 @@
 """Checking a derivative against finite differences, for anyone who writes a rule or a kernel.
 
-One number decides: along a random direction v of the inputs and with random weights u of the outputs, (u . f(x + h v) - u . f(x - h v)) / 2h must equal the
-gradient of u . f in direction v. Random weights matter: with a plain sum, the gradients of softmax and of normalisations vanish and any mistake passes.
+One number decides: along a random direction v of the inputs and with random weights u of the outputs, (u . f(x + h v) - u . f(x - h v)) / 2h must
+equal the gradient of u . f in direction v. Random weights matter: with a plain sum, the gradients of softmax and of normalisations vanish and any
+mistake passes.
 """
 
 from __future__ import annotations
@@ -17,7 +18,13 @@ __all__ = ["gradcheck"]
 
 
 def gradcheck(
-    function: Callable, inputs: Tensor | Sequence[Tensor], step: float = 1e-5, tolerance: float = 1e-6, directions: int = 3, order: int = 1, seed: int = 0
+    function: Callable,
+    inputs: Tensor | Sequence[Tensor],
+    step: float = 1e-5,
+    tolerance: float = 1e-6,
+    directions: int = 3,
+    order: int = 1,
+    seed: int = 0,
 ) -> bool:
     """Compare the gradients of `function(*inputs)` with central finite differences.
 
@@ -31,7 +38,8 @@ def gradcheck(
         seed: of the random directions and weights.
 
     Returns:
-        True. Raises AssertionError with both values if they differ, TypeError if an input that is to be checked is not float64, ValueError if none is.
+        True. Raises AssertionError with both values if they differ, TypeError if an input that is to be checked is not float64, ValueError if none
+        is.
 
     Source: https://docs.pytorch.org/docs/stable/generated/torch.autograd.gradcheck.gradcheck.html (the fast mode)
     """
@@ -76,7 +84,9 @@ def gradcheck(
                 ends.append(value(moved).item())
             numeric = (ends[0] - ends[1]) / (2 * step)
             if not abs(analytic - numeric) <= tolerance * max(1.0, abs(analytic), abs(numeric)):
-                raise AssertionError(f"gradcheck: {what} along direction {number} is {analytic!r} by backward, {numeric!r} by finite differences (step {step})")
+                raise AssertionError(
+                    f"gradcheck: {what} along direction {number} is {analytic!r} by backward, {numeric!r} by finite differences (step {step})"
+                )
 
     def first(tensors: Sequence[Tensor]) -> Tensor:
         return weighted(*tensors)

@@ -1,6 +1,7 @@
 """Operations: `@primitive`, `@fused`, the registry of all of them, and what happens when one is called. The first file to read.
 
-A **primitive** has a forward on arrays and one derivative rule per input, written on Tensors out of other primitives: hence any order of derivative, on any device.
+A **primitive** has a forward on arrays and one derivative rule per input, written on Tensors out of other primitives: hence any order of
+derivative, on any device.
 
     @primitive
     def mul(x: Tensor, y: Tensor) -> Tensor:
@@ -9,12 +10,12 @@ A **primitive** has a forward on arrays and one derivative rule per input, writt
     mul.derivative(x=lambda g, y: g * y,                # g is the gradient of the output
                    y=lambda g, x: g * x)
 
-The argument names of a rule say what the graph keeps for it: an input by its name, the output by `out`, a plain value by its name, and `x_shape`, `x_dtype`, `x_device` where
-only that is needed of x. Nothing else stays alive, and only for inputs that require grad.
+The argument names of a rule say what the graph keeps for it: an input by its name, the output by `out`, a plain value by its name, and `x_shape`,
+`x_dtype`, `x_device` where only that is needed of x. Nothing else stays alive, and only for inputs that require grad.
 
-A **fused** operation has a definition, a pure function of Tensors made of primitives, and per device a kernel pair on raw arrays that computes the same faster. Its derivative
-is the kernel's; with create_graph, under `minigrad.definitions()`, or where a kernel is missing, it is the definition's. A fused operation may state rules too, where its derivative
-is short (softmax from its output).
+A **fused** operation has a definition, a pure function of Tensors made of primitives, and per device a kernel pair on raw arrays that computes the
+same faster. Its derivative is the kernel's; with create_graph, under `minigrad.definitions()`, or where a kernel is missing, it is the
+definition's. A fused operation may state rules too, where its derivative is short (softmax from its output).
 
 Read next: `ops/elementwise.py`, then `fused/layer_norm.py`, then `autograd.py` (the walk that calls `backward` here).
 """
@@ -29,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from minigrad import backend
-from minigrad.autograd import MODE, Node, caller_site, changed_in_place, check_forward, differentiate, edge_of, freed, node_numbers
+from minigrad.autograd import MODE, Node, caller_site, changed_in_place, check_forward, differentiate, freed, node_numbers
 from minigrad.tensor import Tensor, wrap
 
 __all__ = ["REGISTRY", "Fused", "Kernel", "Op", "Primitive", "fused", "primitive"]
@@ -66,7 +67,12 @@ class Op:
         self.function = function
         self.outputs = outputs
         self.kernels: dict[str, Kernel] = {}
-        self.__doc__, self.__name__, self.__qualname__, self.__module__ = function.__doc__, function.__name__, function.__qualname__, function.__module__
+        self.__doc__, self.__name__, self.__qualname__, self.__module__ = (
+            function.__doc__,
+            function.__name__,
+            function.__qualname__,
+            function.__module__,
+        )
         self.__wrapped__ = function  # inspect and documentation tools find the signature and the source here
         parameters = list(inspect.signature(function).parameters.values())
         is_input = ["Tensor" in str(p.annotation) for p in parameters]
@@ -96,7 +102,8 @@ class Op:
         self.rules = rules
 
     def on_arrays(self, **rules: Callable) -> None:
-        """State the same gradients on raw arrays, for when no graph is wanted; without arguments: the rules themselves, where they are plain operators.
+        """State the same gradients on raw arrays, for when no graph is wanted; without arguments: the rules themselves, where they are plain
+        operators.
 
         These rules may ask for what the rules on Tensors of the same inputs ask for, and nothing else is kept for them.
         """
@@ -153,7 +160,9 @@ class Op:
                 names = list(inspect.signature(rule).parameters)
                 for a in names:
                     if a not in environment or (a == "out" and "out" not in wanted):
-                        raise TypeError(f"{self.name}: a rule asks for {a!r}; it may ask for g, out, {', '.join(inputs + values)} or {inputs[0]}_shape")
+                        raise TypeError(
+                            f"{self.name}: a rule asks for {a!r}; it may ask for g, out, {', '.join(inputs + values)} or {inputs[0]}_shape"
+                        )
                 found.append((k, rule, names == ["g"], itemgetter(*[environment.index(a) for a in names])))
             return tuple(found)
 
@@ -188,32 +197,30 @@ class Op:
         for x, then in zip(saved, node.versions):  # noqa: B905 (both are as long as plan.saves)
             if x.version[0] != then:
                 raise changed_in_place(self.name, f"an input of shape {x.shape}", then, x.version[0])
-        out = None
+        out = counter = None
         if node.out is not None:
             out, counter, then = node.out
             if counter[0] != then:
                 raise changed_in_place(self.name, f"its output of shape {out.shape}", then, counter[0])
-        if plan.array_rules and not create_graph:
-            if self.outputs == 1:
-                g: Any = gradients[0].data
-            else:
-                g = tuple([None if gradient is None else gradient.data for gradient in gradients])
-            environment = [g, *[x.data for x in saved], *node.facts, out, *node.values] if saved else [g, *node.facts, out, *node.values]
-            rules, made = plan.array_rules, wrap
+        on_arrays = plan.array_rules and not create_graph
+        if on_arrays:
+            gs = [None if g is None else g.data for g in gradients]
+            environment = [*[x.data for x in saved], *node.facts, out, *node.values]
         else:
-            g = gradients[0] if self.outputs == 1 else tuple(gradients)
-            environment = [g, *saved, *node.facts, None if out is None else wrap(out, node, 0, node.out[1]), *node.values]
-            rules, made = plan.rules, None
+            gs = gradients
+            environment = [*saved, *node.facts, None if out is None else wrap(out, node, 0, counter), *node.values]
+        g = gs[0] if self.outputs == 1 else tuple(gs)
+        environment.insert(0, g)
+        rules = plan.array_rules if on_arrays else plan.rules
         if self.variadic:
-            results = list(rules[0][1](*rules[0][3](environment)))
-            return results if made is None else [made(x) for x in results]
-        results = [None] * len(node.edges)
-        for k, rule, alone, pick in rules:
-            if needs is None or needs[k]:
-                result = rule(g) if alone else rule(*pick(environment))
-                if made is not None:
-                    result = made(result if type(result) is not np.generic and not isinstance(result, np.generic) else np.asarray(result))
-                results[k] = result
+            results: list = list(rules[0][1](*rules[0][3](environment)))
+        else:
+            results = [None] * len(node.edges)
+            for k, rule, alone, pick in rules:
+                if needs is None or needs[k]:
+                    results[k] = rule(g) if alone else rule(*pick(environment))
+        if on_arrays:  # NumPy makes scalars of 0-d results
+            return [x if x is None else wrap(np.asarray(x) if isinstance(x, np.generic) else x) for x in results]
         return results
 
 
@@ -233,13 +240,21 @@ def _new(op: Op, inputs: Sequence[Any], values: tuple, watched: bool) -> Node:
 class Primitive(Op):
     """An operation with a forward on arrays. Made by `@primitive`.
 
-    elementwise: inputs are broadcast together and brought to one dtype (those from position `promoted` on); gradients are summed back over the broadcast axes.
+    elementwise: inputs are broadcast together and brought to one dtype (those from position `promoted` on); gradients are summed back over the
+    broadcast axes.
     view: the output may share the input's memory, and then shares its version counter.
     floating: integers become float32 first, as in PyTorch.
     """
 
     def __init__(
-        self, function: Callable, outputs: int = 1, elementwise: bool = False, view: bool = False, floating: bool = False, promoted: int = 0, name: str | None = None
+        self,
+        function: Callable,
+        outputs: int = 1,
+        elementwise: bool = False,
+        view: bool = False,
+        floating: bool = False,
+        promoted: int = 0,
+        name: str | None = None,
     ):
         super().__init__(function, outputs, name)
         self.elementwise, self.view, self.floating, self.promoted = elementwise, view, floating, promoted
@@ -247,7 +262,7 @@ class Primitive(Op):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._run(*self._bind(args, kwargs))
 
-    def _run(self, inputs: Sequence[Any], values: tuple) -> Any:
+    def _run(self, inputs: Any, values: tuple) -> Any:
         """Convert the inputs, run the forward, record a node. Unary and Binary do the same, faster, for the most common calls."""
         if self.variadic:
             inputs = tuple(inputs[0])
@@ -265,7 +280,7 @@ class Primitive(Op):
 
         mode = MODE.get()
         arrays = [x.data for x in inputs]
-        out = self.function(*arrays, *values) if not self.variadic else self.function(arrays, *values)
+        out: Any = self.function(arrays, *values) if self.variadic else self.function(*arrays, *values)
         if isinstance(out, np.generic):  # NumPy's reductions return scalars
             out = np.asarray(out)
         if mode.watched:
@@ -273,7 +288,7 @@ class Primitive(Op):
                 check_forward(self.name, arrays, values, out if type(out) is tuple else (out,))
             if mode.reads is not None:
                 mode.reads.extend([(x.version, x.version[0]) for x in inputs])
-        if type(out) is tuple:
+        if isinstance(out, tuple):
             return self._wrap_several(out, inputs, values, mode)
 
         version = inputs[0].version if self.view and _shares_memory(out, arrays[0]) else None
@@ -288,7 +303,7 @@ class Primitive(Op):
             return wrap(out, None, 0, version)
         node = _new(self, inputs, values, mode.anomaly)
         result = wrap(out, node, 0, version)
-        self._keep_for_rules(node, self._plans.get(mask if not self.variadic else 1) or self._plan(mask if not self.variadic else 1), inputs, result)
+        self._keep_for_rules(node, self._plan(1 if self.variadic else mask), inputs, result)
         if self.elementwise and any([array.shape != out.shape for array in arrays]):
             node.shapes = tuple([array.shape for array in arrays])  # gradients must be summed back to these
         return result
@@ -401,8 +416,8 @@ def _shares_memory(out: Any, array: Any) -> bool:
 class Kernel:
     """A forward and a backward on raw arrays for one device.
 
-    forward(*arrays, *values) -> (out, saved); backward(dy, saved, needs) -> one gradient or None per input. `strided`: takes arrays with any strides, otherwise they arrive
-    C-contiguous. `fresh`: the gradients it returns share memory with nothing.
+    forward(*arrays, *values) -> (out, saved); backward(dy, saved, needs) -> one gradient or None per input. `strided`: takes arrays with any
+    strides, otherwise they arrive C-contiguous. `fresh`: the gradients it returns share memory with nothing.
     """
 
     __slots__ = ("backward", "forward", "fresh", "strided")

@@ -1,6 +1,7 @@
 """Tensor: an array and how it was made.
 
-The methods only forward to the operations in `minigrad/ops`; the derivatives live there, and the walk that uses them in `autograd.py`. Read next: `op.py`.
+The methods only forward to the operations in `minigrad/ops`; the derivatives live there, and the walk that uses them in `autograd.py`. Read next:
+`op.py`.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ class Tensor:
     """An n-dimensional array that remembers how it was computed, so that `backward()` can find its derivatives.
 
     Args:
-        data: anything NumPy makes an array of. It is copied: writing to the original later changes nothing here. A NumPy float array keeps its dtype, integers and
-            booleans keep theirs, Python numbers and lists of them become float32 (integers in Python lists too, unless they come as a NumPy array).
+        data: anything NumPy makes an array of. It is copied: writing to the original later changes nothing here. A NumPy float array keeps its
+            dtype, integers and booleans keep theirs, Python numbers and lists of them become float32 (integers in Python lists too, unless they
+            come as a NumPy array).
         requires_grad: whether gradients are collected in `.grad`; only floating-point tensors can.
 
     Attributes:

@@ -1,7 +1,7 @@
 """What the tests share: comparing an operation with PyTorch in every way it can be run, and drawing arrays.
 
-`check_op` runs one operation by its definition and by its kernels, forward, backward and twice backward, and compares with a PyTorch function. Read next: any
-file in tests/fused.
+`check_op` runs one operation by its definition and by its kernels, forward, backward and twice backward, and compares with a PyTorch function.
+Read next: any file in tests/fused.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 
 def arrays(shape: Any, low: float = -2.0, high: float = 2.0) -> st.SearchStrategy[np.ndarray]:
-    """Float64 arrays of a shape (or of a strategy of shapes): random numbers between low and high, all different, reproducible from one drawn seed."""
+    """Float64 arrays of a shape (or of a strategy of shapes): random numbers between low and high, reproducible from one drawn seed."""
     shapes = shape if isinstance(shape, st.SearchStrategy) else st.just(shape)
     return st.builds(lambda s, seed: rng(seed).uniform(low, high, s), shapes, st.integers(0, 2**32 - 1))
 
@@ -49,7 +49,9 @@ def assert_close(ours: Any, reference: Any, what: str = "", relative: float = RE
     error = np.abs(ours - reference, where=finite, out=np.zeros(ours.shape))
     bound = relative * max(np.abs(reference[finite]).max(), terms or 0.0, 1.0)
     worst = np.unravel_index(error.argmax(), error.shape)
-    assert error.max() <= bound, f"{what}: error {error.max():.3g} > {bound:.3g} at {tuple(map(int, worst))}: {ours[worst]!r}, reference {reference[worst]!r}"
+    assert error.max() <= bound, (
+        f"{what}: error {error.max():.3g} > {bound:.3g} at {tuple(map(int, worst))}: {ours[worst]!r}, reference {reference[worst]!r}"
+    )
 
 
 def _plain(x: Any) -> np.ndarray:
@@ -73,7 +75,8 @@ def check_op(
     seed: int = 0,
     relative: float = RELATIVE,
 ) -> None:
-    """Compare `op(*inputs, **values)` with `torch_fn(*torch_inputs)`: outputs, gradients for a random upstream gradient, and the gradients of a random product of these.
+    """Compare `op(*inputs, **values)` with `torch_fn(*torch_inputs)`: outputs, gradients for a random upstream gradient, and the gradients of a
+    random product of these.
 
     Args:
         op: a fused operation, a primitive, or any function of Tensors.
@@ -83,8 +86,8 @@ def check_op(
         differentiable: how many of the outputs, from the first on, carry gradient.
         second: also compare the second derivative.
 
-    Each way of running is compared: by kernel and by definition, and with the arrays non-contiguous. It is also checked that neither inputs nor the upstream gradient are
-    written to, that gradients share memory with nothing, and that float32 stays float32.
+    Each way of running is compared: by kernel and by definition, and with the arrays non-contiguous. It is also checked that neither inputs nor
+    the upstream gradient are written to, that gradients share memory with nothing, and that float32 stays float32.
     """
     values = values or {}
     wanted = [x is not None and x.dtype.kind == "f" for x in inputs]
@@ -177,8 +180,8 @@ def _laid_out(array: np.ndarray, layout: str, requires_grad: bool) -> Tensor:
 def check_float32(op: Fused, inputs: Sequence[np.ndarray | None], values: dict[str, Any] | None = None, seed: int = 0) -> None:
     """In float32 the kernel is about as accurate as the definition, in the output and in every gradient.
 
-    Both errors are taken against the definition in float64 on the same rounded numbers: `err(kernel) <= 2 err(definition) + 4 eps max|reference|`. The floor is there because a sum taken
-    in another order is sometimes luckier.
+    Both errors are taken against the definition in float64 on the same rounded numbers: `err(kernel) <= 2 err(definition) + 4 eps max|reference|`.
+    The floor is there because a sum taken in another order is sometimes luckier.
     """
     single = [None if x is None else x.astype(np.float32) if x.dtype.kind == "f" else x for x in inputs]
 
@@ -187,10 +190,15 @@ def check_float32(op: Fused, inputs: Sequence[np.ndarray | None], values: dict[s
         with minigrad.definitions() if by_definition else minigrad.enable_grad():
             y = op(*tensors, **(values or {}))
         upstream = rng(seed).uniform(-1, 1, y.shape).astype(np.float32)
-        return [y.numpy(), *(g.numpy() for g in minigrad.grad([y], [x for x in tensors if x is not None and x.requires_grad], [Tensor(upstream.astype(dtype))]))]
+        return [
+            y.numpy(),
+            *(g.numpy() for g in minigrad.grad([y], [x for x in tensors if x is not None and x.requires_grad], [Tensor(upstream.astype(dtype))])),
+        ]
 
     reference = run(np.float64, True)
     for k, (kernel, definition, exact) in enumerate(zip(run(np.float32, False), run(np.float32, True), reference, strict=True)):
         error, allowed = (np.abs(a.astype(np.float64) - exact).max() for a in (kernel, definition))
         bound = 2 * allowed + 4 * np.finfo(np.float32).eps * np.abs(exact).max()
-        assert error <= bound, f"{op.name}, {'output' if k == 0 else f'gradient {k - 1}'}: float32 error {error:.3g} > {bound:.3g} (definition: {allowed:.3g})"
+        assert error <= bound, (
+            f"{op.name}, {'output' if k == 0 else f'gradient {k - 1}'}: float32 error {error:.3g} > {bound:.3g} (definition: {allowed:.3g})"
+        )

@@ -1,7 +1,8 @@
 """The only place that knows which array library an array belongs to.
 
-A device is a string: `"cpu"` for NumPy arrays; a GPU backend registers its own name with `add_device`. Everything else in the project calls NumPy functions on
-arrays of any device (`np.exp(x)` reaches the right library through NumPy's dispatch protocols) and comes here for the few things that have no such function.
+A device is a string: `"cpu"` for NumPy arrays; a GPU backend registers its own name with `add_device`. Everything else in the project calls NumPy
+functions on arrays of any device (`np.exp(x)` reaches the right library through NumPy's dispatch protocols) and comes here for the few things that
+have no such function.
 Read next: `cpu.py` (the thread pool), `erf.py`.
 """
 

@@ -1,8 +1,8 @@
 """The CPU's threads: one small pool, and blocks of rows to run on it.
 
 NumPy releases the interpreter lock inside ufuncs and matrix products, so two Python threads that each work on half of the rows use two cores. The
-pool is made at the first call; at that moment BLAS is limited to one thread, once and for good: its own threads would fight with ours, and switching the limit
-back and forth is slow. `MINIGRAD_THREADS=0` means no pool at all, and BLAS is left alone.
+pool is made at the first call; at that moment BLAS is limited to one thread, once and for good: its own threads would fight with ours, and
+switching the limit back and forth is slow. `MINIGRAD_THREADS=0` means no pool at all, and BLAS is left alone.
 
 Workers run array code only: no Tensor, no ContextVar. Read next: `minigrad/fused/linear.py`, the shortest kernel that uses this.
 """
@@ -118,7 +118,8 @@ def parallel_rows(work: Callable[[int, int], Any], rows: int, grain: int = 1) ->
         grain: fewest rows a block is worth: handing a block to a thread costs about 30 microseconds.
 
     Returns:
-        What the calls returned, in the order of the blocks. The blocks, hence the order of any sum over them, depend on `rows`, `grain` and the number of
+        What the calls returned, in the order of the blocks. The blocks, hence the order of any sum over them, depend on `rows`, `grain` and the
+        number of
         threads only: results are the same in every run.
     """
     pool = _the_pool()

@@ -1,7 +1,8 @@
 """Average pooling of feature maps (B, H, W, C), over windows and over the whole map; and where windows lie, which `max_pool2d.py` shares.
 
-Pooling is separable: summing the rows of all windows and then the columns takes kh + kw additions in place of kh * kw. It is linear too, so the gradient needs
-no value of x: it is spread over the windows it came from. Letters: kh, kw the window; Ho, Wo the pooled rows and columns. Read next: `max_pool2d.py`.
+Pooling is separable: summing the rows of all windows and then the columns takes kh + kw additions in place of kh * kw. It is linear too, so the
+gradient needs no value of x: it is spread over the windows it came from. Letters: kh, kw the window; Ho, Wo the pooled rows and columns.
+Read next: `max_pool2d.py`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ BLOCK = 1 << 18  # elements worked on at a time, and the fewest a thread is star
 
 
 class Axis(NamedTuple):
-    """The windows along one axis of an image: `kernel` pixels each, one every `stride` pixels, the first starting `padding` pixels before the image."""
+    """The windows along one axis of an image: `kernel` pixels long, one every `stride` pixels, the first starting `padding` pixels before it."""
 
     size: int
     kernel: int
@@ -84,7 +85,7 @@ def check_pool(name: str, x: Tensor, kernel_size: int | Pair, stride: int | Pair
 
 
 def for_image_blocks(work: Callable[[slice], None], images: np.ndarray) -> None:
-    """Call `work(block)` for blocks of images that together are all of them, on all threads, small enough that what it allocates stays in the cache."""
+    """Call `work(block)` for blocks of the images, on all threads; a block is small, so that what the work allocates stays in the cache."""
     step = max(BLOCK * len(images) // max(images.size, 1), 1)
 
     def share(start: int, stop: int) -> None:
@@ -107,7 +108,7 @@ def fold(ufunc: np.ufunc, start: float, x: np.ndarray, axis: int, windows: Axis)
 
 
 def _spread(dy: np.ndarray, axis: int, windows: Axis, dx: np.ndarray | None = None) -> np.ndarray:
-    """Add each window's gradient to all its pixels along `axis`: the transpose of `fold(np.add, 0, ...)`. `dx`, of any content, receives it if given."""
+    """Add each window's gradient to all its pixels along `axis`: the transpose of `fold(np.add, 0, ...)`. It is written to `dx` if given."""
     along = (slice(None),) * axis
     if dx is None:
         dx = np.empty((*dy.shape[:axis], windows.size, *dy.shape[axis + 1 :]), dy.dtype)
@@ -127,7 +128,7 @@ def avg_pool2d(x: Tensor, kernel_size: int | Pair, stride: int | Pair | None = N
 
     Args:
         x: (B, H, W, C).
-        kernel_size, stride, padding: pixels; a number, or a pair (rows, columns). stride None is kernel_size. Zeros are padded, and count in the mean.
+        kernel_size, stride, padding: pixels; a number, or a pair (rows, columns). stride None is kernel_size. The padding is zeros, and counts.
 
     Returns:
         (B, Ho, Wo, C), with Ho = (H + 2 padding - kernel_size) // stride + 1: rows that fill no window are left out.
@@ -150,9 +151,9 @@ def _check(x, kernel_size, stride, padding) -> None:
 
 
 def _transposed(g: Tensor, x_shape: tuple[int, ...], kernel_size, stride, padding) -> Tensor:
-    """The derivative on Tensors. Pooling is `rows @ x @ columns.T` with two constant matrices of zeros and 1 / kernel, so its transpose is the same with both transposed."""
+    """The derivative on Tensors: pooling is `rows @ x @ columns.T` with constant matrices of 0 and 1 / kernel; this is `rows.T @ g @ columns`."""
 
-    def matrix(axis: Axis) -> Tensor:                                      # (size, count)
+    def transposed(axis: Axis) -> Tensor:                                  # (size, count)
         entries = np.zeros((axis.size, axis.count), g.dtype)
         for which, pixels in axis.offsets():
             entries[np.arange(axis.size)[pixels], np.arange(axis.count)[which]] = 1 / axis.kernel
@@ -160,8 +161,8 @@ def _transposed(g: Tensor, x_shape: tuple[int, ...], kernel_size, stride, paddin
 
     rows, columns = window_axes(x_shape, kernel_size, stride, padding)
     batch, _, width, channels = x_shape
-    dx = matrix(columns) @ g                                               # (B, Ho, W, C)
-    dx = matrix(rows) @ dx.reshape(batch, rows.count, width * channels)    # (B, H, W C)
+    dx = transposed(columns) @ g                                           # (B, Ho, W, C)
+    dx = transposed(rows) @ dx.reshape(batch, rows.count, width * channels)  # (B, H, W C)
     return dx.reshape(x_shape)                                             # (B, H, W, C)
 
 

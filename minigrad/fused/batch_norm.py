@@ -1,7 +1,7 @@
 """Batch normalisation of feature maps (B, H, W, C), with the residual sum and the ReLU that follow it in a convolution block.
 
 The statistics of the batch go out as outputs; the module (`minigrad/nn/norm.py`) keeps the running ones. The CPU kernel walks the memory in rows
-thousands of elements long, whatever C is, and takes its sums by matrix product: over rows of 12 channels NumPy would spend its time between the rows.
+thousands of elements long, whatever C is: over rows of 12 channels NumPy would spend its time between the rows.
 Read next: `minigrad/fused/layer_norm.py`, the same formula along the other axis.
 """
 
@@ -41,19 +41,18 @@ def batch_norm(
         relu: end with a ReLU.
 
     Returns:
-        y like x; the mean (C,) and the biased variance (C,) that were used. No gradient goes through the last two.
+        y like x; the mean (C,) and the biased variance (C,) that were used (of an empty batch: zeros). No gradient goes through the last two.
 
     Raises:
-        ValueError: shapes that do not fit; fewer than two values per channel in training (PyTorch takes an empty batch; here the statistics are
-            outputs, and an empty batch has none).
+        ValueError: shapes that do not fit; a single value per channel in training.
 
     Source: Ioffe and Szegedy 2015, algorithm 1; https://pytorch.org/docs/stable/generated/torch.nn.functional.batch_norm.html
     """
     if mean is None or var is None:
-        axes = tuple(range(x.ndim - 1))
-        mean = x.mean(axes)                                                # (C,)
+        axes, count = tuple(range(x.ndim - 1)), max(x.size // x.shape[-1], 1)
+        mean = x.sum(axes) / count                                         # (C,)
         centered = x - mean                                                # (..., C)
-        var = (centered * centered).mean(axes)                             # (C,)
+        var = (centered * centered).sum(axes) / count                      # (C,)
     else:
         centered = x - mean.detach()                                       # (..., C)
         var = var.detach()                                                 # (C,)
@@ -82,7 +81,7 @@ def _check(x, weight, bias, mean, var, residual, eps, relu) -> None:
             raise ValueError(message)
     if (mean is None) != (var is None):
         raise ValueError("batch_norm: give mean and var both (evaluation) or neither (training), not one of them")
-    if mean is None and x.size <= channels:
+    if mean is None and x.size == channels:
         raise ValueError(f"batch_norm: expected more than 1 value per channel when training, x has shape {x.shape}")
     if residual is not None and residual.shape != x.shape:
         raise ValueError(f"batch_norm: residual has shape {residual.shape}, x has shape {x.shape}")
@@ -112,7 +111,7 @@ def _walk(wide: np.ndarray, work: Callable[[slice, np.ndarray], None], channels:
             work(slice(row, min(row + step, stop)), sums)
         return sums
 
-    total = sum(parallel_rows(share, rows, max(GRAIN // width, 1)))
+    total = np.add.reduce(parallel_rows(share, rows, max(GRAIN // width, 1)))
     return total.astype(np.float64).reshape(2, -1, channels).sum(1)
 
 
@@ -123,8 +122,8 @@ def cpu_forward(x, weight, bias, mean, var, residual, eps, relu):
     subtracted from each block as it is read: with `x' = x - pivot` and `offset = mean - pivot` everything above holds for x' and offset.
     """
     channels = x.shape[-1]
-    count = x.size // channels
-    groups = _channel_groups(count, channels)
+    count = max(x.size // channels, 1)
+    groups = _channel_groups(x.size // channels, channels)
     y = np.empty_like(x)
     x_wide, y_wide = x.reshape(-1, groups * channels), y.reshape(-1, groups * channels)
     residual_wide = None if residual is None else residual.reshape(x_wide.shape)
@@ -137,7 +136,7 @@ def cpu_forward(x, weight, bias, mean, var, residual, eps, relu):
         def work(block: slice, sums: np.ndarray) -> None:
             part = x_wide[block] if pivot is None else x_wide[block] - pivot
             sums[0] += ones[block] @ part
-            sums[1] += ones[block] @ (part * part)
+            sums[1] += np.einsum("rw,rw->w", part, part)
 
         mean, square = _walk(x_wide, work, channels) / count
         return mean, np.maximum(square - mean * mean, 0)
@@ -159,7 +158,7 @@ def cpu_forward(x, weight, bias, mean, var, residual, eps, relu):
 
     def affine(block: slice, _) -> None:
         part, out = x_wide[block], y_wide[block]
-        if pivot is not None:
+        if long_pivot is not None:
             part = np.subtract(part, long_pivot, out=out)
         np.multiply(part, scale, out=out)
         np.add(out, shift, out=out)
@@ -177,19 +176,21 @@ def cpu_backward(dy, saved, needs):
 
     dresidual = g,  dbias = sum(g),  dweight = sum(g * x_hat).
 
-    In training x_hat depends on x through the mean and the deviation too; both are sums over the channel, so what they pass on is the part of g that lies
-    along 1 and along x_hat (which are orthogonal, of squared length M), and it is taken out of g:
+    In training the statistics depend on x too: dmean/dx = 1 / M and drstd/dx = -rstd**2 * x_hat / M (eps included). By the product rule
 
-    dx = weight * rstd * (g - sum(g) / M - x_hat * sum(g * x_hat) / M) = g * a + x' * b + c,
-    a = weight * rstd,  b = -a * rstd * dweight / M,  c = -a * dbias / M - b * offset.
+    dx = weight * (rstd * (g - sum(g) / M) - rstd**2 * x_hat / M * sum(g * (x - mean)))
+       = weight * rstd * (g - sum(g) / M - x_hat * sum(g * x_hat) / M)
+       = g * a + x' * b + c,  a = weight * rstd,  b = -a * rstd * dweight / M,  c = -a * dbias / M - b * offset:
+
+    the parts of g that would only shift or scale the whole channel, which normalising undoes, are taken out.
 
     In evaluation the statistics are constants, and dx = g * a.
     """
     x, weight, y, pivot, offset, rstd, training = saved
     wants_x, wants_weight, wants_bias, _, _, wants_residual = needs
     channels = x.shape[-1]
-    count = x.size // channels
-    groups = _channel_groups(count, channels)
+    count = max(x.size // channels, 1)
+    groups = _channel_groups(x.size // channels, channels)
     x_wide, dy_wide = x.reshape(-1, groups * channels), dy.reshape(-1, groups * channels)
     ones = np.ones(len(x_wide), x.dtype)
     long_pivot = None if pivot is None else np.tile(pivot, groups)
@@ -197,14 +198,14 @@ def cpu_backward(dy, saved, needs):
     g_wide = dy_wide if y is None else np.empty_like(dy_wide)
     y_wide = None if y is None else y.reshape(dy_wide.shape)
 
-    def products(block: slice, sums: np.ndarray) -> None:                  # (2, C): the sums of g and g * x'
+    def products(block: slice, sums: np.ndarray) -> None:                  # sums of g and of g * x'
         g, part = g_wide[block], x_wide[block]
         if y_wide is not None:
             np.multiply(dy_wide[block], y_wide[block] > 0, out=g)
         if pivot is not None:
             part = part - long_pivot
         sums[0] += ones[block] @ g
-        sums[1] += ones[block] @ (g * part)
+        sums[1] += np.einsum("rw,rw->w", g, part)
 
     dbias, dweight = _walk(x_wide, products, channels)                     # float64
     dweight = (dweight - offset * dbias) * rstd
@@ -212,8 +213,8 @@ def cpu_backward(dy, saved, needs):
     dx = None
     if wants_x:
         a = rstd if weight is None else weight * rstd
-        b = -a * rstd * dweight / max(count, 1)
-        c = -a * dbias / max(count, 1) - b * offset
+        b = -a * rstd * dweight / count
+        c = -a * dbias / count - b * offset
         a, b, c = (np.tile(vector.astype(x.dtype), groups) for vector in (a, b, c))
         dx_wide = np.empty_like(g_wide) if y is None or wants_residual else g_wide
 

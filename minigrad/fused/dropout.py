@@ -84,6 +84,7 @@ def cpu_forward(x, mask, p):
 
 
 def cpu_forward_path(x, mask, p):
+    """One factor a sample."""
     scaled = mask.astype(x.dtype) * _scale(p)
     return x * scaled.reshape(-1, *(1,) * (x.ndim - 1)), ()
 

@@ -119,7 +119,7 @@ def cpu_backward(dy, saved, needs):
         return sums
 
     dweight, dbias = np.zeros((2, channels), x.dtype) + sum(_by_blocks(work, len(rows), channels))
-    return dx.reshape(x.shape) if needs[0] else None, dweight if needs[1] else None, dbias if needs[2] else None
+    return None if dx is None else dx.reshape(x.shape), dweight if needs[1] else None, dbias if needs[2] else None
 
 
 layer_norm.kernel("cpu", cpu_forward, cpu_backward, fresh=True)

@@ -84,7 +84,7 @@ def cpu_backward(dy, saved, needs):
         return block.T @ rows[start:stop] if needs[1] else 0, np.ones(len(block), g.dtype) @ block if needs[2] else 0
 
     dweight, dbias = (sum(parts[1:], start=parts[0]) for parts in zip(*parallel_rows(work, len(rows), 1 + _GRAIN // (weight.size + 1)), strict=True))
-    return dx.reshape(x.shape) if needs[0] else None, dweight if needs[1] else None, dbias if needs[2] else None
+    return None if dx is None else dx.reshape(x.shape), dweight if needs[1] else None, dbias if needs[2] else None
 
 
 linear.kernel("cpu", cpu_forward, cpu_backward, fresh=True)

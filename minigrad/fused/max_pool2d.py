@@ -1,7 +1,8 @@
 """Max pooling of feature maps (B, H, W, C).
 
-The gradient goes to the first pixel, in reading order, that holds the window's maximum, as in PyTorch. The CPU kernel takes the maximum along the columns and then
-along the rows, kh + kw comparisons a window in place of kh * kw. Read `avg_pool2d.py` first: it says where the windows lie. Read next: `upsample_nearest.py`.
+The gradient goes to the first pixel, in reading order, that holds the window's maximum, as in PyTorch. The CPU kernel takes the maximum along the
+rows and then along the columns, kh + kw comparisons in place of kh * kw. Read `avg_pool2d.py` first: it says where the windows lie.
+Read next: `upsample_nearest.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from minigrad.tensor import Tensor
 
 @fused
 def max_pool2d(x: Tensor, kernel_size: int | Pair, stride: int | Pair | None = None, padding: int | Pair = 0) -> Tensor:
-    """The maximum of each window. A window with a NaN gives NaN.
+    """The maximum of each window. A window with a NaN gives NaN (its gradient is unspecified).
 
     Args:
         x: (B, H, W, C).

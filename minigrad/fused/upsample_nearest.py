@@ -44,7 +44,7 @@ def _check(x, scale_factor) -> None:
         raise ValueError(f"upsample_nearest: x must be a float Tensor (B, H, W, C), it is {x.dtype} of shape {x.shape}")
     pair = _pair(scale_factor)
     if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(isinstance(n, int | np.integer) and n >= 1 for n in pair):
-        raise ValueError(f"upsample_nearest: scale_factor must be a whole number of at least 1 or a pair (rows, columns) of them, it is {scale_factor!r}")
+        raise ValueError(f"upsample_nearest: scale_factor must be a whole number of at least 1 or a pair of them, it is {scale_factor!r}")
 
 
 def _block_sums(g: Tensor, scale_factor: int | Pair) -> Tensor:

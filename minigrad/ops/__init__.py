@@ -6,13 +6,55 @@ matmul.py       the matrix product
 """
 
 from minigrad.ops.elementwise import (
-    abs, add, as_array, cast, clip, cos, div, equal, erf, exp, greater, greater_equal, identity, isfinite, less, less_equal, log, logical_and, logical_not, maximum, minimum,
-    mul, neg, not_equal, pow, promote, relu, sin, sqrt, sub, tanh, to_device, where,
+    abs,
+    add,
+    as_array,
+    cast,
+    clip,
+    cos,
+    div,
+    equal,
+    erf,
+    exp,
+    greater,
+    greater_equal,
+    identity,
+    isfinite,
+    less,
+    less_equal,
+    log,
+    logical_and,
+    logical_not,
+    maximum,
+    minimum,
+    mul,
+    neg,
+    not_equal,
+    pow,
+    promote,
+    relu,
+    sin,
+    sqrt,
+    sub,
+    tanh,
+    to_device,
+    where,
 )  # fmt: skip
 from minigrad.ops.index import gather, getitem, plain_index, put, scatter_add
 from minigrad.ops.matmul import matmul
 from minigrad.ops.movement import (
-    broadcast_to, concatenate, flatten, fold, pad, reshape, stack, sum_to, swapaxes, transpose, unbind, windows,
+    broadcast_to,
+    concatenate,
+    flatten,
+    fold,
+    pad,
+    reshape,
+    stack,
+    sum_to,
+    swapaxes,
+    transpose,
+    unbind,
+    windows,
 )  # fmt: skip
 from minigrad.ops.reduce import argmax, max, mean, min, sum, var
 

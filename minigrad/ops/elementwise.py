@@ -1,13 +1,13 @@
 """Elementwise operations: one number in each place, computed from the numbers in the same place. Rules in the density of a table.
 
-Inputs are broadcast as NumPy does; the gradient of an input that was broadcast is summed back to its shape by `op.Primitive`. Where a function has a kink, the
-derivative there is PyTorch's: relu'(0) = abs'(0) = 0, a tie of maximum or minimum gives each side half, clip passes the gradient at its bounds.
+Inputs are broadcast as NumPy does; the gradient of an input that was broadcast is summed back to its shape by `op.Primitive`. Where a function has
+a kink, the derivative there is PyTorch's: relu'(0) = abs'(0) = 0, a tie of maximum or minimum gives each side half, clip passes the gradient at
+its bounds.
 Read next: `reduce.py`.
 """
 
 from __future__ import annotations
 
-import builtins
 import functools
 import numbers
 from collections.abc import Sequence
@@ -221,7 +221,7 @@ to_device.derivative(x=lambda g, x_device: to_device(g, x_device))
 
 
 def cast(x: Tensor, dtype: Any) -> Tensor:
-    """x in another dtype, anything `numpy.dtype()` takes; x itself if it has that dtype. Between float dtypes gradients pass, in their tensor's dtype."""
+    """x in another dtype, anything `numpy.dtype()` takes; x itself if it has that dtype. Gradients pass between float dtypes."""
     dtype = np.dtype(dtype)
     if x.dtype == dtype:
         return x
@@ -282,9 +282,9 @@ def isfinite(x: Tensor) -> Tensor:
 def promote(op: Op, inputs: Sequence[Any], start: int, floating: bool) -> list[Tensor]:
     """The inputs as Tensors of one dtype (those from position `start` on) on one device.
 
-    PyTorch's rule: tensors with axes decide among themselves, 0-d tensors and then numbers change the dtype only if they are of a higher kind (boolean < integer < float),
-    so that float32 stays float32 beside 2.0 or a 0-d float64. NumPy scalars and 0-d arrays count as numbers: they have a kind, but no width. Integers beside floats take
-    the floats' dtype. Source: torch.result_type.
+    PyTorch's rule: tensors with axes decide among themselves, 0-d tensors and then numbers change the dtype only if they are of a higher kind
+    (boolean < integer < float), so that float32 stays float32 beside 2.0 or a 0-d float64. NumPy scalars and 0-d arrays count as numbers: they
+    have a kind, but no width. Integers beside floats take the floats' dtype. Source: torch.result_type.
     """
     arrays = [x.data if type(x) is Tensor else x if backend.is_array(x) or isinstance(x, np.generic) else None for x in inputs]
     for x, array in zip(inputs, arrays, strict=True):
@@ -303,7 +303,7 @@ def promote(op: Op, inputs: Sequence[Any], start: int, floating: bool) -> list[T
             numbers_given.append(_NUMBERS[_KINDS[np.asarray(x).dtype.kind]])
     dtype = None
     for group in (with_axes, without, numbers_given):
-        highest = builtins.max([_KINDS[d.kind] for d in group], default=-1)
+        highest = max([_KINDS[d.kind] for d in group], default=-1)
         if highest > (-1 if dtype is None else _KINDS[dtype.kind]):
             dtype = functools.reduce(np.promote_types, [d for d in group if _KINDS[d.kind] == highest])
     if dtype is None or (floating and dtype.kind != "f"):

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from minigrad.autograd import MODE
 from minigrad.op import primitive
+from minigrad.ops.movement import sum_to
 from minigrad.tensor import Tensor
 
 
@@ -15,15 +17,21 @@ def plain_index(index: Any) -> Any:
     if isinstance(index, tuple):
         return tuple([plain_index(part) for part in index])
     if isinstance(index, Tensor):
+        reads = MODE.get().reads
+        if reads is not None:  # a checkpoint must know that the function reads this tensor
+            reads.append((index.version, index.version[0]))
         index = index.data
-    if isinstance(index, list | np.ndarray):
-        return np.array(index)
-    return index
+    if isinstance(index, list):
+        index = np.array(index)
+        return index if index.size else index.astype(np.intp)  # NumPy makes floats of []
+    return np.array(index) if isinstance(index, np.ndarray) else index
 
 
 def _is_basic(index: Any) -> bool:
     """Whether the index consists of integers, slices, None and Ellipsis only: every element is then picked at most once."""
-    return all(part is None or part is Ellipsis or isinstance(part, slice | int | np.integer) for part in (index if isinstance(index, tuple) else (index,)))
+    return all(
+        part is None or part is Ellipsis or isinstance(part, slice | int | np.integer) for part in (index if isinstance(index, tuple) else (index,))
+    )
 
 
 @primitive(name="getitem", view=True)
@@ -69,5 +77,6 @@ def scatter_add(x: Tensor, indices: Tensor, axis: int, size: int) -> Tensor:
     return out
 
 
-gather.derivative(x=lambda g, indices, axis, x_shape: scatter_add(g, indices, axis, x_shape[axis]))
+# sum_to: where x has length 1 along another axis than `axis`, gather repeats it
+gather.derivative(x=lambda g, indices, axis, x_shape: sum_to(scatter_add(g, indices, axis, x_shape[axis]), x_shape))
 scatter_add.derivative(x=lambda g, indices, axis: gather(g, indices, axis))

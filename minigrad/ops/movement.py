@@ -1,6 +1,7 @@
 """Operations that move numbers without computing any: reshape, transpose, broadcast, pad, join and split, sliding windows.
 
-Each one's derivative is its adjoint: the movement backwards, adding up where a number was used twice. Views share memory, and their version counter, with their source.
+Each one's derivative is its adjoint: the movement backwards, adding up where a number was used twice. Views share memory, and their version
+counter, with their source.
 Read next: `index.py`.
 """
 
@@ -49,7 +50,11 @@ def sum_to(x: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 reshape.derivative(x=lambda g, x_shape: g.reshape(x_shape))
 reshape.on_arrays()
-transpose.derivative(x=lambda g, axes: g.transpose() if axes is None else g.transpose([axes.index(k) if k in axes else axes.index(k - len(axes)) for k in range(len(axes))]))
+transpose.derivative(
+    x=lambda g, axes: (
+        g.transpose() if axes is None else g.transpose([axes.index(k) if k in axes else axes.index(k - len(axes)) for k in range(len(axes))])
+    )
+)
 transpose.on_arrays()
 broadcast_to.derivative(x=lambda g, x_shape: sum_to(g, x_shape))
 sum_to.derivative(x=lambda g, x_shape, shape: broadcast_to(reshape(g, (1,) * (len(x_shape) - len(shape)) + tuple(shape)), x_shape))
@@ -57,6 +62,9 @@ sum_to.derivative(x=lambda g, x_shape, shape: broadcast_to(reshape(g, (1,) * (le
 
 def swapaxes(x: Tensor, first: int, second: int) -> Tensor:
     """x with two axes exchanged. A view."""
+    for axis in (first, second):
+        if not -x.ndim <= axis < x.ndim:
+            raise ValueError(f"swapaxes: there is no axis {axis} in a tensor of {x.ndim} axes (shape {x.shape})")
     axes = list(range(x.ndim))
     axes[first], axes[second] = axes[second], axes[first]
     return transpose(x, tuple(axes))
@@ -93,7 +101,8 @@ def stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
 @primitive(outputs=2, view=True)
 def unbind(x: Tensor, axis: int = 0) -> tuple[Tensor, ...]:
     """The slices of x along an axis, which disappears; views. One node for all: their gradients fill one buffer (stack)."""
-    return tuple(np.moveaxis(x, axis, 0))
+    moved = np.moveaxis(x, axis, 0)
+    return tuple([moved[k, ...] for k in range(len(moved))])  # with "...", the slices of a 1-d tensor are 0-d arrays, not NumPy scalars
 
 
 def _pieces(g: Any, shapes: tuple, axis: int) -> list:

@@ -6,6 +6,8 @@ float64. Then design.md's promise: delete any one kernel, or all of them, and no
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import asdict
 from functools import cache
 
 import numpy as np
@@ -13,14 +15,15 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
+from conformer import CONFIGS
 from minigrad import Tensor, manual_seed
 from minigrad.nn import dropout
-from minigrad.op import REGISTRY
+from minigrad.op import REGISTRY, Kernel
 from tests.conformer import witnesses
 from tests.conformer.witnesses import Outcome, assert_same_outcome
 
 BASE = dict(channel_ratio=0.25, embed_dim=16, depth=3, num_heads=2, mlp_ratio=2.0, qkv_bias=True, num_classes=5)
-CONFIGS = {
+SMALL = {
     "imagenet stem": (dict(), (3, 3, 32, 32)),
     "imagenet stem, patch 32, rectangle": (dict(patch_size=32), (3, 3, 64, 32)),
     "cifar stem, rectangle": (dict(stem="cifar"), (2, 3, 16, 32)),
@@ -41,7 +44,7 @@ def drawn(shape: tuple[int, ...], num_classes: int) -> tuple[np.ndarray, np.ndar
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize(("config", "shape"), CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize(("config", "shape"), SMALL.values(), ids=SMALL)
 def test_equals_torch_there_and_back(config: dict, shape: tuple[int, ...], training: bool):
     config = {**BASE, **config}
     images, labels = drawn(shape, config["num_classes"])
@@ -59,6 +62,15 @@ def test_equals_torch_there_and_back(config: dict, shape: tuple[int, ...], train
     for name, array in ours.state_dict().items():
         assert_array_equal(array, changed[name], err_msg=name)
     assert_same_outcome(witnesses.our_pass(ours, images, labels, heads), witnesses.torch_pass(theirs, images, labels, heads))
+
+
+def test_cifar_nano_equals_torch_at_its_own_size():
+    """Large enough that the kernels cut their rows into blocks and share them among threads."""
+    config = asdict(CONFIGS["cifar-nano"])
+    images, labels = drawn((24, 3, 32, 32), 10)
+    ours, theirs = witnesses.our_model(**config), witnesses.torch_model(**config)
+    assert sum(parameter.size for parameter in ours.parameters()) == 1_071_880
+    assert_same_outcome(witnesses.our_pass(ours, images, labels), witnesses.torch_pass(theirs, images, labels))
 
 
 def test_drop_path_equals_torch_under_the_same_masks(monkeypatch: pytest.MonkeyPatch):
@@ -96,15 +108,16 @@ def test_loading_is_strict():
     assert all(word in str(caught.value) for word in ("extra.weight", "conv1.weight", "cls_token"))
 
 
-TINY = {**BASE, "stem": "imagenet", "num_med_block": 1}
+TINY = {**BASE, "stem": "imagenet", "num_med_block": 1, "drop_rate": 0.1, "attn_drop_rate": 0.1, "drop_path_rate": 0.4}
 KERNELS = sorted(name for name, op in REGISTRY.items() if "cpu" in op.kernels)
 
 
-def tiny_passes() -> tuple[Outcome, Outcome]:
-    """The eval pass, then the train pass of a tiny Conformer that meets every kind of layer."""
+def tiny_passes(run: Callable[..., Outcome] = witnesses.our_pass) -> tuple[Outcome, Outcome]:
+    """The eval pass, then the train pass of a tiny Conformer that meets every kind of layer; the same masks every time."""
+    manual_seed(0)
     images, labels = drawn((3, 3, 32, 32), TINY["num_classes"])
     model = witnesses.our_model(**TINY)
-    return witnesses.our_pass(model.eval(), images, labels), witnesses.our_pass(model.train(), images, labels)
+    return run(model.eval(), images, labels), run(model.train(), images, labels)
 
 
 @cache
@@ -112,23 +125,42 @@ def passes_by_kernels() -> tuple[Outcome, Outcome]:
     return tiny_passes()
 
 
+def assert_nothing_changed(actual: tuple[Outcome, Outcome], expected: tuple[Outcome, Outcome]) -> None:
+    for ours, kernels in zip(actual, expected, strict=True):
+        assert_same_outcome(ours, kernels)
+
+
+def test_the_tiny_network_runs_the_kernels(monkeypatch: pytest.MonkeyPatch):
+    """Otherwise deleting them would prove nothing."""
+    ran = set()
+
+    def counted(name: str, kernel: Kernel) -> Kernel:
+        def forward(*arguments):
+            ran.add(name)
+            return kernel.forward(*arguments)
+
+        return Kernel(forward, kernel.backward, kernel.strided, kernel.fresh)
+
+    for name in KERNELS:
+        monkeypatch.setitem(REGISTRY[name].kernels, "cpu", counted(name, REGISTRY[name].kernels["cpu"]))
+    assert_nothing_changed(tiny_passes(), passes_by_kernels())
+    assert ran >= {"avg_pool2d", "batch_norm", "conv2d", "cross_entropy", "drop_path", "dropout", "gelu", "global_avg_pool2d", "layer_norm", "linear"}
+    assert ran >= {"max_pool2d", "scaled_dot_product_attention", "upsample_nearest"}
+
+
 @pytest.mark.parametrize("name", KERNELS)
 def test_without_one_kernel(name: str, monkeypatch: pytest.MonkeyPatch):
     expected = passes_by_kernels()
     monkeypatch.delitem(REGISTRY[name].kernels, "cpu")
-    for actual, wanted in zip(tiny_passes(), expected, strict=True):
-        assert_same_outcome(actual, wanted)
+    assert_nothing_changed(tiny_passes(), expected)
 
 
 def test_without_any_kernel(monkeypatch: pytest.MonkeyPatch):
     expected = passes_by_kernels()
     for name in KERNELS:
         monkeypatch.delitem(REGISTRY[name].kernels, "cpu")
-    for actual, wanted in zip(tiny_passes(), expected, strict=True):
-        assert_same_outcome(actual, wanted)
+    assert_nothing_changed(tiny_passes(), expected)
 
 
 def test_by_definitions():
-    images, labels = drawn((3, 3, 32, 32), TINY["num_classes"])
-    model = witnesses.our_model(**TINY).train()
-    assert_same_outcome(witnesses.our_pass_by_definitions(model, images, labels), passes_by_kernels()[1])
+    assert_nothing_changed(tiny_passes(witnesses.our_pass_by_definitions), passes_by_kernels())

@@ -220,5 +220,5 @@ def test_display_prints_at_intervals_and_at_the_end(capsys: pytest.CaptureFixtur
     for step in range(1, 5):
         display.progress(progress._replace(step=step, test=shares if step == 4 else None))
     first, last = capsys.readouterr().out.splitlines()
-    assert first == "step 1/4  epoch 0.50  1:15 left  loss 2.000  train 50.0/25.0/52.5 %  640 images/s"
-    assert last == "step 4/4  epoch 0.50  1:15 left  loss 2.000  train 50.0/25.0/52.5 %  test 50.0/25.0/52.5 %  640 images/s"
+    assert first == "step 1/4  epoch 0.50  0:01:15 left  loss 2.000  train 50.0/25.0/52.5 %  640 images/s"
+    assert last == "step 4/4  epoch 0.50  0:01:15 left  loss 2.000  train 50.0/25.0/52.5 %  test 50.0/25.0/52.5 %  640 images/s"

@@ -1,0 +1,76 @@
+"""The matrix product against PyTorch: vectors, matrices, stacks of matrices, leading axes that are broadcast, empty ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.testing import assert_allclose
+
+from minigrad import Tensor, ops
+from tests.support import check_op, rng
+
+
+def draw(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    return np.asarray(rng(seed).uniform(-2, 2, shape))
+
+
+@given(
+    hnp.mutually_broadcastable_shapes(num_shapes=2, max_dims=2, min_side=0, max_side=3),
+    st.tuples(*[st.integers(0, 4)] * 3),
+    st.sampled_from([(True, True), (True, False), (False, True)]),
+)
+def test_stacks_of_matrices(leading: Any, lengths: tuple, needs: tuple):
+    n, k, m = lengths
+    first, second = leading.input_shapes
+    check_op(ops.matmul, torch.matmul, [draw((*first, n, k)), draw((*second, k, m), 1)], needs=needs)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ((3,), (3,)), ((3,), (3, 2)), ((2, 3), (3,)), ((3,), (4, 3, 2)), ((4, 2, 3), (3,)), ((0,), (0,)), ((0,), (0, 2)), ((2, 0), (0,)), ((2, 3, 0), (0, 5)), ((0, 2, 3), (3, 4)),
+        ((2, 0, 3), (3, 4)), ((2, 1, 2, 3), (3, 4)), ((2, 3), (4, 3, 2)), ((1, 2, 3), (4, 3, 2)), ((1, 1), (1, 1)), ((5, 1, 2, 3), (1, 4, 3, 2)),
+    ],
+)  # fmt: skip
+def test_vectors_and_awkward_shapes(first: tuple, second: tuple):
+    check_op(ops.matmul, torch.matmul, [draw(first), draw(second, 1)])
+
+
+def test_operators_reach_the_tensor_from_both_sides():
+    a, b = draw((2, 3)).astype(np.float32), draw((3, 2), 1).astype(np.float32)
+    for y in (Tensor(a) @ Tensor(b), a @ Tensor(b), Tensor(a) @ b):
+        assert type(y) is Tensor and type(y.data) is np.ndarray and y.dtype == np.float32
+        assert_allclose(y.numpy(), a @ b, rtol=1e-6)
+    dot = Tensor(a[0]) @ Tensor(b[:, 0])
+    assert type(dot.data) is np.ndarray and dot.shape == ()
+
+
+def test_integers_multiply_exactly():
+    x = np.array([[2**40, 1], [3, -5]])
+    assert (Tensor(x) @ Tensor(x)).dtype == np.int64
+    np.testing.assert_array_equal((Tensor(x) @ Tensor(x)).numpy(), x @ x)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ((2, 3), (4, 2), r"matmul: shapes \(2, 3\) and \(4, 2\) do not fit; the last axis of the first must be as long as the last but one"),
+        ((3,), (4,), r"matmul: shapes \(3,\) and \(4,\) do not fit"),
+        ((), (3,), r"matmul: shapes \(\) and \(3,\) do not fit"),
+        ((2, 3, 4), (5, 4, 2), r"matmul: shapes \(2, 3, 4\) and \(5, 4, 2\) do not fit; their leading axes \(2,\) and \(5,\) cannot be broadcast"),
+    ],
+)
+def test_shapes_that_do_not_fit(first: tuple, second: tuple, message: str):
+    with pytest.raises(ValueError, match=message):
+        Tensor(draw(first)) @ Tensor(draw(second))
+
+
+def test_two_dtypes():
+    with pytest.raises(TypeError, match=r"matmul: inputs are float32 and float64; bring them to one dtype with .astype"):
+        Tensor(draw((2, 2)).astype(np.float32)) @ Tensor(draw((2, 2)))

@@ -1,0 +1,597 @@
+"""The walk: whose memory a gradient is, fan-out, several passes, any order of derivative, depth, modes and threads.
+
+What backward refuses after a write is in `test_versions.py`, what a graph keeps alive in `test_memory.py`. Read next: `test_checkpoint.py`.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+
+import minigrad
+from minigrad import Tensor, ops
+from minigrad import functional as F
+from minigrad.autograd import MODE, Mode, is_grad_enabled, recomputing
+from minigrad.op import REGISTRY, primitive
+from tests.support import assert_close, rng
+
+
+def leaf(*shape: int, seed: int = 0, dtype: type = np.float64) -> Tensor:
+    return Tensor(np.asarray(rng(seed).uniform(0.5, 1.5, shape), dtype), requires_grad=True)
+
+
+def upstream(shape: tuple[int, ...], seed: int = 77) -> Tensor:
+    return Tensor(np.asarray(rng(seed).uniform(-1, 1, shape)))
+
+
+@pytest.fixture
+def registry() -> Iterator[None]:
+    """Operations that a test makes do not stay in the registry."""
+    before = dict(REGISTRY)
+    yield
+    REGISTRY.clear()
+    REGISTRY.update(before)
+
+
+# --- whose memory a gradient is
+
+
+PASSING = {
+    "the leaf itself": lambda x: x,
+    "add": lambda x: x + 1.0,
+    "identity": lambda x: ops.identity(x),
+    "reshape": lambda x: x.reshape(6),
+    "transpose": lambda x: x.T,
+    "broadcast": lambda x: x.broadcast_to((2, 2, 3)),
+    "sum": lambda x: x.sum(0),
+    "sum of all": lambda x: x.sum(),
+    "slice": lambda x: x[:, 1:],
+    "pad": lambda x: ops.pad(x, ((1, 0), (0, 1))),
+    "concatenate": lambda x: ops.concatenate([x, x]),
+    "unbind": lambda x: x.unbind(0)[0],
+    "stack": lambda x: ops.stack([x, x]),
+    "mul": lambda x: x * 2.0,
+}
+
+
+@pytest.mark.parametrize("name", PASSING)
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_the_gradient_of_a_leaf_is_its_own(name: str, create_graph: bool):
+    """Rules hand on what they were given, or views of it; `.grad` shares memory with nothing and may be written."""
+    x, other = leaf(2, 3), leaf(2, 3, seed=1)
+    y = PASSING[name](x + other if name not in ("the leaf itself",) else x)
+    g = upstream(y.shape)
+    before = g.numpy().copy()
+    y.backward(g, create_graph=create_graph)
+    y2 = PASSING[name](x)
+    y2.backward(g, create_graph=create_graph)  # a second contribution must not go into the first one's memory
+    assert_array_equal(g.numpy(), before)
+    held = [t.data for t in (x, other, y, y2, g)] + [other.grad.data if other.grad is not None else np.zeros(0)]
+    assert not any(np.shares_memory(x.grad.data, array) for array in held)
+    assert x.grad is not g and x.grad is not other.grad
+    assert x.grad.data.flags.writeable and x.grad.shape == x.shape
+
+
+def test_leaves_do_not_share_gradients():
+    x, y = leaf(3), leaf(3, seed=1)
+    for create_graph in (False, True):
+        x.grad = y.grad = None
+        (x + y).backward(upstream((3,)), create_graph=create_graph)
+        assert x.grad is not y.grad and not np.shares_memory(x.grad.data, y.grad.data)
+
+
+def test_gradients_of_the_residual_fan_out():
+    """z = x + y; w = z + x: two paths carry the same borrowed array to x, where the second must not be added into what y still has to get."""
+    x, y = leaf(2, 2), leaf(2, 2, seed=1)
+    z = x + y
+    w = z + x
+    g = upstream(w.shape)
+    w.backward(g)
+    assert_allclose(x.grad.numpy(), 2 * g.numpy(), rtol=1e-15)
+    assert_array_equal(y.grad.numpy(), g.numpy())
+    assert not np.shares_memory(x.grad.data, y.grad.data)
+
+
+def test_borrowed_gradients_are_never_written():
+    """A node of many equal contributions: each consumer gets what its rule made, although the sum is built in place."""
+    x = leaf(4)
+    z = x.reshape(2, 2)
+    parts = [z + 0.0, z.T, z[::-1], z.broadcast_to((3, 2, 2)), z, z * 3.0]
+    weights = [upstream(p.shape, seed) for seed, p in enumerate(parts)]
+    kept = [w.numpy().copy() for w in weights]
+    total = sum(((p * w).sum() for p, w in zip(parts[1:], weights[1:], strict=True)), (parts[0] * weights[0]).sum())
+    total.backward()
+    w = kept
+    expected = w[0] + w[1].T + w[2][::-1] + w[3].sum(0) + w[4] + 3 * w[5]
+    assert_allclose(x.grad.numpy().reshape(2, 2), expected, rtol=1e-13)
+    for weight, then in zip(weights, kept, strict=True):
+        assert_array_equal(weight.numpy(), then)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, _: x + x, lambda x, _: x - x, lambda x, _: x * x, lambda x, _: x / x, lambda x, _: x @ x, lambda x, _: x**x, lambda x, _: (x * x) * (x + x),
+        lambda x, where: where.maximum(x, x), lambda x, where: where.where(x > 1.0, x, x), lambda x, where: where.stack([x, x, x])[1], lambda x, _: x[0] * x,
+    ],
+)  # fmt: skip
+def test_the_same_tensor_twice(function: Any):
+    x = leaf(2, 2)
+    t = torch.tensor(x.numpy(), requires_grad=True)
+    g = upstream((2, 2))
+    function(x, ops).backward(g)
+    function(t, torch).backward(torch.tensor(g.numpy()))
+    assert_close(x.grad, t.grad)
+
+
+# --- random graphs against PyTorch
+
+
+@settings(max_examples=25)
+@given(st.lists(st.tuples(st.sampled_from("+-*tsc"), st.integers(0, 99), st.integers(0, 99)), min_size=1, max_size=12), st.booleans())
+def test_random_graphs(steps: list, create_graph: bool):
+    """Any graph of 2x2 matrices, every value used any number of times: the gradients of all three leaves are PyTorch's."""
+    arrays = [rng(k).uniform(-1, 1, (2, 2)) for k in range(3)]
+    ours: list = [Tensor(a, True) for a in arrays]
+    theirs: list = [torch.tensor(a, requires_grad=True) for a in arrays]
+    for kind, i, j in steps:
+        for values, where in ((ours, ops), (theirs, torch)):
+            a, b = values[i % len(values)], values[j % len(values)]
+            made = {
+                "+": lambda a=a, b=b: a + b,
+                "-": lambda a=a, b=b: a - b,
+                "*": lambda a=a, b=b: a * b,
+                "t": lambda a=a, b=b: a.T @ b,
+                "s": lambda a=a, where=where: where.sin(a),
+                "c": lambda a=a, b=b: a[0] + b[:, :1],
+            }[kind]()
+            values.append(made)
+    g = rng(5).uniform(-1, 1, (2, 2))
+    ours[-1].backward(Tensor(g), create_graph=create_graph)
+    theirs[-1].backward(torch.tensor(g))
+    for x, t in zip(ours[:3], theirs[:3], strict=True):
+        if t.grad is None:
+            assert x.grad is None
+        else:
+            largest = float(np.abs(t.grad.numpy()).max())
+            assert_allclose(x.grad.numpy(), t.grad.numpy(), rtol=1e-10, atol=1e-11 * max(largest, 1))
+
+
+# --- several passes
+
+
+def test_two_backward_passes_accumulate():
+    x = leaf(3)
+    for count in (1, 2, 3):
+        (x * x).sum().backward()
+        assert_allclose(x.grad.numpy(), count * 2 * x.numpy(), rtol=1e-14)
+
+
+def test_accumulating_writes_into_the_same_gradient():
+    x = leaf(3)
+    (x * 2.0).sum().backward()
+    g = x.grad
+    (x * 3.0).sum().backward()
+    assert x.grad is g and g.version[0] == 1
+    assert_array_equal(g.numpy(), [5.0] * 3)
+
+
+def test_accumulating_after_create_graph_does_not_write_into_a_recorded_gradient():
+    x = leaf(3)
+    (x**3).sum().backward(create_graph=True)
+    first = x.grad
+    assert first.requires_grad
+    then = first.numpy().copy()
+    (x * 2.0).sum().backward()
+    assert_array_equal(first.numpy(), then)
+    assert_allclose(x.grad.numpy(), then + 2.0, rtol=1e-14)
+
+
+def test_a_freed_graph_says_so():
+    x = leaf(3)
+    for make, name in [(lambda: x.exp().sum(), "sum"), (lambda: x + 1.0, "add"), (lambda: F.layer_norm(x), "layer_norm"), (lambda: F.softmax(x), "softmax"), (lambda: x.unbind()[0], "unbind")]:
+        y = make()
+        y.backward(upstream(y.shape))
+        with pytest.raises(RuntimeError, match=f"backward of {name}: its saved arrays were freed by an earlier backward pass; pass retain_graph=True"):
+            y.backward(upstream(y.shape))
+
+
+@pytest.mark.parametrize("make", [lambda x: (x.exp() * x).sum(), lambda x: (F.layer_norm(x, x, x) * x).sum(), lambda x: (F.softmax(x) * x).sum()])
+def test_retain_graph(make: Any):
+    x = leaf(3)
+    y = make(x)
+    y.backward(retain_graph=True)
+    once = x.grad.numpy().copy()
+    y.backward()
+    assert_allclose(x.grad.numpy(), 2 * once, rtol=1e-14)
+    with pytest.raises(RuntimeError, match="freed"):
+        y.backward()
+
+
+def test_a_shared_part_survives_only_with_retain_graph():
+    x = leaf(2)
+    shared = x.exp()
+    first, second = shared.sum(), (shared * shared).sum()
+    first.backward()
+    with pytest.raises(RuntimeError, match="backward of exp"):
+        second.backward()
+
+
+# --- grad()
+
+
+def test_grad_leaves_grad_alone_and_takes_interior_tensors():
+    x, w = leaf(2, 3), leaf(3, 2, seed=1)
+    h = x @ w
+    y = (h * h.sin()).sum()
+    dx, dh, dw = minigrad.grad(y, [x, h, w])
+    assert x.grad is None and w.grad is None and h.grad is None
+    expected = np.sin(h.numpy()) + h.numpy() * np.cos(h.numpy())
+    assert_close(dh, expected)
+    assert_close(dx, expected @ w.numpy().T)
+    assert_close(dw, x.numpy().T @ expected)
+
+
+def test_grad_of_an_interior_tensor_does_not_walk_below_it(registry: None):
+    """Only nodes between the outputs and the inputs are differentiated."""
+    called = []
+
+    @primitive
+    def spy(x: Tensor) -> Tensor:
+        return x * 1.0
+
+    spy.derivative(x=lambda g: called.append(1) or g)
+    x = leaf(3)
+    a = spy(x)
+    b = a * 2.0
+    side = spy(x)  # leads to no input that is asked for
+    y = (b * b + side).sum()
+    assert_allclose(minigrad.grad(y, b, retain_graph=True)[0].numpy(), 2 * b.numpy(), rtol=1e-14)
+    assert not called
+    minigrad.grad(y, a, retain_graph=True)
+    assert not called
+    minigrad.grad(y, x)
+    assert len(called) == 2
+
+
+def test_grad_of_an_output_is_the_weight_itself():
+    x = leaf(2)
+    y = x * 2.0
+    assert_array_equal(minigrad.grad(y, y, Tensor(np.array([3.0, 4.0])))[0].numpy(), [3.0, 4.0])
+    assert_array_equal(minigrad.grad(x.sum(), [x, x])[1].numpy(), [1.0, 1.0])
+
+
+def test_grad_where_one_input_lies_above_another():
+    x = leaf(2)
+    a = x * 3.0
+    b = a * a
+    c = b * 5.0 + a
+    dx, da, db = minigrad.grad(c.sum(), [x, a, b])
+    assert_array_equal(db.numpy(), [5.0, 5.0])
+    assert_allclose(da.numpy(), 10 * a.numpy() + 1, rtol=1e-14)
+    assert_allclose(dx.numpy(), 3 * (10 * a.numpy() + 1), rtol=1e-14)
+
+
+def test_several_outputs():
+    x = leaf(3)
+    a, b = x.exp(), x[:2] * 2.0
+    weights = [upstream((3,), 1), upstream((2,), 2)]
+    (g,) = minigrad.grad([a, b], x, weights)
+    expected = weights[0].numpy() * np.exp(x.numpy())
+    expected[:2] += 2 * weights[1].numpy()
+    assert_close(g, expected)
+    y = x.exp().sum()
+    (g,) = minigrad.grad([y, y, x.sum()], x)
+    assert_close(g, 2 * np.exp(x.numpy()) + 1)
+
+
+def test_an_output_that_lies_below_another():
+    x = leaf(3)
+    a = x * x
+    b = a.sum()
+    (g,) = minigrad.grad([b, a], x, [None, upstream((3,))])
+    assert_close(g, 2 * x.numpy() * (1 + upstream((3,)).numpy()))
+
+
+def test_an_operation_with_several_outputs_of_which_one_is_used():
+    x = leaf(3, 2)
+    first, second, third = x.unbind()
+    (g,) = minigrad.grad(second.exp().sum(), x)
+    assert_allclose(g.numpy()[1], np.exp(x.numpy()[1]), rtol=1e-14)
+    assert not g.numpy()[[0, 2]].any()
+    assert first.node is third.node and [t.output for t in (first, second, third)] == [0, 1, 2]
+
+
+def test_results_of_grad_are_their_own():
+    x = leaf(2, 2)
+    g = upstream((2, 2))
+    first, second = minigrad.grad(x + 0.0, [x, x], g)
+    assert not np.shares_memory(first.data, g.data) and not np.shares_memory(first.data, second.data)
+    assert not first.requires_grad
+
+
+# --- derivatives of derivatives
+
+
+def test_third_order_by_hand():
+    x = Tensor(np.array([0.7, -1.2]), requires_grad=True)
+    y = x**4
+    for factor, power in ((4, 3), (12, 2), (24, 1), (24, 0)):
+        (y,) = minigrad.grad(y.sum(), x, create_graph=True)
+        assert_allclose(y.numpy(), factor * x.numpy() ** power, rtol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (lambda x: (x.tanh() * x.exp()).sin(), lambda x: (x.tanh() * x.exp()).sin()),
+        (lambda x: F.softmax(x) * x, lambda x: torch.softmax(x, -1) * x),
+        (lambda x: F.gelu(x) * F.gelu(x), lambda x: torch.nn.functional.gelu(x) ** 2),
+        (lambda x: F.layer_norm(x, x, None), lambda x: torch.nn.functional.layer_norm(x, (3,)) * x),
+        (lambda x: (x @ x.reshape(3, 1)).erf(), lambda x: (x @ x.reshape(3, 1)).erf()),
+        (lambda x: F.log_softmax(x), lambda x: torch.log_softmax(x, -1)),
+        (lambda x: x.max() * x.sum() / (x * x).mean().sqrt(), lambda x: x.amax() * x.sum() / (x * x).mean().sqrt()),
+    ],
+)
+def test_third_order_against_pytorch(ours: Any, theirs: Any):
+    """Each gradient is weighted with random numbers and differentiated again."""
+    array = rng(4).uniform(0.3, 1.2, (3,))
+    x, t = Tensor(array, requires_grad=True), torch.tensor(array, requires_grad=True)
+    y, z = ours(x), theirs(t)
+    for order in range(3):
+        w = rng(order).uniform(-1, 1, tuple(z.shape))
+        (y,) = minigrad.grad(y, x, Tensor(w), create_graph=True)
+        (z,) = torch.autograd.grad(z, t, torch.tensor(w), create_graph=True)
+        assert_close(y, z, f"order {order + 1}", relative=1e-10)
+
+
+def test_backward_with_create_graph_makes_grad_differentiable():
+    x = leaf(3)
+    (x**3).sum().backward(create_graph=True)
+    (x.grad * x.grad).sum().backward()  # adds to the gradient that is there: 3 x^2 + d/dx (9 x^4)
+    assert_allclose(x.grad.numpy(), 3 * x.numpy() ** 2 + 36 * x.numpy() ** 3, rtol=1e-13)
+
+
+def test_gradient_with_respect_to_the_upstream_gradient():
+    """backward is linear in the upstream gradient: its derivative is the forward-mode derivative (the double-backward trick)."""
+    x, u = leaf(3), Tensor(np.zeros(3), requires_grad=True)
+    y = x.exp() * x
+    (g,) = minigrad.grad(y, x, u, create_graph=True)
+    v = upstream((3,))
+    (jvp,) = minigrad.grad(g, u, v)
+    assert_close(jvp, v.numpy() * np.exp(x.numpy()) * (1 + x.numpy()))
+
+
+def test_create_graph_retains_the_first_graph():
+    x = leaf(3)
+    y = (x.exp()).sum()
+    first = minigrad.grad(y, x, create_graph=True)[0]
+    second = minigrad.grad(y, x)[0]
+    assert_array_equal(first.numpy(), second.numpy())
+
+
+# --- errors
+
+
+def test_errors():
+    x, y = leaf(2, 3), leaf(2)
+    with pytest.raises(ValueError, match=r"backward: the output has shape \(2, 3\); only for a single number is the gradient 1 implied"):
+        (x * 2).backward()
+    with pytest.raises(ValueError, match=r"backward: the gradient has shape \(3,\), its output \(2, 3\)"):
+        (x * 2).backward(np.ones(3))
+    with pytest.raises(RuntimeError, match=r"backward: the output of shape \(\) does not require grad"):
+        Tensor(1.0).backward()
+    with minigrad.no_grad(), pytest.raises(RuntimeError, match="made under no_grad"):
+        x.sum().backward()
+    with pytest.raises(RuntimeError, match=r"grad: input 1 of shape \(4,\) does not require grad"):
+        minigrad.grad(x.sum(), [x, Tensor(np.ones(4))])
+    with pytest.raises(RuntimeError, match=r"grad: the outputs do not depend on input 1 of shape \(2,\); allow_unused=True gives None"):
+        minigrad.grad(x.sum(), [x, y])
+    assert minigrad.grad(x.sum(), [y], allow_unused=True) == (None,)
+    with pytest.raises(ValueError, match="grad: 1 outputs but 2 gradients"):
+        minigrad.grad(x.sum(), x, [None, None])
+
+
+def test_the_upstream_gradient_may_be_anything_a_tensor_is_made_of():
+    x = leaf(2, dtype=np.float32)
+    for g in (np.array([1.0, 2.0]), [1.0, 2.0], Tensor(np.array([1, 2]))):
+        x.grad = None
+        (x * 1.0).backward(g)
+        assert x.grad.dtype == np.float32
+        assert_array_equal(x.grad.numpy(), [1.0, 2.0])
+
+
+# --- depth
+
+
+DEEP = """
+import gc, sys, threading
+import numpy as np
+from minigrad import Tensor, grad
+gc.disable()
+def work():
+    x = Tensor(np.array([1.0]), requires_grad=True)
+    y = x
+    for _ in range(100_000):
+        y = y + x
+    (g,) = grad(y, x, retain_graph=True)
+    assert g.item() == 100_001, g
+    y.backward()
+    assert x.grad.item() == 100_001
+    z = x
+    for _ in range(50_000):
+        z = (z * 1.0).tanh()
+    z.backward()
+    w = x
+    for _ in range(100_000):
+        w = -w
+    del y, z, w      # dropped walked and unwalked, without recursion
+    done.append(True)
+done = []
+if sys.argv[1] == "main":
+    work()
+else:
+    threading.stack_size(int(sys.argv[1]))
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+assert done == [True]
+"""
+
+
+@pytest.mark.parametrize("stack", ["main", "65536"])
+def test_chains_of_100_000_operations(stack: str):
+    """Forward, backward and dropping use no recursion: it works with the interpreter's default limit, and in a thread with 64 KiB of stack."""
+    result = subprocess.run([sys.executable, "-c", DEEP, stack], capture_output=True, text=True, timeout=100)
+    assert result.returncode == 0, result.stderr[-2000:]
+
+
+# --- modes
+
+
+def test_no_grad():
+    x = leaf(2)
+    with minigrad.no_grad():
+        y = x * 2.0
+        assert not is_grad_enabled() and not y.requires_grad and y.node is None
+        with minigrad.enable_grad():
+            assert is_grad_enabled() and (x * 2.0).requires_grad
+        assert not is_grad_enabled()
+    assert is_grad_enabled()
+
+    @minigrad.no_grad()
+    def function(x: Tensor) -> Tensor:
+        return x * 2.0
+
+    assert not function(x).requires_grad and not function(x).requires_grad and is_grad_enabled()
+
+
+MODES = {"no_grad": minigrad.no_grad, "enable_grad": minigrad.enable_grad, "definitions": minigrad.definitions, "anomaly": minigrad.anomaly}
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_an_exception_leaves_no_mode_behind(name: str):
+    before = MODE.get()
+    with pytest.raises(KeyError), MODES[name](), MODES["no_grad"]():
+        assert MODE.get() is not before
+        raise KeyError
+    assert MODE.get() is before
+
+
+def fields(mode: Mode) -> dict:
+    return {name: getattr(mode, name) for name in Mode.__slots__}
+
+
+def test_an_exception_in_a_rule_leaves_no_mode_behind(registry: None):
+    @primitive
+    def broken(x: Tensor) -> Tensor:
+        return x * 1.0
+
+    def fail(g: Tensor) -> Tensor:
+        raise ZeroDivisionError
+
+    broken.derivative(x=fail)
+    before = MODE.get()
+    x = leaf(2)
+    for function in (lambda: broken(x).sum().backward(), lambda: minigrad.grad(broken(x).sum(), x, create_graph=True), lambda: minigrad.checkpoint(broken, x).sum().backward()):
+        with pytest.raises(ZeroDivisionError):
+            function()
+        assert MODE.get() is before and not recomputing() and is_grad_enabled()
+    x.grad = None
+    (x * 2.0).sum().backward()
+    assert_array_equal(x.grad.numpy(), [2.0, 2.0])
+
+
+def test_backward_works_under_no_grad_and_inside_it_records_nothing():
+    x = leaf(2)
+    y = (x * x).sum()
+    with minigrad.no_grad():
+        y.backward()
+    assert_allclose(x.grad.numpy(), 2 * x.numpy())
+    assert not x.grad.requires_grad
+
+
+def test_definitions_use_no_kernel(monkeypatch: pytest.MonkeyPatch):
+    def never(*_: Any) -> None:
+        raise AssertionError("a kernel was used")
+
+    x = leaf(2, 3)
+    expected = minigrad.grad(F.layer_norm(x), x, upstream((2, 3)))[0]
+    monkeypatch.setattr(F.layer_norm.kernels["cpu"], "forward", never)
+    with minigrad.definitions():
+        (g,) = minigrad.grad(F.layer_norm(x), x, upstream((2, 3)))
+    assert_close(g, expected)
+    with pytest.raises(AssertionError, match="a kernel was used"):
+        F.layer_norm(x)
+
+
+# --- threads
+
+
+def test_modes_belong_to_their_thread():
+    started, go_on, seen = threading.Event(), threading.Event(), []
+
+    def other() -> None:
+        seen.append((is_grad_enabled(), MODE.get().definitions))
+        with minigrad.no_grad(), minigrad.definitions():
+            started.set()
+            go_on.wait(30)
+            seen.append((is_grad_enabled(), MODE.get().definitions))
+
+    with minigrad.no_grad():
+        thread = threading.Thread(target=other)
+        thread.start()
+        assert started.wait(30)
+        assert not is_grad_enabled() and not MODE.get().definitions
+    assert is_grad_enabled()
+    go_on.set()
+    thread.join(30)
+    assert seen == [(True, False), (False, True)]
+
+
+def train(seed: int) -> list[np.ndarray]:
+    """A few steps on a small network, wide enough that its kernels use the thread pool."""
+    generator = rng(seed)
+    x = generator.standard_normal((600, 64)).astype(np.float32)
+    labels = generator.integers(0, 10, 600)
+    parameters = [Tensor(generator.standard_normal(shape).astype(np.float32) * 0.1, True) for shape in [(64, 64), (64,), (64,), (64,), (10, 64)]]
+    first, bias, scale, shift, last = parameters
+    for step in range(4):
+        h = F.layer_norm(F.gelu(F.linear(Tensor(x), first, bias)), scale, shift)
+        if step % 2:
+            h = minigrad.checkpoint(lambda h: F.softmax(h) * h, h)
+        loss = F.cross_entropy(F.linear(h, last), labels)
+        loss.backward()
+        with minigrad.no_grad():
+            for p in parameters:
+                p.copy_(p - 0.1 * p.grad)
+                p.grad = None
+    return [p.numpy() for p in parameters]
+
+
+def test_eight_threads_train_at_once_and_get_the_same_numbers():
+    expected = [train(seed) for seed in range(8)]
+    results: list = [None] * 8
+
+    def work(seed: int) -> None:
+        results[seed] = train(seed)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(100)
+    for seed in range(8):
+        for ours, reference in zip(results[seed], expected[seed], strict=True):
+            assert_array_equal(ours, reference, err_msg=f"thread {seed}")
+    assert not np.array_equal(expected[0][0], expected[1][0])

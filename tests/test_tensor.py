@@ -1,0 +1,295 @@
+"""Tensor itself: what it is made from, what it prints, how it meets NumPy, the ways out of the graph, and writing in place. Read next: `test_autograd.py`."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+import minigrad
+from minigrad import Tensor, ops
+from tests.support import rng
+
+# --- making one
+
+
+@pytest.mark.parametrize(
+    ("data", "dtype", "shape"),
+    [
+        (1, np.float32, ()), (1.5, np.float32, ()), ([1, 2], np.float32, (2,)), ([[1.0], [2.0]], np.float32, (2, 1)), ((1, 2.5), np.float32, (2,)), ([], np.float32, (0,)),
+        (True, np.bool_, ()), ([True, False], np.bool_, (2,)),
+        (np.float64(2), np.float64, ()), (np.float32(2), np.float32, ()), (np.int32(2), np.int32, ()), (np.bool_(True), np.bool_, ()),
+        (np.zeros(3), np.float64, (3,)), (np.zeros((2, 0), np.float32), np.float32, (2, 0)), (np.array(1.0), np.float64, ()), (np.arange(3), np.int64, (3,)),
+        (np.zeros(2, np.uint8), np.uint8, (2,)), (np.zeros(2, bool), np.bool_, (2,)), ([np.zeros(2), np.ones(2)], np.float64, (2, 2)), ([np.float64(1.0)], np.float64, (1,)),
+        (range(3), np.float32, (3,)),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_what_it_is_made_from(data: Any, dtype: type, shape: tuple):
+    t = Tensor(data)
+    assert type(t.data) is np.ndarray and t.dtype == dtype and t.shape == shape
+    assert t.ndim == len(shape) and t.size == np.prod(shape, dtype=int) and t.device == "cpu"
+    assert t.is_leaf and not t.requires_grad and t.grad is None
+
+
+@pytest.mark.parametrize("data", ["text", None, 1j, [1j], np.array([1j]), np.array(["a"]), object(), {"a": 1}, np.array([None])], ids=repr)
+def test_what_it_is_not_made_from(data: Any):
+    with pytest.raises(TypeError, match=r"Tensor: (cannot make numbers of \w+ data|dtype .* is not supported)"):
+        Tensor(data)
+
+
+def test_lists_of_unequal_length():
+    with pytest.raises(ValueError, match="inhomogeneous"):
+        Tensor([[1, 2], [3]])
+
+
+def test_the_data_is_copied():
+    array = np.array([1.0, 2.0])
+    for t in (Tensor(array), Tensor(Tensor(array)), Tensor(array[::-1]), Tensor(np.asfortranarray(np.ones((2, 2)))), Tensor(memoryview(array).cast("B").cast("d"))):
+        assert not np.shares_memory(t.data, array) and t.data.flags.c_contiguous and t.data.flags.writeable
+    t = Tensor(array)
+    array[0] = 9.0
+    assert_array_equal(t.numpy(), [1.0, 2.0])
+
+
+def test_a_tensor_of_a_tensor_has_no_history():
+    x = Tensor([1.0], requires_grad=True)
+    y = Tensor(x * 2)
+    assert y.is_leaf and not y.requires_grad and y.version is not x.version
+    assert Tensor(x, requires_grad=True).requires_grad
+
+
+@pytest.mark.parametrize("data", [np.arange(3), True, np.zeros(2, bool), np.uint8(1)], ids=repr)
+def test_only_floats_require_grad(data: Any):
+    with pytest.raises(TypeError, match=r"only floating-point tensors have gradients, this one is (int64|bool|uint8)"):
+        Tensor(data, requires_grad=True)
+    with pytest.raises(TypeError, match="only floating-point"):
+        Tensor(data).requires_grad_()
+
+
+def test_requires_grad_():
+    x = Tensor([1.0])
+    assert x.requires_grad_() is x and x.requires_grad
+    assert not x.requires_grad_(False).requires_grad
+    with pytest.raises(RuntimeError, match=r"requires_grad_\(False\): this tensor was made by mul; use .detach\(\)"):
+        (x.requires_grad_() * 2.0).requires_grad_(False)
+
+
+# --- what it shows
+
+
+def test_repr():
+    assert repr(Tensor([1.0, 2.5])) == "Tensor([1. , 2.5])"
+    assert repr(Tensor(np.array([1.0]), requires_grad=True)) == "Tensor([1.], dtype=float64, requires_grad=True)"
+    assert repr(Tensor([0.0], requires_grad=True).exp().detach()) == "Tensor([1.])"
+    assert repr(Tensor([2.0], requires_grad=True) * 2) == "Tensor([4.], made_by=mul)"
+    assert repr(Tensor(np.arange(2))) == "Tensor([0, 1], dtype=int64)"
+    assert repr(Tensor(3)) == "Tensor(3.)"
+    assert repr(Tensor([[1, 2], [3, 4]])) == "Tensor([[1., 2.],\n        [3., 4.]])"
+    assert len(repr(Tensor(np.zeros((1000, 1000))))) < 500
+    assert repr(Tensor(np.zeros((0, 3)))).startswith("Tensor([]")
+
+
+def test_length_and_iteration():
+    x = Tensor([[1.0, 2.0], [3.0, 4.0]], requires_grad=True)
+    assert len(x) == 2 and [row.shape for row in x] == [(2,), (2,)]
+    first, second = x
+    (first * 2.0 + second * 3.0).sum().backward()
+    assert_array_equal(x.grad.numpy(), [[2.0, 2.0], [3.0, 3.0]])
+    assert [float(v) for v in Tensor([1.0, 2.0])] == [1.0, 2.0]
+    assert all(v.device == "cpu" and v.ndim == 0 for v in Tensor([1.0, 2.0]))
+    assert list(Tensor(np.zeros((0, 2)))) == []
+    with pytest.raises(TypeError, match="0-d tensor"):
+        len(Tensor(1.0))
+    with pytest.raises(TypeError, match="0-d tensor has no first axis"):
+        iter(Tensor(1.0))
+
+
+def test_item_and_numbers():
+    assert Tensor([[2.5]]).item() == 2.5 and type(Tensor(2.5).item()) is float
+    assert type(Tensor(np.array([3])).item()) is int and type(Tensor(True).item()) is bool
+    assert float(Tensor([2.5], requires_grad=True)) == 2.5 and int(Tensor(2.5)) == 2
+    with pytest.raises(ValueError, match=r"item\(\): the tensor has 2 elements \(shape \(2,\)\), one is needed"):
+        Tensor([1.0, 2.0]).item()
+    with pytest.raises(ValueError, match="0 elements"):
+        float(Tensor([]))
+
+
+def test_truth():
+    assert bool(Tensor(1.0)) and not bool(Tensor([0.0])) and (Tensor(1.0) > 0)
+    with pytest.raises(ValueError, match="more than one element is ambiguous"):
+        bool(Tensor([1.0, 2.0]))
+    with pytest.raises(ValueError, match="empty"):
+        bool(Tensor([]))
+
+
+def test_equality_is_elementwise_and_hash_is_identity():
+    x, y = Tensor([1.0, 2.0]), Tensor([1.0, 2.0])
+    assert_array_equal((x == y).numpy(), [True, True])
+    assert len({x, y}) == 2 and {x: 1}[x] == 1
+
+
+def test_deepcopy():
+    x = Tensor([1.0, 2.0], requires_grad=True)
+    (x * x).sum().backward()
+    twin = copy.deepcopy(x)
+    assert twin.requires_grad and not np.shares_memory(twin.data, x.data) and not np.shares_memory(twin.grad.data, x.grad.data)
+    assert_array_equal(twin.grad.numpy(), [2.0, 4.0])
+    both = copy.deepcopy([x, x])
+    assert both[0] is both[1]  # a tied weight stays tied
+    with pytest.raises(RuntimeError, match="deepcopy: this tensor was made by mul"):
+        copy.deepcopy(x * x)
+
+
+def test_there_is_no_place_for_misspelt_attributes():
+    with pytest.raises(AttributeError):
+        Tensor([1.0]).requires_gard = True
+
+
+# --- beside NumPy
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [lambda a, b: a + b, lambda a, b: a - b, lambda a, b: a * b, lambda a, b: a / b, lambda a, b: a @ b, lambda a, b: a**b, lambda a, b: a > b, lambda a, b: a == b],
+)
+def test_operators_between_array_and_tensor_give_a_tensor(operation: Any):
+    a, b = rng(0).uniform(0.5, 1, (2, 2)).astype(np.float32), rng(1).uniform(0.5, 1, (2, 2)).astype(np.float32)
+    for result in (operation(Tensor(a), b), operation(a, Tensor(b))):
+        assert type(result) is Tensor and type(result.data) is np.ndarray
+        np.testing.assert_allclose(result.numpy(), operation(a, b), rtol=1e-6)
+
+
+@pytest.mark.parametrize("scalar", [2, 2.0, np.float32(2), np.float64(2), np.int64(2), np.array(2.0)], ids=repr)
+def test_scalars_on_either_side(scalar: Any):
+    x = Tensor(np.array([1.0, 4.0], np.float32))
+    results = [scalar + x, x + scalar, scalar - x, x - scalar, scalar * x, x * scalar, scalar / x, x / scalar, scalar**x, x**scalar]
+    expected = [[3, 6], [3, 6], [1, -2], [-1, 2], [2, 8], [2, 8], [2, 0.5], [0.5, 2], [2, 16], [1, 16]]
+    for result, values in zip(results, expected, strict=True):
+        assert type(result) is Tensor and result.dtype == np.float32
+        np.testing.assert_allclose(result.numpy(), values, rtol=1e-6)
+
+
+def test_arithmetic_of_single_numbers_gives_arrays():
+    """NumPy turns 0-d arrays into scalars at every operation; a Tensor holds an array always."""
+    x = Tensor(np.array(0.5), requires_grad=True)
+    y = Tensor(np.array([0.25, 0.75]), requires_grad=True)
+    for z in (x + x, -x, x * 2, x.exp(), x.relu(), abs(x), x**2, x.sum(), y.sum(), y.mean(), y.max(), y[0], y @ y, y.sum() / 2, x.clip(0, 1), ops.where(True, x, x), x > 0, x.T, y.var()):
+        assert type(z.data) is np.ndarray, z
+    for g in minigrad.grad(x * y.sum() * x.exp() + y.max() * y[1] * x.sin(), [x, y], create_graph=True):
+        assert type(g.data) is np.ndarray
+    for g in minigrad.grad(x * y.sum() * x.exp() + y.max() * y[1] * x.sin(), [x, y]):
+        assert type(g.data) is np.ndarray
+
+
+def test_plus_equals_rebinds():
+    x = Tensor([1.0, 2.0], requires_grad=True)
+    y = x
+    y += 1.0
+    y *= 3.0
+    assert y is not x and x.version[0] == 0
+    assert_array_equal(x.numpy(), [1.0, 2.0])
+    y.sum().backward()
+    assert_array_equal(x.grad.numpy(), [3.0, 3.0])
+
+
+def test_numpy_functions_do_not_take_tensors_by_accident():
+    with pytest.raises(TypeError):
+        np.exp(Tensor([1.0]))
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_numpy_is_a_read_only_view(requires_grad: bool):
+    x = Tensor(np.array([1.0, 2.0]), requires_grad=requires_grad)
+    for t in (x, x * 2, x[1:], x.detach()):
+        view = t.numpy()
+        assert np.shares_memory(view, t.data) and not view.flags.writeable and t.data.flags.writeable
+        with pytest.raises(ValueError, match="read-only"):
+            view[0] = 5.0
+    assert not np.asarray(x).flags.writeable
+    assert np.array(x).flags.writeable and not np.shares_memory(np.array(x), x.data)
+    assert np.asarray(x, np.float32).dtype == np.float32
+
+
+# --- out of the graph
+
+
+def test_detach():
+    x = Tensor([1.0, 2.0], requires_grad=True)
+    y = (x * 2).detach()
+    assert y.is_leaf and not y.requires_grad
+    (x * y).sum().backward()
+    assert_array_equal(x.grad.numpy(), y.numpy())
+
+
+def test_to():
+    x = Tensor([1.0], requires_grad=True)
+    assert x.to() is x and x.to(device="cpu", dtype=np.float32) is x
+    assert x.to(dtype=np.float64).dtype == np.float64
+    with pytest.raises(ValueError, match="there is no device 'cuda' here; there is 'cpu'"):
+        x.to(device="cuda")
+
+
+# --- in place
+
+
+def test_copy_():
+    x = Tensor([1.0, 2.0])
+    assert x.copy_(np.array([3.0, 4.0])) is x and x.dtype == np.float32 and x.version[0] == 1
+    assert_array_equal(x.copy_(7).numpy(), [7.0, 7.0])
+    assert_array_equal(x.copy_(Tensor([[1.0], [2.0]])[1]).numpy(), [2.0, 2.0])
+    with pytest.raises(ValueError, match=r"\(3,\).*\(2,\)"):
+        x.copy_(np.zeros(3))
+    assert x.version[0] == 3  # a refused write is none
+
+
+def test_setitem():
+    x = Tensor(np.zeros((2, 3), np.float32))
+    x[0] = 1.0
+    x[:, 2] = Tensor([5.0, 6.0])
+    x[x > 5.5] = -1.0
+    x[Tensor(np.array([1])), [0]] = np.array([8.0])
+    assert_array_equal(x.numpy(), [[1, 1, 5], [8, 0, -1]])
+    assert x.version[0] == 4 and x.dtype == np.float32
+    x[1:] = x[:1]  # overlapping memory is no matter
+    assert_array_equal(x.numpy(), [[1, 1, 5], [1, 1, 5]])
+    with pytest.raises(IndexError):
+        x[9] = 0.0
+    with pytest.raises(ValueError, match="could not broadcast"):
+        x[0] = np.zeros(2)
+    assert x.version[0] == 5
+
+
+@pytest.mark.parametrize("make", [lambda x: x, lambda x: x * 1.0, lambda x: x[:1]], ids=["leaf", "interior", "view"])
+def test_a_tensor_that_requires_grad_is_written_only_under_no_grad(make: Any):
+    x = make(Tensor(np.array([1.0, 2.0]), requires_grad=True))
+    with pytest.raises(RuntimeError, match=r"copy_: this tensor requires grad; write under `with minigrad.no_grad\(\):`"):
+        x.copy_(0.0)
+    with pytest.raises(RuntimeError, match=r"t\[index\] = value: this tensor requires grad"):
+        x[0] = 0.0
+    assert x.version[0] == 0 and x.numpy()[0] == 1.0
+    with minigrad.no_grad():
+        x.copy_(3.0)
+        x[0] = 4.0
+    assert x.version[0] == 2 and x.numpy()[0] == 4.0
+
+
+@pytest.mark.parametrize("make", [lambda x: x.broadcast_to((3, 2)), lambda x: ops.windows(x.reshape(1, 2, 1, 1), (1, 1)), lambda x: x.broadcast_to((3, 2)).T], ids=["broadcast", "windows", "T"])
+def test_read_only_views_are_refused(make: Any):
+    y = make(Tensor([1.0, 2.0]))
+    for write in (lambda: y.copy_(0.0), lambda: y.__setitem__(0, 0.0)):
+        with pytest.raises(RuntimeError, match="read-only view"):
+            write()
+    assert y.version[0] == 0
+    assert Tensor(y).copy_(0.0).version[0] == 1  # a copy may be written
+
+
+def test_writing_into_a_view_writes_into_the_tensor():
+    x = Tensor(np.zeros((2, 2)))
+    x.T[0] = 5.0
+    x.reshape(4)[3:].copy_(7.0)
+    assert_array_equal(x.numpy(), [[5.0, 0.0], [5.0, 7.0]])
+    assert x.version[0] == 2
