@@ -20,7 +20,7 @@ from conformer.data import Dataset, Split
 from conformer.model import Conformer
 from minigrad import functional as F
 from minigrad import safetensors_io
-from minigrad.autograd import no_grad
+from minigrad.modes import no_grad
 from minigrad.tensor import Tensor
 
 __all__ = ["Accuracies", "Evaluation", "accuracies", "evaluate", "load_run", "predict_logits"]

@@ -12,8 +12,10 @@ from minigrad.tensor import Tensor  # first: see the end of tensor.py
 
 # isort: split
 from minigrad import functional, nn, optim
-from minigrad.autograd import anomaly, checkpoint, definitions, enable_grad, grad, no_grad
+from minigrad.autograd import grad
+from minigrad.checkpoint import checkpoint
 from minigrad.gradcheck import gradcheck
+from minigrad.modes import anomaly, definitions, enable_grad, no_grad
 from minigrad.random import manual_seed
 
 __all__ = [

@@ -10,7 +10,8 @@ from minigrad.op import REGISTRY, Fused, Op
 
 def table() -> list[tuple[str, ...]]:
     """A row per operation, the head first: name, kind, definition, a column per device with kernels, derivative, lines of its definition or
-    forward, file."""
+    forward, file.
+    """
     devices = sorted({"cpu", *(device for op in REGISTRY.values() for device in op.kernels)})
     rows: list[tuple[str, ...]] = [("operation", "kind", "definition", *devices, "derivative", "lines", "file")]
     for op in sorted(REGISTRY.values(), key=lambda op: (isinstance(op, Fused), op.__module__, op.name)):
@@ -37,6 +38,7 @@ def _lines(op: Op) -> int:
 
 
 def main() -> None:
+    """Print the table."""
     rows = table()
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     for number, row in enumerate(rows):

@@ -2,92 +2,21 @@
 
 An operation on tensors that require grad leaves a `Node`: which operation it was, where its inputs came from (the edges), and the arrays its
 derivative will read. `backward()` walks the nodes from the result back to the leaves, every node once, after all the nodes that used its output.
-Read `op.py` first: it makes the nodes and holds the rules; this file only calls `node.op.backward`.
-
-Contents: modes (no_grad, definitions, anomaly), Node, the walk, backward(), grad(), differentiate() and checkpoint().
+Read `op.py` first: it makes the nodes and holds the rules; this file only calls `node.op.backward`. Read next: `checkpoint.py`.
 """
 
 from __future__ import annotations
 
 import itertools
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from minigrad import backend
+from minigrad.modes import MODE, check_gradients, mode
 from minigrad.tensor import Tensor, wrap
 
-__all__ = ["Node", "anomaly", "backward", "checkpoint", "definitions", "enable_grad", "grad", "is_grad_enabled", "no_grad", "recomputing"]
-
-# --- modes: one immutable record in one ContextVar, so that an operation looks once and threads and tasks do not see each other's
-
-
-class Mode:
-    """How operations behave in this context.
-
-    record: leave Nodes behind. definitions: run fused operations from their definitions. anomaly: look for NaN and Inf. recomputing: inside
-    checkpoint's second run. reads: a list that collects every (version counter, version) operations read, or None. watched: anything beyond
-    `record` that every operation must do.
-    """
-
-    __slots__ = ("anomaly", "definitions", "reads", "recomputing", "record", "watched")
-
-    def __init__(self, record: bool = True, definitions: bool = False, anomaly: bool = False, recomputing: bool = False, reads: list | None = None):
-        self.record, self.definitions, self.anomaly, self.recomputing, self.reads = record, definitions, anomaly, recomputing, reads
-        self.watched = anomaly or reads is not None
-
-    def but(self, **changes: Any) -> Mode:
-        fields = {name: getattr(self, name) for name in self.__slots__ if name != "watched"}
-        return Mode(**(fields | changes))
-
-
-MODE: ContextVar[Mode] = ContextVar("minigrad_mode", default=Mode())  # noqa: B039 (a Mode is never changed, only replaced)
-
-
-@contextmanager
-def mode(**changes: Any) -> Iterator[None]:
-    """Change fields of the current Mode inside a `with` block; an exception leaves none of it behind."""
-    token = MODE.set(MODE.get().but(**changes))
-    try:
-        yield
-    finally:
-        MODE.reset(token)
-
-
-def no_grad() -> Any:
-    """`with no_grad():` operations leave no graph behind. Source: https://docs.pytorch.org/docs/stable/generated/torch.no_grad.html"""
-    return mode(record=False)
-
-
-def enable_grad() -> Any:
-    """`with enable_grad():` undoes a surrounding `no_grad()`."""
-    return mode(record=True)
-
-
-def definitions() -> Any:
-    """`with definitions():` every fused operation runs from its definition, no kernel is used: slower, and every step can be looked at."""
-    return mode(definitions=True)
-
-
-def anomaly() -> Any:
-    """`with anomaly():` the first operation that makes a NaN or Inf, forward or backward, raises FloatingPointError naming it, its shapes and the
-    caller's line."""
-    return mode(anomaly=True)
-
-
-def is_grad_enabled() -> bool:
-    """Whether operations record a graph in this context."""
-    return MODE.get().record
-
-
-def recomputing() -> bool:
-    """Whether checkpoint is running a function for the second time (BatchNorm then leaves its statistics alone)."""
-    return MODE.get().recomputing
-
+__all__ = ["Node", "backward", "differentiate", "edge_of", "grad"]
 
 # --- the graph
 
@@ -290,7 +219,7 @@ def _walk(
                         slots[output] = wrap(total.data)
                 results, fresh = node.op.backward(node, slots, needs, create_graph)
                 if watch:
-                    _check_gradients(node, slots, results)
+                    check_gradients(node, slots, results)
                 if not retain_graph:
                     node.free()
             for edge, gradient in zip(node.edges, results):  # noqa: B905 (one result per edge, or None for ever)
@@ -442,136 +371,4 @@ def differentiate(
     return [result(edge) for edge in edges], [result(edge) for edge in others]
 
 
-class _Checkpoint:
-    """The operation behind `checkpoint`: its definition is the function, and that is all it has."""
-
-    name = "checkpoint"
-
-    def __init__(self, function: Callable, reads: list, captured: list, draws: Any, mode_then: Mode):
-        self.function, self.reads, self.captured, self.draws, self.mode = function, reads, captured, draws, mode_then
-
-    def backward(self, node: Node, gradients: list, needs: tuple | None, create_graph: bool) -> tuple[list, bool]:
-        if node.inputs is None:
-            raise freed(self.name)
-        if needs is None:
-            needs = tuple([edge is not None for edge in node.edges])
-        count = len(node.inputs)
-        for counter, then in self.reads:
-            if counter[0] != then:
-                raise changed_in_place(self.name, "a tensor that the function used", then, counter[0])
-        own, others = needs[:count], [edge for edge, need in zip(self.captured, needs[count:], strict=True) if need]
-        now = random.get_counter()
-        random.set_counter(self.draws)
-        try:
-            with mode(recomputing=True, definitions=self.mode.definitions, reads=None):
-                results, rest = differentiate(self.function, node.inputs, gradients, own, create_graph, others)
-        finally:
-            random.set_counter(now)
-        remaining = iter(rest)
-        return results + [next(remaining) if need else None for need in needs[count:]], False
-
-
-def checkpoint(function: Callable, *inputs: Any) -> Any:
-    """Run `function(*inputs)` now, keep none of its intermediate arrays, and run it again when the derivative is asked for.
-
-    Trades time for memory: only the inputs stay alive. Gradients reach the inputs and every tensor the function captured (parameters of modules).
-    The second run makes the same random draws and leaves the running statistics of batch norm alone; the function must otherwise do the same both
-    times.
-
-    Args:
-        function: takes the inputs, returns a Tensor or a tuple of Tensors.
-        inputs: Tensors, or anything else that is passed on as it is.
-
-    Source: https://docs.pytorch.org/docs/stable/checkpoint.html (the non-reentrant kind)
-    """
-    current = MODE.get()
-    if not current.record:
-        return function(*inputs)
-    reads: list[tuple[list, int]] = []
-    draws, start = random.get_counter(), next(node_numbers)
-    with mode(reads=reads):
-        shells = [ops.identity(x) if isinstance(x, Tensor) and x.requires_grad else x for x in inputs]
-        outputs = function(*shells)
-    if current.reads is not None:
-        current.reads.extend(reads)
-    several = isinstance(outputs, tuple | list)
-    results = list(outputs) if several else [outputs]
-
-    # What the function captured: the edges that lead out of the part of the graph that it made.
-    shell_nodes = {x.node for x in shells if isinstance(x, Tensor) and x.node is not None}
-    made = [y.node for y in results if isinstance(y, Tensor) and y.node is not None and y.node.order > start]
-    captured: dict[tuple, None] = {}  # an ordered set of edges
-    seen = set(made) | shell_nodes
-    stack = [node for node in made if node not in shell_nodes]
-    for y in results:
-        if isinstance(y, Tensor) and y.requires_grad and (y.node is None or y.node.order < start):
-            captured[edge_of(y)] = None  # type: ignore[index]  # the function returned an outside tensor as it is
-    while stack:
-        for edge in stack.pop().edges:
-            if edge is not None:
-                target = edge[0]
-                if type(target) is not Node or target.order < start:
-                    captured[edge] = None
-                elif target not in seen:
-                    seen.add(target)
-                    stack.append(target)
-
-    edges = tuple([edge_of(x) if isinstance(x, Tensor) else None for x in inputs])
-    node = Node()
-    node.op = _Checkpoint(function, reads, list(captured), draws, current)
-    node.edges = edges + tuple(captured)
-    node.outputs, node.order, node.site = len(results), next(node_numbers), caller_site() if current.anomaly else None
-    node.inputs = inputs
-    wrapped = [wrap(y.data, node, k) if isinstance(y, Tensor) and y.requires_grad else y for k, y in enumerate(results)]
-    return type(outputs)(wrapped) if several else wrapped[0]
-
-
-# --- anomaly mode
-
-
-def caller_site() -> str:
-    """The "file:line" of the code outside this package that called the running operation."""
-    frame = sys._getframe(1)
-    while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] == "minigrad":
-        frame = frame.f_back
-    return "an unknown line" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
-
-
-def _bad(array: Any) -> str | None:
-    """ "NaN" or "Inf" if the array holds one, else None."""
-    array = backend.to_device(array, "cpu")
-    if array.dtype.kind != "f" or np.isfinite(array).all():
-        return None
-    return "NaN" if np.isnan(array).any() else "Inf"
-
-
-def check_forward(name: str, inputs: Sequence[Any], values: Sequence[Any], outputs: Sequence[Any]) -> None:
-    """Raise FloatingPointError if the operation made a NaN, or an Inf out of finite numbers (an Inf that was given, say as a mask, may be passed
-    on)."""
-    for out in outputs:
-        bad = _bad(out)
-        if bad is None:
-            continue
-        given = [_bad(x) for x in inputs if x is not None] + ["Inf" for v in values if isinstance(v, float) and not np.isfinite(v)]
-        if bad == "NaN" or not any(given):
-            shapes = ", ".join(str(x.shape) for x in inputs if x is not None)
-            already = f" (an input already holds {next(filter(None, given))})" if any(given) else ""
-            raise FloatingPointError(
-                f"anomaly: {name} made {bad} in its output of shape {out.shape} from inputs of shape {shapes}{already}, called at {caller_site()}"
-            )
-
-
-def _check_gradients(node: Node, incoming: list, results: Sequence[Tensor | None]) -> None:
-    for edge, gradient in zip(node.edges, results, strict=True):
-        bad = None if edge is None or gradient is None else _bad(gradient.data)
-        if bad is not None:
-            given = [_bad(g.data) for g in incoming if g is not None]
-            already = " (the incoming gradient already holds one)" if any(given) else ""
-            site = node.site or "a line outside `with anomaly():`"
-            shape = gradient.shape  # type: ignore[union-attr]
-            raise FloatingPointError(
-                f"anomaly: backward of {node.op.name} made {bad} in a gradient of shape {shape}{already}; its forward was called at {site}"
-            )
-
-
-from minigrad import ops, random  # noqa: E402  (the intended cycle: see tensor.py)
+from minigrad import ops  # noqa: E402  (the intended cycle: see tensor.py)

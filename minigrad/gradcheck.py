@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from minigrad.autograd import grad, no_grad
+from minigrad.autograd import grad
+from minigrad.modes import no_grad
 from minigrad.tensor import Tensor
 
 __all__ = ["gradcheck"]

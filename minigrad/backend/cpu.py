@@ -9,6 +9,7 @@ Workers run array code only: no Tensor, no ContextVar. Read next: `minigrad/fuse
 
 from __future__ import annotations
 
+import itertools
 import os
 import queue
 import threading
@@ -106,7 +107,7 @@ def row_blocks(rows: int, grain: int = 1) -> list[tuple[int, int]]:
     """`range(rows)` cut into at most `thread_count()` nearly equal blocks `(start, stop)` of at least `grain` rows each."""
     count = max(1, min(thread_count(), rows // max(grain, 1)))
     edges = [rows * block // count for block in range(count + 1)]
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(itertools.pairwise(edges))
 
 
 def parallel_rows(work: Callable[[int, int], Any], rows: int, grain: int = 1) -> list:

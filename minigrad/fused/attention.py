@@ -1,8 +1,8 @@
 """Scaled dot-product attention: every token reads from all tokens, weighted by how well its query matches their keys.
 
-The kernel keeps the memory of all arrays in the order (B, N, h, D), in which the linear layers before and after attention want it, and hands out views of the shape
-(B, h, N, D): splitting and merging heads then moves no data. Letters: B batch, h heads, N query tokens, M key tokens, D head width. Read next:
-`minigrad/nn/attention.py`.
+The kernel takes its inputs with any strides, and what it makes lies in memory in the order (B, N, h, D), in which the linear layers before and after
+attention want it; the shape (B, h, N, D) is a view. Splitting and merging heads then moves no data. Letters: B batch, h heads, N query tokens, M key
+tokens, D head width. Read next: `minigrad/nn/attention.py`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def scaled_dot_product_attention(
         query: (B, h, N, D).
         key: (B, h, M, D).
         value: (B, h, M, D'), usually D' = D.
-        attn_mask: broadcasts to (B, h, N, M): float, added to the scores, or bool, True where a query may look. Where it may look nowhere, the result is 0.
+        attn_mask: broadcasts to (B, h, N, M). Float: added to the scores. Bool: True where a query may look; one that may look nowhere gets 0.
         dropout_mask: (B, h, N, M), 0 or 1 (or bool): which attention weights to keep, divided by `1 - dropout_p`. The masks carry no gradient.
         dropout_p: the probability the dropout mask was drawn with.
         scale: default 1 / sqrt(D).
@@ -70,7 +70,8 @@ def scaled_dot_product_attention(
 def _check(query, key, value, attn_mask, dropout_mask, dropout_p, scale) -> None:
     name = "scaled_dot_product_attention"
     if not query.ndim == key.ndim == value.ndim == 4 or not query.shape[:2] == key.shape[:2] == value.shape[:2]:
-        raise ValueError(f"{name}: query, key and value must be (batch, heads, tokens, width) alike, they are {query.shape}, {key.shape} and {value.shape}")
+        shapes = f"{query.shape}, {key.shape} and {value.shape}"
+        raise ValueError(f"{name}: query, key and value must be (batch, heads, tokens, width) alike, they are {shapes}")
     if query.shape[3] != key.shape[3]:
         raise ValueError(f"{name}: query has width {query.shape[3]}, key has width {key.shape[3]} (shapes {query.shape} and {key.shape})")
     if key.shape[2] != value.shape[2]:
@@ -95,7 +96,7 @@ def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
 
 
 def _softmax_in_place(scores: np.ndarray) -> None:
-    """Softmax of every row (last axis), without searching the largest element of every row where none is large: that search is a third of the time."""
+    """Softmax of every row (last axis). The largest element of each row is only looked for where some are large: that search is a third of the time."""
     shifted = not (-_SAFE < scores.min(initial=0) and scores.max(initial=0) < _SAFE)  # also if a score is nan
     if shifted:
         top = scores.max(-1, keepdims=True)
@@ -151,8 +152,8 @@ def cpu_backward(dy, saved, needs):
 
         dV = P^T dY,    dP = dY V^T,    dS_nm = P_nm (dP_nm - sum_k P_nk dP_nk),    dQ = scale dS K,    dK = scale dS^T Q.
 
-    The sum needs no (N, M) array: sum_k P_nk dP_nk = sum_k P_nk sum_d dY_nd V_kd = sum_d dY_nd Y_nd. With dropout Y = (P * mask / (1 - p)) V; then dV has the masked
-    P, dP is masked too, and the sum is the same.
+    The sum needs no (N, M) array: sum_k P_nk dP_nk = sum_k P_nk sum_d dY_nd V_kd = sum_d dY_nd Y_nd. With dropout, Y = (P * mask / (1 - p)) V: then dV
+    has the masked P, dP is masked too, and the sum is the same.
     """
     query, key, value, weights, out, dropout_mask, dropout_p, scale = saved
     dquery, dkey, dvalue = (_token_major(*x.shape, dtype=x.dtype) if need else None for x, need in zip((query, key, value), needs, strict=False))

@@ -136,7 +136,7 @@ def avg_pool2d(x: Tensor, kernel_size: int | Pair, stride: int | Pair | None = N
     Raises:
         ValueError: a window that does not fit, or padding of more than half a window.
 
-    Source: https://pytorch.org/docs/stable/generated/torch.nn.functional.avg_pool2d.html (there in NCHW).
+    Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.avg_pool2d.html (there in NCHW).
     """
     rows, columns = window_axes(x.shape, kernel_size, stride, padding)
     around = ((0, 0), (rows.padding,) * 2, (columns.padding,) * 2, (0, 0))
@@ -212,7 +212,7 @@ def global_avg_pool2d(x: Tensor) -> Tensor:
     Raises:
         ValueError: x is not a float Tensor (B, H, W, C), or a map has no pixel.
 
-    Source: https://pytorch.org/docs/stable/generated/torch.nn.functional.adaptive_avg_pool2d.html with output size 1, flattened.
+    Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.adaptive_avg_pool2d.html with output size 1, flattened.
     """
     return x.mean((1, 2))                                                  # (B, C)
 

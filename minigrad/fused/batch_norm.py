@@ -46,7 +46,7 @@ def batch_norm(
     Raises:
         ValueError: shapes that do not fit; a single value per channel in training.
 
-    Source: Ioffe and Szegedy 2015, algorithm 1; https://pytorch.org/docs/stable/generated/torch.nn.functional.batch_norm.html
+    Source: Ioffe and Szegedy 2015, algorithm 1; https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.batch_norm.html
     """
     if mean is None or var is None:
         axes, count = tuple(range(x.ndim - 1)), max(x.size // x.shape[-1], 1)

@@ -60,8 +60,8 @@ def _check(logits, labels, label_smoothing) -> None:
     if labels.dtype.kind == "f":
         if labels.shape != logits.shape:
             raise ValueError(
-                f"cross_entropy: float labels are target distributions and must have the logits' shape {logits.shape}, they have shape {labels.shape}; "
-                "class numbers must be integers"
+                f"cross_entropy: float labels are target distributions and must have the logits' shape {logits.shape}, they have shape "
+                f"{labels.shape}; class numbers must be integers"
             )
         return
     if labels.dtype.kind not in "iu":

@@ -26,7 +26,7 @@ def dropout(x: Tensor, mask: Tensor, p: float) -> Tensor:
     Raises:
         ValueError: mask and x differ in shape, or p is not between 0 and 1.
 
-    Source: https://pytorch.org/docs/stable/generated/torch.nn.functional.dropout.html
+    Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.dropout.html
     """
     return x * (mask.detach().astype(x.dtype) * _scale(p))                 # (...)
 

@@ -29,7 +29,7 @@ def max_pool2d(x: Tensor, kernel_size: int | Pair, stride: int | Pair | None = N
     Raises:
         ValueError: a window that does not fit, or padding of more than half a window.
 
-    Source: https://pytorch.org/docs/stable/generated/torch.nn.functional.max_pool2d.html (there in NCHW).
+    Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.max_pool2d.html (there in NCHW).
     """
     rows, columns = window_axes(x.shape, kernel_size, stride, padding)
     around = ((0, 0), (rows.padding,) * 2, (columns.padding,) * 2, (0, 0))

@@ -26,7 +26,7 @@ def upsample_nearest(x: Tensor, scale_factor: int | Pair) -> Tensor:
     Raises:
         ValueError: x is not a float Tensor (B, H, W, C), or a factor is not a whole number of at least 1.
 
-    Source: https://pytorch.org/docs/stable/generated/torch.nn.functional.interpolate.html, mode "nearest" (there in NCHW).
+    Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.interpolate.html, mode "nearest" (there in NCHW).
     """
     rows, columns = _pair(scale_factor)
     batch, height, width, channels = x.shape

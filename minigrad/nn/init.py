@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 from minigrad import backend, random
-from minigrad.autograd import no_grad
+from minigrad.modes import no_grad
 from minigrad.tensor import Tensor
 
 __all__ = ["calculate_gain", "kaiming_normal_", "kaiming_uniform_", "normal_", "ones_", "trunc_normal_", "uniform_", "zeros_"]

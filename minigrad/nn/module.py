@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from minigrad import backend
-from minigrad.autograd import no_grad
+from minigrad.modes import no_grad
 from minigrad.tensor import Tensor
 
 __all__ = ["KeyDifference", "Module", "Parameter"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from minigrad import functional as F
-from minigrad.autograd import no_grad, recomputing
+from minigrad.modes import no_grad, recomputing
 from minigrad.nn.module import Module, Parameter
 from minigrad.tensor import Tensor, wrap
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.autograd import MODE
+from minigrad.modes import MODE
 from minigrad.op import primitive
 from minigrad.ops.movement import sum_to
 from minigrad.tensor import Tensor

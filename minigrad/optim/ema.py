@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from minigrad import backend
-from minigrad.autograd import no_grad
+from minigrad.modes import no_grad
 from minigrad.nn.module import Module
 from minigrad.optim.optimizer import in_blocks
 from minigrad.tensor import Tensor

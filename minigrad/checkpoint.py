@@ -1,0 +1,97 @@
+"""checkpoint: keep none of a function's intermediate arrays, and run it again when its derivative is asked for. Read first: `autograd.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from minigrad import ops, random
+from minigrad.autograd import Node, changed_in_place, differentiate, edge_of, freed, node_numbers
+from minigrad.modes import MODE, Mode, caller_site, mode
+from minigrad.tensor import Tensor, wrap
+
+__all__ = ["checkpoint"]
+
+
+class _Checkpoint:
+    """The operation behind `checkpoint`: its definition is the function, and that is all it has."""
+
+    name = "checkpoint"
+
+    def __init__(self, function: Callable, reads: list, captured: list, draws: Any, mode_then: Mode):
+        self.function, self.reads, self.captured, self.draws, self.mode = function, reads, captured, draws, mode_then
+
+    def backward(self, node: Node, gradients: list, needs: tuple | None, create_graph: bool) -> tuple[list, bool]:
+        if node.inputs is None:
+            raise freed(self.name)
+        if needs is None:
+            needs = tuple([edge is not None for edge in node.edges])
+        count = len(node.inputs)
+        for counter, then in self.reads:
+            if counter[0] != then:
+                raise changed_in_place(self.name, "a tensor that the function used", then, counter[0])
+        own, others = needs[:count], [edge for edge, need in zip(self.captured, needs[count:], strict=True) if need]
+        now = random.get_counter()
+        random.set_counter(self.draws)
+        try:
+            with mode(recomputing=True, definitions=self.mode.definitions, reads=None):
+                results, rest = differentiate(self.function, node.inputs, gradients, own, create_graph, others)
+        finally:
+            random.set_counter(now)
+        remaining = iter(rest)
+        return results + [next(remaining) if need else None for need in needs[count:]], False
+
+
+def checkpoint(function: Callable, *inputs: Any) -> Any:
+    """Run `function(*inputs)` now, keep none of its intermediate arrays, and run it again when the derivative is asked for.
+
+    Trades time for memory: only the inputs stay alive. Gradients reach the inputs and every tensor the function captured (parameters of modules).
+    The second run makes the same random draws and leaves the running statistics of batch norm alone; the function must otherwise do the same both
+    times.
+
+    Args:
+        function: takes the inputs, returns a Tensor or a tuple of Tensors.
+        inputs: Tensors, or anything else that is passed on as it is.
+
+    Source: https://docs.pytorch.org/docs/stable/checkpoint.html (the non-reentrant kind)
+    """
+    current = MODE.get()
+    if not current.record:
+        return function(*inputs)
+    reads: list[tuple[list, int]] = []
+    draws, start = random.get_counter(), next(node_numbers)
+    with mode(reads=reads):
+        shells = [ops.identity(x) if isinstance(x, Tensor) and x.requires_grad else x for x in inputs]
+        outputs = function(*shells)
+    if current.reads is not None:
+        current.reads.extend(reads)
+    several = isinstance(outputs, tuple | list)
+    results = list(outputs) if several else [outputs]
+
+    # What the function captured: the edges that lead out of the part of the graph that it made.
+    shell_nodes = {x.node for x in shells if isinstance(x, Tensor) and x.node is not None}
+    made = [y.node for y in results if isinstance(y, Tensor) and y.node is not None and y.node.order > start]
+    captured: dict[tuple, None] = {}  # an ordered set of edges
+    seen = set(made) | shell_nodes
+    stack = [node for node in made if node not in shell_nodes]
+    for y in results:
+        if isinstance(y, Tensor) and y.requires_grad and (y.node is None or y.node.order < start):
+            captured[edge_of(y)] = None  # type: ignore[index]  # the function returned an outside tensor as it is
+    while stack:
+        for edge in stack.pop().edges:
+            if edge is not None:
+                target = edge[0]
+                if type(target) is not Node or target.order < start:
+                    captured[edge] = None
+                elif target not in seen:
+                    seen.add(target)
+                    stack.append(target)
+
+    edges = tuple([edge_of(x) if isinstance(x, Tensor) else None for x in inputs])
+    node = Node()
+    node.op = _Checkpoint(function, reads, list(captured), draws, current)
+    node.edges = edges + tuple(captured)
+    node.outputs, node.order, node.site = len(results), next(node_numbers), caller_site() if current.anomaly else None
+    node.inputs = inputs
+    wrapped = [wrap(y.data, node, k) if isinstance(y, Tensor) and y.requires_grad else y for k, y in enumerate(results)]
+    return type(outputs)(wrapped) if several else wrapped[0]

@@ -1,0 +1,132 @@
+"""How operations behave in a context: `no_grad`, `definitions`, `anomaly`, and what checkpoint's second run needs.
+
+One immutable record in one ContextVar: an operation looks once, threads and tasks do not see each other's, and an exception leaves nothing behind.
+The second half of the file is what anomaly mode does. Read next: `autograd.py`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import numpy as np
+
+from minigrad import backend
+
+__all__ = ["MODE", "Mode", "anomaly", "definitions", "enable_grad", "is_grad_enabled", "mode", "no_grad", "recomputing"]
+
+
+class Mode:
+    """How operations behave in this context.
+
+    record: leave Nodes behind. definitions: run fused operations from their definitions. anomaly: look for NaN and Inf. recomputing: inside
+    checkpoint's second run. reads: a list that collects every (version counter, version) operations read, or None. watched: anything beyond
+    `record` that every operation must do.
+    """
+
+    __slots__ = ("anomaly", "definitions", "reads", "recomputing", "record", "watched")
+
+    def __init__(self, record: bool = True, definitions: bool = False, anomaly: bool = False, recomputing: bool = False, reads: list | None = None):
+        self.record, self.definitions, self.anomaly, self.recomputing, self.reads = record, definitions, anomaly, recomputing, reads
+        self.watched = anomaly or reads is not None
+
+    def but(self, **changes: Any) -> Mode:
+        """The same mode with some fields changed."""
+        fields = {name: getattr(self, name) for name in self.__slots__ if name != "watched"}
+        return Mode(**(fields | changes))
+
+
+MODE: ContextVar[Mode] = ContextVar("minigrad_mode", default=Mode())  # noqa: B039 (a Mode is never changed, only replaced)
+
+
+@contextmanager
+def mode(**changes: Any) -> Iterator[None]:
+    """Change fields of the current Mode inside a `with` block; an exception leaves none of it behind."""
+    token = MODE.set(MODE.get().but(**changes))
+    try:
+        yield
+    finally:
+        MODE.reset(token)
+
+
+def no_grad() -> Any:
+    """`with no_grad():` operations leave no graph behind. Source: https://docs.pytorch.org/docs/stable/generated/torch.no_grad.html"""
+    return mode(record=False)
+
+
+def enable_grad() -> Any:
+    """`with enable_grad():` undoes a surrounding `no_grad()`."""
+    return mode(record=True)
+
+
+def definitions() -> Any:
+    """`with definitions():` every fused operation runs from its definition, no kernel is used: slower, and every step can be looked at."""
+    return mode(definitions=True)
+
+
+def anomaly() -> Any:
+    """`with anomaly():` the first operation that makes a NaN or Inf, forward or backward, raises FloatingPointError naming it, its shapes and the
+    caller's line.
+    """
+    return mode(anomaly=True)
+
+
+def is_grad_enabled() -> bool:
+    """Whether operations record a graph in this context."""
+    return MODE.get().record
+
+
+def recomputing() -> bool:
+    """Whether checkpoint is running a function for the second time (BatchNorm then leaves its statistics alone)."""
+    return MODE.get().recomputing
+
+
+# --- anomaly mode
+
+
+def caller_site() -> str:
+    """The "file:line" of the code outside this package that called the running operation."""
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] == "minigrad":
+        frame = frame.f_back
+    return "an unknown line" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+def _bad(array: Any) -> str | None:
+    """What the array holds that is no number: "NaN", "Inf", or None."""
+    array = backend.to_device(array, "cpu")
+    if array.dtype.kind != "f" or np.isfinite(array).all():
+        return None
+    return "NaN" if np.isnan(array).any() else "Inf"
+
+
+def check_forward(name: str, inputs: Sequence[Any], values: Sequence[Any], outputs: Sequence[Any]) -> None:
+    """Raise FloatingPointError if the operation made a NaN, or an Inf out of finite numbers. An Inf that was given (a mask) may pass."""
+    for out in outputs:
+        bad = _bad(out)
+        if bad is None:
+            continue
+        given = [_bad(x) for x in inputs if x is not None] + ["Inf" for v in values if isinstance(v, float) and not np.isfinite(v)]
+        if bad == "NaN" or not any(given):
+            shapes = ", ".join(str(x.shape) for x in inputs if x is not None)
+            already = f" (an input already holds {next(filter(None, given))})" if any(given) else ""
+            raise FloatingPointError(
+                f"anomaly: {name} made {bad} in its output of shape {out.shape} from inputs of shape {shapes}{already}, called at {caller_site()}"
+            )
+
+
+def check_gradients(node: Any, incoming: Sequence[Any], results: Sequence[Any]) -> None:
+    """Raise FloatingPointError if the backward of `node` made a NaN or Inf, with the line its forward was called at."""
+    for edge, gradient in zip(node.edges, results, strict=True):
+        bad = None if edge is None or gradient is None else _bad(gradient.data)
+        if bad is not None:
+            given = [_bad(g.data) for g in incoming if g is not None]
+            already = " (the incoming gradient already holds one)" if any(given) else ""
+            site = node.site or "a line outside `with anomaly():`"
+            shape = gradient.shape  # type: ignore[union-attr]
+            raise FloatingPointError(
+                f"anomaly: backward of {node.op.name} made {bad} in a gradient of shape {shape}{already}; its forward was called at {site}"
+            )
