@@ -214,6 +214,7 @@ class Trainer:
             FloatingPointError: the loss is not finite any more.
             OSError: a file cannot be written.
         """
+        cpu.keep_freed_memory()
         started = time.perf_counter()
         show, config, dataset = self.display.message, self.config, self.dataset
         show(f"{config.config} on {dataset.name}: {len(dataset.train):,} training and {len(dataset.test):,} test images from {dataset.source}")

@@ -9,6 +9,7 @@ Workers run array code only: no Tensor, no ContextVar. Read next: `minigrad/fuse
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import os
 import queue
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-__all__ = ["parallel_rows", "row_blocks", "thread_count"]
+__all__ = ["keep_freed_memory", "parallel_rows", "row_blocks", "thread_count"]
 
 
 def _threads_wanted() -> int:
@@ -129,6 +130,17 @@ def parallel_rows(work: Callable[[int, int], Any], rows: int, grain: int = 1) ->
     return pool.run(work, row_blocks(rows, grain))
 
 
-def contiguous(array: np.ndarray) -> np.ndarray:
-    """The array itself if its memory is in C order, else a copy that is."""
-    return array if array.flags.c_contiguous else np.ascontiguousarray(array)
+def keep_freed_memory() -> bool:
+    """Ask the C library to keep memory that is freed for the next allocation, instead of giving it back to the system.
+
+    A training step frees and allocates the same few hundred megabytes every time; taken from the system anew, every page of it costs a page fault.
+    This holds for the whole process, so programs call it (`conformer train` does), not the library. Returns whether the C library is one (glibc)
+    that can be asked.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # their numbers in malloc.h
+    wanted = ((trim_threshold, 2**31 - 1), (top_pad, 2**26), (mmap_threshold, 2**25))
+    return all([mallopt(option, value) == 1 for option, value in wanted])

@@ -1,8 +1,8 @@
 """The error function on arrays, which NumPy lacks: `erf(x) = 2 / sqrt(pi) * integral of exp(-t^2) for t from 0 to x`.
 
-Method: a Taylor polynomial around the nearest of 193 grid points. The values there come from `math.erf`, the higher coefficients from the differential
-equation of erf, so there is no table of fitted numbers. Error below 2 units in the last place in float64. Read next: `minigrad/fused/gelu.py`, which uses
-it, and shows a faster way that is enough for float32.
+Method: a Taylor polynomial around the nearest of 193 grid points. The values there come from `math.erf`, the higher coefficients from the
+differential equation of erf, so there is no table of fitted numbers. Error below 2 units in the last place in float64. Read next:
+`minigrad/fused/gelu.py`, which uses it, and shows a faster way that is enough for float32.
 """
 
 from __future__ import annotations

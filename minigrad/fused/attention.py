@@ -96,7 +96,7 @@ def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
 
 
 def _softmax_in_place(scores: np.ndarray) -> None:
-    """Softmax of every row (last axis). The largest element of each row is only looked for where some are large: that search is a third of the time."""
+    """Softmax of every row (last axis). The rows' largest elements are only searched for where some are large: it takes a third of the time."""
     shifted = not (-_SAFE < scores.min(initial=0) and scores.max(initial=0) < _SAFE)  # also if a score is nan
     if shifted:
         top = scores.max(-1, keepdims=True)
@@ -152,8 +152,8 @@ def cpu_backward(dy, saved, needs):
 
         dV = P^T dY,    dP = dY V^T,    dS_nm = P_nm (dP_nm - sum_k P_nk dP_nk),    dQ = scale dS K,    dK = scale dS^T Q.
 
-    The sum needs no (N, M) array: sum_k P_nk dP_nk = sum_k P_nk sum_d dY_nd V_kd = sum_d dY_nd Y_nd. With dropout, Y = (P * mask / (1 - p)) V: then dV
-    has the masked P, dP is masked too, and the sum is the same.
+    The sum needs no (N, M) array: sum_k P_nk dP_nk = sum_k P_nk sum_d dY_nd V_kd = sum_d dY_nd Y_nd. With dropout, Y = (P * mask / (1 - p)) V: then
+    dV has the masked P, dP is masked too, and the sum is the same.
     """
     query, key, value, weights, out, dropout_mask, dropout_p, scale = saved
     dquery, dkey, dvalue = (_token_major(*x.shape, dtype=x.dtype) if need else None for x, need in zip((query, key, value), needs, strict=False))

@@ -1,7 +1,7 @@
 """GELU, the activation of the transformer's MLP: x times the probability that a standard normal variable is below x.
 
-The kernel computes that probability by `backend/erf.py` in float64, and in float32 by a polynomial inside a tanh: tanh has the right shape, and NumPy's
-is fast. Read next: `softmax.py`.
+The kernel computes that probability by `backend/erf.py` in float64, and in float32 by a polynomial inside a tanh: tanh has the right shape, and
+NumPy's is fast. Read next: `softmax.py`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _check(x) -> None:
         raise TypeError(f"gelu: x must be a float Tensor, it is {x.dtype}")
 
 
-# erf(x / sqrt(2)) = tanh(x Q(x^2)) with Q(s) = sum_k Q_k s^k, fitted so that the error of x / 2 times it is at most 6.7e-8 for |x| < 5.6 (weighted least
+# erf(x / sqrt(2)) = tanh(x Q(x^2)) with Q(s) = sum_k Q_k s^k, fitted so that the error of x / 2 times it is at most 6.7e-8 for |x| < 5.6 (least
 # squares, reweighted until the largest error was least). Beyond the limit x Q exceeds 10, where tanh rounds to 1 in float32.
 _Q = (0.797884216, 3.63342835e-2, -3.3129994e-5, -5.52401585e-5, 3.96910946e-6, -1.3344641e-7, 1.80561642e-9)
 _LIMIT = 5.75

@@ -1,7 +1,7 @@
 """Layer normalisation: every vector along the last axis gets mean 0 and variance 1. The model page of a fused operation.
 
-First the definition, the textbook formula on Tensors; then the kernel pair on arrays, which computes the same in fewer passes over memory. Letters: C channels,
-R rows (all leading axes together). Read next: `gelu.py`.
+First the definition, the textbook formula on Tensors; then the kernel pair on arrays, which computes the same in fewer passes over memory. Letters:
+C channels, R rows (all leading axes together). Read next: `gelu.py`.
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ def cpu_backward(dy, saved, needs):
 
         dx = rstd * (g - mean(g) - x_hat * mean(g * x_hat)).
 
-    x_hat is x with its component along (1, ..., 1) removed and then brought to length sqrt(C). It does not change when x moves along 1 or grows, so of g
-    only the part orthogonal to 1 and to x_hat passes back; both have squared length C, hence the means. For the parameters, summed over the rows,
+    x_hat is x with its component along (1, ..., 1) removed, brought to length sqrt(C). It does not change when x moves along 1 or grows, so of g only
+    the part orthogonal to 1 and to x_hat passes back; both have squared length C, hence the means. For the parameters, summed over the rows,
 
         dweight = sum(dy * x_hat),    dbias = sum(dy).
     """

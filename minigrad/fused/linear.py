@@ -69,7 +69,7 @@ def cpu_backward(dy, saved, needs):
 
     dx_ri = sum_o dy_ro w_oi,    dw_oi = sum_r dy_ro x_ri,    db_o = sum_r dy_ro.
 
-    The sums over r are taken block by block and added at the end. The last one is a row of ones times dy: BLAS takes column sums at the speed of memory.
+    The sums over r are taken block by block and added at the end. The last is a row of ones times dy: BLAS takes column sums at the speed of memory.
     """
     x, weight = saved
     features_out, features_in = weight.shape
@@ -83,7 +83,8 @@ def cpu_backward(dy, saved, needs):
             np.matmul(block, weight, out=dx[start:stop])
         return block.T @ rows[start:stop] if needs[1] else 0, np.ones(len(block), g.dtype) @ block if needs[2] else 0
 
-    dweight, dbias = (sum(parts[1:], start=parts[0]) for parts in zip(*parallel_rows(work, len(rows), 1 + _GRAIN // (weight.size + 1)), strict=True))
+    parts = parallel_rows(work, len(rows), 1 + _GRAIN // (weight.size + 1))
+    dweight, dbias = (sum(rest, start=first) for first, *rest in zip(*parts, strict=True))
     return None if dx is None else dx.reshape(x.shape), dweight if needs[1] else None, dbias if needs[2] else None
 
 

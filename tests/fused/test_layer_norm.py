@@ -23,10 +23,14 @@ def torch_layer_norm(eps: float = 1e-5):
 
 def draw(leading: tuple[int, ...], channels: int, weight: bool = True, bias: bool = True, seed: int = 0) -> list:
     random = rng(seed)
-    return [random.uniform(-2, 2, (*leading, channels)), random.uniform(-2, 2, channels) if weight else None, random.uniform(-2, 2, channels) if bias else None]
+    vector = lambda wanted: random.uniform(-2, 2, channels) if wanted else None  # noqa: E731
+    return [random.uniform(-2, 2, (*leading, channels)), vector(weight), vector(bias)]
 
 
-@given(shapes(), st.integers(2, 6), st.sampled_from([(True, True), (True, False), (False, False)]), st.sampled_from([1e-5, 1e-2]), st.integers(0, 1000))
+affines = st.sampled_from([(True, True), (True, False), (False, False)])
+
+
+@given(shapes(), st.integers(2, 6), affines, st.sampled_from([1e-5, 1e-2]), st.integers(0, 1000))
 def test_equals_torch(leading, channels, affine, eps, seed):
     check_op(layer_norm, torch_layer_norm(eps), draw(leading, channels, *affine, seed=seed), {"eps": eps})
 

@@ -20,7 +20,8 @@ torch_linear = torch.nn.functional.linear
 
 def draw(leading: tuple[int, ...], features_in: int, features_out: int, bias: bool = True, seed: int = 0) -> list:
     random = rng(seed)
-    return [random.uniform(-2, 2, s) for s in ((*leading, features_in), (features_out, features_in))] + [random.uniform(-2, 2, features_out) if bias else None]
+    x, weight = (random.uniform(-2, 2, shape) for shape in ((*leading, features_in), (features_out, features_in)))
+    return [x, weight, random.uniform(-2, 2, features_out) if bias else None]
 
 
 @given(shapes(), st.integers(1, 5), st.integers(1, 5), st.booleans(), st.integers(0, 1000))
@@ -41,8 +42,7 @@ def test_blocks_of_rows_change_nothing(monkeypatch, rows):
 
 @pytest.mark.parametrize(("leading", "features_in", "features_out"), [((2, 17), 96, 384), ((2, 17), 384, 96), ((2, 65), 128, 384), ((16,), 96, 10)])
 def test_float32_is_as_accurate_as_the_definition(leading, features_in, features_out):
-    random = rng(3)
-    check_float32(linear, [random.standard_normal((*leading, features_in)), random.standard_normal((features_out, features_in)), random.standard_normal(features_out)])
+    check_float32(linear, draw(leading, features_in, features_out, seed=3))
 
 
 def test_by_hand():
