@@ -52,7 +52,7 @@ class MultiHeadAttention(Module):
         b, n, e = x.shape
         h = self.num_heads
         qkv = self.qkv(x).reshape(b, n, 3, h, e // h)  # (B, N, 3, h, D)
-        query, key, value = qkv.transpose(2, 0, 3, 1, 4).unbind(0)  # (B, h, N, D) each
+        query, key, value = (part.transpose(0, 2, 1, 3) for part in qkv.unbind(2))  # (B, h, N, D) each, views
         mask = self.attn_drop.draw((b, h, n, n), x.device)
         p = 0.0 if mask is None else self.attn_drop.p
         out = F.scaled_dot_product_attention(query, key, value, dropout_mask=mask, dropout_p=p, scale=self.scale)  # (B, h, N, D)
