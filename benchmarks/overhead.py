@@ -3,8 +3,9 @@
     env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE python benchmarks/overhead.py [--out FILE]
 
 Forward: time of the operation on Tensors that require grad (so a graph is recorded) minus time of its kernel on the arrays. Backward: time per
-operation of `backward()` through a chain of them, minus time of the kernel's backward (for primitives: of the same products on arrays). Each
-figure is the median over rounds, in which the two sides take turns. Budget: 2 + 4 microseconds for a primitive, 4 + 4 for a fused operation.
+operation of `backward()` through a chain of them, each with parameters of its own, minus time of the kernel's backward (for primitives: of the
+same products on arrays). Each figure is the median over rounds, in which the two sides take turns. Budget: 2 + 4 microseconds for a primitive, 4 +
+4 for a fused operation.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ os.environ.setdefault("MINIGRAD_THREADS", "1")  # arrays this small never leave 
 
 import numpy as np
 
-import minigrad.functional as F
 from minigrad import Tensor, ops
+from minigrad.op import REGISTRY, Kernel, Op
 from minigrad.ops.matmul import product
 
 ROUNDS, LOOPS, LENGTH = 31, 400, 100
@@ -67,47 +68,58 @@ def main() -> None:
     def tensor(*shape: int) -> Tensor:
         return Tensor(draw.uniform(0.5, 1.0, shape).astype(np.float32), requires_grad=True)
 
+    def own(tensor: Tensor) -> Tensor:
+        return Tensor(tensor.data, requires_grad=True)
+
     v, one = tensor(16), Tensor(np.ones(16, np.float32), requires_grad=True)
     a, b, g = v.data, one.data, np.ones(16, np.float32)
     m, eye = tensor(4, 4), Tensor(np.eye(4, dtype=np.float32), requires_grad=True)
     primitives = [
-        # name, forward on Tensors, the same on arrays, step of a chain, the backward arithmetic on arrays
-        ("add", lambda: ops.add(v, one), lambda: a + b, lambda y: ops.add(y, one), lambda: None),
-        ("mul", lambda: ops.mul(v, one), lambda: a * b, lambda y: ops.mul(y, one), lambda: (g * b, g * a)),
-        ("tanh", lambda: ops.tanh(v), lambda: np.tanh(a), lambda y: ops.tanh(y), lambda: g * (1 - a * a)),
-        ("relu", lambda: ops.relu(v), lambda: ops.relu.function(a), lambda y: ops.relu(y), lambda: g * (a > 0).astype(np.float32)),
-        ("matmul", lambda: product(m, eye), lambda: m.data @ eye.data, lambda y: product(y, eye), lambda: (m.data @ eye.data.T, m.data.T @ eye.data)),
+        # name, start of the chain, the other input or None, operation on Tensors, the same on arrays, the backward arithmetic on arrays
+        ("add", v, one, ops.add, lambda: a + b, lambda: None),
+        ("mul", v, one, ops.mul, lambda: a * b, lambda: (g * b, g * a)),
+        ("tanh", v, None, ops.tanh, lambda: np.tanh(a), lambda: g * (1 - a * a)),
+        ("relu", v, None, ops.relu, lambda: ops.relu.function(a), lambda: g * (a > 0)),
+        ("matmul", m, eye, product, lambda: np.matmul(m.data, eye.data), lambda: (np.matmul(m.data, eye.data.T), np.matmul(m.data.T, eye.data))),
     ]
     x, weight, bias = tensor(4, 16), tensor(16), tensor(16)
     square = Tensor(np.eye(16, dtype=np.float32), requires_grad=True)
     image, filters = tensor(1, 2, 2, 4), Tensor(np.eye(4, dtype=np.float32).reshape(4, 4, 1, 1), requires_grad=True)
     channel, shift = tensor(4), tensor(4)
     fused = [
-        ("layer_norm", F.layer_norm, lambda y: (y, weight, bias), x),
-        ("linear", F.linear, lambda y: (y, square, bias), x),
-        ("gelu", F.gelu, lambda y: (y,), x),
-        ("softmax", F.softmax, lambda y: (y,), x),
-        ("batch_norm", F.batch_norm, lambda y: (y, channel, shift), image),
-        ("conv2d", F.conv2d, lambda y: (y, filters), image),
-        ("avg_pool2d", F.avg_pool2d, lambda y: (y, 1), image),
+        ("layer_norm", x, (weight, bias)),
+        ("linear", x, (square, bias)),
+        ("gelu", x, ()),
+        ("softmax", x, ()),
+        ("batch_norm", image, (channel, shift)),
+        ("conv2d", image, (filters,)),
+        ("avg_pool2d", image, (1,)),
     ]
 
     rows = []
-    for name, forward, bare, step, back in primitives:
-        rows.append((name, "primitive", *median_difference(forward, bare), *measure_backward(step, v if name != "matmul" else m, back)))
-    for name, op, arguments, start in fused:
+    for name, start, other, op, bare, back in primitives:
+        others = () if other is None else (other,)
+        forward = median_difference(lambda op=op, start=start, others=others: op(start, *others), bare)
+        rows.append((name, "primitive", *forward, *measure_backward(lambda y, op=op, others=others: op(y, *map(own, others)), start, back)))
+    for name, start, others in fused:
+        op = REGISTRY[name]
         kernel = op.kernels["cpu"]
-        inputs, values = op._bind(arguments(start), {})
-        raw = [None if t is None else (t.data if isinstance(t, Tensor) else t) for t in inputs]
+        inputs, values = op._bind((start, *others), {})
+        raw = [t.data if isinstance(t, Tensor) else t for t in inputs]
         y, saved = kernel.forward(*raw, *values)
         dy = np.ones_like(y[0] if isinstance(y, tuple) else y)
         needs = tuple(isinstance(t, Tensor) for t in inputs)
         back = (lambda k=kernel, d=dy, s=saved, n=needs: k.backward(d, s, n)) if kernel.backward else (lambda: None)
-        forward = lambda op=op, args=arguments(start): op(*args)  # noqa: E731
-        step = lambda y, op=op, arguments=arguments: r[0] if isinstance(r := op(*arguments(y)), tuple) else r  # noqa: E731
-        rows.append(
-            (name, "fused", *median_difference(forward, lambda k=kernel, r=raw, v=values: k.forward(*r, *v)), *measure_backward(step, start, back))
-        )
+
+        def step(y: Tensor, op: Op = op, others: tuple = others) -> Tensor:
+            result = op(y, *[own(t) if isinstance(t, Tensor) else t for t in others])
+            return result[0] if isinstance(result, tuple) else result
+
+        def bare(k: Kernel = kernel, raw: list = raw, values: tuple = values) -> None:
+            k.forward(*raw, *values)
+
+        forward = median_difference(lambda op=op, start=start, others=others: op(start, *others), bare)
+        rows.append((name, "fused", *forward, *measure_backward(step, start, back)))
 
     print(f"{'operation':12} {'kind':10} {'forward, of it engine':>24} {'backward, of it engine':>24}   (microseconds)")
     for name, kind, forward, bare, back, bare_back in rows:

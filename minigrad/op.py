@@ -261,6 +261,7 @@ class Primitive(Op):
         self.elementwise, self.view, self.floating, self.promoted = elementwise, view, floating, promoted
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the operation with Tensors, arrays or numbers; positions and names as in its signature."""
         return self._run(*self._bind(args, kwargs))
 
     def _run(self, inputs: Any, values: tuple) -> Any:
@@ -368,11 +369,13 @@ class Unary(Primitive):
 
 
 class Binary(Primitive):
-    """An elementwise primitive of two Tensors: `Primitive._run` without its cases."""
+    """A primitive of two Tensors and nothing else: `Primitive._run` without its cases."""
 
     def __call__(self, x: Any, y: Any) -> Tensor:
         mode = MODE.get()
-        if type(x) is not Tensor or type(y) is not Tensor or mode.watched:
+        if type(y) is float and not mode.watched and type(x) is Tensor and x.data.dtype.kind == "f" and type(x.data) is _ndarray and self.elementwise:
+            y = wrap(np.array(y, x.data.dtype))  # a number never changes the dtype
+        elif type(x) is not Tensor or type(y) is not Tensor or mode.watched:
             return self._run((x, y), ())
         a, b = x.data, y.data
         dtype = a.dtype
@@ -399,8 +402,10 @@ class Binary(Primitive):
         node.outputs = 1
         node.order = next(node_numbers)
         node.site = None
-        shape = out.shape
-        node.shapes = None if a.shape == shape == b.shape else (a.shape, b.shape)  # gradients must be summed back to these
+        if self.elementwise and not a.shape == out.shape == b.shape:
+            node.shapes = (a.shape, b.shape)  # gradients must be summed back to these
+        else:
+            node.shapes = None
         result = wrap(out, node)
         self._keep_for_rules(node, self._plans.get(mask) or self._plan(mask), (x, y), result)
         return result
@@ -474,6 +479,7 @@ class Fused(Op):
         self.kernels[device] = Kernel(forward, backward, strided, fresh)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the operation with Tensors, arrays or numbers (None where an input is optional); positions and names as in its signature."""
         inputs, values = self._bind(args, kwargs)
         arrays: list = []
         array_type = dtype = None
@@ -532,17 +538,14 @@ class Fused(Op):
         An input or output array among the saved ones is guarded by its version: the kernel will read it again.
         """
         guards = []
+        owners, own_output = list(map(id, arrays)), id(results[0].data)
         for array in saved:
-            k = 0
-            for own in arrays:
-                if own is array and own is not None:
-                    x = inputs[k]
-                    if x.data is own:  # not a contiguous copy of it
+            if array is not None:
+                if id(array) in owners:
+                    x = inputs[owners.index(id(array))]
+                    if x.data is array:  # not a contiguous copy of it
                         guards.append((x.version, x.version[0]))
-                    break
-                k += 1
-            else:
-                if array is results[0].data:
+                elif id(array) == own_output:
                     guards.append((results[0].version, results[0].version[0]))
         node.kept, node.guards = saved, guards
         if self.rules:
@@ -563,16 +566,13 @@ class Fused(Op):
             return self._run_rules(node, gradients, needs, create_graph), False
         if needs is None:
             needs = tuple([edge is not None for edge in node.edges])
-        if by_kernel:
+        if kernel is not None and by_kernel:
             for counter, then in node.guards:
                 if counter[0] != then:
                     raise changed_in_place(self.name, "an input or the output", then, counter[0])
-            if not kernel.strided:  # type: ignore[union-attr]
-                dy = [None if g is None else g.data if g.data.flags.c_contiguous else g.data.copy() for g in gradients]
-            else:
-                dy = [None if g is None else g.data for g in gradients]
-            arrays = kernel.backward(dy[0] if len(dy) == 1 else tuple(dy), node.kept, needs)  # type: ignore[misc,union-attr]
-            return [None if array is None or not need else wrap(array) for array, need in zip(arrays, needs)], kernel.fresh  # type: ignore[union-attr]  # noqa: B905
+            dy = [g if g is None else g.data if kernel.strided or g.data.flags.c_contiguous else g.data.copy() for g in gradients]
+            arrays = kernel.backward(dy[0] if len(dy) == 1 else tuple(dy), node.kept, needs)
+            return [array if array is None or not need else wrap(array) for array, need in zip(arrays, needs)], kernel.fresh  # noqa: B905
         for x, then in zip(node.inputs, node.versions, strict=True):
             if x is not None and x.version[0] != then:
                 raise changed_in_place(self.name, f"an input of shape {x.shape}", then, x.version[0])
@@ -585,7 +585,7 @@ def primitive(function: Callable | None = None, **options: Any) -> Any:
 
     def make(function: Callable) -> Primitive:
         names = list(inspect.signature(function).parameters)
-        fast = {("x",): Unary, ("x", "y"): Binary if options.get("elementwise") else Primitive}.get(tuple(names), Primitive)
+        fast = {("x",): Unary, ("x", "y"): Binary}.get(tuple(names), Primitive)
         return (Primitive if options.get("view") else fast)(function, **options)
 
     return make if function is None else make(function)

@@ -17,7 +17,6 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from threadpoolctl import threadpool_limits
 
 __all__ = ["keep_freed_memory", "parallel_rows", "row_blocks", "thread_count"]

@@ -310,7 +310,7 @@ def promote(op: Op, inputs: Sequence[Any], start: int, floating: bool) -> list[T
         dtype = np.dtype(np.float32)
     device = devices[0] if devices else "cpu"
     result = []
-    for position, (x, array) in enumerate(zip(inputs, arrays, strict=True)):
+    for position, x in enumerate(inputs):
         if position < start:
             result.append(x if type(x) is Tensor else wrap(x.copy() if backend.is_array(x) else backend.to_device(np.asarray(x), device)))
         elif type(x) is Tensor:
