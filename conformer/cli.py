@@ -2,7 +2,8 @@
 
 The options of `train` are the fields of `TrainConfig`. What a user can put right ends in one sentence on stderr and exit status 2 (the
 command is wrong) or 1 (a file, a folder or the training is); anything else is a fault of ours and keeps its traceback. This module alone
-imports the application's extras (`minigrad-conformer[app]`), and only where they are used. Read next: `conformer/train.py`.
+(with `curves.py`, which it calls) imports the application's extras (`minigrad-conformer[app]`), and only where they are used. Read next:
+`conformer/train.py`.
 """
 
 from __future__ import annotations
@@ -123,7 +124,20 @@ def _train(options: argparse.Namespace) -> int:
     except KeyboardInterrupt as error:
         kept = "the weights of the last whole epoch are" if trainer.test else "no epoch was finished, so there are no weights"
         raise Mistake(f"stopped at step {trainer.step} of {trainer.steps}; {kept} in {trainer.folder.path}", 130) from error
+    _draw(trainer.folder.path)
     return 0
+
+
+def _draw(run: Path) -> None:
+    """Add the picture of the curves; training has succeeded already, so what is in its way is said and no more."""
+    try:
+        from conformer.curves import draw_curves
+
+        draw_curves(run)
+    except ImportError:
+        print("conformer: curves.png needs matplotlib (pip install 'minigrad-conformer[app]'); it is not drawn", file=sys.stderr)
+    except OSError as error:
+        print(f"conformer: curves.png is not drawn: {_sentence(error)}", file=sys.stderr)
 
 
 def _evaluate(options: argparse.Namespace) -> int:

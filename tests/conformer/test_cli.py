@@ -48,6 +48,7 @@ def test_train_then_evaluate(cifar: Cifar, tiny_network: str, tmp_path: Path, ca
     output = capsys.readouterr()
     assert "step 2/2" in output.out
     assert output.err == ""
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
     measured = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["test_accuracy"]
     for weights in (run, run / "best.safetensors"):
         assert main(["evaluate", str(weights), "--data-dir", folder, "--batch-size", "3"]) == 0
@@ -55,6 +56,16 @@ def test_train_then_evaluate(cifar: Cifar, tiny_network: str, tmp_path: Path, ca
         assert "tiny after 2 steps, on 8 test images of cifar10" in text
         for name, key in [("CNN head", "cnn"), ("transformer head", "transformer"), ("sum of both", "sum")]:
             assert f"{name:<17} {100 * measured[key]:6.2f} %" in text
+
+
+def test_no_matplotlib(cifar: Cifar, tiny_network: str, tmp_path: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.delitem(sys.modules, "conformer.curves", raising=False)
+    folder, run = str(cifar(records=8)), tmp_path / "run"
+    line = fails(0, "train", "--config", tiny_network, "--data-dir", folder, "--out", str(run), "--batch-size", "8", "--max-steps", "1")
+    assert "curves.png needs matplotlib" in line
+    assert (run / "last.safetensors").exists()
+    assert not (run / "curves.png").exists()
 
 
 def test_info(capsys: pytest.CaptureFixture[str], fails: Callable[..., str]) -> None:

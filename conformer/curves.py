@@ -1,0 +1,48 @@
+"""A run's curves as a picture: `curves.png` beside the `metrics.jsonl` it is drawn from. Needs matplotlib, an extra of the application."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+__all__ = ["draw_curves"]
+
+
+def draw_curves(run: Path) -> Path:
+    """Draw loss and accuracies over the epochs into `run`/curves.png.
+
+    Args:
+        run: a run folder with metrics.jsonl: a header, then lines of training (loss, train_accuracy) and of evaluation (test_accuracy, test_loss).
+
+    Returns:
+        The picture's path.
+
+    Raises:
+        OSError: a file cannot be read or written.
+    """
+    header, *lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    training = [line for line in lines if "train_accuracy" in line]
+    tests = [line for line in lines if "test_accuracy" in line]
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    losses, accuracies = figure.subplots(1, 2)
+    losses.plot([line["epoch"] for line in training], [line["loss"] for line in training], color="tab:gray", label="training (smoothed labels)")
+    losses.plot([line["epoch"] for line in tests], [line["test_loss"] for line in tests], "o-", markersize=3, color="tab:red", label="test")
+    losses.set(xlabel="epoch", ylabel="cross entropy, mean of both heads")
+    for head, name, color in (
+        ("cnn", "CNN head", "tab:blue"),
+        ("transformer", "transformer head", "tab:orange"),
+        ("sum", "sum of both", "tab:green"),
+    ):
+        values = [100 * line["test_accuracy"][head] for line in tests]
+        accuracies.plot([line["epoch"] for line in tests], values, "o-", markersize=3, color=color, label=f"{name}: {values[-1]:.2f} %")
+    accuracies.set(xlabel="epoch", ylabel="test accuracy in percent")
+    for axes in (losses, accuracies):
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.suptitle(f"{header['config']} on {header['dataset']}, seed {header['seed']}")
+    path = run / "curves.png"
+    figure.savefig(path, dpi=120)
+    return path
