@@ -40,7 +40,7 @@ class Node:
     """
 
     __slots__ = (
-        "edges", "facts", "guards", "inputs", "kept", "op", "order", "out", "outputs", "plan", "saved", "shapes", "site", "values", "versions",
+        "edges", "facts", "guards", "inputs", "kept", "needs", "op", "order", "out", "outputs", "plan", "saved", "shapes", "site", "values", "versions",
     )  # fmt: skip
 
     op: Any
@@ -54,6 +54,7 @@ class Node:
     inputs: Any
     kept: Any
     guards: list
+    needs: tuple
     shapes: Any
     outputs: int
     order: int
@@ -285,7 +286,7 @@ def backward(tensor: Tensor, gradient: Any = None, retain_graph: bool = False, c
         if create_graph:
             leaf.grad = total if leaf.grad is None else leaf.grad + total
         elif leaf.grad is None:
-            leaf.grad = wrap(total.data if fresh else np.array(total.data))  # .grad belongs to its leaf alone
+            leaf.grad = _as_tensor(total) if fresh else wrap(np.array(total.data))  # .grad belongs to its leaf alone
         elif leaf.grad.requires_grad:
             leaf.grad = wrap(np.asarray(leaf.grad.data + total.data))
         else:

@@ -442,6 +442,7 @@ class Fused(Op):
         super().__init__(function, outputs)
         self.differentiable = differentiable
         self._check: Callable | None = None
+        self._needs: dict[int, tuple[bool, ...]] = {}
 
     @property
     def definition(self) -> Callable:
@@ -485,9 +486,7 @@ class Fused(Op):
         array_type = dtype = None
         mask, bit = 0, 1
         for x in inputs:
-            if x is None:
-                arrays.append(None)
-            elif type(x) is Tensor:
+            if type(x) is Tensor:
                 data = x.data
                 arrays.append(data)
                 if type(data) is not array_type:
@@ -500,6 +499,8 @@ class Fused(Op):
                     dtype = data.dtype
                 if x.requires_grad:
                     mask |= bit
+            elif x is None:
+                arrays.append(None)
             else:
                 return self(*[y if y is None or type(y) is Tensor else wrap(y) if backend.is_array(y) else Tensor(y) for y in inputs], *values)
             bit += bit
@@ -548,6 +549,10 @@ class Fused(Op):
                 elif id(array) == own_output:
                     guards.append((results[0].version, results[0].version[0]))
         node.kept, node.guards = saved, guards
+        needs = self._needs.get(mask)
+        if needs is None:
+            needs = self._needs[mask] = tuple([bool(mask >> k & 1) for k in range(self.count)])
+        node.needs = needs
         if self.rules:
             plan = self._plan(mask)
             self._keep_for_rules(node, plan, inputs, results[0])
@@ -559,25 +564,28 @@ class Fused(Op):
         """The gradients of the inputs, and whether their arrays are all fresh. See `autograd._walk`."""
         if node.kept is None:
             raise freed(self.name)
-        first = next(g for g in gradients if g is not None)
-        kernel = self.kernels.get("cpu" if type(first.data) is _ndarray else backend.device_of(first.data))
-        by_kernel = kernel is not None and kernel.backward is not None and not create_graph
-        if self.rules and not by_kernel:
-            return self._run_rules(node, gradients, needs, create_graph), False
-        if needs is None:
-            needs = tuple([edge is not None for edge in node.edges])
-        if kernel is not None and by_kernel:
-            for counter, then in node.guards:
-                if counter[0] != then:
-                    raise changed_in_place(self.name, "an input or the output", then, counter[0])
-            dy = [g if g is None else g.data if kernel.strided or g.data.flags.c_contiguous else g.data.copy() for g in gradients]
-            arrays = kernel.backward(dy[0] if len(dy) == 1 else tuple(dy), node.kept, needs)
-            return [array if array is None or not need else wrap(array) for array, need in zip(arrays, needs)], kernel.fresh  # noqa: B905
+        g = gradients[0]
+        if g is None:
+            g = next(g for g in gradients if g is not None)
+        kernel = self.kernels.get("cpu" if type(g.data) is _ndarray else backend.device_of(g.data))
+        if kernel is None or kernel.backward is None or create_graph:
+            return self._backward_by_definition(node, gradients, needs, create_graph), False
+        for counter, then in node.guards:
+            if counter[0] != then:
+                raise changed_in_place(self.name, "an input or the output", then, counter[0])
+        dy: Any = [g if g is None else g.data if kernel.strided or g.data.flags.c_contiguous else g.data.copy() for g in gradients]
+        needs = needs or node.needs
+        arrays = kernel.backward(dy[0] if len(dy) == 1 else tuple(dy), node.kept, needs)
+        return [wrap(array) if need and array is not None else None for array, need in zip(arrays, needs)], kernel.fresh  # noqa: B905
+
+    def _backward_by_definition(self, node: Node, gradients: list, needs: tuple | None, create_graph: bool) -> list:
+        """The gradients from the rules if there are any, else from the definition, run again."""
+        if self.rules:
+            return self._run_rules(node, gradients, needs, create_graph)
         for x, then in zip(node.inputs, node.versions, strict=True):
             if x is not None and x.version[0] != then:
                 raise changed_in_place(self.name, f"an input of shape {x.shape}", then, x.version[0])
-        results, _ = differentiate(lambda *tensors: self.function(*tensors, *node.values), node.inputs, gradients, needs, create_graph)
-        return results, False
+        return differentiate(lambda *tensors: self.function(*tensors, *node.values), node.inputs, gradients, needs or node.needs, create_graph)[0]
 
 
 def primitive(function: Callable | None = None, **options: Any) -> Any:
