@@ -34,13 +34,14 @@ class Node:
         values: the plain arguments of the call.
         plan, saved, versions, facts, out: what derivative rules read (see `op.Op`). saved: input Tensors; versions: of these; out: the output's
             raw array, its version counter and version (never its Tensor: that would be a cycle).
-        inputs, kept, guards: what fused operations read: the input Tensors, what the kernel saved, and the (version counter, version) of inputs
-            and outputs among it.
+        inputs, kept, guards, needs: for fused operations: the input Tensors, what the kernel saved, the (version counter, version) of inputs
+            and outputs among it, and which inputs want a gradient.
         shapes: of the inputs, where the operation broadcast them.
     """
 
     __slots__ = (
-        "edges", "facts", "guards", "inputs", "kept", "needs", "op", "order", "out", "outputs", "plan", "saved", "shapes", "site", "values", "versions",
+        "edges", "facts", "guards", "inputs", "kept", "needs", "op", "order", "out", "outputs", "plan", "saved", "shapes", "site", "values",
+        "versions",
     )  # fmt: skip
 
     op: Any
@@ -89,13 +90,18 @@ def freed(op_name: str) -> RuntimeError:
 # --- the walk
 
 
+def _array(x: Any) -> Any:
+    """x, as an array where NumPy has made a scalar of 0-d arrays (`np.asarray` alone would reach into the arrays of other devices)."""
+    return np.asarray(x) if isinstance(x, np.generic) else x
+
+
 class _Sum:
     """A running sum of gradients in an array that belongs to the walk alone, so that it may be added to in place."""
 
     __slots__ = ("data",)
 
     def __init__(self, first: Tensor, second: Tensor):
-        self.data = np.asarray(first.data + second.data)  # asarray: the sum of two 0-d arrays is a scalar
+        self.data = _array(first.data + second.data)
 
 
 def _add(total: Any, gradient: Tensor, create_graph: bool) -> Any:
@@ -284,11 +290,11 @@ def backward(tensor: Tensor, gradient: Any = None, retain_graph: bool = False, c
     found = _walk([tensor], starts, retain_graph or create_graph, create_graph)
     for (leaf, _), (total, fresh) in found.items():
         if create_graph:
-            leaf.grad = total if leaf.grad is None else leaf.grad + total
+            leaf.grad = total * 1.0 if leaf.grad is None else leaf.grad + total  # a copy too: see the next line
         elif leaf.grad is None:
-            leaf.grad = _as_tensor(total) if fresh else wrap(np.array(total.data))  # .grad belongs to its leaf alone
+            leaf.grad = _as_tensor(total) if fresh else wrap(total.data.copy("K"))  # .grad belongs to its leaf alone
         elif leaf.grad.requires_grad:
-            leaf.grad = wrap(np.asarray(leaf.grad.data + total.data))
+            leaf.grad = wrap(_array(leaf.grad.data + total.data))
         else:
             np.add(leaf.grad.data, total.data, out=leaf.grad.data)
             leaf.grad._bump()
@@ -335,7 +341,7 @@ def grad(
             raise RuntimeError(
                 f"grad: the outputs do not depend on input {number} of shape {inputs[number].shape}; allow_unused=True gives None for it"
             )
-        results.append(None if entry is None else _as_tensor(entry[0]) if create_graph else wrap(np.array(entry[0].data)))
+        results.append(None if entry is None else _as_tensor(entry[0]) if create_graph else wrap(entry[0].data.copy("K")))
     return tuple(results)
 
 

@@ -59,7 +59,7 @@ def checkpoint(function: Callable, *inputs: Any) -> Any:
     if not current.record:
         return function(*inputs)
     reads: list[tuple[list, int]] = []
-    draws, start = random.get_counter(), next(node_numbers)
+    draws, start = random.get_counter()._replace(seed=random.get_seed()), next(node_numbers)
     with mode(reads=reads):
         shells = [ops.identity(x) if isinstance(x, Tensor) and x.requires_grad else x for x in inputs]
         outputs = function(*shells)
@@ -93,5 +93,5 @@ def checkpoint(function: Callable, *inputs: Any) -> Any:
     node.edges = edges + tuple(captured)
     node.outputs, node.order, node.site = len(results), next(node_numbers), caller_site() if current.anomaly else None
     node.inputs = inputs
-    wrapped = [wrap(y.data, node, k) if isinstance(y, Tensor) and y.requires_grad else y for k, y in enumerate(results)]
+    wrapped = [wrap(y.data, node, k, y.version) if isinstance(y, Tensor) and y.requires_grad else y for k, y in enumerate(results)]
     return type(outputs)(wrapped) if several else wrapped[0]

@@ -270,6 +270,8 @@ class Primitive(Op):
             inputs = tuple(inputs[0])
             if not inputs:
                 raise ValueError(f"{self.name}: needs at least one tensor")
+            if not all([type(x) is Tensor for x in inputs]) or len({x.data.dtype for x in inputs}) > 1:
+                inputs = ops.promote(self, inputs, 0, False)
         if self.elementwise:
             inputs = ops.promote(self, inputs, self.promoted, self.floating)
         else:
@@ -314,7 +316,7 @@ class Primitive(Op):
         """Arrays and numbers become Tensors; integers become floats where the operation is `floating`."""
         result = []
         for x in inputs:
-            x = x if type(x) is Tensor else wrap(x) if backend.is_array(x) else Tensor(x)
+            x = x if type(x) is Tensor else Tensor(x)  # a copy: the array's owner may write to it later
             result.append(ops.cast(x, np.float32) if self.floating and x.data.dtype.kind != "f" else x)
         return result
 
@@ -412,11 +414,15 @@ class Binary(Primitive):
 
 
 def _shares_memory(out: Any, array: Any) -> bool:
-    """Whether `out` is a view of `array`'s memory. NumPy's views point at the array that owns the memory."""
+    """Whether `out` is a view of `array`'s memory. NumPy's views point at the array that owns the memory, strided ones (windows) by way of others."""
     if out is array:
         return True
     base = out.base
-    return base is not None and (base is array or base is array.base)
+    while base is not None:
+        if base is array or base is array.base:
+            return True
+        base = getattr(base, "base", None)
+    return False
 
 
 class Kernel:
@@ -502,7 +508,7 @@ class Fused(Op):
             elif x is None:
                 arrays.append(None)
             else:
-                return self(*[y if y is None or type(y) is Tensor else wrap(y) if backend.is_array(y) else Tensor(y) for y in inputs], *values)
+                return self(*[y if y is None or type(y) is Tensor else Tensor(y) for y in inputs], *values)  # copies: see _tensors
             bit += bit
         if self._check is not None:
             self._check(*inputs, *values)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Counter", "generator", "get_counter", "manual_seed", "next_draw", "set_counter", "set_step"]
+__all__ = ["Counter", "generator", "get_counter", "get_seed", "manual_seed", "next_draw", "set_counter", "set_step"]
 
 
 class Counter(NamedTuple):
@@ -75,6 +75,12 @@ def next_draw() -> tuple[int, int]:
     return step, draw
 
 
+def get_seed() -> int:
+    """The seed that draws in this context are made from."""
+    seed = _counter.get().seed
+    return _process_seed if seed is None else seed
+
+
 def get_counter() -> Counter:
     """Where this context's draws stand; `set_counter` goes back to it, and the same draws come again (`minigrad.checkpoint` does that)."""
     return _counter.get()
@@ -102,8 +108,7 @@ def generator(purpose: str, *counters: int) -> np.random.Generator:
     """
     if len(counters) > 3:
         raise ValueError(f"generator takes up to 3 counters, not {len(counters)}")
-    seed = _counter.get().seed
-    key = [_process_seed if seed is None else seed, zlib.crc32(purpose.encode())]
+    key = [get_seed(), zlib.crc32(purpose.encode())]
     words = [_word(counter, "generator: counter") for counter in counters]
     # Philox counts its own blocks of four numbers in the first word; ours come after it, so streams never overlap.
     counter = [0, *words, *[0] * (3 - len(words))]

@@ -1,4 +1,7 @@
-"""Tensor itself: what it is made from, what it prints, how it meets NumPy, the ways out of the graph, and writing in place. Read next: `test_autograd.py`."""
+"""Tensor itself: what it is made from, what it prints, how it meets NumPy, the ways out of the graph, and writing in place.
+
+Read next: `test_autograd.py`.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +22,30 @@ from tests.support import rng
 @pytest.mark.parametrize(
     ("data", "dtype", "shape"),
     [
-        (1, np.float32, ()), (1.5, np.float32, ()), ([1, 2], np.float32, (2,)), ([[1.0], [2.0]], np.float32, (2, 1)), ((1, 2.5), np.float32, (2,)), ([], np.float32, (0,)),
-        (True, np.bool_, ()), ([True, False], np.bool_, (2,)),
-        (np.float64(2), np.float64, ()), (np.float32(2), np.float32, ()), (np.int32(2), np.int32, ()), (np.bool_(True), np.bool_, ()),
-        (np.zeros(3), np.float64, (3,)), (np.zeros((2, 0), np.float32), np.float32, (2, 0)), (np.array(1.0), np.float64, ()), (np.arange(3), np.int64, (3,)),
-        (np.zeros(2, np.uint8), np.uint8, (2,)), (np.zeros(2, bool), np.bool_, (2,)), ([np.zeros(2), np.ones(2)], np.float64, (2, 2)), ([np.float64(1.0)], np.float64, (1,)),
+        (1, np.float32, ()),
+        (1.5, np.float32, ()),
+        ([1, 2], np.float32, (2,)),
+        ([[1.0], [2.0]], np.float32, (2, 1)),
+        ((1, 2.5), np.float32, (2,)),
+        ([], np.float32, (0,)),
+        (True, np.bool_, ()),
+        ([True, False], np.bool_, (2,)),
+        (np.float64(2), np.float64, ()),
+        (np.float32(2), np.float32, ()),
+        (np.int32(2), np.int32, ()),
+        (np.bool_(True), np.bool_, ()),
+        (np.zeros(3), np.float64, (3,)),
+        (np.zeros((2, 0), np.float32), np.float32, (2, 0)),
+        (np.array(1.0), np.float64, ()),
+        (np.arange(3), np.int64, (3,)),
+        (np.zeros(2, np.uint8), np.uint8, (2,)),
+        (np.zeros(2, bool), np.bool_, (2,)),
+        ([np.zeros(2), np.ones(2)], np.float64, (2, 2)),
+        ([np.float64(1.0)], np.float64, (1,)),
         (range(3), np.float32, (3,)),
     ],
     ids=repr,
-)  # fmt: skip
+)
 def test_what_it_is_made_from(data: Any, dtype: type, shape: tuple):
     t = Tensor(data)
     assert type(t.data) is np.ndarray and t.dtype == dtype and t.shape == shape
@@ -35,7 +53,9 @@ def test_what_it_is_made_from(data: Any, dtype: type, shape: tuple):
     assert t.is_leaf and not t.requires_grad and t.grad is None
 
 
-@pytest.mark.parametrize("data", ["text", None, 1j, [1j], np.array([1j]), np.array(["a"]), object(), {"a": 1}, np.array([None])], ids=repr)
+@pytest.mark.parametrize(
+    "data", ["text", None, 1j, [1j], np.array([1j]), np.array(["a"]), object(), {"a": 1}, np.array([None])], ids=lambda data: type(data).__name__
+)
 def test_what_it_is_not_made_from(data: Any):
     with pytest.raises(TypeError, match=r"Tensor: (cannot make numbers of \w+ data|dtype .* is not supported)"):
         Tensor(data)
@@ -48,7 +68,13 @@ def test_lists_of_unequal_length():
 
 def test_the_data_is_copied():
     array = np.array([1.0, 2.0])
-    for t in (Tensor(array), Tensor(Tensor(array)), Tensor(array[::-1]), Tensor(np.asfortranarray(np.ones((2, 2)))), Tensor(memoryview(array).cast("B").cast("d"))):
+    for t in (
+        Tensor(array),
+        Tensor(Tensor(array)),
+        Tensor(array[::-1]),
+        Tensor(np.asfortranarray(np.ones((2, 2)))),
+        Tensor(memoryview(array).cast("B").cast("d")),
+    ):
         assert not np.shares_memory(t.data, array) and t.data.flags.c_contiguous and t.data.flags.writeable
     t = Tensor(array)
     array[0] = 9.0
@@ -154,7 +180,16 @@ def test_there_is_no_place_for_misspelt_attributes():
 
 @pytest.mark.parametrize(
     "operation",
-    [lambda a, b: a + b, lambda a, b: a - b, lambda a, b: a * b, lambda a, b: a / b, lambda a, b: a @ b, lambda a, b: a**b, lambda a, b: a > b, lambda a, b: a == b],
+    [
+        lambda a, b: a + b,
+        lambda a, b: a - b,
+        lambda a, b: a * b,
+        lambda a, b: a / b,
+        lambda a, b: a @ b,
+        lambda a, b: a**b,
+        lambda a, b: a > b,
+        lambda a, b: a == b,
+    ],
 )
 def test_operators_between_array_and_tensor_give_a_tensor(operation: Any):
     a, b = rng(0).uniform(0.5, 1, (2, 2)).astype(np.float32), rng(1).uniform(0.5, 1, (2, 2)).astype(np.float32)
@@ -177,7 +212,27 @@ def test_arithmetic_of_single_numbers_gives_arrays():
     """NumPy turns 0-d arrays into scalars at every operation; a Tensor holds an array always."""
     x = Tensor(np.array(0.5), requires_grad=True)
     y = Tensor(np.array([0.25, 0.75]), requires_grad=True)
-    for z in (x + x, -x, x * 2, x.exp(), x.relu(), abs(x), x**2, x.sum(), y.sum(), y.mean(), y.max(), y[0], y @ y, y.sum() / 2, x.clip(0, 1), ops.where(True, x, x), x > 0, x.T, y.var()):
+    for z in (
+        x + x,
+        -x,
+        x * 2,
+        x.exp(),
+        x.relu(),
+        abs(x),
+        x**2,
+        x.sum(),
+        y.sum(),
+        y.mean(),
+        y.max(),
+        y[0],
+        y @ y,
+        y.sum() / 2,
+        x.clip(0, 1),
+        ops.where(True, x, x),
+        x > 0,
+        x.T,
+        y.var(),
+    ):
         assert type(z.data) is np.ndarray, z
     for g in minigrad.grad(x * y.sum() * x.exp() + y.max() * y[1] * x.sin(), [x, y], create_graph=True):
         assert type(g.data) is np.ndarray
@@ -277,7 +332,11 @@ def test_a_tensor_that_requires_grad_is_written_only_under_no_grad(make: Any):
     assert x.version[0] == 2 and x.numpy()[0] == 4.0
 
 
-@pytest.mark.parametrize("make", [lambda x: x.broadcast_to((3, 2)), lambda x: ops.windows(x.reshape(1, 2, 1, 1), (1, 1)), lambda x: x.broadcast_to((3, 2)).T], ids=["broadcast", "windows", "T"])
+@pytest.mark.parametrize(
+    "make",
+    [lambda x: x.broadcast_to((3, 2)), lambda x: ops.windows(x.reshape(1, 2, 1, 1), (1, 1)), lambda x: x.broadcast_to((3, 2)).T],
+    ids=["broadcast", "windows", "T"],
+)
 def test_read_only_views_are_refused(make: Any):
     y = make(Tensor([1.0, 2.0]))
     for write in (lambda: y.copy_(0.0), lambda: y.__setitem__(0, 0.0)):

@@ -1,7 +1,7 @@
 """In-place writes: every one that would falsify a gradient is refused by backward, none that is harmless is.
 
-The heart is one property, checked for every operation in the registry that has a derivative: after a write into an input or an output, backward either raises
-or gives exactly the gradients that it would have given without the write. Read next: `test_memory.py`.
+The heart is one property, checked for every operation in the registry that has a derivative: after a write into an input or an output, backward
+either raises or gives exactly the gradients that it would have given without the write. Read next: `test_memory.py`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ IMAGE = (2, 4, 4, 2)
 CALLS: dict[str, tuple[Callable, list[np.ndarray]]] = {
     **{name: (getattr(ops, name), [array(2, 3), array(2, 3, seed=1)]) for name in ("add", "sub", "mul", "div", "maximum", "minimum")},
     "power_of": (ops.pow, [array(2, 3), array(2, 3, seed=1)]),
-    **{name: (getattr(ops, name), [array(2, 3)]) for name in ("neg", "exp", "log", "sqrt", "tanh", "erf", "sin", "cos", "relu", "abs", "identity", "sum")},
+    **{
+        name: (getattr(ops, name), [array(2, 3)])
+        for name in ("neg", "exp", "log", "sqrt", "tanh", "erf", "sin", "cos", "relu", "abs", "identity", "sum")
+    },
     "power": (lambda x: x**2.5, [array(2, 3)]),
     "clip": (lambda x: ops.clip(x, 0.7, 1.2), [array(2, 3)]),
     "where": (ops.where, [MASK, array(2, 3), array(2, 3, seed=1)]),
@@ -193,7 +196,18 @@ def test_a_harmless_write_is_not_flagged(name: str):
 # --- through views
 
 
-@pytest.mark.parametrize("view", [lambda t: t.T, lambda t: t.reshape(4), lambda t: t[0], lambda t: t[:, ::-1], lambda t: t.unbind(1)[0], lambda t: t.detach(), lambda t: t.swapaxes(0, 1)[1:]])
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda t: t.T,
+        lambda t: t.reshape(4),
+        lambda t: t[0],
+        lambda t: t[:, ::-1],
+        lambda t: t.unbind(1)[0],
+        lambda t: t.detach(),
+        lambda t: t.swapaxes(0, 1)[1:],
+    ],
+)
 def test_a_write_through_a_view_is_seen(view: Callable):
     x = leaf(2, 2)
     y = x.exp()
@@ -210,7 +224,15 @@ def test_a_write_through_a_view_is_seen(view: Callable):
 
 @pytest.mark.parametrize(
     "view",
-    [lambda t: t.T, lambda t: t.reshape(4), lambda t: t[0], lambda t: t.broadcast_to((3, 2, 2)), lambda t: ops.windows(t.reshape(1, 2, 2, 1), (1, 1)), lambda t: t.unbind()[1], lambda t: ops.identity(t)],
+    [
+        lambda t: t.T,
+        lambda t: t.reshape(4),
+        lambda t: t[0],
+        lambda t: t.broadcast_to((3, 2, 2)),
+        lambda t: ops.windows(t.reshape(1, 2, 2, 1), (1, 1)),
+        lambda t: t.unbind()[1],
+        lambda t: ops.identity(t),
+    ],
 )
 def test_a_write_under_a_saved_view_is_seen(view: Callable):
     """What the graph saved is the view; the write goes to the tensor that it shows."""

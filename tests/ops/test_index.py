@@ -35,7 +35,11 @@ def test_basic_indices(case: tuple, seed: int):
 
 
 @settings(max_examples=30)
-@given(shapes(min_dims=1, min_side=1).flatmap(lambda shape: st.tuples(st.just(shape), hnp.integer_array_indices(shape, result_shape=hnp.array_shapes(max_dims=2, max_side=4)))))
+@given(
+    shapes(min_dims=1, min_side=1).flatmap(
+        lambda shape: st.tuples(st.just(shape), hnp.integer_array_indices(shape, result_shape=hnp.array_shapes(max_dims=2, max_side=4)))
+    )
+)
 def test_integer_arrays_repeat_elements(case: tuple):
     shape, index = case
     check_op(lambda x: x[index], torch_index(shape, index), [draw(shape)])
@@ -51,11 +55,27 @@ def test_boolean_masks(shape: tuple, seed: int):
 @pytest.mark.parametrize(
     "index",
     [
-        (slice(None), [0, 0, 2]), ([1, 1], slice(1, 3)), (0, [0, 2]), ([0, 1], [2, 2]), (None, [1, 0, 1]), (..., [2, 2]), ([[0], [1]], [[0, 1]]), (slice(None), np.array([True, False, True])),
-        np.int64(1), (np.int32(1), slice(None, None, -1)), [0, 0], [], (slice(None), []), True, (slice(0, 0),), -1, [-1, -2], ([True, False],),
+        (slice(None), [0, 0, 2]),
+        ([1, 1], slice(1, 3)),
+        (0, [0, 2]),
+        ([0, 1], [2, 2]),
+        (None, [1, 0, 1]),
+        (..., [2, 2]),
+        ([[0], [1]], [[0, 1]]),
+        (slice(None), np.array([True, False, True])),
+        np.int64(1),
+        (np.int32(1), slice(None, None, -1)),
+        [0, 0],
+        [],
+        (slice(None), []),
+        True,
+        (slice(0, 0),),
+        -1,
+        [-1, -2],
+        ([True, False],),
     ],
     ids=repr,
-)  # fmt: skip
+)
 def test_mixed_indices(index: Any):
     def plain(part: Any) -> Any:
         return np.array(part, int) if isinstance(part, list) and not part else part  # NumPy itself makes floats of []
@@ -93,10 +113,17 @@ def test_gather_and_scatter_add(shape: tuple, data: st.DataObject):
     indices = rng(seed).integers(0, shape[axis], wanted)
     check_op(lambda x, i: ops.gather(x, i, axis), lambda x, i: torch.take_along_dim(x, i, axis), [draw(shape), indices])
     values = draw(tuple(wanted), 1)
-    check_op(lambda v, i: ops.scatter_add(v, i, axis, shape[axis]), lambda v, i: torch.zeros(shape, dtype=v.dtype).scatter_add(axis, i, v), [values, indices])
+    check_op(
+        lambda v, i: ops.scatter_add(v, i, axis, shape[axis]),
+        lambda v, i: torch.zeros(shape, dtype=v.dtype).scatter_add(axis, i, v),
+        [values, indices],
+    )
 
 
-@pytest.mark.parametrize(("shape", "indices_shape", "axis"), [((1, 4), (3, 2), 1), ((3, 4), (1, 2), 1), ((3, 4), (2, 1), 0), ((2, 1, 4), (1, 3, 5), -1), ((2, 4, 1), (1, 3, 5), 1)])
+@pytest.mark.parametrize(
+    ("shape", "indices_shape", "axis"),
+    [((1, 4), (3, 2), 1), ((3, 4), (1, 2), 1), ((3, 4), (2, 1), 0), ((2, 1, 4), (1, 3, 5), -1), ((2, 4, 1), (1, 3, 5), 1)],
+)
 def test_gather_broadcasts(shape: tuple, indices_shape: tuple, axis: int):
     indices = rng(0).integers(0, shape[axis], indices_shape)
     check_op(lambda x, i: ops.gather(x, i, axis), lambda x, i: torch.take_along_dim(x, i, axis), [draw(shape), indices])

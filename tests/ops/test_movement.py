@@ -1,4 +1,7 @@
-"""Movements against PyTorch: shapes, views, joins and splits, sliding windows; each derivative is the movement backwards. Read next: `test_index.py`."""
+"""Movements against PyTorch: shapes, views, joins and splits, sliding windows; each derivative is the movement backwards.
+
+Read next: `test_index.py`.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,17 @@ def draw(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("shape", "new"),
-    [((2, 3), (3, 2)), ((2, 3), (6,)), ((6,), (2, -1)), ((), (1, 1)), ((1,), ()), ((0, 3), (3, 0)), ((2, 3, 4), (4, -1)), ((2, 3), (2, 1, 3, 1)), ((2, 0), (0,))],
+    [
+        ((2, 3), (3, 2)),
+        ((2, 3), (6,)),
+        ((6,), (2, -1)),
+        ((), (1, 1)),
+        ((1,), ()),
+        ((0, 3), (3, 0)),
+        ((2, 3, 4), (4, -1)),
+        ((2, 3), (2, 1, 3, 1)),
+        ((2, 0), (0,)),
+    ],
 )
 def test_reshape(shape: tuple, new: tuple):
     check_op(lambda x: ops.reshape(x, new), lambda x: torch.reshape(x, new), [draw(shape)])
@@ -149,12 +162,20 @@ def test_joining_arrays_and_tensors():
 # --- windows
 
 
-WINDOWS = [((3, 3), (1, 1), (1, 1)), ((2, 3), (2, 1), (1, 1)), ((2, 2), (2, 2), (1, 1)), ((2, 2), (3, 2), (1, 1)), ((2, 2), (1, 2), (2, 3)), ((1, 1), (2, 2), (1, 1)), ((3, 2), (1, 1), (2, 1))]
+WINDOWS = [
+    ((3, 3), (1, 1), (1, 1)),
+    ((2, 3), (2, 1), (1, 1)),
+    ((2, 2), (2, 2), (1, 1)),
+    ((2, 2), (3, 2), (1, 1)),
+    ((2, 2), (1, 2), (2, 3)),
+    ((1, 1), (2, 2), (1, 1)),
+    ((3, 2), (1, 1), (2, 1)),
+]
 
 
 def torch_windows(x: torch.Tensor, kernel_size: tuple, stride: tuple, dilation: tuple) -> torch.Tensor:
     """torch's unfold gives (B, C * kh * kw, Ho * Wo)."""
-    (batch, height, width, channels), (kh, kw) = x.shape, kernel_size
+    (batch, height, _, channels), (kh, kw) = x.shape, kernel_size
     columns = torch.nn.functional.unfold(x.permute(0, 3, 1, 2), kernel_size, dilation, 0, stride)
     rows = (height - dilation[0] * (kh - 1) - 1) // stride[0] + 1
     return columns.reshape(batch, channels, kh, kw, rows, -1).permute(0, 4, 5, 2, 3, 1)

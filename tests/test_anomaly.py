@@ -1,0 +1,207 @@
+"""anomaly(): the first NaN or Inf is reported where it is made: operation, shapes, and the line of this file. Read next: `test_gradcheck.py`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import minigrad
+from minigrad import Tensor, anomaly, checkpoint, nn, ops
+from minigrad import functional as F
+from tests.support import rng
+
+HERE = Path(__file__).name
+
+
+@pytest.fixture(autouse=True)
+def quiet_numpy() -> Iterator[None]:
+    """NumPy warns of what anomaly mode reports."""
+    with np.errstate(all="ignore"):
+        yield
+
+
+def line_of(function: Callable, text: str) -> int:
+    """The number of the line of `function` that contains `text`."""
+    lines, start = inspect.getsourcelines(function)
+    return start + next(k for k, line in enumerate(lines) if text in line)
+
+
+def leaf(*values: float) -> Tensor:
+    return Tensor(np.array(values), requires_grad=True)
+
+
+def divide(x: Tensor) -> Tensor:
+    y = x * 2.0
+    return y / (x - x)  # the culprit
+
+
+def logarithm(x: Tensor) -> Tensor:
+    return (x - 5.0).log()  # the culprit
+
+
+def overflow(x: Tensor) -> Tensor:
+    return ops.exp(x * 1e6)  # the culprit
+
+
+FORWARD = {
+    "div makes Inf": (divide, leaf(1.0, 2.0), r"anomaly: div made Inf in its output of shape \(2,\) from inputs of shape \(2,\), \(2,\), called at"),
+    "div makes NaN": (divide, leaf(0.0, 2.0), r"anomaly: div made NaN in its output of shape \(2,\) from inputs of shape \(2,\), \(2,\), called at"),
+    "log makes NaN": (logarithm, leaf(1.0), r"anomaly: log made NaN in its output of shape \(1,\) from inputs of shape \(1,\), called at"),
+    "exp makes Inf": (overflow, leaf(1.0, 2.0, 3.0), r"anomaly: exp made Inf in its output of shape \(3,\) from inputs of shape \(3,\), called at"),
+}
+
+
+@pytest.mark.parametrize("where", ["plain", "no_grad", "checkpoint", "definitions"])
+@pytest.mark.parametrize("name", FORWARD)
+def test_forward(name: str, where: str):
+    function, x, message = FORWARD[name]
+    mode = {"no_grad": minigrad.no_grad, "definitions": minigrad.definitions}.get(where, minigrad.enable_grad)
+    with anomaly(), mode(), pytest.raises(FloatingPointError, match=rf"{message} .*{HERE}:{line_of(function, 'the culprit')}$"):
+        checkpoint(function, x) if where == "checkpoint" else function(x)
+
+
+def test_forward_of_a_kernel_names_the_fused_operation_and_its_definition_the_step():
+    x = Tensor(np.array([[1.0, 1.0]]), requires_grad=True)
+
+    def normalise(x: Tensor) -> Tensor:
+        return F.layer_norm(x, eps=0.0)  # the culprit: a variance of 0
+
+    with anomaly():
+        with pytest.raises(FloatingPointError, match=rf"anomaly: layer_norm made NaN .*shape \(1, 2\).*{HERE}:{line_of(normalise, 'the culprit')}$"):
+            normalise(x)
+        with (
+            minigrad.definitions(),
+            pytest.raises(FloatingPointError, match=rf"anomaly: power made Inf .*{HERE}:{line_of(normalise, 'the culprit')}$"),
+        ):
+            normalise(x)
+
+
+def test_a_module_is_part_of_the_package_and_not_the_line():
+    layer = nn.LayerNorm(2)
+
+    def call() -> None:
+        layer(Tensor(np.array([[np.nan, 1.0]], np.float32)))  # the culprit
+
+    with (
+        anomaly(),
+        pytest.raises(
+            FloatingPointError, match=rf"layer_norm made NaN .*\(an input already holds NaN\), called at .*{HERE}:{line_of(call, 'the culprit')}$"
+        ),
+    ):
+        call()
+
+
+# --- backward
+
+
+def square_root(x: Tensor) -> Tensor:
+    y = x * 1.0
+    return y.sqrt() + 1.0  # the culprit: an infinite slope at 0
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("where", ["plain", "checkpoint"])
+def test_backward_names_the_line_of_the_forward(where: str, create_graph: bool):
+    x = leaf(0.0, 1.0)
+    expected = rf"backward of sqrt made Inf in a gradient of shape \(2,\); its forward was called at .*{HERE}:{line_of(square_root, 'the culprit')}$"
+    if create_graph:
+        expected = "div made Inf"  # the rule itself runs as watched operations: g / (2 * out)
+    with anomaly():
+        y = checkpoint(square_root, x) if where == "checkpoint" else square_root(x)
+        with pytest.raises(FloatingPointError, match=f"anomaly: {expected}"):
+            y.sum().backward(create_graph=create_graph)
+
+
+def test_backward_of_a_kernel():
+    x = Tensor(np.zeros((1, 3)), requires_grad=True)
+
+    def attend(x: Tensor) -> Tensor:
+        return F.softmax(x)  # the culprit
+
+    with anomaly():
+        y = attend(x)
+        with pytest.raises(
+            FloatingPointError,
+            match=rf"backward of softmax made NaN .*\(the incoming gradient already holds one\).*{HERE}:{line_of(attend, 'the culprit')}$",
+        ):
+            y.backward(Tensor(np.array([[np.inf, 1.0, 0.0]])))
+
+
+def test_backward_of_a_graph_that_was_recorded_before():
+    y = square_root(leaf(0.0)).sum()
+    with anomaly(), pytest.raises(FloatingPointError, match="backward of sqrt made Inf .* its forward was called at a line outside `with anomaly"):
+        y.backward()
+
+
+def test_a_graph_recorded_inside_may_be_walked_outside():
+    x = leaf(0.0)
+    with anomaly():
+        y = square_root(x).sum()
+    y.backward()
+    assert x.grad.item() == np.inf
+
+
+# --- what passes
+
+
+def test_infinities_that_were_given_pass():
+    """-inf as a mask before softmax, as the padding of a maximum, as a bound: nothing was made that was not given."""
+    scores = Tensor(rng(0).uniform(-1, 1, (2, 3)), requires_grad=True)
+    mask = np.array([[True, False, True], [True, True, False]])
+    for mode in (minigrad.enable_grad, minigrad.definitions):
+        with anomaly(), mode():
+            masked = ops.where(mask, scores, -np.inf)
+            (F.softmax(masked) * Tensor(rng(1).uniform(-1, 1, (2, 3)))).sum().backward()
+            added = scores + Tensor(np.where(mask, 0.0, -np.inf))
+            F.softmax(added).max(1).sum().backward()
+            image = Tensor(rng(2).uniform(-1, 1, (1, 4, 4, 2)), requires_grad=True)
+            y = F.max_pool2d(image, 3, 2, 1)
+            y.backward(Tensor(rng(3).uniform(-1, 1, y.shape)))
+            ops.pad(scores, ((1, 0), (0, 0)), -np.inf).max(0).sum().backward()
+            scores.clip(-np.inf, 0.5).sum().backward()
+            ops.maximum(scores, -np.inf).sum().backward()
+    assert np.isfinite(scores.grad.numpy()).all() and np.isfinite(image.grad.numpy()).all()
+
+
+def test_but_not_a_nan_made_of_them():
+    x = Tensor(np.array([-np.inf, 1.0]))
+
+    def subtract(x: Tensor) -> Tensor:
+        return x - x  # the culprit
+
+    with (
+        anomaly(),
+        pytest.raises(
+            FloatingPointError, match=rf"sub made NaN .*\(an input already holds Inf\), called at .*{HERE}:{line_of(subtract, 'the culprit')}$"
+        ),
+    ):
+        subtract(x)
+
+
+def test_integers_and_booleans_are_never_looked_at():
+    with anomaly():
+        assert (Tensor(np.array([1, 2])) * 3).sum().item() == 9
+        assert (Tensor([1.0]) > 0).item() is True
+
+
+def test_off_it_says_nothing():
+    x = leaf(0.0, 1.0)
+    divide(x)
+    square_root(x).sum().backward()
+    assert x.grad.numpy()[0] == np.inf
+
+
+def test_numbers_are_the_same_with_and_without():
+    x = Tensor(rng(4).uniform(-1, 1, (3, 4)), requires_grad=True)
+    w = Tensor(rng(5).uniform(-1, 1, (4, 4)), requires_grad=True)
+    results = []
+    for mode in (anomaly, minigrad.enable_grad):
+        with mode():
+            y = F.gelu(F.linear(F.layer_norm(x), w)).relu().max(1) * checkpoint(lambda x: x.exp().mean(1), x)
+            results.append([y.numpy(), *[g.numpy() for g in minigrad.grad(y, [x, w], Tensor(rng(6).uniform(-1, 1, y.shape)))]])
+    for ours, reference in zip(*results, strict=True):
+        np.testing.assert_array_equal(ours, reference)

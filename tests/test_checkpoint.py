@@ -1,0 +1,354 @@
+"""checkpoint: the same numbers as without it, for every way a function can reach tensors, with less memory (`test_memory.py`).
+
+Read next: `test_anomaly.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+import minigrad
+from minigrad import Tensor, checkpoint, nn, ops, random
+from minigrad import functional as F
+from minigrad.modes import is_grad_enabled, recomputing
+from tests.support import assert_close, rng
+
+
+def leaf(*shape: int, seed: int = 0) -> Tensor:
+    return Tensor(rng(seed).uniform(0.5, 1.5, shape), requires_grad=True)
+
+
+def upstream(y: Tensor, seed: int = 5) -> Tensor:
+    return Tensor(rng(seed).uniform(-1, 1, y.shape).astype(y.dtype))
+
+
+W, V, CONSTANT = leaf(3, 3, seed=7), leaf(3, seed=8), Tensor(rng(9).uniform(1, 2, (3,)))
+
+# name: (function of x and z, which may capture; each is compared with itself without checkpoint)
+FUNCTIONS: dict[str, Callable] = {
+    "inputs alone": lambda x, z: (x.exp() * z).tanh(),
+    "one input unused": lambda x, z: x * x,
+    "captured parameters": lambda x, z: F.layer_norm((x @ W) * V, V) + z,
+    "a captured constant": lambda x, z: x * CONSTANT + z * CONSTANT,
+    "an input returned as it is": lambda x, z: z,
+    "a view of an input": lambda x, z: x.T,
+    "a captured leaf returned as it is": lambda x, z: W,
+    "several outputs": lambda x, z: (x * z, (x + W).sin(), z @ W),
+    "a list of outputs": lambda x, z: [x * z, x],
+    "the same output twice": lambda x, z: (lambda y: (y, y))(x * z),
+    "an output without gradient": lambda x, z: (x * z, (x * 2.0).detach(), x > z),
+    "something that is no tensor": lambda x, z: (x * z, "text", 3),
+    "nested": lambda x, z: checkpoint(lambda a: checkpoint(lambda b: (b @ W).sin() * x, a) * z, x * V) + x,
+    "an operation with several outputs": lambda x, z: x.unbind()[0] * z.unbind()[1],
+    "slices and joins": lambda x, z: ops.concatenate([x[:1], z[1:] * V, x[:1]]),
+    "no gradient inside": lambda x, z: without_gradient(x) * z,
+}
+
+
+def without_gradient(x: Tensor) -> Tensor:
+    with minigrad.no_grad():
+        return x.exp()
+
+
+def several(y: Any) -> list[Tensor]:
+    return [t for t in (y if isinstance(y, tuple | list) else [y]) if isinstance(t, Tensor)]
+
+
+def run(call: Callable, function: Callable, second: bool) -> tuple[list, list]:
+    """The outputs, and the gradients of both inputs and all captured leaves (and of a random product of them)."""
+    x, z = leaf(3, 3, seed=1), leaf(3, 3, seed=2)
+    x_in, z_in = x * 2.0, z + x  # interior tensors come in
+    outputs = several(call(function, x_in, z_in))
+    differentiable = [y for y in outputs if y.requires_grad]
+    leaves = [x, z, W, V]
+    gs = minigrad.grad(differentiable, leaves, [upstream(y, k) for k, y in enumerate(differentiable)], create_graph=second, allow_unused=True)
+    if second:
+        parts = [(g * upstream(g, k)).sum() for k, g in enumerate(gs) if g is not None and g.requires_grad]
+        gs += minigrad.grad(parts, leaves, allow_unused=True) if parts else ()
+    return outputs, list(gs)
+
+
+def plainly(function: Callable, *inputs: Any) -> Any:
+    return function(*inputs)
+
+
+@pytest.mark.parametrize("second", [False, True], ids=["first", "second"])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_same_as_without(name: str, second: bool):
+    ours, ours_gradients = run(checkpoint, FUNCTIONS[name], second)
+    outputs, gradients = run(plainly, FUNCTIONS[name], second)
+    assert [y.requires_grad for y in ours] == [y.requires_grad for y in outputs]
+    for y, reference in zip(ours, outputs, strict=True):
+        assert_array_equal(y.numpy(), reference.numpy())
+    for g, reference in zip(ours_gradients, gradients, strict=True):
+        if reference is None or not reference.numpy().any():
+            assert g is None or not g.numpy().any()
+        else:
+            assert_close(g, reference, name, relative=1e-12)
+
+
+def test_types_of_the_result():
+    x = leaf(2)
+    assert type(checkpoint(lambda x: [x, x], x)) is list and type(checkpoint(lambda x: (x,), x)) is tuple
+    assert type(checkpoint(lambda x: x * 2.0, x)) is Tensor
+    assert checkpoint(lambda x: (x * 2.0, "text", None), x)[1:] == ("text", None)
+
+
+def test_backward_reaches_captured_parameters():
+    x, w = leaf(2, 2), leaf(2, 2, seed=1)
+    checkpoint(lambda x: x @ w, x).backward(Tensor(np.array([[1.0, 2.0], [3.0, 4.0]])))
+    assert_allclose(w.grad.numpy(), x.numpy().T @ [[1.0, 2.0], [3.0, 4.0]], rtol=1e-14)
+    assert_allclose(x.grad.numpy(), np.array([[1.0, 2.0], [3.0, 4.0]]) @ w.numpy().T, rtol=1e-14)
+
+
+def test_only_captured_tensors_require_grad():
+    w = leaf(2)
+    y = checkpoint(lambda x: x * w, Tensor(np.array([2.0, 3.0])))
+    assert y.requires_grad
+    y.backward(Tensor(np.array([1.0, 10.0])))
+    assert_array_equal(w.grad.numpy(), [2.0, 30.0])
+
+
+def test_captured_interior_tensors_share_their_graph():
+    """Two checkpoints capture one interior tensor: its own graph is walked once, with the sum."""
+    x = leaf(2)
+    h = x.exp()
+    y = checkpoint(lambda a: a * h, x) + checkpoint(lambda a: a + h * h, x) + h
+    (g,) = minigrad.grad(y, x, Tensor(np.array([1.0, -2.0])))
+    e, v = np.exp(x.numpy()), x.numpy()
+    assert_allclose(g.numpy(), np.array([1.0, -2.0]) * (e + v * e + 1 + 2 * e * e + e), rtol=1e-13)
+
+
+def test_the_same_input_twice():
+    x = leaf(3)
+    for call in (checkpoint, plainly):
+        x.grad = None
+        call(lambda a, b: a * b * b, x, x).sum().backward()
+        assert_allclose(x.grad.numpy(), 3 * x.numpy() ** 2, rtol=1e-13)
+
+
+def test_an_input_that_is_captured_too():
+    x = leaf(3)
+    checkpoint(lambda a: a * x, x).sum().backward()
+    assert_allclose(x.grad.numpy(), 2 * x.numpy(), rtol=1e-14)
+
+
+def test_inputs_that_are_no_tensors():
+    x, array = leaf(3), np.array([1.0, 2.0, 3.0])
+    y = checkpoint(lambda x, n, array, options: (x**n * array) * options["scale"], x, 3, array, {"scale": 0.5})
+    y.sum().backward()
+    assert_allclose(x.grad.numpy(), 1.5 * x.numpy() ** 2 * array, rtol=1e-13)
+
+
+def test_only_what_is_asked_for_is_differentiated():
+    x, w = leaf(3), leaf(3, seed=1)
+    y = checkpoint(lambda x: x.exp() * w, x)
+    (g,) = minigrad.grad(y.sum(), w, retain_graph=True)
+    assert_allclose(g.numpy(), np.exp(x.numpy()), rtol=1e-14)
+    (g,) = minigrad.grad(y.sum(), x)
+    assert_allclose(g.numpy(), np.exp(x.numpy()) * w.numpy(), rtol=1e-14)
+    assert x.grad is None and w.grad is None
+
+
+def test_third_derivative_through_a_checkpoint():
+    x = leaf(2)
+    y = checkpoint(lambda x: x**4, x)
+    for expected in (4 * x.numpy() ** 3, 12 * x.numpy() ** 2, 24 * x.numpy()):
+        (y,) = minigrad.grad(y.sum(), x, create_graph=True)
+        assert_allclose(y.numpy(), expected, rtol=1e-13)
+
+
+def test_retain_graph_and_freed():
+    x = leaf(2)
+    y = checkpoint(lambda x: x.exp(), x).sum()
+    y.backward(retain_graph=True)
+    y.backward()
+    assert_allclose(x.grad.numpy(), 2 * np.exp(x.numpy()), rtol=1e-14)
+    with pytest.raises(RuntimeError, match="freed by an earlier backward pass"):
+        y.backward()
+    y = checkpoint(lambda x: x.exp(), x)
+    y.backward(Tensor(np.ones(2)))
+    with pytest.raises(RuntimeError, match="backward of checkpoint: its saved arrays were freed"):
+        y.backward(Tensor(np.ones(2)))
+
+
+def test_under_no_grad_the_function_is_just_called():
+    calls = []
+    with minigrad.no_grad():
+        y = checkpoint(lambda x: calls.append(is_grad_enabled()) or x * 2.0, leaf(2))
+    assert not y.requires_grad and calls == [False]
+
+
+# --- the second run
+
+
+def test_the_second_run_happens_once_and_knows_it():
+    seen = []
+
+    def function(x: Tensor) -> Tensor:
+        seen.append((recomputing(), is_grad_enabled()))
+        return x.exp()
+
+    x = leaf(2)
+    y = checkpoint(function, x)
+    with minigrad.no_grad():  # where backward is called from does not matter
+        y.sum().detach()
+        y.backward(Tensor(np.ones(2)))
+    assert seen == [(False, True), (True, True)] and not recomputing()
+    assert_allclose(x.grad.numpy(), np.exp(x.numpy()), rtol=1e-14)
+
+
+@pytest.mark.parametrize("definitions", [False, True])
+def test_the_second_run_has_the_modes_of_the_first(definitions: bool, monkeypatch: pytest.MonkeyPatch):
+    """A block checkpointed under definitions() is recomputed by definitions, wherever backward is called."""
+    calls = []
+    forward = F.layer_norm.kernels["cpu"].forward
+    monkeypatch.setattr(F.layer_norm.kernels["cpu"], "forward", lambda *a: calls.append(1) or forward(*a))
+    x = leaf(2, 3)
+    with minigrad.definitions() if definitions else minigrad.enable_grad():
+        y = checkpoint(lambda x: F.layer_norm(x), x)
+    with minigrad.enable_grad() if definitions else minigrad.definitions():
+        y.sum().backward()
+    assert len(calls) == (0 if definitions else 2)
+
+
+def test_the_second_run_makes_the_same_draws():
+    layer = nn.Dropout(0.5)
+
+    def function(x: Tensor) -> Tensor:
+        return layer(layer(x) * 2.0)
+
+    for draws_between in (0, 3):
+        gradients = []
+        for call in (checkpoint, plainly):
+            random.manual_seed(11)
+            x = leaf(40)
+            layer(x)  # the first run does not start at draw 0
+            y = call(function, x)
+            after = random.get_counter()
+            for _ in range(draws_between):
+                layer(x)
+            then = random.get_counter()
+            y.backward(upstream(y))
+            assert random.get_counter() == then  # the second run does not move the count
+            gradients.append((y.numpy(), x.grad.numpy(), after))
+        assert_array_equal(gradients[0][0], gradients[1][0])
+        assert_array_equal(gradients[0][1], gradients[1][1])
+        assert gradients[0][2] == gradients[1][2]
+        assert 0 < np.count_nonzero(gradients[0][1]) < 40
+
+
+def test_nested_checkpoints_make_the_same_draws():
+    layer = nn.Dropout(0.5)
+    gradients = []
+    for call in (checkpoint, plainly):
+        random.manual_seed(3)
+        x = leaf(40)
+        y = call(lambda x, call=call: layer(call(lambda a: layer(a) * a, layer(x))), x)
+        y.backward(upstream(y))
+        gradients.append(x.grad.numpy())
+    assert_array_equal(gradients[0], gradients[1])
+    assert 0 < np.count_nonzero(gradients[0]) < 40
+
+
+def test_a_new_seed_between_forward_and_backward_changes_no_draw():
+    """Also where the first run drew from the default seed, without any manual_seed."""
+    layer, x = nn.Dropout(0.5), leaf(40)
+    y = checkpoint(layer, x)
+    random.manual_seed(99)
+    y.backward(Tensor(np.ones(40)))
+    assert_allclose(x.grad.numpy() * x.numpy(), y.numpy(), rtol=1e-14)
+
+
+def test_batch_norm_moves_its_statistics_once():
+    layers = [nn.BatchNorm2d(2), nn.BatchNorm2d(2)]
+    x = rng(1).standard_normal((2, 3, 3, 2)).astype(np.float32)
+    for layer, call in zip(layers, (checkpoint, plainly), strict=True):
+        t = Tensor(x, requires_grad=True)
+        y = call(layer, t)
+        y.backward(upstream(y))
+    ours, reference = layers
+    assert ours.num_batches_tracked.item() == 1
+    assert_array_equal(ours.running_mean.numpy(), reference.running_mean.numpy())
+    assert_array_equal(ours.running_var.numpy(), reference.running_var.numpy())
+    assert_array_equal(ours.weight.grad.numpy(), reference.weight.grad.numpy())
+
+
+def test_an_exception_in_the_function_passes_through():
+    def fail(x: Tensor) -> Tensor:
+        raise KeyError("mine")
+
+    x = leaf(2)
+    with pytest.raises(KeyError, match="mine"):
+        checkpoint(fail, x)
+    calls = []
+
+    def fail_later(x: Tensor) -> Tensor:
+        calls.append(1)
+        if len(calls) > 1:
+            raise KeyError("later")
+        return x * 2.0
+
+    y, before = checkpoint(fail_later, x), random.get_counter()
+    with pytest.raises(KeyError, match="later"):
+        y.sum().backward()
+    assert not recomputing() and random.get_counter() == before
+
+
+# --- in-place writes
+
+
+WRITES = {
+    "an input": lambda x, z, w, c, i: x,
+    "an input that it only passes on": lambda x, z, w, c, i: z,
+    "a captured parameter": lambda x, z, w, c, i: w,
+    "a constant": lambda x, z, w, c, i: c,
+    "an index": lambda x, z, w, c, i: i,
+}
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["plain", "nested"])
+@pytest.mark.parametrize("definitions", [False, True], ids=["kernels", "definitions"])
+@pytest.mark.parametrize("name", WRITES)
+def test_a_write_into_anything_it_reads_is_refused(name: str, definitions: bool, nested: bool):
+    x, z, w, c, index = leaf(3, 3), leaf(3, 3, seed=1), leaf(3, seed=2), Tensor(np.ones(3)), Tensor(np.array([0, 1]))
+
+    def function(x: Tensor, z: Tensor) -> Tensor:
+        return (F.layer_norm(x, w) * c + z)[index]
+
+    def outer(x: Tensor, z: Tensor) -> Tensor:
+        return checkpoint(function, x, z) * 2.0
+
+    with minigrad.definitions() if definitions else minigrad.enable_grad():
+        y = checkpoint(outer if nested else function, x, z)
+    with minigrad.no_grad():
+        written = WRITES[name](x, z, w, c, index)
+        written[...] = 0 if written is index else 0.5
+    with pytest.raises(RuntimeError, match="backward of checkpoint: a tensor that the function used.* was written in place after the forward pass"):
+        y.sum().backward()
+
+
+def test_a_write_into_something_else_is_not():
+    x, other = leaf(3), leaf(3)
+    y = checkpoint(lambda x: x.exp(), x)
+    with minigrad.no_grad():
+        other.copy_(0.0)
+        y.copy_(0.0)  # its own result, which nothing reads
+    y.backward(Tensor(np.ones(3)))
+    assert_allclose(x.grad.numpy(), np.exp(x.numpy()), rtol=1e-14)
+
+
+def test_a_view_that_a_checkpoint_returns_shares_its_version():
+    x = leaf(4)
+    y = checkpoint(lambda x: x.reshape(2, 2), x)
+    assert np.shares_memory(x.data, y.data) and y.version is x.version
+    product = x * x
+    with minigrad.no_grad():
+        y.copy_(0.0)
+    with pytest.raises(RuntimeError, match="backward of mul"):
+        product.sum().backward()

@@ -1,0 +1,164 @@
+"""gradcheck itself: it passes what is right and catches what is wrong, at first and at second order. Read next: `test_op.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+import minigrad
+from minigrad import Tensor, gradcheck, ops
+from minigrad import functional as F
+from minigrad.op import REGISTRY, fused, primitive
+from tests.support import rng
+
+
+@pytest.fixture
+def registry() -> Iterator[None]:
+    """Operations that a test makes do not stay in the registry."""
+    before = dict(REGISTRY)
+    yield
+    REGISTRY.clear()
+    REGISTRY.update(before)
+
+
+def leaf(*shape: int, seed: int = 0) -> Tensor:
+    return Tensor(rng(seed).uniform(0.5, 1.5, shape), requires_grad=True)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, y: x * y.exp(),
+        lambda x, y: (x @ y).tanh(),
+        lambda x, y: F.softmax(x) * y,
+        lambda x, y: F.layer_norm(x) @ y,
+        lambda x, y: (x.unbind()[0], y.sum(0)),
+        lambda x, y: minigrad.checkpoint(lambda x: x.sin() * y, x),
+        lambda x, y: x + y,
+        lambda x, y: x.sum(),
+        lambda x, y: (x * y, x > y),
+        lambda x, y: [x * 2.0],
+        lambda x, y: ops.concatenate([x, y]) ** 3,
+    ],
+)
+@pytest.mark.parametrize("order", [1, 2])
+def test_what_is_right_passes(function: Callable, order: int):
+    assert gradcheck(function, [leaf(3, 3), leaf(3, 3, seed=1)], order=order) is True
+
+
+def test_one_input_needs_no_list_and_constants_are_left_alone():
+    assert gradcheck(lambda x: x**2, leaf(3))
+    assert gradcheck(lambda x, c: x * c, [leaf(3), Tensor(np.ones(3, np.float32))])
+    assert gradcheck(lambda x: x.exp(), leaf()) and gradcheck(lambda x: x.exp(), leaf(0, 3))
+
+
+WRONG = {
+    "a factor": lambda g, x: g * x * 2.0002,
+    "a sign": lambda g, x: -(g * x * 2.0),
+    "one element": lambda g, x: ops.where(np.array([True, True, False]), g * x * 2.0, g * x),
+    "a forgotten upstream gradient": lambda g, x: x * 2.0,
+    "nothing at all": lambda g, x: g * 0.0,
+    "nan": lambda g, x: g * float("nan"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_rule_is_caught(name: str, registry: None):
+    @primitive
+    def square(x: Tensor) -> Tensor:
+        return x * x
+
+    square.derivative(x=WRONG[name])
+    with pytest.raises(AssertionError, match=r"gradcheck: the derivative along direction \d is .* by backward, .* by finite differences"):
+        gradcheck(square, leaf(3))
+    square.derivative(x=lambda g, x: g * x * 2.0)
+    square._plans.clear()
+    assert gradcheck(square, leaf(3))
+
+
+def test_a_missing_rule_is_caught(registry: None):
+    @primitive
+    def scaled(x: Tensor, y: Tensor) -> Tensor:
+        return x * y
+
+    scaled.derivative(x=lambda g, y: g * y)  # none for y
+    assert gradcheck(lambda x: scaled(x, Tensor(np.array([2.0, 3.0]))), leaf(2))
+    with pytest.raises(AssertionError, match="gradcheck: the derivative"):
+        gradcheck(scaled, [leaf(2), leaf(2, seed=1)])
+    with pytest.raises(AssertionError, match=r"is 0 by backward"):
+        gradcheck(lambda x: (x * x).detach(), leaf(2))
+
+
+def test_a_mistake_that_a_plain_sum_hides_is_caught(registry: None):
+    """The sum of a softmax is 1 whatever its input: only non-uniform weights see a wrong backward."""
+
+    @fused
+    def peaked(x: Tensor) -> Tensor:
+        return F.softmax(x)
+
+    def forward(x: np.ndarray) -> tuple:
+        e = np.exp(x - x.max(-1, keepdims=True))
+        return e / e.sum(-1, keepdims=True), ()
+
+    peaked.kernel("cpu", forward, lambda dy, saved, needs: (dy - dy.mean(-1, keepdims=True),))
+    x = leaf(2, 3)
+    assert not np.any(np.abs(minigrad.grad(peaked(x).sum(), x)[0].numpy()) > 1e-12)
+    with pytest.raises(AssertionError):
+        gradcheck(peaked, x)
+
+
+def test_a_wrong_second_derivative_is_caught(registry: None):
+    """The kernel's derivative is right; the definition, which create_graph differentiates, has another."""
+
+    @fused
+    def cube(x: Tensor) -> Tensor:
+        return x * x * x.detach() * 3.0  # differentiates to 6 x^2 where 3 x^2 is right
+
+    cube.kernel("cpu", lambda x: (x**3, (x,)), lambda dy, saved, needs: (3 * dy * saved[0] ** 2,))
+    assert gradcheck(cube, leaf(3))
+    with pytest.raises(AssertionError, match="gradcheck: the second derivative along direction"):
+        gradcheck(cube, leaf(3), order=2)
+
+
+def test_a_kink_is_a_false_alarm_and_says_so_in_numbers():
+    with pytest.raises(AssertionError, match=r"step 1e-05"):
+        gradcheck(lambda x: (x - 1.0).relu(), Tensor(np.array([1.0, 1.0]), requires_grad=True))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "error", "message"),
+    [
+        ([Tensor([1.0], requires_grad=True)], TypeError, r"gradcheck: an input of shape \(1,\) is float32; finite differences need float64"),
+        ([Tensor(np.ones(2))], ValueError, "gradcheck: none of the inputs requires grad"),
+        ([], ValueError, "gradcheck: none of the inputs requires grad"),
+    ],
+)
+def test_inputs_that_cannot_be_checked(inputs: list, error: type, message: str):
+    with pytest.raises(error, match=message):
+        gradcheck(lambda *x: x[0] * 2.0, inputs)
+
+
+def test_it_leaves_the_inputs_alone():
+    x = leaf(3)
+    before = x.numpy().copy()
+    gradcheck(lambda x: x.exp(), x, order=2)
+    np.testing.assert_array_equal(x.numpy(), before)
+    assert x.grad is None and x.version[0] == 0
+
+
+def test_the_same_seed_tries_the_same_directions():
+    seen: list = []
+
+    def function(x: Tensor) -> Tensor:
+        seen.append(x.numpy().copy())
+        return x * 2.0
+
+    runs = []
+    for seed in (0, 0, 1):
+        seen.clear()
+        gradcheck(function, Tensor(np.ones(3), requires_grad=True), seed=seed)
+        runs.append(np.array(seen))
+    np.testing.assert_array_equal(runs[0], runs[1])
+    assert not np.array_equal(runs[0], runs[2])

@@ -1,0 +1,46 @@
+"""`python -m minigrad`: the table of all operations."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from minigrad import functional as F
+from minigrad.__main__ import table
+from minigrad.op import REGISTRY, Fused
+
+
+def test_the_table_has_a_row_for_every_operation():
+    head, *rows = table()
+    assert head[0] == "operation" and "cpu" in head
+    assert sorted(row[0] for row in rows) == sorted(REGISTRY)
+    assert all(len(row) == len(head) and all(row) for row in rows)
+    cells = {row[0]: dict(zip(head, row, strict=True)) for row in rows}
+    for name, op in REGISTRY.items():
+        assert cells[name]["kind"] == ("fused" if isinstance(op, Fused) else "primitive")
+        assert cells[name]["file"] == op.__module__
+        assert int(cells[name]["lines"]) >= 2
+    assert cells["layer_norm"]["cpu"] == "kernel" and cells["layer_norm"]["definition"] == "yes" and cells["layer_norm"]["derivative"] == "definition"
+    assert cells["softmax"]["derivative"] == "rule" and cells["mul"]["derivative"] == "rules" and cells["greater"]["derivative"] == "none"
+
+
+def test_no_fused_operation_is_missing():
+    fused = {name for name, value in vars(F).items() if isinstance(value, Fused)}
+    assert fused == {op.name for op in REGISTRY.values() if isinstance(op, Fused) and op.__module__.startswith("minigrad.")}
+
+
+def test_lines_do_not_count_documentation():
+    head, *rows = table()
+    lines = {row[0]: int(row[head.index("lines")]) for row in rows}
+    assert lines["add"] == 3  # decorator, def, return; no docstring
+    assert lines["where"] == 3  # the same, with a docstring
+
+
+def test_it_prints():
+    result = subprocess.run([sys.executable, "-m", "minigrad"], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0 and not result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0].split()[:2] == ["operation", "kind"] and set(lines[1]) <= {"-", " "}
+    fused = sum(isinstance(op, Fused) and op.__module__.startswith("minigrad.") for op in REGISTRY.values())
+    assert lines[-1].endswith(f" {fused} fused operations")
+    assert any(line.startswith("conv2d ") for line in lines)

@@ -1,0 +1,240 @@
+"""What a graph keeps alive: only the arrays that rules read, nothing in cycles, and less and less as the walk passes.
+
+Everything is measured with weak references and the cycle collector switched off: what dies, dies by reference counting alone.
+Read next: `test_checkpoint.py`.
+"""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import minigrad
+from minigrad import Tensor, ops
+from minigrad import functional as F
+from minigrad.op import REGISTRY, primitive
+from tests.support import rng
+
+
+@pytest.fixture(autouse=True)
+def no_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.fixture
+def registry() -> Iterator[None]:
+    """Operations that a test makes do not stay in the registry."""
+    before = dict(REGISTRY)
+    yield
+    REGISTRY.clear()
+    REGISTRY.update(before)
+
+
+def leaf(*shape: int, seed: int = 0) -> Tensor:
+    return Tensor(rng(seed).uniform(0.5, 1.5, shape), requires_grad=True)
+
+
+# --- no cycles
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: x.exp(),
+        lambda x: x.relu(),
+        lambda x: x.sqrt(),
+        lambda x: x.tanh(),
+        lambda x: x.max(),
+        lambda x: x * x,
+        lambda x: F.softmax(x),
+        lambda x: F.log_softmax(x),
+        lambda x: F.layer_norm(x),
+        lambda x: F.gelu(x),
+        lambda x: F.batch_norm(x.reshape(1, 2, 2, 1))[0],
+        lambda x: x.unbind()[0],
+        lambda x: x[0],
+        lambda x: x.reshape(4).exp(),
+        lambda x: minigrad.checkpoint(lambda x: x.exp() * x, x),
+        lambda x: ops.stack([x, x]),
+        lambda x: (x.exp() @ x).mean(),
+    ],
+)
+def test_a_discarded_result_dies_at_once(make: Callable):
+    x = leaf(2, 2)
+    y = make(x)
+    tensor, array, node = weakref.ref(y), weakref.ref(y.data), y.node
+    assert node is not None
+    del y, node
+    assert tensor() is None and array() is None
+
+
+def test_a_walked_graph_dies_at_once():
+    x = leaf(2, 2)
+    y = (x.exp() * F.softmax(x)).sum()
+    array = weakref.ref(y.data)
+    y.backward()
+    first = minigrad.grad((F.layer_norm(x.exp()) ** 3).sum(), x, create_graph=True)[0]
+    second = weakref.ref(first.data)
+    minigrad.grad(first.sum(), x)
+    del y, first
+    assert array() is None and second() is None
+
+
+def test_a_graph_that_failed_dies_with_the_exception():
+    x = leaf(2, 2)
+    y = x.exp()
+    array = weakref.ref(y.data)
+    with minigrad.no_grad():
+        y[0] = 0.0
+    with pytest.raises(RuntimeError):
+        y.sum().backward()
+    del y
+    assert array() is None
+
+
+# --- what a node keeps: the names of the inputs, and "out"
+
+
+def survivors(function: Callable, requires: str, count: int) -> set[str]:
+    """Which of the arrays x, y, z and out live on when only the graph is held. Inputs are results of `leaf + 0`, which itself keeps nothing."""
+    leaves = [leaf(2, 2, seed=k) for k in range(count)]
+    inputs = [x + 0.0 if name in requires else (x + 0.0).detach() for x, name in zip(leaves, "xyz", strict=False)]
+    out: Any = function(*inputs)
+    arrays = {name: weakref.ref(x.data) for name, x in zip("xyz", inputs, strict=False)} | {"out": weakref.ref(out.data)}
+    node = out.node
+    del inputs, out
+    alive = {name for name, array in arrays.items() if array() is not None}
+    assert node is not None
+    return alive
+
+
+KEPT = {
+    "add": (lambda x, y: x + y, "xy", ""),
+    "sub": (lambda x, y: x - y, "xy", ""),
+    "neg": (lambda x: -x, "x", ""),
+    "mul": (lambda x, y: x * y, "xy", "xy"),
+    "mul, x requires grad": (lambda x, y: x * y, "x", "y"),
+    "mul, y requires grad": (lambda x, y: x * y, "y", "x"),
+    "mul by a number": (lambda x: x * 2.0, "x", ""),
+    "div, x requires grad": (lambda x, y: x / y, "x", "y"),
+    "div, y requires grad": (lambda x, y: x / y, "y", "xy"),
+    "div by a number": (lambda x: x / 2.0, "x", ""),
+    "exp": (lambda x: x.exp(), "x", "out"),
+    "relu": (lambda x: x.relu(), "x", "out"),
+    "tanh": (lambda x: x.tanh(), "x", "out"),
+    "sqrt": (lambda x: x.sqrt(), "x", "out"),
+    "log": (lambda x: x.log(), "x", "x"),
+    "sin": (lambda x: x.sin(), "x", "x"),
+    "abs": (lambda x: x.abs(), "x", "x"),
+    "clip": (lambda x: x.clip(0, 1), "x", "x"),
+    "power": (lambda x: x**2, "x", "x"),
+    "sum": (lambda x: x.sum(0), "x", ""),
+    "mean": (lambda x: x.mean(0), "x", ""),
+    "max": (lambda x: x.max(0), "x", "x out"),
+    "reshape that copies": (lambda x: x.T.reshape(4), "x", ""),
+    "copying index": (lambda x: x[[0, 0]], "x", ""),
+    "pad": (lambda x: ops.pad(x, ((1, 1), (0, 0))), "x", ""),
+    "concatenate": (lambda x, y: ops.concatenate([x, y]), "xy", ""),
+    "stack": (lambda x, y: ops.stack([x, y]), "xy", ""),
+    "cast": (lambda x: x.astype(np.float32), "x", ""),
+    "where": (lambda x, y: ops.where(np.array([True, False]), x, y), "xy", ""),
+    "maximum": (lambda x, y: ops.maximum(x, y), "xy", "xy"),
+    "matmul, x requires grad": (lambda x, y: x @ y, "x", "y"),
+    "matmul": (lambda x, y: x @ y, "xy", "xy"),
+    "softmax": (lambda x: F.softmax(x), "x", "out"),
+    "log_softmax": (lambda x: F.log_softmax(x), "x", "out"),
+    "layer_norm": (lambda x: F.layer_norm(x), "x", "x"),
+    "gelu": (lambda x: F.gelu(x), "x", "x"),
+    "linear": (lambda x, y: F.linear(x, y), "xy", "xy"),
+    "dropout": (lambda x: F.dropout(x, np.ones((2, 2), bool), 0.5), "x", ""),
+    "avg_pool2d": (lambda x: F.avg_pool2d(x.T.reshape(1, 2, 2, 1), 2), "x", ""),
+    "upsample_nearest": (lambda x: F.upsample_nearest(x.T.reshape(1, 2, 2, 1), 2), "x", ""),
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_a_node_keeps_what_its_rules_read(name: str):
+    function, requires, kept = KEPT[name]
+    count = function.__code__.co_argcount
+    assert survivors(function, requires, count) == (set(kept.split()) if " " in kept or kept == "out" else set(kept))
+
+
+def test_constants_leave_no_graph():
+    x, w = Tensor(np.ones((2, 2))), leaf(2, 2)
+    assert (x * x).node is None and F.layer_norm(x).node is None
+    with minigrad.no_grad():
+        assert (w * w).node is None
+        array = weakref.ref((w * w).data)
+    assert array() is None
+
+
+# --- while the walk passes
+
+
+def test_saved_arrays_are_freed_as_the_walk_passes(registry: None):
+    """When the walk reaches an early node, what the later ones had saved is gone."""
+    alive: list[list[bool]] = []
+    arrays: list[Any] = []
+
+    @primitive
+    def probe(x: Tensor) -> Tensor:
+        return x * 1.0
+
+    probe.derivative(x=lambda g: alive.append([array() is not None for array in arrays]) or g)
+
+    def graph() -> Tensor:
+        y = probe(leaf(2, 2) + 0.0)
+        arrays.clear()
+        for function in (ops.exp, F.layer_norm, lambda y: y * y, F.softmax, lambda y: F.linear(y, y), lambda y: y.max(0)):
+            y = function(y)
+            arrays.append(weakref.ref(y.data))
+        return y.sum()
+
+    graph().backward()
+    graph().backward(retain_graph=True)
+    # read by: exp and layer_norm; the product; nothing; softmax and linear; max; max
+    assert alive == [[False] * 6, [True, True, False, True, True, True]]
+
+
+def test_a_gradient_passed_on_does_not_stay():
+    """Only `.grad` of leaves remains of a backward pass."""
+    x = leaf(2, 2)
+    h = x * 3.0
+    y = h * 2.0
+    upstream = Tensor(np.ones((2, 2)))
+    array = weakref.ref(upstream.data)
+    y.backward(upstream)
+    del upstream
+    assert array() is None and h.grad is None
+    assert x.grad is not None
+
+
+# --- checkpoint
+
+
+def test_checkpoint_keeps_no_intermediate_array():
+    x, inside = leaf(2, 2), []
+
+    def function(x: Tensor) -> Tensor:
+        for _ in range(3):
+            x = x.exp() * x
+            inside.append(weakref.ref(x.data))
+        return x + 0.0
+
+    y = minigrad.checkpoint(function, x)
+    assert [array() for array in inside] == [None] * 3
+    y.sum().backward()
+    assert len(inside) == 6 and [array() for array in inside] == [None] * 6
+
+    plain = function(x)
+    assert [array() is not None for array in inside[6:]] == [True, True, False]  # the last is read by nothing: adding keeps nothing
+    del plain
+    assert [array() for array in inside[6:]] == [None] * 3

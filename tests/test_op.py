@@ -1,0 +1,518 @@
+"""What an operation is: binding of arguments, rules and what they may ask for, kernels and their fallbacks, the registry, devices.
+
+Read next: `backend/test_cpu.py`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+import minigrad
+from minigrad import Tensor, backend, ops
+from minigrad import functional as F
+from minigrad.op import REGISTRY, fused, primitive
+from minigrad.tensor import wrap
+from tests.support import check_op, rng
+
+
+@pytest.fixture(autouse=True)
+def registry() -> Iterator[None]:
+    """Operations that a test makes do not stay in the registry."""
+    before = dict(REGISTRY)
+    yield
+    REGISTRY.clear()
+    REGISTRY.update(before)
+
+
+def leaf(*shape: int, seed: int = 0) -> Tensor:
+    return Tensor(rng(seed).uniform(0.5, 1.5, shape), requires_grad=True)
+
+
+# --- calling
+
+
+def affine() -> Any:
+    @fused
+    def affine(x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, power: int = 1, sign: float = 1.0) -> Tensor:
+        """A test operation."""
+        y = x**power * sign
+        y = y if scale is None else y * scale
+        return y if shift is None else y + shift
+
+    return affine
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda f, x, s: f(x, s, None, 2, -1.0),
+        lambda f, x, s: f(x, s, power=2, sign=-1.0),
+        lambda f, x, s: f(sign=-1.0, power=2, scale=s, x=x),
+        lambda f, x, s: f(x, scale=s, sign=-1.0, power=2, shift=None),
+        lambda f, x, s: f(x, s.numpy(), None, 2, -1.0),
+    ],
+)
+def test_arguments_are_bound_as_python_does(call: Callable):
+    x, s = Tensor([1.0, 2.0], requires_grad=True), Tensor([3.0, 4.0])
+    assert_array_equal(call(affine(), x, s).numpy(), [-3.0, -16.0])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda f, x: f(), "affine: argument 'x' is missing"),
+        (lambda f, x: f(scale=x), "affine: argument 'x' is missing"),
+        (lambda f, x: f(x, x, x, 1, 1.0, 5), r"affine: 6 arguments given, at most 5 taken \(x, scale, shift, power, sign\)"),
+        (lambda f, x: f(x, x, scale=x), "affine: argument 'scale' is given twice"),
+        (lambda f, x: f(x, sacle=x), "affine: there is no argument 'sacle'; there are x, scale, shift, power, sign"),
+    ],
+)
+def test_calls_that_do_not_fit(call: Callable, message: str):
+    with pytest.raises(TypeError, match=message):
+        call(affine(), Tensor([1.0]))
+
+
+def test_it_looks_like_the_function():
+    op = affine()
+    assert (
+        op.__name__ == "affine"
+        and op.__doc__ == "A test operation."
+        and list(inspect.signature(op).parameters) == ["x", "scale", "shift", "power", "sign"]
+    )
+    assert repr(op) == "<fused affine>" and repr(ops.add).endswith(" add>")
+    assert "def add(" in inspect.getsource(inspect.unwrap(ops.add))
+
+
+def test_the_registry_knows_every_operation_once():
+    assert REGISTRY["layer_norm"] is F.layer_norm and REGISTRY["mul"] is ops.mul
+    affine()
+    with pytest.raises(ValueError, match="there is an operation affine already"):
+        affine()
+
+
+def test_tensors_come_first():
+    with pytest.raises(TypeError, match="wrong: parameters annotated with Tensor come first"):
+
+        @primitive
+        def wrong(axis: int, x: Tensor) -> Tensor:
+            return x
+
+
+# --- rules
+
+
+def test_rules_may_ask_for_inputs_output_values_shapes_and_dtypes():
+    asked = {}
+
+    @primitive
+    def mixed(x: Tensor, y: Tensor, scale: float = 3.0) -> Tensor:
+        return x * y * scale
+
+    def rule(g: Tensor, y: Tensor, out: Tensor, scale: float, x_shape: tuple, y_dtype: np.dtype, x_device: str) -> Tensor:
+        asked.update(out=out.numpy().copy(), scale=scale, shape=x_shape, dtype=y_dtype, device=x_device)
+        return g * y * scale
+
+    mixed.derivative(x=rule)
+    x, y = leaf(2), Tensor(np.array([4.0, 5.0]))
+    (g,) = minigrad.grad(mixed(x, y, scale=2.0), x, Tensor(np.array([1.0, 10.0])))
+    assert_allclose(g.numpy(), [8.0, 100.0])
+    assert_allclose(asked["out"], x.numpy() * y.numpy() * 2)
+    assert (asked["scale"], asked["shape"], asked["dtype"], asked["device"]) == (2.0, (2,), np.float64, "cpu")
+
+
+def test_a_rule_that_asks_for_something_else():
+    @primitive
+    def asking(x: Tensor, scale: float = 1.0) -> Tensor:
+        return x * scale
+
+    asking.derivative(x=lambda g, weight: g)
+    with pytest.raises(TypeError, match=r"asking: a rule asks for 'weight'; it may ask for g, out, x, scale or x_shape"):
+        asking(leaf(2))
+    with pytest.raises(TypeError, match="asking: no input is called 'y'|asking: no input is called y"):
+        asking.derivative(y=lambda g: g)
+
+
+def test_rules_on_arrays_are_used_only_where_no_graph_is_wanted():
+    used = []
+
+    @primitive
+    def double(x: Tensor) -> Tensor:
+        return x * 2.0
+
+    double.derivative(x=lambda g: used.append(type(g)) or g * 2.0)
+    double.on_arrays(x=lambda g: used.append(type(g)) or g * 2.0)
+    x = leaf(2)
+    first = minigrad.grad(double(x).sum(), x)[0]
+    second = minigrad.grad(double(x).sum(), x, create_graph=True)[0]
+    assert used == [np.ndarray, Tensor]
+    assert_array_equal(first.numpy(), second.numpy())
+
+
+def test_only_inputs_that_require_grad_have_their_rule_run():
+    used = []
+
+    @primitive
+    def product(x: Tensor, y: Tensor) -> Tensor:
+        return x * y
+
+    product.derivative(x=lambda g, y: used.append("x") or g * y, y=lambda g, x: used.append("y") or g * x)
+    x, y = leaf(2), leaf(2, seed=1)
+    product(x, y.detach()).sum().backward()
+    assert used == ["x"]
+    minigrad.grad(product(x, y).sum(), y)
+    assert used == ["x", "y"]
+
+
+# --- kernels
+
+
+class Counted:
+    """A fused operation x * weight with a kernel that counts its calls."""
+
+    def __init__(self, **options: Any):
+        @fused
+        def scaled(x: Tensor, weight: Tensor | None = None) -> Tensor:
+            self.calls.append("definition")
+            return x if weight is None else x * weight
+
+        self.calls: list[str] = []
+        self.arrays: list = []
+        self.needs: list = []
+        self.op = scaled
+        scaled.kernel("cpu", self.forward, self.backward, **options)
+
+    def forward(self, x: Any, weight: Any) -> tuple:
+        self.calls.append("forward")
+        self.arrays += [x, weight]
+        return x * weight if weight is not None else x.copy(), (x, weight)
+
+    def backward(self, dy: Any, saved: tuple, needs: tuple) -> tuple:
+        self.calls.append("backward")
+        self.arrays.append(dy)
+        self.needs.append(needs)
+        x, weight = saved
+        return dy if weight is None else dy * weight, dy * x if needs[1] else None
+
+
+def test_the_kernel_runs_forward_and_backward_and_the_definition_everything_else():
+    counted = Counted()
+    x, w = leaf(2), leaf(2, seed=1)
+    minigrad.grad(counted.op(x, w).sum(), [x, w])
+    assert counted.calls == ["forward", "backward"]
+    counted.calls.clear()
+    minigrad.grad(counted.op(x, w).sum(), [x, w], create_graph=True)
+    assert counted.calls == ["forward", "definition"]
+    counted.calls.clear()
+    with minigrad.definitions():
+        minigrad.grad(counted.op(x, w).sum(), [x, w])
+    assert counted.calls == ["definition"]
+
+
+def test_without_its_kernel_an_operation_still_works():
+    x = leaf(2, 5)
+    expected = [t.numpy() for t in (F.layer_norm(x), *minigrad.grad(F.layer_norm(x), x, Tensor(np.arange(10.0).reshape(2, 5))))]
+    kernels = F.layer_norm.kernels
+    F.layer_norm.kernels = {}
+    try:
+        again = [t.numpy() for t in (F.layer_norm(x), *minigrad.grad(F.layer_norm(x), x, Tensor(np.arange(10.0).reshape(2, 5))))]
+    finally:
+        F.layer_norm.kernels = kernels
+    for a, b in zip(again, expected, strict=True):
+        assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_kernels_get_contiguous_arrays_unless_they_take_any():
+    for strided in (False, True):
+        REGISTRY.pop("scaled", None)
+        counted = Counted(strided=strided)
+        x, w = leaf(3, 2), leaf(2, 3, seed=1)
+        counted.op(x.T, w[:, ::-1]).backward(Tensor(rng(2).uniform(-1, 1, (3, 2))).T)
+        assert [array.flags.c_contiguous for array in counted.arrays] == [not strided] * 3
+        assert_allclose(w.grad.numpy(), (x.numpy().T * counted.arrays[-1])[:, ::-1])
+
+
+def test_needs_say_which_gradients_are_wanted():
+    counted = Counted()
+    x, w = leaf(2), leaf(2, seed=1)
+    counted.op(x, w.detach()).sum().backward()
+    counted.op(x.detach(), w).sum().backward()
+    minigrad.grad(counted.op(x, w).sum(), w)
+    counted.op(x, None).sum().backward()
+    counted.op(x, w).sum().backward()
+    assert counted.needs == [(True, False), (False, True), (False, True), (True, False), (True, True)]
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_kernel_may_return_what_it_was_given(fresh: bool):
+    """dy itself, and a view of it, unless it is declared fresh; `.grad` is the leaf's own all the same, and a fresh one is not copied."""
+    made: list = []
+
+    @fused
+    def plus(x: Tensor, y: Tensor) -> Tensor:
+        return x + y
+
+    def backward(dy: np.ndarray, saved: tuple, needs: tuple) -> tuple:
+        made[:] = [dy.copy(), dy.copy()] if fresh else [dy, dy[:]]
+        return tuple(made)
+
+    plus.kernel("cpu", lambda x, y: (x + y, ()), backward, fresh=fresh)
+    x, y, g = leaf(2, 2), leaf(2, 2, seed=1), Tensor(rng(3).uniform(-1, 1, (2, 2)))
+    before = g.numpy().copy()
+    plus(x, y).backward(g)
+    assert (x.grad.data is made[0]) == fresh
+    plus(x, x).backward(g)
+    assert_allclose(x.grad.numpy(), 3 * before, rtol=1e-14)
+    assert_array_equal(y.grad.numpy(), before)
+    assert_array_equal(g.numpy(), before)
+    assert not np.shares_memory(x.grad.data, y.grad.data) and not np.shares_memory(x.grad.data, g.data)
+
+
+def test_several_outputs_of_which_some_carry_no_gradient():
+    @fused(outputs=3, differentiable=2)
+    def moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return x.sum(), (x * x).sum(), x.max().detach()
+
+    def backward(dy: tuple, saved: tuple, needs: tuple) -> tuple:
+        (x,) = saved
+        given.append([g is not None for g in dy])
+        return (sum(g * slope for g, slope in zip(dy, (np.ones_like(x), 2 * x), strict=True) if g is not None),)
+
+    given: list = []
+    moments.kernel("cpu", lambda x: ((np.asarray(x.sum()), np.asarray((x * x).sum()), np.asarray(x.max())), (x,)), backward)
+    x = leaf(3)
+    first, second, third = moments(x)
+    assert first.requires_grad and second.requires_grad and not third.requires_grad
+    assert_allclose(minigrad.grad(second, x, retain_graph=True)[0].numpy(), 2 * x.numpy(), rtol=1e-14)
+    assert_allclose(minigrad.grad([first, second], x, retain_graph=True)[0].numpy(), 1 + 2 * x.numpy(), rtol=1e-14)
+    assert_allclose(minigrad.grad(first, x, create_graph=True)[0].numpy(), 1.0)
+    assert given == [[False, True], [True, True]]
+
+
+def test_a_rule_stands_in_for_a_missing_backward():
+    @fused
+    def logistic(x: Tensor) -> Tensor:
+        return 1 / (1 + (-x).exp())
+
+    with pytest.raises(ValueError, match="logistic: a kernel without a backward needs derivative rules"):
+        logistic.kernel("cpu", lambda x: (1 / (1 + np.exp(-x)), ()), None)
+    logistic.derivative(x=lambda g, out: g * out * (1 - out))
+    logistic.kernel("cpu", lambda x: (1 / (1 + np.exp(-x)), ()), None)
+    import torch
+
+    check_op(logistic, torch.sigmoid, [rng(0).uniform(-2, 2, (2, 3))])
+
+
+def test_checks_run_before_kernel_and_definition():
+    op = affine()
+
+    @op.check
+    def check(x: Tensor, scale: Tensor | None, shift: Tensor | None, power: int, sign: float) -> None:
+        if x.ndim != 1:
+            raise ValueError(f"affine: x has {x.ndim} axes (shape {x.shape}), one is needed")
+
+    for mode in (minigrad.enable_grad, minigrad.definitions):
+        with mode(), pytest.raises(ValueError, match=r"affine: x has 2 axes \(shape \(1, 1\)\), one is needed"):
+            op(Tensor([[1.0]]))
+    assert op(Tensor([2.0])).item() == 2.0
+
+
+def test_checks_of_shapes_are_remembered_but_never_wrongly():
+    op, seen = affine(), []
+
+    @op.check_shapes
+    def check(x: Tensor, scale: Tensor | None, shift: Tensor | None, power: int, sign: float) -> None:
+        seen.append((x.shape, x.dtype))
+        if x.shape == (3,) or power == 7:
+            raise ValueError("affine: no")
+
+    x = Tensor([1.0, 2.0])
+    for _ in range(3):
+        op(x)
+    assert len(seen) == 1
+    op(x, None, None, 2)
+    op(x.astype(np.float64))
+    op(x, x)
+    assert len(seen) == 4
+    for _ in range(2):  # what failed fails again
+        with pytest.raises(ValueError, match="affine: no"):
+            op(Tensor([1.0, 2.0, 3.0]))
+        with pytest.raises(ValueError, match="affine: no"):
+            op(x, power=7)
+
+
+def test_two_dtypes_in_a_fused_operation():
+    with pytest.raises(TypeError, match=r"layer_norm: inputs are float32 and float64; bring them to one dtype with .astype\(...\)"):
+        F.layer_norm(Tensor([[1.0, 2.0]]), Tensor(np.ones(2)))
+
+
+def test_arrays_given_to_a_fused_operation_are_constants():
+    """Labels, masks and images may be NumPy arrays, and their owner may reuse them before backward."""
+    logits, labels = leaf(2, 3), np.array([0, 2])
+    expected = minigrad.grad(F.cross_entropy(logits, Tensor(labels)), logits)[0].numpy()
+    loss = F.cross_entropy(logits, labels)
+    labels[:] = 1
+    assert_array_equal(minigrad.grad(loss, logits)[0].numpy(), expected)
+
+    weight, image = leaf(3, 2), np.array([[1.0, 2.0]])
+    y = F.linear(image, weight)
+    image[:] = 0.0
+    assert_array_equal(minigrad.grad(y, weight, Tensor(np.ones((1, 3))))[0].numpy(), [[1.0, 2.0]] * 3)
+
+
+# --- another device: a wrapper with NumPy's protocols, as a GPU array is, that refuses to meet a NumPy array
+
+
+class FarArray(np.lib.mixins.NDArrayOperatorsMixin):
+    """Stands for an array on a GPU: ufuncs and NumPy functions of it give arrays of its own kind, and it never turns into a NumPy array unasked."""
+
+    def __init__(self, array: Any):
+        self.array = np.asarray(array)
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("implicit conversion of a far array")
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: tuple = (), **kwargs: Any) -> Any:
+        if any(isinstance(x, np.ndarray) for x in inputs):
+            raise TypeError("a far array met a near one")
+        if out:
+            kwargs["out"] = tuple(far.array for far in out)
+        result = getattr(ufunc, method)(*[x.array if isinstance(x, FarArray) else x for x in inputs], **kwargs)
+        return out[0] if out else FarArray(result)
+
+    def __array_function__(self, function: Any, types: Any, args: tuple, kwargs: dict) -> Any:
+        def near(x: Any) -> Any:
+            if isinstance(x, np.ndarray):
+                raise TypeError("a far array met a near one")
+            return x.array if isinstance(x, FarArray) else type(x)(near(part) for part in x) if isinstance(x, list | tuple) else x
+
+        result = function(*near(args), **{key: near(value) for key, value in kwargs.items()})
+        return FarArray(result) if isinstance(result, np.ndarray | np.generic) else result
+
+    def __getitem__(self, index: Any) -> FarArray:
+        return FarArray(self.array[index])
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # NumPy would find __array_interface__, and the memory
+            raise AttributeError(name)
+        value = getattr(self.__dict__["array"], name)
+        if callable(value):
+            return lambda *args, **kwargs: FarArray(value(*args, **kwargs))
+        return FarArray(value) if isinstance(value, np.ndarray) else value
+
+
+@pytest.fixture
+def far(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tensor]:
+    """Registers the device "far" for one test; returns a function that makes tensors on it."""
+    monkeypatch.setattr(backend, "_by_name", dict(backend._by_name))
+    monkeypatch.setattr(backend, "_by_type", dict(backend._by_type))
+    backend.add_device(
+        "far", FarArray, FarArray, lambda x: x.array, lambda x, shape, strides: FarArray(np.lib.stride_tricks.as_strided(x.array, shape, strides))
+    )
+    return lambda array, requires_grad=False: Tensor(FarArray(np.array(array)), requires_grad)
+
+
+MIXES = {
+    "add": lambda x, y: x + y,
+    "mul": lambda x, y: y * x,
+    "maximum": lambda x, y: ops.maximum(x, y),
+    "where": lambda x, y: ops.where(x > 0, x, y),
+    "matmul": lambda x, y: x @ y,
+    "concatenate": lambda x, y: ops.concatenate([x, y]),
+    "stack": lambda x, y: ops.stack([y, x]),
+    "greater": lambda x, y: x > y,
+    "linear": lambda x, y: F.linear(x, y),
+    "layer_norm": lambda x, y: F.layer_norm(x, None, y[0]),
+    "power_of": lambda x, y: x**y,
+}
+
+
+@pytest.mark.parametrize("name", MIXES)
+def test_mixing_devices_names_operation_both_devices_and_the_fix(name: str, far: Callable):
+    near_one, far_one = Tensor(np.ones((2, 2))), far(np.ones((2, 2)))
+    for x, y in ((near_one, far_one), (far_one, near_one)):
+        with pytest.raises(TypeError) as error:
+            MIXES[name](x, y)
+        message = str(error.value)
+        assert message.startswith(f"{name}: inputs are on ") and "cpu" in message and "far" in message and ".to(device=" in message, message
+
+
+def test_a_numpy_array_beside_a_far_tensor(far: Callable):
+    with pytest.raises(TypeError, match=r"mul: inputs are on far and cpu; move .*\.to\(device=...\)"):
+        far([1.0, 2.0]) * np.array([1.0, 2.0])
+    assert (far([1.0, 2.0]) * 2.0).device == "far"  # numbers live everywhere
+    assert (far([1.0, 2.0]) * np.float64(2.0)).device == "far"
+
+
+def test_writing_across_devices(far: Callable):
+    x = Tensor([1.0, 2.0])
+    with pytest.raises(TypeError, match="far.* cpu"):
+        x.copy_(far([1.0, 2.0]))
+    with pytest.raises(TypeError, match="far.* cpu"):
+        x[0] = far(1.0)
+    with pytest.raises(TypeError, match="backward: the gradient is on far, its output on cpu"):
+        leaf(2).backward(far([1.0, 2.0]))
+    assert x.version[0] == 0
+
+
+def test_moving_between_devices(far: Callable):
+    x = leaf(2)
+    y = x.to(device="far")
+    assert y.device == "far" and type(y.data) is FarArray and y.requires_grad and x.to(device="cpu") is x
+    assert y.to(device="cpu").device == "cpu"
+    (y * 3.0).backward(far([1.0, 10.0]))
+    assert x.grad.device == "cpu"
+    assert_array_equal(x.grad.numpy(), [3.0, 30.0])
+    with pytest.raises(TypeError, match=r"numpy\(\): the tensor is on far; move it with .to\(device='cpu'\) first"):
+        y.numpy()
+    assert "device=far" in repr(y)
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_a_whole_graph_on_another_device(create_graph: bool, far: Callable):
+    """Forward and backward never leave the device: sums of gradients, `.grad`, results of grad(), accumulation."""
+    values = rng(2).uniform(0.5, 1.5, (2, 3))
+
+    def loss(x: Tensor, w: Tensor) -> Tensor:
+        h = x @ w + x.sum() * 0.5
+        h = F.softmax(h) * h.exp() + h.max(1, keepdims=True)
+        return (F.layer_norm(h) * h.relu() / 2.0).sum() + (x * x).mean()
+
+    gradients = []
+    for make in (lambda a: Tensor(a, True), lambda a: far(a, True)):
+        x, w = make(values), make(values.T @ values)
+        for _ in range(2):
+            loss(x, w).backward(create_graph=create_graph)
+        (g,) = minigrad.grad(loss(x, w), x, create_graph=create_graph)
+        assert {t.device for t in (g, x.grad, w.grad)} == {x.device}
+        gradients.append([backend.to_device(t.data, "cpu") for t in (g, x.grad, w.grad)])
+    for ours, reference in zip(*gradients, strict=True):
+        assert_allclose(ours, reference, rtol=1e-12)
+
+
+def test_an_unknown_array_type():
+    with pytest.raises(TypeError, match="FarArray is not an array of a known device"):
+        wrap(FarArray([1.0])).device
+
+
+def variadic(tensors: Sequence[Tensor]) -> Tensor:
+    return sum(tensors)  # type: ignore[return-value]
+
+
+def test_an_operation_on_any_number_of_tensors():
+    total = primitive(variadic)
+    total.derivative(tensors=lambda g, tensors_shape: [g * (k + 1.0) for k in range(len(tensors_shape))])
+    a, b = leaf(2), leaf(2, seed=1)
+    ga, gb = minigrad.grad(total([a, b, a]).sum(), [a, b])
+    assert_array_equal(ga.numpy(), [4.0, 4.0])
+    assert_array_equal(gb.numpy(), [2.0, 2.0])
+    with pytest.raises(ValueError, match="variadic: needs at least one tensor"):
+        total([])
