@@ -206,6 +206,7 @@ class Trainer:
         self.best: Accuracies | None = None
         self._recent: deque[tuple[float, Accuracies, float]] = deque(maxlen=WINDOW)  # loss, accuracies and seconds of the last steps
         self._evaluation_seconds = 0.0
+        self._step_began = 0.0
 
     def run(self) -> TrainResult:
         """Train to the last step, evaluating and saving after every epoch and at the end.
@@ -223,6 +224,7 @@ class Trainer:
         self.model.train()
         try:
             for epoch in range(-(-self.steps // self.steps_per_epoch)):
+                self._step_began = time.perf_counter()
                 for batch in itertools.islice(batches(self.dataset, self.config.batch_size, epoch), self.steps - self.step):
                     self._timed_step(batch)
                 self._evaluate(epoch, started)
@@ -260,9 +262,10 @@ class Trainer:
 
     def _timed_step(self, batch: Batch) -> None:
         """One step, with its lines in the log and on the display."""
-        started = time.perf_counter()
         loss, right = self.train_step(batch)
-        self._recent.append((loss, right, time.perf_counter() - started))
+        now = time.perf_counter()
+        self._recent.append((loss, right, now - self._step_began))  # from the end of the step before: making the batch counts
+        self._step_began = now
         progress = self._progress()
         self.display.progress(progress)
         if self.step % self.config.log_every == 0 or self.step == self.steps:
