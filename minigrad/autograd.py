@@ -231,13 +231,19 @@ def _walk(
                     node.free()
             for edge, gradient in zip(node.edges, results):  # noqa: B905 (one result per edge, or None for ever)
                 if edge is not None:
-                    if gradient is not None:
-                        arrive(edge, gradient, fresh)
                     target = edge[0]
-                    if type(target) is Node:
-                        uses[target] -= 1
-                        if not uses[target]:
-                            ready.append(target)
+                    if type(target) is not Node:
+                        if gradient is not None:
+                            arrive(edge, gradient, fresh)
+                        continue
+                    if gradient is not None:
+                        if target.outputs == 1 and target not in pending:  # what `arrive` would do, without the call
+                            pending[target] = [gradient]
+                        else:
+                            arrive(edge, gradient, fresh)
+                    uses[target] = left = uses[target] - 1
+                    if not left:
+                        ready.append(target)
     return found
 
 

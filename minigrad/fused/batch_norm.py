@@ -70,18 +70,19 @@ def batch_norm(
 
 @batch_norm.check
 def _check(x, weight, bias, mean, var, residual, eps, relu) -> None:
-    if x.ndim < 2 or x.dtype.kind != "f" or not x.shape[-1]:
+    shape = x.data.shape
+    if len(shape) < 2 or x.data.dtype.kind != "f" or not shape[-1]:
         raise ValueError(f"batch_norm: x must be a float Tensor (..., C) with 2 or more dimensions and a channel, it is {x.dtype} of shape {x.shape}")
-    channels = x.shape[-1]
+    channels = shape[-1]
     for name, vector in (("weight", weight), ("bias", bias), ("mean", mean), ("var", var)):
-        if vector is not None and vector.shape != (channels,):
+        if vector is not None and vector.data.shape != (channels,):
             message = f"batch_norm: x has {channels} channels, {name} has shape {vector.shape} (x shape {x.shape})"
             if x.ndim == 4 and vector.shape == (x.shape[1],):
                 message += "; images are (B, H, W, C) here: if x is (B, C, H, W), pass x.transpose(0, 2, 3, 1)"
             raise ValueError(message)
     if (mean is None) != (var is None):
         raise ValueError("batch_norm: give mean and var both (evaluation) or neither (training), not one of them")
-    if mean is None and x.size == channels:
+    if mean is None and x.data.size == channels:
         raise ValueError(f"batch_norm: expected more than 1 value per channel when training, x has shape {x.shape}")
     if residual is not None and residual.shape != x.shape:
         raise ValueError(f"batch_norm: residual has shape {residual.shape}, x has shape {x.shape}")

@@ -47,11 +47,12 @@ def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = No
 
 @layer_norm.check
 def _check(x, weight, bias, eps) -> None:
-    if x.ndim == 0 or x.shape[-1] == 0:
+    channels = x.data.shape[-1:]                                           # (C,)
+    if channels in ((), (0,)):
         raise ValueError(f"layer_norm: x must have at least one channel in its last axis, it has shape {x.shape}")
     for name, vector in (("weight", weight), ("bias", bias)):
-        if vector is not None and vector.shape != x.shape[-1:]:
-            raise ValueError(f"layer_norm: x has {x.shape[-1]} channels (shape {x.shape}), {name} has shape {vector.shape}")
+        if vector is not None and vector.data.shape != channels:
+            raise ValueError(f"layer_norm: x has {channels[0]} channels (shape {x.shape}), {name} has shape {vector.shape}")
 
 
 def _by_blocks(work, rows: int, channels: int) -> list:
