@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, settings
 
 from minigrad import random
 from minigrad.modes import MODE
+from minigrad.op import REGISTRY
 
 # No deadline: the first call of a kernel is slow (it makes the thread pool), and machines that run tests are shared.
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=25, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
@@ -77,3 +78,12 @@ def tiny_network(monkeypatch: pytest.MonkeyPatch) -> str:
 
     monkeypatch.setitem(CONFIGS, "tiny", replace(CONFIGS["cifar-nano"], channel_ratio=0.25, embed_dim=16, depth=3, num_heads=2, stem_channels=8))
     return "tiny"
+
+
+@pytest.fixture
+def registry() -> Iterator[None]:
+    """Operations that a test makes do not stay in the registry."""
+    before = dict(REGISTRY)
+    yield
+    REGISTRY.clear()
+    REGISTRY.update(before)

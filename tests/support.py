@@ -25,6 +25,11 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
+def leaf(*shape: int, seed: int = 0) -> Tensor:
+    """A float64 tensor that requires grad, with numbers between 0.5 and 1.5: away from the kinks and poles at 0."""
+    return Tensor(rng(seed).uniform(0.5, 1.5, shape), requires_grad=True)
+
+
 def arrays(shape: Any, low: float = -2.0, high: float = 2.0) -> st.SearchStrategy[np.ndarray]:
     """Float64 arrays of a shape (or of a strategy of shapes): random numbers between low and high, reproducible from one drawn seed."""
     shapes = shape if isinstance(shape, st.SearchStrategy) else st.just(shape)

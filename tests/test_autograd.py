@@ -8,7 +8,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ import minigrad
 from minigrad import Tensor, ops
 from minigrad import functional as F
 from minigrad.modes import MODE, Mode, is_grad_enabled, recomputing
-from minigrad.op import REGISTRY, primitive
+from minigrad.op import primitive
 from tests.support import assert_close, rng
 
 
@@ -32,15 +31,6 @@ def leaf(*shape: int, seed: int = 0, dtype: type = np.float64) -> Tensor:
 
 def upstream(shape: tuple[int, ...], seed: int = 77) -> Tensor:
     return Tensor(np.asarray(rng(seed).uniform(-1, 1, shape)))
-
-
-@pytest.fixture
-def registry() -> Iterator[None]:
-    """Operations that a test makes do not stay in the registry."""
-    before = dict(REGISTRY)
-    yield
-    REGISTRY.clear()
-    REGISTRY.update(before)
 
 
 # --- whose memory a gradient is

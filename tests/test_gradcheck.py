@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -10,21 +10,8 @@ import pytest
 import minigrad
 from minigrad import Tensor, gradcheck, ops
 from minigrad import functional as F
-from minigrad.op import REGISTRY, fused, primitive
-from tests.support import rng
-
-
-@pytest.fixture
-def registry() -> Iterator[None]:
-    """Operations that a test makes do not stay in the registry."""
-    before = dict(REGISTRY)
-    yield
-    REGISTRY.clear()
-    REGISTRY.update(before)
-
-
-def leaf(*shape: int, seed: int = 0) -> Tensor:
-    return Tensor(rng(seed).uniform(0.5, 1.5, shape), requires_grad=True)
+from minigrad.op import fused, primitive
+from tests.support import leaf
 
 
 @pytest.mark.parametrize(

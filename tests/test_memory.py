@@ -17,8 +17,8 @@ import pytest
 import minigrad
 from minigrad import Tensor, ops
 from minigrad import functional as F
-from minigrad.op import REGISTRY, primitive
-from tests.support import rng
+from minigrad.op import primitive
+from tests.support import leaf
 
 
 @pytest.fixture(autouse=True)
@@ -27,19 +27,6 @@ def no_collector() -> Iterator[None]:
     gc.disable()
     yield
     gc.enable()
-
-
-@pytest.fixture
-def registry() -> Iterator[None]:
-    """Operations that a test makes do not stay in the registry."""
-    before = dict(REGISTRY)
-    yield
-    REGISTRY.clear()
-    REGISTRY.update(before)
-
-
-def leaf(*shape: int, seed: int = 0) -> Tensor:
-    return Tensor(rng(seed).uniform(0.5, 1.5, shape), requires_grad=True)
 
 
 # --- no cycles

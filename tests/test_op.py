@@ -6,7 +6,7 @@ Read next: `backend/test_cpu.py`.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,20 +18,9 @@ from minigrad import Tensor, backend, ops
 from minigrad import functional as F
 from minigrad.op import REGISTRY, fused, primitive
 from minigrad.tensor import wrap
-from tests.support import check_op, rng
+from tests.support import check_op, leaf, rng
 
-
-@pytest.fixture(autouse=True)
-def registry() -> Iterator[None]:
-    """Operations that a test makes do not stay in the registry."""
-    before = dict(REGISTRY)
-    yield
-    REGISTRY.clear()
-    REGISTRY.update(before)
-
-
-def leaf(*shape: int, seed: int = 0) -> Tensor:
-    return Tensor(rng(seed).uniform(0.5, 1.5, shape), requires_grad=True)
+pytestmark = pytest.mark.usefixtures("registry")
 
 
 # --- calling
