@@ -164,17 +164,17 @@ class _PickledArray:
         self.state = state
 
     def bytes_array(self) -> np.ndarray | None:
-        """The array, if it is one of bytes in C order; None otherwise."""
+        """The array, if it is one of bytes with two axes; None otherwise."""
         match self.state:
-            case (_, tuple(shape), _PickledArray(arguments=(b"u1" | "u1", *_)), False | 0, bytes(content)):
+            case (_, tuple(shape), _PickledArray(arguments=(b"u1" | "u1", *_)), bool(fortran) | int(fortran), bytes(content)):
                 array = np.frombuffer(content, np.uint8)
                 if len(shape) == 2 and all(type(size) is int and size >= 0 for size in shape) and array.size == shape[0] * shape[1]:
-                    return array.reshape(shape)
+                    return array.reshape(shape, order="F" if fortran else "C")
         return None
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Reads plain values, and NumPy's arrays as `_PickledArray`. What a pickle calls comes from `find_class`: here it is inert whatever its arguments."""
+    """Reads plain values, and NumPy's arrays as `_PickledArray`. What a pickle calls comes from `find_class`: here, something inert."""
 
     def find_class(self, module: str, name: str) -> type:
         if (module, name) in {("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")}:
