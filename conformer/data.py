@@ -119,7 +119,7 @@ def _find(kind: Cifar, data_dir: str | Path | None, say: Say) -> Path:
     """The folder or archive of `kind`, downloaded if need be; or an error that says where it was looked for and what is missing."""
     if data_dir is not None:
         if not Path(data_dir).exists():
-            raise DataError(f"--data-dir: there is no file or folder {data_dir}")
+            raise DataError(f"--data-dir: there is no folder or file {data_dir}")
         places = {"--data-dir": Path(data_dir)}
     else:
         variable = os.environ.get("CONFORMER_DATA")

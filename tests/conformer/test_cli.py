@@ -115,7 +115,7 @@ def test_data_not_there(fails: Callable[..., str]) -> None:
     assert "cifar-10-binary.tar.gz cannot be downloaded: no connection; get cifar-10-binary.tar.gz elsewhere" in fails(
         1, "train", "--dataset", "cifar10"
     )
-    assert "there is no file or folder nowhere" in fails(1, "train", "--data-dir", "nowhere")
+    assert "there is no folder or file nowhere" in fails(1, "train", "--data-dir", "nowhere")
     assert "coupling10 is generated and reads no files" in fails(1, "train", "--dataset", "coupling10", "--data-dir", ".")
 
 

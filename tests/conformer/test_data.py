@@ -60,7 +60,7 @@ def test_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         data.load("cifar10")
     with pytest.raises(data.DataError, match=r"not in --data-dir \(.*\); expected cifar-10-binary.tar.gz or its folder cifar-10-batches-bin"):
         data.load("cifar10", tmp_path)
-    with pytest.raises(data.DataError, match=r"there is no file or folder .*typo"):
+    with pytest.raises(data.DataError, match=r"there is no folder or file .*typo"):
         data.load("cifar10", tmp_path / "typo")
     (tmp_path / "cifar.tar.gz").write_bytes(b"")
     with pytest.raises(data.DataError, match=r"cifar.tar.gz is not an archive; expected a .tar.gz or .tar file, or a folder"):
