@@ -32,7 +32,7 @@ def products(features: np.ndarray) -> np.ndarray:
 
 def windows_of_quarters(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """A 9x9 window at a random place that holds a whole disc, from each quarter: (N, 4, 9, 9, 3)."""
-    starts = random.integers(2, 5, (len(images), 4, 2)) + np.array([[0, 0], [0, 16], [16, 0], [16, 16]])
+    starts = random.integers(3, 5, (len(images), 4, 2)) + np.array([[0, 0], [0, 16], [16, 0], [16, 16]])
     rows, columns = (starts[..., axis, None] + np.arange(9) for axis in (0, 1))  # (N, 4, 9)
     return images[np.arange(len(images))[:, None, None, None], rows[..., None], columns[:, :, None, :]]
 

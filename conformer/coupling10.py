@@ -5,10 +5,10 @@ Made for machines with neither CIFAR nor network, and to see what coupling a con
     class = 5 * arrangement + texture
 
 * The **texture** (one of five) fills the image with a pattern that repeats every 4 pixels; any window of 8x8 pixels shows it.
-* The **arrangement** (one of two) is told by four discs, one in each quarter of the image, two of one colour and two of the opposite one: discs of
-  one colour lie beside each other (`rows`) or above each other (`columns`). The hue and which pair has which colour are random, and where a
-  disc lies in its quarter is too. So every single disc has the same distribution in both arrangements: no window of up to 9x9 pixels, which
-  never meets two discs, says anything about the arrangement, wherever it lies. Two discs at least 8 pixels apart have to be compared.
+* The **arrangement** (one of two) is told by four discs, one in the middle of each quarter of the image, two of them orange and two blue: discs of
+  one colour lie beside each other (`rows`) or above each other (`columns`). Which pair has which colour is random. So every single disc has the
+  same distribution in both arrangements: no window of up to 9x9 pixels, which never meets two discs, says anything about the arrangement,
+  wherever it lies. Two discs 8 pixels apart have to be compared.
 
 Each cue is drawn independently, so texture alone caps at 50 % accuracy, arrangement alone at 20 %. Mirroring an image left to right and
 moving it by up to 4 pixels (`conformer/augment.py`) keeps its class. `docs/coupling10.md` has pictures. Read next: `conformer/data.py`, which
@@ -26,8 +26,8 @@ __all__ = ["ARRANGEMENTS", "CLASSES", "MEAN", "STD", "TEXTURES", "generate"]
 SIDE = 32
 PERIOD = 4  # of a texture in pixels; it divides the 16 pixels between quarters, so a disc meets the same texture in each of them
 CHUNK = 1000  # images made at a time, a hundred of each class
-STARTS = 4, 8  # a disc's first row and column are at 4, 5, 6 or 7 in its quarter: 4 pixels from every border, 8 from the next disc
-DISC = np.hypot(*(np.mgrid[:5, :5] - 2)) < 2.5  # (5, 5)
+MARGIN = 4  # pixels between a disc and the border; between two discs there are 8
+DISC = np.hypot(*(np.mgrid[:8, :8] - 3.5)) < 4  # (8, 8)
 
 ARRANGEMENTS = "rows", "columns"
 TEXTURES = "horizontal stripes", "vertical stripes", "checks", "grid", "grain"
@@ -35,7 +35,7 @@ CLASSES = tuple(f"{arrangement}, {texture}" for arrangement in ARRANGEMENTS for 
 
 # Of the 50,000 training images of seed 0.
 MEAN = 0.498, 0.498, 0.498
-STD = 0.115, 0.115, 0.115
+STD = 0.161, 0.105, 0.159
 
 
 def generate(count: int, seed: int = 0, split: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -71,8 +71,8 @@ def _draw(labels: np.ndarray, random: np.random.Generator) -> np.ndarray:
     grey = uniform(15, 30, 1, 1) * _textures(texture, random)  # (B, H, W)
     grey += uniform(4, 12, 1, 1) * random.standard_normal(grey.shape, np.float32)
 
-    angle = uniform(0, 2 * np.pi, 1) - np.float32(2 * np.pi / 3) * np.arange(3, dtype=np.float32)  # (B, C)
-    hue = uniform(50, 75, 1) * np.cos(angle)  # its channels sum to 0: discs are as bright as the rest
+    angle = uniform(0.3, 0.7, 1) - np.float32(2 * np.pi / 3) * np.arange(3, dtype=np.float32)  # (B, C)
+    hue = uniform(70, 90, 1) * np.cos(angle)  # its channels sum to 0: discs are as bright as the rest
     discs = _discs(arrangement, random)  # (B, H, W)
 
     tint = uniform(110, 145, 3)  # (B, C)
@@ -106,14 +106,11 @@ def _textures(texture: np.ndarray, random: np.random.Generator) -> np.ndarray:
 
 def _discs(arrangement: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """Where the discs are, float32 (B, 32, 32): +1 in those of the first colour, -1 in those of the second, 0 elsewhere."""
-    batch = len(arrangement)
-    result = np.zeros((batch, SIDE, SIDE), np.float32)
-    first = random.choice(np.array([-1, 1], np.float32), batch)  # colour of the disc at the top left
-    image, rows, columns = np.arange(batch)[:, None, None], np.arange(5)[:, None], np.arange(5)
+    result = np.zeros((len(arrangement), SIDE, SIDE), np.float32)
+    first = random.choice(np.array([-1, 1], np.float32), len(arrangement))  # colour of the disc at the top left
     for bottom in (0, 1):
         for right in (0, 1):
-            row, column = random.integers(*STARTS, (2, batch, 1, 1))
-            row, column = row + bottom * SIDE // 2, column + right * SIDE // 2
+            row, column = MARGIN + SIDE // 2 * np.array([bottom, right])
             other = np.where(arrangement == 0, bottom, right)  # rows: the colour changes downwards; columns: to the right
-            result[image, row + rows, column + columns] = (first * (1 - 2 * other))[:, None, None] * DISC
+            result[:, row : row + len(DISC), column : column + len(DISC)] = (first * (1 - 2 * other))[:, None, None] * DISC
     return result
