@@ -2,8 +2,8 @@
 
 The options of `train` are the fields of `TrainConfig`. What a user can put right ends in one sentence on stderr and exit status 2 (the
 command is wrong) or 1 (a file, a folder or the training is); anything else is a fault of ours and keeps its traceback. This module alone
-(with `curves.py`, which it calls) imports the application's extras (`minigrad-conformer[app]`), and only where they are used. Read next:
-`conformer/train.py`.
+(with `curves.py` and `download.py`, which it calls) imports the application's extras (`minigrad-conformer[app]`), and only where they are
+used. Read next: `conformer/train.py`.
 """
 
 from __future__ import annotations

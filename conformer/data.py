@@ -1,8 +1,10 @@
-"""The images: where CIFAR-10 is looked for, how its files are read, and what is refused.
+"""The images: which data sets there are, where their files are looked for, and what becomes of them in memory.
 
 A `Dataset` is two `Split`s (training and test) of uint8 images `(N, 32, 32, 3)` and their labels, with the names of the classes and
-the constants that normalise a pixel. `load` finds one by name and checks what it reads: sizes and labels, each error naming the file,
-what was expected and what was found. Read next: `conformer/augment.py`, what training does to a batch of these images.
+the constants that normalise a pixel. `load` finds one by name: CIFAR-10 and CIFAR-100 (`conformer/cifar.py`) in the folder or archive it is given, in
+`$CONFORMER_DATA` or in the cache, else by download (`conformer/download.py`); coupling10 is generated (`conformer/coupling10.py`). `auto` is
+CIFAR-10 where it can be had, else coupling10. Read next: `conformer/archives.py`, how files are read and what is refused, and then
+`conformer/augment.py`, what training does to a batch of these images.
 
 Letters: N images, H W rows and columns, C channels, K classes.
 """
@@ -10,20 +12,24 @@ Letters: N images, H W rows and columns, C channels, K classes.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from conformer import coupling10, download
+from conformer.archives import SIDE, DataError, read_archive, read_batch, read_folder
+from conformer.cifar import CIFAR10, CIFAR100, Cifar, Version
+
 __all__ = ["DATASETS", "DataError", "Dataset", "Split", "cache_folder", "load"]
 
-SIDE = 32  # rows and columns of every image
-PIXELS = 3 * SIDE * SIDE
+Say = Callable[[str], None]
 
 
-class DataError(ValueError):
-    """A data set that is missing, damaged or of another kind; the message is one sentence for the user."""
+class _NotFound(DataError):
+    """A data set is in none of the places it was looked for, and could not be downloaded either."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,8 @@ class Split:
 class Dataset:
     """A data set in memory.
 
-    `mean` and `std` are those of the training images' channels, with pixels from 0 to 1; `source` is the folder it was read from.
+    `mean` and `std` are those of the training images' channels, with pixels from 0 to 1; `source` is the folder or archive it was read from, or
+    says what it was made by. `notice` is a sentence for the first line of whatever uses it, where `auto` took another data set than CIFAR-10.
     """
 
     name: str
@@ -50,44 +57,8 @@ class Dataset:
     std: tuple[float, float, float]
     train: Split
     test: Split
-    source: Path
-
-
-@dataclass(frozen=True)
-class _Cifar:
-    """The binary version of one of the CIFAR data sets: files of records, each `label_bytes` labels (the last one counts), then three planes of
-    32 x 32 pixels.
-    """
-
-    name: str
-    title: str
-    folder: str
-    train_files: tuple[str, ...]
-    test_files: tuple[str, ...]
-    label_bytes: int
-    classes: tuple[str, ...]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    url: str
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        return self.train_files + self.test_files
-
-
-# Source: https://www.cs.toronto.edu/~kriz/cifar.html, "Binary version". mean and std are computed from the 50,000 training images.
-CIFAR10 = _Cifar(
-    name="cifar10",
-    title="CIFAR-10",
-    folder="cifar-10-batches-bin",
-    train_files=tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
-    test_files=("test_batch.bin",),
-    label_bytes=1,
-    classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
-    mean=(0.4914, 0.4822, 0.4465),
-    std=(0.2470, 0.2435, 0.2616),
-    url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
-)
+    source: Path | str
+    notice: str = ""
 
 
 def cache_folder() -> Path:
@@ -95,79 +66,132 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "conformer"
 
 
-def load(name: str, data_dir: str | Path | None = None) -> Dataset:
-    """Read the data set `name` into memory.
+def load(name: str, data_dir: str | Path | None = None, say: Say = lambda text: print(text, file=sys.stderr)) -> Dataset:
+    """Read, download or generate the data set `name`.
 
     Args:
-        name: one of `DATASETS`.
-        data_dir: the extracted folder or its parent; when None, `$CONFORMER_DATA` and then the cache folder are tried.
+        name: one of `DATASETS`. The `name` of the result is that of the data set which "auto" chose.
+        data_dir: an extracted folder, a folder that holds it or its archive, or the archive; when None, `$CONFORMER_DATA`, the cache folder
+            and then a download are tried.
+        say: is given a line before a download and lines of its progress.
 
     Raises:
         DataError: there is no such data set, or its files are not there or not what they should be.
     """
     if name not in DATASETS:
         raise DataError(f"there is no data set {name!r}; there is {', '.join(DATASETS)}")
-    return DATASETS[name](data_dir)
+    return DATASETS[name](data_dir, say)
 
 
-def _load_cifar(kind: _Cifar, data_dir: str | Path | None) -> Dataset:
-    folder = _find(kind, data_dir)
+def _load_auto(data_dir: str | Path | None, say: Say) -> Dataset:
+    """CIFAR-10, or coupling10 where it is nowhere to be found. Damaged files, and a `data_dir` without CIFAR-10, are errors all the same."""
+    try:
+        return _load_cifar(CIFAR10, data_dir, say)
+    except _NotFound as error:
+        if data_dir is not None:
+            raise
+        notice = f"THIS IS NOT CIFAR-10 but the generated data set coupling10, because {error}"
+        return replace(_load_coupling10(None, say), notice=notice)
+
+
+def _load_coupling10(data_dir: str | Path | None, say: Say) -> Dataset:
+    if data_dir is not None:
+        raise DataError(f"coupling10 is generated and reads no files; leave --data-dir {data_dir} out")
     return Dataset(
-        name=kind.name,
-        classes=kind.classes,
-        mean=kind.mean,
-        std=kind.std,
-        train=_read_split(kind, folder, kind.train_files),
-        test=_read_split(kind, folder, kind.test_files),
-        source=folder,
+        name="coupling10",
+        classes=coupling10.CLASSES,
+        mean=coupling10.MEAN,
+        std=coupling10.STD,
+        train=Split(*coupling10.generate(50_000, split=0)),
+        test=Split(*coupling10.generate(10_000, split=1)),
+        source="its generator, seed 0",
     )
 
 
-def _find(kind: _Cifar, data_dir: str | Path | None) -> Path:
-    """The folder that holds all files of `kind`, or an error that says where it was looked for and what is missing."""
+def _load_cifar(kind: Cifar, data_dir: str | Path | None, say: Say) -> Dataset:
+    path = _find(kind, data_dir, say)
+    version, contents = _read(kind, path)
+    train, test = (_split(kind, version, path, contents, files) for files in (version.train_files, version.test_files))
+    return Dataset(name=kind.name, classes=kind.classes, mean=kind.mean, std=kind.std, train=train, test=test, source=path)
+
+
+def _find(kind: Cifar, data_dir: str | Path | None, say: Say) -> Path:
+    """The folder or archive of `kind`, downloaded if need be; or an error that says where it was looked for and what is missing."""
     if data_dir is not None:
-        places = {"--data-dir": Path(data_dir)}
         if not Path(data_dir).exists():
-            raise DataError(f"--data-dir: there is no folder {data_dir}")
-        if not Path(data_dir).is_dir():
-            raise DataError(f"--data-dir: {data_dir} is a file; unpack the archive and give the folder {kind.folder} or its parent")
+            raise DataError(f"--data-dir: there is no folder or file {data_dir}")
+        places = {"--data-dir": Path(data_dir)}
     else:
         variable = os.environ.get("CONFORMER_DATA")
         places = ({"$CONFORMER_DATA": Path(variable)} if variable else {}) | {"the cache": cache_folder()}
     for place in places.values():
-        for folder in (place, place / kind.folder):
-            missing = [file for file in kind.files if not (folder / file).is_file()]
+        if found := _locate(kind, place):
+            return found
+
+    version = kind.versions[0]
+    missing = f"{kind.title} is not in {' or '.join(f'{name} ({place})' for name, place in places.items())}"
+    if data_dir is not None:
+        for other in (CIFAR10, CIFAR100):
+            if other is not kind and _locate(other, Path(data_dir)):
+                raise _NotFound(f"{missing}, which holds {other.title}; --dataset {other.name} reads that")
+        raise _NotFound(f"{missing}; expected {version.archive} or its folder {version.folder}, from {download.SITE}")
+    say(f"{missing}: downloading {download.SITE}/{version.archive}")
+    try:
+        return download.fetch(version.archive, version.md5, cache_folder(), say)
+    except DataError as error:
+        raise _NotFound(f"{missing} and {error}; get {version.archive} elsewhere and give it, or its folder, with --data-dir") from error
+
+
+def _locate(kind: Cifar, place: Path) -> Path | None:
+    """`place` if it is a file; else the folder or archive in it that holds a version of `kind`, or is one; None if there is none.
+
+    Raises:
+        DataError: there is a folder in which some of the files are missing, and nothing better.
+    """
+    if place.is_file():
+        return place
+    incomplete = ""
+    for version in kind.versions:
+        for folder in (place, place / version.folder):
+            missing = [file for file in version.files if not (folder / file).is_file()]
             if not missing:
                 return folder
-            if len(missing) < len(kind.files):
-                raise DataError(f"{folder} has no {', '.join(missing)}; {kind.title}'s binary version is {kind.files[0]} to {kind.files[-1]}")
-    looked = " and ".join(f"{name} ({place})" for name, place in places.items())
-    raise DataError(f"{kind.title} is not in {looked}: get {kind.url}, unpack it, and give its folder {kind.folder} with --data-dir")
+            if len(missing) < len(version.files):
+                incomplete = incomplete or f"{folder} has no {', '.join(missing)}; {version.title} is {' and '.join(_ends(version))}"
+    for version in kind.versions:
+        if (place / version.archive).is_file():
+            return place / version.archive
+    if incomplete:
+        raise DataError(incomplete)
+    return None
 
 
-def _read_split(kind: _Cifar, folder: Path, files: tuple[str, ...]) -> Split:
-    records = np.concatenate([_read_records(kind, folder / file) for file in files])  # (N, label_bytes + 3072)
-    planes = records[:, kind.label_bytes :].reshape(-1, 3, SIDE, SIDE)  # (N, C, H, W), as they lie in the file
-    return Split(images=np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), labels=records[:, kind.label_bytes - 1].astype(np.int64))
+def _read(kind: Cifar, path: Path) -> tuple[Version, dict[str, bytes]]:
+    """Which version of `kind` the folder or archive at `path` holds, and its files."""
+    names = [file for version in kind.versions for file in version.files]
+    contents = read_folder(path, names) if path.is_dir() else read_archive(path, names)
+    for version in kind.versions:
+        if contents.keys() >= set(version.files):
+            return version, contents
+    version = max(kind.versions, key=lambda version: len(contents.keys() & set(version.files)))
+    missing = [file for file in version.files if file not in contents]
+    raise DataError(f"{path} has no {', '.join(missing)}; {version.title} is {' and '.join(_ends(version))}")
 
 
-def _read_records(kind: _Cifar, path: Path) -> np.ndarray:
-    """The records of one file, uint8 (N, label_bytes + 3072)."""
-    length = kind.label_bytes + PIXELS
-    try:
-        data = np.fromfile(path, dtype=np.uint8)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
-    if data.size == 0 or data.size % length:
-        raise DataError(f"{path} has {data.size:,} bytes; expected a whole number of records of {length:,} bytes (the original has 10,000 of them)")
-    records = data.reshape(-1, length)
-    labels = records[:, kind.label_bytes - 1]
-    if labels.max() >= len(kind.classes):
-        record = int(np.argmax(labels >= len(kind.classes)))
-        raise DataError(f"{path}: record {record} has label {labels[record]}; expected 0 to {len(kind.classes) - 1}")
-    return records
+def _ends(version: Version) -> tuple[str, str]:
+    first, last = version.train_files[0], version.train_files[-1]
+    return (f"{first} to {last}" if first != last else first), version.test_files[0]
 
 
-DATASETS: dict[str, Callable[[str | Path | None], Dataset]] = {
-    CIFAR10.name: lambda data_dir: _load_cifar(CIFAR10, data_dir),
+def _split(kind: Cifar, version: Version, path: Path, contents: dict[str, bytes], files: tuple[str, ...]) -> Split:
+    batches = [read_batch(version, contents[file], path / file, len(kind.classes)) for file in files]
+    planes = np.concatenate([planes for planes, _ in batches]).reshape(-1, 3, SIDE, SIDE)  # (N, C, H, W), as they lie in the file
+    return Split(np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), np.concatenate([labels for _, labels in batches]))
+
+
+DATASETS: dict[str, Callable[[str | Path | None, Say], Dataset]] = {
+    "auto": _load_auto,
+    CIFAR10.name: lambda data_dir, say: _load_cifar(CIFAR10, data_dir, say),
+    CIFAR100.name: lambda data_dir, say: _load_cifar(CIFAR100, data_dir, say),
+    "coupling10": _load_coupling10,
 }

@@ -54,8 +54,8 @@ class TrainConfig:
     """
 
     config: Annotated[str, "the network"] = "cifar-nano"
-    dataset: Annotated[str, "the data set"] = "cifar10"
-    data_dir: Annotated[Path | None, "the extracted data folder or its parent (if not given: $CONFORMER_DATA, then the cache folder)"] = None
+    dataset: Annotated[str, "the data set; auto is cifar10 where it can be found or downloaded, else coupling10, which is generated"] = "auto"
+    data_dir: Annotated[Path | None, "an archive, its folder or their parent (if not given: $CONFORMER_DATA, the cache, then a download)"] = None
     out: Annotated[Path | None, "the run folder to make (if not given: runs/CONFIG-TIME)"] = None
     epochs: Annotated[int, "times the training images are seen"] = 20
     max_steps: Annotated[int | None, "stop after this many steps; the learning rate's schedule is fitted to them"] = None
@@ -170,7 +170,7 @@ class Trainer:
     def __init__(self, config: TrainConfig, display: Display | None = None):
         self.config = config
         self.display = display or Display()
-        self.dataset = data.load(config.dataset, config.data_dir)
+        self.dataset = data.load(config.dataset, config.data_dir, self.display.message)
         self.steps_per_epoch = len(self.dataset.train) // config.batch_size
         if not self.steps_per_epoch:
             raise ValueError(f"batch_size is {config.batch_size}, but {self.dataset.source} has only {len(self.dataset.train)} training images")
@@ -190,6 +190,7 @@ class Trainer:
             {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()},
             {
                 "dataset": self.dataset.name,
+                "dataset_notice": self.dataset.notice,
                 "config": config.config,
                 "parameters": sum(parameter.size for parameter in self.model.parameters()),
                 "train_images": len(self.dataset.train),
@@ -218,6 +219,8 @@ class Trainer:
         cpu.keep_freed_memory()
         started = time.perf_counter()
         show, config, dataset = self.display.message, self.config, self.dataset
+        if dataset.notice:
+            show(dataset.notice)
         show(f"{config.config} on {dataset.name}: {len(dataset.train):,} training and {len(dataset.test):,} test images from {dataset.source}")
         show(f"{self.steps:,} steps of {config.batch_size} images, run folder {self.folder.path}")
         show("accuracies in percent: CNN head/transformer head/sum of both")

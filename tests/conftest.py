@@ -53,6 +53,12 @@ def leaves_no_trace() -> Iterator[None]:
     assert not changed, f"the test changed {' and '.join(changed)}"
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reaches the network: where data sets are downloaded from is a port of this machine that nobody listens on."""
+    monkeypatch.setattr("conformer.download.SITE", "http://127.0.0.1:9")
+
+
 @pytest.fixture
 def cifar(tmp_path: Path) -> Callable[..., Path]:
     """A function that writes a folder in CIFAR-10's binary layout and returns it; each class has a colour of its own, to be learnt in a few steps."""

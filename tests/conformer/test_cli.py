@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conformer import cli, train
+from conformer import cli, coupling10, train
 from conformer.cli import main
 from conformer.display import Progress
 from conformer.evaluate import Accuracies
@@ -112,8 +112,28 @@ def test_wrong_usage(argv: list[str], message: str, fails: Callable[..., str]) -
 
 
 def test_data_not_there(fails: Callable[..., str]) -> None:
-    assert "get https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz" in fails(1, "train")
-    assert "there is no folder nowhere" in fails(1, "train", "--data-dir", "nowhere")
+    assert "cifar-10-binary.tar.gz cannot be downloaded: no connection; get cifar-10-binary.tar.gz elsewhere" in fails(
+        1, "train", "--dataset", "cifar10"
+    )
+    assert "there is no folder or file nowhere" in fails(1, "train", "--data-dir", "nowhere")
+    assert "coupling10 is generated and reads no files" in fails(1, "train", "--dataset", "coupling10", "--data-dir", ".")
+
+
+def test_auto_without_cifar_says_so_first(
+    tiny_network: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = coupling10.generate
+    monkeypatch.setattr(coupling10, "generate", lambda count, **options: whole(count // 500, **options))
+    assert main(["train", "--config", tiny_network, "--out", str(tmp_path / "run"), "--batch-size", "8", "--max-steps", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "downloading http://127.0.0.1" in lines[0]
+    assert lines[1].startswith("THIS IS NOT CIFAR-10 but the generated data set coupling10, because CIFAR-10 is not in the cache")
+    assert lines[2].startswith("tiny on coupling10: 100 training and 20 test images")
+    header = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert (header["dataset"], header["dataset_notice"]) == ("coupling10", lines[1])
+    assert safetensors_io.load_state(tmp_path / "run" / "last.safetensors")[1]["dataset"] == "coupling10"
+    assert main(["evaluate", str(tmp_path / "run")]) == 0
+    assert "on 20 test images of coupling10 from its generator" in capsys.readouterr().out
 
 
 def test_run_folder_taken_or_unwritable(

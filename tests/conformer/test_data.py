@@ -1,4 +1,4 @@
-"""CIFAR-10's binary layout: what is read, where it is looked for, and the sentence for each way it can be wrong."""
+"""Data sets: what CIFAR's binary layout is read as, where it is looked for, and a sentence for each way it can be wrong. Next: `test_archives.py`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from conformer import data
+from conformer import coupling10, data
 
 Cifar = Callable[..., Path]
 
@@ -51,19 +51,21 @@ def test_folder_parent_variable_and_cache(cifar: Cifar, monkeypatch: pytest.Monk
 
 
 def test_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(data.DataError, match=r"CIFAR-10 is not in the cache \(.*no-cache.conformer\): get https://.*binary.tar.gz, .* --data-dir"):
+    with pytest.raises(
+        data.DataError, match=r"CIFAR-10 is not in the cache \(.*no-cache.conformer\) and http:.*binary.tar.gz cannot be downloaded: .* --data-dir"
+    ):
         data.load("cifar10")
     monkeypatch.setenv("CONFORMER_DATA", str(tmp_path))
-    with pytest.raises(data.DataError, match=r"not in \$CONFORMER_DATA \(.*\) and the cache"):
+    with pytest.raises(data.DataError, match=r"not in \$CONFORMER_DATA \(.*\) or the cache"):
         data.load("cifar10")
-    with pytest.raises(data.DataError, match=r"not in --data-dir \(.*\): get"):
+    with pytest.raises(data.DataError, match=r"not in --data-dir \(.*\); expected cifar-10-binary.tar.gz or its folder cifar-10-batches-bin"):
         data.load("cifar10", tmp_path)
-    with pytest.raises(data.DataError, match=r"there is no folder .*typo"):
+    with pytest.raises(data.DataError, match=r"there is no folder or file .*typo"):
         data.load("cifar10", tmp_path / "typo")
     (tmp_path / "cifar.tar.gz").write_bytes(b"")
-    with pytest.raises(data.DataError, match=r"cifar.tar.gz is a file; unpack"):
+    with pytest.raises(data.DataError, match=r"cifar.tar.gz is not an archive; expected a .tar.gz or .tar file, or a folder"):
         data.load("cifar10", tmp_path / "cifar.tar.gz")
-    with pytest.raises(data.DataError, match="no data set 'mnist'; there is cifar10"):
+    with pytest.raises(data.DataError, match="no data set 'mnist'; there is auto, cifar10, cifar100, coupling10"):
         data.load("mnist")
 
 
@@ -78,7 +80,9 @@ def test_missing_file(cifar: Cifar) -> None:
 def test_wrong_size(cifar: Cifar, size: int) -> None:
     folder = cifar()
     (folder / "test_batch.bin").write_bytes(bytes(size))
-    with pytest.raises(data.DataError, match=rf"test_batch.bin has {size:,} bytes; expected .* records of 3,073 bytes"):
+    with pytest.raises(
+        data.DataError, match=rf"test_batch.bin has {size:,} bytes; CIFAR-10.s binary version has a whole number of records of 3,073 bytes"
+    ):
         data.load("cifar10", folder)
 
 
@@ -92,11 +96,11 @@ def test_label_out_of_range(cifar: Cifar) -> None:
 
 
 def test_unreadable_file(cifar: Cifar, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*arguments: object, **options: object) -> None:
+    def fail(self: Path) -> None:
         raise OSError(5, "Input/output error")
 
     folder = cifar()
-    monkeypatch.setattr(np, "fromfile", fail)
+    monkeypatch.setattr(Path, "read_bytes", fail)
     with pytest.raises(data.DataError, match=r"data_batch_1.bin cannot be read: Input/output error"):
         data.load("cifar10", folder)
 
@@ -105,3 +109,57 @@ def test_order_of_the_files(cifar: Cifar) -> None:
     folder = cifar(records=4)
     expected = np.concatenate([np.fromfile(folder / f"data_batch_{number}.bin", np.uint8).reshape(-1, 3073)[:, 0] for number in range(1, 6)])
     assert_array_equal(data.load("cifar10", folder).train.labels, expected)
+
+
+def cifar100(folder: Path, records: int = 3) -> Path:
+    folder.mkdir(parents=True)
+    for number, file in enumerate(("train.bin", "test.bin")):
+        content = np.random.default_rng(number).integers(0, 256, (records, 3074), np.uint8)
+        content[:, 0], content[:, 1] = 19, [99, 0, 42]  # coarse, fine
+        content.tofile(folder / file)
+    return folder
+
+
+def test_cifar100_has_fine_labels(tmp_path: Path) -> None:
+    folder = cifar100(tmp_path / "cifar-100-binary")
+    dataset = data.load("cifar100", tmp_path)
+    assert (dataset.name, len(dataset.classes), len(set(dataset.classes)), dataset.source) == ("cifar100", 100, 100, folder)
+    assert_array_equal(dataset.train.labels, [99, 0, 42])
+    assert (dataset.classes[0], dataset.classes[42], dataset.classes[99]) == ("apple", "leopard", "worm")
+    assert dataset.test.images[2, 0, 1, 0] == np.fromfile(folder / "test.bin", np.uint8)[2 * 3074 + 2 + 1]
+    with open(folder / "test.bin", "rb+") as file:
+        file.write(bytes([0, 100]))
+    with pytest.raises(data.DataError, match=r"test.bin: record 0 has label 100; expected 0 to 99"):
+        data.load("cifar100", tmp_path)
+
+
+def test_the_other_cifar_is_named(tmp_path: Path) -> None:
+    cifar100(tmp_path / "cifar-100-binary")
+    with pytest.raises(data.DataError, match=r"which holds CIFAR-100; --dataset cifar100 reads that"):
+        data.load("cifar10", tmp_path)
+
+
+def test_coupling10_and_auto(cifar: Cifar, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    whole = coupling10.generate
+    monkeypatch.setattr(coupling10, "generate", lambda count, **options: whole(count // 1000, **options))
+    dataset = data.load("coupling10")
+    assert (dataset.name, len(dataset.train), len(dataset.test), len(dataset.classes)) == ("coupling10", 50, 10, 10)
+    assert dataset.notice == ""
+    assert not np.array_equal(dataset.train.images[:10], dataset.test.images)
+    with pytest.raises(data.DataError, match="coupling10 is generated and reads no files"):
+        data.load("coupling10", tmp_path)
+
+    lines: list[str] = []
+    fallback = data.load("auto", say=lines.append)
+    assert (fallback.name, len(lines)) == ("coupling10", 1)
+    assert "NOT CIFAR-10" in fallback.notice
+    folder = cifar()
+    assert data.load("auto", folder).name == "cifar10"
+    (empty := tmp_path / "empty").mkdir()
+    with pytest.raises(data.DataError, match="CIFAR-10 is not in --data-dir"):  # who names a folder wants no other data
+        data.load("auto", empty)
+    monkeypatch.setenv("CONFORMER_DATA", str(folder))
+    assert data.load("auto").name == "cifar10"
+    (folder / "test_batch.bin").write_bytes(b"damaged")
+    with pytest.raises(data.DataError, match="test_batch.bin has 7 bytes"):  # and damaged data is not passed over
+        data.load("auto")

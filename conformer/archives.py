@@ -1,0 +1,182 @@
+"""Reading CIFAR's files, from a folder or straight from an archive, binary records or pickles: nothing is unpacked to disk, nothing in a file is run.
+
+`read_folder` and `read_archive` give the contents of files by name; `read_batch` turns one file's contents into pixels and labels, and checks
+both. What is wrong is a `DataError` that names the file, what was expected and what was found. Read next: `conformer/data.py`.
+
+Letters: N images.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import pickle
+import tarfile
+import zlib
+from collections.abc import Collection
+from pathlib import Path, PurePosixPath
+from typing import Any, NoReturn
+
+import numpy as np
+
+from conformer.cifar import Version
+
+__all__ = ["PIXELS", "SIDE", "DataError", "read_archive", "read_batch", "read_folder"]
+
+SIDE = 32  # rows and columns of every image
+PIXELS = 3 * SIDE * SIDE
+LARGEST = 2**30  # bytes of a file in an archive; the original ones have up to 155 million
+
+
+class DataError(ValueError):
+    """A data set that is missing, damaged or of another kind; the message is one sentence for the user."""
+
+
+def read_folder(folder: Path, names: Collection[str]) -> dict[str, bytes]:
+    """The contents of those files of `folder` that are there, by name.
+
+    Raises:
+        DataError: one of them cannot be read.
+    """
+    contents = {}
+    for path in (folder / name for name in names):
+        try:
+            if path.is_file():
+                contents[path.name] = path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+    return contents
+
+
+def read_archive(path: Path, names: Collection[str]) -> dict[str, bytes]:
+    """The contents of those files that a .tar.gz or .tar holds, by name; the folder they lie in does not matter.
+
+    The archive is read to its end, where gzip's checksum stands. Links and other special members are passed over.
+
+    Args:
+        path: the archive.
+        names: the files to read.
+
+    Raises:
+        DataError: it is not such an archive, cannot be read, is cut short or damaged, or holds one of the files twice or none of them.
+    """
+    contents: dict[str, bytes] = {}
+    others: list[str] = []
+    try:
+        with open(path, "rb") as file:
+            zipped = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            stream: Any = gzip.GzipFile(fileobj=file) if zipped else file
+            with tarfile.open(fileobj=stream, mode="r:") as archive:
+                for member in archive:
+                    name = PurePosixPath(member.name).name
+                    if not member.isreg() or name not in names:
+                        others.append(member.name)
+                        continue
+                    if name in contents:
+                        raise DataError(f"{path} holds {name} twice; expected one data set")
+                    if member.size > LARGEST:
+                        raise DataError(f"{path}: {name} has {member.size:,} bytes; expected at most {LARGEST:,}")
+                    content = archive.extractfile(member)
+                    assert content is not None  # a regular file
+                    contents[name] = content.read()
+                while stream.read(2**20):
+                    pass
+    except EOFError as error:
+        raise DataError(f"{path} is cut short; get it again") from error
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path} is damaged ({error}); get it again") from error
+    except tarfile.TarError as error:
+        if contents or others:
+            raise DataError(f"{path} is cut short or damaged ({error}); get it again") from error
+        raise DataError(f"{path} is not an archive; expected a .tar.gz or .tar file, or a folder") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+    if not contents:
+        held = f"; it holds {', '.join(others[:4])}{', ...' if len(others) > 4 else ''}" if others else ", but it is empty"
+        raise DataError(f"{path}: expected {', '.join(names)}{held}")
+    return contents
+
+
+def read_batch(version: Version, content: bytes, path: Path, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """The images and labels of one file.
+
+    Args:
+        version: how the file is laid out.
+        content: what it holds.
+        path: its name in messages.
+        classes: labels are below this.
+
+    Returns:
+        `(planes, labels)`: uint8 (N, 3072), each image as three planes of 32 x 32, and int64 (N,).
+
+    Raises:
+        DataError: the content is not whole records, not such a pickle, or has labels out of range.
+    """
+    planes, labels = _read_records(version, content, path) if version.label_bytes else _read_pickle(version, content, path)
+    wrong = (labels < 0) | (labels >= classes)
+    if wrong.any():
+        record = int(np.argmax(wrong))
+        raise DataError(f"{path}: record {record} has label {labels[record]}; expected 0 to {classes - 1}")
+    return planes, labels
+
+
+def _read_records(version: Version, content: bytes, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    length = version.label_bytes + PIXELS
+    if not content or len(content) % length:
+        raise DataError(f"{path} has {len(content):,} bytes; {version.title} has a whole number of records of {length:,} bytes")
+    records = np.frombuffer(content, np.uint8).reshape(-1, length)
+    return records[:, version.label_bytes :], records[:, version.label_bytes - 1].astype(np.int64)
+
+
+def _read_pickle(version: Version, content: bytes, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    def refuse(reason: str) -> NoReturn:
+        raise DataError(f"{path} is not a file of {version.title}: {reason}")
+
+    try:
+        batch = _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
+    except Exception as error:  # a damaged pickle may raise nearly anything (pickle's documentation says so)
+        refuse(f"expected a pickle of plain values and arrays ({str(error) or type(error).__name__})")
+    if not isinstance(batch, dict):
+        refuse(f"expected a dictionary, found {type(batch).__name__}")
+    batch = {key.decode("latin-1") if isinstance(key, bytes) else key: value for key, value in batch.items()}
+    if missing := [key for key in ("data", version.label_key) if key not in batch]:
+        refuse(f"expected an entry {missing[0]!r}, found {', '.join(map(repr, batch)) or 'none'}")
+    data, labels = batch["data"], batch[version.label_key]
+    if not isinstance(data, _PickledArray) or (planes := data.bytes_array()) is None or planes.ndim != 2 or planes.shape[1] != PIXELS:
+        refuse(f"expected an array of bytes of shape (N, {PIXELS}) as 'data'")
+    if not len(planes):
+        refuse("it holds no images")
+    # Numbers above 2**31 are no labels, and would not fit the array.
+    if not isinstance(labels, list) or not all(type(label) is int and abs(label) < 2**31 for label in labels) or len(labels) != len(planes):
+        refuse(f"expected a list of {len(planes):,} whole numbers as {version.label_key!r}")
+    return planes, np.array(labels, np.int64)
+
+
+class _PickledArray:
+    """What a pickle says about an array. Stands in for NumPy's own types, so that reading a file runs none of their code."""
+
+    def __init__(self, *arguments: Any):  # _reconstruct(ndarray, (0,), "b"), or dtype("u1", 0, 1)
+        self.arguments = arguments
+        self.state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def bytes_array(self) -> np.ndarray | None:
+        """The array, if it is one of bytes with two axes; None otherwise."""
+        match self.state:
+            case (_, tuple(shape), _PickledArray(arguments=(b"u1" | "u1", *_)), bool(fortran) | int(fortran), bytes(content)):
+                array = np.frombuffer(content, np.uint8)
+                if len(shape) == 2 and all(type(size) is int and size >= 0 for size in shape) and array.size == shape[0] * shape[1]:
+                    return array.reshape(shape, order="F" if fortran else "C")
+        return None
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Reads plain values, and NumPy's arrays as `_PickledArray`. What a pickle calls comes from `find_class`: here, something inert."""
+
+    def find_class(self, module: str, name: str) -> type:
+        if (module, name) in {("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")}:
+            return _PickledArray
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")

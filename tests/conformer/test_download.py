@@ -1,0 +1,169 @@
+"""Downloads from a server on this machine: good ones, and the sentence for each way they fail. Nothing unfinished is left behind."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import socket
+import tarfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conformer import data, download
+
+Cifar = Callable[..., Path]
+CONTENT = bytes(range(256)) * 4000
+MD5 = hashlib.md5(CONTENT).hexdigest()
+
+
+class Server(ThreadingHTTPServer):
+    """Serves `files` by path; what is in `promised` is announced with that many bytes, more than are sent."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files: dict[str, bytes] = {}
+        self.promised: dict[str, int] = {}
+        self.requests: list[str] = []
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        self.server.requests.append(self.path)
+        content = self.server.files.get(self.path)
+        if content is None:
+            return self.send_error(404)
+        self.send_response(200)
+        self.send_header("Content-Length", str(self.server.promised.get(self.path, len(content))))
+        self.end_headers()
+        self.wfile.write(content)
+        self.close_connection = True
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        monkeypatch.setattr(download, "SITE", f"http://127.0.0.1:{server.server_port}")
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_good(server: Server, tmp_path: Path) -> None:
+    server.files["/a.tar.gz"] = CONTENT
+    lines: list[str] = []
+    path = download.fetch("a.tar.gz", MD5, tmp_path / "new" / "cache", lines.append)
+    assert path == tmp_path / "new" / "cache" / "a.tar.gz"
+    assert path.read_bytes() == CONTENT
+    assert lines == ["a.tar.gz: 1.0 MB, complete"]
+    assert download.fetch("a.tar.gz", MD5, path.parent, lines.append) == path  # it is there: no second request
+    assert server.requests == ["/a.tar.gz"]
+
+
+def test_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    lines: list[str] = []
+    progress = download._Progress("a.tar.gz", 10_000_000, lines.append)
+    for _ in range(10):
+        now += 0.75
+        progress.add(1_000_000)
+    assert lines == [
+        "a.tar.gz: 3.0 of 10.0 MB, 5 s left",
+        "a.tar.gz: 6.0 of 10.0 MB, 3 s left",
+        "a.tar.gz: 9.0 of 10.0 MB, 1 s left",
+        "a.tar.gz: 10.0 MB, complete",
+    ]
+
+
+def refused(folder: Path, archive: str = "a.tar.gz") -> str:
+    """The sentence with which a download fails; nothing is left in `folder`."""
+    with pytest.raises(data.DataError) as caught:
+        download.fetch(archive, MD5, folder, lambda text: None)
+    assert not folder.exists() or list(folder.iterdir()) == []
+    return str(caught.value)
+
+
+def test_wrong_checksum(server: Server, tmp_path: Path) -> None:
+    server.files["/a.tar.gz"] = CONTENT[:-1] + b"?"
+    assert refused(tmp_path).endswith(f"/a.tar.gz cannot be used: what came is not the original file, whose MD5 is {MD5}")
+
+
+def test_cut_short(server: Server, tmp_path: Path) -> None:
+    server.files["/a.tar.gz"], server.promised["/a.tar.gz"] = CONTENT[:-24_000], len(CONTENT)
+    assert "cannot be downloaded: the connection broke after " in (text := refused(tmp_path))
+    assert "of 1,024,000 bytes" in text
+
+
+def test_not_there(server: Server, tmp_path: Path) -> None:
+    assert "/b.tar.gz cannot be downloaded: the server answers 404" in refused(tmp_path, "b.tar.gz")
+
+
+def test_unreachable(tmp_path: Path) -> None:
+    assert "cannot be downloaded: no connection" in refused(tmp_path)
+
+
+def test_no_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(download, "ANSWER_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and says nothing
+        monkeypatch.setattr(download, "SITE", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        assert "no answer within 0.2 seconds" in refused(tmp_path)
+
+
+def test_a_name_that_is_looked_up_for_ever(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert download.ANSWER_SECONDS < 5
+    monkeypatch.setattr(download, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(download, "SITE", "http://somewhere.invalid")
+    ended = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **options: ended.wait(60))
+    started = time.monotonic()
+    assert "no answer within 0.2 seconds" in refused(tmp_path)
+    assert time.monotonic() - started < 5
+    ended.set()
+
+
+def test_folder_that_cannot_be_written(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    server.files["/a.tar.gz"] = CONTENT
+    with pytest.raises(data.DataError, match=r"cannot be saved in .*file.inner"):
+        download.fetch("a.tar.gz", MD5, tmp_path / "file" / "inner", lambda text: None)
+
+
+def test_no_pooch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "pooch", None)
+    assert "downloading needs pooch (pip install 'minigrad-conformer[app]')" in refused(tmp_path)
+
+
+def test_load_downloads_once(server: Server, cifar: Cifar, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """From an empty cache to images, through the archive; the second time without the server."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        archive.add(cifar(records=4), "cifar-10-batches-bin")
+    server.files["/cifar-10-binary.tar.gz"] = packed.getvalue()
+    version = replace(data.CIFAR10.versions[0], md5=hashlib.md5(packed.getvalue()).hexdigest())
+    monkeypatch.setattr(data, "CIFAR10", replace(data.CIFAR10, versions=(version,)))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("CONFORMER_DATA", raising=False)
+    lines: list[str] = []
+    for _ in range(2):
+        dataset = data.load("auto", say=lines.append)
+        assert (dataset.name, len(dataset.train), dataset.notice) == ("cifar10", 20, "")
+        assert dataset.source == tmp_path / "cache" / "conformer" / "cifar-10-binary.tar.gz"
+    assert len(lines) == 2
+    assert f"downloading {download.SITE}/cifar-10-binary.tar.gz" in lines[0]
+    assert len(server.requests) == 1
