@@ -11,7 +11,10 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import shlex
+import signal
 import sys
+import textwrap
 import time
 import typing
 from collections.abc import Sequence
@@ -24,12 +27,14 @@ from conformer.config import CONFIGS, named_config
 from conformer.display import Display, Progress
 from conformer.evaluate import evaluate, load_run
 from conformer.info import describe
-from conformer.train import OPENBLAS_PINS, TrainConfig, Trainer
+from conformer.options import MAY_CHANGE, TrainConfig
+from conformer.stopping import Stopped
+from conformer.train import OPENBLAS_PINS, Trainer
 
 __all__ = ["main"]
 
 CHOICES = {"config": CONFIGS, "dataset": data.DATASETS}
-METAVARS = {int: "N", float: "X", Path: "PATH", str: "NAME"}
+METAVARS = {int: "N", float: "X", Path: "PATH", str: "NAME", "time_budget": "TIME"}
 
 
 class Mistake(Exception):
@@ -40,11 +45,21 @@ class Mistake(Exception):
         self.status = status
 
 
+class _Help(argparse.HelpFormatter):
+    """argparse's help, with no line broken inside --max-steps or cifar-nano."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=28)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse with errors of one sentence that name the option probably meant, and without guessing at abbreviated options."""
 
     def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, allow_abbrev=False, formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=28), **kwargs)
+        super().__init__(*args, allow_abbrev=False, formatter_class=_Help, **kwargs)
 
     def parse_known_args(self, *args: Any, **kwargs: Any) -> tuple[Any, list[str]]:
         namespace, unknown = super().parse_known_args(*args, **kwargs)
@@ -59,7 +74,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _add_options(parser: argparse.ArgumentParser, config: type, names: Sequence[str] | None = None) -> None:
-    """Make an option of each field of a dataclass (of those in `names`): its type and help text from the annotation, its default from the field."""
+    """Make an option of each field of a dataclass (of those in `names`): its type and help text from the annotation.
+
+    An option that is not given is not in the namespace: the dataclass has the default, and a resumed run its own.
+    """
     hints = typing.get_type_hints(config, include_extras=True)
     for field in fields(config):
         if names is not None and field.name not in names:
@@ -70,7 +88,8 @@ def _add_options(parser: argparse.ArgumentParser, config: type, names: Sequence[
         text += f": {', '.join(choices)}" if choices else ""
         text += "" if field.default is None else f" (default: {field.default})"
         option = f"--{field.name.replace('_', '-')}"
-        parser.add_argument(option, type=kind, default=field.default, help=text, metavar=METAVARS[kind], choices=choices)
+        metavar = METAVARS.get(field.name, METAVARS[kind])
+        parser.add_argument(option, type=kind, default=argparse.SUPPRESS, help=text, metavar=metavar, choices=choices)
 
 
 def _parser() -> _Parser:
@@ -79,6 +98,9 @@ def _parser() -> _Parser:
 
     text = "train a network"
     train = commands.add_parser("train", help=text, description=f"{text.capitalize()}; progress, metrics and weights go to a run folder.")
+    kept = ", ".join(f"--{field.name.replace('_', '-')}" for field in fields(TrainConfig) if field.name in MAY_CHANGE)
+    text = f"go on with the run in this folder, from its last checkpoint, with the options it was started with (these may be given anew: {kept})"
+    train.add_argument("--resume", type=Path, metavar="RUN", help=text)
     _add_options(train, TrainConfig)
     train.set_defaults(command=_train)
 
@@ -107,25 +129,41 @@ def _positive(text: str) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
+    given = {field.name: getattr(options, field.name) for field in fields(TrainConfig) if hasattr(options, field.name)}
+    if options.resume and "out" in given:
+        raise Mistake("--resume goes on in the folder of the run itself: leave --out out", 2)
     try:
-        config = TrainConfig(**{field.name: getattr(options, field.name) for field in fields(TrainConfig)})
+        config = TrainConfig(**given)
     except ValueError as error:  # its sentence begins with the name of the field
         name, rest = str(error).split(" ", 1)
         raise Mistake(f"--{name.replace('_', '-')} {rest}", 2) from error
     _say_pins()
     try:
-        trainer = Trainer(config, _display())
+        trainer = Trainer.resume(options.resume, _display(), **given) if options.resume else Trainer(config, _display())
     except (OSError, ValueError) as error:
         raise Mistake(_sentence(error), 1) from error
+    run = trainer.folder.path
+    if trainer.finished:
+        print(f"the run in {run} is finished: {trainer.steps:,} steps, test accuracy {trainer.test} %")
+        _draw(run)
+        return 0
     try:
         trainer.run()
-    except (OSError, FloatingPointError) as error:
+    except FloatingPointError as error:
         raise Mistake(_sentence(error), 1) from error
+    except OSError as error:
+        raise Mistake(f"{_sentence(error)}; {_way_on(trainer)}", 1) from error
     except KeyboardInterrupt as error:
-        kept = "the weights of the last whole epoch are" if trainer.test else "no epoch was finished, so there are no weights"
-        raise Mistake(f"stopped at step {trainer.step} of {trainer.steps}; {kept} in {trainer.folder.path}", 130) from error
-    _draw(trainer.folder.path)
+        number = error.signal if isinstance(error, Stopped) else signal.SIGINT
+        raise Mistake(f"stopped at step {trainer.step:,} of {trainer.steps:,}; {_way_on(trainer)}", 128 + number) from error
+    _draw(run)
     return 0
+
+
+def _way_on(trainer: Trainer) -> str:
+    """How to go on with a run that was broken off."""
+    kept = "nothing was saved yet" if trainer.saved is None else f"step {trainer.saved[0]:,} is saved"
+    return f"{kept}, go on with: conformer train --resume {shlex.quote(str(trainer.folder.path))}"
 
 
 def _draw(run: Path) -> None:
@@ -143,7 +181,7 @@ def _draw(run: Path) -> None:
 def _evaluate(options: argparse.Namespace) -> int:
     try:
         model, entries = load_run(options.run)
-        dataset = data.load(entries["dataset"], options.data_dir)
+        dataset = data.load(entries["dataset"], getattr(options, "data_dir", None))
     except (OSError, ValueError) as error:
         raise Mistake(_sentence(error), 1) from error
     result = evaluate(model, dataset.test, dataset, options.batch_size)
@@ -156,7 +194,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 def _info(options: argparse.Namespace) -> int:
     try:
-        print(describe(named_config(options.config), options.image_size))
+        print(describe(named_config(getattr(options, "config", TrainConfig.config)), options.image_size))
     except ValueError as error:
         raise Mistake(_sentence(error), 2) from error
     _say_pins()
@@ -222,7 +260,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the command and its options; None takes the process's.
 
     Returns:
-        The exit status: 0, or 1 or 2 after a sentence on stderr, or 130 after Ctrl-C.
+        The exit status: 0, or 1 or 2 after a sentence on stderr, or 130 after Ctrl-C and 143 after SIGTERM.
     """
     try:
         options = _parser().parse_args(argv)

@@ -33,7 +33,7 @@ class Progress(NamedTuple):
         test = f"  test {self.test} %" if self.test else ""
         return (
             f"step {self.step}/{self.steps}  epoch {self.epoch:.2f}  {left} left  loss {self.loss:.3f}  train {self.train} %{test}  "
-            f"{self.images_per_second:.0f} images/s"
+            f"lr {self.learning_rate:.2g}  {self.images_per_second:.0f} images/s"
         )
 
 

@@ -159,7 +159,7 @@ def test_full_disk(cifar: Cifar, tiny_network: str, tmp_path: Path, fails: Calla
 
     monkeypatch.setattr(safetensors_io, "save_state", full)
     command = ["train", "--config", tiny_network, "--data-dir", str(cifar()), "--batch-size", "4", "--max-steps", "1", "--out", str(tmp_path / "run")]
-    assert "last.safetensors: No space left on device" in fails(1, *command)
+    assert "checkpoint.safetensors: No space left on device; nothing was saved yet, go on with: conformer train --resume" in fails(1, *command)
 
 
 def test_ctrl_c(cifar: Cifar, tiny_network: str, tmp_path: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +173,7 @@ def test_ctrl_c(cifar: Cifar, tiny_network: str, tmp_path: Path, fails: Callable
     monkeypatch.setattr(train.Trainer, "train_step", interrupted)
     command = ["train", "--config", tiny_network, "--data-dir", str(cifar(records=8)), "--batch-size", "8", "--epochs", "2"]
     line = fails(130, *command, "--out", str(tmp_path / "run"))
-    assert "stopped at step 6 of 10; the weights of the last whole epoch are in" in line
+    assert f"stopped at step 6 of 10; step 5 is saved, go on with: conformer train --resume {tmp_path / 'run'}" in line
     assert safetensors_io.load_state(tmp_path / "run" / "last.safetensors")[1]["step"] == "5"
 
 

@@ -46,6 +46,12 @@ def lines(folder: Path) -> list[dict[str, Any]]:
         ({"warmup": 1.0}, "warmup is 1.0; it must be at least 0 and below 1"),
         ({"label_smoothing": -0.1}, "label_smoothing is -0.1; it must be at least 0 and below 1"),
         ({"clip_norm": -1.0}, "clip_norm is -1.0; it must be at least 0"),
+        ({"accumulate": 3}, "accumulate is 3; it must divide the 128 images of a step into equal parts of 2 or more"),
+        ({"accumulate": 128}, "accumulate is 128; it must divide the 128 images"),
+        ({"checkpoint_minutes": -1.0}, "checkpoint_minutes is -1.0; it must be at least 0"),
+        ({"time_budget": "soon"}, "time_budget 'soon' is not a time; write it like 90s, 30m or 1h30m"),
+        ({"time_budget": "0m"}, "time_budget '0m' leaves no time to train"),
+        ({"time_budget": "5m", "max_steps": 3}, "time_budget is 5m and max_steps is 3; give one of the two"),
         ({"ema": 1.0}, "ema is 1.0; it must be at least 0 and below 1"),
     ],
 )
@@ -80,7 +86,13 @@ def test_run_folder(config: TrainConfig, capsys: pytest.CaptureFixture[str]) -> 
     result = train.train(config)
     assert result.folder == config.out
     assert result.steps == 10
-    assert sorted(path.name for path in result.folder.iterdir()) == ["best.safetensors", "config.json", "last.safetensors", "metrics.jsonl"]
+    assert sorted(path.name for path in result.folder.iterdir()) == [
+        "best.safetensors",
+        "checkpoint.safetensors",
+        "config.json",
+        "last.safetensors",
+        "metrics.jsonl",
+    ]
     saved = json.loads((result.folder / "config.json").read_text())
     assert saved["config"] == "tiny"
     assert saved["epochs"] == 2
@@ -220,5 +232,5 @@ def test_display_prints_at_intervals_and_at_the_end(capsys: pytest.CaptureFixtur
     for step in range(1, 5):
         display.progress(progress._replace(step=step, test=shares if step == 4 else None))
     first, last = capsys.readouterr().out.splitlines()
-    assert first == "step 1/4  epoch 0.50  0:01:15 left  loss 2.000  train 50.0/25.0/52.5 %  640 images/s"
-    assert last == "step 4/4  epoch 0.50  0:01:15 left  loss 2.000  train 50.0/25.0/52.5 %  test 50.0/25.0/52.5 %  640 images/s"
+    assert first == "step 1/4  epoch 0.50  0:01:15 left  loss 2.000  train 50.0/25.0/52.5 %  lr 0.001  640 images/s"
+    assert last == "step 4/4  epoch 0.50  0:01:15 left  loss 2.000  train 50.0/25.0/52.5 %  test 50.0/25.0/52.5 %  lr 0.001  640 images/s"

@@ -1,0 +1,37 @@
+"""How many steps fit a time: `--time-budget 30m` read, and turned into steps once a few of them have been timed.
+
+Read next: `Trainer._fit_to_budget` in `conformer/train.py`, which does the timing.
+"""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["TIMED_STEPS", "duration", "steps_within"]
+
+TIMED_STEPS = 20  # that a time budget is turned into steps by
+
+UNITS = {"s": 1, "m": 60, "h": 3600}
+
+
+def duration(text: str) -> float:
+    """Seconds of "90s", "30m", "1.5h" or "1h30m"; raises ValueError for anything else."""
+    if not re.fullmatch(r"(\d+(\.\d+)?[smh])+", text):
+        raise ValueError(f"{text!r} is not a time; write it like 90s, 30m or 1h30m")
+    seconds = sum(float(number) * UNITS[unit] for number, unit in re.findall(r"([\d.]+)([smh])", text))
+    if not seconds > 0:
+        raise ValueError(f"{text!r} leaves no time to train")
+    return seconds
+
+
+def steps_within(seconds: float, step: float, epoch_end: float, steps_per_epoch: int) -> int:
+    """How many steps can be taken in `seconds`; at least 1.
+
+    Args:
+        seconds: the time there is.
+        step: seconds of a step.
+        epoch_end: seconds of evaluating and saving, after each epoch and after the last step.
+        steps_per_epoch: steps of an epoch.
+    """
+    epochs, rest = divmod(seconds, steps_per_epoch * step + epoch_end)
+    return max(1, int(epochs) * steps_per_epoch + max(0, int((rest - epoch_end) / step)))

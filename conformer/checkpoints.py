@@ -1,0 +1,106 @@
+"""A checkpoint: everything a run needs to go on as if it had never been broken off, in one file.
+
+Weights, the optimiser's state and the averaged weights are its arrays; the rest (step, options, data set, best accuracies, the window of running
+figures) is one piece of JSON in its metadata. No generator state is in it: draws depend on the seed and the step (`minigrad/random.py`). The file
+is replaced atomically, so whenever a process is killed, the last checkpoint or the one before it is there, whole. Read next:
+`conformer/run_folder.py`, the files around it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from conformer.data import Dataset
+from conformer.evaluate import Accuracies
+from minigrad import safetensors_io
+
+__all__ = ["Checkpoint", "fingerprint", "load_checkpoint", "save_checkpoint"]
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a run stands after a step.
+
+    Attributes:
+        arrays: "model.*", "optimizer.*" and, with averaged weights, "ema.*".
+        options: the fields of `TrainConfig`, paths as text.
+        network: the fields of `ConformerConfig`.
+        dataset: name of the data set; `fingerprint`: of its images and labels.
+        environment: what the last digits depend on: threads, NumPy, BLAS.
+        step: steps taken; `steps`: of how many; `evaluated`: step of the last evaluation.
+        lines: lines that metrics.jsonl has.
+        learning_rate: of the last step.
+        test, best: accuracies on the test images at the last and the best evaluation.
+        recent: loss, accuracies and seconds of the last steps.
+        seconds: that the run has taken so far; `evaluation_seconds`: of the last evaluation.
+    """
+
+    arrays: dict[str, np.ndarray]
+    options: dict[str, Any]
+    network: dict[str, Any]
+    dataset: str
+    fingerprint: str
+    environment: dict[str, Any]
+    step: int
+    steps: int
+    evaluated: int
+    lines: int
+    learning_rate: float
+    test: Accuracies | None
+    best: Accuracies | None
+    recent: list[tuple[float, Accuracies, float]]
+    seconds: float
+    evaluation_seconds: float
+
+    def part(self, name: str) -> dict[str, np.ndarray]:
+        """The arrays called "`name`.*", without that prefix."""
+        return {key.removeprefix(f"{name}."): array for key, array in self.arrays.items() if key.startswith(f"{name}.")}
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint, atomically; raises OSError, and an older file is then unharmed."""
+    values = {field.name: getattr(checkpoint, field.name) for field in fields(checkpoint) if field.name != "arrays"}
+    safetensors_io.save_state(path, checkpoint.arrays, {"checkpoint": json.dumps({"version": VERSION, **values}, allow_nan=False)})
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises:
+        OSError: there is no such file, or it cannot be read.
+        ValueError: it is damaged, or no checkpoint of this version of the program.
+    """
+    arrays, metadata = safetensors_io.load_state(path)
+    try:
+        values = json.loads(metadata["checkpoint"])
+        version = values.pop("version")
+    except (KeyError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is not a checkpoint that `conformer train` wrote") from error
+    if version != VERSION:
+        raise ValueError(f"{path} is a checkpoint of version {version}, and this program reads version {VERSION}")
+    try:
+        for name in ("test", "best"):
+            values[name] = values[name] and Accuracies(*values[name])
+        values["recent"] = [(loss, Accuracies(*shares), seconds) for loss, shares, seconds in values["recent"]]
+        return Checkpoint(arrays=arrays, **values)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a checkpoint that this program wrote ({error})") from error
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """A checksum of every image and label, and of what they are called and normalised with: equal for the same data, wherever they lie."""
+    checksum = hashlib.blake2b(digest_size=16)
+    checksum.update(repr((dataset.name, dataset.classes, dataset.mean, dataset.std)).encode())
+    for split in (dataset.train, dataset.test):
+        for array in (split.images, split.labels):
+            checksum.update(repr((array.shape, array.dtype.str)).encode())
+            checksum.update(np.ascontiguousarray(array).data)
+    return checksum.hexdigest()

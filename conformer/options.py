@@ -1,0 +1,117 @@
+"""What a training run can be told: `TrainConfig`, each option with its meaning and its limits, to and from JSON.
+
+Read next: `conformer/train.py`, which does what it says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from conformer.budget import TIMED_STEPS, duration
+
+__all__ = ["MAY_CHANGE", "TrainConfig", "from_plain", "plain", "resumed"]
+
+MAY_CHANGE = {"data_dir", "log_every", "checkpoint_steps", "checkpoint_minutes"}
+"""Options that a resumed run may be given anew: they change no weight."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The options of a training run; each field's annotation is its help text on the command line.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    config: Annotated[str, "the network"] = "cifar-nano"
+    dataset: Annotated[str, "the data set; auto is cifar10 where it can be found or downloaded, else coupling10, which is generated"] = "auto"
+    data_dir: Annotated[Path | None, "an archive, its folder or their parent (if not given: $CONFORMER_DATA, the cache, then a download)"] = None
+    out: Annotated[Path | None, "the run folder to make (if not given: runs/CONFIG-TIME)"] = None
+    epochs: Annotated[int, "times the training images are seen"] = 20
+    max_steps: Annotated[int | None, "stop after this many steps; the learning rate's schedule is fitted to them"] = None
+    batch_size: Annotated[int, "images a step"] = 128
+    seed: Annotated[int, "fixes every random draw"] = 0
+    lr: Annotated[float, "highest learning rate"] = 2e-3
+    warmup: Annotated[float, "share of the steps over which the learning rate rises; after them it falls along a cosine"] = 0.1
+    weight_decay: Annotated[float, "AdamW's decay of weight matrices and kernels"] = 0.05
+    label_smoothing: Annotated[float, "share of the target that is spread over all classes"] = 0.1
+    clip_norm: Annotated[float, "largest norm of the gradient, 0 for no limit"] = 1.0
+    drop_path: Annotated[float, "stochastic depth of the last transformer block"] = 0.0
+    ema: Annotated[float, "decay of an average of the weights that is measured and saved too, 0 for none"] = 0.0
+    accumulate: Annotated[int, "parts that a step's images are taken in, for less memory; batch norm sees one part at a time"] = 1
+    time_budget: Annotated[str | None, f"time to train for, like 30m; {TIMED_STEPS} steps are timed, undone, and fix the number of steps"] = None
+    log_every: Annotated[int, "steps between two lines of metrics.jsonl"] = 20
+    checkpoint_steps: Annotated[int, "steps between two checkpoints, beside those at the end of each epoch; 0 for no such limit"] = 0
+    checkpoint_minutes: Annotated[float, "minutes between two checkpoints, likewise"] = 5.0
+
+    def __post_init__(self) -> None:
+        least = {"epochs": 1, "batch_size": 2, "log_every": 1, "seed": 0, "weight_decay": 0, "clip_norm": 0}
+        least |= {"accumulate": 1, "checkpoint_steps": 0, "checkpoint_minutes": 0}
+        for name, bound in least.items():
+            if not getattr(self, name) >= bound:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {bound}")
+        if self.max_steps is not None and self.max_steps < 1:
+            raise ValueError(f"max_steps is {self.max_steps}; it must be at least 1")
+        if not 0 < self.lr < float("inf"):
+            raise ValueError(f"lr is {self.lr}; it must be above 0")
+        for name in ("warmup", "label_smoothing", "drop_path", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
+        if self.batch_size % self.accumulate or self.batch_size // self.accumulate < 2:
+            raise ValueError(f"accumulate is {self.accumulate}; it must divide the {self.batch_size} images of a step into equal parts of 2 or more")
+        if self.time_budget is not None:
+            if self.max_steps is not None:
+                raise ValueError(f"time_budget is {self.time_budget} and max_steps is {self.max_steps}; give one of the two")
+            try:
+                duration(self.time_budget)
+            except ValueError as error:
+                raise ValueError(f"time_budget {error}") from error
+
+
+def plain(config: TrainConfig) -> dict[str, Any]:
+    """The options as JSON has them. The data folder in full: a run may be resumed from elsewhere."""
+    values = asdict(config) | {"data_dir": config.data_dir and config.data_dir.absolute()}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+
+def from_plain(values: Mapping[str, Any]) -> TrainConfig:
+    """The options back from what `plain` made of them; raises TypeError or ValueError for those of another version of the program."""
+    if unknown := values.keys() - {field.name for field in fields(TrainConfig)}:
+        raise ValueError(f"{min(unknown)} is unknown")
+    known: dict[str, Any] = dict(values)
+    for name in ("data_dir", "out"):
+        if known.get(name) is not None:
+            known[name] = Path(known[name])
+    return TrainConfig(**known)
+
+
+def resumed(run: Path, values: Mapping[str, Any], dataset: str | None, given: Mapping[str, Any]) -> TrainConfig:
+    """The options that a run goes on with.
+
+    Args:
+        run: its folder.
+        values: what `plain` made of its options.
+        dataset: the data set that it was trained on: what "auto" came to is not chosen again.
+        given: options to go on with; those not in `MAY_CHANGE` must be what they were.
+
+    Raises:
+        ValueError: one is not.
+    """
+    try:
+        config = from_plain(values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the run in {run} has options that this version of the program does not ({error})") from error
+    for option, value in given.items():
+        old = getattr(config, option)
+        same = (old, dataset, "auto") if option == "dataset" else (old,)
+        if option not in MAY_CHANGE and value not in same:
+            name = f"--{option.replace('_', '-')}"
+            was = f"without {name}" if old is None else f"with {name} {old}"
+            raise ValueError(
+                f"the run in {run} was started {was}, not with {value}: leave {name} out to go on with it, or start another run with --out"
+            )
+    changed = {option: value for option, value in given.items() if option in MAY_CHANGE}
+    return replace(config, **changed, dataset=dataset or config.dataset, out=run)

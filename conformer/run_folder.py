@@ -1,0 +1,233 @@
+"""The files of a run, and what keeps them from being overwritten or left half-written.
+
+config.json (the options), metrics.jsonl (a line each time something is measured; the first says what the run is), checkpoint.safetensors (to go
+on from), last.safetensors, best.safetensors and ema.safetensors (weights to use). Every file but metrics.jsonl is replaced whole or not at all,
+and a resumed run cuts from metrics.jsonl what was logged after its checkpoint. Read next: `conformer/checkpoints.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import weakref
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import threadpoolctl
+
+from conformer.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from conformer.model import Conformer
+from minigrad import safetensors_io
+from minigrad.backend import cpu
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+__all__ = ["OPENBLAS_PINS", "RunFolder", "environment"]
+
+OPENBLAS_PINS = "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"
+"""Environment variables that make OpenBLAS run an older processor's code; set on some machines, they halve NumPy's speed."""
+
+CHECKPOINT = "checkpoint.safetensors"
+WEIGHTS = "last.safetensors", "best.safetensors", "ema.safetensors"
+
+
+class RunFolder:
+    """The files of one run, made by `create` or opened again by `reopen`; it is this process's alone until `close`.
+
+    Attributes:
+        path: the folder.
+        lines: how many lines metrics.jsonl has.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.lines = 0
+        self._close = weakref.finalize(self, _unlock, _lock(path))
+
+    @classmethod
+    def create(cls, path: Path, config: dict[str, Any], header: dict[str, Any]) -> RunFolder:
+        """Begin a run. A folder that holds one is never written to: config.json is created, so of two that want a folder the second is refused.
+
+        Args:
+            path: the folder; made if it is not there.
+            config: what config.json says.
+            header: the first line of metrics.jsonl.
+
+        Raises:
+            OSError: the folder cannot be made or written, or holds a run.
+        """
+        if path.exists() and not path.is_dir():
+            raise FileExistsError(f"{path} is a file; choose another folder with --out")
+        path.mkdir(parents=True, exist_ok=True)
+        taken = [name for name in ("config.json", "metrics.jsonl", CHECKPOINT, *WEIGHTS) if (path / name).exists()]
+        if taken:
+            way_on = "go on with it with --resume" if "config.json" in taken else "remove this one"
+            raise FileExistsError(f"{path} already holds a run ({taken[0]}); choose another folder with --out, or {way_on}")
+        folder = cls(path)
+        _write(path / "config.json", _pretty(config), new=True)
+        folder.log(**header)
+        return folder
+
+    @classmethod
+    def reopen(cls, path: Path) -> RunFolder:
+        """Open the folder of a run that is to go on, and clear away what a killed process left half-written.
+
+        Raises:
+            OSError: there is no run in it, or another process is at it.
+        """
+        if not (path / "config.json").is_file():
+            raise FileNotFoundError(f"there is no run to go on with in {path} (no config.json); give the folder of a run")
+        folder = cls(path)
+        if not (path / CHECKPOINT).exists():
+            for name in WEIGHTS:  # the first checkpoint is older than any weights
+                if (path / name).exists():
+                    raise FileNotFoundError(f"{path} has {name} but no {CHECKPOINT}, so that run cannot go on; start another one with --out")
+        for remnant in path.glob(".*.tmp"):
+            with contextlib.suppress(OSError):
+                remnant.unlink()
+        return folder
+
+    def close(self) -> None:
+        """Let other processes have the folder."""
+        self._close()
+
+    def read_config(self) -> dict[str, Any]:
+        """What config.json says; raises ValueError if it is damaged."""
+        path = self.path / "config.json"
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path} is damaged ({error})") from error
+
+    def log(self, **values: Any) -> None:
+        """Add a line to metrics.jsonl."""
+        path = self.path / "metrics.jsonl"
+        line = json.dumps(values, allow_nan=False) + "\n"
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as error:
+            raise OSError(f"cannot write {path}: {error.strerror or error}") from error
+        self.lines += 1
+
+    def rewind(self, lines: int, header: dict[str, Any]) -> None:
+        """Cut metrics.jsonl to its first `lines` lines (to whole ones, in any case); `header` becomes the first where there is none."""
+        path = self.path / "metrics.jsonl"
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        kept: list[str] = []
+        for line in text.splitlines(keepends=True)[:lines]:
+            if not _is_whole(line):
+                break
+            kept.append(line)
+        kept = kept or [json.dumps(header, allow_nan=False) + "\n"]
+        self.lines = len(kept)
+        if "".join(kept) != text:
+            _write(path, "".join(kept))
+
+    def set_steps(self, steps: int) -> None:
+        """Say in config.json and in the first line of metrics.jsonl how many steps the run has."""
+        _write(self.path / "config.json", _pretty(self.read_config() | {"steps": steps}))
+        path = self.path / "metrics.jsonl"
+        first, *rest = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        _write(path, json.dumps(json.loads(first) | {"steps": steps}) + "\n" + "".join(rest))
+
+    def save(self, name: str, model: Conformer, entries: dict[str, str]) -> None:
+        """Write `name`.safetensors: the model's state_dict, and `entries` as its metadata; an older one stays until the new one is complete."""
+        safetensors_io.save_state(self.path / f"{name}.safetensors", model.state_dict(), entries)
+
+    def save_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Write checkpoint.safetensors; the lines of metrics.jsonl that it counts are on the disk before it is."""
+        with open(self.path / "metrics.jsonl", "rb+") as file:
+            os.fsync(file.fileno())
+        save_checkpoint(self.path / CHECKPOINT, checkpoint)
+
+    def load_checkpoint(self) -> Checkpoint | None:
+        """The run's checkpoint; None if the run was broken off before it had one. Raises like `conformer.checkpoints.load_checkpoint`."""
+        path = self.path / CHECKPOINT
+        return load_checkpoint(path) if path.exists() else None
+
+
+def _pretty(values: dict[str, Any]) -> str:
+    return json.dumps(values, indent=2) + "\n"
+
+
+def _is_whole(line: str) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return line.endswith("\n")
+
+
+def _write(path: Path, text: str, new: bool = False) -> None:
+    """Write a text file, all of it or nothing; with `new`, one that exists is refused."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        if not new:
+            os.replace(temporary, path)
+            return
+        try:
+            os.link(temporary, path)  # unlike a renaming, fails where there is a file already
+        except FileExistsError as error:
+            raise FileExistsError(f"{path.parent} already holds a run ({path.name}); choose another folder with --out") from error
+        except OSError:  # a file system without links
+            with open(path, "x", encoding="utf-8") as file:
+                file.write(text)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _lock(path: Path) -> int | None:
+    """Claim a folder for this process: the system forgets the claim when the process ends, however it ends. None where it cannot be done."""
+    if fcntl is None:
+        return None
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise FileExistsError(f"{path} is in use: another process is training there") from error
+    except OSError:  # a file system without locks
+        pass
+    return handle
+
+
+def _unlock(handle: int | None) -> None:
+    if handle is not None:
+        os.close(handle)
+
+
+def environment() -> dict[str, Any]:
+    """What a time depends on: versions, machine, threads, and the two variables that can slow NumPy's matrix products down."""
+    try:
+        version = metadata.version("minigrad-conformer")
+    except metadata.PackageNotFoundError:  # run from a source folder that is not installed
+        version = "not installed"
+    return {
+        "versions": {"minigrad-conformer": version, "numpy": np.__version__, "python": platform.python_version()},
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "threads": cpu.thread_count(),
+        "blas": [
+            {key: library.get(key) for key in ("internal_api", "version", "architecture", "num_threads")}
+            for library in threadpoolctl.threadpool_info()
+            if library.get("user_api") == "blas"
+        ],
+        **{name: os.environ.get(name) for name in OPENBLAS_PINS},
+    }

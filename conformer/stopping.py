@@ -1,0 +1,77 @@
+"""Ctrl-C and SIGTERM while training: the step is finished, the run is saved, and only then does it end.
+
+`StopSignals` notes the first signal; the training loop asks between steps, and raises `Stopped` when all is on the disk. A second signal does
+not wait. Read next: `Trainer.run` in `conformer/train.py`, which asks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+__all__ = ["StopSignals", "Stopped"]
+
+SIGNALS = signal.SIGINT, signal.SIGTERM
+
+
+class Stopped(KeyboardInterrupt):
+    """The user, or the system, wants the program to end; `signal` is the number of the signal that said so.
+
+    Like KeyboardInterrupt it is no Exception: nothing that handles errors should handle it.
+    """
+
+    def __init__(self, signal: int):
+        super().__init__(f"stopped by signal {signal}")
+        self.signal = signal
+
+
+class StopSignals:
+    """`with StopSignals() as signals:` Ctrl-C and SIGTERM set `signals.received` instead of ending the program; `check` raises.
+
+    A second signal raises `Stopped` at once, wherever the program is. Signals that were ignored before stay ignored (as under nohup), and in
+    a thread other than the main one, where Python allows no handlers, nothing is changed.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._at_once = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._at_once or self.received is not None:
+            self.received = number
+            raise Stopped(number)
+        self.received = number
+        with contextlib.suppress(OSError):  # not print: the signal may have come in the middle of one
+            os.write(2, b"\nconformer: finishing this step, then saving (a second Ctrl-C does not wait)\n")
+
+    def check(self) -> None:
+        """Raise `Stopped` if a signal has come."""
+        if self.received is not None:
+            raise Stopped(self.received)
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Inside this block, which leaves nothing unsaved behind, the first signal does not wait either."""
+        self._at_once = True
+        try:
+            self.check()
+            yield
+        finally:
+            self._at_once = False
