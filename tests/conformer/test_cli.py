@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -234,3 +235,36 @@ runpy.run_module("conformer", run_name="__main__")
     )
     assert done.returncode == 0, done.stderr
     assert "1,071,880 parameters" in done.stdout
+
+
+def test_resume(cifar: Cifar, tiny_network: str, tmp_path: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    run = str(tmp_path / "run")
+    command = ["train", "--config", tiny_network, "--data-dir", str(cifar(records=8)), "--batch-size", "8", "--epochs", "2"]
+    original = train.Trainer.train_step
+
+    def terminated(self: train.Trainer, batch: train.Batch) -> tuple[float, Accuracies]:
+        if self.step == 6:
+            signal.raise_signal(signal.SIGTERM)
+        return original(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Trainer, "train_step", terminated)
+        line = fails(143, *command, "--out", run)
+    assert line == f"conformer: stopped at step 7 of 10; step 7 is saved, go on with: conformer train --resume {run}"
+    assert "already holds a run (config.json); choose another folder with --out, or go on with it with --resume" in fails(1, *command, "--out", run)
+    assert "--resume goes on in the folder of the run itself: leave --out out" in fails(2, "train", "--resume", run, "--out", "other")
+    assert "was started with --epochs 2, not with 3" in fails(1, "train", "--resume", run, "--epochs", "3")
+    assert "there is no run to go on with in nowhere" in fails(1, "train", "--resume", "nowhere")
+    assert "--time-budget 'soon' is not a time" in fails(2, "train", "--time-budget", "soon")
+    assert main(["train", "--resume", run]) == 0
+    assert safetensors_io.load_state(tmp_path / "run" / "last.safetensors")[1]["step"] == "10"
+    assert (tmp_path / "run" / "curves.png").exists()
+
+
+def test_resume_a_finished_run(cifar: Cifar, tiny_network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(tmp_path / "run")
+    folder = str(cifar())
+    assert main(["train", "--config", tiny_network, "--data-dir", folder, "--batch-size", "4", "--max-steps", "1", "--out", run]) == 0
+    capsys.readouterr()
+    assert main(["train", "--resume", run]) == 0
+    assert f"the run in {run} is finished: 1 steps, test accuracy" in capsys.readouterr().out

@@ -1,0 +1,415 @@
+"""Runs that are broken off and go on: the same weights bit for bit, the same log, and what is refused. `test_train.py` has the rest of training."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+from conformer import data, stopping, train
+from conformer.budget import duration, steps_within
+from conformer.checkpoints import fingerprint, load_checkpoint
+from conformer.curves import draw_curves
+from conformer.prefetch import prefetched
+from conformer.run_folder import RunFolder
+from conformer.stopping import Stopped, StopSignals
+from conformer.train import TrainConfig, Trainer, batches
+from minigrad import random, safetensors_io
+
+Cifar = Callable[..., Path]
+TIMES = {"images_per_second", "seconds", "started", "resumed"}
+
+
+@pytest.fixture
+def config(cifar: Cifar, tiny_network: str, tmp_path: Path) -> TrainConfig:
+    """Two epochs of 5 steps on 40 images, with everything that has a state or draws."""
+    options: dict[str, Any] = {"epochs": 2, "batch_size": 8, "log_every": 2, "ema": 0.5, "drop_path": 0.3}
+    return TrainConfig(config=tiny_network, data_dir=cifar(records=8), out=tmp_path / "run", **options)
+
+
+def folder(config: TrainConfig) -> Path:
+    assert config.out is not None
+    return config.out
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without times and without what says that the run was resumed."""
+    read = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in read if "resumed" not in line]
+
+
+def assert_same_run(run: Path, other: Path) -> None:
+    for name in ("last", "best", "ema", "checkpoint"):
+        state, expected = (safetensors_io.load_state(path / f"{name}.safetensors")[0] for path in (run, other))
+        assert state.keys() == expected.keys()
+        for key, array in state.items():
+            assert array.tobytes() == expected[key].tobytes(), f"{name}: {key}"
+    assert lines(run) == lines(other)
+    assert not list(run.glob(".*"))
+
+
+def break_off(config: TrainConfig, after: int, monkeypatch: pytest.MonkeyPatch) -> Trainer:
+    """Train, and fail in the step after `after`."""
+    trainer = Trainer(config)
+    run_on(trainer, after, monkeypatch)
+    return trainer
+
+
+def run_on(trainer: Trainer, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Trainer.train_step
+
+    def step(self: Trainer, batch: train.Batch) -> Any:
+        if self.step == after:
+            raise RuntimeError("broken off")
+        return original(self, batch)
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="broken off"):
+        patch.setattr(Trainer, "train_step", step)
+        trainer.run()
+
+
+@pytest.mark.parametrize("breaks", [(0,), (3,), (5,), (4, 7), (9, 9, 9)])
+@pytest.mark.parametrize("checkpoint_steps", [0, 3])
+def test_a_resumed_run_is_the_unbroken_one(config: TrainConfig, breaks: tuple, checkpoint_steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(config, checkpoint_steps=checkpoint_steps)
+    whole = train.train(config).folder
+    broken = replace(config, out=whole.with_name("broken"))
+    break_off(broken, breaks[0], monkeypatch)
+    for after in breaks[1:]:
+        run_on(Trainer.resume(folder(broken)), after, monkeypatch)
+    result = train.resume(folder(broken))
+    assert result.steps == 10
+    assert_same_run(folder(broken), whole)
+
+
+def test_killed_twice(config: TrainConfig, cifar: Cifar) -> None:
+    """`benchmarks/kill_and_resume.py` with fewer kills."""
+    script = Path(__file__).parents[2] / "benchmarks" / "kill_and_resume.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--kills", "2", "--epochs", "3", "--records", "16"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "bit-identical after 2 kills" in done.stdout
+
+
+def test_broken_off_before_the_first_checkpoint(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = train.train(config).folder
+    other = replace(config, out=whole.with_name("other"))
+    Trainer(other).folder.close()
+    (folder(other) / "metrics.jsonl").write_text('{"dataset": "ci')  # killed in the middle of the first line
+    train.resume(folder(other))
+    assert_same_run(folder(other), whole)
+
+
+def test_broken_off_in_an_evaluation(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = train.train(config).folder
+    other = replace(config, out=whole.with_name("other"))
+    trainer = Trainer(other)
+    original = train.evaluate
+
+    def interrupted(*arguments: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)  # obeyed at once
+        raise AssertionError("the evaluation went on")
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(train, "evaluate", interrupted)
+        trainer.run()
+    assert train.evaluate is original
+    saved = load_checkpoint(folder(other) / "checkpoint.safetensors")
+    assert (saved.step, saved.evaluated, saved.test) == (5, 0, None)
+    train.resume(folder(other))
+    assert_same_run(folder(other), whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_step_and_saves(config: TrainConfig, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        original = Trainer.train_step
+
+        def step(self: Trainer, batch: train.Batch) -> Any:
+            if self.step == 6:
+                signal.raise_signal(number)
+            return original(self, batch)
+
+        trainer = Trainer(config)
+        with monkeypatch.context() as patch, pytest.raises(Stopped) as stopped:
+            patch.setattr(Trainer, "train_step", step)
+            trainer.run()
+        assert stopped.value.signal == number
+        assert trainer.saved == (7, 5)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert not [thread for thread in threading.enumerate() if thread.name == "conformer-prefetch"]
+        whole = train.train(replace(config, out=folder(config).with_name("whole"))).folder
+        train.resume(folder(config))
+        assert_same_run(folder(config), whole)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_signal_does_not_wait() -> None:
+    with StopSignals() as signals:
+        signal.raise_signal(signal.SIGTERM)
+        assert signals.received == signal.SIGTERM
+        with pytest.raises(Stopped):
+            signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(Stopped), StopSignals() as signals, signals.at_once():
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_ignored_signals_stay_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with StopSignals() as signals:
+            signal.raise_signal(signal.SIGINT)
+            assert signals.received is None
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert stopping.SIGNALS == (signal.SIGINT, signal.SIGTERM)
+
+
+def test_a_finished_run_has_nothing_to_do(config: TrainConfig) -> None:
+    run = train.train(config).folder
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    trainer = Trainer.resume(run)
+    assert trainer.finished
+    assert trainer.run().steps == 10
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_options_of_a_resumed_run(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = folder(config)
+    break_off(replace(config, checkpoint_steps=2), 3, monkeypatch)
+    for given, message in [
+        ({"lr": 0.1}, "was started with --lr 0.002, not with 0.1: leave --lr out to go on with it, or start another run with --out"),
+        ({"config": "cifar-nano"}, "was started with --config tiny, not with cifar-nano"),
+        ({"max_steps": 4}, "was started without --max-steps, not with 4"),
+        ({"dataset": "cifar100"}, "was started with --dataset auto, not with cifar100"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            Trainer.resume(run, **given)
+    trainer = Trainer.resume(run, lr=0.002, dataset="cifar10", log_every=1, checkpoint_steps=1)
+    assert (trainer.config.log_every, trainer.config.checkpoint_steps, trainer.step) == (1, 1, 2)
+
+
+def test_other_images_are_refused(config: TrainConfig, cifar: Cifar, monkeypatch: pytest.MonkeyPatch) -> None:
+    break_off(config, 3, monkeypatch)
+    with pytest.raises(ValueError, match="was trained on other images of cifar10 than those in .*other; give the data it was started with"):
+        Trainer.resume(folder(config), data_dir=cifar(records=8, folder="other", seed=1))
+    same = cifar(records=8, folder="same")
+    assert fingerprint(data.load("cifar10", same)) == fingerprint(data.load("cifar10", config.data_dir))
+    assert Trainer.resume(folder(config), data_dir=same).dataset.source == same
+
+
+def test_folders_that_cannot_go_on(config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = folder(config)
+    with pytest.raises(FileNotFoundError, match="there is no run to go on with in .*run"):
+        Trainer.resume(run)
+    trainer = break_off(config, 3, monkeypatch)
+    checkpoint = run / "checkpoint.safetensors"
+    held = RunFolder.reopen(run)
+    with pytest.raises(FileExistsError, match="is in use: another process is training there"):
+        Trainer.resume(run)
+    held.close()
+    whole = checkpoint.read_bytes()
+    checkpoint.write_bytes(whole[:-100])
+    with pytest.raises(ValueError, match="checkpoint.safetensors is not a safetensors file that NumPy can read, or is damaged"):
+        Trainer.resume(run)
+    safetensors_io.save_state(checkpoint, {"weight": np.zeros(2)})
+    with pytest.raises(ValueError, match="is not a checkpoint that `conformer train` wrote"):
+        Trainer.resume(run)
+    safetensors_io.save_state(checkpoint, {}, {"checkpoint": '{"version": 99}'})
+    with pytest.raises(ValueError, match="is a checkpoint of version 99, and this program reads version 1"):
+        Trainer.resume(run)
+    checkpoint.unlink()
+    trainer.folder.save("last", trainer.model, {})
+    with pytest.raises(FileNotFoundError, match="has last.safetensors but no checkpoint.safetensors, so that run cannot go on"):
+        Trainer.resume(run)
+    (run / "last.safetensors").unlink()
+    (run / "config.json").write_text('{"wings": 2}')
+    with pytest.raises(ValueError, match=r"has options that this version of the program does not \(wings is unknown\)"):
+        Trainer.resume(run)
+    with pytest.raises(
+        FileExistsError, match=r"already holds a run \(config.json\); choose another folder with --out, or go on with it with --resume"
+    ):
+        Trainer(config)
+
+
+def test_a_full_disk_leaves_the_checkpoint_whole(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The write itself fails half-way, as it does on a full disk."""
+    config = replace(config, checkpoint_steps=2)
+    run = folder(config)
+    original = safetensors_io.save_file
+    saved = 0
+
+    def full(arrays: dict, path: Path, **options: Any) -> None:
+        nonlocal saved
+        saved += 1
+        original(arrays, path, **options)
+        if saved == 3:  # the checkpoint of step 4
+            os.truncate(path, 1000)
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="cannot write .*checkpoint.safetensors: No space left on device"):
+        patch.setattr(safetensors_io, "save_file", full)
+        Trainer(config).run()
+    assert load_checkpoint(run / "checkpoint.safetensors").step == 2
+    assert not list(run.glob(".*"))
+    whole = train.train(replace(config, out=run.with_name("whole"))).folder
+    train.resume(run)
+    assert_same_run(run, whole)
+
+
+def test_a_log_that_cannot_be_written(config: TrainConfig) -> None:
+    trainer = Trainer(config)
+    (folder(config) / "metrics.jsonl").unlink()
+    (folder(config) / "metrics.jsonl").mkdir()
+    with pytest.raises(OSError, match="cannot write .*metrics.jsonl: Is a directory"):
+        trainer.folder.log(step=1)
+
+
+def test_accumulated_parts_are_one_step(config: TrainConfig) -> None:
+    """Without batch norm's statistics (evaluation mode) the parts' gradients are those of the whole; with them a run goes its own way."""
+    gradients = []
+    for parts in (1, 2, 4):
+        trainer = Trainer(replace(config, accumulate=parts, drop_path=0.0, clip_norm=0.0, out=folder(config).with_name(f"parts-{parts}")))
+        trainer.model.eval()
+        (batch, *_) = batches(trainer.dataset, 8, 0)
+        loss, shares = trainer.train_step(batch)
+        gradients.append((loss, shares, [p.grad.numpy() for p in trainer.model.parameters() if p.grad is not None]))
+    for loss, shares, grads in gradients[1:]:
+        assert_allclose(loss, gradients[0][0], rtol=1e-5)
+        assert shares == gradients[0][1]
+        for mine, expected in zip(grads, gradients[0][2], strict=True):
+            assert_allclose(mine, expected, rtol=1e-3, atol=1e-5 * max(1, abs(expected).max()))
+    whole = train.train(replace(config, accumulate=2))
+    assert whole.steps == 10
+
+
+def test_time_budget(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    config = replace(config, time_budget="1.5s")
+    run = folder(config)
+    trainer = Trainer(config)
+    assert json.loads((run / "config.json").read_text())["steps"] is None
+    began = time.perf_counter()
+    result = trainer.run()
+    assert time.perf_counter() - began < 6  # the machine may be shared
+    assert json.loads((run / "config.json").read_text())["steps"] == result.steps
+    header, measured, *_ = lines(run)
+    assert header["steps"] == measured["steps"] == result.steps
+    assert measured["time_budget"] == 1.5
+    assert f"{result.steps:,} steps fit 1.5s" in capsys.readouterr().out
+
+    train.train(replace(config, time_budget=None, epochs=1000, max_steps=result.steps, out=run.with_name("fixed")))
+    for name in ("last", "ema"):
+        state, expected = (safetensors_io.load_state(path / f"{name}.safetensors")[0] for path in (run, run.with_name("fixed")))
+        for key, array in state.items():
+            assert array.tobytes() == expected[key].tobytes()
+
+
+def test_a_resumed_run_keeps_the_steps_of_its_budget(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(config, time_budget="30m")
+    monkeypatch.setattr(train, "steps_within", lambda *_: 12)
+    whole = train.train(config).folder
+    other = replace(config, out=whole.with_name("other"))
+    trainer = Trainer(other)
+    original = Trainer._timed_step
+
+    def step(self: Trainer, batch: train.Batch) -> None:
+        if self.step == 8:
+            raise RuntimeError("broken off")
+        original(self, batch)
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="broken off"):
+        patch.setattr(Trainer, "_timed_step", step)
+        trainer.run()
+    monkeypatch.setattr(train, "steps_within", None)  # not measured again
+    assert train.resume(folder(other)).steps == 12
+    for line in (other_lines := lines(folder(other))) + (whole_lines := lines(whole)):
+        for key in ("seconds_per_step", "seconds_per_evaluation"):
+            line.pop(key, None)
+    assert other_lines == whole_lines
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("30m", 1800), ("1.5h", 5400), ("1h30m", 5400)])
+def test_duration(text: str, seconds: float) -> None:
+    assert duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "30", "m", "-3m", "3 m", "1d"])
+def test_no_duration(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a time; write it like 90s, 30m or 1h30m"):
+        duration(text)
+
+
+def test_steps_within() -> None:
+    assert steps_within(100, 1, 10, 10) == 50  # 5 epochs of 20 seconds
+    assert steps_within(95, 1, 10, 10) == 45  # 4 epochs, 5 steps, and their evaluation
+    assert steps_within(85, 1, 10, 10) == 40  # 5 more seconds are no use: the last steps would not be evaluated
+    assert steps_within(-3, 1, 10, 10) == 1
+
+
+def test_batches_from_the_middle(config: TrainConfig) -> None:
+    dataset = data.load("cifar10", config.data_dir)
+    for mine, expected in zip(list(batches(dataset, 8, 1, 3)), list(batches(dataset, 8, 1))[3:], strict=True):
+        assert_array_equal(mine.images, expected.images)
+        assert_array_equal(mine.labels, expected.labels)
+
+
+def test_prefetched_items_are_the_same_and_drawn_from_the_callers_seed(config: TrainConfig) -> None:
+    dataset = data.load("cifar10", config.data_dir)
+    random.manual_seed(7)
+    expected = list(batches(dataset, 8, 0))
+    ahead = prefetched(batches(dataset, 8, 0))
+    for mine, theirs in zip(ahead, expected, strict=True):
+        assert_array_equal(mine.images, theirs.images)
+    assert list(prefetched(iter([]))) == []
+
+
+def test_prefetching_is_ahead_but_not_far_ahead_and_ends() -> None:
+    made = []
+
+    def items() -> Iterator[int]:
+        for number in range(100):
+            made.append(number)
+            yield number
+
+    with closing(prefetched(items(), ahead=2)) as ahead:
+        assert next(ahead) == 0
+        deadline = time.monotonic() + 5
+        while len(made) < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.05)
+        assert made == [0, 1, 2]
+    assert not [thread for thread in threading.enumerate() if thread.name == "conformer-prefetch"]
+
+
+def test_an_error_while_prefetching_comes_in_its_turn() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        raise ValueError("no more images")
+
+    ahead = prefetched(items())
+    assert next(ahead) == 1
+    with pytest.raises(ValueError, match="no more images"):
+        next(ahead)
+
+
+def test_curves_after_a_break(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    break_off(config, 3, monkeypatch)
+    assert draw_curves(folder(config)).read_bytes().startswith(b"\x89PNG")  # no evaluation yet
+    train.resume(folder(config))
+    assert draw_curves(folder(config)).read_bytes().startswith(b"\x89PNG")
