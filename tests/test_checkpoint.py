@@ -16,11 +16,7 @@ import minigrad
 from minigrad import Tensor, checkpoint, nn, ops, random
 from minigrad import functional as F
 from minigrad.modes import is_grad_enabled, recomputing
-from tests.support import assert_close, rng
-
-
-def leaf(*shape: int, seed: int = 0) -> Tensor:
-    return Tensor(rng(seed).uniform(0.5, 1.5, shape), requires_grad=True)
+from tests.support import assert_close, leaf, rng
 
 
 def upstream(y: Tensor, seed: int = 5) -> Tensor:
