@@ -27,16 +27,18 @@ SETTLED = 10  # steps not counted at the start of each process
 
 def ours(data_dir: Path, steps: int) -> float:
     """Median milliseconds of a step of `conformer train`."""
-    from conformer.train import TrainConfig, Trainer, batches
+    from conformer.batches import batches
+    from conformer.options import TrainConfig
+    from conformer.train import Trainer
     from minigrad.backend.cpu import keep_freed_memory
 
     keep_freed_memory()  # as `Trainer.run` does
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(TrainConfig(data_dir=data_dir, out=Path(folder, "run")))
-        trainer.model.train()
+        trainer.learner.model.train()
         times, began = [], time.perf_counter()
         for batch in islice(batches(trainer.dataset, trainer.config.batch_size, 0), steps):
-            trainer.train_step(batch)
+            trainer.learner.train_step(batch)
             now = time.perf_counter()
             times.append(now - began)
             began = now

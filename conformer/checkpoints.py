@@ -60,10 +60,6 @@ class Checkpoint:
     seconds: float
     evaluation_seconds: float
 
-    def part(self, name: str) -> dict[str, np.ndarray]:
-        """The arrays called "`name`.*", without that prefix."""
-        return {key.removeprefix(f"{name}."): array for key, array in self.arrays.items() if key.startswith(f"{name}.")}
-
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint, atomically; raises OSError, and an older file is then unharmed."""

@@ -1,134 +1,91 @@
-"""The command line: `python -m conformer train|evaluate|info`, also installed as `conformer`.
+"""The command line: `python -m conformer train|evaluate|predict|report|info`, also installed as `conformer`.
 
 The options of `train` are the fields of `TrainConfig`. What a user can put right ends in one sentence on stderr and exit status 2 (the
-command is wrong) or 1 (a file, a folder or the training is); anything else is a fault of ours and keeps its traceback. This module alone
-(with `curves.py` and `download.py`, which it calls) imports the application's extras (`minigrad-conformer[app]`), and only where they are
-used. Read next: `conformer/train.py`.
+command is wrong) or 1 (a file, a folder or the training is); anything else is a fault of ours and keeps its traceback. The modules that need the
+application's extras (`minigrad-conformer[app]`) are imported where they are used: `live_display.py` (rich), `plots.py` (matplotlib),
+`image_files.py` (pillow), `report.py` (both) and `download.py` (pooch). Read next: `conformer/parser.py`, then `conformer/train.py`.
 """
 
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import shlex
 import signal
 import sys
-import textwrap
-import time
-import typing
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NoReturn
+
+import numpy as np
 
 from conformer import data
+from conformer.augment import normalize
 from conformer.config import CONFIGS, named_config
-from conformer.display import Display, Progress
-from conformer.evaluate import evaluate, load_run
+from conformer.display import Display
+from conformer.evaluate import HEADS, Predictions, evaluate, predict
 from conformer.info import describe
 from conformer.options import MAY_CHANGE, TrainConfig
+from conformer.parser import Mistake, Parser, add_options, positive
+from conformer.run_folder import OPENBLAS_PINS, read_config
+from conformer.run_log import read_log
 from conformer.stopping import Stopped
-from conformer.train import OPENBLAS_PINS, Trainer
+from conformer.train import Trainer
+from conformer.weights import About, load_weights, weights_file
+from minigrad import functional as F
+from minigrad.modes import no_grad
+from minigrad.tensor import Tensor
 
 __all__ = ["main"]
 
 CHOICES = {"config": CONFIGS, "dataset": data.DATASETS}
-METAVARS = {int: "N", float: "X", Path: "PATH", str: "NAME", "time_budget": "TIME"}
+METAVARS = {"time_budget": "TIME"}
+EXTRAS = "pip install 'minigrad-conformer[app]'"
+WEIGHTS = "a run folder (its last weights are taken), or a weights file in it"
 
 
-class Mistake(Exception):
-    """Something the user can put right; the message is one sentence."""
-
-    def __init__(self, message: str, status: int):
-        super().__init__(message)
-        self.status = status
-
-
-class _Help(argparse.HelpFormatter):
-    """argparse's help, with no line broken inside --max-steps or cifar-nano."""
-
-    def __init__(self, prog: str):
-        super().__init__(prog, max_help_position=28)
-
-    def _split_lines(self, text: str, width: int) -> list[str]:
-        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse with errors of one sentence that name the option probably meant, and without guessing at abbreviated options."""
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, allow_abbrev=False, formatter_class=_Help, **kwargs)
-
-    def parse_known_args(self, *args: Any, **kwargs: Any) -> tuple[Any, list[str]]:
-        namespace, unknown = super().parse_known_args(*args, **kwargs)
-        if unknown:
-            options = [option for action in self._actions for option in action.option_strings]
-            close = difflib.get_close_matches(unknown[0].split("=")[0], options, n=1)
-            self.error(f"there is no option {unknown[0]}" + (f"; did you mean {close[0]}?" if close else ""))
-        return namespace, unknown
-
-    def error(self, message: str) -> NoReturn:
-        raise Mistake(f"{message} ({self.prog} --help lists the options)", 2)
-
-
-def _add_options(parser: argparse.ArgumentParser, config: type, names: Sequence[str] | None = None) -> None:
-    """Make an option of each field of a dataclass (of those in `names`): its type and help text from the annotation.
-
-    An option that is not given is not in the namespace: the dataclass has the default, and a resumed run its own.
-    """
-    hints = typing.get_type_hints(config, include_extras=True)
-    for field in fields(config):
-        if names is not None and field.name not in names:
-            continue
-        annotated, text = typing.get_args(hints[field.name])
-        kind = next((part for part in typing.get_args(annotated) if part is not type(None)), annotated)  # X of X | None
-        choices = CHOICES.get(field.name)
-        text += f": {', '.join(choices)}" if choices else ""
-        text += "" if field.default is None else f" (default: {field.default})"
-        option = f"--{field.name.replace('_', '-')}"
-        metavar = METAVARS.get(field.name, METAVARS[kind])
-        parser.add_argument(option, type=kind, default=argparse.SUPPRESS, help=text, metavar=metavar, choices=choices)
-
-
-def _parser() -> _Parser:
-    parser = _Parser(prog="conformer", description="The vision Conformer (Peng et al., ICCV 2021): train it, measure it, look at its shapes.")
+def _parser() -> Parser:
+    parser = Parser(prog="conformer", description="The vision Conformer (Peng et al., ICCV 2021): train it, measure it, use it, look at its shapes.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, title="commands")
 
-    text = "train a network"
-    train = commands.add_parser("train", help=text, description=f"{text.capitalize()}; progress, metrics and weights go to a run folder.")
+    def command(name: str, run, text: str, more: str = "") -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}{more}.")
+        added.set_defaults(command=run)
+        return added
+
+    train = command("train", _train, "train a network", "; progress, metrics, weights and at the end a report go to a run folder")
     kept = ", ".join(f"--{field.name.replace('_', '-')}" for field in fields(TrainConfig) if field.name in MAY_CHANGE)
     text = f"go on with the run in this folder, from its last checkpoint, with the options it was started with (these may be given anew: {kept})"
     train.add_argument("--resume", type=Path, metavar="RUN", help=text)
-    _add_options(train, TrainConfig)
-    train.set_defaults(command=_train)
+    add_options(train, TrainConfig, CHOICES, METAVARS)
 
-    text = "measure a trained network on the test images"
-    measure = commands.add_parser("evaluate", help=text, description=f"{text.capitalize()}: CNN head, transformer head, and the sum of both.")
-    measure.add_argument("run", type=Path, metavar="RUN", help="a run folder (its last weights are taken), or a weights file in it")
-    _add_options(measure, TrainConfig, ["data_dir"])
-    measure.add_argument("--batch-size", type=_positive, default=500, metavar="N", help="images at a time (default: 500)")
-    measure.set_defaults(command=_evaluate)
+    more = ", all together and class by class, by the CNN head, the transformer head and the sum of both"
+    measure = command("evaluate", _evaluate, "measure a trained network on the test images", more)
+    measure.add_argument("run", type=Path, metavar="RUN", help=WEIGHTS)
+    add_options(measure, TrainConfig, CHOICES, METAVARS, ["data_dir"])
+    measure.add_argument("--batch-size", type=positive, default=500, metavar="N", help="images at a time (default: 500)")
+    text = "where to draw which classes are taken for which (if not given: confusion.png beside the weights)"
+    measure.add_argument("--picture", type=Path, metavar="PATH", help=text)
 
-    text = "print a network's shapes, parameters and multiply-accumulates, block by block"
-    info = commands.add_parser("info", help=text, description=f"{text.capitalize()}.")
-    _add_options(info, TrainConfig, ["config"])
-    info.add_argument(
-        "--image-size", type=_positive, metavar="N", help="side of the images in pixels (if not given: 32, or 224 with the ImageNet stem)"
-    )
-    info.set_defaults(command=_info)
+    more = ": the likeliest classes by the CNN head, the transformer head and the sum of both"
+    name = command("predict", _predict, "say what images show", more)
+    name.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="an image file: JPEG, PNG, WebP, GIF, ...")
+    name.add_argument("--run", type=Path, metavar="RUN", help=f"{WEIGHTS} (if not given: the newest run in runs)")
+    name.add_argument("--top", type=positive, default=5, metavar="N", help="how many classes to name (default: 5)")
+
+    more = ": its curves, its test images by class, those it is surest of and those it is not, and its options"
+    report = command("report", _report, "make a page of a run, RUN/report.html", more)
+    report.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    add_options(report, TrainConfig, CHOICES, METAVARS, ["data_dir"])
+
+    info = command("info", _info, "print a network's shapes, parameters and multiply-accumulates, block by block")
+    add_options(info, TrainConfig, CHOICES, METAVARS, ["config"])
+    text = "side of the images in pixels (if not given: 32, or 224 with the ImageNet stem)"
+    info.add_argument("--image-size", type=positive, metavar="N", help=text)
     return parser
 
 
-def _positive(text: str) -> int:
-    """A whole number above 0, for argparse."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
-
-
-def _train(options: argparse.Namespace) -> int:
+def _train(options: argparse.Namespace) -> None:
     given = {field.name: getattr(options, field.name) for field in fields(TrainConfig) if hasattr(options, field.name)}
     if options.resume and "out" in given:
         raise Mistake("--resume goes on in the folder of the run itself: leave --out out", 2)
@@ -145,8 +102,8 @@ def _train(options: argparse.Namespace) -> int:
     run = trainer.folder.path
     if trainer.finished:
         print(f"the run in {run} is finished: {trainer.steps:,} steps, test accuracy {trainer.test} %")
-        _draw(run)
-        return 0
+        _report_of(run, trainer.dataset, evaluate(load_weights(run)[0], trainer.dataset.test, trainer.dataset))
+        return
     try:
         trainer.run()
     except FloatingPointError as error:
@@ -154,10 +111,10 @@ def _train(options: argparse.Namespace) -> int:
     except OSError as error:
         raise Mistake(f"{_sentence(error)}; {_way_on(trainer)}", 1) from error
     except KeyboardInterrupt as error:
+        _draw_curves(run)
         number = error.signal if isinstance(error, Stopped) else signal.SIGINT
         raise Mistake(f"stopped at step {trainer.step:,} of {trainer.steps:,}; {_way_on(trainer)}", 128 + number) from error
-    _draw(run)
-    return 0
+    _report_of(run, trainer.dataset, trainer.predictions)
 
 
 def _way_on(trainer: Trainer) -> str:
@@ -166,39 +123,139 @@ def _way_on(trainer: Trainer) -> str:
     return f"{kept}, go on with: conformer train --resume {shlex.quote(str(trainer.folder.path))}"
 
 
-def _draw(run: Path) -> None:
-    """Add the picture of the curves; training has succeeded already, so what is in its way is said and no more."""
-    try:
-        from conformer.curves import draw_curves
+def _report_of(run: Path, dataset: data.Dataset, predictions: Predictions | None) -> None:
+    """Add curves and report to a run. Training has succeeded already, so what is in their way is said, and no more."""
+    if _draw_curves(run):
+        try:
+            from conformer.report import write_report
 
-        draw_curves(run)
-    except ImportError:
-        print("conformer: curves.png needs matplotlib (pip install 'minigrad-conformer[app]'); it is not drawn", file=sys.stderr)
-    except OSError as error:
+            print(f"report: {write_report(run, dataset, predictions)}")
+        except (OSError, ValueError) as error:
+            print(f"conformer: report.html is not made: {_sentence(error)}", file=sys.stderr)
+
+
+def _draw_curves(run: Path) -> bool:
+    """Add the picture of the curves, or say why not."""
+    try:
+        from conformer.plots import save_curves
+
+        save_curves(run, read_log(run))
+        return True
+    except ImportError:  # matplotlib brings pillow
+        print(f"conformer: curves.png and report.html need matplotlib ({EXTRAS}); they are not made", file=sys.stderr)
+    except (OSError, ValueError) as error:
         print(f"conformer: curves.png is not drawn: {_sentence(error)}", file=sys.stderr)
+    return False
 
 
-def _evaluate(options: argparse.Namespace) -> int:
+def _evaluate(options: argparse.Namespace) -> None:
+    picture = options.picture or weights_file(options.run).with_name("confusion.png")
     try:
-        model, entries = load_run(options.run)
-        dataset = data.load(entries["dataset"], getattr(options, "data_dir", None))
+        model, about = load_weights(options.run)
+        dataset = _dataset_of(about, options)
     except (OSError, ValueError) as error:
         raise Mistake(_sentence(error), 1) from error
-    result = evaluate(model, dataset.test, dataset, options.batch_size)
-    print(f"{entries['config']} after {int(entries['step']):,} steps, on {len(dataset.test):,} test images of {dataset.name} from {dataset.source}")
-    for name, share in zip(("CNN head", "transformer head", "sum of both"), result.accuracies, strict=True):
+    predictions = evaluate(model, dataset.test, dataset, options.batch_size)
+    title = f"{about.config} after {about.step:,} steps, on {len(dataset.test):,} test images of {dataset.name}"
+    print(f"{title} from {dataset.source}")
+    for name, share in zip(HEADS.values(), predictions.accuracies, strict=True):
         print(f"  {name:<17} {100 * share:6.2f} %")
-    print(f"  loss              {result.loss:6.3f}")
-    return 0
+    print(f"  loss              {predictions.loss:6.3f}")
+    shares = np.stack(list(predictions.class_accuracies().values()), axis=1)  # (K, 3)
+    rows = [[name, *(f"{100 * share:.1f}" for share in row)] for name, row in zip(dataset.classes, shares, strict=True)]
+    print("\n" + _columns([["accuracy in percent", *HEADS.values()], *rows]))
+    try:
+        from conformer.plots import save_confusion_matrix
+
+        print(f"\nwhich classes are taken for which: {save_confusion_matrix(picture, predictions.confusion_matrix(), dataset.classes, title)}")
+    except ImportError:
+        print(f"conformer: the picture of the confusion matrix needs matplotlib ({EXTRAS}); it is not drawn", file=sys.stderr)
+    except OSError as error:
+        raise Mistake(f"the picture is not drawn: {_sentence(error)}", 1) from error
 
 
-def _info(options: argparse.Namespace) -> int:
+def _dataset_of(about: About, options: argparse.Namespace) -> data.Dataset:
+    """The data set that weights were trained on: in --data-dir, or else where the run had it from."""
+    config = weights_file(options.run).with_name("config.json")
+    before = read_config(config.parent).get("data_dir") if config.is_file() else None
+    dataset = data.load(about.dataset, getattr(options, "data_dir", before))
+    if dataset.classes != about.classes or dataset.test.images.shape[1:3] != about.image_size:
+        raise ValueError(f"the weights are for other classes or images of another size than {dataset.name} in {dataset.source} has")
+    return dataset
+
+
+def _columns(rows: list[list[str]]) -> str:
+    """A table as text: the first column to the left, the others to the right."""
+    first, *widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join([f"{name:<{first}}", *(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))]) for name, *cells in rows
+    )
+
+
+def _predict(options: argparse.Namespace) -> None:
+    try:
+        from conformer.image_files import read_image
+    except ImportError as error:
+        raise Mistake(f"reading image files needs pillow ({EXTRAS})", 1) from error
+    run = options.run or _newest_run()
+    try:
+        model, about = load_weights(run)
+        images = np.stack([read_image(path, about.image_size) for path in options.images])  # (N, H, W, 3)
+    except (OSError, ValueError) as error:
+        raise Mistake(_sentence(error), 1) from error
+    if options.run is None:
+        print(f"by {about.config} in {run}, trained on {about.dataset}")
+    batches = (normalize(images[start : start + 100], about.mean, about.std) for start in range(0, len(images), 100))
+    cnn, transformer = predict(model, batches)  # (N, K) each
+    with no_grad():
+        shares = [F.softmax(Tensor(logits)).numpy() for logits in (cnn, transformer, cnn + transformer)]
+    for number, path in enumerate(options.images):
+        columns = []
+        for name, share in zip(HEADS.values(), shares, strict=True):
+            top = np.argsort(-share[number], kind="stable")[: options.top]
+            width = max(len(about.classes[place]) for place in top)
+            cells = [f"{about.classes[place]:<{width}} {100 * share[number, place]:5.1f} %" for place in top]
+            columns.append([name, *cells])
+        widths = [max(map(len, column)) for column in columns]
+        lines = ("    ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in zip(*columns, strict=True))
+        print(f"{path}", *(f"  {line}" for line in lines), sep="\n")
+
+
+def _newest_run() -> Path:
+    """The run in runs/ whose weights were written last."""
+    found = sorted(Path("runs").glob("*/last.safetensors"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise Mistake("there is no trained network in runs: give one with --run, or make one with `conformer train`", 1)
+    return found[-1].parent
+
+
+def _report(options: argparse.Namespace) -> None:
+    run = options.run
+    try:
+        from conformer.plots import save_curves
+        from conformer.report import write_report
+    except ImportError as error:
+        raise Mistake(f"a report needs matplotlib ({EXTRAS})", 1) from error
+    try:
+        if not (run / "metrics.jsonl").is_file():
+            raise FileNotFoundError(f"there is no run in {run} (no metrics.jsonl); give the folder of a run")
+        dataset = predictions = None
+        if weights_file(run).is_file():
+            model, about = load_weights(run)
+            dataset = _dataset_of(about, options)
+            predictions = evaluate(model, dataset.test, dataset)
+        save_curves(run, read_log(run))
+        print(write_report(run, dataset, predictions))
+    except (OSError, ValueError) as error:
+        raise Mistake(_sentence(error), 1) from error
+
+
+def _info(options: argparse.Namespace) -> None:
     try:
         print(describe(named_config(getattr(options, "config", TrainConfig.config)), options.image_size))
     except ValueError as error:
         raise Mistake(_sentence(error), 2) from error
     _say_pins()
-    return 0
 
 
 def _say_pins() -> None:
@@ -216,41 +273,18 @@ def _sentence(error: Exception) -> str:
 
 
 def _display() -> Display:
-    """One line that is rewritten where output is a terminal (and rich is installed), lines every few seconds elsewhere."""
+    """A few lines that are rewritten where output is a terminal (and rich is installed), lines every few seconds elsewhere."""
     if not sys.stdout.isatty():
         return Display()
     try:
         from rich.console import Console
+
+        from conformer.live_display import LiveDisplay
     except ImportError:
-        print("conformer: the live display needs rich (pip install 'minigrad-conformer[app]'); lines are printed instead", file=sys.stderr)
+        print(f"conformer: the live display needs rich ({EXTRAS}); lines are printed instead", file=sys.stderr)
         return Display()
     console = Console()
     return Display() if console.is_dumb_terminal else LiveDisplay(console)
-
-
-class LiveDisplay(Display):
-    """Shows progress as one line of a terminal, rewritten at most `rate` times a second; messages stay above it."""
-
-    def __init__(self, console: Any, rate: float = 4.0):
-        from rich.live import Live
-
-        super().__init__(seconds=1 / rate)
-        self._live = Live(console=console, auto_refresh=False, transient=True)
-
-    def message(self, text: str) -> None:
-        self._live.console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-    def progress(self, progress: Progress) -> None:
-        from rich.text import Text
-
-        now = time.monotonic()
-        if now >= self._next:
-            self._next = now + self.seconds
-            self._live.start()  # does nothing after the first time
-            self._live.update(Text(str(progress), no_wrap=True, overflow="ellipsis"), refresh=True)
-
-    def close(self) -> None:
-        self._live.stop()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -264,7 +298,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         options = _parser().parse_args(argv)
-        return options.command(options)
+        options.command(options)
+        return 0
     except Mistake as mistake:
         print(f"conformer: {mistake}", file=sys.stderr)
         return mistake.status

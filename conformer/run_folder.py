@@ -20,8 +20,9 @@ import numpy as np
 import threadpoolctl
 
 from conformer.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from conformer.files import write_file
 from conformer.model import Conformer
-from minigrad import safetensors_io
+from conformer.weights import About, save_weights
 from minigrad.backend import cpu
 
 try:
@@ -29,7 +30,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-__all__ = ["OPENBLAS_PINS", "RunFolder", "environment"]
+__all__ = ["OPENBLAS_PINS", "RunFolder", "environment", "read_config"]
 
 OPENBLAS_PINS = "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"
 """Environment variables that make OpenBLAS run an older processor's code; set on some machines, they halve NumPy's speed."""
@@ -71,7 +72,10 @@ class RunFolder:
             way_on = "go on with it with --resume" if "config.json" in taken else "remove this one"
             raise FileExistsError(f"{path} already holds a run ({taken[0]}); choose another folder with --out, or {way_on}")
         folder = cls(path)
-        _write(path / "config.json", _pretty(config), new=True)
+        try:
+            write_file(path / "config.json", _pretty(config), new=True)
+        except FileExistsError as error:
+            raise FileExistsError(f"{path} already holds a run (config.json); choose another folder with --out") from error
         folder.log(**header)
         return folder
 
@@ -98,14 +102,6 @@ class RunFolder:
         """Let other processes have the folder."""
         self._close()
 
-    def read_config(self) -> dict[str, Any]:
-        """What config.json says; raises ValueError if it is damaged."""
-        path = self.path / "config.json"
-        try:
-            return dict(json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path} is damaged ({error})") from error
-
     def log(self, **values: Any) -> None:
         """Add a line to metrics.jsonl."""
         path = self.path / "metrics.jsonl"
@@ -129,18 +125,18 @@ class RunFolder:
         kept = kept or [json.dumps(header, allow_nan=False) + "\n"]
         self.lines = len(kept)
         if "".join(kept) != text:
-            _write(path, "".join(kept))
+            write_file(path, "".join(kept))
 
     def set_steps(self, steps: int) -> None:
         """Say in config.json and in the first line of metrics.jsonl how many steps the run has."""
-        _write(self.path / "config.json", _pretty(self.read_config() | {"steps": steps}))
+        write_file(self.path / "config.json", _pretty(read_config(self.path) | {"steps": steps}))
         path = self.path / "metrics.jsonl"
         first, *rest = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        _write(path, json.dumps(json.loads(first) | {"steps": steps}) + "\n" + "".join(rest))
+        write_file(path, json.dumps(json.loads(first) | {"steps": steps}) + "\n" + "".join(rest))
 
-    def save(self, name: str, model: Conformer, entries: dict[str, str]) -> None:
-        """Write `name`.safetensors: the model's state_dict, and `entries` as its metadata; an older one stays until the new one is complete."""
-        safetensors_io.save_state(self.path / f"{name}.safetensors", model.state_dict(), entries)
+    def save(self, name: str, model: Conformer, about: About) -> None:
+        """Write `name`.safetensors: the model's weights and what they are for; an older one stays until the new one is complete."""
+        save_weights(self.path / f"{name}.safetensors", model, about)
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Write checkpoint.safetensors; the lines of metrics.jsonl that it counts are on the disk before it is."""
@@ -154,6 +150,15 @@ class RunFolder:
         return load_checkpoint(path) if path.exists() else None
 
 
+def read_config(run: Path) -> dict[str, Any]:
+    """What a run folder's config.json says: the options, and the number of steps; raises ValueError if it is damaged, OSError if it is not there."""
+    path = run / "config.json"
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error})") from error
+
+
 def _pretty(values: dict[str, Any]) -> str:
     return json.dumps(values, indent=2) + "\n"
 
@@ -164,33 +169,6 @@ def _is_whole(line: str) -> bool:
     except ValueError:
         return False
     return line.endswith("\n")
-
-
-def _write(path: Path, text: str, new: bool = False) -> None:
-    """Write a text file, all of it or nothing; with `new`, one that exists is refused."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        if not new:
-            os.replace(temporary, path)
-            return
-        try:
-            os.link(temporary, path)  # unlike a renaming, fails where there is a file already
-        except FileExistsError as error:
-            raise FileExistsError(f"{path.parent} already holds a run ({path.name}); choose another folder with --out") from error
-        except OSError:  # a file system without links
-            with open(path, "x", encoding="utf-8") as file:
-                file.write(text)
-    except FileExistsError:
-        raise
-    except OSError as error:
-        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def _lock(path: Path) -> int | None:

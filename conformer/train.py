@@ -1,16 +1,14 @@
 """Training a Conformer, from options to weights on disk.
 
 `Trainer` sets a run up from a `TrainConfig` (what a user can get wrong is found there, before anything is written) and runs it;
-`train(config)` does both, and `resume(run)` goes on with a run that was broken off. The recipe is in `Trainer.train_step`: the mean of both
-heads' losses, the gradient's norm clipped, AdamW, a warm-up and a cosine. Batches come from `batches`, files are written by `RunFolder`, and
-what is shown goes to a `Display`. Read next: `conformer/run_folder.py`, then `conformer/cli.py`, the command line around this.
+`train(config)` does both, and `resume(run)` goes on with a run that was broken off. Steps are taken by a `Learner` on what `batches`
+yields, files are written by `RunFolder`, and what is shown goes to a `Display`. Read next: `conformer/run_folder.py`, then `conformer/cli.py`, the
+command line around this.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
-import math
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -23,51 +21,23 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from conformer import data
-from conformer.augment import normalize, shift_and_flip
+from conformer.batches import Batch, batches
 from conformer.budget import TIMED_STEPS, duration, steps_within
 from conformer.checkpoints import Checkpoint, fingerprint
 from conformer.config import named_config
 from conformer.display import Display, Progress
-from conformer.evaluate import Accuracies, accuracies, evaluate
-from conformer.model import Conformer, parameter_groups
+from conformer.evaluate import Accuracies, Predictions, evaluate
+from conformer.learner import Learner
 from conformer.options import TrainConfig, plain, resumed
 from conformer.prefetch import prefetched
-from conformer.run_folder import OPENBLAS_PINS, RunFolder, environment
+from conformer.run_folder import RunFolder, environment, read_config
 from conformer.stopping import StopSignals
-from minigrad import functional as F
-from minigrad import random
+from conformer.weights import About
 from minigrad.backend import cpu
-from minigrad.optim import EMA, AdamW, WarmupCosine, clip_grad_norm_
-from minigrad.tensor import Tensor
 
-__all__ = ["OPENBLAS_PINS", "Batch", "RunFolder", "TrainConfig", "TrainResult", "Trainer", "batches", "environment", "resume", "train"]
+__all__ = ["TrainResult", "Trainer", "resume", "train"]
 
 WINDOW = 50  # steps that running figures are averaged over
-
-
-class Batch(NamedTuple):
-    """One step's images float32 (B, 32, 32, 3), augmented and normalised, and labels int64 (B,)."""
-
-    images: np.ndarray
-    labels: np.ndarray
-
-
-def batches(dataset: data.Dataset, batch_size: int, epoch: int, first: int = 0) -> Iterator[Batch]:
-    """The training batches of one epoch, shuffled, shifted and flipped; a last batch that is not full is dropped.
-
-    What a batch holds depends on the seed, `epoch` and its place in the epoch only, so it may be made ahead of time, or again.
-
-    Args:
-        dataset: its training split is used.
-        batch_size: images in each batch.
-        epoch: number of the epoch, from 0.
-        first: number of the batch to begin with.
-    """
-    order = random.generator("shuffle", epoch).permutation(len(dataset.train))
-    for number in range(first, len(order) // batch_size):
-        chosen = order[number * batch_size : (number + 1) * batch_size]
-        images = shift_and_flip(dataset.train.images[chosen], random.generator("augment", epoch, number))
-        yield Batch(normalize(images, dataset.mean, dataset.std), dataset.train.labels[chosen])
 
 
 class TrainResult(NamedTuple):
@@ -106,23 +76,22 @@ class Trainer:
         self.network = replace(named_config(config.config), num_classes=len(self.dataset.classes), drop_path_rate=config.drop_path)
         self.network.stem_size(*self.dataset.train.images.shape[1:3])  # raises if the network cannot take images of this size
         self.fingerprint = fingerprint(self.dataset)
-        self.step = 0  # steps taken
-        self.evaluated = 0  # those at the last evaluation
+        self.evaluated = 0  # steps taken at the last evaluation
         self.saved: tuple[int, int] | None = None  # step and evaluated at the last checkpoint
-        self.learning_rate = 0.0  # of the last of them
         self.test: Accuracies | None = None
         self.best: Accuracies | None = None
+        self.predictions: Predictions | None = None  # of the last evaluation, if it was in this process
         self._recent: deque[tuple[float, Accuracies, float]] = deque(maxlen=WINDOW)  # loss, accuracies and seconds of the last steps
         self._evaluation_seconds = 0.0
         self._started = self._saved_at = self._step_began = time.perf_counter()
-        self._build()
+        self.learner = Learner(self.network, config, self.steps)
 
         now = datetime.now().astimezone()
         self.header = {
             "dataset": self.dataset.name,
             "dataset_notice": self.dataset.notice,
             "config": config.config,
-            "parameters": sum(parameter.size for parameter in self.model.parameters()),
+            "parameters": sum(parameter.size for parameter in self.learner.model.parameters()),
             "train_images": len(self.dataset.train),
             "test_images": len(self.dataset.test),
             "steps": self.steps if self.steps_fixed else None,
@@ -156,19 +125,11 @@ class Trainer:
             if checkpoint:
                 config = resumed(run, checkpoint.options, checkpoint.dataset, given)
             else:
-                config = resumed(run, {name: value for name, value in folder.read_config().items() if name != "steps"}, None, given)
+                config = resumed(run, {name: value for name, value in read_config(folder.path).items() if name != "steps"}, None, given)
             return cls(config, display, (folder, checkpoint))
         except BaseException:
             folder.close()
             raise
-
-    def _build(self) -> None:
-        """The network as it is before the first step, and what trains it."""
-        random.manual_seed(self.config.seed)
-        self.model = Conformer(**asdict(self.network))
-        self.optimizer = AdamW(parameter_groups(self.model, self.config.weight_decay), lr=self.config.lr)
-        self.schedule = WarmupCosine(self.optimizer, self.steps, int(self.config.warmup * self.steps))
-        self.ema = EMA(self.model, self.config.ema) if self.config.ema else None
 
     def _restore(self, checkpoint: Checkpoint | None) -> None:
         """Put everything where the checkpoint found it; without one, only cut off what was logged."""
@@ -184,14 +145,10 @@ class Trainer:
             raise ValueError(f"the run in {self.folder.path} has another network than this version calls {self.config.config}; it cannot go on")
         if checkpoint.steps != self.steps:  # fixed by a time budget
             self.steps, self.steps_fixed = checkpoint.steps, True
-            self._build()
-        self.model.load_state_dict(checkpoint.part("model"))
-        self.optimizer.load_state_dict(checkpoint.part("optimizer"))
-        if self.ema:
-            self.ema.load_state_dict(checkpoint.part("ema"))
+            self.learner = Learner(self.network, self.config, self.steps)
+        self.learner.load_state(checkpoint.arrays, checkpoint.step, checkpoint.learning_rate)
         self.steps_fixed = True
-        self.step, self.evaluated, self.learning_rate = checkpoint.step, checkpoint.evaluated, checkpoint.learning_rate
-        self.test, self.best = checkpoint.test, checkpoint.best
+        self.evaluated, self.test, self.best = checkpoint.evaluated, checkpoint.test, checkpoint.best
         self._recent.extend(checkpoint.recent)
         self._evaluation_seconds = checkpoint.evaluation_seconds
         self._started = time.perf_counter() - checkpoint.seconds
@@ -203,6 +160,11 @@ class Trainer:
         self.folder.log(step=self.step, resumed=self.header["started"], **differs)
         if differs:
             self.display.message(f"{' and '.join(differs)} differ from those the run was started with: the last digits of the weights will too")
+
+    @property
+    def step(self) -> int:
+        """Steps taken."""
+        return self.learner.step
 
     @property
     def finished(self) -> bool:
@@ -222,7 +184,7 @@ class Trainer:
             show(dataset.notice)
         show(f"{config.config} on {dataset.name}: {len(dataset.train):,} training and {len(dataset.test):,} test images from {dataset.source}")
         cpu.keep_freed_memory()
-        self.model.train()
+        self.learner.model.train()
         try:
             with StopSignals() as signals:
                 if not self.steps_fixed:
@@ -271,7 +233,7 @@ class Trainer:
         times = []
         with closing(prefetched(self._batches())) as stream:
             for batch in itertools.islice(stream, 1 + TIMED_STEPS):
-                self.train_step(batch)
+                self.learner.train_step(batch)
                 times.append(time.perf_counter() - started)
                 signals.check()
                 if len(times) > 1 and times[-1] > budget / 10:
@@ -279,13 +241,12 @@ class Trainer:
         each = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else times[0]  # the first makes threads and memory
         began = time.perf_counter()
         part = data.Split(self.dataset.test.images[:500], self.dataset.test.labels[:500])
-        evaluate(self.model, part, self.dataset)
-        evaluation = (time.perf_counter() - began) * len(self.dataset.test) / len(part) * (2 if self.ema else 1)
+        evaluate(self.learner.model, part, self.dataset)
+        evaluation = (time.perf_counter() - began) * len(self.dataset.test) / len(part) * (2 if self.learner.ema else 1)
         self.steps = steps_within(0.98 * budget - (time.perf_counter() - self._started), each, evaluation, self.steps_per_epoch)
         self.steps_fixed = True
-        self.step = 0
-        self._build()
-        self.model.train()
+        self.learner = Learner(self.network, self.config, self.steps)
+        self.learner.model.train()
         self.folder.set_steps(self.steps)
         self.folder.log(step=0, time_budget=budget, seconds_per_step=each, seconds_per_evaluation=evaluation, steps=self.steps)
         self.display.message(f"{each:.3g} s a step and {evaluation:.3g} s an evaluation: {self.steps:,} steps fit {self.config.time_budget}")
@@ -305,10 +266,9 @@ class Trainer:
         """Write the checkpoint, unless there is one of just this moment."""
         if self.saved == (self.step, self.evaluated):
             return
-        parts = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "ema": self.ema.state_dict() if self.ema else {}}
         self.folder.save_checkpoint(
             Checkpoint(
-                arrays={f"{part}.{name}": array for part, arrays in parts.items() for name, array in arrays.items()},
+                arrays=self.learner.state(),
                 options=plain(self.config),
                 network=asdict(self.network),
                 dataset=self.dataset.name,
@@ -318,7 +278,7 @@ class Trainer:
                 steps=self.steps,
                 evaluated=self.evaluated,
                 lines=self.folder.lines,
-                learning_rate=self.learning_rate,
+                learning_rate=self.learner.learning_rate,
                 test=self.test,
                 best=self.best,
                 recent=list(self._recent),
@@ -329,37 +289,9 @@ class Trainer:
         self.saved = self.step, self.evaluated
         self._saved_at = time.perf_counter()
 
-    def train_step(self, batch: Batch) -> tuple[float, Accuracies]:
-        """Take one step of the optimiser; returns the loss and the accuracies on the batch, both from before the step.
-
-        The loss is the mean of both heads' cross entropies. Source: Peng et al. 2021, section 3, and the official code's engine.py.
-        """
-        config = self.config
-        random.set_step(self.step)
-        self.learning_rate = self.schedule.set(self.step)
-        self.optimizer.zero_grad()
-        value, heads = 0.0, []
-        for images, labels in zip(*(np.split(array, config.accumulate) for array in batch), strict=True):
-            logits = self.model(Tensor(images))  # of the CNN head and of the transformer head, (B / accumulate, K) each
-            losses = [F.cross_entropy(head, labels, label_smoothing=config.label_smoothing) for head in logits]
-            loss = (losses[0] + losses[1]) * (0.5 / config.accumulate)
-            value += loss.item()
-            if not math.isfinite(value):
-                raise FloatingPointError(f"the loss is {value} at step {self.step + 1}; a lower --lr (now {config.lr:g}) or --clip-norm may help")
-            loss.backward()
-            heads.append([head.numpy() for head in logits])
-        if config.clip_norm:
-            clip_grad_norm_(self.model.parameters(), config.clip_norm)
-        self.optimizer.step()
-        if self.ema:
-            self.ema.update()
-        self.step += 1
-        cnn, transformer = (np.concatenate(parts) for parts in zip(*heads, strict=True))  # (B, K)
-        return value, accuracies(cnn, transformer, batch.labels)
-
     def _timed_step(self, batch: Batch) -> None:
         """One step, with its lines in the log and on the display."""
-        loss, right = self.train_step(batch)
+        loss, right = self.learner.train_step(batch)
         self._recent.append((loss, right, time.perf_counter() - self._step_began))  # waiting for the batch counts
         progress = self._progress()
         self.display.progress(progress)
@@ -384,7 +316,7 @@ class Trainer:
             loss=sum(losses) / len(losses),
             train=Accuracies(*(sum(column) / len(column) for column in zip(*shares, strict=True))),
             test=self.test,
-            learning_rate=self.learning_rate,
+            learning_rate=self.learner.learning_rate,
             images_per_second=self.config.batch_size / each,
             seconds_left=(self.steps - self.step) * each + evaluations_left * self._evaluation_seconds,
         )
@@ -397,23 +329,18 @@ class Trainer:
         began = time.perf_counter()
         averaged: Accuracies | None = None
         with signals.at_once():
-            test, loss = evaluate(self.model, self.dataset.test, self.dataset)
-        entries = {
-            "network": json.dumps(asdict(self.network)),
-            "config": self.config.config,
-            "dataset": self.dataset.name,
-            "step": str(self.step),
-            "test_accuracy": json.dumps(test._asdict()),
-        }
-        self.folder.save("last", self.model, entries)
+            self.predictions = evaluate(self.learner.model, self.dataset.test, self.dataset)
+        test, loss = self.predictions.accuracies, self.predictions.loss
+        about = About.of(self.network, self.config.config, self.dataset, self.step, test._asdict())
+        self.folder.save("last", self.learner.model, about)
         if self.best is None or test.sum > self.best.sum:
             self.best = test
-            self.folder.save("best", self.model, entries)
-        if self.ema:
-            with self.ema.swapped():
+            self.folder.save("best", self.learner.model, about)
+        if self.learner.ema:
+            with self.learner.ema.swapped():
                 with signals.at_once():
-                    averaged, _ = evaluate(self.model, self.dataset.test, self.dataset)
-                self.folder.save("ema", self.model, entries | {"test_accuracy": json.dumps(averaged._asdict())})
+                    averaged = evaluate(self.learner.model, self.dataset.test, self.dataset).accuracies
+                self.folder.save("ema", self.learner.model, replace(about, test_accuracy=averaged._asdict()))
         self.test, self.evaluated = test, self.step
         self._evaluation_seconds = time.perf_counter() - began
 

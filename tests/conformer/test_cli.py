@@ -5,19 +5,28 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from conformer import cli, coupling10, train
+from conformer import cli, coupling10
+from conformer.augment import normalize
+from conformer.batches import Batch
 from conformer.cli import main
-from conformer.display import Progress
-from conformer.evaluate import Accuracies
+from conformer.display import Display, Progress
+from conformer.evaluate import Accuracies, predict
+from conformer.image_files import read_image
+from conformer.learner import Learner
+from conformer.live_display import LiveDisplay
+from conformer.run_folder import OPENBLAS_PINS
+from conformer.weights import About, load_weights
 from minigrad import safetensors_io
 
 Cifar = Callable[..., Path]
@@ -25,7 +34,7 @@ Cifar = Callable[..., Path]
 
 @pytest.fixture(autouse=True)
 def _plain_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("CONFORMER_DATA", *train.OPENBLAS_PINS):
+    for name in ("CONFORMER_DATA", *OPENBLAS_PINS):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "no-cache"))
     monkeypatch.setenv("COLUMNS", "120")
@@ -43,7 +52,14 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     return run
 
 
-def test_train_then_evaluate(cifar: Cifar, tiny_network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_then_evaluate(
+    cifar: Cifar,
+    tiny_network: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    fails: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     folder, run = str(cifar(records=8)), tmp_path / "run"
     assert main(["train", "--config", tiny_network, "--data-dir", folder, "--out", str(run), "--batch-size", "8", "--max-steps", "2"]) == 0
     output = capsys.readouterr()
@@ -57,16 +73,83 @@ def test_train_then_evaluate(cifar: Cifar, tiny_network: str, tmp_path: Path, ca
         assert "tiny after 2 steps, on 8 test images of cifar10" in text
         for name, key in [("CNN head", "cnn"), ("transformer head", "transformer"), ("sum of both", "sum")]:
             assert f"{name:<17} {100 * measured[key]:6.2f} %" in text
+        assert re.search(r"\nfrog +[\d.]+|nan +", text)
+        assert f"which classes are taken for which: {run / 'confusion.png'}" in text
+        assert (run / "confusion.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["evaluate", str(run), "--picture", str(tmp_path / "else.png")]) == 0  # the data is where the run had it from
+    assert (tmp_path / "else.png").exists()
+    monkeypatch.setenv("CONFORMER_DATA", "nowhere")
+    assert "the picture is not drawn: cannot write" in fails(1, "evaluate", str(run), "--picture", str(tmp_path / "no" / "else.png"))
 
 
 def test_no_matplotlib(cifar: Cifar, tiny_network: str, tmp_path: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    monkeypatch.delitem(sys.modules, "conformer.curves", raising=False)
+    monkeypatch.delitem(sys.modules, "conformer.plots", raising=False)
     folder, run = str(cifar(records=8)), tmp_path / "run"
     line = fails(0, "train", "--config", tiny_network, "--data-dir", folder, "--out", str(run), "--batch-size", "8", "--max-steps", "1")
-    assert "curves.png needs matplotlib" in line
+    assert "curves.png and report.html need matplotlib (pip install" in line
     assert (run / "last.safetensors").exists()
     assert not (run / "curves.png").exists()
+    assert not (run / "report.html").exists()
+    assert "the picture of the confusion matrix needs matplotlib (pip install" in fails(0, "evaluate", str(run))
+
+
+def test_no_pillow(fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    for name in ("conformer.image_files", "conformer.report"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    assert "reading image files needs pillow (pip install" in fails(1, "predict", "cat.jpg")
+    assert "a report needs matplotlib (pip install" in fails(1, "report", "run")
+
+
+def test_predict(cifar: Cifar, tiny_network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--config", tiny_network, "--data-dir", str(cifar(records=8)), "--batch-size", "8", "--max-steps", "1"]) == 0
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 40, 3), np.uint8)).save("one.png")
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (32, 32, 3), np.uint8)).save("two.jpg")
+    capsys.readouterr()
+    assert main(["predict", "one.png", "two.jpg", "--top", "3"]) == 0
+    (run,) = Path("runs").iterdir()
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert first == f"by tiny in {run}, trained on cifar10"
+    assert [rest[0], rest[5]] == ["one.png", "two.jpg"]
+    assert rest[1].split() == "CNN head transformer head sum of both".split()
+    model, about = load_weights(run)
+    image = normalize(read_image("two.jpg", (32, 32))[None], about.mean, about.std)
+    cnn, transformer = predict(model, [image])
+    for column, logits in enumerate((cnn[0], transformer[0], cnn[0] + transformer[0])):
+        shares = np.exp(logits) / np.exp(logits).sum()
+        for line, place in zip(rest[7:10], np.argsort(-shares)[:3], strict=True):
+            name, share = line.replace("%", "").split()[2 * column : 2 * column + 2]
+            assert (name, float(share)) == (about.classes[place], pytest.approx(100 * shares[place], abs=0.051))
+
+
+def test_predict_what_cannot_be_read(tmp_path: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "there is no trained network in runs: give one with --run" in fails(1, "predict", "cat.jpg")
+    assert "cannot read nothing" in fails(1, "predict", "cat.jpg", "--run", "nothing")
+    assert "IMAGE" in fails(2, "predict")
+    assert "--top: '0' is not a whole number above 0" in fails(2, "predict", "cat.jpg", "--top", "0")
+
+
+def test_report(cifar: Cifar, tiny_network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], fails: Callable[..., str]) -> None:
+    run = tmp_path / "run"
+    command = ["train", "--config", tiny_network, "--data-dir", str(cifar(records=8)), "--batch-size", "8", "--max-steps", "1", "--out", str(run)]
+    assert main(command) == 0
+    assert f"report: {run / 'report.html'}" in capsys.readouterr().out
+    at_the_end = (run / "report.html").read_text()
+    (run / "report.html").unlink()
+    assert main(["report", str(run)]) == 0
+    assert capsys.readouterr().out == f"{run / 'report.html'}\n"
+    assert (run / "report.html").read_text() == at_the_end
+    (run / "report.html").unlink()
+    (run / "report.html").mkdir()
+    assert "cannot write" in fails(1, "report", str(run))
+    assert f"there is no run in {tmp_path} (no metrics.jsonl)" in fails(1, "report", str(tmp_path))
+    (run / "metrics.jsonl").write_text("hello\n")
+    assert "metrics.jsonl is damaged in line 1" in fails(1, "report", str(run))
 
 
 def test_info(capsys: pytest.CaptureFixture[str], fails: Callable[..., str]) -> None:
@@ -77,7 +160,7 @@ def test_info(capsys: pytest.CaptureFixture[str], fails: Callable[..., str]) -> 
     assert "multiples of 16" in fails(2, "info", "--config", "tiny-patch16", "--image-size", "100")
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["info"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["predict"], ["report"], ["info"]])
 def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command, "--help"]) == 0
     text = capsys.readouterr().out
@@ -164,14 +247,14 @@ def test_full_disk(cifar: Cifar, tiny_network: str, tmp_path: Path, fails: Calla
 
 
 def test_ctrl_c(cifar: Cifar, tiny_network: str, tmp_path: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    original = train.Trainer.train_step
+    original = Learner.train_step
 
-    def interrupted(self: train.Trainer, batch: train.Batch) -> tuple[float, Accuracies]:
+    def interrupted(self: Learner, batch: Batch) -> tuple[float, Accuracies]:
         if self.step == 6:
             raise KeyboardInterrupt
         return original(self, batch)
 
-    monkeypatch.setattr(train.Trainer, "train_step", interrupted)
+    monkeypatch.setattr(Learner, "train_step", interrupted)
     command = ["train", "--config", tiny_network, "--data-dir", str(cifar(records=8)), "--batch-size", "8", "--epochs", "2"]
     line = fails(130, *command, "--out", str(tmp_path / "run"))
     assert f"stopped at step 6 of 10; step 5 is saved, go on with: conformer train --resume {tmp_path / 'run'}" in line
@@ -185,7 +268,7 @@ def test_weights_that_cannot_be_used(tmp_path: Path, fails: Callable[..., str]) 
     assert "is not a safetensors file" in fails(1, "evaluate", str(tmp_path / "text.safetensors"))
     safetensors_io.save_state(tmp_path / "other.safetensors", {"weight": np.zeros(2)})
     assert "does not say what it is for (no 'network' in its metadata)" in fails(1, "evaluate", str(tmp_path / "other.safetensors"))
-    entries = {"network": '{"wings": 2}', "dataset": "cifar10", "config": "bird", "step": "1"}
+    entries = {field.name: "[]" for field in fields(About)} | {"network": '{"wings": 2}'}
     safetensors_io.save_state(tmp_path / "new.safetensors", {"weight": np.zeros(2)}, entries)
     assert "is for a network that this version cannot build" in fails(1, "evaluate", str(tmp_path / "new.safetensors"))
 
@@ -200,25 +283,27 @@ def test_live_display() -> None:
     from rich.console import Console
 
     screen = io.StringIO()
-    display = cli.LiveDisplay(Console(file=screen, force_terminal=True, width=60, color_system=None), rate=1e9)
+    display = LiveDisplay(Console(file=screen, force_terminal=True, width=80, color_system=None), rate=1e9)
     progress = Progress(1, 4, 0.5, 2.0, Accuracies(0.5, 0.25, 0.525), None, 1e-3, 640.0, 75.0)
     display.message("starting [1/2]")
     display.progress(progress)
-    display.progress(progress._replace(step=2))
+    display.progress(progress._replace(step=2, test=Accuracies(0.7, 0.6, 0.8)))
     display.message("between")
     display.close()
     text = screen.getvalue()
     assert "starting [1/2]\n" in text
-    assert "step 1/4" in text
-    assert text.index("step 1/4") < text.index("\x1b[2K", text.index("step 1/4")) < text.index("step 2/4")  # the line is erased and written again
-    assert "images/s" not in text  # cut to the terminal's width, not wrapped
+    for figure in ("step 1/4", "epoch 0.50", "0:01:15 left", "loss 2.000", "learning rate 0.001", "640 images/s", "25.0 %", "52.5 %"):
+        assert figure in text[: text.index("step 2/4")]
+    assert text.index("step 1/4") < text.index("\x1b[2K", text.index("step 1/4")) < text.index("step 2/4")  # the lines are erased and written again
+    assert "80.0 %" not in text[: text.index("step 2/4")]
+    assert "80.0 %" in text[text.index("step 2/4") :]
     assert text.rindex("between\n") < text.rindex("\x1b[2K")
 
 
 def test_no_rich(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setitem(sys.modules, "rich.console", None)
-    assert type(cli._display()) is cli.Display
+    assert type(cli._display()) is Display
     assert "needs rich (pip install 'minigrad-conformer[app]')" in capsys.readouterr().err
 
 
@@ -240,15 +325,15 @@ runpy.run_module("conformer", run_name="__main__")
 def test_resume(cifar: Cifar, tiny_network: str, tmp_path: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     run = str(tmp_path / "run")
     command = ["train", "--config", tiny_network, "--data-dir", str(cifar(records=8)), "--batch-size", "8", "--epochs", "2"]
-    original = train.Trainer.train_step
+    original = Learner.train_step
 
-    def terminated(self: train.Trainer, batch: train.Batch) -> tuple[float, Accuracies]:
+    def terminated(self: Learner, batch: Batch) -> tuple[float, Accuracies]:
         if self.step == 6:
             signal.raise_signal(signal.SIGTERM)
         return original(self, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.Trainer, "train_step", terminated)
+        patch.setattr(Learner, "train_step", terminated)
         line = fails(143, *command, "--out", run)
     assert line == f"conformer: stopped at step 7 of 10; step 7 is saved, go on with: conformer train --resume {run}"
     assert "already holds a run (config.json); choose another folder with --out, or go on with it with --resume" in fails(1, *command, "--out", run)

@@ -20,13 +20,17 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from conformer import data, stopping, train
+from conformer.batches import batches
 from conformer.budget import duration, steps_within
 from conformer.checkpoints import fingerprint, load_checkpoint
-from conformer.curves import draw_curves
+from conformer.learner import Learner
+from conformer.options import TrainConfig
+from conformer.plots import save_curves
 from conformer.prefetch import prefetched
 from conformer.run_folder import RunFolder
+from conformer.run_log import read_log
 from conformer.stopping import Stopped, StopSignals
-from conformer.train import TrainConfig, Trainer, batches
+from conformer.train import Trainer
 from minigrad import random, safetensors_io
 
 Cifar = Callable[..., Path]
@@ -69,7 +73,7 @@ def break_off(config: TrainConfig, after: int, monkeypatch: pytest.MonkeyPatch) 
 
 
 def run_on(trainer: Trainer, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Trainer.train_step
+    original = Learner.train_step
 
     def step(self: Trainer, batch: train.Batch) -> Any:
         if self.step == after:
@@ -77,7 +81,7 @@ def run_on(trainer: Trainer, after: int, monkeypatch: pytest.MonkeyPatch) -> Non
         return original(self, batch)
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="broken off"):
-        patch.setattr(Trainer, "train_step", step)
+        patch.setattr(Learner, "train_step", step)
         trainer.run()
 
 
@@ -138,7 +142,7 @@ def test_broken_off_in_an_evaluation(config: TrainConfig, monkeypatch: pytest.Mo
 def test_a_signal_finishes_the_step_and_saves(config: TrainConfig, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        original = Trainer.train_step
+        original = Learner.train_step
 
         def step(self: Trainer, batch: train.Batch) -> Any:
             if self.step == 6:
@@ -147,7 +151,7 @@ def test_a_signal_finishes_the_step_and_saves(config: TrainConfig, number: int, 
 
         trainer = Trainer(config)
         with monkeypatch.context() as patch, pytest.raises(Stopped) as stopped:
-            patch.setattr(Trainer, "train_step", step)
+            patch.setattr(Learner, "train_step", step)
             trainer.run()
         assert stopped.value.signal == number
         assert trainer.saved == (7, 5)
@@ -235,7 +239,7 @@ def test_folders_that_cannot_go_on(config: TrainConfig, tmp_path: Path, monkeypa
     with pytest.raises(ValueError, match="is a checkpoint of version 99, and this program reads version 1"):
         Trainer.resume(run)
     checkpoint.unlink()
-    trainer.folder.save("last", trainer.model, {})
+    safetensors_io.save_state(run / "last.safetensors", trainer.learner.model.state_dict())
     with pytest.raises(FileNotFoundError, match="has last.safetensors but no checkpoint.safetensors, so that run cannot go on"):
         Trainer.resume(run)
     (run / "last.safetensors").unlink()
@@ -286,10 +290,10 @@ def test_accumulated_parts_are_one_step(config: TrainConfig) -> None:
     gradients = []
     for parts in (1, 2, 4):
         trainer = Trainer(replace(config, accumulate=parts, drop_path=0.0, clip_norm=0.0, out=folder(config).with_name(f"parts-{parts}")))
-        trainer.model.eval()
+        trainer.learner.model.eval()
         (batch, *_) = batches(trainer.dataset, 8, 0)
-        loss, shares = trainer.train_step(batch)
-        gradients.append((loss, shares, [p.grad.numpy() for p in trainer.model.parameters() if p.grad is not None]))
+        loss, shares = trainer.learner.train_step(batch)
+        gradients.append((loss, shares, [p.grad.numpy() for p in trainer.learner.model.parameters() if p.grad is not None]))
     for loss, shares, grads in gradients[1:]:
         assert_allclose(loss, gradients[0][0], rtol=1e-5)
         assert shares == gradients[0][1]
@@ -410,6 +414,6 @@ def test_an_error_while_prefetching_comes_in_its_turn() -> None:
 
 def test_curves_after_a_break(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     break_off(config, 3, monkeypatch)
-    assert draw_curves(folder(config)).read_bytes().startswith(b"\x89PNG")  # no evaluation yet
+    assert save_curves(folder(config), read_log(folder(config))).read_bytes().startswith(b"\x89PNG")  # no evaluation yet
     train.resume(folder(config))
-    assert draw_curves(folder(config)).read_bytes().startswith(b"\x89PNG")
+    assert save_curves(folder(config), read_log(folder(config))).read_bytes().startswith(b"\x89PNG")

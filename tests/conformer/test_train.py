@@ -13,10 +13,13 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from conformer import data, train
+from conformer import data, learner, train
+from conformer.batches import batches
 from conformer.display import Display, Progress
-from conformer.evaluate import Accuracies, accuracies, evaluate, load_run
-from conformer.train import TrainConfig, Trainer, batches
+from conformer.evaluate import Accuracies, accuracies, evaluate
+from conformer.options import TrainConfig
+from conformer.train import Trainer
+from conformer.weights import load_weights
 from minigrad import Tensor, random, safetensors_io
 
 Cifar = Callable[..., Path]
@@ -120,13 +123,18 @@ def test_run_folder(config: TrainConfig, capsys: pytest.CaptureFixture[str]) -> 
 def test_saved_weights_are_the_trained_network(config: TrainConfig) -> None:
     trainer = Trainer(config)
     result = trainer.run()
-    state, entries = safetensors_io.load_state(result.folder / "last.safetensors")
-    for name, array in trainer.model.state_dict().items():
+    state, _ = safetensors_io.load_state(result.folder / "last.safetensors")
+    for name, array in trainer.learner.model.state_dict().items():
         assert_array_equal(state[name], array, err_msg=name)
-    assert (entries["config"], entries["dataset"], entries["step"]) == ("tiny", "cifar10", "10")
-    model, _ = load_run(result.folder)
-    assert evaluate(model, trainer.dataset.test, trainer.dataset).accuracies == result.test
-    assert not trainer.model.cls_token.dtype == np.float64
+    model, about = load_weights(result.folder)
+    assert (about.config, about.dataset, about.step, about.notice) == ("tiny", "cifar10", 10, "")
+    assert (about.classes, about.mean, about.std) == (trainer.dataset.classes, trainer.dataset.mean, trainer.dataset.std)
+    assert (about.image_size, about.test_accuracy) == ((32, 32), result.test._asdict())
+    again = evaluate(model, trainer.dataset.test, trainer.dataset)
+    assert again.accuracies == result.test
+    assert trainer.predictions is not None
+    assert_array_equal(again.sum, trainer.predictions.sum)
+    assert not trainer.learner.model.cls_token.dtype == np.float64
 
 
 def test_same_seed_same_bits(config: TrainConfig, tmp_path: Path) -> None:
@@ -200,7 +208,7 @@ def test_mistakes_leave_no_folder(config: TrainConfig) -> None:
 
 def test_a_loss_that_is_not_finite_stops_the_run(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = Trainer(config)
-    monkeypatch.setattr(train.F, "cross_entropy", lambda *arguments, **options: Tensor(np.float32(np.nan)))
+    monkeypatch.setattr(learner.F, "cross_entropy", lambda *arguments, **options: Tensor(np.float32(np.nan)))
     with pytest.raises(FloatingPointError, match=r"the loss is nan at step 1; a lower --lr"):
         trainer.run()
     assert not (trainer.folder.path / "last.safetensors").exists()
@@ -208,14 +216,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(config: TrainConfig, monkeypatc
 
 def test_evaluation_changes_nothing(config: TrainConfig) -> None:
     trainer = Trainer(config)
-    trainer.model.train()
-    before = trainer.model.state_dict()
-    result = evaluate(trainer.model, trainer.dataset.train, trainer.dataset, batch_size=7)
-    whole = evaluate(trainer.model, trainer.dataset.train, trainer.dataset)
+    trainer.learner.model.train()
+    before = trainer.learner.model.state_dict()
+    result = evaluate(trainer.learner.model, trainer.dataset.train, trainer.dataset, batch_size=7)
+    whole = evaluate(trainer.learner.model, trainer.dataset.train, trainer.dataset)
     assert result.accuracies == whole.accuracies
     assert_allclose(result.loss, whole.loss, rtol=1e-5)
-    assert trainer.model.training
-    for name, array in trainer.model.state_dict().items():
+    assert trainer.learner.model.training
+    for name, array in trainer.learner.model.state_dict().items():
         assert_array_equal(before[name], array, err_msg=name)
 
 

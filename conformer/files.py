@@ -1,0 +1,47 @@
+"""Files that are written whole or not at all: whoever reads one sees the old file or the new one, never half of one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+__all__ = ["write_file"]
+
+
+def write_file(path: Path, content: str | bytes, new: bool = False) -> None:
+    """Write a file under another name, and rename it when all of it is on the disk.
+
+    Args:
+        path: the file; its folder must exist.
+        content: text, which is written as UTF-8, or bytes.
+        new: refuse a file that exists, instead of replacing it.
+
+    Raises:
+        FileExistsError: with `new`, there is one.
+        OSError: it cannot be written; an older one is then unharmed, and nothing half-written is left.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if not new:
+            os.replace(temporary, path)
+            return
+        try:
+            os.link(temporary, path)  # unlike a renaming, fails where there is a file already
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without links
+            with open(path, "xb") as file:
+                file.write(data)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()

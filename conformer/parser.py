@@ -1,0 +1,96 @@
+"""A command line made of dataclasses by argparse: options from fields, help from annotations, and mistakes in one sentence.
+
+Read next: `conformer/cli.py`, which has the commands.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import textwrap
+import typing
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+__all__ = ["Mistake", "Parser", "add_options", "positive"]
+
+METAVARS = {int: "N", float: "X", Path: "PATH", str: "NAME"}
+
+
+class Mistake(Exception):
+    """Something the user can put right; the message is one sentence."""
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status
+
+
+class _Help(argparse.HelpFormatter):
+    """argparse's help, with no line broken inside --max-steps or cifar-nano."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=28)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with errors of one sentence that name the option probably meant, and without guessing at abbreviated options."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, allow_abbrev=False, formatter_class=_Help, **kwargs)
+
+    def parse_known_args(self, *args: Any, **kwargs: Any) -> tuple[Any, list[str]]:
+        """What argparse does, but an unknown option is an error that names the one probably meant."""
+        namespace, unknown = super().parse_known_args(*args, **kwargs)
+        if unknown:
+            options = [option for action in self._actions for option in action.option_strings]
+            close = difflib.get_close_matches(unknown[0].split("=")[0], options, n=1)
+            self.error(f"there is no option {unknown[0]}" + (f"; did you mean {close[0]}?" if close else ""))
+        return namespace, unknown
+
+    def error(self, message: str) -> NoReturn:
+        """Raise `Mistake`, where argparse would print the usage and leave."""
+        raise Mistake(f"{message} ({self.prog} --help lists the options)", 2)
+
+
+def add_options(
+    parser: argparse.ArgumentParser,
+    config: type,
+    choices: Mapping[str, Collection[str]],
+    metavars: Mapping[str, str],
+    names: Sequence[str] | None = None,
+) -> None:
+    """Make an option of each field of a dataclass, its type and help text from the annotation.
+
+    An option that is not given is not in the namespace: the dataclass has the default, and a resumed run its own.
+
+    Args:
+        parser: gets the options.
+        config: the dataclass; a field is annotated `Annotated[type, help text]`.
+        choices: the values that a field may have, by its name.
+        metavars: what a value is called in the help text, by the field's name, where its type does not say enough.
+        names: the fields to take; None takes all.
+    """
+    hints = typing.get_type_hints(config, include_extras=True)
+    for field in fields(config):
+        if names is not None and field.name not in names:
+            continue
+        annotated, text = typing.get_args(hints[field.name])
+        kind = next((part for part in typing.get_args(annotated) if part is not type(None)), annotated)  # X of X | None
+        allowed = choices.get(field.name)
+        text += f": {', '.join(allowed)}" if allowed else ""
+        text += "" if field.default is None else f" (default: {field.default})"
+        option = f"--{field.name.replace('_', '-')}"
+        metavar = metavars.get(field.name, METAVARS[kind])
+        parser.add_argument(option, type=kind, default=argparse.SUPPRESS, help=text, metavar=metavar, choices=allowed)
+
+
+def positive(text: str) -> int:
+    """A whole number above 0, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)

@@ -1,0 +1,129 @@
+"""Pictures of a run: its curves, and which classes it takes for which. Needs matplotlib, an extra of the application.
+
+Each `draw_` function draws one picture on the Axes it is given; `save_curves` and `save_confusion_matrix` make PNG files of them. Read next:
+`conformer/report.py`, which puts them into a page.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from conformer.evaluate import HEADS
+from conformer.files import write_file
+from conformer.run_log import RunLog
+
+__all__ = ["draw_accuracies", "draw_confusion_matrix", "draw_learning_rate", "draw_losses", "save_confusion_matrix", "save_curves", "svg"]
+
+COLORS = {"cnn": "tab:blue", "transformer": "tab:orange", "sum": "tab:green"}
+INK = "#010203"  # text and lines of `svg`, replaced by the colour of the page's text
+
+
+def draw_losses(axes: Axes, log: RunLog) -> None:
+    """Training and test loss over the epochs."""
+    axes.plot([line["epoch"] for line in log.training], [line["loss"] for line in log.training], color="tab:gray", label="training, augmented")
+    axes.plot([line["epoch"] for line in log.tests], [line["test_loss"] for line in log.tests], "o-", markersize=3, color="tab:red", label="test")
+    axes.set(xlabel="epoch", ylabel="loss: cross entropy, mean of both heads")
+    _finish(axes)
+
+
+def draw_accuracies(axes: Axes, log: RunLog) -> None:
+    """Test accuracies of both heads and their sum over the epochs, and of the averaged weights where there are any."""
+    for head, name in HEADS.items():
+        values = [100 * line["test_accuracy"][head] for line in log.tests]
+        last = f": {values[-1]:.2f} %" if values else ""
+        axes.plot([line["epoch"] for line in log.tests], values, "o-", markersize=3, color=COLORS[head], label=f"{name}{last}")
+    if averaged := [line for line in log.tests if "ema_test_accuracy" in line]:
+        values = [100 * line["ema_test_accuracy"]["sum"] for line in averaged]
+        label = f"sum, average of the weights: {values[-1]:.2f} %"
+        axes.plot([line["epoch"] for line in averaged], values, "--", color="tab:purple", label=label)
+    axes.set(xlabel="epoch", ylabel="test accuracy in percent")
+    _finish(axes)
+
+
+def draw_learning_rate(axes: Axes, log: RunLog) -> None:
+    """The learning rate over the epochs."""
+    axes.plot([line["epoch"] for line in log.training], [line["learning_rate"] for line in log.training], color="tab:brown")
+    axes.set(xlabel="epoch", ylabel="learning rate")
+    _finish(axes)
+
+
+def _finish(axes: Axes) -> None:
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(framealpha=0.3)
+
+
+def draw_confusion_matrix(axes: Axes, matrix: np.ndarray, classes: Sequence[str]) -> None:
+    """Which classes are taken for which, in percent of each row.
+
+    Args:
+        axes: where to draw.
+        matrix: integers (K, K), as `Predictions.confusion_matrix` gives them.
+        classes: the K names.
+    """
+    share = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)  # (K, K), in percent of the row
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
+    few = len(classes) <= 20
+    size = None if few else 4
+    axes.set_xticks(range(len(classes)), classes, rotation=45 if few else 90, ha="right" if few else "center", fontsize=size)
+    axes.set_yticks(range(len(classes)), classes, fontsize=size)
+    axes.set(xlabel="taken for", ylabel="shows")
+    if few:
+        for row, column in np.argwhere(share >= 0.5):
+            color = "white" if share[row, column] > 60 else "black"
+            axes.text(column, row, f"{share[row, column]:.0f}", ha="center", va="center", fontsize=8, color=color)
+
+
+def save_curves(run: Path, log: RunLog) -> Path:
+    """Draw loss, accuracies and learning rate over the epochs into `run`/curves.png; returns its path, raises OSError."""
+    figure = Figure(figsize=(14, 4), layout="constrained")
+    losses, accuracies, rates = figure.subplots(1, 3, width_ratios=(3, 3, 2))
+    draw_losses(losses, log)
+    draw_accuracies(accuracies, log)
+    draw_learning_rate(rates, log)
+    figure.suptitle(log.title)
+    return _save(figure, run / "curves.png")
+
+
+def save_confusion_matrix(path: Path, matrix: np.ndarray, classes: Sequence[str], title: str) -> Path:
+    """Draw a confusion matrix, in percent of each row, into a PNG file; returns its path, raises OSError."""
+    side = 6.5 if len(classes) <= 20 else 11
+    figure = Figure(figsize=(side, side), layout="constrained")
+    draw_confusion_matrix(figure.subplots(), matrix, classes)
+    figure.suptitle(title)
+    return _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=120)
+    write_file(path, picture.getvalue())
+    return path
+
+
+def svg(draw: Callable[[Axes], None], width: float, height: float) -> str:
+    """A picture as an element of an HTML page: its text stays text, and its ink takes the colour of the page's text, in light and dark.
+
+    Args:
+        draw: draws on the Axes it is given.
+        width: in inches.
+        height: in inches.
+    """
+    names = "text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "xtick.labelcolor", "ytick.labelcolor"
+    settings: dict[Any, Any] = dict.fromkeys(names, INK) | dict.fromkeys(("legend.facecolor", "axes.facecolor", "svg.fonttype"), "none")
+    settings["svg.hashsalt"] = "minigrad"  # the same names inside the file each time
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=(width, height), layout="constrained", facecolor="none")
+        draw(figure.subplots())
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    markup = text.getvalue()
+    return markup[markup.index("<svg") :].replace(INK, "currentColor")

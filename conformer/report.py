@@ -1,0 +1,210 @@
+"""A run as one HTML page that needs no other file: figures, curves, classes, the images it is sure of and those it is not, and all options.
+
+`write_report` writes report.html into the run folder; `conformer train` ends with it, `conformer report RUN` makes it again. The pictures
+are SVG from `conformer/plots.py` and PNG from `conformer/image_files.py`, so matplotlib and pillow are needed. The page's frame and style are in
+`report.html`, beside this file.
+
+Letters: N test images, K classes.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import shlex
+from collections.abc import Callable, Iterable, Sequence
+from html import escape
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+
+from conformer import plots
+from conformer.data import Dataset
+from conformer.evaluate import HEADS, Predictions
+from conformer.files import write_file
+from conformer.image_files import png
+from conformer.options import TrainConfig
+from conformer.run_folder import read_config
+from conformer.run_log import RunLog, read_log
+
+__all__ = ["write_report"]
+
+SHOWN = 12  # images of each kind, and pairs of classes
+
+
+def write_report(run: Path, dataset: Dataset | None = None, predictions: Predictions | None = None) -> Path:
+    """Write `run`/report.html.
+
+    Args:
+        run: a run folder; a run that has not ended has a report of what there is.
+        dataset: what the run was trained on; without it and `predictions` the page is one of curves and options only.
+        predictions: the network's answers to the test images.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        OSError: a file cannot be read or written.
+        ValueError: config.json or metrics.jsonl is damaged.
+    """
+    log = read_log(run)
+    config = read_config(run)
+    parts = [_notice(log), _figures(log, predictions), _curves(log)]
+    if dataset and predictions:
+        parts += [_classes(dataset, predictions), _confusion(dataset, predictions), *_images(dataset, predictions)]
+    parts.append(_options(log, config))
+    template = Template(resources.files("conformer").joinpath("report.html").read_text(encoding="utf-8"))
+    subtitle = f"a vision Conformer, trained by <code>{escape(command(config))}</code>; begun {escape(str(log.header.get('started', '')))}"
+    path = run / "report.html"
+    write_file(path, template.substitute(title=escape(log.title), subtitle=subtitle, body="\n".join(part for part in parts if part)))
+    return path
+
+
+def command(config: dict[str, Any]) -> str:
+    """The command that a run's options stand for: those that differ from the defaults, without its folder."""
+    options = [f"--{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in _given(config).items() if name != "out"]
+    return " ".join(["conformer train", *options])
+
+
+def _given(config: dict[str, Any]) -> dict[str, Any]:
+    defaults = TrainConfig()
+    return {name: value for name, value in config.items() if hasattr(defaults, name) and value != getattr(defaults, name)}
+
+
+def _section(title: str, *content: str) -> str:
+    return "\n".join([f"<section><h2>{escape(title)}</h2>", *content, "</section>"])
+
+
+def _notice(log: RunLog) -> str:
+    notice = log.header.get("dataset_notice")
+    return f'<p class="notice">{escape(notice)}</p>' if notice else ""
+
+
+def _figures(log: RunLog, predictions: Predictions | None) -> str:
+    """The few figures that a reader looks for first."""
+    shares = predictions.accuracies._asdict() if predictions else log.tests[-1]["test_accuracy"] if log.tests else None
+    figures = []
+    if shares:
+        figures = [("test accuracy" if head == "sum" else name, f"{100 * shares[head]:.2f} %") for head, name in reversed(HEADS.items())]
+    if log.tests:
+        best = max(log.tests, key=lambda line: line["test_accuracy"]["sum"])
+        figures.append((f"best, after epoch {best['epoch']:.3g}", f"{100 * best['test_accuracy']['sum']:.2f} %"))
+        figures.append(("training time", _minutes(log.tests[-1]["seconds"])))
+    taken = max((line["step"] for line in log.training + log.tests), default=0)
+    of = "" if log.header.get("steps") in (None, taken) else f" of {log.header['steps']:,}"
+    figures.append(("steps", f"{taken:,}{of}"))
+    if log.training:
+        figures.append(("images a second", f"{np.median([line['images_per_second'] for line in log.training]):.0f}"))
+    figures.append(("parameters", f"{log.header['parameters']:,}"))
+    cells = "".join(f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for name, value in figures)
+    explained = "<p>The test accuracy is that of the sum of both heads' logits, on images that were not trained on.</p>" if shares else ""
+    return f'<div class="figures">{cells}</div>{explained}'
+
+
+def _minutes(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{seconds:.0f} s" if seconds < 120 else f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _curves(log: RunLog) -> str:
+    if not log.training and not log.tests:
+        return _section("Curves", "<p>Nothing has been measured yet.</p>")
+    pictures: list[Callable[[Any, RunLog], None]] = [plots.draw_accuracies, plots.draw_losses, plots.draw_learning_rate]
+    drawn = "".join(f"<div>{plots.svg(lambda axes, draw=draw: draw(axes, log), 5, 3.6)}</div>" for draw in pictures)
+    return _section("Curves", f'<div class="pictures">{drawn}</div>')
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], kinds: Sequence[str]) -> str:
+    """A table; cells are HTML already, `kinds` are the classes of the columns."""
+    top = "".join(f'<th class="{kind}">{escape(name)}</th>' for name, kind in zip(head, kinds, strict=True))
+    body = "".join("<tr>" + "".join(f'<td class="{kind}">{cell}</td>' for cell, kind in zip(row, kinds, strict=True)) + "</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _classes(dataset: Dataset, predictions: Predictions) -> str:
+    shares = predictions.class_accuracies()
+    rows = []
+    for number in np.argsort(-np.nan_to_num(shares["sum"], nan=-1.0), kind="stable"):
+        values = [100 * column[number] for column in shares.values()]
+        bar = f'<i style="width: {0 if np.isnan(values[2]) else values[2]:.1f}%"></i>'
+        rows.append([escape(dataset.classes[number]), *("–" if np.isnan(value) else f"{value:.1f}" for value in values), bar])
+    table = _table(["class", *HEADS.values(), ""], rows, ["", "number", "number", "number", "bar"])
+    text = "<p>Test accuracy class by class in percent, the best at the top.</p>"
+    return _section("Classes", text, table if len(rows) <= 20 else f"<details><summary>all {len(rows)} classes</summary>{table}</details>")
+
+
+def _confusion(dataset: Dataset, predictions: Predictions) -> str:
+    matrix = predictions.confusion_matrix()
+    side = 6.5 if len(dataset.classes) <= 20 else 11
+    picture = plots.svg(lambda axes: plots.draw_confusion_matrix(axes, matrix, dataset.classes), side, side)
+    parts = [
+        "<p>What the images of each class (rows) are taken for (columns), in percent.</p>",
+        f'<div class="matrix">{picture}</div>',
+    ]
+    wrong = matrix - np.diag(np.diag(matrix))
+    order = [divmod(int(place), len(wrong)) for place in np.argsort(-wrong, axis=None, kind="stable")[:SHOWN]]
+    if pairs := [(row, column) for row, column in order if wrong[row, column]]:
+        rows = [
+            [escape(dataset.classes[row]), escape(dataset.classes[column]), f"{wrong[row, column]} of {matrix[row].sum()}"] for row, column in pairs
+        ]
+        parts.append("<p>Most often confused:</p>" + _table(["shows", "taken for", "images"], rows, ["", "", "number"]))
+    else:
+        parts.append("<p>No image is taken for another class.</p>")
+    return _section("Confusion matrix", *parts)
+
+
+def _images(dataset: Dataset, predictions: Predictions) -> list[str]:
+    """The images that the network is wrongly sure of, unsure of, and rightly sure of. Sure means: by the softmax of the sum of both heads' logits."""
+    logits, labels = predictions.sum, predictions.labels
+    answers = logits.argmax(axis=1)  # (N,)
+    probabilities = predictions.probabilities  # (N, K)
+    margins = -np.diff(np.sort(logits, axis=1)[:, -2:], axis=1)[:, 0] if logits.shape[1] > 1 else np.zeros(len(logits))  # (N,), 0 where two tie
+    right = answers == labels
+    sections = []
+    for title, text, chosen, none in (
+        ("Most confident mistakes", "Wrong, by the widest margin.", _first(margins, ~right), "There are no mistakes."),
+        ("Most confused", "The two likeliest classes are closest together.", _first(-margins, np.ones_like(right)), ""),
+        ("Most confident", "Right, by the widest margin.", _first(margins, right), "No image is right."),
+    ):
+        figures = "".join(_figure(dataset, number, int(labels[number]), probabilities[number]) for number in chosen)
+        sections.append(_section(title, f"<p>{text}</p>", f'<div class="images">{figures}</div>') if figures else _section(title, f"<p>{none}</p>"))
+    return sections
+
+
+def _first(keys: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """Numbers of the `SHOWN` smallest keys among those that `where` allows."""
+    allowed = np.flatnonzero(where)
+    return allowed[np.argsort(keys[allowed], kind="stable")[:SHOWN]]
+
+
+def _figure(dataset: Dataset, number: int, label: int, probabilities: np.ndarray) -> str:
+    """A test image with the class it shows, and the two likeliest answers."""
+    likely = [answer for answer in np.argsort(-probabilities, kind="stable")[:2] if probabilities[answer] > 0.005]
+    answers = " or ".join(f"{dataset.classes[answer]} {100 * probabilities[answer]:.0f}\N{NO-BREAK SPACE}%" for answer in likely)
+    shows, taken = escape(dataset.classes[label]), escape(answers)
+    source = base64.b64encode(png(dataset.test.images[number])).decode()
+    alternative = f"test image {number}, which shows: {shows}"
+    return (
+        f'<figure><img src="data:image/png;base64,{source}" alt="{alternative}" title="test image {number}">'
+        f"<figcaption><b>{shows}</b><br>taken for {taken}</figcaption></figure>"
+    )
+
+
+def _options(log: RunLog, config: dict[str, Any]) -> str:
+    given = _given(config)
+    rows = [[escape(name), f"<b>{escape(_text(value))}</b>" if name in given else escape(_text(value))] for name, value in config.items()]
+    known = {"config", "dataset", "dataset_notice", "parameters", "seed", "steps"}
+    machine = [[escape(name), escape(_text(value))] for name, value in log.header.items() if name not in known]
+    return _section(
+        "How it was trained",
+        "<p>All options; those that are not the default are bold.</p>",
+        _table(["option", "value"], rows, ["", "value"]),
+        f"<details><summary>data, machine and versions</summary>{_table(['', ''], machine, ['', 'value'])}</details>",
+    )
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

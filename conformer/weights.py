@@ -1,0 +1,90 @@
+"""Weights with what they are for: a trained network in one file that says how to build it, normalise images for it, and name its answers.
+
+`conformer train` writes such files (last, best and ema.safetensors in a run folder); evaluate, predict and report read them.
+Read next: `conformer/evaluate.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from conformer.config import ConformerConfig
+from conformer.data import Dataset
+from conformer.model import Conformer
+from minigrad import nn, safetensors_io
+
+__all__ = ["About", "load_weights", "save_weights", "weights_file"]
+
+
+@dataclass(frozen=True)
+class About:
+    """What trained weights are for.
+
+    Attributes:
+        network: the fields of `ConformerConfig`; `config`: the name of that configuration.
+        dataset: name of the data set; `notice`: a sentence where it is not the one that was asked for.
+        classes: their names, in the order of the logits.
+        mean, std: what images are normalised with, channel by channel (`conformer.augment.normalize`).
+        image_size: height and width in pixels.
+        step: steps taken.
+        test_accuracy: shares of right answers by head, as in metrics.jsonl.
+    """
+
+    network: dict[str, Any]
+    config: str
+    dataset: str
+    notice: str
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    image_size: tuple[int, int]
+    step: int
+    test_accuracy: dict[str, float]
+
+    @classmethod
+    def of(cls, network: ConformerConfig, config: str, dataset: Dataset, step: int, test_accuracy: dict[str, float]) -> About:
+        """Describe a network that was trained on a data set."""
+        height, width = dataset.train.images.shape[1:3]
+        return cls(
+            asdict(network), config, dataset.name, dataset.notice, dataset.classes, dataset.mean, dataset.std, (height, width), step, test_accuracy
+        )
+
+
+def save_weights(path: Path, model: nn.Module, about: About) -> None:
+    """Write a network's weights and what they are for, atomically; raises OSError."""
+    entries = {name: value if isinstance(value, str) else json.dumps(value) for name, value in asdict(about).items()}
+    safetensors_io.save_state(path, model.state_dict(), entries)
+
+
+def weights_file(path: str | Path) -> Path:
+    """The weights file that a run folder or file stands for: of a folder its last.safetensors."""
+    path = Path(path)
+    return path / "last.safetensors" if path.is_dir() else path
+
+
+def load_weights(path: str | Path) -> tuple[Conformer, About]:
+    """Build the network that a run saved.
+
+    Args:
+        path: a run folder (its last.safetensors is read), or a weights file of one.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: it is not a weights file that `conformer train` wrote, or is damaged.
+    """
+    path = weights_file(path)
+    state, metadata = safetensors_io.load_state(path)
+    try:
+        values: dict[str, Any] = {field.name: metadata[field.name] for field in fields(About)}
+        values |= {name: json.loads(text) for name, text in values.items() if name not in ("config", "dataset", "notice")}
+        values |= {name: tuple(values[name]) for name in ("classes", "mean", "std", "image_size")}  # JSON has lists
+        model, about = Conformer(**values["network"]), About(**values)
+    except KeyError as error:
+        raise ValueError(f"{path} does not say what it is for (no {error} in its metadata); give weights that `conformer train` wrote") from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} is for a network that this version cannot build ({error})") from error
+    model.load_state_dict(state)
+    return model, about

@@ -1,0 +1,46 @@
+"""What is read off a network's predictions: class by class, and which classes are taken for which."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+
+from conformer.evaluate import HEADS, Predictions
+
+CNN = np.array([[2.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 3, 0], [0, 1, 0, 0]])
+TRANSFORMER = np.array([[0.0, 1, 0, 0], [0, 1, 0, 0], [0, 4, 0, 0], [0, 0, 3, 0]])
+
+
+def test_class_by_class():
+    shares = Predictions(CNN, TRANSFORMER, np.array([0, 1, 2, 2])).class_accuracies()
+    assert list(shares) == list(HEADS)
+    assert_array_equal(shares["cnn"], [1, 1, 0.5, np.nan])
+    assert_array_equal(shares["transformer"], [0, 1, 0.5, np.nan])
+    assert_array_equal(shares["sum"], [1, 1, 0.5, np.nan])
+
+
+def test_rows_are_what_is_shown_and_columns_what_it_is_taken_for():
+    matrix = Predictions(CNN, TRANSFORMER, np.array([0, 1, 2, 2])).confusion_matrix()
+    assert_array_equal(matrix, [[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0]])
+
+
+@given(st.integers(1, 20), st.integers(1, 6), st.integers(0, 999))
+def test_all_figures_agree(count: int, classes: int, seed: int):
+    random = np.random.default_rng(seed)
+    cnn, transformer = random.normal(0, 3, (2, count, classes))
+    labels = random.integers(0, classes, count)
+    predictions = Predictions(cnn, transformer, labels)
+    matrix = predictions.confusion_matrix()
+    assert_array_equal(matrix.sum(axis=1), np.bincount(labels, minlength=classes))
+    assert_allclose(np.trace(matrix) / count, predictions.accuracies.sum)
+    present = np.bincount(labels, minlength=classes) > 0
+    assert_allclose(np.diag(matrix)[present] / matrix.sum(axis=1)[present], predictions.class_accuracies()["sum"][present])
+    for head, share in predictions.accuracies._asdict().items():
+        mean = np.nansum(predictions.class_accuracies()[head] * np.bincount(labels, minlength=classes)) / count
+        assert_allclose(mean, share)
+    reference = [torch.nn.functional.cross_entropy(torch.tensor(logits), torch.tensor(labels)).item() for logits in (cnn, transformer)]
+    assert_allclose(predictions.loss, sum(reference) / 2, rtol=1e-12)
+    assert_allclose(predictions.probabilities, torch.softmax(torch.tensor(cnn + transformer), 1).numpy(), rtol=1e-12)

@@ -1,0 +1,98 @@
+"""Image files of every kind that people have, read as a network wants them, and those that cannot be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+from PIL import Image
+
+from conformer.image_files import png, read_image
+
+RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
+
+
+def halves(height: int, width: int) -> np.ndarray:
+    """An image whose left half is red and whose right half is blue."""
+    image = np.empty((height, width, 3), np.uint8)
+    image[:, : width // 2], image[:, width // 2 :] = RED, BLUE
+    return image
+
+
+def test_an_image_of_the_right_size_is_read_as_it_is(tmp_path: Path):
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    (tmp_path / "image.png").write_bytes(png(image))
+    assert_array_equal(read_image(tmp_path / "image.png", (32, 32)), image)
+
+
+def test_the_centre_of_a_wide_image_is_cut_out(tmp_path: Path):
+    wide = np.full((16, 64, 3), 7, np.uint8)
+    wide[:, 24:40] = halves(16, 16)
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    small = read_image(tmp_path / "wide.png", (8, 8))
+    assert small.shape == (8, 8, 3)
+    assert tuple(small[4, 1]) == RED
+    assert tuple(small[4, 6]) == BLUE
+
+
+def test_a_rectangle_is_given_as_height_and_width(tmp_path: Path):
+    Image.fromarray(halves(40, 40)).save(tmp_path / "square.png")
+    assert read_image(tmp_path / "square.png", (4, 8)).shape == (4, 8, 3)
+
+
+def test_it_is_turned_as_the_camera_says(tmp_path: Path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise by 90 degrees
+    Image.fromarray(halves(32, 32)).save(tmp_path / "turned.png", exif=exif)
+    image = read_image(tmp_path / "turned.png", (32, 32))
+    assert (tuple(image[4, 16]), tuple(image[28, 16])) == (RED, BLUE)
+
+
+def test_transparent_parts_are_white(tmp_path: Path):
+    image = np.zeros((8, 8, 4), np.uint8)
+    image[:, :4] = (*RED, 255)
+    Image.fromarray(image).save(tmp_path / "alpha.png")
+    palette = Image.fromarray(halves(8, 8)).quantize(2)
+    palette.info["transparency"] = palette.getpixel((7, 0))
+    palette.save(tmp_path / "palette.gif", transparency=palette.getpixel((7, 0)))
+    for name in ("alpha.png", "palette.gif"):
+        read = read_image(tmp_path / name, (8, 8))
+        assert (tuple(read[0, 0]), tuple(read[0, 7])) == (RED, WHITE)
+
+
+def test_grey_of_8_and_of_16_bits(tmp_path: Path):
+    grey = np.array([[0, 51], [102, 255]], np.uint8)
+    Image.fromarray(grey).save(tmp_path / "8.png")
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "16.png")
+    for name in ("8.png", "16.png"):
+        assert_array_equal(read_image(tmp_path / name, (2, 2)), np.repeat(grey[..., None], 3, axis=2))
+
+
+def test_what_is_no_image(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="cannot read .*nothing.png: No such file"):
+        read_image(tmp_path / "nothing.png", (8, 8))
+    with pytest.raises(IsADirectoryError, match="cannot read .*: Is a directory"):
+        read_image(tmp_path, (8, 8))
+    (tmp_path / "text.png").write_text("hello")
+    with pytest.raises(ValueError, match="text.png is not an image that can be read"):
+        read_image(tmp_path / "text.png", (8, 8))
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp", "gif"])
+def test_images_cut_short(kind: str, tmp_path: Path):
+    path = tmp_path / f"image.{kind}"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(path)
+    whole = path.read_bytes()
+    for length in (0, len(whole) // 4, len(whole) // 2):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"image\.\w+ is (damaged|not an image)"):
+            read_image(path, (8, 8))
+
+
+def test_an_image_of_absurd_size_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "large.png").write_bytes(png(np.zeros((40, 40, 3), np.uint8)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ValueError, match="large.png has too many pixels"):
+        read_image(tmp_path / "large.png", (8, 8))
