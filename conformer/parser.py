@@ -9,7 +9,7 @@ import argparse
 import difflib
 import textwrap
 import typing
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -81,12 +81,26 @@ def add_options(
             continue
         annotated, text = typing.get_args(hints[field.name])
         kind = next((part for part in typing.get_args(annotated) if part is not type(None)), annotated)  # X of X | None
-        allowed = choices.get(field.name)
-        text += f": {', '.join(allowed)}" if allowed else ""
+        if allowed := choices.get(field.name):
+            text += f": {', '.join(allowed)}"
+            kind = one_of(allowed)
         text += "" if field.default is None else f" (default: {field.default})"
         option = f"--{field.name.replace('_', '-')}"
-        metavar = metavars.get(field.name, METAVARS[kind])
-        parser.add_argument(option, type=kind, default=argparse.SUPPRESS, help=text, metavar=metavar, choices=allowed)
+        metavar = metavars.get(field.name) or METAVARS.get(kind, "NAME")
+        parser.add_argument(option, type=kind, default=argparse.SUPPRESS, help=text, metavar=metavar)
+
+
+def one_of(allowed: Collection[str]) -> Callable[[str], str]:
+    """One of these names, for argparse, whose own message is another with each version of Python."""
+
+    def check(text: str) -> str:
+        if text not in allowed:
+            close = [name for name in allowed if text and text in name] or difflib.get_close_matches(text, allowed, n=1)
+            meant = f"did you mean {close[0]}?" if close else f"choose from {', '.join(allowed)}"
+            raise argparse.ArgumentTypeError(f"there is no {text!r}; {meant}")
+        return text
+
+    return check
 
 
 def positive(text: str) -> int:

@@ -69,7 +69,9 @@ class Trainer:
         self.dataset = data.load(config.dataset, config.data_dir, self.display.message)
         self.steps_per_epoch = len(self.dataset.train) // config.batch_size
         if not self.steps_per_epoch:
-            raise ValueError(f"batch_size is {config.batch_size}, but {self.dataset.source} has only {len(self.dataset.train)} training images")
+            raise ValueError(
+                f"batch_size is {config.batch_size}, but {self.dataset.source} has only {len(self.dataset.train)} training images: take a smaller one"
+            )
         self.steps = min(config.epochs * self.steps_per_epoch, config.max_steps or config.epochs * self.steps_per_epoch)
         self.steps_fixed = config.time_budget is None  # False until `_fit_to_budget` has fixed them
 
