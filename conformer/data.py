@@ -49,6 +49,7 @@ class Dataset:
 
     `mean` and `std` are those of the training images' channels, with pixels from 0 to 1; `source` is the folder or archive it was read from, or
     says what it was made by. `notice` is a sentence for the first line of whatever uses it, where `auto` took another data set than CIFAR-10.
+    `epochs` is how often training sees the images when it is not told.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Dataset:
     test: Split
     source: Path | str
     notice: str = ""
+    epochs: int = 20
 
 
 def cache_folder() -> Path:
@@ -105,6 +107,7 @@ def _load_coupling10(data_dir: str | Path | None, say: Say) -> Dataset:
         train=Split(*coupling10.generate(50_000, split=0)),
         test=Split(*coupling10.generate(10_000, split=1)),
         source="its generator, seed 0",
+        epochs=4,
     )
 
 

@@ -30,8 +30,8 @@ class TrainConfig:
     dataset: Annotated[str, "the data set; auto is cifar10 where it can be found or downloaded, else coupling10, which is generated"] = "auto"
     data_dir: Annotated[Path | None, "an archive, its folder or their parent (if not given: $CONFORMER_DATA, the cache, then a download)"] = None
     out: Annotated[Path | None, "the run folder to make (if not given: runs/CONFIG-TIME)"] = None
-    epochs: Annotated[int, "times the training images are seen"] = 20
-    max_steps: Annotated[int | None, "stop after this many steps; the learning rate's schedule is fitted to them"] = None
+    epochs: Annotated[int | None, "times the training images are seen (if not given: 20, and 4 for coupling10)"] = None
+    max_steps: Annotated[int | None, "take at most this many steps; the learning rate's schedule is fitted to them"] = None
     batch_size: Annotated[int, "images a step"] = 128
     seed: Annotated[int, "fixes every random draw"] = 0
     lr: Annotated[float, "highest learning rate"] = 2e-3
@@ -48,13 +48,14 @@ class TrainConfig:
     checkpoint_minutes: Annotated[float, "minutes between two checkpoints, likewise"] = 5.0
 
     def __post_init__(self) -> None:
-        least = {"epochs": 1, "batch_size": 2, "log_every": 1, "seed": 0, "weight_decay": 0, "clip_norm": 0}
+        least = {"batch_size": 2, "log_every": 1, "seed": 0, "weight_decay": 0, "clip_norm": 0}
         least |= {"accumulate": 1, "checkpoint_steps": 0, "checkpoint_minutes": 0}
         for name, bound in least.items():
             if not getattr(self, name) >= bound:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {bound}")
-        if self.max_steps is not None and self.max_steps < 1:
-            raise ValueError(f"max_steps is {self.max_steps}; it must be at least 1")
+        for name in ("epochs", "max_steps"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
         if not 0 < self.lr < float("inf"):
             raise ValueError(f"lr is {self.lr}; it must be above 0")
         for name in ("warmup", "label_smoothing", "drop_path", "ema"):

@@ -72,7 +72,8 @@ class Trainer:
             raise ValueError(
                 f"batch_size is {config.batch_size}, but {self.dataset.source} has only {len(self.dataset.train)} training images: take a smaller one"
             )
-        self.steps = min(config.epochs * self.steps_per_epoch, config.max_steps or config.epochs * self.steps_per_epoch)
+        limits = [config.epochs and config.epochs * self.steps_per_epoch, config.max_steps]
+        self.steps = min(filter(None, limits), default=self.dataset.epochs * self.steps_per_epoch)
         self.steps_fixed = config.time_budget is None  # False until `_fit_to_budget` has fixed them
 
         self.network = replace(named_config(config.config), num_classes=len(self.dataset.classes), drop_path_rate=config.drop_path)

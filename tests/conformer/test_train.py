@@ -159,6 +159,14 @@ def test_it_learns(config: TrainConfig, cifar: Cifar) -> None:
     assert min(last["train_accuracy"].values()) > 0.4
 
 
+@pytest.mark.parametrize(("epochs", "max_steps", "steps"), [(None, None, 15), (None, 4, 4), (None, 40, 40), (2, None, 10), (2, 4, 4), (2, 40, 10)])
+def test_number_of_steps(epochs: int | None, max_steps: int | None, steps: int, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 5 steps an epoch, on a data set that is seen 3 times unless told otherwise."""
+    whole = data.load
+    monkeypatch.setattr(data, "load", lambda *arguments: replace(whole(*arguments), epochs=3))
+    assert Trainer(replace(config, epochs=epochs, max_steps=max_steps)).steps == steps
+
+
 def test_schedule_is_fitted_to_the_steps(config: TrainConfig) -> None:
     result = train.train(replace(config, max_steps=8, lr=0.5e-3, warmup=0.25, log_every=1))
     rates = [line["learning_rate"] for line in lines(result.folder) if "learning_rate" in line]
