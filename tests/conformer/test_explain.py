@@ -1,0 +1,126 @@
+"""What is said about a network's inside agrees with what the network computes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+from conformer import Conformer
+from conformer.explain import (
+    attention_rollout,
+    attention_weights,
+    class_activation_maps,
+    class_token_shares,
+    coupling_strength,
+    token_map,
+    transformer_blocks,
+)
+from minigrad import Tensor
+from minigrad.modes import no_grad
+
+
+def network(**changes) -> Conformer:
+    sizes = {"depth": 6, "embed_dim": 16, "num_heads": 2, "channel_ratio": 0.25, "stem": "cifar", "stem_channels": 8, "num_classes": 5}
+    model = Conformer(**(sizes | changes)).to(dtype="float64").eval()
+    random = np.random.default_rng(0)
+    for parameter in model.parameters():  # as after training: no bias is 0, no norm's weight is 1
+        parameter.copy_(parameter.numpy() + random.normal(0, 0.05, parameter.shape))
+    return model
+
+
+@pytest.fixture(scope="module")
+def model() -> Conformer:
+    with no_grad():
+        return network()
+
+
+@pytest.fixture(scope="module")
+def named(model: Conformer) -> dict[str, Tensor]:
+    images = np.random.default_rng(1).normal(size=(2, 32, 48, 3))
+    with no_grad():
+        return model.intermediates(Tensor(images))
+
+
+def test_the_mean_of_a_class_activation_map_is_the_logit_without_its_bias(model, named):
+    for classes in ([0, 3], np.array([4, 4])):
+        maps = class_activation_maps(model, named, classes)
+        assert maps.shape == (2, *named["conv_trans_6"].shape[1:3])
+        logits = named["conv_cls_head"].numpy()[[0, 1], classes] - model.conv_cls_head.bias.numpy()[classes]
+        assert_allclose(maps.mean(axis=(1, 2)), logits, rtol=1e-12)
+
+
+def test_attention_weights_are_those_that_the_attention_used(model, named):
+    weights = attention_weights(model, named)
+    assert list(weights) == ["trans_1", *(f"conv_trans_{number}.trans_block" for number in range(2, 7))]
+    for name, block in transformer_blocks(model).items():
+        count = named["tokens"].shape[1]
+        assert weights[name].shape == (2, 2, count, count)
+        assert_allclose(weights[name].sum(axis=3), 1)
+        tokens = named[f"{name}.norm1"].numpy()
+        value = (tokens @ block.attn.qkv.weight.numpy().T)[..., 32:].reshape(2, count, 2, 8)  # no bias of its own
+        mixed = np.einsum("bhnm,bmhd->bnhd", weights[name], value).reshape(2, count, 16)
+        expected = mixed @ block.attn.proj.weight.numpy().T + block.attn.proj.bias.numpy()
+        assert_allclose(named[f"{name}.attn"].numpy(), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("residual", ["measured", "half"])
+def test_rollout_is_the_class_tokens_row_of_the_product_of_all_blocks(residual, model, named):
+    row = attention_rollout(model, named, residual)
+    assert_allclose(row.sum(axis=1), 1)
+    entering = named["tokens"].numpy()
+    product = np.broadcast_to(np.eye(entering.shape[1]), (2, entering.shape[1], entering.shape[1]))
+    for name, weights in attention_weights(model, named).items():
+        if name != "trans_1":
+            entering = entering + named[name.replace("trans_block", "squeeze_block")].numpy()
+        own, update = (np.linalg.norm(x, axis=2, keepdims=True) for x in (entering, named[f"{name}.attn"].numpy()))
+        kept = 0.5 if residual == "half" else own / (own + update)
+        product = (kept * np.eye(entering.shape[1]) + (1 - kept) * weights.mean(axis=1)) @ product
+        entering = named[name].numpy()
+    assert_allclose(row, product[:, 0], atol=1e-12)
+
+
+def test_rollout_of_an_unknown_kind(model, named):
+    with pytest.raises(ValueError, match="residual is 'double'; give 'measured' or 'half'"):
+        attention_rollout(model, named, "double")
+
+
+def test_a_map_of_tokens_lies_as_the_patches_do(named):
+    patches = named["trans_patch_conv"].numpy()
+    assert_array_equal(token_map(named, named["tokens"].numpy()), patches)
+    assert_array_equal(token_map(named, named["tokens"].numpy()[..., 0]), patches[..., 0])
+
+
+@pytest.mark.parametrize("double", [True, False])
+def test_shares_of_the_class_token_are_what_arrives_of_each_blocks_update(double):
+    """Blocks that add a constant each, whatever they see: the final class token is their sum, weighted."""
+    with no_grad():
+        model = network(double_class_token=double)
+        model.cls_token.copy_(0 * model.cls_token.numpy())
+        constants = np.random.default_rng(2).normal(size=(6, 16))
+        for block, constant in zip(transformer_blocks(model).values(), constants, strict=True):
+            for layer in (block.attn.proj, block.mlp.fc2):
+                layer.weight.copy_(0 * layer.weight.numpy())
+            block.attn.proj.bias.copy_(constant)
+            block.mlp.fc2.bias.copy_(0 * constant)
+        final = model.intermediates(Tensor(np.zeros((1, 32, 32, 3))))["conv_trans_6.trans_block"].numpy()[0, 0]
+    shares = class_token_shares(model)
+    assert_allclose(shares.sum(), 1)
+    assert_allclose(final, shares / shares[-1] @ constants, rtol=1e-12)
+
+
+@pytest.mark.parametrize("med_blocks", [0, 1])
+def test_coupling_strength_is_0_where_a_unit_adds_nothing(med_blocks):
+    with no_grad():
+        model = network(num_med_block=med_blocks)
+        images = Tensor(np.random.default_rng(1).normal(size=(2, 32, 32, 3)))
+        before = coupling_strength(model, model.intermediates(images))
+        assert list(before) == [f"conv_trans_{number}" for number in range(2, 7)]
+        assert all(down > 0.01 and up > 0.01 for down, up in before.values())
+        silent = model.conv_trans_3
+        for layer in (silent.squeeze_block.ln, silent.expand_block.bn):
+            layer.weight.copy_(0 * layer.weight.numpy())
+            layer.bias.copy_(0 * layer.bias.numpy())
+        after = coupling_strength(model, model.intermediates(images))
+    assert after["conv_trans_3"] == (0, 0)
+    assert after["conv_trans_2"] == before["conv_trans_2"]
