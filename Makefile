@@ -11,11 +11,11 @@ RUN  := $(VENV)/bin/python
 FAST := env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE
 
 .DEFAULT_GOAL := help
-.PHONY: help venv train test lint bench
+.PHONY: help venv train test lint bench notebooks
 .NOTPARALLEL:
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(VENV)/app.stamp ## the virtual environment .venv, with what training needs
 
@@ -34,6 +34,9 @@ lint: $(VENV)/test.stamp ## style, types and the direction of imports
 
 bench: $(VENV)/test.stamp ## a script of benchmarks/:  make bench BENCH=overhead ARGS="..."
 	$(FAST) $(RUN) benchmarks/$(BENCH).py $(ARGS)
+
+notebooks: $(VENV)/test.stamp ## run the notebooks and write their .ipynb files:  make notebooks ARGS="01 05"
+	$(FAST) $(RUN) notebooks/build.py $(ARGS)
 
 # Without the ensurepip module (some Linux distributions cut it off) the environment is made empty and the system's pip puts a pip into it.
 $(RUN):

@@ -1,0 +1,77 @@
+"""Every notebook runs from top to bottom without a warning, its solutions included, and the committed .ipynb has the cells of its source.
+
+They run with MINIGRAD_FAST=1 (fewer steps, smaller data), each in a process of its own.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+FILE = Path(__file__).parent.parent / "notebooks" / "build.py"
+spec = importlib.util.spec_from_file_location("notebooks_build", FILE)
+assert spec and spec.loader
+build = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(build)
+
+every_notebook = pytest.mark.parametrize("source", build.sources(), ids=lambda source: source.stem)
+
+
+@every_notebook
+@pytest.mark.timeout(200)
+def test_it_runs(source: Path) -> None:
+    build.run(source, fast=True)
+
+
+@every_notebook
+def test_it_agrees_with_its_source(source: Path) -> None:
+    assert build.differences(source) == []
+
+
+@every_notebook
+def test_it_keeps_to_the_form(source: Path) -> None:
+    """Questions with folded answers, three exercises with solutions, and what comes before and after."""
+    text = source.read_text(encoding="utf-8")
+    assert "**You need**" in text
+    assert "**You now have**" in text
+    assert text.count("<details><summary>Answer</summary>") == text.count("</details>") >= 2
+    assert text.count("**Predict:**") >= 2
+    assert all(f"\n# **{number}.** " in text for number in (1, 2, 3))
+    assert text.count('# %% tags=["solution"]') >= 3
+    assert not any(len(line) > 150 for line in text.splitlines())
+
+
+def test_a_source_that_was_edited_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "01_small.py"
+    source.write_text('# %% [markdown]\n# # Small\n\n# %%\nprint(6 * 7)\n\n# %% tags=["solution"]\nassert True\n')
+    monkeypatch.setattr(build, "FOLDER", tmp_path)
+    assert build.differences(source) == ["01_small.ipynb is missing; run `make notebooks`"]
+    notebook = build.read(source)
+    build.write(source, notebook)
+    assert build.differences(source) == ["01_small.ipynb has cells that were not run; run `make notebooks`"]
+    notebook, _ = build.run(source)
+    assert notebook.cells[1].outputs[0].text == "42\n"
+    assert notebook.cells[2].metadata == {"tags": ["solution"], "jupyter": {"source_hidden": True}}
+    first = build.write(source, notebook).read_bytes()
+    assert build.differences(source) == []
+    assert build.write(source, build.run(source)[0]).read_bytes() == first
+    source.write_text(source.read_text().replace("6 * 7", "6 * 8"))
+    assert build.differences(source) == ["01_small.ipynb has other cells than 01_small.py; run `make notebooks`"]
+
+
+@pytest.mark.parametrize(("code", "message"), [("1 / 0", "ZeroDivisionError"), ("import sys; print('careful', file=sys.stderr)", "wrote to stderr")])
+def test_a_cell_that_fails_or_warns_is_an_error(code: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "01_wrong.py"
+    source.write_text(f"# %%\n{code}\n")
+    monkeypatch.setattr(build, "FOLDER", tmp_path)
+    with pytest.raises(Exception, match=message):
+        build.run(source)
+    assert not source.with_suffix(".ipynb").exists()
+
+
+def test_names_of_notebooks() -> None:
+    assert [path.name for path in build.sources(["01"])] == ["01_one_scalar_product.py"]
+    with pytest.raises(ValueError, match="no notebook begins with '99'; there are 01_one_scalar_product"):
+        build.sources(["99"])
