@@ -1,4 +1,4 @@
-"""The command line: `python -m conformer train|evaluate|predict|report|info`, also installed as `conformer`.
+"""The command line: `python -m conformer train|evaluate|predict|explain|report|info`, also installed as `conformer`.
 
 The options of `train` are the fields of `TrainConfig`. What a user can put right ends in one sentence on stderr and exit status 2 (the
 command is wrong) or 1 (a file, a folder or the training is); anything else is a fault of ours and keeps its traceback. The modules that need the
@@ -25,6 +25,7 @@ from conformer.config import CONFIGS, named_config
 from conformer.display import Display
 from conformer.evaluate import HEADS, Predictions, evaluate, predict
 from conformer.info import describe
+from conformer.model import Conformer
 from conformer.options import MAY_CHANGE, TrainConfig
 from conformer.parser import Mistake, Parser, add_options, positive
 from conformer.run_folder import OPENBLAS_PINS, read_config
@@ -72,6 +73,12 @@ def _parser() -> Parser:
     name.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="an image file: JPEG, PNG, WebP, GIF, ...")
     name.add_argument("--run", type=Path, metavar="RUN", help=f"{WEIGHTS} (if not given: the newest run in runs)")
     name.add_argument("--top", type=positive, default=5, metavar="N", help="how many classes to name (default: 5)")
+
+    more = ": the places that speak for its answer in the CNN branch, and those that the transformer branch's class token is made of"
+    look = command("explain", _explain, "draw what a network looks at in images", more)
+    look.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="an image file: JPEG, PNG, WebP, GIF, ...")
+    look.add_argument("--run", type=Path, metavar="RUN", help=f"{WEIGHTS} (if not given: the newest run in runs)")
+    look.add_argument("--out", type=Path, default=Path("explained.png"), metavar="PATH", help="the picture to make (default: explained.png)")
 
     more = ": its curves, its test images by class, those it is surest of and those it is not, and its options"
     report = command("report", _report, "make a page of a run, RUN/report.html", more)
@@ -192,7 +199,8 @@ def _columns(rows: list[list[str]]) -> str:
     )
 
 
-def _predict(options: argparse.Namespace) -> None:
+def _load_images(options: argparse.Namespace) -> tuple[Conformer, About, np.ndarray]:
+    """The network that was asked for, and the images as it takes them: uint8 (N, H, W, 3)."""
     try:
         from conformer.image_files import read_image
     except ImportError as error:
@@ -200,11 +208,16 @@ def _predict(options: argparse.Namespace) -> None:
     run = options.run or _newest_run()
     try:
         model, about = load_weights(run)
-        images = np.stack([read_image(path, about.image_size) for path in options.images])  # (N, H, W, 3)
+        images = np.stack([read_image(path, about.image_size) for path in options.images])
     except (OSError, ValueError) as error:
         raise Mistake(_sentence(error), 1) from error
     if options.run is None:
         print(f"by {about.config} in {run}, trained on {about.dataset}")
+    return model, about, images
+
+
+def _predict(options: argparse.Namespace) -> None:
+    model, about, images = _load_images(options)
     batches = (normalize(images[start : start + 100], about.mean, about.std) for start in range(0, len(images), 100))
     cnn, transformer = predict(model, batches)  # (N, K) each
     with no_grad():
@@ -219,6 +232,24 @@ def _predict(options: argparse.Namespace) -> None:
         widths = [max(map(len, column)) for column in columns]
         lines = ("    ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in zip(*columns, strict=True))
         print(f"{path}", *(f"  {line}" for line in lines), sep="\n")
+
+
+def _explain(options: argparse.Namespace) -> None:
+    from conformer.explain import attention_rollout, class_activation_maps, token_map
+
+    model, about, images = _load_images(options)
+    try:
+        from conformer.plots import save_explanation
+    except ImportError as error:
+        raise Mistake(f"pictures need matplotlib ({EXTRAS})", 1) from error
+    with no_grad():
+        named = model.eval().intermediates(Tensor(normalize(images, about.mean, about.std)))
+    answers = (named["conv_cls_head"].numpy() + named["trans_cls_head"].numpy()).argmax(axis=1)  # (N,)
+    maps, shares = class_activation_maps(model, named, answers), token_map(named, attention_rollout(model, named))
+    try:
+        print(save_explanation(options.out, images, [path.name for path in options.images], [about.classes[a] for a in answers], maps, shares))
+    except OSError as error:
+        raise Mistake(_sentence(error), 1) from error
 
 
 def _newest_run() -> Path:

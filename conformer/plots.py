@@ -20,7 +20,16 @@ from conformer.evaluate import HEADS
 from conformer.files import write_file
 from conformer.run_log import RunLog
 
-__all__ = ["draw_accuracies", "draw_confusion_matrix", "draw_learning_rate", "draw_losses", "save_confusion_matrix", "save_curves", "svg"]
+__all__ = [
+    "draw_accuracies",
+    "draw_confusion_matrix",
+    "draw_learning_rate",
+    "draw_losses",
+    "save_confusion_matrix",
+    "save_curves",
+    "save_explanation",
+    "svg",
+]
 
 COLORS = {"cnn": "tab:blue", "transformer": "tab:orange", "sum": "tab:green"}
 INK = "#010203"  # text and lines of `svg`, replaced by the colour of the page's text
@@ -99,6 +108,30 @@ def save_confusion_matrix(path: Path, matrix: np.ndarray, classes: Sequence[str]
     figure = Figure(figsize=(side, side), layout="constrained")
     draw_confusion_matrix(figure.subplots(), matrix, classes)
     figure.suptitle(title)
+    return _save(figure, path)
+
+
+def save_explanation(path: Path, images: np.ndarray, names: Sequence[str], answers: Sequence[str], maps: np.ndarray, shares: np.ndarray) -> Path:
+    """Draw what a network looks at in some images into a PNG file, a row for each; returns its path, raises OSError.
+
+    Args:
+        path: the file.
+        images: uint8 (N, H, W, 3).
+        names: what each image is called.
+        answers: what each is taken for.
+        maps: class activation maps (N, h, w), as `class_activation_maps` gives them.
+        shares: what the class token is made of, (N, h, w), as `attention_rollout` and `token_map` give it.
+    """
+    figure = Figure(figsize=(8, 2.8 * len(images)), layout="constrained")
+    for row, panels in enumerate(figure.subplots(len(images), 3, squeeze=False)):
+        place = (-0.5, images.shape[2] - 0.5, images.shape[1] - 0.5, -0.5)
+        titles = (f"{names[row]}: {answers[row]}", f"CNN branch: what speaks for {answers[row]}", "transformer branch: class token")
+        for axes, title, heat in zip(panels, titles, (None, np.maximum(maps[row], 0), shares[row]), strict=True):
+            axes.imshow(images[row])
+            if heat is not None:
+                axes.imshow(heat, cmap="inferno", alpha=0.6, extent=place, interpolation="bilinear")
+            axes.set_title(title, fontsize=8)
+            axes.set_axis_off()
     return _save(figure, path)
 
 

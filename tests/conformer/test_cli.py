@@ -95,6 +95,8 @@ def test_no_matplotlib(cifar: Cifar, tiny_network: str, tmp_path: Path, fails: C
 
 
 def test_no_pillow(fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    import conformer.plots  # noqa: F401  matplotlib does not survive a first import without pillow
+
     monkeypatch.setitem(sys.modules, "PIL", None)
     for name in ("conformer.image_files", "conformer.report"):
         monkeypatch.delitem(sys.modules, name, raising=False)
@@ -124,6 +126,23 @@ def test_predict(cifar: Cifar, tiny_network: str, tmp_path: Path, capsys: pytest
         for line, place in zip(rest[7:10], np.argsort(-shares)[:3], strict=True):
             name, share = line.replace("%", "").split()[2 * column : 2 * column + 2]
             assert (name, float(share)) == (about.classes[place], pytest.approx(100 * shares[place], abs=0.051))
+
+
+def test_explain(cifar: Cifar, tiny_network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], fails: Callable[..., str]) -> None:
+    from PIL import Image
+
+    run, picture = str(tmp_path / "run"), tmp_path / "picture.png"
+    command = ["train", "--config", tiny_network, "--data-dir", str(cifar(records=8)), "--batch-size", "8", "--max-steps", "1", "--out", run]
+    assert main(command) == 0
+    for name in ("one", "two"):
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)).save(tmp_path / f"{name}.png")
+    capsys.readouterr()
+    images = [str(tmp_path / "one.png"), str(tmp_path / "two.png")]
+    assert main(["explain", *images, "--run", run, "--out", str(picture)]) == 0
+    assert capsys.readouterr().out == f"{picture}\n"
+    with Image.open(picture) as drawn:
+        assert drawn.width > drawn.height > 0.5 * drawn.width
+    assert "cannot write" in fails(1, "explain", *images, "--run", run, "--out", str(tmp_path / "no" / "picture.png"))
 
 
 def test_predict_what_cannot_be_read(tmp_path: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +179,7 @@ def test_info(capsys: pytest.CaptureFixture[str], fails: Callable[..., str]) -> 
     assert "multiples of 16" in fails(2, "info", "--config", "tiny-patch16", "--image-size", "100")
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["predict"], ["report"], ["info"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["predict"], ["explain"], ["report"], ["info"]])
 def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command, "--help"]) == 0
     text = capsys.readouterr().out
