@@ -159,7 +159,8 @@ class _Watcher:
     def note(self, report: Any, name: str) -> None:
         if not self.failed:
             self.failed = name
-            self.message = (report.longreprtext.splitlines() or [""])[-1]
+            crash = getattr(report.longrepr, "reprcrash", None)
+            self.message = crash.message if crash else report.longreprtext
 
     def pytest_sessionfinish(self, exitstatus: int) -> None:
         self.leave(int(exitstatus))
@@ -182,7 +183,6 @@ def _key(name: str) -> str:
 
 
 def _child(pipe: int, root: Path, stage: Stage, changed: tuple[str, str] | None, names: set[str], known: dict[str, float]) -> None:
-    os.setsid()  # what it starts ends with it
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
@@ -260,9 +260,12 @@ class Workers:
         process = os.fork()
         if process == 0:
             try:
+                os.setpgrp()
                 _child(writing, self.root, stage, changed, job.names, self.known)
             finally:
                 os._exit(70)
+        with suppress(OSError):  # whichever of the two comes first
+            os.setpgid(process, process)  # what it starts ends with it
         os.close(writing)
         limit = self.limit if stage not in self.usual else min(self.limit, 5 + 5 * self.usual[stage])
         now = time.monotonic()
@@ -407,7 +410,9 @@ def run(project: Project, chosen: Sequence[Mutant], jobs: int, limit: float) -> 
         now = time.monotonic()
         if now - said > (0.2 if sys.stderr.isatty() else 20) or number == len(chosen):
             said, each = now, (now - start) / number
-            text = f"{number}/{len(chosen)}: {killed} killed, {each:.2f} s each, {each * (len(chosen) - number) / 60:.0f} min to go; {job.mutant.file}"
+            text = (
+                f"{number}/{len(chosen)}: {killed} killed, {each:.2f} s each, {each * (len(chosen) - number) / 60:.0f} min to go; {job.mutant.file}"
+            )
             print(text.ljust(110), end="\r" if sys.stderr.isatty() and number < len(chosen) else "\n", file=sys.stderr, flush=True)
 
 
@@ -417,7 +422,11 @@ def run(project: Project, chosen: Sequence[Mutant], jobs: int, limit: float) -> 
 def read_equivalent(path: Path) -> list[dict[str, Any]]:
     entries = tomllib.loads(path.read_text(encoding="utf-8")).get("equivalent", []) if path.exists() else []
     for entry in entries:
-        if {"file", "line", "becomes", "reason"} - entry.keys() or entry.keys() - {"file", "line", "becomes", "reason", "number"} or not entry["reason"]:
+        if (
+            {"file", "line", "becomes", "reason"} - entry.keys()
+            or entry.keys() - {"file", "line", "becomes", "reason", "number"}
+            or not entry["reason"]
+        ):
             raise CannotRun(f"{path.name}: an entry has file, line, becomes, reason, and perhaps number; this one is {entry}")
     return entries
 
@@ -456,7 +465,9 @@ def report(project: Project, chosen: Sequence[Mutant], entries: Sequence[dict[st
         if row["killed"]:
             by["time limit" if row["by"] == "time limit" else "crash" if row["by"].startswith("crash") else "a failing test"] += 1
         if kind == "survived" and as_toml:
-            fields = {"file": mutant.file, "line": mutant.before, "becomes": mutant.after, "reason": ""} | ({"number": mutant.number} if mutant.number else {})
+            fields = {"file": mutant.file, "line": mutant.before, "becomes": mutant.after, "reason": ""} | (
+                {"number": mutant.number} if mutant.number else {}
+            )
             print(f"[[equivalent]]  # {mutant.file}:{mutant.line}")
             print("".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in fields.items()))
         elif kind == "survived":
@@ -536,7 +547,12 @@ def command(argv: Sequence[str] | None) -> int:
         return 0
     interrupted = False
     if not options.show_survivors:
-        for variable, value in (("MINIGRAD_THREADS", "2"), ("OMP_NUM_THREADS", "1"), ("OPENBLAS_NUM_THREADS", "1"), ("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")):
+        for variable, value in (
+            ("MINIGRAD_THREADS", "2"),
+            ("OMP_NUM_THREADS", "1"),
+            ("OPENBLAS_NUM_THREADS", "1"),
+            ("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1"),
+        ):
             os.environ[variable] = value  # no threads before the fork; two in the child, so that splitting the rows is tested
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         fresh = [mutant for mutant in chosen if project.row(mutant) is None][: options.limit]

@@ -11,7 +11,7 @@
     keepdims        True and False
     constants       doubled; 0 becomes 1
     comparisons     turned round (< to >=), shifted (< to <=), == and !=, is and is not, in and not in
-    statements      whatever writes in place deleted: x += y, x[i] = y, calls for their effect alone, `out=`
+    statements      whatever writes in place deleted: x += y, x[i] = y, x.name = y (not in __init__), `out=`, calls for their effect alone
 
 What never is, by rule: `raise` and the errors and f-strings that make its messages, docstrings, annotations, `__all__`, and the constants of SPEED.
 """
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import ast
 import io
+import itertools
 import tokenize
 from collections import Counter
 from collections.abc import Iterator
@@ -32,8 +33,8 @@ SPEED = {
     "COLUMN_BYTES": "memory for the columns of a convolution at a time",
     "SMALL_PRODUCT": "up to how many multiplications a product is taken in one piece",
 }
-"""Module constants, with or without a leading underscore, that decide how fast something is done and not what comes out. Neither these numbers nor the
-products and quotients they are in (`1 + GRAIN // width`) nor the comparisons with them are changed."""
+"""Module constants, with or without a leading underscore, that decide how fast something is done and not what comes out. Neither these numbers nor
+the products and quotients they are in (`1 + GRAIN // width`) nor the comparisons with them are changed."""
 
 _OPERATORS = {ast.Add: ("+", "-"), ast.Sub: ("-", "+"), ast.Mult: ("*", "/"), ast.Div: ("/", "*"), ast.FloorDiv: ("//", "*")}
 _OPERATORS_BY_NAME = {"add": "subtract", "subtract": "add", "multiply": "divide", "divide": "multiply", "true_divide": "multiply"}
@@ -152,8 +153,9 @@ class _Changes:
         self.comments = [(start, end) for kind, _, start, end in self.tokens if kind == tokenize.COMMENT]
         self.found: list[tuple[int, int, str, str]] = []
         self.unit = ""
-        self.in_function = False
+        self.function = ""
         self.deleted: ast.AST | None = None  # the call that a deleted statement consists of
+        self.kept: set[ast.AST] = set()  # numbers that stay
 
     # --- text
 
@@ -259,10 +261,10 @@ class _Changes:
             for inner in _own_nodes(node):
                 if isinstance(inner, ast.Return) and inner.value is not None:
                     self.negate(inner.value)
-        before, self.in_function = self.in_function, True
+        outer, self.function = self.function, node.name
         for child in [*node.decorator_list, node.args, *node.body]:
             self.visit(child)
-        self.in_function = before
+        self.function = outer
         return False
 
     def visit_Lambda(self, node: ast.Lambda) -> None:
@@ -275,7 +277,7 @@ class _Changes:
         flat = [x for target in node.targets for x in (target.elts if isinstance(target, ast.Tuple) else [target])]
         if all(isinstance(x, ast.Name) and _is_speed_name(x.id) for x in flat):
             return False
-        if all(isinstance(x, ast.Subscript) for x in flat):
+        if all(isinstance(x, ast.Subscript) or (isinstance(x, ast.Attribute) and self.function not in ("", "__init__")) for x in flat):
             self.replace(node, "pass")
         return None
 
@@ -289,7 +291,7 @@ class _Changes:
         return None
 
     def visit_Expr(self, node: ast.Expr) -> None:
-        if isinstance(node.value, ast.Call) and self.in_function:
+        if isinstance(node.value, ast.Call) and self.function:
             self.replace(node, "pass")
             self.deleted = node.value
 
@@ -342,7 +344,7 @@ class _Changes:
                 self.shift(bound)
 
     def visit_Constant(self, node: ast.Constant) -> None:
-        if type(node.value) in (int, float):
+        if type(node.value) in (int, float) and node not in self.kept:
             self.replace(node, repr(2 * node.value if node.value else type(node.value)(1)))
 
     def visit_Call(self, node: ast.Call) -> None:
@@ -359,13 +361,17 @@ class _Changes:
             if name in ("add", "subtract"):
                 self.replace(positional[0], "0")
                 self.replace(positional[1], "0")
+        if name == "reshape":  # NumPy takes any negative length for -1
+            for length in [x for argument in positional for x in (argument.elts if isinstance(argument, ast.Tuple) else [argument])]:
+                if isinstance(length, ast.UnaryOp):
+                    self.kept.add(length.operand)
         if name == "slice":
             for bound in positional:
                 self.shift(bound)
         if name == "transpose":
             axes = positional if not _of_module(node.func) else []
             axes = axes[0].elts if len(axes) == 1 and isinstance(axes[0], ast.Tuple | ast.List) else axes
-            for one, other in zip(axes[:-1], axes[1:], strict=True):
+            for one, other in itertools.pairwise(axes):
                 low, high = self.span(one), self.span(other)
                 self.note(low[0], high[1], f"{self.text(*high)}{self.text(low[1], high[0])}{self.text(*low)}")
         method = isinstance(node.func, ast.Attribute) and not _of_module(node.func)
