@@ -5,8 +5,8 @@
     python -m tests.mutants --show-survivors         what the results on file say, without running anything
 
 Each change runs in a forked child of this process, which has imported NumPy, PyTorch, Hypothesis and pytest but nothing of the project: in the
-child an import hook hands out the changed source. First come the tests of the file the change is in (PLAN), those named for the changed operation
-before the others and fast ones before slow ones, until one fails; then those of its users. A change that hangs, crashes or takes all the memory is
+child an import hook hands out the changed source. First come the tests of the file the change is in (PLAN): those that noticed other changes of the
+same function, then those named for the operation, fast ones before slow ones, until one fails; then those of its users. A change that hangs, crashes or takes all the memory is
 noticed too. Each result is a line of a JSONL file; it holds as long as the changed file and its tests stay the same, comments aside.
 
 Changes that are none (another way to the same numbers) are listed with their reason in `tests/mutants_equivalent.toml`. Read next: `mutations.py`.
@@ -33,7 +33,7 @@ import sys
 import time
 import tomllib
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,8 +123,9 @@ class _ChangedModule(importlib.machinery.SourceFileLoader, importlib.abc.MetaPat
 class _Watcher:
     """Puts the tests in order, and hands over the outcome at the end, without the seconds pytest takes to leave."""
 
-    def __init__(self, pipe: int, module: _ChangedModule | None, names: set[str], only_named: bool, known: dict[str, float]):
-        self.pipe, self.module, self.names, self.only_named, self.known = pipe, module, {_key(n) for n in names}, only_named, known
+    def __init__(self, pipe: int, module: _ChangedModule | None, job: Job, known: dict[str, float], keen: Set[str]):
+        self.pipe, self.module, self.known, self.keen = pipe, module, known, keen
+        self.names, self.only_named = {_key(name) for name in job.names}, job.left[0].named and job.mutant is not None
         self.failed, self.message, self.tests = "", "", Counter()
 
     def pytest_sessionstart(self) -> None:
@@ -136,10 +137,9 @@ class _Watcher:
             settings.load_profile("mutants")
 
     def pytest_collection_modifyitems(self, items: list) -> None:
-        scored = [(not self.is_named(item), self.known.get(item.nodeid, 0.0), item) for item in items]
-        if self.only_named:
-            scored = [entry for entry in scored if not entry[0]]
-        items[:] = [item for *_, item in sorted(scored, key=lambda entry: entry[:2])]
+        named = {item.nodeid for item in items if self.is_named(item)}
+        chosen = [item for item in items if item.nodeid in named or not self.only_named]
+        items[:] = sorted(chosen, key=lambda item: (item.nodeid not in self.keen, item.nodeid not in named, self.known.get(item.nodeid, 0.0)))
 
     def is_named(self, item: Any) -> bool:
         operation = getattr(getattr(item, "cls", None), "op", None)
@@ -182,7 +182,7 @@ def _key(name: str) -> str:
     return name.replace("_", "").lower()
 
 
-def _child(pipe: int, root: Path, stage: Stage, changed: tuple[str, str] | None, names: set[str], known: dict[str, float]) -> None:
+def _child(pipe: int, root: Path, job: Job, known: dict[str, float], keen: Set[str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
@@ -191,15 +191,15 @@ def _child(pipe: int, root: Path, stage: Stage, changed: tuple[str, str] | None,
     for stream in (0, 1, 2):
         os.dup2(nowhere, stream)
     module = None
-    if changed is not None:
+    if job.mutant is not None:
         try:
-            module = _ChangedModule(root, *changed)
+            module = _ChangedModule(root, job.mutant.file, job.mutant.apply(job.source))
         except SyntaxError as error:  # a fault of mutations.py
             os.write(pipe, json.dumps({"passed": False, "by": "", "error": f"not Python: {error}"}).encode())
             os._exit(0)
         sys.meta_path.insert(0, module)
-    watcher = _Watcher(pipe, module, names, stage.named and changed is not None, known)
-    status = pytest.main([*PYTEST, f"--rootdir={root}", *stage.files], plugins=[watcher])
+    watcher = _Watcher(pipe, module, job, known, keen)
+    status = pytest.main([*PYTEST, f"--rootdir={root}", *job.left[0].files], plugins=[watcher])
     watcher.leave(int(status))  # reached where pytest has not come as far as a session
 
 
@@ -216,6 +216,10 @@ class Job:
     left: list[Stage]
     seconds: float = 0.0
 
+    @property
+    def place(self) -> tuple[str, str] | None:
+        return (self.mutant.file, self.mutant.unit) if self.mutant else None
+
 
 class Workers:
     """Runs jobs in forked children, `count` at a time."""
@@ -223,6 +227,7 @@ class Workers:
     def __init__(self, root: Path, count: int, limit: float):
         self.root, self.count, self.limit = root, count, limit
         self.known: dict[str, float] = {}  # seconds of every test
+        self.keen: dict[tuple, set[str]] = {}  # tests that noticed other changes of the same function: they come first
         self.usual: dict[Stage, float] = {}  # seconds of every stage where all tests pass
         self.selector = selectors.DefaultSelector()
         self.running: dict[int, tuple[Job, int, float, float, bytearray]] = {}
@@ -245,6 +250,8 @@ class Workers:
                     if job.mutant is None and outcome.passed:
                         self.known.update(outcome.tests)
                         self.usual[done] = outcome.seconds
+                    if not outcome.passed:
+                        self.keen.setdefault(job.place, set()).add(outcome.by)
                     if outcome.passed and job.left:
                         waiting.append(job)
                     else:
@@ -256,12 +263,11 @@ class Workers:
     def _start(self, job: Job) -> None:
         reading, writing = os.pipe()
         stage = job.left[0]
-        changed = (job.mutant.file, job.mutant.apply(job.source)) if job.mutant else None
         process = os.fork()
         if process == 0:
             try:
                 os.setpgrp()
-                _child(writing, self.root, stage, changed, job.names, self.known)
+                _child(writing, self.root, job, self.known, self.keen.get(job.place, set()))
             finally:
                 os._exit(70)
         with suppress(OSError):  # whichever of the two comes first

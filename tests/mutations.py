@@ -34,7 +34,8 @@ SPEED = {
     "SMALL_PRODUCT": "up to how many multiplications a product is taken in one piece",
 }
 """Module constants, with or without a leading underscore, that decide how fast something is done and not what comes out. Neither these numbers nor
-the products and quotients they are in (`1 + GRAIN // width`) nor the comparisons with them are changed."""
+the products and quotients they are in (`1 + GRAIN // width`) nor the comparisons with them are changed; nor are functions of these names (`_grain`)
+and the last argument of `parallel_rows`, a grain."""
 
 _OPERATORS = {ast.Add: ("+", "-"), ast.Sub: ("-", "+"), ast.Mult: ("*", "/"), ast.Div: ("/", "*"), ast.FloorDiv: ("//", "*")}
 _OPERATORS_BY_NAME = {"add": "subtract", "subtract": "add", "multiply": "divide", "divide": "multiply", "true_divide": "multiply"}
@@ -155,7 +156,7 @@ class _Changes:
         self.unit = ""
         self.function = ""
         self.deleted: ast.AST | None = None  # the call that a deleted statement consists of
-        self.kept: set[ast.AST] = set()  # numbers that stay
+        self.kept: set[ast.AST] = set()  # parts that stay as they are
 
     # --- text
 
@@ -239,7 +240,7 @@ class _Changes:
     # --- the walk
 
     def visit(self, node: ast.AST) -> None:
-        if isinstance(node, ast.Raise | ast.JoinedStr) or _is_error(node) or _speed(node):
+        if isinstance(node, ast.Raise | ast.JoinedStr) or node in self.kept or _is_error(node) or _speed(node):
             return
         method = getattr(self, f"visit_{type(node).__name__}", None)
         if method is not None and method(node) is False:
@@ -252,6 +253,8 @@ class _Changes:
                     self.visit(child)
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> bool:
+        if _is_speed_name(node.name.upper()):
+            return False
         for parameter, default in _defaults(node.args):
             if parameter.arg in ("axis", "axes", "dim"):
                 self.shift(default)
@@ -344,7 +347,7 @@ class _Changes:
                 self.shift(bound)
 
     def visit_Constant(self, node: ast.Constant) -> None:
-        if type(node.value) in (int, float) and node not in self.kept:
+        if type(node.value) in (int, float):
             self.replace(node, repr(2 * node.value if node.value else type(node.value)(1)))
 
     def visit_Call(self, node: ast.Call) -> None:
@@ -365,6 +368,8 @@ class _Changes:
             for length in [x for argument in positional for x in (argument.elts if isinstance(argument, ast.Tuple) else [argument])]:
                 if isinstance(length, ast.UnaryOp):
                     self.kept.add(length.operand)
+        if name == "parallel_rows":
+            self.kept.update(positional[2:])
         if name == "slice":
             for bound in positional:
                 self.shift(bound)

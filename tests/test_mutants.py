@@ -133,6 +133,8 @@ def test_the_sign_of_a_result_that_is_no_number_stays():
         "_GRAIN = 1 << 15",
         "LONG_ROW, BLOCK = 8192, 1 << 18",
         "f(a, 1 + _GRAIN // n)",
+        "parallel_rows(f, a, 1 + 2**18 // n)",
+        "def _grain(y): return 1 + 1_000_000 // y.size",
         "step = max(BLOCK // width, 1)",
         "a = n > LONG_ROW",
         "a.b()",
