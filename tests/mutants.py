@@ -6,8 +6,9 @@
 
 Each change runs in a forked child of this process, which has imported NumPy, PyTorch, Hypothesis and pytest but nothing of the project: in the
 child an import hook hands out the changed source. First come the tests of the file the change is in (PLAN): those that noticed other changes of the
-same function, then those named for the operation, fast ones before slow ones, until one fails; then those of its users. A change that hangs, crashes or takes all the memory is
-noticed too. Each result is a line of a JSONL file; it holds as long as the changed file and its tests stay the same, comments aside.
+same function, then those named for the operation, fast ones before slow ones, until one fails; then those of its users. A change that hangs, crashes
+or takes all the memory is noticed too. Each result is a line of a JSONL file; it holds as long as the changed file and its tests stay the same,
+comments aside.
 
 Changes that are none (another way to the same numbers) are listed with their reason in `tests/mutants_equivalent.toml`. Read next: `mutations.py`.
 """
@@ -49,6 +50,8 @@ USERS = (
     "tests/test_memory.py", "tests/test_peers_bugs.py", "tests/nn/test_*.py",
 )  # fmt: skip
 """Where tests named for an operation are found besides its own file."""
+ALIASES = {"as_array": "setitem", "plain_index": "getitem", "power": "pow", "power_of": "pow"}
+"""What tests call a function by whose own name is not what one calls it by."""
 PLAN: dict[str, tuple[tuple[str, ...], ...]] = {
     "minigrad/autograd.py": (
         ("tests/test_autograd.py",), ("tests/test_graphs.py",), ("tests/test_versions.py", "tests/test_checkpoint.py", "tests/test_anomaly.py"),
@@ -342,6 +345,7 @@ class Project:
     def names_of(self, mutant: Mutant) -> set[str]:
         """The operations whose tests are nearest to a change."""
         found = {Path(mutant.file).stem} if "/fused/" in mutant.file else set(self.names[mutant.file][mutant.unit])
+        found |= {ALIASES[name] for name in found & ALIASES.keys()}
         return {name for name in found if not name.startswith("_")} or {mutant.unit.strip("_")}
 
     @functools.cache  # noqa: B019 (one Project per run)
