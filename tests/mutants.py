@@ -356,7 +356,8 @@ class Project:
 
     def key(self, mutant: Mutant) -> str:
         """Names a change for as long as its file, its tests and what these share say the same."""
-        parts = (mutant.file, mutant.before, mutant.after, str(mutant.number), self._context(mutant.file))
+        names = " ".join(sorted(self.names_of(mutant)))
+        parts = (mutant.file, mutant.before, mutant.after, str(mutant.number), names, self._context(mutant.file))
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:20]
 
     def row(self, mutant: Mutant) -> dict[str, Any] | None:
