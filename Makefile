@@ -11,7 +11,7 @@ RUN  := $(VENV)/bin/python
 FAST := env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE
 
 .DEFAULT_GOAL := help
-.PHONY: help venv train test lint bench notebooks
+.PHONY: help venv train test coverage mutants lint bench notebooks
 .NOTPARALLEL:
 
 help: ## this list
@@ -25,6 +25,12 @@ train: $(VENV)/app.stamp ## train a Conformer on CIFAR-10:  make train ARGS="--d
 # Two threads wherever this runs, so that splitting the rows is tested too. (pytest-xdist was tried on 2 cores: no faster.)
 test: lint ## all checks and tests:  make test ARGS="tests/fused -k conv2d"
 	$(FAST) MINIGRAD_THREADS=2 $(RUN) -m pytest $(ARGS)
+
+coverage: $(VENV)/test.stamp ## which lines and branches of minigrad/ the tests run; build/coverage.json
+	$(FAST) MINIGRAD_THREADS=2 $(RUN) -m pytest --cov --cov-report=term-missing:skip-covered --cov-report=json $(ARGS)
+
+mutants: $(VENV)/test.stamp ## small wrong changes of the library, which the tests must notice:  make mutants ARGS="--only softmax"
+	$(FAST) $(RUN) -m tests.mutants $(ARGS)
 
 lint: $(VENV)/test.stamp ## style, types and the direction of imports
 	$(RUN) -m ruff check .

@@ -1,0 +1,583 @@
+"""Do the tests notice? Every small wrong change of `tests/mutations.py` is made to the library, one at a time, and its tests are run: one must fail.
+
+    python -m tests.mutants                          everything (make mutants); a rerun goes on where the last one stopped
+    python -m tests.mutants --only softmax           one operation, or one file
+    python -m tests.mutants --show-survivors         what the results on file say, without running anything
+
+Each change runs in a forked child of this process, which has imported NumPy, PyTorch, Hypothesis and pytest but nothing of the project: in the
+child an import hook hands out the changed source. First come the tests of the file the change is in (PLAN): those that noticed other changes of the
+same function, then those named for the operation, fast ones before slow ones, until one fails; then those of its users. A change that hangs, crashes
+or takes all the memory is noticed too. Each result is a line of a JSONL file; it holds as long as the changed file and its tests stay the same,
+comments aside.
+
+Changes that are none (another way to the same numbers) are listed with their reason in `tests/mutants_equivalent.toml`. Read next: `mutations.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import functools
+import gc
+import hashlib
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import json
+import os
+import random
+import resource
+import selectors
+import signal
+import sys
+import time
+import tomllib
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence, Set
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.mutations import Mutant, mutants, operations
+
+MUTATED = ("minigrad/ops/*.py", "minigrad/fused/*.py", "minigrad/autograd.py", "minigrad/optim/*.py")
+USERS = (
+    "tests/test_graphs.py", "tests/test_op.py", "tests/test_tensor.py", "tests/test_functional.py", "tests/test_versions.py",
+    "tests/test_memory.py", "tests/test_peers_bugs.py", "tests/nn/test_*.py",
+)  # fmt: skip
+"""Where tests named for an operation are found besides its own file."""
+ALIASES = {"as_array": "setitem", "plain_index": "getitem", "power": "pow", "power_of": "pow"}
+"""What tests call a function by whose own name is not what one calls it by."""
+PLAN: dict[str, tuple[tuple[str, ...], ...]] = {
+    "minigrad/autograd.py": (
+        ("tests/test_autograd.py",), ("tests/test_graphs.py",), ("tests/test_versions.py", "tests/test_checkpoint.py", "tests/test_anomaly.py"),
+        ("tests/test_memory.py",),
+    ),
+    "minigrad/optim/optimizer.py": (("tests/optim/test_optimizer.py",), ("tests/optim/test_sgd.py", "tests/optim/test_adamw.py")),
+}  # fmt: skip
+"""Files tried one after the other, as groups; for the other files see `stages`."""
+MEMORY = 4 << 30  # bytes of address space that a child may take
+PYTEST = ["-o", "addopts=", "--import-mode=importlib", "--assert=plain", "-q", "-x", "-p", "no:cacheprovider", "-p", "pytest_timeout"]
+
+
+class CannotRun(Exception):
+    """Why nothing can be said about the changes."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Test files that run together; `named`: only those tests in them that name the changed operation."""
+
+    files: tuple[str, ...]
+    named: bool = False
+
+
+@dataclass
+class Outcome:
+    """passed; else `by`, the test that failed, or how else the change was noticed. tests: the seconds of each test, for the order next time."""
+
+    passed: bool
+    by: str
+    tests: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    error: str = ""
+
+
+def stages(root: Path, file: str) -> list[Stage]:
+    """The tests of a file of the library, nearest first."""
+    path = Path(file)
+    family = path.parent.name
+    if file in PLAN:
+        found = [Stage(files) for files in PLAN[file]]
+    elif family == "optim":
+        found = [Stage((f"tests/optim/test_{path.stem}.py",)), Stage(("tests/optim/test_optimizer.py",))]
+    else:
+        found = [Stage((f"tests/{family}/test_{path.stem}.py",)), Stage(USERS, named=True)]
+    there = [Stage(tuple(str(p.relative_to(root)) for f in s.files for p in sorted(root.glob(f))), s.named) for s in found]
+    if not there[0].files:
+        raise CannotRun(f"{file} has no tests: {' '.join(found[0].files)} is missing")
+    return [stage for stage in there if stage.files]
+
+
+# --- in the child
+
+
+class _ChangedModule(importlib.machinery.SourceFileLoader, importlib.abc.MetaPathFinder):
+    """Finds and loads one module: changed."""
+
+    used = False
+
+    def __init__(self, root: Path, file: str, source: str):
+        super().__init__(".".join(Path(file).with_suffix("").parts).removesuffix(".__init__"), str(root / file))
+        self.changed = compile(source, self.path, "exec", dont_inherit=True)
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
+        return importlib.util.spec_from_file_location(fullname, self.path, loader=self) if fullname == self.name else None
+
+    def get_code(self, fullname: str) -> Any:
+        self.used = True
+        return self.changed
+
+
+class _Watcher:
+    """Puts the tests in order, and hands over the outcome at the end, without the seconds pytest takes to leave."""
+
+    def __init__(self, pipe: int, module: _ChangedModule | None, job: Job, known: dict[str, float], keen: Set[str]):
+        self.pipe, self.module, self.known, self.keen = pipe, module, known, keen
+        self.names, self.only_named = {_key(name) for name in job.names}, job.left[0].named and job.mutant is not None
+        self.failed, self.message, self.tests = "", "", Counter()
+
+    def pytest_sessionstart(self) -> None:
+        if "hypothesis" in sys.modules:
+            from hypothesis import Phase, settings
+
+            # the profile that conftest.py has loaded, but a failing example is not made smaller, which takes minutes
+            settings.register_profile("mutants", settings(phases=[Phase.explicit, Phase.generate, Phase.target], database=None))
+            settings.load_profile("mutants")
+
+    def pytest_collection_modifyitems(self, items: list) -> None:
+        named = {item.nodeid for item in items if self.is_named(item)}
+        chosen = [item for item in items if item.nodeid in named or not self.only_named]
+        items[:] = sorted(chosen, key=lambda item: (item.nodeid not in self.keen, item.nodeid not in named, self.known.get(item.nodeid, 0.0)))
+
+    def is_named(self, item: Any) -> bool:
+        operation = getattr(getattr(item, "cls", None), "op", None)
+        own = getattr(operation, "name", getattr(operation, "__name__", ""))
+        title = _key(item.nodeid.partition("::")[2] + " " + own)
+        return any(name in title for name in self.names)
+
+    def pytest_collectreport(self, report: Any) -> None:
+        if report.failed:
+            self.note(report, f"{report.nodeid or 'the tests'} (when imported)")
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        self.tests[report.nodeid] += report.duration
+        if report.failed:
+            self.note(report, report.nodeid)
+
+    def note(self, report: Any, name: str) -> None:
+        if not self.failed:
+            self.failed = name
+            crash = getattr(report.longrepr, "reprcrash", None)
+            self.message = crash.message if crash else report.longreprtext
+
+    def pytest_sessionfinish(self, exitstatus: int) -> None:
+        self.leave(int(exitstatus))
+
+    def leave(self, status: int) -> None:
+        error = ""
+        if self.module is not None and not self.module.used and status in (0, 5):
+            error = f"the tests never imported {self.module.name}"
+        nothing = status == pytest.ExitCode.NO_TESTS_COLLECTED
+        by = self.failed or ("" if status == 0 else "no tests" if nothing else "when conftest.py was imported")
+        result = {"passed": status in (0, 5), "by": by, "tests": self.tests, "error": error, "message": self.message}
+        with os.fdopen(self.pipe, "w") as stream:
+            json.dump(result, stream)
+        os._exit(0)
+
+
+def _key(name: str) -> str:
+    """batch_norm and TestBatchNorm name the same thing."""
+    return name.replace("_", "").lower()
+
+
+def _child(pipe: int, root: Path, job: Job, known: dict[str, float], keen: Set[str]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(nowhere, stream)
+    module = None
+    if job.mutant is not None:
+        try:
+            module = _ChangedModule(root, job.mutant.file, job.mutant.apply(job.source))
+        except SyntaxError as error:  # a fault of mutations.py
+            os.write(pipe, json.dumps({"passed": False, "by": "", "error": f"not Python: {error}"}).encode())
+            os._exit(0)
+        sys.meta_path.insert(0, module)
+    watcher = _Watcher(pipe, module, job, known, keen)
+    status = pytest.main([*PYTEST, f"--rootdir={root}", *job.left[0].files], plugins=[watcher])
+    watcher.leave(int(status))  # reached where pytest has not come as far as a session
+
+
+# --- in the parent
+
+
+@dataclass
+class Job:
+    """A change (None: the library as it is, which must pass) and the tests still to run on it."""
+
+    mutant: Mutant | None
+    source: str
+    names: set[str]
+    left: list[Stage]
+    seconds: float = 0.0
+
+    @property
+    def place(self) -> tuple[str, str] | None:
+        return (self.mutant.file, self.mutant.unit) if self.mutant else None
+
+
+class Workers:
+    """Runs jobs in forked children, `count` at a time."""
+
+    def __init__(self, root: Path, count: int, limit: float):
+        self.root, self.count, self.limit = root, count, limit
+        self.known: dict[str, float] = {}  # seconds of every test
+        self.keen: dict[tuple, set[str]] = {}  # tests that noticed other changes of the same function: they come first
+        self.usual: dict[Stage, float] = {}  # seconds of every stage where all tests pass
+        self.selector = selectors.DefaultSelector()
+        self.running: dict[int, tuple[Job, int, float, float, bytearray]] = {}
+
+    def run(self, jobs: Iterator[Job]) -> Iterator[tuple[Job, Outcome]]:
+        """Each job with its outcome: the failure, or that all its stages passed."""
+        waiting: deque[Job] = deque()
+        try:
+            while True:
+                while len(self.running) < self.count:
+                    job = waiting.popleft() if waiting else next(jobs, None)
+                    if job is None:
+                        break
+                    self._start(job)
+                if not self.running:
+                    return
+                for job, outcome in self._ended():
+                    job.seconds += outcome.seconds
+                    done = job.left.pop(0)
+                    if job.mutant is None and outcome.passed:
+                        self.known.update(outcome.tests)
+                        self.usual[done] = outcome.seconds
+                    if not outcome.passed:
+                        self.keen.setdefault(job.place, set()).add(outcome.by)
+                    if outcome.passed and job.left:
+                        waiting.append(job)
+                    else:
+                        yield job, outcome
+        finally:
+            for pipe in list(self.running):
+                self._end(pipe)
+
+    def _start(self, job: Job) -> None:
+        reading, writing = os.pipe()
+        stage = job.left[0]
+        process = os.fork()
+        if process == 0:
+            try:
+                os.setpgrp()
+                _child(writing, self.root, job, self.known, self.keen.get(job.place, set()))
+            finally:
+                os._exit(70)
+        with suppress(OSError):  # whichever of the two comes first
+            os.setpgid(process, process)  # what it starts ends with it
+        os.close(writing)
+        limit = self.limit if stage not in self.usual else min(self.limit, 5 + 5 * self.usual[stage])
+        now = time.monotonic()
+        self.running[reading] = (job, process, now, now + (limit if job.mutant else 6 * self.limit), bytearray())
+        self.selector.register(reading, selectors.EVENT_READ)
+
+    def _ended(self) -> Iterator[tuple[Job, Outcome]]:
+        """Wait until some child is done, or past its time."""
+        nearest = min(deadline for *_, deadline, _ in self.running.values())
+        for key, _ in self.selector.select(max(0.0, nearest - time.monotonic())):
+            piece = os.read(key.fd, 1 << 16)
+            if piece:
+                self.running[key.fd][-1].extend(piece)
+            else:
+                yield self._end(key.fd)
+        for pipe, (*_, deadline, _) in list(self.running.items()):
+            if time.monotonic() > deadline:
+                yield self._end(pipe, late=True)
+
+    def _end(self, pipe: int, late: bool = False) -> tuple[Job, Outcome]:
+        job, process, start, _, text = self.running.pop(pipe)
+        self.selector.unregister(pipe)
+        os.close(pipe)
+        with suppress(ProcessLookupError):
+            os.killpg(process, signal.SIGKILL)
+        _, status = os.waitpid(process, 0)
+        seconds = time.monotonic() - start
+        if late:
+            return job, Outcome(False, "time limit", seconds=seconds)
+        try:
+            result = json.loads(text)
+        except ValueError:
+            how = signal.Signals(status & 127).name if status & 127 else f"exit status {status >> 8}"
+            return job, Outcome(False, f"crash ({how})", seconds=seconds)
+        outcome = Outcome(result["passed"], result["by"], result.get("tests", {}), seconds, result["error"])
+        if not outcome.passed and job.mutant is None:
+            outcome.error = result.get("message", "")
+        return job, outcome
+
+
+@functools.cache
+def _digest(path: Path) -> str:
+    """Of what a Python file says, comments and layout aside."""
+    return hashlib.sha256(ast.dump(ast.parse(path.read_text(encoding="utf-8"))).encode()).hexdigest()
+
+
+class Project:
+    """The changes there are, and what is known of them."""
+
+    def __init__(self, root: Path, results: Path):
+        self.root, self.results = root, results
+        self.sources: dict[str, str] = {}
+        self.mutants: list[Mutant] = []
+        self.names: dict[str, dict[str, set[str]]] = {}
+        for pattern in MUTATED:
+            for path in sorted(root.glob(pattern)):
+                file = path.relative_to(root).as_posix()
+                source = self.sources[file] = path.read_text(encoding="utf-8")
+                self.names[file] = operations(source)
+                self.mutants += mutants(file, source)
+        self.rows: dict[str, dict[str, Any]] = {}
+        if results.exists():
+            for line in results.read_text(encoding="utf-8").splitlines():
+                with suppress(ValueError):  # the last line of a run that was broken off
+                    row = json.loads(line)
+                    self.rows[row["key"]] = row
+
+    def names_of(self, mutant: Mutant) -> set[str]:
+        """The operations whose tests are nearest to a change."""
+        found = {Path(mutant.file).stem} if "/fused/" in mutant.file else set(self.names[mutant.file][mutant.unit])
+        found |= {ALIASES[name] for name in found & ALIASES.keys()}
+        return {name for name in found if not name.startswith("_")} or {mutant.unit.strip("_")}
+
+    @functools.cache  # noqa: B019 (one Project per run)
+    def _context(self, file: str) -> str:
+        shared = [path for path in sorted((self.root / "tests").glob("*.py")) if not path.name.startswith(("test_", "mutants", "mutations"))]
+        tests = [self.root / name for stage in stages(self.root, file) for name in stage.files]
+        return " ".join(_digest(path) for path in [self.root / file, *shared, *tests])
+
+    def key(self, mutant: Mutant) -> str:
+        """Names a change for as long as its file, its tests and what these share say the same."""
+        names = " ".join(sorted(self.names_of(mutant)))
+        parts = (mutant.file, mutant.before, mutant.after, str(mutant.number), names, self._context(mutant.file))
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:20]
+
+    def row(self, mutant: Mutant) -> dict[str, Any] | None:
+        return self.rows.get(self.key(mutant))
+
+    def add(self, job: Job, outcome: Outcome) -> None:
+        mutant = job.mutant
+        assert mutant is not None
+        row = {
+            "key": self.key(mutant), "file": mutant.file, "line": mutant.line, "unit": mutant.unit, "before": mutant.before, "after": mutant.after,
+            "killed": not outcome.passed, "by": outcome.by, "seconds": round(job.seconds, 2),
+        }  # fmt: skip
+        self.rows[row["key"]] = row
+        self.results.parent.mkdir(parents=True, exist_ok=True)
+        with self.results.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def preload(root: Path, files: Sequence[str]) -> None:
+    """Import what these files import from elsewhere, before anything is forked: a child then starts with it."""
+    for file in files:
+        for node in ast.parse((root / file).read_text(encoding="utf-8")).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names = [node.module]
+            for name in names:
+                if not (root / name.partition(".")[0]).is_dir():
+                    importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # a child's collections then leave these alone
+
+
+def check_tests_pass(workers: Workers, project: Project, files: Sequence[str]) -> None:
+    """Run every stage once without a change: seconds per test for the order, and an end with a reason if one fails."""
+    needed = list(dict.fromkeys(stage for file in files for stage in stages(project.root, file)))
+    for _, outcome in workers.run(Job(None, "", set(), [stage]) for stage in needed):
+        if not outcome.passed or outcome.by:
+            raise CannotRun(f"without any change, {outcome.by} fails: {outcome.error}")
+    for stage, seconds in workers.usual.items():
+        if seconds > workers.limit / 2 and not stage.named:
+            raise CannotRun(f"{' '.join(stage.files)} takes {seconds:.0f} s of the {workers.limit:.0f} s that a change may take (--seconds)")
+
+
+def run(project: Project, chosen: Sequence[Mutant], jobs: int, limit: float) -> None:
+    """Run the chosen changes, saying every few seconds how far it has come."""
+    files = list(dict.fromkeys(mutant.file for mutant in chosen))
+    tests = [name for file in files for stage in stages(project.root, file) for name in stage.files]
+    shared = [str(path.relative_to(project.root)) for path in (project.root / "tests").glob("*.py") if not path.name.startswith("test_")]
+    preload(project.root, [*dict.fromkeys([*files, *tests, *shared])])
+    workers = Workers(project.root, jobs, limit)
+    print(f"{len(chosen)} changes to run; first their tests without a change", file=sys.stderr, flush=True)
+    check_tests_pass(workers, project, files)
+    start, said, killed = time.monotonic(), 0.0, 0
+    queue = (Job(m, project.sources[m.file], project.names_of(m), stages(project.root, m.file)) for m in chosen)
+    for number, (job, outcome) in enumerate(workers.run(queue), 1):
+        assert job.mutant is not None
+        if outcome.error:
+            raise CannotRun(f"{job.mutant.file}:{job.mutant.line}: {job.mutant.after}: {outcome.error}")
+        project.add(job, outcome)
+        killed += not outcome.passed
+        now = time.monotonic()
+        if now - said > (0.2 if sys.stderr.isatty() else 20) or number == len(chosen):
+            said, each = now, (now - start) / number
+            text = (
+                f"{number}/{len(chosen)}: {killed} killed, {each:.2f} s each, {each * (len(chosen) - number) / 60:.0f} min to go; {job.mutant.file}"
+            )
+            print(text.ljust(110), end="\r" if sys.stderr.isatty() and number < len(chosen) else "\n", file=sys.stderr, flush=True)
+
+
+# --- what came of it
+
+
+def read_equivalent(path: Path) -> list[dict[str, Any]]:
+    entries = tomllib.loads(path.read_text(encoding="utf-8")).get("equivalent", []) if path.exists() else []
+    for entry in entries:
+        if (
+            {"file", "line", "becomes", "reason"} - entry.keys()
+            or entry.keys() - {"file", "line", "becomes", "reason", "number"}
+            or not entry["reason"]
+        ):
+            raise CannotRun(f"{path.name}: an entry has file, line, becomes, reason, and perhaps number; this one is {entry}")
+    return entries
+
+
+def judge(project: Project, entries: Sequence[dict[str, Any]]) -> tuple[set[Mutant], list[str]]:
+    """The changes listed as equivalent, and what is wrong with the list."""
+    by_text: dict[tuple, list[Mutant]] = {}
+    for mutant in project.mutants:
+        by_text.setdefault((mutant.file, mutant.before, mutant.after), []).append(mutant)
+    equivalent, faults = set(), []
+    for entry in entries:
+        found = by_text.get((entry["file"], entry["line"], entry["becomes"]), [])
+        found = [mutant for mutant in found if entry.get("number", mutant.number) == mutant.number]
+        if not found:
+            faults.append(f"there is no such change any more: {entry['file']}: {entry['line']}  ->  {entry['becomes']}")
+        for mutant in found:
+            row = project.row(mutant)
+            if row and row["killed"]:
+                faults.append(f"listed as equivalent, but {row['by']} notices it: {mutant.file}:{mutant.line}: {mutant.before}  ->  {mutant.after}")
+        equivalent.update(found)
+    return equivalent, faults
+
+
+def report(project: Project, chosen: Sequence[Mutant], entries: Sequence[dict[str, Any]], least: float, as_toml: bool) -> tuple[dict[str, Any], bool]:
+    """Print survivors and figures of the chosen changes that have a result; the same figures as a dict, and whether all is well."""
+    equivalent, faults = judge(project, entries)
+    files: dict[str, dict[str, int]] = {}
+    by = Counter()
+    for mutant in chosen:
+        row = project.row(mutant)
+        if row is None:
+            continue
+        count = files.setdefault(mutant.file, {"killed": 0, "survived": 0, "equivalent": 0})
+        kind = "killed" if row["killed"] else "equivalent" if mutant in equivalent else "survived"
+        count[kind] += 1
+        if row["killed"]:
+            by["time limit" if row["by"] == "time limit" else "crash" if row["by"].startswith("crash") else "a failing test"] += 1
+        if kind == "survived" and as_toml:
+            fields = {"file": mutant.file, "line": mutant.before, "becomes": mutant.after, "reason": ""} | (
+                {"number": mutant.number} if mutant.number else {}
+            )
+            print(f"[[equivalent]]  # {mutant.file}:{mutant.line}")
+            print("".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in fields.items()))
+        elif kind == "survived":
+            print(f"{mutant.file}:{mutant.line}  survives\n  - {mutant.before}\n  + {mutant.after}")
+    totals = Counter()
+    for file, count in files.items():
+        totals.update(count)
+        print(f"{_share(count)}  {file}")
+    print(f"{_share(totals)}  in all; noticed by {', '.join(f'{what}: {n}' for what, n in by.most_common())}")
+    missing = len(chosen) - sum(totals.values())
+    if missing:
+        print(f"{missing} of {len(chosen)} changes have not been run")
+    for fault in faults:
+        print(f"mutants_equivalent.toml: {fault}")
+    percent = _percent(totals)
+    well = not faults and percent >= least
+    if percent < least:
+        print(f"{percent:.1f} % is less than the {least:g} % asked for (--least)")
+    return {**totals, "percent": round(percent, 2), "least": least, "not_run": missing, "by": by, "files": files}, well
+
+
+def _percent(count: dict[str, int]) -> float:
+    real = count["killed"] + count["survived"]
+    return 100 * count["killed"] / real if real else 100.0
+
+
+def _share(count: dict[str, int]) -> str:
+    real = count["killed"] + count["survived"]
+    return f"{count['killed']:5d} of {real:5d} noticed, {_percent(count):5.1f} %  ({count['equivalent']} equivalent)"
+
+
+def choose(project: Project, only: Sequence[str], sample: int | None, seed: int) -> list[Mutant]:
+    """The changes in files or operations of these names, or a random few of them."""
+    chosen = project.mutants
+    if only:
+        chosen = [m for m in chosen if any(o in (m.file, Path(m.file).name, Path(m.file).stem, m.unit) or o in project.names_of(m) for o in only)]
+        if not chosen:
+            raise CannotRun(f"no file and no operation is called {' or '.join(only)}")
+    if sample is not None and sample < len(chosen):
+        picked = sorted(random.Random(seed).sample(range(len(chosen)), sample))
+        chosen = [chosen[k] for k in picked]
+    return chosen
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status 0: enough is noticed; 1: too little, or a fault in the list of equivalent changes; 2: it could not be run."""
+    try:
+        return command(argv)
+    except CannotRun as reason:
+        print(f"mutants: {reason}", file=sys.stderr)
+        return 2
+
+
+def command(argv: Sequence[str] | None) -> int:
+    parser = argparse.ArgumentParser(prog="mutants", description="Change the library, one small fault at a time; its tests must notice.")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="files (path or stem) or operations")
+    parser.add_argument("--sample", type=int, metavar="N", help="a random N of them")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--limit", type=int, metavar="N", help="run at most N that have no result yet")
+    parser.add_argument("--seconds", type=float, default=20.0, help="that the tests of one change may take (default 20)")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="at a time (default: one per core)")
+    parser.add_argument("--least", type=float, default=98.0, metavar="PERCENT", help="of the changes that must be noticed (default 98)")
+    parser.add_argument("--results", type=Path, default=Path(".mutants/results.jsonl"), help="default .mutants/results.jsonl")
+    parser.add_argument("--summary", type=Path, help="write the figures to this JSON file")
+    parser.add_argument("--list", action="store_true", help="print the changes and run nothing")
+    parser.add_argument("--show-survivors", action="store_true", help="run nothing; survivors as entries for mutants_equivalent.toml")
+    options = parser.parse_args(argv)
+
+    root = Path.cwd()
+    project = Project(root, options.results)
+    entries = read_equivalent(root / "tests/mutants_equivalent.toml")
+    chosen = choose(project, options.only, options.sample, options.seed)
+    if options.list:
+        for mutant in chosen:
+            print(f"{mutant.file}:{mutant.line}  {mutant.before}  ->  {mutant.after}")
+        print(f"{len(chosen)} changes")
+        return 0
+    interrupted = False
+    if not options.show_survivors:
+        for variable, value in (
+            ("MINIGRAD_THREADS", "2"),
+            ("OMP_NUM_THREADS", "1"),
+            ("OPENBLAS_NUM_THREADS", "1"),
+            ("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1"),
+        ):
+            os.environ[variable] = value  # no threads before the fork; two in the child, so that splitting the rows is tested
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        fresh = [mutant for mutant in chosen if project.row(mutant) is None][: options.limit]
+        try:
+            if fresh:
+                run(project, fresh, options.jobs, options.seconds)
+        except KeyboardInterrupt:
+            interrupted = True
+    summary, well = report(project, chosen, entries, options.least, options.show_survivors)
+    if options.summary:
+        options.summary.parent.mkdir(parents=True, exist_ok=True)
+        options.summary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    return 130 if interrupted else 0 if well else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
