@@ -139,7 +139,7 @@ KEPT = {
     "softmax": (lambda x: F.softmax(x), "x", "out"),
     "log_softmax": (lambda x: F.log_softmax(x), "x", "out"),
     "layer_norm": (lambda x: F.layer_norm(x), "x", "x"),
-    "gelu": (lambda x: F.gelu(x), "x", "x"),
+    "gelu": (lambda x: F.gelu(x), "x", "x out"),  # the layer that follows keeps the output too
     "linear": (lambda x, y: F.linear(x, y), "xy", "xy"),
     "dropout": (lambda x: F.dropout(x, np.ones((2, 2), bool), 0.5), "x", ""),
     "avg_pool2d": (lambda x: F.avg_pool2d(x.T.reshape(1, 2, 2, 1), 2), "x", ""),

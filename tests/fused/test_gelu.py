@@ -57,6 +57,14 @@ def test_nan_and_infinity():
         np.testing.assert_array_equal(gelu(x.astype(dtype)).numpy(), torch_gelu(torch.tensor(x)).numpy())
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_slope_is_a_half_where_the_square_underflows(dtype):
+    smallest, tiny = np.finfo(dtype).smallest_subnormal, np.finfo(dtype).tiny
+    x = Tensor(np.array([0.0, -0.0, smallest, -smallest, tiny, -tiny, np.sqrt(tiny), -np.sqrt(tiny)], dtype), requires_grad=True)
+    gelu(x).backward(Tensor(np.ones(8, dtype)))
+    np.testing.assert_array_equal(x.grad.numpy(), np.full(8, 0.5, dtype))
+
+
 def test_integers_are_refused():
     with pytest.raises(TypeError, match="gelu: x must be a float Tensor, it is int64"):
         gelu(np.arange(3))
