@@ -157,11 +157,12 @@ def test_the_positions_are_one_vector_for_each_token_that_is_added_before_the_fi
     assert_allclose(seen["tokens"], tokens + model.pos_embed.numpy(), atol=1e-12)
 
 
-def test_positions_start_small_and_change_no_other_parameter():
+def test_class_token_and_positions_start_small_and_positions_change_no_other_parameter():
     minigrad.manual_seed(3)
     with_positions = TransformerBranch(CONFIGS["cifar-nano"]).state_dict()
     minigrad.manual_seed(3)
     without = TransformerBranch(CONFIGS["cifar-nano"], positional_embedding=False).state_dict()
+    assert_allclose(with_positions["cls_token"].std(), 0.02, rtol=0.25)
     assert_allclose(with_positions.pop("pos_embed").std(), 0.02, rtol=0.1)
     assert list(with_positions) == list(without)
     for name, value in without.items():
