@@ -18,7 +18,19 @@ from minigrad import functional as F
 from minigrad import nn, ops
 from minigrad.tensor import Tensor
 
-__all__ = ["Block", "ConvBlock", "ConvTransBlock", "FCUDown", "FCUUp", "Med_ConvBlock", "Mlp", "Named", "add_named", "transformer_block"]
+__all__ = [
+    "Block",
+    "ConvBlock",
+    "ConvTransBlock",
+    "FCUDown",
+    "FCUUp",
+    "Med_ConvBlock",
+    "Mlp",
+    "Named",
+    "add_named",
+    "stem_convolution",
+    "transformer_block",
+]
 
 Named = dict[str, Tensor]
 
@@ -29,6 +41,12 @@ def add_named(named: Named | None, prefix: str, inner: Named | None) -> None:
     """Write a sub-block's tensors into its parent's dictionary, under the parent's name for the sub-block."""
     if named is not None and inner is not None:
         named.update({f"{prefix}.{name}": tensor for name, tensor in inner.items()})
+
+
+def stem_convolution(config: ConformerConfig) -> nn.Conv2d:
+    """The first convolution; a batch norm, a ReLU and in the "imagenet" stem a max pool of stride 2 follow it."""
+    kernel, stride = {"imagenet": (7, 2), "cifar": (3, 1), "cifar_fast": (3, 2)}[config.stem]
+    return nn.Conv2d(config.in_chans, config.stem_channels, kernel, stride=stride, padding=kernel // 2, bias=False)
 
 
 class Mlp(nn.Module):

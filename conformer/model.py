@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from conformer.blocks import ConvBlock, ConvTransBlock, Named, add_named, transformer_block
+from conformer.blocks import ConvBlock, ConvTransBlock, Named, add_named, stem_convolution, transformer_block
 from conformer.config import CONFIGS, ConformerConfig
 from minigrad import functional as F
 from minigrad import nn, ops
@@ -30,6 +30,7 @@ __all__ = [
     "conformer_small_patch16",
     "conformer_small_patch32",
     "conformer_tiny_patch16",
+    "initialise",
     "parameter_groups",
 ]
 
@@ -80,8 +81,7 @@ class Conformer(nn.Module):
         # the official code writes int(256 * channel_ratio) inputs, which is this for base_channel 64 and fails for any other
         self.conv_cls_head = nn.Linear(config.widths[2], num_classes)
 
-        kernel, stride = {"imagenet": (7, 2), "cifar": (3, 1), "cifar_fast": (3, 2)}[stem]
-        self.conv1 = nn.Conv2d(in_chans, stem_channels, kernel, stride=stride, padding=kernel // 2, bias=False)
+        self.conv1 = stem_convolution(config)
         self.bn1 = nn.BatchNorm2d(stem_channels)
         # projected even where both have as many channels
         self.conv_1 = ConvBlock(stem_channels, config.widths[0], res_conv=True)
@@ -91,7 +91,7 @@ class Conformer(nn.Module):
             setattr(self, plan.name, ConvTransBlock(config, plan))
 
         nn.init.trunc_normal_(self.cls_token, std=0.02)
-        self.apply(_initialise)
+        self.apply(initialise)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of both heads; their sum is the network's answer (Peng et al. 2021, section 3).
@@ -183,7 +183,7 @@ class Conformer(nn.Module):
         return {"cls_token"}
 
 
-def _initialise(module: nn.Module) -> None:
+def initialise(module: nn.Module) -> None:
     """The official initialisation (conformer.py, `_init_weights`): linear weights truncated normal, convolutions Kaiming normal by their outputs.
 
     What it leaves alone keeps PyTorch's default: norms 1 and 0, and the convolutions' biases uniform within 1 / sqrt(fan_in). No residual batch norm
@@ -201,7 +201,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     """Two groups for AdamW: weights that decay, and those that do not: 1-D tensors, biases and what `model.no_weight_decay()` names.
 
     Args:
-        model: a Conformer or any other module; frozen parameters are left out.
+        model: a Conformer or any other module, with or without a `no_weight_decay()`; frozen parameters are left out.
         weight_decay: of the first group.
 
     Returns:
@@ -209,7 +209,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
     Source: timm 0.3.2, optim_factory.py, `add_weight_decay`, which the official code trains with.
     """
-    spared = model.no_weight_decay() if isinstance(model, Conformer) else set()
+    spared: set[str] = getattr(model, "no_weight_decay", set)()
     decayed, kept = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

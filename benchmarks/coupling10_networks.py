@@ -1,0 +1,162 @@
+"""CNN-only, ViT-only and the Conformer on coupling10, with one recipe and the same batches in the same order.
+
+    python benchmarks/coupling10_networks.py [--networks cnn vit conformer] [--steps 1500] [--seed 0] [--lr 1e-3] [--label-smoothing 0]
+                                             [--batch-size 64] [--every 150] [--out FILE]
+
+Appends to `benchmarks/results/coupling10-networks.jsonl` a line for each evaluation on the 10,000 test images and, when a network is done, a
+last line with `"final": true`, its command, recipe and versions. A network that has such a line for this recipe and seed is skipped, so a
+comparison that was broken off goes on with the network it was at. What came of it is in `docs/coupling10.md`.
+
+All have cifar-nano's widths and depth: the branches are those of the Conformer (`conformer/baselines.py`), so they have fewer parameters than
+it has. Shares are from 0 to 1; of the class that a network names, its arrangement and its texture are also judged alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from conformer import CONFIGS, Conformer, data, parameter_groups
+from conformer.augment import normalize
+from conformer.baselines import CNNBranch, TransformerBranch
+from conformer.coupling10 import TEXTURES
+from conformer.prefetch import prefetched
+from conformer.train import Batch, TrainConfig, batches, environment
+from minigrad import functional as F
+from minigrad import nn, no_grad, random
+from minigrad.backend import cpu
+from minigrad.optim import AdamW, WarmupCosine, clip_grad_norm_
+from minigrad.tensor import Tensor
+
+CONFIG = "cifar-nano"
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {  # how to build it, and what its logits come from
+    "cnn": (lambda: CNNBranch(CONFIGS[CONFIG]), ("cnn",)),
+    "vit": (lambda: TransformerBranch(CONFIGS[CONFIG]), ("transformer",)),
+    "vit-without-positions": (lambda: TransformerBranch(CONFIGS[CONFIG], positional_embedding=False), ("transformer",)),
+    "conformer": (lambda: Conformer(**asdict(CONFIGS[CONFIG])), ("cnn", "transformer")),
+}
+
+
+def logits_of(model: nn.Module, images: np.ndarray) -> tuple[Tensor, ...]:
+    """Each head's logits (B, K), for a network with one head or with two."""
+    logits = model(Tensor(images))
+    return logits if isinstance(logits, tuple) else (logits,)
+
+
+def evaluate(model: nn.Module, heads: tuple[str, ...], dataset: data.Dataset) -> dict[str, dict[str, float]]:
+    """Shares of test images whose class, arrangement and texture each head gets right, and the sum of the logits if there are two."""
+    model.eval()
+    with no_grad():
+        parts = []
+        for start in range(0, len(dataset.test), 500):
+            images = normalize(dataset.test.images[start : start + 500], dataset.mean, dataset.std)  # (B, 32, 32, 3)
+            parts.append([head.numpy() for head in logits_of(model, images)])
+    model.train()
+    logits = dict(zip(heads, map(np.concatenate, zip(*parts, strict=True)), strict=True))  # (N, K) each
+    if len(heads) > 1:
+        logits["sum"] = np.sum(list(logits.values()), axis=0)
+    labels, count, result = dataset.test.labels, len(TEXTURES), {}
+    for head, values in logits.items():
+        named = values.argmax(axis=1)
+        right = {"class": named == labels, "arrangement": named // count == labels // count, "texture": named % count == labels % count}
+        result[head] = {cue: round(float(share.mean()), 4) for cue, share in right.items()}
+    return result
+
+
+def stream(dataset: data.Dataset, batch_size: int, steps: int) -> Iterator[Batch]:
+    """The batches that a run of `conformer train` with this seed sees."""
+    return itertools.islice(itertools.chain.from_iterable(batches(dataset, batch_size, epoch) for epoch in itertools.count()), steps)
+
+
+def train(name: str, recipe: TrainConfig, dataset: data.Dataset, every: int) -> Iterator[dict[str, Any]]:
+    """Train as `Trainer` does, the loss being the mean over the heads; yields a line for each evaluation, the last one after the last step."""
+    assert recipe.max_steps is not None
+    random.manual_seed(recipe.seed)
+    build, heads = NETWORKS[name]
+    model = build()
+    optimizer = AdamW(parameter_groups(model, recipe.weight_decay), lr=recipe.lr)
+    schedule = WarmupCosine(optimizer, recipe.max_steps, int(recipe.warmup * recipe.max_steps))
+    parameters = sum(parameter.size for parameter in model.parameters())
+    losses: list[float] = []
+    began = time.perf_counter()
+    model.train()
+    with closing(prefetched(stream(dataset, recipe.batch_size, recipe.max_steps))) as source:
+        for step, (images, labels) in enumerate(source):
+            random.set_step(step)
+            schedule.set(step)
+            optimizer.zero_grad()
+            parts = [F.cross_entropy(head, labels, label_smoothing=recipe.label_smoothing) for head in logits_of(model, images)]
+            loss = sum(parts[1:], parts[0]) * (1 / len(parts))
+            losses.append(loss.item())
+            loss.backward()
+            clip_grad_norm_(model.parameters(), recipe.clip_norm)
+            optimizer.step()
+            if (step + 1) % every == 0 or step + 1 == recipe.max_steps:
+                test = evaluate(model, heads, dataset)
+                seconds = round(time.perf_counter() - began, 1)
+                yield {
+                    "network": name,
+                    "parameters": parameters,
+                    "step": step + 1,
+                    "loss": round(float(np.mean(losses)), 4),
+                    "test": test,
+                    "seconds": seconds,
+                }
+                losses.clear()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["cnn", "vit", "conformer"])
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--label-smoothing", type=float, default=0.0)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--every", type=int, default=150, help="steps between two evaluations")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "coupling10-networks.jsonl")
+    options = parser.parse_args()
+    config = TrainConfig(
+        config=CONFIG, dataset="coupling10", max_steps=options.steps, seed=options.seed, lr=options.lr, label_smoothing=options.label_smoothing,
+        batch_size=options.batch_size,
+    )  # fmt: skip
+    named = "config", "dataset", "max_steps", "batch_size", "seed", "lr", "warmup", "weight_decay", "label_smoothing", "clip_norm"
+    recipe = {name: getattr(config, name) for name in named}
+    lines = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
+    done = {line["network"] for line in lines if line.get("final") and line["recipe"] == recipe}
+    dataset = data.load("coupling10")
+    cpu.keep_freed_memory()  # as `Trainer.run` does
+    for name in options.networks:
+        if name in done:
+            print(f"{name}: its final line is in {options.out} already", flush=True)
+            continue
+        started = datetime.now().astimezone().isoformat(timespec="seconds")
+        line: dict[str, Any] = {}
+        for line in train(name, config, dataset, options.every):
+            append(options.out, line | {"started": started, "seed": config.seed})
+            shares = "; ".join(f"{head} {share['class']:.1%}" for head, share in line["test"].items())
+            print(f"{name}, step {line['step']}: loss {line['loss']:.3f}, {shares} ({line['seconds']:.0f} s)", flush=True)
+        command = shlex.join(["python", "benchmarks/coupling10_networks.py", *sys.argv[1:]])
+        append(options.out, line | {"final": True, "started": started, "seed": config.seed, "recipe": recipe, "command": command} | environment())
+
+
+def append(path: Path, line: dict[str, Any]) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+if __name__ == "__main__":
+    main()
