@@ -5,6 +5,7 @@ Importing this package needs only the hard dependencies. Read next: `model.py`, 
 
 from __future__ import annotations
 
+from conformer.baselines import CNNBranch, TransformerBranch
 from conformer.blocks import Block, ConvBlock, ConvTransBlock, FCUDown, FCUUp, Med_ConvBlock, Mlp
 from conformer.config import CONFIGS, ConformerConfig, named_config
 from conformer.info import count, describe
@@ -23,6 +24,7 @@ from conformer.model import (
 __all__ = [
     "CONFIGS",
     "Block",
+    "CNNBranch",
     "Conformer",
     "ConformerConfig",
     "ConvBlock",
@@ -31,6 +33,7 @@ __all__ = [
     "FCUUp",
     "Med_ConvBlock",
     "Mlp",
+    "TransformerBranch",
     "conformer_base_patch16",
     "conformer_cifar_micro",
     "conformer_cifar_nano",
