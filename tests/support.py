@@ -43,6 +43,8 @@ def shapes(min_dims: int = 0, max_dims: int = 3, min_side: int = 0, max_side: in
 def assert_close(ours: Any, reference: Any, what: str = "", relative: float = RELATIVE, terms: float | None = None) -> None:
     """Equal shapes, and values within `relative` of the largest reference value (or of `terms`, where larger terms cancelled)."""
     ours, reference = _plain(ours), _plain(reference)
+    if reference.dtype == bool:
+        ours, reference = ours.astype(np.int8), reference.astype(np.int8)
     assert ours.shape == reference.shape, f"{what}: shape {ours.shape}, reference {reference.shape}"
     if not reference.size:
         return
