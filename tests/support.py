@@ -53,7 +53,7 @@ def assert_close(ours: Any, reference: Any, what: str = "", relative: float = RE
     np.testing.assert_array_equal(ours[~finite], reference[~finite], err_msg=what)
     if not finite.any():
         return
-    error = np.abs(ours - reference, where=finite, out=np.zeros(ours.shape))
+    error = np.abs(np.subtract(ours, reference, where=finite, out=np.zeros(ours.shape)))  # elsewhere inf - inf would warn
     bound = relative * max(np.abs(reference[finite]).max(), terms or 0.0, 1.0)
     worst = np.unravel_index(error.argmax(), error.shape)
     assert error.max() <= bound, (
