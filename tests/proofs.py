@@ -45,6 +45,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -143,7 +144,14 @@ class Proof:
 
     def test_definition_equals_pytorch(self) -> None:
         """Values and gradients in float64, for every memory layout of inputs and upstream gradient. A primitive is its own definition."""
-        self.for_each(self.definition_equals_pytorch)
+        reached: set[str] = set()
+
+        def definition_equals_pytorch(case: Case) -> None:
+            reached.update(self.definition_equals_pytorch(case))
+
+        self.for_each(definition_equals_pytorch)
+        missing = set(" ".join(self.keeps).split()) - reached
+        assert not missing, f"no case has a gradient other than 0 for {' and '.join(sorted(missing))}"
 
     def test_kernel_equals_definition(self) -> None:
         """Values and gradients in float64 by every kernel, whichever inputs want one. Of a primitive: the short ways and rules on arrays against
@@ -280,6 +288,12 @@ class Proof:
         """What messages call the operation."""
         return getattr(self.op, "name", None) or getattr(self.op, "__name__", "operation")
 
+    def input_names(self, case: Case) -> list[str]:
+        """The names of the inputs, as `keeps` writes them."""
+        if not isinstance(self.op, Op) or self.op.variadic:
+            return ["tensors"] * len(case.inputs)
+        return self.op.names[: self.op.count]
+
     def _agree(self, ours: Run, reference: Run, case: Case, what: str) -> None:
         """Outputs and gradients are equal within the case's tolerance."""
         assert len(ours.outputs) == len(reference.outputs), f"{what}: {len(ours.outputs)} outputs, reference {len(reference.outputs)}"
@@ -290,9 +304,10 @@ class Proof:
 
     # --- the checks of one case
 
-    def definition_equals_pytorch(self, case: Case) -> None:
-        """See the test of this name."""
+    def definition_equals_pytorch(self, case: Case) -> set[str]:
+        """See the test of this name. Returns the names of the inputs whose gradient is not 0 everywhere."""
         name, context, device = self.ways()[0]
+        reached: set[str] = set()
         for layout in self.layouts:
             arrays = [None if x is None else lay_out(x, layout) for x in case.inputs]
             reference = self.run_in_torch(arrays, case.wanted, case.values)
@@ -302,6 +317,9 @@ class Proof:
             with context():
                 ours = self.run(arrays, case.wanted, case.values, upstream, device)
             self._agree(ours, reference, case, f"{self.name} by {name} ({layout}) and PyTorch")
+            wanted = [input_name for input_name, need in zip(self.input_names(case), case.wanted, strict=True) if need]
+            reached |= {input_name for input_name, g in zip(wanted, reference.grads, strict=True) if g.any()}
+        return reached
 
     def kernel_equals_definition(self, case: Case) -> None:
         """See the test of this name."""
@@ -498,13 +516,14 @@ class Proof:
         for name, context, device in self.ways():
             for read_only in (False, True):
                 what = f"{self.name} by {name}{', read-only arrays' if read_only else ''}"
-                arrays = [None if x is None else np.array(x) for x in case.inputs]
+                arrays, spare = ([None if x is None else np.array(x) for x in case.inputs] for _ in range(2))
                 with context():
-                    upstream = [np.array(s.data) for s in self.run(case.inputs, case.wanted, case.values).starts]
+                    upstream = _upstream(self.carrying(self.call([x if x is None else wrap(x) for x in spare], case.values)))
                 for array in [*arrays, *upstream]:
                     if array is not None and read_only:
                         array.flags.writeable = False
-                given = [np.array(u) for u in upstream]
+                given = [np.array(u) for u in upstream] if True in case.wanted else []
+                upstream = upstream[: len(given)]
                 before = _random_state()
                 with context():
                     run = self.run(arrays, case.wanted, case.values, upstream, device)
@@ -565,7 +584,7 @@ class Proof:
     def node_keeps(self, case: Case) -> list[str]:
         """See `test_what_a_node_keeps`. Returns which entries of `keeps` the case could show."""
         shown = []
-        names = ["tensors"] * len(case.inputs) if self.op.variadic else self.op.names[: self.op.count]
+        names = self.input_names(case)
         possible = {name for name, need in zip(names, case.wanted, strict=True) if need}
         for entry, kept in self.keeps.items():
             requires = set(entry.split())
@@ -785,7 +804,7 @@ def check_op(
 
 
 GENERIC = tuple(name for name in vars(Proof) if name.startswith("test_"))
-_CHECKS = frozenset(name for name, member in vars(Proof).items() if callable(member) and not name.startswith("__")) | {"name"}
+_MACHINERY = frozenset(name for name, member in vars(Proof).items() if isinstance(member, FunctionType | property)) | {"__init_subclass__"}
 
 
 def why_not(proof: type[Proof], name: str) -> str:
@@ -804,11 +823,10 @@ def why_not(proof: type[Proof], name: str) -> str:
 
 def complaints(proof: type[Proof]) -> list[str]:
     """What a proof lacks."""
-    name, found = proof.__name__, []
+    name, found, op = proof.__name__, [], getattr(proof, "op", None)
     for attribute in ("op", "in_torch", "cases", "keeps", "pins", "errors"):
         if not hasattr(proof, attribute):
             found.append(f"{name} does not state {attribute}")
-    op = getattr(proof, "op", None)
     if op is not None and REGISTRY.get(getattr(op, "name", "")) is not op:
         found.append(f"{name}: {op!r} is not in the registry")
     for attribute in ("pins", "errors", "float32"):
@@ -819,24 +837,26 @@ def complaints(proof: type[Proof]) -> list[str]:
         found.append(f"{name}: the operation has a kernel, float32 must be cases")
     if proof.float32_bound != Bound() and len(proof.float32_bound.reason) < 20:
         found.append(f"{name}: a float32_bound of its own needs a reason")
-    if isinstance(op, Op) and (op.rules or isinstance(op, Fused)) and not getattr(proof, "keeps", {"": ""}):
+    if isinstance(op, Op) and (op.rules or isinstance(op, Fused)) and not getattr(proof, "keeps", {"x": ""}):
         found.append(f"{name}: keeps is empty")
-    for own, member in vars(proof).items():
-        if own in GENERIC and not (member is None and why_not(proof, own)):
-            found.append(f"{name} replaces {own}")
-        if own in _CHECKS and own not in GENERIC:
-            found.append(f"{name} replaces {own}")
+    if not name.startswith("Test") or not getattr(proof, "__test__", True) or getattr(proof, "pytestmark", ()):
+        found.append(f"{name} is not run by pytest, or with marks")
+    for kind in proof.__mro__[: proof.__mro__.index(Proof)]:
+        for own, member in vars(kind).items():
+            removed = own in GENERIC and member is None and why_not(proof, own)
+            if own in _MACHINERY and not removed:
+                found.append(f"{name} replaces {own}")
     return found
 
 
 def all_proofs() -> list[type[Proof]]:
-    """Every proof in tests/ops and tests/fused."""
+    """Every proof in tests/ops and tests/fused. What several of them have in common may stand in a class without `op`."""
     found = []
     for folder in ("ops", "fused"):
         for path in sorted((Path(__file__).parent / folder).glob("test_*.py")):
             module = importlib.import_module(f"tests.{folder}.{path.stem}")
-            mine = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, Proof) and c.__module__ == module.__name__]
-            found += mine
+            own = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, Proof) and c.__module__ == module.__name__]
+            found += [c for c in own if hasattr(c, "op")]
     return found
 
 
