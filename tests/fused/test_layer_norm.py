@@ -19,7 +19,7 @@ PAGE = sys.modules[layer_norm.__module__]
 def case(
     leading: tuple[int, ...], channels: int, affine: tuple[bool, bool] = (True, True), eps: float = 1e-5, kind: str = "ordinary", seed: int = 0
 ) -> Case:
-    """"spread": the channels of a row lie about 0.5 apart, so that the variance is far above eps and finite differences are exact enough."""
+    """ "spread": the channels of a row lie about 0.5 apart, so that the variance is far above eps and finite differences are exact enough."""
     random, shape = rng(seed), (*leading, channels)
     x = random.uniform(-2, 2, shape)
     if kind == "far":

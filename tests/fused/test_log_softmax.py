@@ -33,7 +33,9 @@ class TestLogSoftmax(Proof):
     errors = [
         Refusal(Case([np.zeros((2, 3))], {"axis": 2}), ValueError, r"log_softmax: axis 2 is out of range for x of shape \(2, 3\)"),
         Refusal(Case([np.zeros((2, 3))], {"axis": -3}), ValueError, "log_softmax: axis -3 is out of range"),
-        Refusal(Case([np.zeros(())]), ValueError, r"log_softmax: axis -1 is out of range for x of shape \(\)", "A number is a vector of one to PyTorch."),
+        Refusal(
+            Case([np.zeros(())]), ValueError, r"log_softmax: axis -1 is out of range for x of shape \(\)", "A number is a vector of one to PyTorch."
+        ),
         Refusal(Case([np.arange(3)]), TypeError, "log_softmax: x must be a float Tensor, it is int64"),
     ]
 
