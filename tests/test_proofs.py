@@ -27,10 +27,11 @@ OPERATIONS = sorted(name for name, op in REGISTRY.items() if op.__module__.start
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_every_operation_has_one_proof(name: str):
+def test_every_operation_has_a_proof(name: str):
+    """One, or more where it has several faces: what batch_norm keeps depends on whether it ends with a ReLU."""
     proofs = [proof for proof in all_proofs() if proof.op is REGISTRY[name]]
-    assert len(proofs) == 1, f"{name} has {len(proofs)} proofs: {[proof.__name__ for proof in proofs]}"
-    assert complaints(proofs[0]) == []
+    assert proofs, f"{name} has no proof"
+    assert [complaint for proof in proofs for complaint in complaints(proof)] == []
 
 
 def test_no_proof_is_of_something_else():
@@ -40,7 +41,7 @@ def test_no_proof_is_of_something_else():
 def test_the_table_says_for_each_operation_what_is_proven():
     head, *rows = table()
     assert len(head) == 2 + len(GENERIC)
-    assert [row[0] for row in rows] == OPERATIONS
+    assert list(dict.fromkeys(row[0] for row in rows)) == OPERATIONS
     for row in rows:
         assert "::Test" in row[1] and "no" not in row
         cells = dict(zip(head, row, strict=True))
