@@ -30,6 +30,7 @@ pins            Pins: kinks and ties one by one. A sentence saying why there are
 errors          Refusals: what must raise. A sentence saying why there are none.
 layouts         ("contiguous", "strided", "repeated"): which memory layouts are tried; drop "repeated" (broadcast views: the values repeat along an
                 axis) only with a comment saying why the operation cannot have it.
+variant         a sentence, where this is another proof of an operation that has one: with which values what is stated above is different.
 share           a multiple of the profile's number of examples, 1.0 by default. Never set max_examples: the profile `deep` must deepen everything.
 
 `tests/test_proofs.py` fails for an operation without a proof, and shows for each test an operation that it refuses. Read next:
@@ -59,7 +60,7 @@ from minigrad import Tensor, backend, random
 from minigrad.modes import mode
 from minigrad.op import REGISTRY, Fused, Op, Primitive
 from minigrad.tensor import wrap
-from tests.support import RELATIVE, assert_close, rng
+from tests.support import RELATIVE, as_numpy, assert_close, rng
 
 LAYOUTS = ("contiguous", "strided", "repeated")
 STEP = 1e-5  # of finite differences, along directions of length 1
@@ -135,6 +136,7 @@ class Proof:
     pins: Sequence[Pin] | str
     errors: Sequence[Refusal] | str
     layouts: Sequence[str] = LAYOUTS
+    variant: str = ""
     share: float = 1.0
 
     def __init_subclass__(cls) -> None:
@@ -301,7 +303,7 @@ class Proof:
         """Outputs and gradients are equal within the case's tolerance."""
         assert len(ours.outputs) == len(reference.outputs), f"{what}: {len(ours.outputs)} outputs, reference {len(reference.outputs)}"
         for k, (y, exact) in enumerate(zip(ours.outputs, reference.outputs, strict=True)):
-            assert_close(_near(y), exact, f"{what}: output {k}", case.relative)
+            assert_close(as_numpy(y), exact, f"{what}: output {k}", case.relative)
         for k, (g, exact) in enumerate(zip(ours.grads, reference.grads, strict=True)):
             _check_gradient(g, exact, ours.leaves[k], f"{what}: gradient {k}", case.relative)
 
@@ -494,16 +496,16 @@ class Proof:
         inside = sum(case.wanted)
 
         def total(step: float) -> float:
-            moved = [np.asarray(_near(x) + step * v) for x, v in zip(points, direction, strict=True)]
+            moved = [np.asarray(as_numpy(x) + step * v) for x, v in zip(points, direction, strict=True)]
             leaves = iter(moved[:inside])
             arrays = [next(leaves) if need else x for x, need in zip(case.inputs, case.wanted, strict=True)]
             with context():
                 grads = self.run(arrays, case.wanted, case.values, moved[inside:], device).grads
-            return sum(float((_near(g) * w).sum()) for g, w in zip(grads, weights, strict=True) if g is not None)
+            return sum(float((as_numpy(g) * w).sum()) for g, w in zip(grads, weights, strict=True) if g is not None)
 
         numeric = (total(STEP) - total(-STEP)) / (2 * STEP)
-        analytic = sum(float((_near(g) * v).sum()) for g, v in zip(twice, direction, strict=True) if g is not None)
-        largest = max(1.0, abs(numeric), abs(analytic), *[np.abs(_near(g)).max(initial=0.0) for g in twice if g is not None])
+        analytic = sum(float((as_numpy(g) * v).sum()) for g, v in zip(twice, direction, strict=True) if g is not None)
+        largest = max(1.0, abs(numeric), abs(analytic), *[np.abs(as_numpy(g)).max(initial=0.0) for g in twice if g is not None])
         assert abs(numeric - analytic) <= SLOPE_ERROR * largest, f"{what} along a direction is {analytic!r}, by finite differences {numeric!r}"
 
     def pinned(self, pin: Pin) -> None:
@@ -519,7 +521,7 @@ class Proof:
                     ours = self.run(case.inputs, case.wanted, case.values, ones, device)
                     for k, (g, by_hand) in enumerate(zip(ours.grads, pin.gradients, strict=True)):
                         assert g is not None
-                        np.testing.assert_array_equal(_near(g), by_hand, err_msg=f"{what}: gradient {k}")
+                        np.testing.assert_array_equal(as_numpy(g), by_hand, err_msg=f"{what}: gradient {k}")
         if case.second_in_torch:
             with np.errstate(all="ignore"):
                 self.gradient_of_the_gradient(case, smooth=False)
@@ -579,7 +581,7 @@ class Proof:
                 what = f"{self.name} by {name} in {np.dtype(dtype)}"
                 theirs = self.run_in_torch(arrays, [False] * len(arrays), case.values).outputs
                 with context():
-                    run = self.run(arrays, case.wanted, case.values, [_near(s).astype(dtype) for s in exact.starts], device)
+                    run = self.run(arrays, case.wanted, case.values, [as_numpy(s).astype(dtype) for s in exact.starts], device)
                 for k, (y, reference) in enumerate(zip(run.outputs, theirs, strict=True)):
                     expected = str(reference.dtype).removeprefix("torch.")
                     assert y.dtype == expected, f"{what}: output {k} is {y.dtype}, PyTorch's {expected}"
@@ -682,7 +684,8 @@ class Run(NamedTuple):
 
     def arrays(self) -> list[np.ndarray]:
         """Outputs and gradients as NumPy arrays; a gradient that is not there is 0."""
-        return [_near(y) for y in self.outputs] + [np.zeros(x.shape) if g is None else _near(g) for x, g in zip(self.leaves, self.grads, strict=True)]
+        grads = [np.zeros_like(as_numpy(x)) if g is None else as_numpy(g) for x, g in zip(self.leaves, self.grads, strict=True)]
+        return [as_numpy(y) for y in self.outputs] + grads
 
 
 def lay_out(array: np.ndarray, layout: str) -> np.ndarray:
@@ -708,13 +711,6 @@ def _leaf(array: np.ndarray, requires_grad: bool, device: str) -> Tensor:
     return tensor.requires_grad_() if requires_grad else tensor
 
 
-def _near(x: Any) -> np.ndarray:
-    """The numbers of a Tensor of any device, or of a torch tensor."""
-    if isinstance(x, Tensor):
-        return backend.to_device(x.data, "cpu")
-    return x.numpy(force=True) if isinstance(x, torch.Tensor) else np.asarray(x)
-
-
 def _upstream(outputs: Iterable) -> list[np.ndarray]:
     """A random gradient for each output, never the same number twice: with ones, mistakes in softmax and normalisation vanish."""
     return [np.asarray(rng(1 + k).uniform(-1, 1, tuple(y.shape))) for k, y in enumerate(outputs)]
@@ -734,12 +730,12 @@ def _check_gradient(ours: Tensor | None, reference: Any, leaf: Tensor, what: str
     if reference is None:
         assert ours is None, f"{what}: there is one, the reference has none"
         return
-    reference = _near(reference)
+    reference = as_numpy(reference)
     if ours is None:  # the output does not depend on the input at all
         assert not reference.any(), f"{what}: None, reference {reference}"
         return
     assert ours.dtype == leaf.dtype, f"{what}: dtype {ours.dtype} for a {leaf.dtype} tensor"
-    assert_close(_near(ours), reference, what, relative)
+    assert_close(as_numpy(ours), reference, what, relative)
 
 
 def _random_state() -> tuple:
@@ -850,6 +846,8 @@ def complaints(proof: type[Proof]) -> list[str]:
         found.append(f"{name}: the operation has a kernel, float32 must be cases")
     if proof.float32_bound != Bound() and len(proof.float32_bound.reason) < 20:
         found.append(f"{name}: a float32_bound of its own needs a reason")
+    if proof.variant and len(proof.variant) < 20:
+        found.append(f"{name}: variant is {proof.variant!r}; say in a sentence what is different")
     if isinstance(op, Op) and (op.rules or isinstance(op, Fused)) and not getattr(proof, "keeps", {"x": ""}):
         found.append(f"{name}: keeps is empty")
     if not name.startswith("Test") or not getattr(proof, "__test__", True) or getattr(proof, "pytestmark", ()):
@@ -874,11 +872,13 @@ def all_proofs() -> list[type[Proof]]:
 
 
 def table() -> list[tuple[str, ...]]:
-    """A row per operation of the registry, the head first: its name, the test class, and for each generic test "yes" or why there is none."""
+    """A row per proof, in the order of the operations' names, the head first: the operation, the test class, and for each generic test "yes" or why
+    there is none.
+    """
     rows: list[tuple[str, ...]] = [("operation", "proof", *[name.removeprefix("test_").replace("_", " ") for name in GENERIC])]
     proofs = all_proofs()
     for name, op in sorted(REGISTRY.items()):
-        for proof in [p for p in proofs if p.op is op]:
+        for proof in sorted([p for p in proofs if p.op is op], key=lambda p: p.variant):
             cells = [why_not(proof, test) or ("yes" if callable(getattr(proof, test)) else "no") for test in GENERIC]
             rows.append((name, f"{proof.__module__.replace('.', '/')}.py::{proof.__name__}", *cells))
     return rows

@@ -209,6 +209,7 @@ class TestBatchNorm(Proof):
 
 class TestBatchNormRelu(Proof):
     op = batch_norm
+    variant = "With relu=True: the output is kept too, and there is a kink."
     in_torch = staticmethod(in_torch)
     cases = st.builds(
         case,

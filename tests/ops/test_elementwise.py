@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -65,31 +64,31 @@ MISFIT = [
 
 class TestAdd(Proof):
     op, in_torch, cases = ops.add, torch.add, two()
-    keeps: ClassVar = {"x y": "", "x": "", "y": ""}
+    keeps = {"x y": "", "x": "", "y": ""}
     pins, errors = SMOOTH, MISFIT
 
 
 class TestSub(Proof):
     op, in_torch, cases = ops.sub, torch.sub, two()
-    keeps: ClassVar = {"x y": "", "x": "", "y": ""}
+    keeps = {"x y": "", "x": "", "y": ""}
     pins, errors = SMOOTH, [*MISFIT, Refusal(Case([np.array([True]), np.array([True])]), TypeError, "boolean subtract")]
 
 
 class TestMul(Proof):
     op, in_torch, cases = ops.mul, torch.mul, two()
-    keeps: ClassVar = {"x y": "x y", "x": "y", "y": "x"}
+    keeps = {"x y": "x y", "x": "y", "y": "x"}
     pins, errors = SMOOTH, MISFIT
 
 
 class TestDiv(Proof):
     op, in_torch, cases = ops.div, torch.div, two(draw, off_zero)
-    keeps: ClassVar = {"x y": "x y", "x": "y", "y": "x y"}
+    keeps = {"x y": "x y", "x": "y", "y": "x y"}
     pins, errors = [Pin("divided by 0", Case([np.array([1.0, -1.0, 0.0, 2.0, np.inf]), np.array([0.0, 0.0, 0.0, -0.0, 2.0])]))], MISFIT
 
 
 class TestNeg(Proof):
     op, in_torch, cases = ops.neg, torch.neg, one()
-    keeps: ClassVar = {"x": ""}
+    keeps = {"x": ""}
     pins, errors = SMOOTH, [Refusal(Case([np.array([True])]), TypeError, "boolean negative")]
 
 
@@ -100,7 +99,7 @@ class TestMaximum(Proof):
     op, in_torch = ops.maximum, torch.maximum
     cases = two() | two(lambda shape, seed: rng(seed).integers(0, 3, shape) * 1.0)
     smooth = two(lambda shape, seed: on_grid(shape, seed, 0.0), lambda shape, seed: on_grid(shape, seed, 0.1))
-    keeps: ClassVar = {"x y": "x y", "x": "x y", "y": "x y"}
+    keeps = {"x y": "x y", "x": "x y", "y": "x y"}
     pins, errors = [Pin("a tie gives each side half", TIES, [[0.5, 0, 0.5, 1], [0.5, 1, 0.5, 0]])], MISFIT
 
 
@@ -112,7 +111,7 @@ class TestMinimum(TestMaximum):
 class TestWhere(Proof):
     op, in_torch = ops.where, torch.where
     cases = st.builds(lambda s, k: Case([np.asarray(rng(k).random(s[0]) < 0.5), draw(s[1], k), draw(s[2], k + 1)]), three_shapes, seeds)
-    keeps: ClassVar = {"x y": "condition", "x": "condition", "y": "condition"}
+    keeps = {"x y": "condition", "x": "condition", "y": "condition"}
     pins = [Pin("one side is infinite", Case([np.array([True, False]), np.array([1.0, 2.0]), np.array([np.inf, -np.inf])]), [[1, 0], [0, 1]])]
     errors = [Refusal(Case([np.array([True, False]), np.zeros(2), np.zeros(3)]), ValueError, r"\(2,\) \(2,\) \(3,\)")]
 
@@ -124,19 +123,19 @@ class TestExp(Proof):
     op, in_torch, cases = ops.exp, torch.exp, one()
     examples = [Case([np.array([-np.inf, -1e4, 0.0, 80.0])])]
     smooth = one()
-    keeps: ClassVar = {"x": "out"}
+    keeps = {"x": "out"}
     pins, errors = SMOOTH, ANY_NUMBER
 
 
 class TestLog(Proof):
     op, in_torch, cases = ops.log, torch.log, one(0.3)
-    keeps: ClassVar = {"x": "x"}
+    keeps = {"x": "x"}
     pins, errors = [Pin("at 0 and infinity", Case([np.array([0.0, np.inf, 1.0])]), [[np.inf, 0, 1]])], ANY_NUMBER
 
 
 class TestSqrt(Proof):
     op, in_torch, cases = ops.sqrt, torch.sqrt, one(0.3)
-    keeps: ClassVar = {"x": "out"}
+    keeps = {"x": "out"}
     pins, errors = [Pin("at 0 and infinity", Case([np.array([0.0, np.inf, 4.0])]), [[np.inf, 0, 0.25]])], ANY_NUMBER
 
 
@@ -144,7 +143,7 @@ class TestTanh(Proof):
     op, in_torch, cases = ops.tanh, torch.tanh, one()
     examples = [Case([np.array([-np.inf, -1e4, 1e-300, 20.0, 1e4])])]
     smooth = one()
-    keeps: ClassVar = {"x": "out"}
+    keeps = {"x": "out"}
     pins, errors = SMOOTH, ANY_NUMBER
 
 
@@ -152,19 +151,19 @@ class TestErf(Proof):
     op, in_torch, cases = ops.erf, torch.erf, one() | one(-8.0)
     examples = [Case([np.array([-np.inf, -30.0, 1e-300, 0.5, 1.0, 2.0, 3.0, 6.0, 30.0])])]
     smooth = one()
-    keeps: ClassVar = {"x": "x"}
+    keeps = {"x": "x"}
     pins, errors = SMOOTH, ANY_NUMBER
 
 
 class TestSin(Proof):
     op, in_torch, cases = ops.sin, torch.sin, one()
-    keeps: ClassVar = {"x": "x"}
+    keeps = {"x": "x"}
     pins, errors = SMOOTH, ANY_NUMBER
 
 
 class TestCos(Proof):
     op, in_torch, cases = ops.cos, torch.cos, one()
-    keeps: ClassVar = {"x": "x"}
+    keeps = {"x": "x"}
     pins, errors = SMOOTH, ANY_NUMBER
 
 
@@ -174,14 +173,14 @@ AT_ZERO = Case([np.array([0.0, -0.0, 1.0, -1.0])])
 class TestRelu(Proof):
     op, in_torch, cases = ops.relu, torch.relu, one()
     smooth = st.builds(lambda shape, seed: Case([off_zero(shape, seed)]), shapes(), seeds)
-    keeps: ClassVar = {"x": "out"}
+    keeps = {"x": "out"}
     pins, errors = [Pin("flat at 0", AT_ZERO, [[0, 0, 1, 0]])], ANY_NUMBER
 
 
 class TestAbs(Proof):
     op, in_torch, cases = ops.abs, torch.abs, one()
     smooth = TestRelu.smooth
-    keeps: ClassVar = {"x": "x"}
+    keeps = {"x": "x"}
     pins, errors = [Pin("flat at 0", AT_ZERO, [[0, 0, 1, -1]])], ANY_NUMBER
 
 
@@ -194,7 +193,7 @@ class TestClip(Proof):
     smooth = st.builds(
         lambda shape, seed, b: Case([on_grid(shape, seed, 0.0)], {"low": b[0], "high": b[1]}), shapes(), seeds, BOUNDS.filter(lambda b: 1 not in b)
     )
-    keeps: ClassVar = {"x": "x"}
+    keeps = {"x": "x"}
     pins = [
         Pin("the bounds belong to the inside", Case([np.array([-1.0, 2.0, -1.5, 2.5, 0.0])], {"low": -1, "high": 2}), [[1, 1, 0, 0, 1]]),
         Pin("one bound", Case([np.array([0.0, -0.0, 1.0, -1.0])], {"low": 0.0, "high": None}), [[1, 1, 1, 0]]),
@@ -211,7 +210,7 @@ class TestPower(Proof):
         seeds,
         st.sampled_from([2, 3, 4, 1, 0, 2.0, 0.5, -0.5, -1, -2, -2.5, 1 / 3]),
     )
-    keeps: ClassVar = {"x": "x"}
+    keeps = {"x": "x"}
     pins = [Pin(f"0 ** {e}", Case([np.array([0.0, -1.0, 0.0, 2.0])], {"exponent": e})) for e in (0, 1, 2, 3, 4)]
     errors = ANY_NUMBER
 
@@ -219,7 +218,7 @@ class TestPower(Proof):
 class TestPowerOf(Proof):
     op, in_torch = REGISTRY["power_of"], torch.pow
     cases = two(lambda shape, seed: draw(shape, seed, 0.5), draw)
-    keeps: ClassVar = {"x y": "x y out", "x": "x y", "y": "x y out"}
+    keeps = {"x y": "x y out", "x": "x y", "y": "x y out"}
     pins = [
         Pin("in the base", Case([np.array([0.0, 0.0, -2.0, -1.5, 3.0]), np.array([1.0, 2.0, 3.0, 0.0, 0.0])], needs=(True, False))),
         # the second derivative here is 0 * inf by the rules, in PyTorch as here; by the upstream gradient it is nan there, 0 here
@@ -234,7 +233,7 @@ class TestPowerOf(Proof):
 
 class TestIdentity(Proof):
     op, in_torch, cases = ops.identity, staticmethod(lambda x: x * 1), one()
-    keeps: ClassVar = {"x": ""}
+    keeps = {"x": ""}
     pins, errors = SMOOTH, ANY_NUMBER
 
 
@@ -245,7 +244,7 @@ class TestCast(Proof):
     )
     smooth = st.builds(lambda shape, seed: Case([draw(shape, seed)], {"dtype": "float64"}), shapes(), seeds)  # rounding has no slope
     examples = [Case([np.array([1, -2, 3])], {"dtype": "float32"}), Case([np.array([True, False])], {"dtype": "int64"})]
-    keeps: ClassVar = {"x": ""}
+    keeps = {"x": ""}
     pins, errors = "Rounding to float32 counts as the identity.", [Refusal(Case([np.zeros(2)], {"dtype": "floaty"}), TypeError, "floaty", True)]
 
 
@@ -254,7 +253,7 @@ class TestToDevice(Proof):
 
     op, in_torch = ops.to_device, staticmethod(lambda x, device: x.to(device))
     cases = st.builds(lambda shape, seed: Case([draw(shape, seed)], {"device": "cpu"}), shapes(), seeds)
-    keeps: ClassVar = {"x": ""}
+    keeps = {"x": ""}
     pins, errors = SMOOTH, [Refusal(Case([np.zeros(2)], {"device": "nowhere"}), ValueError, "there is no device 'nowhere' here; there is 'cpu'")]
 
 
@@ -266,7 +265,7 @@ class Comparison(Proof):
 
     cases = two(lambda shape, seed: rng(seed).integers(0, 3, shape) * 1.0) | two(lambda shape, seed: rng(seed).integers(-1, 2, shape))
     examples = [Case([np.array([np.nan, np.nan, np.inf, -np.inf, 0.0]), np.array([np.nan, 1.0, np.inf, np.inf, -0.0])])]
-    keeps: ClassVar = {}
+    keeps = {}
     pins, errors = "It has no derivative.", MISFIT
 
 

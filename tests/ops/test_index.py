@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,8 +57,8 @@ def picks() -> st.SearchStrategy[tuple]:
 class TestGetitem(Proof):
     op, in_torch = REGISTRY["getitem"], staticmethod(torch_getitem)
     cases = st.builds(lambda pick, seed: Case([draw(pick[0], seed)], {"index": pick[1]}), picks(), seeds)
-    keeps: ClassVar = {"x": ""}
-    pins = "It is linear."
+    keeps = {"x": ""}
+    pins = "It is linear, there is no kink."
     errors = [
         Refusal(Case([np.zeros((2, 3))], {"index": (0, 5)}), IndexError, "index 5 is out of bounds for axis 1 with size 3"),
         Refusal(Case([np.zeros((2, 3))], {"index": (0, 0, 0)}), IndexError, "too many indices.* 2-dimensional.* 3 were indexed"),
@@ -71,8 +71,8 @@ class TestPut(Proof):
     op, in_torch = ops.put, staticmethod(torch_put)
     cases = st.builds(lambda pick, seed: Case([draw(places(*pick).shape, seed)], {"index": pick[1], "shape": pick[0]}), picks(), seeds)
     examples = [Case([draw((2,))], {"index": ([0, 0], [1, 1]), "shape": (2, 3)})]
-    keeps: ClassVar = {"x": ""}
-    pins = "It is linear."
+    keeps = {"x": ""}
+    pins = "It is linear, there is no kink."
     errors = [
         Refusal(Case([np.zeros(2)], {"index": 5, "shape": (3,)}), IndexError, "index 5 is out of bounds"),
         Refusal(Case([np.zeros(2)], {"index": slice(0, 3), "shape": (3,)}), ValueError, "shape"),
@@ -113,8 +113,8 @@ class TestGather(Proof):
     op, in_torch = ops.gather, staticmethod(torch_gather)
     cases = gathers(adjoint=False)
     examples = [Case([draw(shape), rng(0).integers(0, shape[axis], wanted)], {"axis": axis}) for shape, wanted, axis in BROADCAST]
-    keeps: ClassVar = {"x": "indices"}
-    pins = "It is linear."
+    keeps = {"x": "indices"}
+    pins = "It is linear, there is no kink."
     errors = [
         Refusal(Case([np.zeros((2, 3)), np.array([[7], [0]])], {"axis": 1}), IndexError, "index 7 is out of bounds for axis 1 with size 3"),
         Refusal(Case([np.zeros((2, 3)), np.array([0])], {"axis": 1}), ValueError, "same number of dimensions"),
@@ -125,8 +125,8 @@ class TestGather(Proof):
 class TestScatterAdd(Proof):
     op, in_torch = ops.scatter_add, staticmethod(torch_scatter_add)
     cases = gathers(adjoint=True)
-    keeps: ClassVar = {"x": "indices"}
-    pins = "It is linear."
+    keeps = {"x": "indices"}
+    pins = "It is linear, there is no kink."
     errors = [
         Refusal(
             Case([np.zeros((2, 1)), np.array([[7], [0]])], {"axis": 1, "size": 3}), IndexError, "index 7 is out of bounds for axis 1 with size 3"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import numpy as np
 import pytest
 import torch
@@ -37,8 +35,8 @@ class TestProduct(Proof):
     op, in_torch = REGISTRY["matmul"], torch.matmul
     cases = st.builds(stacks, leading_axes, lengths, st.integers(0, 2**32 - 1))
     examples = [Case([draw((2, 2)), draw((2, 2), 1)])]
-    keeps: ClassVar = {"x y": "x y", "x": "y", "y": "x"}
-    pins = "It is linear in each of its inputs."
+    keeps = {"x y": "x y", "x": "y", "y": "x"}
+    pins = "It is linear in each of its inputs, there is no kink."
     errors = [
         Refusal(Case([np.zeros((2, 3)), np.zeros((4, 2))]), ValueError, "matmul: Input operand 1 has a mismatch in its core dimension"),
         Refusal(Case([np.zeros((2, 3, 4)), np.zeros((5, 4, 2))]), ValueError, r"\(2,3,4\).*\(5,4,2\)"),

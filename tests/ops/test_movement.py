@@ -5,7 +5,7 @@ Read next: `test_index.py`.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,8 +50,8 @@ def reshapes(draw_from: Any) -> Case:
 class TestReshape(Proof):
     op, in_torch, cases = ops.reshape, torch.reshape, reshapes()
     examples = [Case([draw(())], {"shape": (1, 1)}), Case([draw((1,))], {"shape": ()}), Case([draw((0, 3))], {"shape": (3, 0)})]
-    keeps: ClassVar = {"x": ""}
-    pins = "It is linear."
+    keeps = {"x": ""}
+    pins = "It is linear, there is no kink."
     errors = [
         Refusal(Case([np.zeros((2, 3))], {"shape": (4,)}), ValueError, r"size 6 into shape \(4,\)"),
         Refusal(Case([np.zeros((2, 3))], {"shape": (-1, -1)}), ValueError, "one unknown dimension"),
@@ -69,8 +69,8 @@ def transposes(draw_from: Any) -> Case:
 class TestTranspose(Proof):
     op, cases = ops.transpose, transposes()
     in_torch = staticmethod(lambda x, axes: x.permute(tuple(range(x.ndim))[::-1] if axes is None else axes))
-    keeps: ClassVar = {"x": ""}
-    pins = "It is linear."
+    keeps = {"x": ""}
+    pins = "It is linear, there is no kink."
     errors = [
         Refusal(
             Case([np.zeros((2, 3))], {"axes": (0,)}), ValueError, r"transpose: axes \(0,\) do not order the 2 axes of shape \(2, 3\); .* swapaxes"
@@ -86,16 +86,16 @@ broadcasts = hnp.mutually_broadcastable_shapes(num_shapes=2, max_dims=4, min_sid
 class TestBroadcastTo(Proof):
     op, in_torch = ops.broadcast_to, staticmethod(lambda x, shape: torch.broadcast_to(x, shape))
     cases = st.builds(lambda found, seed: Case([draw(found.input_shapes[0], seed)], {"shape": found.result_shape}), broadcasts, seeds)
-    keeps: ClassVar = {"x": ""}
-    pins = "It is linear."
+    keeps = {"x": ""}
+    pins = "It is linear, there is no kink."
     errors = [Refusal(Case([np.zeros((2, 3))], {"shape": (2, 4)}), ValueError, r"\(2,3\).*\(2,4\)")]
 
 
 class TestSumTo(Proof):
     op, in_torch = ops.sum_to, staticmethod(lambda x, shape: x.sum_to_size(shape))
     cases = st.builds(lambda found, seed: Case([draw(found.result_shape, seed)], {"shape": found.input_shapes[0]}), broadcasts, seeds)
-    keeps: ClassVar = {"x": ""}
-    pins = "It is linear."
+    keeps = {"x": ""}
+    pins = "It is linear, there is no kink."
     errors = [Refusal(Case([np.zeros((2, 3))], {"shape": (2, 2)}), ValueError, r"size 6 into shape \(2,2\)")]
 
 
@@ -113,8 +113,8 @@ def torch_pad(x: torch.Tensor, widths: tuple, value: float = 0.0) -> torch.Tenso
 class TestPad(Proof):
     op, in_torch, cases = ops.pad, staticmethod(torch_pad), pads()
     smooth = pads((0.0, 1.5))  # infinities have no differences
-    keeps: ClassVar = {"x": ""}
-    pins = "It is linear."
+    keeps = {"x": ""}
+    pins = "It is linear, there is no kink."
     errors = [
         Refusal(
             Case([np.zeros((2, 3))], {"widths": ((1, 1),)}),
@@ -145,8 +145,8 @@ def joins(draw_from: Any, new_axis: bool) -> Case:
 
 class TestConcatenate(Proof):
     op, in_torch, cases = ops.concatenate, staticmethod(lambda *tensors, axis=0: torch.cat(tensors, axis)), joins(new_axis=False)
-    keeps: ClassVar = {"tensors": ""}
-    pins = "It is linear."
+    keeps = {"tensors": ""}
+    pins = "It is linear, there is no kink."
     errors = [
         Refusal(Case([]), ValueError, "concatenate: needs at least one tensor"),
         Refusal(Case([np.zeros((2, 3)), np.zeros((2, 2))]), ValueError, "size 3 and .* size 2"),
@@ -157,8 +157,8 @@ class TestConcatenate(Proof):
 
 class TestStack(Proof):
     op, in_torch, cases = ops.stack, staticmethod(lambda *tensors, axis=0: torch.stack(tensors, axis)), joins(new_axis=True)
-    keeps: ClassVar = {"tensors": ""}
-    pins = "It is linear."
+    keeps = {"tensors": ""}
+    pins = "It is linear, there is no kink."
     errors = [
         Refusal(Case([]), ValueError, "stack: needs at least one tensor"),
         Refusal(Case([np.zeros((2, 3)), np.zeros((2, 2))]), ValueError, "same shape"),
@@ -175,8 +175,8 @@ def splits(draw_from: Any) -> Case:
 class TestUnbind(Proof):
     op, in_torch, cases = ops.unbind, torch.unbind, splits()
     in_torch = staticmethod(lambda x, axis=0: torch.unbind(x, axis))
-    keeps: ClassVar = {"x": ""}
-    pins = "It is linear."
+    keeps = {"x": ""}
+    pins = "It is linear, there is no kink."
     errors = [
         Refusal(Case([np.zeros(())]), ValueError, "axis 0 is out of bounds"),
         Refusal(Case([np.zeros((2, 3))], {"axis": 2}), ValueError, "axis 2 is out of bounds"),
@@ -215,8 +215,8 @@ def torch_fold(x: torch.Tensor, shape: tuple, stride: tuple = (1, 1), dilation: 
 
 class TestWindows(Proof):
     op, in_torch, cases = ops.windows, staticmethod(torch_windows), looks(adjoint=False)
-    keeps: ClassVar = {"x": ""}
-    pins = "It is linear."
+    keeps = {"x": ""}
+    pins = "It is linear, there is no kink."
     errors = [
         Refusal(
             Case([np.zeros((1, 3, 5, 2))], {"kernel_size": (4, 1)}),
@@ -228,8 +228,8 @@ class TestWindows(Proof):
 
 class TestFold(Proof):
     op, in_torch, cases = ops.fold, staticmethod(torch_fold), looks(adjoint=True)
-    keeps: ClassVar = {"x": ""}
-    pins = "It is linear."
+    keeps = {"x": ""}
+    pins = "It is linear, there is no kink."
     errors = [Refusal(Case([np.zeros((1, 2, 2, 3, 3, 1))], {"shape": (1, 3, 3, 1)}), ValueError, "broadcast")]
 
 
