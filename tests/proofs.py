@@ -188,7 +188,13 @@ class Proof:
 
     def test_purity(self) -> None:
         """Inputs and upstream gradient stay as they are (read-only ones will do), results share memory with nothing, no random state is touched."""
-        self.for_each(self.leaves_everything_alone, 0.5)
+        views: list[bool] = []
+
+        def leaves_everything_alone(case: Case) -> None:
+            views.append(self.leaves_everything_alone(case))
+
+        self.for_each(leaves_everything_alone, 0.5)
+        assert any(views) == getattr(self.op, "view", False), "an operation declared to give views never does"
 
     def test_dtypes(self) -> None:
         """float32 stays float32 and float64 float64, in values and gradients, and other results have the dtype that PyTorch gives them."""
@@ -399,11 +405,11 @@ class Proof:
         twins = [(i, j) for i in first for j in first if i < j and case.inputs[i].shape == case.inputs[j].shape]  # type: ignore[union-attr]
 
         def tangle(call: Callable, leaves: list, pair: tuple[int, int] | None) -> list:
-            """The operation twice on the same tensors, the first time with a residual, and these tensors themselves."""
+            """The operation twice on the same tensors, once with a residual and once with its first output only, and these tensors themselves."""
             inputs = [x * 1.0 if need else x for x, need in zip(leaves, wanted, strict=True)]
             if pair is not None:
                 inputs[pair[1]] = inputs[pair[0]]
-            results = self.carrying(call(inputs)) + self.carrying(call(inputs))
+            results = self.carrying(call(inputs)) + self.carrying(call(inputs))[:1]
             for k in first:
                 if results and tuple(results[0].shape) == tuple(inputs[k].shape):
                     results[0] = results[0] + inputs[k]
@@ -526,8 +532,9 @@ class Proof:
             with np.errstate(all="ignore"):
                 self.gradient_of_the_gradient(case, smooth=False)
 
-    def leaves_everything_alone(self, case: Case) -> None:
-        """See `test_purity`."""
+    def leaves_everything_alone(self, case: Case) -> bool:
+        """See `test_purity`. Returns whether an output is a view of the first input."""
+        is_view = False
         for name, context, device in self.ways():
             for read_only in (False, True):
                 what = f"{self.name} by {name}{', read-only arrays' if read_only else ''}"
@@ -550,6 +557,13 @@ class Proof:
                     np.testing.assert_array_equal(u, then, err_msg=f"{what}: the upstream gradient was written to")
                 assert all(x.version[0] == 0 for x in [*run.leaves, *run.starts]), f"{what}: a version was counted up"
                 self._shares_no_memory(case, run, [x for x in arrays if x is not None], what)
+                if getattr(self.op, "view", False) and run.leaves:
+                    for y in run.outputs:
+                        shared = np.may_share_memory(y.data, run.leaves[0].data)
+                        is_view |= shared
+                        if y.size:
+                            assert shared == (y.version is run.leaves[0].version), f"{what}: memory and version counter are shared, or neither"
+        return is_view
 
     def _shares_no_memory(self, case: Case, run: Run, inputs: list, what: str) -> None:
         outputs = [y.data for y in run.outputs]

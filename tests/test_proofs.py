@@ -312,6 +312,31 @@ def test_an_output_that_is_an_input(bites: Callable):
     bites(wrong, "test_purity", "output 0 shares memory with an input", ("test_kernel_equals_definition",))
 
 
+@pytest.mark.parametrize("wrong", ["a copy after all", "two version counters"])
+def test_views_that_are_none(wrong: str, bites: Callable, monkeypatch: pytest.MonkeyPatch):
+    @primitive(view=True)
+    def same(x: Tensor) -> Tensor:
+        return x.copy() if wrong == "a copy after all" else x
+
+    same.derivative(x=lambda g: g)
+    proof = prove(op=same, in_torch=staticmethod(lambda x: x * 1), cases=arrays(shapes()).map(lambda x: Case([x])), keeps={"x": ""})
+    if wrong == "two version counters":
+        monkeypatch.setattr("minigrad.op._shares_memory", lambda out, array: False)
+    bites(proof, "test_purity", "declared to give views never does" if wrong == "a copy after all" else "version counter are shared, or neither")
+
+
+def test_an_output_that_nothing_uses(bites: Callable):
+    @primitive(outputs=2)
+    def halves(x: Tensor, scale: float = 0.5) -> tuple[Tensor, Tensor]:
+        return x * scale, x * 0.25
+
+    halves.derivative(x=lambda g: sum(part * slope for part, slope in zip([g[0], g[1] if g[1] is not None else g[0]], (0.5, 0.25), strict=True)))
+    wrong = prove(
+        op=halves, in_torch=staticmethod(lambda x: (x * 0.5, x * 0.25)), cases=arrays(shapes(min_dims=1)).map(lambda x: Case([x])), keeps={"x": ""}
+    )
+    bites(wrong, "test_fan_out_and_same_tensor_twice", "gradient 0: error", ("test_definition_equals_pytorch", "test_gradcheck"))
+
+
 def test_drawing_random_numbers(bites: Callable):
     def drawing(x: np.ndarray, scale: np.ndarray) -> tuple:
         random.next_draw()

@@ -115,6 +115,13 @@ class TestWhere(Proof):
     pins = [Pin("one side is infinite", Case([np.array([True, False]), np.array([1.0, 2.0]), np.array([np.inf, -np.inf])]), [[1, 0], [0, 1]])]
     errors = [Refusal(Case([np.array([True, False]), np.zeros(2), np.zeros(3)]), ValueError, r"\(2,\) \(2,\) \(3,\)")]
 
+    def test_what_is_not_taken_sees_no_gradient_whatever_it_is(self) -> None:
+        """inf * 0 would be nan: a mask is no product."""
+        x, y = (Tensor(np.array([1.0, 2.0]), requires_grad=True) for _ in range(2))
+        ops.where(np.array([True, False]), x, y).backward(Tensor(np.array([np.nan, np.inf])))
+        assert_array_equal(x.grad.numpy(), [np.nan, 0.0])
+        assert_array_equal(y.grad.numpy(), [0.0, np.inf])
+
 
 # --- proofs: functions of one number
 
@@ -197,6 +204,7 @@ class TestClip(Proof):
     pins = [
         Pin("the bounds belong to the inside", Case([np.array([-1.0, 2.0, -1.5, 2.5, 0.0])], {"low": -1, "high": 2}), [[1, 1, 0, 0, 1]]),
         Pin("one bound", Case([np.array([0.0, -0.0, 1.0, -1.0])], {"low": 0.0, "high": None}), [[1, 1, 1, 0]]),
+        Pin("one bound, from above", Case([np.array([0.0, -0.0, 1.0, -1.0])], {"low": None, "high": 0.0}), [[1, 1, 0, 1]]),
         Pin("the bounds cross", Case([np.array([-1.0, 0.0, 0.5, 1.0])], {"low": 0.5, "high": 0.0})),
     ]
     errors = ANY_NUMBER
