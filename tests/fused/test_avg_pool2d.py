@@ -40,6 +40,7 @@ AWKWARD: list[tuple[tuple[int, ...], dict[str, Any]]] = [
     ((1, 1, 2, 1), {"kernel_size": (2, 3), "stride": 2, "padding": 1}),  # windows larger than the image
     ((1, 6, 5, 2), {"kernel_size": 1, "stride": 3}),  # gaps between the windows
     ((1, 4, 4, 1), {"kernel_size": [2, 2], "stride": [1, 2]}),
+    ((1, 4, 6, 1), {"kernel_size": 2, "stride": 2, "padding": 1}),  # whole windows, but for the padding
 ]
 
 

@@ -19,15 +19,13 @@ PAGE = sys.modules[layer_norm.__module__]
 def case(
     leading: tuple[int, ...], channels: int, affine: tuple[bool, bool] = (True, True), eps: float = 1e-5, kind: str = "ordinary", seed: int = 0
 ) -> Case:
-    """ "spread": the channels of a row lie about 0.5 apart, so that the variance is far above eps and finite differences are exact enough."""
+    """The channels of a row lie about 0.5 apart: the variance is far above eps, finite differences are exact enough, and float32 keeps its digits."""
     random, shape = rng(seed), (*leading, channels)
-    x = random.uniform(-2, 2, shape)
+    x = random.permuted(np.broadcast_to(np.arange(channels) * 0.5 - 1, shape), axis=-1) + random.uniform(-0.2, 0.2, shape)
     if kind == "far":
         x += 100
     elif kind == "constant":
         x[...] = np.round(x[..., :1], 1)
-    elif kind == "spread":
-        x = random.permuted(np.broadcast_to(np.arange(channels) * 0.5, shape), axis=-1) + x * 0.1
     weight, bias = (random.uniform(-2, 2, channels) if wanted else None for wanted in affine)
     # PyTorch refuses the second derivative with a bias alone. A mean of 100 leaves 14 of 16 digits to the deviations.
     return Case([x, weight, bias], {"eps": eps}, second_in_torch=affine != (False, True), relative=1e-9 if kind == "far" else 1e-11)
@@ -43,7 +41,7 @@ class TestLayerNorm(Proof):
     cases = st.builds(
         case, shapes(), st.integers(1, 6), affines, epsilons, st.sampled_from(["ordinary", "ordinary", "far", "constant"]), st.integers(0, 9999)
     )
-    smooth = st.builds(case, shapes(), st.integers(1, 6), affines, epsilons, st.just("spread"), st.integers(0, 9999))
+    smooth = st.builds(case, shapes(), st.integers(1, 6), affines, epsilons, st.just("ordinary"), st.integers(0, 9999))
     examples = [case((), 3), case((3, 2), 1), case((0, 2), 4), case((3, 2), 4, kind="constant")]
     keeps = {wanted: "x weight bias" for wanted in ("x weight bias", "x weight", "x", "weight", "bias")}
     keeps_besides = staticmethod(lambda x, weight, bias, eps: 2 * x[..., 0].size)  # the mean and 1 / deviation of each row, not x_hat
