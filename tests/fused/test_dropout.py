@@ -49,6 +49,7 @@ class TestDropout(Proof):
     float32 = [case((4, 17, 96), p, as_float) for p in (0.1, 0.9) for as_float in (True, False)]
     pins = [
         Pin("p = 1 gives zeros, not 0 / 0", Case([np.ones(2), np.zeros(2)], {"p": 1.0}, (True, False)), [[0.0, 0.0]]),
+        Pin("p = 1 gives zeros, whatever the mask", Case([np.ones(2), np.ones(2)], {"p": 1.0}, (True, False)), [[0.0, 0.0]]),
         Pin("p = 0 keeps everything", Case([np.ones(2), np.ones(2, bool)], {"p": 0.0}, (True, False)), [[1.0, 1.0]]),
         Pin("what is kept is scaled", Case([np.ones(2), np.array([1.0, 0.0])], {"p": 0.75}, (True, False)), [[4.0, 0.0]]),
     ]
@@ -70,6 +71,7 @@ class TestDropPath(Proof):
     float32 = [case((8, 17, 96), p, as_float, 0, True) for p in (0.1, 0.9) for as_float in (True, False)]
     pins = [
         Pin("p = 1 gives zeros, not 0 / 0", Case([np.ones((2, 1)), np.zeros(2)], {"p": 1.0}, (True, False)), [[[0.0], [0.0]]]),
+        Pin("p = 1 gives zeros, whatever the mask", Case([np.ones((2, 1)), np.ones(2)], {"p": 1.0}, (True, False)), [[[0.0], [0.0]]]),
         Pin("whole samples", Case([np.ones((2, 2)), np.array([True, False])], {"p": 0.5}, (True, False)), [[[2.0, 2.0], [0.0, 0.0]]]),
     ]
     errors = [
