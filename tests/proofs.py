@@ -110,7 +110,7 @@ class Refusal(NamedTuple):
 
 
 class Bound(NamedTuple):
-    """Accuracy of a float32 kernel: error <= factor * (the definition's error) + units * eps * max|exact|; see docs/trust.md."""
+    """Accuracy of a float32 kernel: error <= factor * (the definition's error) + units * eps * max|exact|."""
 
     factor: float = 2.0
     units: float = 4.0
