@@ -18,7 +18,8 @@ from minigrad import Tensor, backend, ops
 from minigrad import functional as F
 from minigrad.op import REGISTRY, fused, primitive
 from minigrad.tensor import wrap
-from tests.support import check_op, leaf, rng
+from tests.proofs import check_op
+from tests.support import leaf, rng
 
 pytestmark = pytest.mark.usefixtures("registry")
 
