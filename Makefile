@@ -11,7 +11,7 @@ RUN  := $(VENV)/bin/python
 FAST := env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE
 
 .DEFAULT_GOAL := help
-.PHONY: help venv train test coverage mutants lint bench notebooks docs
+.PHONY: help venv train test coverage deep mutants lint bench notebooks docs
 .NOTPARALLEL:
 
 help: ## this list
@@ -28,6 +28,9 @@ test: lint ## all checks and tests:  make test ARGS="tests/fused -k conv2d"
 
 coverage: $(VENV)/test.stamp ## which lines and branches of minigrad/ the tests run; build/coverage.json
 	$(FAST) MINIGRAD_THREADS=2 $(RUN) -m pytest --cov --cov-report=term-missing:skip-covered --cov-report=json $(ARGS)
+
+deep: $(VENV)/test.stamp ## the tests that draw examples, with 1,000 examples each:  make deep ARGS="--only tests/fused"
+	$(FAST) $(RUN) -m tests.deep $(ARGS)
 
 mutants: $(VENV)/test.stamp ## small wrong changes of the library, which the tests must notice:  make mutants ARGS="--only softmax"
 	$(FAST) $(RUN) -m tests.mutants $(ARGS)
