@@ -5,7 +5,12 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+from docutils import nodes
+from sphinx import addnodes
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+
+import generate  # noqa: E402  (it lies in this folder)
 
 project = "minigrad + conformer"
 author = "The minigrad + conformer authors"
@@ -19,6 +24,7 @@ extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
     "sphinx_copybutton",
     "sphinx-mathjax-offline",
 ]
@@ -33,6 +39,7 @@ copybutton_prompt_is_regexp = True
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
+autodoc_mock_imports = ["cupy", "cupyx"]
 autodoc_default_options = {"members": True, "show-inheritance": False}
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
@@ -41,21 +48,67 @@ napoleon_use_rtype = False
 html_theme = "furo"
 html_title = "minigrad + conformer"
 html_show_sphinx = False
-html_theme_options = {"source_repository": "", "navigation_with_keys": True}
+html_theme_options = {"navigation_with_keys": True}
+html_static_path = ["static"]
+html_css_files = ["site.css"]
+html_copy_source = False
+suppress_warnings = ["toc.empty_glob"]  # pages that are there once somebody has written them
+
+
+SECTIONS = {"Args", "Attributes", "Raises", "Returns", "Yields"}
 
 
 def plain_docstring(app, what, name, obj, options, lines):
-    """Docstrings are plain prose with code in backticks; this says so to reStructuredText, where one backtick, bars and names_ mean other things."""
-    for number, line in enumerate(lines):
-        parts = re.split(r"(`[^`]+`)", line)
-        for place, part in enumerate(parts):
-            if part.startswith("`") and len(part) > 2:
-                parts[place] = f"`{part}`"
-            elif "http" not in part:
-                parts[place] = re.sub(r"([|*]|\w_(?=\W|$))", lambda found: found[0][:-1] + "\\" + found[0][-1], part)
-        lines[number] = "".join(parts)
+    """Docstrings are plain prose with code in backticks and indented formulas; this says so to reStructuredText, where one backtick, bars, stars and
+    names_ mean other things, and indentation is a quotation.
+    """
+    result: list[str] = []
+    in_block = in_section = False
+    for line in lines:
+        in_section = in_section or (line[:-1] in SECTIONS and line.endswith(":"))
+        indented = line.startswith("    ") and not in_section
+        if indented and not in_block:
+            result += ["", "::", ""]
+        elif in_block and line and not indented:
+            result.append("")
+        in_block = indented or (in_block and not line)
+        result.append(line if indented else _escaped(line))
+    lines[:] = result
+
+
+def _escaped(line: str) -> str:
+    parts = re.split(r"(`[^`]+`)", line)
+    for place, part in enumerate(parts):
+        if part.startswith("`") and len(part) > 2:
+            parts[place] = f"`{part}`"
+        else:  # not inside addresses, whose last word may end in _
+            words = re.split(r"(https?://\S+)", part)
+            words[::2] = [re.sub(r"\*\*\w[^*]*\*\*|^\* |[|*]|\w_(?=\W|$)", _literally, word) for word in words[::2]]
+            words[1::2] = [f"`{word} <{word}>`__" for word in words[1::2]]
+            parts[place] = "".join(words)
+    return "".join(parts)
+
+
+def _literally(found: re.Match) -> str:
+    """A mark that is meant as it is gets a backslash; **bold** words and the star that begins a list stay marks."""
+    return found[0] if len(found[0]) > 2 or found[0] == "* " else found[0][:-1] + "\\" + found[0][-1]
+
+
+def code_role(name, rawtext, text, line, inliner, options=None, content=None):
+    """{code-at}`conformer/blocks.py::FCUDown` is the name, linked to its page in the API where it has one, and the line that defines it today."""
+    file, _, symbol = text.partition("::")
+    try:
+        number = generate.line_of(generate.ROOT / file, symbol)
+    except (OSError, ValueError) as error:
+        return [], [inliner.reporter.error(f"code-at: {error}", line=line)]
+    module = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    target = addnodes.pending_xref(
+        "", nodes.literal(text=symbol), refdomain="py", reftype="obj", reftarget=f"{module}.{symbol}", refexplicit=True, refwarn=False
+    )
+    return [target, nodes.inline(text=f" {file}:{number}", classes=["code-at"])], []
 
 
 def setup(app):
     """Called by Sphinx."""
     app.connect("autodoc-process-docstring", plain_docstring, priority=100)  # before napoleon makes its own marks
+    app.add_role("code-at", code_role)

@@ -2,7 +2,8 @@
 
     python docs/generate.py        before Sphinx; `make docs` does both
 
-What it writes lies in docs/operations, docs/api, docs/notebooks and docs/paper.md, which git ignores.
+What it writes lies in docs/operations, docs/api, docs/notebooks and docs/paper.md, which git ignores, and in docs/network.svg, which is committed
+because README.md shows it. `conf.py` uses `line_of` too. Needs nothing but the project itself: tests/test_docs.py runs it everywhere.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ import inspect
 import json
 import pkgutil
 import shutil
+import statistics
 import sys
 import tomllib
+from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 
 DOCS = Path(__file__).parent
@@ -23,6 +27,9 @@ sys.path.insert(0, str(ROOT))
 
 import conformer  # noqa: E402
 import minigrad  # noqa: E402
+from conformer.config import named_config  # noqa: E402
+from conformer.info import count  # noqa: E402
+from minigrad import functional  # noqa: E402
 from minigrad.op import REGISTRY, Fused, Op  # noqa: E402
 
 FAMILIES = {
@@ -40,6 +47,7 @@ def main() -> None:
     api()
     paper()
     notebooks()
+    (DOCS / "network.svg").write_text(network_picture(), encoding="utf-8")
 
 
 def _fresh(name: str) -> Path:
@@ -83,6 +91,14 @@ that compute the same fast, and the primitives they are made of. This page and t
 
 {chr(10).join(rows)}
 
+## What every operation must pass
+
+`tests/proofs.py` has these tests once; an operation states its data, a PyTorch twin and its kinks, and gets them all. The arrays are drawn by
+Hypothesis. `make test ARGS="tests/test_proofs.py"` shows that no operation is without a proof and that each test refuses an operation that is wrong
+in the way it looks for.
+
+{chr(10).join(f"* *{name}*: {text}" for name, text in _generic_tests().items())}
+
 ```{{toctree}}
 :hidden:
 
@@ -101,7 +117,7 @@ def _backward(op: Op) -> str:
 
 
 def _fused_page(page: str, ops: list[Fused]) -> str:
-    """One file of minigrad/fused: its text, and for each operation definition, kernels and CUDA source."""
+    """One file of minigrad/fused: its text, and for each operation definition, kernels, CUDA source, proofs and measured times."""
     module = importlib.import_module(f"minigrad.fused.{page}")
     parts = [f"# {', '.join(op.name for op in ops)}", inspect.cleandoc(module.__doc__ or ""), f"*File: `minigrad/fused/{page}.py`*"]
     functions = {name: value for name, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == module.__name__}
@@ -111,6 +127,11 @@ def _fused_page(page: str, ops: list[Fused]) -> str:
         level = "###" if len(ops) > 1 else "##"
         parts += [f"{level} Definition", "The textbook formula on Tensors. It runs inside `minigrad.definitions()`, and higher derivatives are its."]
         parts.append(_code(inspect.getsource(op.function)))
+        if op.rules:
+            parts += [
+                "**Derivative.** Stated as a rule, so that backward need not run the definition again:",
+                _code(_rule(module, op)),
+            ]
         for device, kernel in op.kernels.items():
             parts.append(f"{level} Kernel on {device}")
             for role, function in (("Forward", kernel.forward), ("Backward", kernel.backward)):
@@ -118,20 +139,134 @@ def _fused_page(page: str, ops: list[Fused]) -> str:
                     parts += [f"**{role}**", _code(inspect.getsource(function))]
     cuda = ROOT / "minigrad" / "fused" / f"{page}.cu"
     if cuda.exists():
-        parts += ["## CUDA", _code(cuda.read_text(encoding="utf-8"), "cuda")]
-    tests = ROOT / "tests" / "fused" / f"test_{page}.py"
-    if tests.exists():
-        parts += ["## Proofs", f"`tests/fused/{tests.name}`: {ast.get_docstring(ast.parse(tests.read_text(encoding='utf-8')))}"]
+        parts += ["## CUDA source", f"*File: `minigrad/fused/{cuda.name}`*", _code(cuda.read_text(encoding="utf-8"), "cuda")]
+    parts += _proofs(ROOT / "tests" / "fused" / f"test_{page}.py", ops)
+    parts += _speed(ops)
     return "\n\n".join(parts) + "\n"
 
 
 def _family_page(family: str, what: str, ops: list[Op]) -> str:
-    """One file of minigrad/ops: its text, its operations, and its source."""
+    """One file of minigrad/ops: its text, its operations, its source, proofs and measured times."""
     module = importlib.import_module(f"minigrad.ops.{family}")
     names = ", ".join(f"`{op.name}`" for op in ops)
     parts = [f"# {family}: {what}", inspect.cleandoc(module.__doc__ or ""), f"*File: `minigrad/ops/{family}.py`. Operations: {names}.*"]
     parts.append(_code(inspect.getsource(module).partition('"""\n\nfrom __future__')[2].partition("\n")[2]))
+    parts += _proofs(ROOT / "tests" / "ops" / f"test_{family}.py", ops)
+    parts += _speed(ops)
     return "\n\n".join(parts) + "\n"
+
+
+def _rule(module, op: Op) -> str:
+    """The statement of a module that states the derivative of an operation, with the comment above it."""
+    source = inspect.getsource(module)
+    lines = source.splitlines()
+    for node in ast.parse(source).body:
+        call = node.value if isinstance(node, ast.Expr) else None
+        if isinstance(call, ast.Call) and ast.unparse(call.func) == f"{op.function.__name__}.derivative":
+            first = node.lineno - 1
+            while lines[first - 1].startswith("#"):
+                first -= 1
+            return "\n".join(lines[first : node.end_lineno])
+    raise ValueError(f"{module.__name__} states no derivative of {op.name}")
+
+
+def _proofs(path: Path, ops: Sequence[Op]) -> list[str]:
+    """What a test file proves of the operations: the tests that every operation gets, where they apply, and those it has besides."""
+    if not path.exists():
+        return []
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names = {op.function.__name__: op.name for op in ops} | {op.name: op.name for op in ops}
+    generic = _generic_tests()
+    parts = ["## Proofs", f"*File: `{path.relative_to(ROOT)}`.* {ast.get_docstring(tree)}"]
+    parts.append(f'```sh\nmake test ARGS="{path.relative_to(ROOT)}"\n```')
+    rows, own = [], []
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+            own.append(_sentence(node))
+        if not isinstance(node, ast.ClassDef):
+            continue
+        stated = {
+            target.id: item.value for item in node.body if isinstance(item, ast.Assign) for target in item.targets if isinstance(target, ast.Name)
+        }
+        if "op" in stated:
+            name = ast.unparse(stated["op"]).rpartition(".")[2]
+            rows.append(f"| `{names.get(name, name)}` | `{node.name}` | {_left_out(stated)} |")
+        own += [_sentence(item) for item in node.body if isinstance(item, ast.FunctionDef) and item.name.startswith("test_")]
+    if rows:
+        parts.append(f"Every operation gets [the same {len(generic)} tests](index.md#what-every-operation-must-pass), in a class:")
+        parts.append("\n".join(["| operation | class | which of them cannot apply, and why |", "|---|---|---|", *rows]))
+    if own:
+        parts.append("Tests of this file alone:" if rows else "Tests:")
+        parts.append("\n".join(f"* {text}" for text in own))
+    return parts
+
+
+def _generic_tests() -> dict[str, str]:
+    """The tests of tests/proofs.py's Proof by what they say of an operation."""
+    path = ROOT / "tests" / "proofs.py"
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef) and node.name == "Proof":
+            tests = [item for item in node.body if isinstance(item, ast.FunctionDef) and item.name.startswith("test_")]
+            return {_words(test.name): " ".join((ast.get_docstring(test) or "").split()) for test in tests}
+    raise ValueError("tests/proofs.py has no class Proof")
+
+
+def _words(name: str) -> str:
+    return name.removeprefix("test_").replace("_", " ")
+
+
+def _sentence(test: ast.FunctionDef) -> str:
+    documentation = " ".join((ast.get_docstring(test) or "").split())
+    return f"*{_words(test.name)}*" + (f": {documentation}" if documentation else "")
+
+
+def _left_out(stated: dict[str, ast.expr]) -> str:
+    """The sentences with which a proof leaves tests out."""
+    reasons = []
+    for name in ("pins", "errors", "float32"):
+        value = stated.get(name)
+        if isinstance(value, ast.Constant) and isinstance(value.value, str):
+            reasons.append(f"{name}: {value.value}")
+    return " ".join(reasons) or "–"
+
+
+def _speed(ops: Sequence[Op]) -> list[str]:
+    """What benchmarks/results holds about the operations; nothing where nothing was measured."""
+    parts: list[str] = []
+    names = {op.name for op in ops}
+    measured = _results("ops")
+    if measured is not None:
+        rows = _operation_times(measured, names)
+        if rows:
+            head = ["| network | operation | shapes | side | forward + backward, ms |", "|---|---|---|---|---|"]
+            parts += [f"Measured on {measured['date'][:10]} by `{measured['command']}`, medians.", "\n".join(head + rows)]
+    measured = _results("overhead")
+    rows = [row for row in measured["rows"] if row["operation"] in names] if measured is not None else []
+    if measured is not None and rows:
+        head = ["| operation | forward, µs | of it the kernel | backward, µs | of it the kernel |", "|---|---|---|---|---|"]
+        keys = ("forward_us", "forward_kernel_us", "backward_us", "backward_kernel_us")
+        table = [f"| `{row['operation']}` | " + " | ".join(f"{row[key]:.1f}" for key in keys) + " |" for row in rows]
+        text = f"What a call costs on tiny arrays. Measured on {measured['date'][:10]} by `{measured['command']}`."
+        parts += [text, "\n".join(head + table)]
+    return ["## Speed", *parts] if parts else []
+
+
+def _results(name: str) -> dict | None:
+    path = ROOT / "benchmarks" / "results" / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _operation_times(measured: dict, names: set[str]) -> list[str]:
+    """Rows of benchmarks/ops.py's file: for each call of a training step the median over the turns of each side."""
+    rows = []
+    for row in measured["rows"]:
+        case = row["case"]
+        if case["op"] in names and "turns" in row:
+            shapes = " ".join("×".join(map(str, given["shape"])) for given in case["inputs"] if given)
+            time = statistics.median(statistics.median(turn["wall_ms"]) for turn in row["turns"])
+            title = measured["sides"].get(row["side"], {}).get("title", row["side"])
+            rows.append(f"| {case['config']} | `{case['op']}` | {shapes} | {title} | {time:.3g} |")
+    return rows
 
 
 # --- the API
@@ -140,31 +275,39 @@ def _family_page(family: str, what: str, ops: list[Op]) -> str:
 def api() -> None:
     """docs/api: a page for each package with what its modules make public."""
     folder = _fresh("api")
+    single = [name for name in _modules(minigrad) if not hasattr(importlib.import_module(name), "__path__") and name != "minigrad.functional"]
     packages = {
-        "minigrad": [
-            "minigrad",
-            "minigrad.tensor",
-            "minigrad.autograd",
-            "minigrad.checkpoint",
-            "minigrad.modes",
-            "minigrad.gradcheck",
-            "minigrad.random",
-        ],
-        "minigrad.functional": ["minigrad.functional"],
+        "minigrad": single,
         "minigrad.nn": _modules(minigrad.nn),
         "minigrad.optim": _modules(minigrad.optim),
-        "minigrad.files-and-pictures": ["minigrad.safetensors_io", "minigrad.draw"],
-        "conformer": [name for name in _modules(conformer) if name.rpartition(".")[2] not in ("cli", "parser", "__main__")],
+        "minigrad.backend": ["minigrad.backend", *_modules(minigrad.backend)],
+        "conformer": _modules(conformer),
     }
     for name, modules in packages.items():
-        parts = [f"# {name}"]
-        for module in modules:
-            if module == "minigrad":
-                continue
-            parts += [f"## {module}", f"```{{eval-rst}}\n.. automodule:: {module}\n   :members:\n```"]
+        parts = [f"# {name}", inspect.cleandoc(importlib.import_module(name).__doc__ or "")]
+        parts += [f"## {module}\n\n```{{eval-rst}}\n.. automodule:: {module}\n   :members: {_own(module)}\n```" for module in modules]
         (folder / f"{name}.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    toctree = "\n".join(packages)
+    (folder / "minigrad.functional.md").write_text(_functional_page(), encoding="utf-8")
+    toctree = "\n".join(sorted([*packages, "minigrad.functional"], key=lambda name: (name.startswith("conformer"), name)))
     (folder / "index.md").write_text(f"# API\n\nMade from the docstrings.\n\n```{{toctree}}\n{toctree}\n```\n", encoding="utf-8")
+
+
+def _own(name: str) -> str:
+    """The public names of a module that are not another one's."""
+    module = importlib.import_module(name)
+    public = getattr(module, "__all__", [])
+    return ", ".join(entry for entry in public if getattr(getattr(module, entry), "__module__", name) == name)
+
+
+def _functional_page() -> str:
+    """All operations under PyTorch's names, each linked to the page that shows how it is computed."""
+    parts = ["# minigrad.functional", inspect.cleandoc(functional.__doc__ or "")]
+    for name in functional.__all__:
+        value = getattr(functional, name)
+        folder, _, file = value.__module__.removeprefix("minigrad.").rpartition(".")
+        page = file if folder == "fused" else f"primitives_{file}"
+        parts.append(f"```{{eval-rst}}\n.. autofunction:: minigrad.functional.{name}\n```\n\n[Definition and kernels](../operations/{page}.md)")
+    return "\n\n".join(parts) + "\n"
 
 
 def _modules(package) -> list[str]:
@@ -176,14 +319,25 @@ def _modules(package) -> list[str]:
 
 def paper() -> None:
     """docs/paper.md: what of the paper is where in the code, from docs/paper.toml; a name that is not in its file is an error."""
-    entries = tomllib.loads((DOCS / "paper.toml").read_text(encoding="utf-8"))
-    rows = []
-    for entry in entries["place"]:
+    content = tomllib.loads((DOCS / "paper.toml").read_text(encoding="utf-8"))
+    for entry in content["place"] + content["difference"]:
         file, name = entry["code"].split("::")
-        rows.append(f"| {entry['paper']} | {entry['what']} | `{name}`, {file} line {line_of(ROOT / file, name)} |")
-    text = entries["text"].strip()
-    page = f"# The paper and the code\n\n{text}\n\n| paper | what | code |\n|---|---|---|\n{chr(10).join(rows)}\n"
-    (DOCS / "paper.md").write_text(page, encoding="utf-8")
+        line_of(ROOT / file, name)
+    parts = ["# The paper and the code", content["text"].strip()]
+    for group in dict.fromkeys(entry["group"] for entry in content["place"]):
+        rows = [f"| {entry['paper']} | {_what(entry)} | {{code-at}}`{entry['code']}` |" for entry in content["place"] if entry["group"] == group]
+        parts += [f"## {group}", "\n".join(["| where | what | here |", "|---|---|---|", *rows])]
+    rows = [f"| {entry['where']} | {entry['paper']} | {entry['official']} | {{code-at}}`{entry['code']}` |" for entry in content["difference"]]
+    parts += ["## Where paper and official code differ", "\n".join(["| | paper | official code | here |", "|---|---|---|---|", *rows])]
+    (DOCS / "paper.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _what(entry: dict[str, str]) -> str:
+    """What an entry says; for a variant also its size, counted."""
+    if "config" not in entry:
+        return entry["what"]
+    size = count(named_config(entry["config"]))
+    return f"{entry['what']}: {size.parameters:,} parameters, {size.macs / 1e9:.1f} G MACs at {size.image_size[0]} x {size.image_size[1]}"
 
 
 def line_of(file: Path, name: str) -> int:
@@ -201,7 +355,7 @@ def line_of(file: Path, name: str) -> int:
                 line, body = node.lineno, getattr(node, "body", [])
                 break
         else:
-            raise ValueError(f"docs/paper.toml: {file.name} has no {name}")
+            raise ValueError(f"{file.name} has no {name}")
     return line
 
 
@@ -221,6 +375,75 @@ def notebooks() -> None:
         names.append(path.stem)
     text = "To be stepped through: `make notebooks` makes them, Jupyter opens them from `notebooks/`. Here they are as they came out."
     (folder / "index.md").write_text(f"# Notebooks\n\n{text}\n\n```{{toctree}}\n:maxdepth: 1\n\n{chr(10).join(names)}\n```\n", encoding="utf-8")
+
+
+# --- a picture
+
+
+def network_picture(config: str = "cifar-nano") -> str:
+    """The network as an SVG drawing: both branches from left to right with the shapes that follow from the configuration, and the FCUs between."""
+    blocks = count(named_config(config)).blocks
+    coupled = [block for block in blocks if block.tokens is not None]
+    height, width = count(named_config(config)).image_size
+    step, top, bottom, left = 126, 54, 194, 262
+    right = left + step * len(coupled)
+    drawn = []
+
+    def box(x: int, y: int, wide: int, kind: str, *lines: str, tall: int = 56) -> None:
+        drawn.append(f'<rect class="{kind}" x="{x}" y="{y}" width="{wide}" height="{tall}" rx="6"/>')
+        start = y + tall / 2 - 9 * (len(lines) - 1) + 5
+        drawn.extend(f'<text x="{x + wide / 2:g}" y="{start + 18 * number:g}">{escape(line)}</text>' for number, line in enumerate(lines))
+
+    def arrow(*points: tuple[float, float]) -> None:
+        drawn.append(f'<path class="arrow" d="M{" L".join(f"{x:g} {y:g}" for x, y in points)}"/>')
+
+    middle = (top + bottom + 56) / 2
+    box(12, int(middle) - 28, 92, "plain", "image", f"{height}×{width}×3")
+    stem = blocks[0].cnn or ()
+    box(134, int(middle) - 28, 92, "cnn", "stem", "×".join(map(str, stem)))
+    arrow((104, middle), (134, middle))
+    arrow((226, middle), (244, middle), (244, top + 28), (left, top + 28))
+    arrow((244, middle), (244, bottom + 28), (left, bottom + 28))
+    for number, block in enumerate(coupled):
+        x = left + step * number
+        box(x, top, 96, "cnn", f"block {number + 1}", "×".join(map(str, block.cnn or ())))
+        box(x, bottom, 96, "transformer", f"block {number + 1}", "×".join(map(str, block.tokens or ())))
+        if number:  # block 1 has no coupling unit
+            arrow((x + 30, top + 56), (x + 30, bottom))
+            arrow((x + 66, bottom), (x + 66, top + 56))
+        for y in (top, bottom):
+            arrow((x + 96, y + 28), (x + step, y + 28))
+    for y, kind, name in ((top, "cnn", "CNN head"), (bottom, "transformer", "transformer head")):
+        box(right, y, 120, kind, name, f"{named_config(config).num_classes} logits")
+    arrow((right + 60, top + 56), (right + 60, middle - 18))
+    arrow((right + 60, bottom), (right + 60, middle + 18))
+    box(right, int(middle) - 18, 120, "plain", "sum of logits", tall=36)
+    for x, y, text, anchor in (
+        (left, top - 24, "CNN branch: rows × columns × channels", "start"),
+        (left, bottom + 96, "transformer branch: tokens × width", "start"),
+        (right + 120, bottom + 96, "↓ FCUDown: pixels to tokens    ↑ FCUUp: tokens to pixels", "end"),
+    ):
+        drawn.append(f'<text class="label" x="{x}" y="{y}" style="text-anchor:{anchor}">{text}</text>')
+    total = right + 132
+    return f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {total} 310" width="{total}" height="310" role="img">
+<title>The Conformer {config}: two branches and the coupling units between them</title>
+<style>
+text {{ font: 14px sans-serif; text-anchor: middle; fill: #1b1f24 }}
+.label {{ fill: #57606a }}
+rect {{ stroke: #57606a; stroke-width: 1 }}
+.plain {{ fill: #f6f8fa }}
+.cnn {{ fill: #dcebfb }}
+.transformer {{ fill: #fdebd0 }}
+.arrow {{ fill: none; stroke: #57606a; stroke-width: 1.5; marker-end: url(#tip) }}
+</style>
+<defs>
+<marker id="tip" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="7" markerHeight="7" orient="auto">
+<path d="M0 0 L8 4 L0 8 z" fill="#57606a"/></marker>
+</defs>
+<rect x="0" y="0" width="{total}" height="310" fill="#ffffff" style="stroke:none"/>
+{chr(10).join(drawn)}
+</svg>
+"""
 
 
 if __name__ == "__main__":
