@@ -40,7 +40,6 @@ copybutton_prompt_is_regexp = True
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_mock_imports = ["cupy", "cupyx"]
-autodoc_default_options = {"members": True, "show-inheritance": False}
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
@@ -52,7 +51,6 @@ html_theme_options = {"navigation_with_keys": True}
 html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_copy_source = False
-suppress_warnings = ["toc.empty_glob"]  # pages that are there once somebody has written them
 
 
 SECTIONS = {"Args", "Attributes", "Raises", "Returns", "Yields"}
@@ -108,7 +106,15 @@ def code_role(name, rawtext, text, line, inliner, options=None, content=None):
     return [target, nodes.inline(text=f" {file}:{number}", classes=["code-at"])], []
 
 
+def only_written(app, docname, source):
+    """Some pages of the contents are written later than others: those that are not there are left out."""
+    if docname == "index":
+        lines = source[0].splitlines()
+        source[0] = "\n".join(line for line in lines if line not in ("benchmarks", "trust") or Path(app.srcdir, f"{line}.md").exists())
+
+
 def setup(app):
     """Called by Sphinx."""
+    app.connect("source-read", only_written)
     app.connect("autodoc-process-docstring", plain_docstring, priority=100)  # before napoleon makes its own marks
     app.add_role("code-at", code_role)
