@@ -78,16 +78,14 @@ def operations() -> None:
         ops = [op for op in REGISTRY.values() if op.__module__ == f"minigrad.ops.{family}"]
         (folder / f"primitives_{family}.md").write_text(_family_page(family, what, ops), encoding="utf-8")
 
-    rows = ["| operation | kind | backward | kernels | page |", "|---|---|---|---|---|"]
-    for page, ops in sorted(pages.items()):
-        rows += [f"| `{op.name}` | fused | {_backward(op)} | {', '.join(op.kernels) or '–'} | [{page}]({page}.md) |" for op in ops]
-    for family in FAMILIES:
-        for op in (op for op in REGISTRY.values() if op.__module__ == f"minigrad.ops.{family}"):
-            rows.append(f"| `{op.name}` | primitive | {_backward(op)} | {', '.join(op.kernels) or '–'} | [{family}](primitives_{family}.md) |")
+    rows = ["| operation | kind | backward | kernels |", "|---|---|---|---|"]
+    listed = [(op, "fused", page) for page, ops in sorted(pages.items()) for op in ops]
+    listed += [(op, family, f"primitives_{family}") for family in FAMILIES for op in REGISTRY.values() if op.__module__ == f"minigrad.ops.{family}"]
+    rows += [f"| [`{op.name}`]({page}.md) | {kind} | {_backward(op)} | {', '.join(op.kernels) or '–'} |" for op, kind, page in listed]
     index = f"""# Operations
 
 Every operation that the registry knows: {sum(len(ops) for ops in pages.values())} fused ones, each with a definition and kernels
-that compute the same fast, and the primitives they are made of. This page and those below are generated from the code.
+that compute the same fast, and the primitives they are made of, by family. This page and those below are generated from the code.
 
 {chr(10).join(rows)}
 
@@ -112,7 +110,7 @@ def _backward(op: Op) -> str:
     if op.rules:
         return "rules"
     if isinstance(op, Fused):
-        return "kernel, or its definition's"
+        return "kernel or definition"
     return "none"
 
 
@@ -421,7 +419,7 @@ def network_picture(config: str = "cifar-nano") -> str:
     for x, y, text, anchor in (
         (left, top - 24, "CNN branch: rows × columns × channels", "start"),
         (left, bottom + 96, "transformer branch: tokens × width", "start"),
-        (right + 120, bottom + 96, "↓ FCUDown: pixels to tokens    ↑ FCUUp: tokens to pixels", "end"),
+        (right + 120, bottom + 96, "↓ FCUDown: pixels to tokens  ·  ↑ FCUUp: tokens to pixels", "end"),
     ):
         drawn.append(f'<text class="label" x="{x}" y="{y}" style="text-anchor:{anchor}">{text}</text>')
     total = right + 132

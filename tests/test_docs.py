@@ -1,8 +1,9 @@
 """The documentation does what it says: links lead somewhere, names exist, code runs, commands have the options they are given.
 
-Python blocks run page by page, from top to bottom, in a process of their own; `print(...)  # result` must print that result. A block that begins with
-`# minigrad/...`, `# conformer/...` or `# tests/...` is a file, a diff block a change of one: such a page is followed in a copy of the project, and its
-`.venv/bin/python` lines are run there. The site itself is built where Sphinx is installed (the extra `docs`). Read next: `docs/generate.py`.
+Python blocks run page by page, from top to bottom, in a process of their own; `print(...)  # result` must print that result. A block that begins
+with `# minigrad/...`, `# conformer/...` or `# tests/...` is a file, a diff block a change of one: such a page is followed in a copy of the project,
+and its `.venv/bin/python` lines are run there. The site itself is built where Sphinx is installed (the extra `docs`). docs/errors.md has a test of
+its own. Read next: `docs/generate.py`.
 """
 
 from __future__ import annotations
@@ -129,11 +130,9 @@ def test_a_page_of_each_operation(site: Path) -> None:
     text = "\n".join(page.read_text(encoding="utf-8") for page in (site / "docs" / "operations").glob("*.md"))
     for operation in generate.REGISTRY.values():
         if operation.__module__.startswith("minigrad."):
-            assert f"| `{operation.name}` |" in text, f"{operation.name} is not in the table of operations"
+            assert f"| [`{operation.name}`](" in text, f"{operation.name} is not in the table of operations"
             assert f"def {operation.function.__name__}(" in text, f"{operation.name}'s definition or forward is on no page"
-    assert "{'" not in text and "None" not in re.sub(r"```.*?```|`[^`]*`", "", text, flags=re.DOTALL), (
-        "a page shows a Python value where text was meant"
-    )
+    assert "<function" not in text and "object at 0x" not in text
 
 
 def test_the_picture_of_the_network_is_the_committed_one() -> None:
@@ -215,7 +214,9 @@ def follow(page: Path, folder: Path) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("page", [page for page in WRITTEN if any(block.language == "python" for block in blocks(page))], ids=name)
+@pytest.mark.parametrize(
+    "page", [page for page in WRITTEN if page.name != "errors.md" and "```python\n" in page.read_text(encoding="utf-8")], ids=name
+)
 def test_code_runs_and_prints_what_it_says(page: Path, tmp_path: Path) -> None:
     folder, commands = ROOT, []
     if followed(page):
@@ -307,11 +308,8 @@ def _wrong_with_options(words: list[str]) -> str | None:
 
 
 def _wrong_with_tests(words: list[str]) -> str | None:
-    missing = [
-        word
-        for word in words
-        if word.startswith("tests/") and not (ROOT / word.split("::")[0]).exists() and "silu" not in word and "layer_scale" not in word
-    ]
+    made = {block.file for page in WRITTEN for block in blocks(page)}  # by following a page
+    missing = [word for word in words if word.startswith("tests/") and not (ROOT / word.split("::")[0]).exists() and word not in made]
     return f"there is no {missing[0]}" if missing else None
 
 
