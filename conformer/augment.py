@@ -1,7 +1,7 @@
 """What training does to a batch of images: shift, flip, normalise. Whole batches at once, no loop over images.
 
 The random draws come from a generator that the caller makes for each step (`minigrad.random.generator("augment", epoch, step)`),
-so a step draws the same whoever computes it and whenever. Read next: `batches` in `conformer/train.py`, which calls these.
+so a step draws the same whoever computes it and whenever. Read next: `conformer/batches.py`, which calls these.
 
 Letters: B batch, H W rows and columns, C channels.
 """

@@ -1,4 +1,4 @@
-"""The next batches, made by a thread while the network is busy with this one. Read next: `batches` in `conformer/train.py`, which makes them."""
+"""The next batches, made by a thread while the network is busy with this one. Read next: `conformer/batches.py`, which makes them."""
 
 from __future__ import annotations
 

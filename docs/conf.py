@@ -39,6 +39,7 @@ copybutton_prompt_is_regexp = True
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
+autodoc_default_options = {"no-value": True}  # of constants: a dictionary of all operations is no documentation
 autodoc_mock_imports = ["cupy", "cupyx"]
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
