@@ -133,7 +133,7 @@ else:
 # %% [markdown]
 # ## Count
 #
-# **Predict**, for an image of 32 x 32 with 16 channels and 32 output channels: the size of the output, with a 3x3 kernel and (a) nothing else, (b)
+# **Predict:** for an image of 32 x 32 with 16 channels and 32 output channels: the size of the output, with a 3x3 kernel and (a) nothing else, (b)
 # padding 1, (c) padding 1 and stride 2, (d) padding 2 and dilation 2. How many weights has each? And if (b) has 4 **groups**, so that each quarter of
 # the outputs sees only its own quarter of the inputs?
 #

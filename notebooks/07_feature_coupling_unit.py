@@ -255,8 +255,8 @@ assert np.abs(my_up(x_t, 8, 8, up.eval()).numpy() - up(x_t, 8, 8).numpy()).max()
 # Turn up the volume of one branch: multiply what it sends by v. Volumes drift in any network. In the table above the tokens grow fourfold over the
 # blocks, since every block adds to them and none divides.
 #
-# Measured is the sender's share of the sum, $|s|^2 / (|s|^2 + |\text{receiver}|^2)$: 50 % means both have the same say, 0 % and 100 % that one is not
-# heard.
+# Measured is the sender's share of the sum, $|s|^2 / (|s|^2 + |\text{receiver}|^2)$ (biases left out): 50 % means both have the same say, 0 % and 100
+# % that one is not heard.
 #
 # **Predict:** the four curves: each direction with its norm, and with the norm left out.
 #
@@ -271,36 +271,40 @@ assert np.abs(my_up(x_t, 8, 8, up.eval()).numpy() - up(x_t, 8, 8).numpy()).max()
 # </details>
 
 # %%
-fusion = block.fusion_block
 with minigrad.no_grad():
-    entering = fusion.bn1(fusion.conv1(x), relu=True).numpy()  # what FCUUp's map is added to
+    fusion = block.fusion_block
+    entering = fusion.bn1(fusion.conv1(x), relu=True)  # what FCUUp's map is added to
+    down_weight = block.squeeze_block.conv_project.weight.reshape(128, 16)
+    up_weight = block.expand_block.conv_project.weight.reshape(16, 128)
+    projected_down = average(x2, 4).reshape(4, 64, 16) @ down_weight.T  # (B, N - 1, E)
+    projected_up = x_t[:, 1:] @ up_weight.T  # (B, N - 1, C); up-sampling repeats values, which leaves their mean square as it is
+
+
+def batch_norm(x):
+    return (x - x.mean((0, 1))) / (x.var((0, 1)) + 1e-6).sqrt()
 
 
 def share(sent, there):
-    return 100 * (sent**2).sum() / ((sent**2).sum() + (there**2).sum())
+    sent, there = ((t.numpy() ** 2).mean() for t in (sent, there))
+    return 100 * sent / (sent + there)
 
 
 volumes = np.logspace(-1.5, 1.5, 13)
-curves = {("FCUDown", "with"): [], ("FCUDown", "without"): [], ("FCUUp", "with"): [], ("FCUUp", "without"): []}
-to_tokens, to_map = (unit.conv_project.weight.numpy()[:, :, 0, 0].T for unit in (block.squeeze_block, block.expand_block))
-sent_down, sent_up = average(x2, 4).reshape(4, 64, 16) @ Tensor(to_tokens), x_t[:, 1:] @ Tensor(to_map)
-for v in volumes:
-    normed_up = (v * sent_up - (v * sent_up).mean((0, 1))) / ((v * sent_up).var((0, 1)) + 1e-6).sqrt()
-    curves["FCUDown", "with"].append(share(gelu(layer_norm(v * sent_down, 1.0, 0.0)).numpy(), x_t.numpy()[:, 1:]))
-    curves["FCUDown", "without"].append(share(gelu(v * sent_down).numpy(), x_t.numpy()[:, 1:]))
-    curves["FCUUp", "with"].append(share(repeat(normed_up.relu().reshape(4, 8, 8, 16), 4).numpy(), entering))
-    curves["FCUUp", "without"].append(share(repeat((v * sent_up).relu().reshape(4, 8, 8, 16), 4).numpy(), entering))
-
+curves = {
+    ("FCUDown", "with layer norm"): [share(gelu(layer_norm(v * projected_down, 1.0, 0.0)), x_t[:, 1:]) for v in volumes],
+    ("FCUDown", "without"): [share(gelu(v * projected_down), x_t[:, 1:]) for v in volumes],
+    ("FCUUp", "with batch norm"): [share(batch_norm(v * projected_up).relu(), entering) for v in volumes],
+    ("FCUUp", "without"): [share((v * projected_up).relu(), entering) for v in volumes],
+}
 fig, axes = plt.subplots(1, 2, figsize=(9, 3), sharey=True)
 for (unit, norm), shares in curves.items():
     ax = axes[int(unit == "FCUUp")]
-    ax.semilogx(volumes, shares, "-" if norm == "with" else "--", label=f"{norm} {'batch' if unit == 'FCUUp' else 'layer'} norm")
+    ax.semilogx(volumes, shares, "--" if norm == "without" else "-", label=norm)
     ax.set(title=unit, xlabel="volume v of the sender", ylim=(-3, 103))
     ax.legend()
+    assert np.ptp(shares) > 90 if norm == "without" else np.ptp(shares) < 2
 axes[0].set_ylabel("sender's share of the sum, %")
 plt.show()
-for unit in ("FCUDown", "FCUUp"):
-    assert np.ptp(curves[unit, "with"]) < 2 < 90 < np.ptp(curves[unit, "without"])
 
 # %% [markdown]
 # ## Where misplacing hurts
@@ -401,9 +405,9 @@ with minigrad.no_grad():
 # <details><summary>Answer</summary>
 #
 # The transformer's head reads the class token after block 9's transformer block. FCUUp and the fusion block of block 9 come after that: zero for
-# them. (Its gradients shrink from block 2 to 9 much faster than the other head's; the last section but one says why.) The CNN's head reads what comes
-# out of the fusion block, and everything in block 9 came before it: it reaches all, the transformer block through FCUUp, and FCUDown through these
-# two.
+# them. (Its gradients shrink from block 2 to 9 much faster than the other head's: see the section on the class token.) The CNN's head reads what
+# comes out of the fusion block, and everything in block 9 came before it: it reaches all, the transformer block through FCUUp, and FCUDown through
+# these two.
 # </details>
 
 # %%
@@ -578,7 +582,7 @@ plt.show()
 
 # %% [markdown]
 # That the shares are what the answer says can be checked to the last digit: the final class token *is* the sum of what the blocks wrote, with these
-# factors.
+# factors. And the gradients of the transformer's head follow them: this is why they shrank from block to block in the table above.
 
 # %%
 shares = class_token_shares(model)
@@ -588,7 +592,15 @@ for i, key in enumerate(after):
     total += 2.0 ** (8 - i) * written
 total += 2.0**8 * named["tokens"].numpy()[:, 0]
 assert np.allclose(total, named["conv_trans_9.trans_block"].numpy()[:, 0], atol=1e-10)
-print("share of block", ", ".join(f"{i}: {share:.1%}" for i, share in enumerate(shares, 1)))
+print("share of block ", ", ".join(f"{i}: {share:.1%}" for i, share in enumerate(shares, 1)))
+
+for label, network in (("doubled", model), ("not doubled", plain)):
+    for parameter in network.parameters():
+        parameter.grad = None
+    minigrad.functional.cross_entropy(network(few)[1], np.arange(4)).backward()
+    gradients = [network.trans_1, *(getattr(network, plan.name).trans_block for plan in network.plans)]
+    gradients = [np.linalg.norm(b.attn.proj.weight.grad.numpy()) for b in gradients]
+    print(f"{label:12} gradient of attn.proj, last block over second: {gradients[8] / gradients[1]:.4f}")
 
 # %% [markdown]
 # ## Definition and kernel
