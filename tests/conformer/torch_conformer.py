@@ -9,7 +9,8 @@ Letters: B batch, C channels, H W rows and columns, N tokens, E embedding width,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,44 @@ def batch_norm(channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, eps=1e-6)
 
 
+class Dropout(nn.Module):
+    """Dropout whose masks come from outside (`give_masks`), so that two networks can share them: x * mask / (1 - p)."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+        self.masks: Iterator[tuple[float, Tensor]] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        if self.masks is None:
+            raise ValueError(f"{type(self).__name__}: rate {self.p} in training needs masks; see give_masks")
+        rate, mask = next(self.masks)
+        if not math.isclose(rate, self.p) or mask.shape != self.wanted(x):
+            raise ValueError(f"{type(self).__name__}: rate {self.p} and {tuple(x.shape)} meet a mask of rate {rate} and {tuple(mask.shape)}")
+        return x * mask.to(x.dtype).reshape(mask.shape + (1,) * (x.ndim - mask.ndim)) / (1 - self.p)
+
+    def wanted(self, x: Tensor) -> torch.Size:
+        return x.shape
+
+
+class DropPath(Dropout):
+    """The same with one mask value a sample: stochastic depth."""
+
+    def wanted(self, x: Tensor) -> torch.Size:
+        return x.shape[:1]
+
+
+def give_masks(module: nn.Module, masks: Iterable[tuple[float, Tensor]]) -> Iterator[tuple[float, Tensor]]:
+    """Let the dropouts of a module take these (rate, mask) in turn, as the forward pass comes by; what is returned has those that are left."""
+    shared = iter(masks)
+    for layer in module.modules():
+        if isinstance(layer, Dropout):
+            layer.masks = shared
+    return shared
+
+
 class Attention(nn.Module):
     """Multi-head self-attention, written out."""
 
@@ -32,8 +71,8 @@ class Attention(nn.Module):
         self.scale = qk_scale or (dim // num_heads) ** -0.5
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
-        self.attn_drop = nn.Dropout(attn_drop)
-        self.proj_drop = nn.Dropout(drop)
+        self.attn_drop = Dropout(attn_drop)
+        self.proj_drop = Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, tokens, dim = x.shape
@@ -51,31 +90,28 @@ class Mlp(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
         self.fc2 = nn.Linear(hidden, dim)
-        self.drop = nn.Dropout(drop)
+        self.drop = Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.drop(self.fc2(self.drop(F.gelu(self.fc1(x)))))
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block; its two drop-path factors (B,) are arguments, already divided by the keep probability."""
+    """A pre-norm transformer block; both of its residual branches are dropped for whole samples."""
 
     def __init__(
         self, dim: int, num_heads: int, mlp_ratio: float, qkv_bias: bool, qk_scale: float | None, drop: float, attn_drop: float, drop_path: float
     ) -> None:
         super().__init__()
-        self.drop_path = drop_path  # the rate belongs to whoever draws the masks
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = Attention(dim, num_heads, qkv_bias, qk_scale, attn_drop, drop)
+        self.drop_path = DropPath(drop_path)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
 
-    def forward(self, x: Tensor, keep: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        if keep is None and self.training and self.drop_path > 0:
-            raise ValueError(f"Block: drop path {self.drop_path} in training needs its two masks")
-        keep_attn, keep_mlp = (1.0, 1.0) if keep is None else (mask.view(-1, 1, 1) for mask in keep)
-        x = x + keep_attn * self.attn(self.norm1(x))
-        return x + keep_mlp * self.mlp(self.norm2(x))
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
 class ConvBlock(nn.Module):
@@ -162,12 +198,12 @@ class ConvTransBlock(nn.Module):
         self.dw_stride = dw_stride
         self.double_class_token = double_class_token
 
-    def forward(self, x: Tensor, x_t: Tensor, keep: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor]:
         x, x2 = self.cnn_block(x)
         class_token, patches = x_t[:, :1], x_t[:, 1:]
         # The original concatenates x_t's class token to the FCU's output and then adds x_t: the class token counts twice.
         class_token = 2 * class_token if self.double_class_token else class_token
-        x_t = self.trans_block(torch.cat([class_token, self.squeeze_block(x2) + patches], dim=1), keep)
+        x_t = self.trans_block(torch.cat([class_token, self.squeeze_block(x2) + patches], dim=1))
         for med in getattr(self, "med_block", ()):
             x, _ = med(x)
         rows, columns = x2.shape[2] // self.dw_stride, x2.shape[3] // self.dw_stride
@@ -178,8 +214,7 @@ class ConvTransBlock(nn.Module):
 class TorchConformer(nn.Module):
     """The Conformer on images (B, 3, H, W), with the arguments of `conformer.Conformer` under the same names.
 
-    Returns (conv_logits, trans_logits), each (B, K). `masks`, one pair of drop-path factors (B,) per transformer block from block 1 on, replaces
-    every random draw of stochastic depth; without it drop_path_rate must be 0 or the model in eval mode.
+    Returns (conv_logits, trans_logits), each (B, K). Nothing is drawn: in training, rates above 0 need `give_masks`.
     """
 
     def __init__(
@@ -263,16 +298,15 @@ class TorchConformer(nn.Module):
             elif isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, images: Tensor, masks: Sequence[tuple[Tensor, Tensor]] | None = None) -> tuple[Tensor, Tensor]:
-        keeps = [None] * self.depth if masks is None else list(masks)
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         x_base = F.relu(self.bn1(self.conv1(images)))
         if self.stem == "imagenet":
             x_base = F.max_pool2d(x_base, 3, stride=2, padding=1)
         x, _ = self.conv_1(x_base)
         patches = self.trans_patch_conv(x_base).flatten(2).transpose(1, 2)  # (B, N, E)
-        x_t = self.trans_1(torch.cat([self.cls_token.expand(len(images), -1, -1), patches], dim=1), keeps[0])
+        x_t = self.trans_1(torch.cat([self.cls_token.expand(len(images), -1, -1), patches], dim=1))
         for i in range(2, self.depth + 1):
-            x, x_t = getattr(self, f"conv_trans_{i}")(x, x_t, keeps[i - 1])
+            x, x_t = getattr(self, f"conv_trans_{i}")(x, x_t)
         return self.conv_cls_head(x.mean((2, 3))), self.trans_cls_head(self.trans_norm(x_t)[:, 0])
 
 
