@@ -25,8 +25,9 @@ from minigrad import functional as F
 from minigrad.op import REGISTRY, Kernel
 from tests.conformer import torch_conformer, witnesses
 from tests.conformer.configurations import Case, cases
-from tests.conformer.torch_conformer import TorchConformer, give_masks
-from tests.conformer.witnesses import Outcome, assert_same_outcome, assert_same_pass, assert_same_up_to_rounding, shaken
+from tests.conformer.torch_conformer import TorchConformer
+from tests.conformer.witnesses import Outcome, assert_same_outcome, assert_same_pass
+from tests.nn.parity import assert_same_up_to_rounding, give_masks, recorded_masks, shaken
 
 EXAMPLES = settings().max_examples  # of the profile: the counts below are multiples of it
 HEADS = (0.7, 1.6)  # weights of the two losses, unequal, so that the heads cannot change places
@@ -87,7 +88,7 @@ def test_any_network_equals_torch_under_the_same_masks(case: Case):
     for run in (witnesses.our_pass, witnesses.our_pass_by_definitions):
         ours.load_state_dict(before)
         manual_seed(case.seed)
-        with witnesses.recorded_masks() as masks:
+        with recorded_masks() as masks:
             actual = run(ours, case.images, case.labels, HEADS)
         rates = [case.config[name] for name in ("attn_drop_rate", "drop_rate", "drop_path_rate")]
         blocks = case.config["depth"]
@@ -133,7 +134,7 @@ def trained(model: Conformer | TorchConformer, images: np.ndarray, labels: np.nd
 def test_any_network_trains_as_torchs(case: Case, options: dict[str, Any], clip: float, by_definitions: bool):
     ours, theirs, moved = models(case)
     manual_seed(case.seed)
-    with witnesses.recorded_masks() as masks, definitions() if by_definitions else enable_grad():
+    with recorded_masks() as masks, definitions() if by_definitions else enable_grad():
         actual = trained(ours, case.images, case.labels, clip=clip, **options)
     left = [give_masks(model, masks) for model in (theirs, moved)]
     reference = trained(theirs, case.images, case.labels, clip=clip, **options)
@@ -177,14 +178,14 @@ def test_drop_path_equals_torch_under_the_same_masks():
     images, labels = drawn((8, 3, 16, 16), config["num_classes"])
     manual_seed(1)
     ours = witnesses.our_model(**config, drop_path_rate=rate).train()
-    with witnesses.recorded_masks() as masks:
+    with recorded_masks() as masks:
         actual = witnesses.our_pass(ours, images, labels)
     assert_allclose([p for p, _ in masks], [rate * block / 5 for block in range(1, 6) for _ in range(2)])
     assert all(mask.shape == (8,) for _, mask in masks)
     assert 0 < sum(mask.sum().item() for _, mask in masks) < 8 * len(masks)
     theirs = witnesses.torch_model(witnesses.our_model(**config).state_dict(), **config, drop_path_rate=rate).train()
     assert_same_outcome(actual, witnesses.torch_pass(theirs, images, labels, masks=masks))
-    with witnesses.recorded_masks() as masks:
+    with recorded_masks() as masks:
         still = witnesses.our_pass(ours.eval(), images, labels)
     assert not masks and np.isfinite(still.logits[0]).all()
 

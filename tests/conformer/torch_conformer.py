@@ -9,12 +9,13 @@ Letters: B batch, C channels, H W rows and columns, N tokens, E embedding width,
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from tests.nn.parity import Dropout, DropPath
 
 STEMS = {"imagenet": (7, 2), "cifar": (3, 1), "cifar_fast": (3, 2)}  # kernel size, stride
 
@@ -22,44 +23,6 @@ STEMS = {"imagenet": (7, 2), "cifar": (3, 1), "cifar_fast": (3, 2)}  # kernel si
 def batch_norm(channels: int) -> nn.BatchNorm2d:
     """Every batch norm but the stem's has this epsilon."""
     return nn.BatchNorm2d(channels, eps=1e-6)
-
-
-class Dropout(nn.Module):
-    """Dropout whose masks come from outside (`give_masks`), so that two networks can share them: x * mask / (1 - p)."""
-
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        self.p = p
-        self.masks: Iterator[tuple[float, Tensor]] | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.p == 0:
-            return x
-        if self.masks is None:
-            raise ValueError(f"{type(self).__name__}: rate {self.p} in training needs masks; see give_masks")
-        rate, mask = next(self.masks)
-        if not math.isclose(rate, self.p) or mask.shape != self.wanted(x):
-            raise ValueError(f"{type(self).__name__}: rate {self.p} and {tuple(x.shape)} meet a mask of rate {rate} and {tuple(mask.shape)}")
-        return x * mask.to(x.dtype).reshape(mask.shape + (1,) * (x.ndim - mask.ndim)) / (1 - self.p)
-
-    def wanted(self, x: Tensor) -> torch.Size:
-        return x.shape
-
-
-class DropPath(Dropout):
-    """The same with one mask value a sample: stochastic depth."""
-
-    def wanted(self, x: Tensor) -> torch.Size:
-        return x.shape[:1]
-
-
-def give_masks(module: nn.Module, masks: Iterable[tuple[float, Tensor]]) -> Iterator[tuple[float, Tensor]]:
-    """Let the dropouts of a module take these (rate, mask) in turn, as the forward pass comes by; what is returned has those that are left."""
-    shared = iter(masks)
-    for layer in module.modules():
-        if isinstance(layer, Dropout):
-            layer.masks = shared
-    return shared
 
 
 class Attention(nn.Module):
@@ -214,7 +177,7 @@ class ConvTransBlock(nn.Module):
 class TorchConformer(nn.Module):
     """The Conformer on images (B, 3, H, W), with the arguments of `conformer.Conformer` under the same names.
 
-    Returns (conv_logits, trans_logits), each (B, K). Nothing is drawn: in training, rates above 0 need `give_masks`.
+    Returns (conv_logits, trans_logits), each (B, K). Nothing is drawn: in training, rates above 0 need `give_masks` (tests/nn/parity.py).
     """
 
     def __init__(

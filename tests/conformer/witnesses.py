@@ -1,17 +1,16 @@
 """One pass through either Conformer, ours or the PyTorch one, seen in the same form: arrays in PyTorch's (B, C, H, W) order, by parameter name.
 
-test_oracle.py holds both against the recorded numbers of the original; test_parity.py holds them against each other.
+test_oracle.py holds both against the recorded numbers of the original; test_parity.py holds them against each other. How close two passes must be
+is said in tests/nn/parity.py.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -21,12 +20,10 @@ import minigrad
 import minigrad.functional as F
 from conformer import Conformer
 from minigrad import Tensor
-from minigrad.nn import dropout
-from tests.conformer.torch_conformer import TorchConformer, give_masks
+from tests.conformer.torch_conformer import TorchConformer
+from tests.nn.parity import Masks, assert_same_up_to_rounding, give_masks, seeded_state
 
 ORACLE = Path(__file__).parent / "oracle"
-
-torch.set_num_threads(1)  # its threads spin while they wait, which on shared cores costs ten times what they bring to arrays this small
 
 
 def _load_fill() -> ModuleType:
@@ -57,31 +54,6 @@ def filled_state(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> dict[str, np.
     return {name: fill.fill(name, shape) for name, shape in shapes}
 
 
-def seeded_state(shapes: Iterable[tuple[str, tuple[int, ...]]], seed: int) -> dict[str, np.ndarray]:
-    """A whole state_dict in which nothing is at its usual start: norms scale, flip and shift, statistics are not 0 and 1, batches were counted."""
-    rng = np.random.default_rng(seed)
-
-    def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
-        if name.endswith("num_batches_tracked"):
-            return rng.integers(0, 9, shape)
-        if name.endswith("running_var"):
-            return rng.uniform(0.5, 1.5, shape)
-        if name.endswith("weight") and len(shape) == 1:
-            return rng.normal(1.0, 0.5, shape)
-        if name.endswith("weight"):
-            return rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
-        return 0.3 * rng.standard_normal(shape)
-
-    return {name: np.asarray(draw(name, shape)) for name, shape in shapes}
-
-
-def shaken(array: np.ndarray, seed: int = 0) -> np.ndarray:
-    """The array with up to four roundings' worth of random noise on each of its numbers."""
-    if array.dtype.kind != "f":
-        return array
-    return array * (1 + np.random.default_rng(seed).uniform(-(2.0**-50), 2.0**-50, array.shape))
-
-
 def torch_model(state: dict[str, np.ndarray] | None = None, **config) -> TorchConformer:
     """The PyTorch Conformer in float64; filled by the oracle's recipe unless a state is given."""
     with torch.device("meta"):
@@ -99,23 +71,6 @@ def our_model(state: dict[str, np.ndarray] | None = None, seed: int | None = Non
     state = state if state is not None else filled_state(shapes) if seed is None else seeded_state(shapes, seed)
     model.load_state_dict(state)
     return model
-
-
-Masks = list[tuple[float, torch.Tensor]]
-
-
-@contextmanager
-def recorded_masks() -> Iterator[Masks]:
-    """Every mask that our layers draw inside, with its rate, in the order of the forward pass: what `give_masks` takes."""
-    draw, drawn = dropout.keep_mask, []
-
-    def keep_mask(purpose: str, shape: tuple[int, ...], p: float, device: str) -> Tensor:
-        mask = draw(purpose, shape, p, device)
-        drawn.append((p, torch.from_numpy(mask.numpy().copy())))
-        return mask
-
-    with patch.object(dropout, "keep_mask", keep_mask):
-        yield drawn
 
 
 def torch_pass(
@@ -173,28 +128,6 @@ def assert_same_outcome(actual: Outcome, expected: Outcome) -> None:
     assert list(actual.state) == list(expected.state)
     for name, theirs in expected.state.items():
         assert_allclose(actual.state[name], theirs, rtol=1e-10, atol=1e-10, err_msg=name)
-
-
-def assert_same_up_to_rounding(
-    ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], moved: dict[str, np.ndarray], largest: float | None = None
-) -> None:
-    """The same names in the same order, and numbers that differ by rounding alone: at most 1e-10 of the largest where nothing amplifies it.
-
-    How much it is amplified depends on the network: a norm of nearly equal numbers has a slope of 1 / sqrt(eps), and there are tens of norms. So the
-    bound grows with what `theirs` itself moves by when its weights and images are `shaken`: 100 times that, since this is one rounding of many.
-
-    Args:
-        moved: what `theirs` becomes by shaking.
-        largest: of the terms that the numbers are sums of; None: of each array, and at least 1.
-    """
-    assert list(ours) == list(theirs)
-    for name, reference in theirs.items():
-        terms = max(1.0, np.abs(reference).max(initial=0.0)) if largest is None else largest
-        bound = 1e-10 * terms + 100 * np.abs(moved[name] - reference).max(initial=0.0)
-        assert ours[name].shape == reference.shape and ours[name].dtype == reference.dtype, name
-        assert np.isfinite(reference).all(), f"{name}: the reference is not finite"
-        error = np.abs(ours[name] - reference).max(initial=0.0)
-        assert error <= bound, f"{name}: error {error:.3g} > {bound:.3g}, largest {np.abs(reference).max():.3g}, terms {terms:.3g}"
 
 
 def assert_same_pass(ours: Outcome, theirs: Outcome, moved: Outcome) -> None:
