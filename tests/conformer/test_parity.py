@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
@@ -140,7 +140,16 @@ def test_any_network_trains_as_torchs(case: Case, options: dict[str, Any], clip:
     reference = trained(theirs, case.images, case.labels, clip=clip, **options)
     close_by = trained(moved, shaken(case.images), case.labels, clip=clip, **options)
     assert all(next(rest, None) is None for rest in left)
-    assert_same_up_to_rounding(actual, reference, close_by)
+    assert list(actual) == list(reference)
+    for step in range(4):
+        ours_then, theirs_then, moved_then = (
+            {k: v for k, v in run.items() if k.startswith(f"step {step}:")} for run in (actual, reference, close_by)
+        )
+        assert_same_up_to_rounding(ours_then, theirs_then, moved_then)
+        # each step multiplies the rounding of the ones before; where PyTorch no longer repeats its own steps, there is nothing to compare with
+        if any(np.abs(moved_then[k] - v).max(initial=0.0) > 1e-10 * max(1.0, np.abs(v).max(initial=0.0)) for k, v in theirs_then.items()):
+            break
+    event(f"{step + 1} steps compared")
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
