@@ -31,7 +31,7 @@ def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = No
         (..., C).
 
     Raises:
-        ValueError: shapes that do not fit together.
+        ValueError: shapes that do not fit together. TypeError: one of them is not of floats.
 
     Source: Ba et al. 2016, https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.layer_norm.html
     """
@@ -47,6 +47,9 @@ def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = No
 
 @layer_norm.check
 def _check(x, weight, bias, eps) -> None:
+    for name, tensor in (("x", x), ("weight", weight), ("bias", bias)):
+        if tensor is not None and tensor.data.dtype.kind != "f":
+            raise TypeError(f"layer_norm: {name} must be a float Tensor, it is {tensor.dtype}")
     channels = x.data.shape[-1:]                                           # (C,)
     if channels in ((), (0,)):
         raise ValueError(f"layer_norm: x must have at least one channel in its last axis, it has shape {x.shape}")
