@@ -24,15 +24,16 @@ START = """# Why to trust it
 
 Made by `python docs/trust.py` from the proofs and from the figures in `benchmarks/results`, each with its command.
 
-Every operation of the registry is proven in the same way, by the tests of one class (`Proof` in `tests/proofs.py`), on examples that Hypothesis draws:
+Every operation of the registry is proven in the same way, by the tests of one class (`Proof` in `tests/proofs.py`), on examples that Hypothesis
+draws:
 
 * its definition gives PyTorch's values and gradients in float64, for random upstream gradients, on arrays that are contiguous or not, empty, of one
   element, without axes, given twice;
 * its kernel gives the definition's in float64, and is about as accurate in float32;
 * its gradient agrees with finite differences, and at kinks and ties with PyTorch's choice, one by one (pins);
 * its second derivative agrees with finite differences of the kernel's gradient, and with PyTorch's;
-* it writes to nothing it is given, its gradients share no memory, dtypes stay, errors are raised where PyTorch raises them, and a node keeps alive what
-  it must and no more.
+* it writes to nothing it is given, its gradients share no memory, dtypes stay, errors are raised where PyTorch raises them, and a node keeps alive
+  what it must and no more.
 
 A test fails for an operation that lacks one of these without saying why (`tests/test_proofs.py`), and each of these tests is itself shown to refuse
 an operation that is wrong in its way.
@@ -91,9 +92,9 @@ def mutants(path: Path) -> str:
     lines = [
         "## Do the tests bite?",
         "",
-        "`make mutants` makes small wrong changes to the library, one at a time (another operator, an axis or a bound moved by one, arguments swapped, an",
-        "addend or an in-place statement dropped, ...), and runs the tests named for the changed operation: one of them must fail. Changes that change no",
-        "result are listed with the reason in `tests/mutants_equivalent.toml`.",
+        "`make mutants` makes small wrong changes to the library, one at a time (another operator, an axis or a bound moved by one, arguments swapped,",
+        "an addend or an in-place statement dropped, ...), and runs the tests named for the changed operation: one of them must fail. Changes that change",
+        "no result are listed with the reason in `tests/mutants_equivalent.toml`.",
         "",
         f"**{found['killed']:,} of {real:,} noticed ({found['percent']:.1f} %)**; {found['equivalent']:,} more are equivalent.",
         f'`make mutants ARGS="--summary benchmarks/results/mutants.json"`, {found["date"]}.',
