@@ -92,9 +92,9 @@ def mutants(path: Path) -> str:
     lines = [
         "## Do the tests bite?",
         "",
-        "`make mutants` makes small wrong changes to the library, one at a time (another operator, an axis or a bound moved by one, arguments swapped,",
-        "an addend or an in-place statement dropped, ...), and runs the tests named for the changed operation: one of them must fail. Changes that change",
-        "no result are listed with the reason in `tests/mutants_equivalent.toml`.",
+        "`make mutants` makes small wrong changes to the library, one at a time (another operator, an axis or a bound moved by one,",
+        "arguments swapped, an addend or an in-place statement dropped, ...), and runs the tests named for the changed operation:",
+        "one of them must fail. Changes that change no result are listed with the reason in `tests/mutants_equivalent.toml`.",
         "",
         f"**{found['killed']:,} of {real:,} noticed ({found['percent']:.1f} %)**; {found['equivalent']:,} more are equivalent.",
         f'`make mutants ARGS="--summary benchmarks/results/mutants.json"`, {found["date"]}.',
