@@ -21,6 +21,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from minigrad.backend.kernel_source import CompileError
+
 __all__ = ["BUILDS", "CompileError", "build_core", "build_kernels", "cache_folder"]
 
 _HERE = Path(__file__).parent
@@ -35,10 +37,6 @@ BUILDS = {
     "check": ("-fsanitize=thread,undefined",),
     "address": ("-fsanitize=address,undefined", "-fsanitize-recover=address", "-fsanitize-sections=emu_shared"),
 }
-
-
-class CompileError(RuntimeError):
-    """A kernel file does not compile; the message has the compiler's words and the lines they are about."""
 
 
 def cache_folder() -> Path:

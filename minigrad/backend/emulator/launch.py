@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from minigrad.backend.emulator import compiler, faults
-from minigrad.backend.emulator.memory import WRITTEN, Memory
+from minigrad.backend.emulator.memory import Memory
+from minigrad.backend.kernel_source import line_of
 
-__all__ = ["MOST_SHARED", "ORDERS", "Core", "Function", "Library", "core"]
+__all__ = ["MOST_SHARED", "ORDERS", "SHARED_WITHOUT_ASKING", "Core", "Function", "Library", "core"]
 
 ORDERS = ("ascending", "descending", "shuffled")  # Order in core.h
 
@@ -107,18 +108,19 @@ class Function:
         self.library, self.name, self.call = library, name, row.call
         self.kinds: str = row.kinds.decode()
         self.sizes = [row.sizes[k] for k in range(len(self.kinds))]
-        self.dynamic_shared_limit = SHARED_WITHOUT_ASKING
 
-    def check_limits(self, grid: tuple[int, ...], block: tuple[int, ...], shared: int) -> None:
-        """Raise ValueError for a launch that no GPU accepts."""
+    def check_limits(self, grid: tuple[int, ...], block: tuple[int, ...], shared: int, most_shared: int = SHARED_WITHOUT_ASKING) -> None:
+        """Raise ValueError for a launch that no GPU accepts. most_shared: bytes of dynamic shared memory that were asked for beforehand."""
         threads = block[0] * block[1] * block[2]
         if threads > MOST_THREADS or any(not 1 <= n <= most for n, most in zip(block, MOST_BLOCK, strict=True)):
             raise ValueError(f"{self.name}: block {block} has {threads} threads; a block has 1 to {MOST_THREADS}, at most {MOST_BLOCK} of them along x, y, z")
         if any(not 1 <= n <= most for n, most in zip(grid, MOST_GRID, strict=True)):
             raise ValueError(f"{self.name}: grid {grid}; a grid has at least 1 block and at most {MOST_GRID} along x, y, z")
-        if not 0 <= shared <= self.dynamic_shared_limit:
-            more = f"; max_dynamic_shared_size_bytes raises that to at most {MOST_SHARED}" if self.dynamic_shared_limit < MOST_SHARED else ""
-            raise ValueError(f"{self.name}: {shared} bytes of dynamic shared memory; it may have {self.dynamic_shared_limit}{more}")
+        if not 0 <= shared <= most_shared:
+            raise ValueError(
+                f"{self.name}: {shared} bytes of dynamic shared memory; it may have {most_shared}, and at most {MOST_SHARED} once "
+                "max_dynamic_shared_size_bytes says so"
+            )
 
     def run(self, grid: tuple[int, int, int], block: tuple[int, int, int], values: Sequence[Any], shared: int, order: str, seed: int = 0) -> None:
         """Run the grid once. values: one ctypes number per parameter, addresses as c_void_p."""
@@ -137,7 +139,6 @@ class Function:
         Raises:
             KernelFault: the exception for what a thread did; NotRepeatable if two orders give different results.
         """
-        self.check_limits(grid, block, shared)
         if len(orders) == 1:
             self.run(grid, block, values, shared, orders[0])
             return
@@ -191,8 +192,8 @@ class Function:
             fault.file, fault.line = trace[0]
             quoted = ""
             for file, line in trace:
-                lines = self.library.text.splitlines() if file == f"{self.library.stem}.cu" else []
-                quoted += f"\n  {file}:{line}" + (f":  {lines[line - 1].strip()}" if 0 < line <= len(lines) else "")
+                text = line_of(self.library.text, self.library.stem, file, line)
+                quoted += f"\n  {file}:{line}" + (f":  {text.strip()}" if text else "")
             fault.args = (fault.args[0] + quoted,)
         return fault
 
@@ -218,7 +219,3 @@ class Function:
         inside = "" if address < start + nbytes else f", {address - start - nbytes} bytes behind its end"
         return f"; byte {address - start} of {whose}, which has {nbytes}{inside}"
 
-
-def mark_written(address: int, nbytes: int) -> None:
-    """Note that these bytes of device memory have been written."""
-    core().library.emulator_mark(address, nbytes, WRITTEN)

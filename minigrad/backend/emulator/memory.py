@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["ALLOCATED", "FREED", "WRITTEN", "Block", "Memory"]
+__all__ = ["Block", "Memory"]
 
 ALLOCATED, WRITTEN, FREED = 1, 2, 3  # State in core.h
 _ALIGNMENT = 256  # bytes, as on a GPU; also the least gap behind a block
@@ -88,18 +88,16 @@ class Memory:
         return self.starts[position], self.in_use.get(self.starts[position])
 
     def states_of(self, values: np.ndarray) -> np.ndarray:
-        """The state of the first byte of every element of a view of this memory."""
+        """The states of a view of this memory: an array of its shape and strides, whose elements are the states of the bytes of an element."""
         offset = values.__array_interface__["data"][0] - self.base
-        return np.lib.stride_tricks.as_strided(self.states[offset:], values.shape, values.strides)
+        return np.ndarray(values.shape, f"V{values.itemsize}", self.states, offset, values.strides)
 
-    def written(self, values: np.ndarray) -> None:
-        """Note that every byte of the view has been written."""
-        if not values.size:
-            return
-        if values.flags.c_contiguous:
-            offset = values.__array_interface__["data"][0] - self.base
-            self.states[offset : offset + values.nbytes] = WRITTEN
-        else:
-            offset = values.__array_interface__["data"][0] - self.base
-            shape, strides = (*values.shape, values.itemsize), (*values.strides, 1)
-            np.lib.stride_tricks.as_strided(self.states[offset:], shape, strides)[...] = WRITTEN
+    def unwritten(self, values: np.ndarray) -> np.ndarray:
+        """Where elements of the view have not been written, or are no array's any more (by their first byte)."""
+        offset = values.__array_interface__["data"][0] - self.base
+        return np.ndarray(values.shape, np.uint8, self.states, offset, values.strides) != WRITTEN
+
+    def written(self, values: np.ndarray, index: Any = ...) -> None:
+        """Note that `values[index]` has been written, `values` being a view of this memory."""
+        if values.size:
+            self.states_of(values)[index] = np.void(bytes([WRITTEN]) * values.itemsize)

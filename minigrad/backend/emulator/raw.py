@@ -1,0 +1,117 @@
+"""Kernels written in CUDA C++, compiled and run by the emulator behind the interface of `cupy.RawModule`.
+
+CuPy passes arguments as they are: an array as its address whatever its strides, a Python int as 64 bits, a Python float as a double, and a kernel
+that wants an int or a float then reads garbage. Here every argument must be what the kernel's parameter says. Read next: `launch.py`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from minigrad.backend.emulator import state
+from minigrad.backend.emulator.arrays import ndarray
+from minigrad.backend.emulator.launch import MOST_SHARED, SHARED_WITHOUT_ASKING, Function, Library
+from minigrad.backend.emulator.memory import Block
+
+__all__ = ["RawKernel", "RawModule"]
+
+_EXTERN_C = re.compile(r'extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\s*\(')
+_FILE = re.compile(r'#line\s+1\s+"(\w+)\.cu"')
+
+
+class RawModule:
+    """The kernels of a CUDA source. CuPy: `cupy.RawModule`; compiled when the first kernel is asked for.
+
+    Args:
+        code: the source. A first line `#line 1 "name.cu"` gives it a name in messages.
+        options: for NVRTC; not used here.
+        name_expressions: kernels to compile; without them, those declared `extern "C"`.
+    """
+
+    def __init__(self, *, code: str, options: tuple[str, ...] = (), name_expressions: Sequence[str] | None = None):
+        self.code, self.options = code, options
+        self.names = tuple(name_expressions) if name_expressions is not None else tuple(_EXTERN_C.findall(code))
+        self._libraries: dict[str, Library] = {}
+
+    def get_function(self, name: str) -> RawKernel:
+        """The kernel `name`. Raises ValueError if there is none, CompileError if the source does not compile."""
+        if name not in self.names:
+            raise ValueError(f"there is no kernel {name!r}; there are {', '.join(self.names)}")
+        return RawKernel(self, name)
+
+    def _function(self, name: str) -> Function:
+        build = state.STATE.build
+        if build not in self._libraries:
+            found = _FILE.match(self.code)
+            self._libraries[build] = Library(self.code, self.names, build, found[1] if found else "kernel")
+        return self._libraries[build].functions[name]
+
+
+class RawKernel:
+    """A kernel. CuPy: `cupy.RawKernel`."""
+
+    def __init__(self, module: RawModule, name: str):
+        self.module, self.name = module, name
+        self._limit: int | None = None
+        module._function(name)
+
+    @property
+    def max_dynamic_shared_size_bytes(self) -> int:
+        """How much dynamic shared memory a launch may ask for."""
+        return self._limit or SHARED_WITHOUT_ASKING
+
+    @max_dynamic_shared_size_bytes.setter
+    def max_dynamic_shared_size_bytes(self, nbytes: int) -> None:
+        if nbytes > MOST_SHARED:
+            raise ValueError(f"{self.name}: {nbytes} bytes of dynamic shared memory; a device of compute capability 8.0 has {MOST_SHARED}")
+        self._limit = nbytes
+
+    def __call__(self, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], *, shared_mem: int = 0) -> None:
+        """Launch. grid, block: up to three numbers; args: arrays and NumPy numbers of the kernel's types; shared_mem: bytes.
+
+        Raises:
+            TypeError, ValueError: for what the kernel cannot be launched with.
+            KernelFault: for what it does; see faults.py.
+        """
+        function = self.module._function(self.name)
+        sizes = [tuple(int(n) for n in numbers) + (1,) * (3 - len(numbers)) for numbers in (grid, block)]
+        if len(args) != len(function.kinds):
+            raise TypeError(f"{self.name}: {len(args)} arguments given, the kernel has {len(function.kinds)} parameters")
+        values = [self._value(k, x, function.kinds[k], function.sizes[k]) for k, x in enumerate(args)]
+        function.check_limits(sizes[0], sizes[1], shared_mem, self.max_dynamic_shared_size_bytes)
+        written = [x._values for x, kind in zip(args, function.kinds, strict=True) if kind == "p" and isinstance(x, ndarray)]
+        blocks: list[Block] = [x._block for x in args if isinstance(x, ndarray)]
+
+        def action() -> None:
+            state.STATE.launches += 1
+            function.launch(sizes[0], sizes[1], values, shared_mem, state.STATE.orders)
+            if function.library.build != "check":  # nobody looked on while they were written
+                for x in written:
+                    function.library.core.memory.written(x)
+
+        state.submit(self.name, action, blocks)
+
+    def _value(self, position: int, x: Any, kind: str, size: int) -> Any:
+        """The ctypes value for an argument. Raises TypeError if the parameter (kind and size: see device.h) is of another type."""
+        what = f"argument {position} of {self.name}"
+        if kind in "pc":
+            if isinstance(x, np.integer) and x.itemsize == 8 and x == 0:
+                return ctypes.c_void_p(None)
+            if not isinstance(x, ndarray):
+                raise TypeError(f"{what}: the kernel wants an array of this device, got {type(x).__name__}")
+            if not x.flags.c_contiguous:
+                raise TypeError(f"{what}: the array is not contiguous (shape {x.shape}, strides {x.strides}); a kernel sees its address only")
+            return ctypes.c_void_p(x.data.ptr)
+        if isinstance(x, float) and not isinstance(x, np.generic):
+            raise TypeError(f"{what}: a Python float is passed as 8 bytes; give numpy.float32(x) or numpy.float64(x)")
+        number = np.int64(x) if type(x) is int else np.bool_(x) if type(x) is bool else x
+        if not isinstance(number, np.generic):
+            raise TypeError(f"{what}: the kernel wants a number, got {type(x).__name__}")
+        if (number.dtype.kind, number.itemsize) != (kind, size):
+            raise TypeError(f"{what}: the kernel wants {kind}{size}, got {number.dtype.kind}{number.itemsize} ({number.dtype})")
+        return (ctypes.c_char * size).from_buffer_copy(number.tobytes())
