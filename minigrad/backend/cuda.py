@@ -1,7 +1,7 @@
 """CUDA kernels: loads `.cu` files, checks and launches them, on a GPU through CuPy or on the CPU through the emulator. The one place that imports CuPy.
 
     _cuda = cuda.Kernels(__file__)                                     # layer_norm.cu beside layer_norm.py; nothing is compiled yet
-    _cuda.launch("layer_norm<4>", rows, 128, x, weight, bias, y, rows, channels, eps)
+    _cuda.launch("layer_norm<float>", rows, 32, x, weight, bias, y, rows, channels, eps)
 
 CuPy passes arguments to a kernel unchecked: a strided array as its address, a Python float as 8 bytes. So every argument is compared with the kernel's
 parameter list first (`kernel_source.py`), and numbers are converted to its types. `with emulated():` gives the device "cuda" to the emulator.
@@ -23,7 +23,7 @@ from minigrad import backend
 from minigrad.backend import kernel_source
 from minigrad.backend.kernel_source import CompileError, Kernel, Parameter
 
-__all__ = ["Availability", "CompileError", "Kernels", "array_module", "availability", "connect", "emulated"]
+__all__ = ["Availability", "CompileError", "Kernels", "array_module", "availability", "c_type", "connect", "emulated", "vector_width"]
 
 OPTIONS = ("-std=c++17", "-lineinfo")
 """What NVRTC is given: line numbers for profilers cost nothing."""
@@ -111,8 +111,7 @@ def emulated(build: str | None = None, orders: Sequence[str] = ("ascending",)) -
     Yields:
         The emulated device: `launches`, `synchronisations` and `allocations` count what happens in the block.
     """
-    from minigrad.backend.emulator import compiler, launch, standin
-    from minigrad.backend.emulator.state import STATE, State
+    from minigrad.backend.emulator import compiler, launch, standin, state
 
     build = build or os.environ.get("MINIGRAD_EMULATOR") or "check"
     if build not in compiler.BUILDS:
@@ -120,13 +119,28 @@ def emulated(build: str | None = None, orders: Sequence[str] = ("ascending",)) -
     if not orders or not set(orders) <= set(launch.ORDERS):
         raise ValueError(f"emulated: orders are some of {', '.join(launch.ORDERS)}, not {orders!r}")
     launch.core(build)
-    before, module = STATE.replace(State(build, orders)), _module
+    device = state.State(build, orders)
+    before, module = state.use(device), _module
     _use(standin)
     try:
-        yield STATE
+        yield device
     finally:
-        STATE.replace(before)
+        state.use(before)
         _use(module)
+
+
+def c_type(dtype: np.dtype) -> str:
+    """What C++ calls a dtype that kernels compute in. Raises TypeError for others."""
+    name = {"float32": "float", "float64": "double"}.get(np.dtype(dtype).name)
+    if name is None:
+        raise TypeError(f"CUDA kernels compute in float32 and float64, not in {dtype}")
+    return name
+
+
+def vector_width(length: int, *arrays: Any) -> int:
+    """4 where kernels may read and write these arrays as float4: float32, rows of a `length` that 4 divides, at multiples of 16 bytes; else 1."""
+    usable = length % 4 == 0 and all(x is None or (x.dtype == np.float32 and x.data.ptr % 16 == 0) for x in arrays)
+    return 4 if usable else 1
 
 
 class Kernels:
@@ -240,4 +254,4 @@ def _argument(kernel: str, position: int, parameter: Parameter, x: Any, module: 
 
 
 def _what(kernel: str, position: int, parameter: Parameter, got: str) -> str:
-    return f"argument {position} ({parameter.name}) of {kernel}: the kernel wants {parameter.type}, got {got}"
+    return f"argument {position + 1} ({parameter.name}) of {kernel}: the kernel wants {parameter.type}, got {got}"

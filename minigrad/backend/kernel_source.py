@@ -86,17 +86,20 @@ def line_of(text: str, name: str, file: str, number: int) -> str | None:
 
 def read(path: Path) -> Source:
     """The kernel file at `path`, with the files it includes by `#include "..."`."""
-    return parse(path.stem, _with_includes(path))
+    return parse(path.stem, _with_includes(path, set()))
 
 
-def _with_includes(path: Path) -> str:
+def _with_includes(path: Path, seen: set[Path]) -> str:
     lines = [f'#line 1 "{path.name}"']
+    seen.add(path)
     for number, line in enumerate(path.read_text().splitlines(), 1):
         included = re.match(r'\s*#include\s+"([^"]+)"', line)
         if included:
-            lines += [_with_includes(path.parent / included[1]), f'#line {number + 1} "{path.name}"']
+            file = path.parent / included[1]
+            lines += [] if file in seen else [_with_includes(file, seen)]
+            lines.append(f'#line {number + 1} "{path.name}"')
         else:
-            lines.append(line)
+            lines.append("" if line.startswith("#pragma once") else line)
     return "\n".join(lines)
 
 

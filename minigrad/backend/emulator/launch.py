@@ -15,14 +15,13 @@ import numpy as np
 
 from minigrad.backend.emulator import compiler, faults
 from minigrad.backend.emulator.memory import Memory
-from minigrad.backend.kernel_source import line_of
+from minigrad.backend.kernel_source import Source, line_of
 
 __all__ = ["MOST_SHARED", "ORDERS", "SHARED_WITHOUT_ASKING", "Core", "Function", "Library", "core"]
 
 ORDERS = ("ascending", "descending", "shuffled")  # Order in core.h
 
 # The limits of devices of compute capability 8.0 to 9.0. Source: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability".
-MOST_THREADS = 1024  # of a block
 MOST_BLOCK = (1024, 1024, 64)
 MOST_GRID = (2**31 - 1, 65535, 65535)
 SHARED_WITHOUT_ASKING = 48 * 1024  # bytes of dynamic shared memory
@@ -88,12 +87,12 @@ def core(build: str | None = None) -> Core:
 
 
 class Library:
-    """A compiled kernel file."""
+    """The kernels `names` of a source, compiled and loaded."""
 
-    def __init__(self, text: str, names: Sequence[str], build: str, stem: str = "kernel"):
+    def __init__(self, source: Source, names: Sequence[str], build: str):
         self.core = core(build)
-        self.text, self.build, self.stem = text, build, stem
-        self.path: Path = compiler.build_kernels(stem, text, tuple(names), build)
+        self.source, self.build = source, build
+        self.path: Path = compiler.build_kernels(source.name, source.text, tuple(names), build)
         self.loaded = ctypes.CDLL(str(self.path))
         self.info = _Library.in_dll(self.loaded, "emulator_library")
         self.functions: dict[str, Function] = {}
@@ -108,12 +107,15 @@ class Function:
         self.library, self.name, self.call = library, name, row.call
         self.kinds: str = row.kinds.decode()
         self.sizes = [row.sizes[k] for k in range(len(self.kinds))]
+        declared = library.source.kernels[name]
+        self.parameters = [parameter.name for parameter in declared.parameters]
+        self.most_threads = declared.most_threads
 
     def check_limits(self, grid: tuple[int, ...], block: tuple[int, ...], shared: int, most_shared: int = SHARED_WITHOUT_ASKING) -> None:
         """Raise ValueError for a launch that no GPU accepts. most_shared: bytes of dynamic shared memory that were asked for beforehand."""
         threads = block[0] * block[1] * block[2]
-        if threads > MOST_THREADS or any(not 1 <= n <= most for n, most in zip(block, MOST_BLOCK, strict=True)):
-            raise ValueError(f"{self.name}: block {block} has {threads} threads; a block has 1 to {MOST_THREADS}, at most {MOST_BLOCK} of them along x, y, z")
+        if threads > self.most_threads or any(not 1 <= n <= most for n, most in zip(block, MOST_BLOCK, strict=True)):
+            raise ValueError(f"{self.name}: block {block} has {threads} threads; it may have 1 to {self.most_threads}, and at most {MOST_BLOCK} along x, y, z")
         if any(not 1 <= n <= most for n, most in zip(grid, MOST_GRID, strict=True)):
             raise ValueError(f"{self.name}: grid {grid}; a grid has at least 1 block and at most {MOST_GRID} along x, y, z")
         if not 0 <= shared <= most_shared:
@@ -154,13 +156,12 @@ class Function:
             for (address, data, _), result, other in zip(written, results, first[1], strict=True):
                 if not np.array_equal(result, other):
                     byte = int((result != other).argmax())
-                    argument = next(k for k, v in enumerate(values) if v.value is not None and address <= (v.value or 0) < address + max(data.size, 1))
-                    raise self._complete(
-                        faults.NotRepeatable(
-                            f"{self.name} gives other results when threads and blocks run in another order ({first[0]}, then {order}): "
-                            f"argument {argument} differs from byte {byte} on"
-                        ),
+                    fault = faults.NotRepeatable(
+                        f"{self.name} gives other results when threads and blocks run in another order ({first[0]}, then {order}): "
+                        f"byte {byte} of {self._argument_at(address, values)} differs"
                     )
+                    fault.kernel = self.name
+                    raise fault
 
     def _blocks(self, addresses: Sequence[int]) -> list[tuple[int, np.ndarray, np.ndarray]]:
         """Bytes and states of the memory blocks that these addresses lie in: (address, bytes, states), each block once."""
@@ -176,25 +177,20 @@ class Function:
     # --- reports
 
     def _fault(self, report: _Report, values: Sequence[Any]) -> faults.KernelFault:
-        trace = ((report.file.decode() or f"{self.library.stem}.cu", report.line),) if report.line else self._lines(report.pc)
+        trace = ((report.file.decode() or f"{self.library.source.name}.cu", report.line),) if report.line else self._lines(report.pc)
         block, thread = ((p.x, p.y, p.z) for p in (report.block, report.thread))
         text = f"{self.name}, block {block}, thread {thread}: {report.text.decode(errors='replace')}"
         if report.other_pc:
             text += " (there: " + ", ".join(f"{file}:{line}" for file, line in self._lines(report.other_pc)[:1]) + ")"
         if report.address:
             text += self._describe(report.address, values)
-        return self._complete(faults.BY_NUMBER[report.fault](text), trace, block, thread)
-
-    def _complete(self, fault: faults.KernelFault, trace: Sequence = (), block: tuple = (0, 0, 0), thread: tuple = (0, 0, 0)) -> Any:
-        """Set the attributes of a fault, and put the source line it is about before and after its message."""
+        for file, line in trace:
+            quoted = line_of(self.library.source.text, self.library.source.name, file, line)
+            text += f"\n  {file}:{line}" + (f":  {quoted.strip()}" if quoted else "")
+        fault = faults.BY_NUMBER[report.fault](text)
         fault.kernel, fault.block, fault.thread, fault.trace = self.name, block, thread, tuple(trace)
         if trace:
             fault.file, fault.line = trace[0]
-            quoted = ""
-            for file, line in trace:
-                text = line_of(self.library.text, self.library.stem, file, line)
-                quoted += f"\n  {file}:{line}" + (f":  {text.strip()}" if text else "")
-            fault.args = (fault.args[0] + quoted,)
         return fault
 
     def _lines(self, pc: int) -> tuple[tuple[str, int], ...]:
@@ -212,10 +208,15 @@ class Function:
             dynamic = ctypes.c_void_p.in_dll(self.library.core.library, "emulator_dynamic_shared").value or 0
             return f"; byte {address - dynamic} of dynamic shared memory" if 0 <= address - dynamic < 2**18 else ""
         start, nbytes = place
-        arguments = [k for k, (v, kind) in enumerate(zip(values, self.kinds, strict=True)) if kind in "pc" and v.value and memory.before(v.value) == place]
-        whose = f"argument {arguments[0]}" if arguments else "an array that is no argument"
         if nbytes is None:
             return f"; byte {address - start} of an array that has been freed"
-        inside = "" if address < start + nbytes else f", {address - start - nbytes} bytes behind its end"
-        return f"; byte {address - start} of {whose}, which has {nbytes}{inside}"
+        return f"; byte {address - start} of {self._argument_at(start, values)}, which has {nbytes} bytes"
 
+    def _argument_at(self, start: int, values: Sequence[Any]) -> str:
+        """The name of the argument whose memory block starts at `start`."""
+        memory = self.library.core.memory
+        for k, (value, kind) in enumerate(zip(values, self.kinds, strict=True)):
+            place = memory.before(value.value) if kind in "pc" and value.value else None
+            if place and place[0] == start:
+                return f"{self.parameters[k]} (argument {k + 1})"
+        return "an array that is no argument"

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from minigrad.backend import kernel_source
 from minigrad.backend.emulator import state
 from minigrad.backend.emulator.arrays import ndarray
 from minigrad.backend.emulator.launch import MOST_SHARED, SHARED_WITHOUT_ASKING, Function, Library
@@ -20,7 +21,6 @@ from minigrad.backend.emulator.memory import Block
 
 __all__ = ["RawKernel", "RawModule"]
 
-_EXTERN_C = re.compile(r'extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\s*\(')
 _FILE = re.compile(r'#line\s+1\s+"(\w+)\.cu"')
 
 
@@ -30,12 +30,13 @@ class RawModule:
     Args:
         code: the source. A first line `#line 1 "name.cu"` gives it a name in messages.
         options: for NVRTC; not used here.
-        name_expressions: kernels to compile; without them, those declared `extern "C"`.
+        name_expressions: which kernels to compile; all, without them.
     """
 
     def __init__(self, *, code: str, options: tuple[str, ...] = (), name_expressions: Sequence[str] | None = None):
-        self.code, self.options = code, options
-        self.names = tuple(name_expressions) if name_expressions is not None else tuple(_EXTERN_C.findall(code))
+        found = _FILE.match(code)
+        self.source = kernel_source.parse(found[1] if found else "kernel", code)
+        self.names = tuple(self.source.kernels) if name_expressions is None else tuple(name_expressions)
         self._libraries: dict[str, Library] = {}
 
     def get_function(self, name: str) -> RawKernel:
@@ -45,10 +46,9 @@ class RawModule:
         return RawKernel(self, name)
 
     def _function(self, name: str) -> Function:
-        build = state.STATE.build
+        build = state.current().build
         if build not in self._libraries:
-            found = _FILE.match(self.code)
-            self._libraries[build] = Library(self.code, self.names, build, found[1] if found else "kernel")
+            self._libraries[build] = Library(self.source, self.names, build)
         return self._libraries[build].functions[name]
 
 
@@ -88,8 +88,8 @@ class RawKernel:
         blocks: list[Block] = [x._block for x in args if isinstance(x, ndarray)]
 
         def action() -> None:
-            state.STATE.launches += 1
-            function.launch(sizes[0], sizes[1], values, shared_mem, state.STATE.orders)
+            state.current().launches += 1
+            function.launch(sizes[0], sizes[1], values, shared_mem, state.current().orders)
             if function.library.build != "check":  # nobody looked on while they were written
                 for x in written:
                     function.library.core.memory.written(x)
@@ -98,7 +98,7 @@ class RawKernel:
 
     def _value(self, position: int, x: Any, kind: str, size: int) -> Any:
         """The ctypes value for an argument. Raises TypeError if the parameter (kind and size: see device.h) is of another type."""
-        what = f"argument {position} of {self.name}"
+        what = f"argument {position + 1} of {self.name}"
         if kind in "pc":
             if isinstance(x, np.integer) and x.itemsize == 8 and x == 0:
                 return ctypes.c_void_p(None)

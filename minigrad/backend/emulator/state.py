@@ -12,7 +12,7 @@ from typing import Any
 from minigrad.backend.emulator import launch
 from minigrad.backend.emulator.memory import Block, Memory
 
-__all__ = ["STATE", "Graph", "State", "allocate", "memory", "submit", "synchronise"]
+__all__ = ["Graph", "State", "allocate", "current", "memory", "submit", "synchronise", "use"]
 
 
 class Graph:
@@ -31,7 +31,7 @@ class Graph:
                 raise RuntimeError(f"Graph.launch: {what} uses an array that has been freed since it was captured")
         for _, action, _ in self._work:
             action()
-        STATE.graph_launches += 1
+        _current.graph_launches += 1
 
 
 class State:
@@ -46,15 +46,20 @@ class State:
         self.launches = self.graph_launches = self.allocations = self.synchronisations = 0
         self.capturing: Graph | None = None
 
-    def replace(self, other: State) -> State:
-        """Become `other`; returns what this was."""
-        before = State()
-        before.__dict__.update(self.__dict__)
-        self.__dict__.update(other.__dict__)
-        return before
+
+_current = State()
 
 
-STATE = State()
+def current() -> State:
+    """The device as it is set up now."""
+    return _current
+
+
+def use(state: State) -> State:
+    """Set the device up in another way; returns what it was before."""
+    global _current
+    before, _current = _current, state
+    return before
 
 
 def memory() -> Memory:
@@ -64,22 +69,22 @@ def memory() -> Memory:
 
 def allocate(nbytes: int) -> Block:
     """A block of device memory. Raises RuntimeError while a graph is captured: the block would be another one when the graph is launched."""
-    if STATE.capturing is not None:
+    if _current.capturing is not None:
         raise RuntimeError("an array is allocated while a graph is captured: allocate results before, and write into them (out=, x[...] = y)")
-    STATE.allocations += 1
-    return launch.core(STATE.build).memory.allocate(nbytes)
+    _current.allocations += 1
+    return launch.core(_current.build).memory.allocate(nbytes)
 
 
 def synchronise(what: str) -> None:
     """Count that the host waits for the device. Raises RuntimeError while a graph is captured: nothing has been computed yet."""
-    if STATE.capturing is not None:
+    if _current.capturing is not None:
         raise RuntimeError(f"{what} waits for the device while a graph is captured")
-    STATE.synchronisations += 1
+    _current.synchronisations += 1
 
 
 def submit(what: str, action: Callable[[], Any], blocks: Iterable[Block]) -> None:
     """Do something on the device: now, or, while a graph is captured, whenever the graph is launched."""
-    if STATE.capturing is None:
+    if _current.capturing is None:
         action()
     else:
-        STATE.capturing._work.append((what, action, [weakref.ref(block) for block in blocks]))
+        _current.capturing._work.append((what, action, [weakref.ref(block) for block in blocks]))

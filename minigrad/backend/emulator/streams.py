@@ -9,7 +9,7 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
-from minigrad.backend.emulator.state import STATE, Graph, synchronise
+from minigrad.backend.emulator.state import Graph, current, synchronise
 
 __all__ = ["Device", "Event", "Stream", "cuda"]
 
@@ -53,20 +53,20 @@ class Stream:
             raise RuntimeError("begin_capture: the default stream cannot be captured; make one with Stream(non_blocking=True) and use it")
         if get_current_stream() is not self:
             raise RuntimeError("begin_capture: work goes to another stream; enter this one first (`with stream:`)")
-        if STATE.capturing is not None:
+        if current().capturing is not None:
             raise RuntimeError("begin_capture: a graph is being captured already")
-        STATE.capturing = Graph()
+        current().capturing = Graph()
 
     def end_capture(self) -> Graph:
         """The graph of everything since `begin_capture`."""
-        if STATE.capturing is None:
+        graph, current().capturing = current().capturing, None
+        if graph is None:
             raise RuntimeError("end_capture: no graph is being captured")
-        graph, STATE.capturing = STATE.capturing, None
         return graph
 
     def is_capturing(self) -> bool:
         """Whether a graph is being captured."""
-        return STATE.capturing is not None
+        return current().capturing is not None
 
 
 class Event:
