@@ -31,11 +31,16 @@ ARCHITECTURES = ("sm_80", "sm_90")
 
 @dataclass(frozen=True)
 class Compiled:
-    """A kernel file in machine code. symbols: of every kernel, its name in there; log: what the compiler said."""
+    """A kernel file in machine code. symbols: of every kernel, its name in there; log: what the compiler said; ptx: the step before, as text."""
 
     cubin: bytes
     symbols: dict[str, str]
     log: str
+    ptx: str = ""
+
+    def ptx_of(self, name: str) -> str:
+        """The instructions of one kernel, for a virtual machine that all GPUs have in common."""
+        return next(part for part in self.ptx.split(".entry ") if part.startswith(self.symbols[name] + "("))
 
 
 @functools.cache
@@ -89,7 +94,7 @@ def compile_with_nvrtc(source: Source, architecture: str) -> Compiled:
         log = text("ProgramLog").decode(errors="replace").rstrip("\0").strip()
         if failed:
             raise CompileError(f"{source.name}.cu does not compile for {architecture}:\n{source.explain(log)}")
-        cubin, symbols = text("CUBIN"), {}
+        cubin, ptx, symbols = text("CUBIN"), text("PTX").decode().rstrip("\0"), {}
         for name in source.kernels:
             symbol = ctypes.c_char_p()
             call("nvrtcGetLoweredName", name.encode(), ctypes.byref(symbol))
@@ -97,7 +102,7 @@ def compile_with_nvrtc(source: Source, architecture: str) -> Compiled:
     finally:
         nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
     _check_all_there(source, architecture, cubin, symbols)
-    return Compiled(cubin, symbols, log)
+    return Compiled(cubin, symbols, log, ptx)
 
 
 def _check_all_there(source: Source, architecture: str, cubin: bytes, symbols: dict[str, str]) -> None:

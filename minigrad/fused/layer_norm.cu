@@ -50,13 +50,17 @@ __global__ void __launch_bounds__(128) layer_norm_forward(const V* __restrict__ 
     const T channels = T(packs) * N;
 
     T sum = 0;
-    for (int p = lane; p < packs; p += 32)
-        for (T v : x_row[p].v) sum += v;
+    for (int p = lane; p < packs; p += 32) {
+        const auto pack = x_row[p];                                   // one load; `x_row[p].v[k]` would be N of them
+        for (T v : pack.v) sum += v;
+    }
     const T average = warp_sum(sum) / channels;
 
     T squares = 0;
-    for (int p = lane; p < packs; p += 32)
-        for (T v : x_row[p].v) squares += (v - average) * (v - average);
+    for (int p = lane; p < packs; p += 32) {
+        const auto pack = x_row[p];
+        for (T v : pack.v) squares += (v - average) * (v - average);
+    }
     const T scale = rsqrt(warp_sum(squares) / channels + eps);
 
     for (int p = lane; p < packs; p += 32) {

@@ -48,7 +48,6 @@ void emulator_syncthreads(int line);
 uint64_t emulator_warp(int operation, int line, unsigned mask, int source_lane, uint64_t value);
 void emulator_atomic(void* address, unsigned size, const void* pc);
 [[noreturn]] void emulator_assertion(const char* condition, const char* file, int line);
-extern char* emulator_dynamic_shared;
 
 // --- what Python calls
 int emulator_launch(const Launch* launch, Report* report);   // the Fault
@@ -62,6 +61,7 @@ enum State : uint8_t { kUnallocated, kAllocated, kWritten, kFreed };
 
 #ifdef EMULATOR_CORE
 extern "C" Place emulator_place;
+extern "C" char* emulator_dynamic_shared;
 
 // --- schedule.cpp
 struct Now {

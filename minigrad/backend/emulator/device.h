@@ -26,8 +26,9 @@
 // All static shared arrays of a file lie in one section, so that they can be made unwritten before every block.
 #define __shared__ static __attribute__((section("emu_shared")))
 
-// For the compiler these four never change: they do not while one thread runs, and a thread that waited finds its own again.
+// For the compiler these never change: they do not while one thread runs, and a thread that waited finds its own again.
 extern "C" const Place emulator_place;
+extern "C" char* const emulator_dynamic_shared;
 #define threadIdx (emulator_place.thread)
 #define blockIdx (emulator_place.block)
 #define blockDim (emulator_place.block_size)

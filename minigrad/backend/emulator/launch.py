@@ -124,25 +124,32 @@ class Function:
                 "max_dynamic_shared_size_bytes says so"
             )
 
-    def run(self, grid: tuple[int, int, int], block: tuple[int, int, int], values: Sequence[Any], shared: int, order: str, seed: int = 0) -> None:
-        """Run the grid once. values: one ctypes number per parameter, addresses as c_void_p."""
+    def _run(self, grid: tuple[int, int, int], block: tuple[int, int, int], values: Sequence[Any], shared: int, order: str, seconds: float) -> None:
+        """Run the grid once."""
         core, arguments = self.library.core, (ctypes.c_void_p * max(len(values), 1))(*[ctypes.addressof(v) for v in values])
         launch = _Launch(
-            self.call, arguments, _Uint3(*grid), _Uint3(*block), shared, ctypes.pointer(self.library.info), ORDERS.index(order), seed, seconds=30.0
+            self.call, arguments, _Uint3(*grid), _Uint3(*block), shared, ctypes.pointer(self.library.info), ORDERS.index(order), 1, seconds
         )
         report = _Report()
         with core.lock:
             if core.library.emulator_launch(ctypes.byref(launch), ctypes.byref(report)):
                 raise self._fault(report, values)
 
-    def launch(self, grid: tuple[int, int, int], block: tuple[int, int, int], values: Sequence[Any], shared: int, orders: Sequence[str]) -> None:
+    def launch(
+        self, grid: tuple[int, int, int], block: tuple[int, int, int], values: Sequence[Any], shared: int, orders: Sequence[str], seconds: float
+    ) -> None:
         """Run the grid in every one of the orders, from the same memory each time, and compare what it writes bit for bit.
+
+        Args:
+            values: one ctypes number per parameter, addresses as c_void_p.
+            shared: bytes of dynamic shared memory.
+            seconds: how long a run may take (in the check build).
 
         Raises:
             KernelFault: the exception for what a thread did; NotRepeatable if two orders give different results.
         """
         if len(orders) == 1:
-            self.run(grid, block, values, shared, orders[0])
+            self._run(grid, block, values, shared, orders[0], seconds)
             return
         written = self._blocks([v.value for v, kind in zip(values, self.kinds, strict=True) if kind == "p" and v.value])
         before = [(data.copy(), states.copy()) for _, data, states in written]
@@ -150,7 +157,7 @@ class Function:
         for order in orders:
             for (_, data, states), (data_then, states_then) in zip(written, before, strict=True):
                 data[...], states[...] = data_then, states_then
-            self.run(grid, block, values, shared, order, seed=1)
+            self._run(grid, block, values, shared, order, seconds)
             results = [data.copy() for _, data, _ in written]
             first = first or (order, results)
             for (address, data, _), result, other in zip(written, results, first[1], strict=True):

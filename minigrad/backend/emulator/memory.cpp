@@ -268,8 +268,8 @@ void record(const char*)                    // AddressSanitizer calls this with 
 
 extern "C" const char* __asan_default_options()
 {
-    // It comes late, into a running Python; Python's own memory is no concern of ours; go on after a report; say nothing on the terminal.
-    return "verify_asan_link_order=0:detect_leaks=0:halt_on_error=0:symbolize=0:log_path=/dev/null";
+    // It comes late, into a running Python, whose own memory is no concern of ours; go on after a report, repeat it, say nothing on the terminal.
+    return "verify_asan_link_order=0:detect_leaks=0:halt_on_error=0:suppress_equal_pcs=0:symbolize=0:log_path=/dev/null";
 }
 
 __attribute__((constructor)) static void listen() { __asan_set_error_report_callback(record); }

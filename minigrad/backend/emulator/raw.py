@@ -88,8 +88,9 @@ class RawKernel:
         blocks: list[Block] = [x._block for x in args if isinstance(x, ndarray)]
 
         def action() -> None:
-            state.current().launches += 1
-            function.launch(sizes[0], sizes[1], values, shared_mem, state.current().orders)
+            device = state.current()
+            device.launches += 1
+            function.launch(sizes[0], sizes[1], values, shared_mem, device.orders, device.seconds)
             if function.library.build != "check":  # nobody looked on while they were written
                 for x in written:
                     function.library.core.memory.written(x)

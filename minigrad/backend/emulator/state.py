@@ -37,12 +37,14 @@ class Graph:
 class State:
     """The emulated device.
 
-    build: see compiler.py. orders: every launch runs once in each, see launch.ORDERS. The other attributes count what happened: kernel launches,
-    launches of graphs, allocations, and `synchronisations`, the times the host waited for the device.
+    build: see compiler.py. orders: every launch runs once in each, see launch.ORDERS. seconds: how long a launch may take in the check build. The
+    other attributes count what happened: kernel launches, launches of graphs, allocations, and `synchronisations`, the times the host waited for the
+    device.
     """
 
     def __init__(self, build: str = "check", orders: Sequence[str] = ("ascending",)):
         self.build, self.orders = build, tuple(orders)
+        self.seconds = 30.0
         self.launches = self.graph_launches = self.allocations = self.synchronisations = 0
         self.capturing: Graph | None = None
 
