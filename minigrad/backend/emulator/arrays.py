@@ -160,6 +160,8 @@ class ndarray(NDArrayOperatorsMixin):  # noqa: N801 (CuPy's name)
             state.synchronise("x[mask]")  # how many elements there are is known on the device only
         for part in used:
             _readable(part)
+        if not any(part is Ellipsis for part in index):
+            index = (*index, ...)  # with it, NumPy gives an element as a 0-d view, as CuPy does
         return compute(lambda values: values[index], self, view=True)
 
     def __setitem__(self, index: Any, value: Any) -> None:

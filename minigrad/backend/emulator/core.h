@@ -28,7 +28,7 @@ struct Launch {
     uint3 grid, block;
     size_t dynamic_bytes;                        // of dynamic shared memory
     const Library* library;                      // that the kernel is in
-    int order, seed;                             // in which order threads and blocks run
+    int order;                                   // an Order: in which threads and blocks run
     double seconds;                              // how long it may take; looked at by the check build only
 };
 

@@ -46,8 +46,7 @@ class _Library(ctypes.Structure):
 class _Launch(ctypes.Structure):
     _fields_ = (
         ("call", ctypes.c_void_p), ("arguments", ctypes.POINTER(ctypes.c_void_p)), ("grid", _Uint3), ("block", _Uint3),
-        ("dynamic_bytes", ctypes.c_size_t), ("library", ctypes.POINTER(_Library)), ("order", ctypes.c_int), ("seed", ctypes.c_int),
-        ("seconds", ctypes.c_double),
+        ("dynamic_bytes", ctypes.c_size_t), ("library", ctypes.POINTER(_Library)), ("order", ctypes.c_int), ("seconds", ctypes.c_double),
     )  # fmt: skip
 
 
@@ -128,7 +127,7 @@ class Function:
         """Run the grid once."""
         core, arguments = self.library.core, (ctypes.c_void_p * max(len(values), 1))(*[ctypes.addressof(v) for v in values])
         launch = _Launch(
-            self.call, arguments, _Uint3(*grid), _Uint3(*block), shared, ctypes.pointer(self.library.info), ORDERS.index(order), 1, seconds
+            self.call, arguments, _Uint3(*grid), _Uint3(*block), shared, ctypes.pointer(self.library.info), ORDERS.index(order), seconds
         )
         report = _Report()
         with core.lock:

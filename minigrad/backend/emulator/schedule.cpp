@@ -10,7 +10,6 @@
 #include <cstdarg>
 #include <cstdio>
 #include <cstring>
-#include <random>
 #include <string>
 #include <vector>
 
@@ -154,12 +153,17 @@ void wait_as(Doing doing, int line)
     hand_over(me.fibre);
 }
 
+// 0, 1, 2, ... in the order of the launch; the shuffled one is the same in every run.
 template <class T>
-void put_in_order(std::vector<T>& numbers, std::mt19937& random)
+void put_in_order(std::vector<T>& numbers)
 {
     for (size_t k = 0; k < numbers.size(); k++) numbers[k] = launch->order == kDescending ? numbers.size() - 1 - k : k;
-    if (launch->order == kShuffled)
-        for (size_t k = numbers.size(); k > 1; k--) std::swap(numbers[k - 1], numbers[random() % k]);
+    if (launch->order != kShuffled) return;
+    uint64_t random = 1;
+    for (size_t k = numbers.size(); k > 1; k--) {
+        random = random * 6364136223846793005u + 1442695040888963407u;   // Knuth, The Art of Computer Programming, volume 2, section 3.3.4
+        std::swap(numbers[k - 1], numbers[(random >> 33) % k]);
+    }
 }
 
 void run_block()
@@ -278,14 +282,13 @@ int emulator_launch(const Launch* the_launch, Report* the_report)
 {
     launch = the_launch, report = the_report;
     const uint3 size = launch->block, grid = launch->grid;
-    std::mt19937 random(launch->seed);
     threads.resize(size_t(size.x) * size.y * size.z);
     for (unsigned k = 0; k < threads.size(); k++) threads[k].index = {k % size.x, k / size.x % size.y, k / (size.x * size.y)};
     warps.resize((threads.size() + 31) / 32);
     order.resize(threads.size());
-    put_in_order(order, random);
+    put_in_order(order);
     std::vector<uint64_t> blocks(uint64_t(grid.x) * grid.y * grid.z);
-    put_in_order(blocks, random);
+    put_in_order(blocks);
     emulator_place.block_size = size, emulator_place.grid_size = grid;
     now.launch_epoch = ++now.epoch;
     memory_begin_launch(*launch);
