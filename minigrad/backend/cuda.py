@@ -1,11 +1,11 @@
-"""CUDA kernels: loads `.cu` files, checks and launches them, on a GPU through CuPy or on the CPU through the emulator. The one place that imports CuPy.
+"""CUDA kernels: loads `.cu` files, checks and launches them, on a GPU through CuPy or on the CPU through the emulator. Only this file imports CuPy.
 
-    _cuda = cuda.Kernels(__file__)                                     # layer_norm.cu beside layer_norm.py; nothing is compiled yet
+    _cuda = cuda.Kernels(__file__)                                  # layer_norm.cu beside layer_norm.py; nothing is compiled yet
     _cuda.launch("layer_norm<float>", rows, 32, x, weight, bias, y, rows, channels, eps)
 
-CuPy passes arguments to a kernel unchecked: a strided array as its address, a Python float as 8 bytes. So every argument is compared with the kernel's
-parameter list first (`kernel_source.py`), and numbers are converted to its types. `with emulated():` gives the device "cuda" to the emulator.
-Read next: `kernel_source.py`, then `emulator/`.
+CuPy passes arguments to a kernel unchecked: a strided array as its address, a Python float as 8 bytes. So every argument is compared with the
+kernel's parameter list first (`kernel_source.py`), and numbers are converted to its types. `with emulated():` gives the device "cuda" to the
+emulator. Read next: `kernel_source.py`, then `emulator/`.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def availability() -> Availability:
         return Availability(False, f"No CUDA: {why}; in a container start it with GPUs, and see that CUDA_VISIBLE_DEVICES names one; {otherwise}")
     extra = "cuda13" if version.value >= 13000 else "cuda12"
     try:
-        import cupy
+        import cupy  # type: ignore[import-not-found]
     except ImportError as failure:
         reason = "CuPy is not installed" if isinstance(failure, ModuleNotFoundError) else f"CuPy cannot be imported ({failure})"
         return Availability(False, f"No CUDA: there is a GPU, but {reason}: pip install 'minigrad-conformer[{extra}]'; {otherwise}")
@@ -77,7 +77,7 @@ def connect() -> Any:
         found = availability()
         if not found.usable:
             raise RuntimeError(found.sentence)
-        import cupy
+        import cupy  # type: ignore[import-not-found]
 
         _use(cupy)
     return _module
@@ -179,7 +179,9 @@ class Kernels:
         if kernel is None:
             raise ValueError(f"{self.path.name}: there is no kernel {name!r}; there are {', '.join(self.source.kernels)}")
         if len(arguments) != len(kernel.parameters):
-            raise TypeError(f"{name}: {len(arguments)} arguments given, the kernel has {len(kernel.parameters)}: {', '.join(p.name for p in kernel.parameters)}")
+            raise TypeError(
+                f"{name}: {len(arguments)} arguments given, the kernel has {len(kernel.parameters)}: {', '.join(p.name for p in kernel.parameters)}"
+            )
         module = array_module()
         values = [_argument(name, k, p, x, module) for k, (p, x) in enumerate(zip(kernel.parameters, arguments, strict=True))]
         grid, block = _three(grid), _three(block)
@@ -217,7 +219,9 @@ def _check_limits(kernel: Kernel, grid: tuple[int, int, int], block: tuple[int, 
     """Raise ValueError for a launch that the driver would refuse with less to say."""
     threads = block[0] * block[1] * block[2]
     if not 1 <= threads <= kernel.most_threads or block[2] > 64:
-        bounds = "a block has 1 to 1024 threads, at most 64 along z" if kernel.most_threads == 1024 else f"its __launch_bounds__ are {kernel.most_threads}"
+        bounds = (
+            "a block has 1 to 1024 threads, at most 64 along z" if kernel.most_threads == 1024 else f"its __launch_bounds__ are {kernel.most_threads}"
+        )
         raise ValueError(f"{kernel.name}: block {block} has {threads} threads; {bounds}")
     if any(n < 0 or n > most for n, most in zip(grid, _MOST_GRID, strict=True)):
         raise ValueError(f"{kernel.name}: grid {grid}; at most {_MOST_GRID} blocks along x, y, z")

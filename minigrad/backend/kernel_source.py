@@ -1,7 +1,7 @@
 """What a `.cu` file says about itself: which kernels are in it, and what their parameters are.
 
-A compiler turns a kernel into an address; which arguments it wants is then known to nobody, and a wrong one is read as garbage. So the parameter lists
-are read from the text, and every launch is checked against them (`cuda.py`). The rules for a kernel file:
+A compiler turns a kernel into an address; which arguments it wants is then known to nobody, and a wrong one is read as garbage. So the parameter
+lists are read from the text, and every launch is checked against them (`cuda.py`). The rules for a kernel file:
 
     __global__ void rows(const float* __restrict__ x, float* y, int count)      a kernel; its parameters are numbers and pointers to numbers
     // instances: sum<1>, sum<4>                                                 above a template: which instances are compiled
@@ -123,7 +123,9 @@ def parse(name: str, text: str) -> Source:
         template = [part.split() for part in _split(found["template"] or "")]
         names = instances.pop(found["name"], []) if template else [found["name"]]
         if not names:
-            raise ValueError(f'{name}.cu: nothing says which instances of the template {found["name"]} to compile: add "// instances: {found["name"]}<...>"')
+            raise ValueError(
+                f'{name}.cu: nothing says which instances of the template {found["name"]} to compile: add "// instances: {found["name"]}<...>"'
+            )
         for instance in names:
             given = _split(instance.partition("<")[2].removesuffix(">"))
             if len(given) != len(template):
@@ -168,7 +170,9 @@ def _parameter(file: str, kernel: str, declaration: str, template: dict[str, str
     vector = re.fullmatch(r"(\w+?)([234])", type_)
     scalar = _VECTORS.get(vector[1], "") if vector else type_
     if found is None or scalar not in _NUMBERS or (vector and not found[3]):
-        raise ValueError(f"{file}.cu: parameter {declaration!r} of {kernel}: give a number, or a pointer to numbers ({', '.join(_NUMBERS)}, float4, ...)")
+        raise ValueError(
+            f"{file}.cu: parameter {declaration!r} of {kernel}: give a number, or a pointer to numbers ({', '.join(_NUMBERS)}, float4, ...)"
+        )
     dtype = np.dtype(_NUMBERS[scalar])
     alignment = min(dtype.itemsize * int(vector[2]), 16) if vector and vector[2] != "3" else dtype.itemsize
     return Parameter(found[4], words.rpartition(" ")[0].replace(" *", "*"), dtype, alignment, bool(found[3]), bool(found[1]))

@@ -1,8 +1,8 @@
 """Compiles kernel files for real GPUs, on a machine without one: by NVRTC, which is what CuPy uses, and by nvcc where it is installed.
 
-NVRTC comes from PyPI (`pip install nvidia-cuda-nvrtc`, in the extra `test`) and needs no driver. The emulator is kinder than NVRTC, which knows no
-standard header: INFINITY, INT_MAX, M_PI, std::max and int64_t are errors here, and only here. A template that is not instantiated compiles to nothing;
-so every kernel's name is looked for in the result. Read next: `kernel_source.py`.
+NVRTC comes from PyPI (`pip install nvidia-cuda-nvrtc`, in the extra `test`) and needs no driver. The emulator is kinder than NVRTC, which knows
+no standard header: INFINITY, INT_MAX, M_PI, std::max and int64_t are errors here, and only here. A template that is not instantiated compiles to
+nothing; so every kernel's name is looked for in the result. Read next: `kernel_source.py`.
 
 Source: https://docs.nvidia.com/cuda/nvrtc/
 """

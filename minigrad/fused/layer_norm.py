@@ -152,7 +152,7 @@ def cuda_backward(dy, saved, needs):
     """dx row by row; dweight and dbias in two steps, each with one order of addition: slices of the rows, then the slices."""
     x, weight, mean, rstd = saved
     cp, channels = cuda.array_module(), x.shape[-1]
-    dx = sums = None
+    dx, sums = None, (None, None)
     if needs[0]:
         dx = cp.empty_like(x)                                              # (..., C)
         types, blocks, rows, packs = _cuda_rows(x, dy, weight, dx)

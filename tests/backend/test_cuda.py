@@ -78,9 +78,15 @@ WRONG = {
     "a large int": Wrong(3, lambda cp: 2**31, ValueError, r"argument 4 \(rows\) of scale_rows: .* got 2147483648, which does not fit in int32"),
     "an array for a number": Wrong(3, lambda cp: cp.zeros(1), TypeError, r"argument 4 \(rows\) of scale_rows: the kernel wants int, got ndarray"),
     "a number for an array": Wrong(0, lambda cp: 1.0, TypeError, r"argument 1 \(x\) of scale_rows: the kernel wants const float\*, got float"),
-    "a NumPy array": Wrong(0, lambda cp: np.zeros(6, np.float32), TypeError, r"argument 1 \(x\) .* got an array on the CPU; move it with .to\(device='cuda'\)"),
-    "another dtype": Wrong(2, lambda cp: cp.zeros(6), TypeError, r"argument 3 \(y\) of scale_rows: the kernel wants float\*, got an array of float64"),
-    "strides": Wrong(2, lambda cp: cp.zeros((3, 2), np.float32).T, TypeError, r"argument 3 \(y\) .* not contiguous \(shape \(2, 3\), strides \(4, 8\)\)"),
+    "a NumPy array": Wrong(
+        0, lambda cp: np.zeros(6, np.float32), TypeError, r"argument 1 \(x\) .* got an array on the CPU; move it with .to\(device='cuda'\)"
+    ),
+    "another dtype": Wrong(
+        2, lambda cp: cp.zeros(6), TypeError, r"argument 3 \(y\) of scale_rows: the kernel wants float\*, got an array of float64"
+    ),
+    "strides": Wrong(
+        2, lambda cp: cp.zeros((3, 2), np.float32).T, TypeError, r"argument 3 \(y\) .* not contiguous \(shape \(2, 3\), strides \(4, 8\)\)"
+    ),
 }
 
 
@@ -177,7 +183,10 @@ def test_outside_the_block_the_device_is_gone_but_its_arrays_can_be_brought_back
         cuda.array_module()
 
 
-@pytest.mark.parametrize(("build", "orders", "message"), [("fast", ("ascending",), "no build 'fast'"), ("check", ("random",), "orders are some of"), ("check", (), "orders")])
+@pytest.mark.parametrize(
+    ("build", "orders", "message"),
+    [("fast", ("ascending",), "no build 'fast'"), ("check", ("random",), "orders are some of"), ("check", (), "orders")],
+)
 def test_wrong_options_of_the_emulator(build, orders, message):
     with pytest.raises(ValueError, match=message), cuda.emulated(build, orders):
         pass
@@ -214,12 +223,13 @@ def test_with_driver_gpu_and_cupy_the_device_is_there(monkeypatch):
     """CuPy is played by a module of its name: only how it is found and registered is tested."""
     played = ModuleType("cupy")
 
-    class ndarray:  # noqa: N801
+    class ndarray:
         pass
 
     properties = lambda number: {"name": b"Some GPU"}  # noqa: E731
+    strides = SimpleNamespace(stride_tricks=SimpleNamespace(as_strided=None))
     played.__dict__.update(
-        __version__="14.2.0", ndarray=ndarray, asarray=lambda a: ndarray(), asnumpy=lambda a: np.zeros(2), lib=SimpleNamespace(stride_tricks=SimpleNamespace(as_strided=None)),
+        __version__="14.2.0", ndarray=ndarray, asarray=lambda a: ndarray(), asnumpy=lambda a: np.zeros(2), lib=strides,
         cuda=SimpleNamespace(runtime=SimpleNamespace(getDeviceProperties=properties)),
     )  # fmt: skip
     monkeypatch.setattr(cuda, "_load_driver", driver())

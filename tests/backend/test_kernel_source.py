@@ -59,7 +59,10 @@ def test_instances_of_templates():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("template <typename T> __global__ void f(T* x) {}", r'page.cu: nothing says which instances of the template f to compile: add "// instances: f<...>"'),
+        (
+            "template <typename T> __global__ void f(T* x) {}",
+            r'page.cu: nothing says which instances of the template f to compile: add "// instances: f<...>"',
+        ),
         ("// instances: f<float, 4>\ntemplate <typename T> __global__ void f(T* x) {}", "f<float, 4> has 2 template arguments, the template has 1"),
         ("// instances: g<float>\n__global__ void f(float* x) {}", "instances of g are asked for, but there is no such template kernel"),
         ("__global__ void f(Matrix x) {}", "parameter 'Matrix x' of f: give a number, or a pointer to numbers"),
@@ -80,5 +83,9 @@ def test_included_files_come_in_once_and_lines_are_told_apart(tmp_path):
     source = read(tmp_path / "page.cu")
     assert source.text.count("int inner;") == 1
     assert "#pragma once" not in source.text
-    message = 'inner.cuh(2): error: one\nouter.cuh:2:1: error: two\npage.cu(3): error: three\nelsewhere.h:1: error'
-    assert source.explain(message).splitlines()[4:] == ["  inner.cuh:2:  int inner;", "  outer.cuh:2:  int outer;", "  page.cu:3:  __global__ void page(float* y)"]
+    message = "inner.cuh(2): error: one\nouter.cuh:2:1: error: two\npage.cu(3): error: three\nelsewhere.h:1: error"
+    assert source.explain(message).splitlines()[4:] == [
+        "  inner.cuh:2:  int inner;",
+        "  outer.cuh:2:  int outer;",
+        "  page.cu:3:  __global__ void page(float* y)",
+    ]

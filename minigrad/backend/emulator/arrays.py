@@ -21,7 +21,10 @@ from minigrad.backend.emulator import state
 from minigrad.backend.emulator.faults import UninitialisedRead
 from minigrad.backend.emulator.memory import Block
 
-__all__ = ["compute", "empty", "ndarray", "operand", "upload"]
+__all__ = ["VIEWS", "compute", "empty", "ndarray", "operand", "upload"]
+
+VIEWS = frozenset("broadcast_to expand_dims flip moveaxis ravel reshape squeeze swapaxes transpose".split())
+"""NumPy's functions whose results share memory with their argument, where that is possible."""
 
 _NUMBERS = (bool, int, float, np.generic)
 
@@ -38,7 +41,7 @@ class _Pointer:
         self.ptr = address
 
 
-class ndarray(NDArrayOperatorsMixin):  # noqa: N801 (CuPy's name)
+class ndarray(NDArrayOperatorsMixin):
     """An array on the emulated device. base: the array whose memory this one looks at, or None."""
 
     __slots__ = ("__weakref__", "_block", "_values", "base")
@@ -187,7 +190,7 @@ class ndarray(NDArrayOperatorsMixin):  # noqa: N801 (CuPy's name)
 
 def _method(name: str) -> Any:
     function = getattr(np, name)
-    view = name in ("squeeze", "swapaxes", "ravel")
+    view = name in VIEWS
 
     def method(self: ndarray, *args: Any, **options: Any) -> Any:
         return compute(function, self, *args, view=view, **options)
@@ -196,7 +199,25 @@ def _method(name: str) -> Any:
     return method
 
 
-for _name in ("sum", "mean", "max", "min", "prod", "argmax", "argmin", "any", "all", "var", "clip", "cumsum", "squeeze", "swapaxes", "ravel", "repeat", "take"):
+for _name in (
+    "sum",
+    "mean",
+    "max",
+    "min",
+    "prod",
+    "argmax",
+    "argmin",
+    "any",
+    "all",
+    "var",
+    "clip",
+    "cumsum",
+    "squeeze",
+    "swapaxes",
+    "ravel",
+    "repeat",
+    "take",
+):
     setattr(ndarray, _name, _method(_name))
 
 
@@ -267,7 +288,8 @@ def _check_written(values: np.ndarray) -> None:
     if unwritten is not None and unwritten.any():
         first = tuple(int(k) for k in np.unravel_index(unwritten.argmax(), values.shape))
         raise UninitialisedRead(
-            f"element {first} of an array of shape {values.shape} ({values.dtype}) is read, but nobody has written it ({unwritten.sum()} such elements)"
+            f"element {first} of an array of shape {values.shape} ({values.dtype}) is read, but nobody has written it "
+            f"({unwritten.sum()} such elements)"
         )
 
 

@@ -60,7 +60,9 @@ def _compiler() -> tuple[str, str]:
     wanted = os.environ.get("CXX") or "g++"
     path = shutil.which(wanted)
     if path is None:
-        raise RuntimeError(f"the emulator compiles kernels with g++, and there is no {wanted!r} here: install it (Debian: apt install g++), or set CXX")
+        raise RuntimeError(
+            f"the emulator compiles kernels with g++, and there is no {wanted!r} here: install it (Debian: apt install g++), or set CXX"
+        )
     return path, subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
 
 

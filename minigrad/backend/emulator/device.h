@@ -212,7 +212,10 @@ struct Of;
 template <class... P, void (*kernel)(P...)>
 struct Of<kernel> {
     template <size_t... I>
-    __attribute__((no_sanitize("thread"), no_sanitize("address"))) static void unpack(void** arguments, std::index_sequence<I...>) { kernel(*static_cast<P*>(arguments[I])...); }
+    __attribute__((no_sanitize("thread"), no_sanitize("address"))) static void unpack(void** arguments, std::index_sequence<I...>)
+    {
+        kernel(*static_cast<P*>(arguments[I])...);
+    }
     static void call(void** arguments) { unpack(arguments, std::index_sequence_for<P...>{}); }
     static constexpr char kinds[] = {Kind<P>::letter..., 0};
     static constexpr int sizes[] = {int(sizeof(P))..., 0};

@@ -11,8 +11,8 @@ import subprocess
 from pathlib import Path
 
 __all__ = [
-    "AssertionFailed", "BarrierFault", "DataRace", "KernelFault", "NotRepeatable", "OutOfBounds", "OutOfTime", "UndefinedBehaviour", "UninitialisedRead",
-    "lines_at",
+    "AssertionFailed", "BarrierFault", "DataRace", "KernelFault", "NotRepeatable", "OutOfBounds", "OutOfTime", "UndefinedBehaviour",
+    "UninitialisedRead", "lines_at",
 ]  # fmt: skip
 
 

@@ -52,8 +52,8 @@ class _Launch(ctypes.Structure):
 
 class _Report(ctypes.Structure):
     _fields_ = (
-        ("fault", ctypes.c_int), ("line", ctypes.c_int), ("block", _Uint3), ("thread", _Uint3), ("pc", ctypes.c_void_p), ("other_pc", ctypes.c_void_p),
-        ("address", ctypes.c_void_p), ("file", ctypes.c_char * 128), ("text", ctypes.c_char * 512),
+        ("fault", ctypes.c_int), ("line", ctypes.c_int), ("block", _Uint3), ("thread", _Uint3), ("pc", ctypes.c_void_p),
+        ("other_pc", ctypes.c_void_p), ("address", ctypes.c_void_p), ("file", ctypes.c_char * 128), ("text", ctypes.c_char * 512),
     )  # fmt: skip
 
 
@@ -68,7 +68,7 @@ class Core:
         self.library.emulator_arena.argtypes = (ctypes.c_size_t,)
         self.library.emulator_mark.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
         self.library.emulator_launch.argtypes = (ctypes.POINTER(_Launch), ctypes.POINTER(_Report))
-        self.memory = Memory(self.library)
+        self.memory = Memory(self.library, size=1 << (28 if address else 30))  # AddressSanitizer's notes about it are made at once
         self.lock = threading.Lock()  # one launch at a time: ctypes lets other Python threads run meanwhile
 
 
@@ -114,7 +114,9 @@ class Function:
         """Raise ValueError for a launch that no GPU accepts. most_shared: bytes of dynamic shared memory that were asked for beforehand."""
         threads = block[0] * block[1] * block[2]
         if threads > self.most_threads or any(not 1 <= n <= most for n, most in zip(block, MOST_BLOCK, strict=True)):
-            raise ValueError(f"{self.name}: block {block} has {threads} threads; it may have 1 to {self.most_threads}, and at most {MOST_BLOCK} along x, y, z")
+            raise ValueError(
+                f"{self.name}: block {block} has {threads} threads; it may have 1 to {self.most_threads}, and at most {MOST_BLOCK} along x, y, z"
+            )
         if any(not 1 <= n <= most for n, most in zip(grid, MOST_GRID, strict=True)):
             raise ValueError(f"{self.name}: grid {grid}; a grid has at least 1 block and at most {MOST_GRID} along x, y, z")
         if not 0 <= shared <= most_shared:
@@ -126,9 +128,7 @@ class Function:
     def _run(self, grid: tuple[int, int, int], block: tuple[int, int, int], values: Sequence[Any], shared: int, order: str, seconds: float) -> None:
         """Run the grid once."""
         core, arguments = self.library.core, (ctypes.c_void_p * max(len(values), 1))(*[ctypes.addressof(v) for v in values])
-        launch = _Launch(
-            self.call, arguments, _Uint3(*grid), _Uint3(*block), shared, ctypes.pointer(self.library.info), ORDERS.index(order), seconds
-        )
+        launch = _Launch(self.call, arguments, _Uint3(*grid), _Uint3(*block), shared, ctypes.pointer(self.library.info), ORDERS.index(order), seconds)
         report = _Report()
         with core.lock:
             if core.library.emulator_launch(ctypes.byref(launch), ctypes.byref(report)):
@@ -159,7 +159,7 @@ class Function:
             self._run(grid, block, values, shared, order, seconds)
             results = [data.copy() for _, data, _ in written]
             first = first or (order, results)
-            for (address, data, _), result, other in zip(written, results, first[1], strict=True):
+            for (address, _, _), result, other in zip(written, results, first[1], strict=True):
                 if not np.array_equal(result, other):
                     byte = int((result != other).argmax())
                     fault = faults.NotRepeatable(

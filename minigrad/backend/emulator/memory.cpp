@@ -12,6 +12,7 @@
 #include <cstdio>
 #include <cstring>
 #include <ctime>
+#include <initializer_list>
 
 #define EMULATOR_CORE
 #include "core.h"
@@ -22,6 +23,8 @@
 
 namespace {
 
+enum Use { kRead = 1, kWrite = 2, kAtomic = 4 | kRead | kWrite };
+
 // Somebody who read or wrote a word. epoch, warp_epoch: see Now. A reader may stand for several: then lane (or warp and lane) is kSeveral.
 struct Access {
     uint32_t epoch, warp_epoch;
@@ -31,6 +34,7 @@ struct Access {
     bool atomic, other_blocks;                   // other_blocks: blocks before this one, in the same launch, read it too
 };
 
+// Only the last writer is kept: where two threads have written different bytes of a word, a race with the first one is not seen.
 struct Word { Access written, read; };
 
 struct Region {
@@ -42,7 +46,7 @@ struct Region {
     bool of_a_block;                             // shared memory: every block has its own
 };
 
-constexpr size_t kMostShared = 256 * 1024;
+constexpr size_t kMostDynamic = 256 * 1024, kMostStatic = 16 << 20;   // bytes; static: of all kernels of a file together
 constexpr uint8_t kSeveral = 255;
 
 Region arena{"global memory", 0, 0, nullptr, nullptr, false};
@@ -61,10 +65,10 @@ void* reserve(size_t bytes)
 
 bool watch(Region& region, void* base, size_t size)
 {
-    region.base = reinterpret_cast<uintptr_t>(base), region.size = size;
+    region.base = reinterpret_cast<uintptr_t>(base), region.size = base ? size : 0;
     region.states = static_cast<uint8_t*>(reserve(size));
     region.words = static_cast<Word*>(reserve(size / 4 * sizeof(Word)));
-    return base && region.states && region.words;
+    return region.states && region.words;
 }
 
 void set_state(Region& region, size_t offset, size_t bytes, uint8_t state)
@@ -77,9 +81,13 @@ void set_state(Region& region, size_t offset, size_t bytes, uint8_t state)
 #endif
 }
 
-void fill_with_ones(char* memory, size_t bytes)  // floats of these bits are NaN. No memset: AddressSanitizer would check it
+void fill_with_ones(char* memory, size_t bytes)  // floats of these bits are NaN
 {
-    for (size_t k = 0; k < bytes; k++) *static_cast<volatile char*>(memory + k) = char(0xFF);
+#ifdef EMULATOR_ADDRESS
+    for (size_t k = 0; k < bytes; k++) *static_cast<volatile char*>(memory + k) = char(0xFF);   // memset would be checked, and stopped by red zones
+#else
+    memset(memory, 0xFF, bytes);
+#endif
 }
 
 }  // namespace
@@ -89,12 +97,15 @@ char* emulator_dynamic_shared;
 char* emulator_arena(size_t bytes)
 {
     if (arena.base) return reinterpret_cast<char*>(arena.base);
-    emulator_dynamic_shared = static_cast<char*>(reserve(kMostShared));
-    if (!watch(dynamic_shared, emulator_dynamic_shared, kMostShared) || !watch(arena, reserve(bytes), bytes)) return nullptr;
+    emulator_dynamic_shared = static_cast<char*>(reserve(kMostDynamic));
+    char* memory = static_cast<char*>(reserve(bytes));
+    const bool watched = watch(arena, memory, bytes) && watch(dynamic_shared, emulator_dynamic_shared, kMostDynamic) &&
+                         watch(static_shared, nullptr, kMostStatic);   // where that one lies depends on the kernel
+    if (!memory || !emulator_dynamic_shared || !watched) return nullptr;
 #ifdef EMULATOR_ADDRESS
     __asan_poison_memory_region(reinterpret_cast<void*>(arena.base), bytes);
 #endif
-    return reinterpret_cast<char*>(arena.base);
+    return memory;
 }
 
 uint8_t* emulator_states() { return arena.states; }
@@ -107,13 +118,9 @@ void memory_begin_launch(const Launch& the_launch)
     library = reinterpret_cast<uintptr_t>(launch->library->begin), library_size = launch->library->end - launch->library->begin;
     accesses = 0;
     clock_gettime(CLOCK_MONOTONIC, &launched);
-    set_state(dynamic_shared, 0, kMostShared, kUnallocated);
-    const size_t size = launch->library->shared_end - launch->library->shared_begin;
-    static_shared.base = reinterpret_cast<uintptr_t>(launch->library->shared_begin), static_shared.size = size;
-    if (size && !static_shared.states) {
-        static_shared.states = static_cast<uint8_t*>(reserve(kMostShared));
-        static_shared.words = static_cast<Word*>(reserve(kMostShared / 4 * sizeof(Word)));
-    }
+    set_state(dynamic_shared, 0, kMostDynamic, kUnallocated);
+    static_shared.base = reinterpret_cast<uintptr_t>(launch->library->shared_begin);
+    static_shared.size = launch->library->shared_end - launch->library->shared_begin;
 }
 
 void memory_begin_block()
@@ -142,59 +149,66 @@ inline bool unordered(const Access& earlier, const Region& region)
     return earlier.lane != now.lane && earlier.warp_epoch >= now.warp_epoch;   // else itself, or a __syncwarp or shuffle
 }
 
-[[noreturn]] void race(const Region& region, const Access& earlier, const char* verb, const char* earlier_verb, uintptr_t address, const void* pc)
+[[noreturn]] void race(const Region& region, const Access& earlier, Use use, const char* earlier_use, uintptr_t address, const void* pc)
 {
-    char who[96];
-    if (earlier.epoch < now.block_epoch) snprintf(who, sizeof who, "a thread of another block");
-    else if (earlier.lane == kSeveral) snprintf(who, sizeof who, "other threads");
-    else snprintf(who, sizeof who, "%s", thread_name(earlier.warp, earlier.lane));
-    fault(kRace, pc, reinterpret_cast<const void*>(library + earlier.pc), reinterpret_cast<const void*>(address), "%s a word of %s that %s %s, with no barrier between", verb, region.name, who, earlier_verb);
+    const char* who = earlier.epoch < now.block_epoch ? "a thread of another block" : earlier.lane == kSeveral ? "other threads"
+                                                                                  : thread_name(earlier.warp, earlier.lane);
+    fault(kRace, pc, reinterpret_cast<const void*>(library + earlier.pc), reinterpret_cast<const void*>(address),
+          "%s a word of %s that %s %s, with no barrier between", use & kWrite ? "writes" : "reads", region.name, who, earlier_use);
 }
 
-inline void note(Access& last, const Region& region, uint8_t bytes, bool atomic, const void* pc, bool merge)
+Access by_me(unsigned bytes, Use use, const void* pc)
 {
-    Access next{now.epoch, now.warp_epoch, uint32_t(reinterpret_cast<uintptr_t>(pc) - library), now.warp, now.lane, bytes, atomic, false};
-    if (merge && last.epoch >= now.launch_epoch) {
-        next.other_blocks = !region.of_a_block && (last.other_blocks || last.epoch < now.block_epoch);
-        if (last.epoch == now.epoch) {
-            if (last.warp != now.warp) next.warp = next.lane = kSeveral;
-            else if (last.lane != now.lane && last.warp_epoch == now.warp_epoch) next.lane = kSeveral;
-            next.bytes |= last.bytes;
-            next.atomic &= last.atomic;
-        }
+    const uint32_t place = reinterpret_cast<uintptr_t>(pc) - library;
+    return {now.epoch, now.warp_epoch, place, now.warp, now.lane, uint8_t(bytes), use == kAtomic, false};
+}
+
+// The running thread has read: it takes the place of the readers before it, or stands for them too.
+inline void note_read(Access& readers, const Region& region, Access me)
+{
+    if (readers.epoch >= now.launch_epoch && !region.of_a_block) me.other_blocks = readers.other_blocks || readers.epoch < now.block_epoch;
+    if (readers.epoch == now.epoch) {
+        if (readers.warp != me.warp) me.warp = me.lane = kSeveral;
+        else if (readers.lane != me.lane && readers.warp_epoch == me.warp_epoch) me.lane = kSeveral;
+        me.bytes |= readers.bytes;
+        me.atomic &= readers.atomic;
     }
-    last = next;
+    readers = me;
 }
 
-// Bytes `first` to `first + count` of one word.
-inline void check_word(Region& region, size_t word, unsigned first, unsigned count, bool reads, bool writes, bool atomic, uintptr_t address,
-                       const void* pc)
+// The running thread has written.
+inline void note_write(Access& writer, Access me)
+{
+    if (writer.epoch == me.epoch && writer.warp == me.warp && writer.lane == me.lane) me.bytes |= writer.bytes;
+    writer = me;
+}
+
+// The bytes `first` to `first + count` of a word, which lie at `address`.
+inline void check_word(Region& region, size_t word, unsigned first, unsigned count, Use use, uintptr_t address, const void* pc)
 {
     uint8_t* states = region.states + word * 4 + first;
+    const void* pointer = reinterpret_cast<const void*>(address);
     for (unsigned k = 0; k < count; k++) {
         if (states[k] != kAllocated && states[k] != kWritten)
-            fault(kOutOfBounds, pc, nullptr, reinterpret_cast<const void*>(address), "%s %s, where no array is%s", writes ? "writes to" : "reads from", region.name,
+            fault(kOutOfBounds, pc, nullptr, pointer, "%s %s, where no array is%s", use & kWrite ? "writes to" : "reads from", region.name,
                   states[k] == kFreed ? " any more: it was freed" : "");
-        if (reads && states[k] != kWritten)
-            fault(kUninitialised, pc, nullptr, reinterpret_cast<const void*>(address), "reads %s that nobody has written", region.name);
-        if (writes) states[k] = kWritten;
+        if (use & kRead && states[k] != kWritten) fault(kUninitialised, pc, nullptr, pointer, "reads %s that nobody has written", region.name);
+        if (use & kWrite) states[k] = kWritten;
     }
-    const uint8_t bytes = ((1u << count) - 1) << first;
-    Word& last = region.words[word];
-    if (last.written.bytes & bytes && !(atomic && last.written.atomic) && unordered(last.written, region))
-        race(region, last.written, writes ? "writes" : "reads", "wrote", address, pc);
-    if (writes) {
-        if (last.read.bytes & bytes && !(atomic && last.read.atomic)) {
-            if (unordered(last.read, region)) race(region, last.read, "writes", "read", address, pc);
-            if (last.read.other_blocks && last.read.epoch >= now.launch_epoch) {
-                Access other = last.read;
-                other.epoch = now.launch_epoch;
-                race(region, other, "writes", "read", address, pc);
-            }
+
+    const unsigned bytes = ((1u << count) - 1) << first;
+    Access &writer = region.words[word].written, &readers = region.words[word].read;
+    if (writer.bytes & bytes && !(use == kAtomic && writer.atomic) && unordered(writer, region)) race(region, writer, use, "wrote", address, pc);
+    if (use & kWrite && readers.bytes & bytes && !(use == kAtomic && readers.atomic)) {
+        if (unordered(readers, region)) race(region, readers, use, "read", address, pc);
+        if (readers.other_blocks && readers.epoch >= now.launch_epoch) {
+            readers.epoch = now.launch_epoch;                                  // which is before this block
+            race(region, readers, use, "read", address, pc);
         }
-        note(last.written, region, bytes, atomic, pc, false);
     }
-    if (reads) note(last.read, region, bytes, atomic, pc, true);
+    const Access me = by_me(bytes, use, pc);
+    if (use & kWrite) note_write(writer, me);
+    if (use & kRead) note_read(readers, region, me);
 }
 
 void out_of_time(const void* pc)
@@ -205,42 +219,42 @@ void out_of_time(const void* pc)
     if (seconds > launch->seconds) fault(kTime, pc, nullptr, nullptr, "still runs after %.0f seconds; does it wait for another block?", seconds);
 }
 
-inline void check(const volatile void* pointer, size_t size, bool reads, bool writes, bool atomic, const void* pc)
+inline void check(const void* pointer, size_t size, Use use, const void* pc)
 {
     if (!now.active) return;
     const uintptr_t address = reinterpret_cast<uintptr_t>(pointer);
-    Region* region;
-    if (address - arena.base < arena.size) region = &arena;
-    else if (address - static_shared.base < static_shared.size) region = &static_shared;
-    else if (address - dynamic_shared.base < dynamic_shared.size) region = &dynamic_shared;
-    else if (on_a_stack(address) || address - library < library_size) return;  // local and constant arrays: undefined.cpp sees their bounds
-    else fault(kOutOfBounds, pc, nullptr, const_cast<const void*>(pointer), "%s address %p, where no array is", writes ? "writes to" : "reads from", pointer);
+    Region* region = nullptr;
+    for (Region* candidate : {&arena, &static_shared, &dynamic_shared})
+        if (address - candidate->base < candidate->size) region = candidate;
+    if (!region) {
+        if (on_a_stack(address) || address - library < library_size) return;   // local and constant arrays: undefined.cpp sees their bounds
+        fault(kOutOfBounds, pc, nullptr, pointer, "%s address %p, where no array is", use & kWrite ? "writes to" : "reads from", pointer);
+    }
     if ((++accesses & 0xFFFFF) == 0) out_of_time(pc);
-    const size_t offset = address - region->base;
-    for (size_t at = offset; at < offset + size;) {
-        const unsigned first = at % 4, count = offset + size - at < 4 - first ? offset + size - at : 4 - first;
-        check_word(*region, at / 4, first, count, reads, writes, atomic, region->base + at, pc);
+    for (size_t at = address - region->base, end = at + size; at < end;) {
+        const unsigned first = at % 4, count = end - at < 4 - first ? end - at : 4 - first;
+        check_word(*region, at / 4, first, count, use, region->base + at, pc);
         at += count;
     }
 }
 
 }  // namespace
 
-void emulator_atomic(void* address, unsigned size, const void* pc) { check(address, size, true, true, true, pc); }
+void emulator_atomic(void* address, unsigned size, const void* pc) { check(address, size, kAtomic, pc); }
 
 // --- the functions that code compiled with -fsanitize=thread calls
 
 #define HERE __builtin_return_address(0)
-#define SIZE(n)                                                                                   \
-    void __tsan_read##n(void* p) { check(p, n, true, false, false, HERE); }                       \
-    void __tsan_write##n(void* p) { check(p, n, false, true, false, HERE); }                      \
-    void __tsan_unaligned_read##n(void* p) { check(p, n, true, false, false, HERE); }             \
-    void __tsan_unaligned_write##n(void* p) { check(p, n, false, true, false, HERE); }
+#define SIZE(n)                                                              \
+    void __tsan_read##n(void* p) { check(p, n, kRead, HERE); }               \
+    void __tsan_write##n(void* p) { check(p, n, kWrite, HERE); }             \
+    void __tsan_unaligned_read##n(void* p) { check(p, n, kRead, HERE); }     \
+    void __tsan_unaligned_write##n(void* p) { check(p, n, kWrite, HERE); }
 
 extern "C" {
 SIZE(1) SIZE(2) SIZE(4) SIZE(8) SIZE(16)
-void __tsan_read_range(void* p, size_t n) { check(p, n, true, false, false, HERE); }
-void __tsan_write_range(void* p, size_t n) { check(p, n, false, true, false, HERE); }
+void __tsan_read_range(void* p, size_t n) { check(p, n, kRead, HERE); }
+void __tsan_write_range(void* p, size_t n) { check(p, n, kWrite, HERE); }
 void __tsan_init() {}
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}

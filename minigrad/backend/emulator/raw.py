@@ -24,6 +24,11 @@ __all__ = ["RawKernel", "RawModule"]
 _FILE = re.compile(r'#line\s+1\s+"(\w+)\.cu"')
 
 
+def _three(numbers: Sequence[int]) -> tuple[int, int, int]:
+    x, y, z = (*numbers, 1, 1)[:3]
+    return int(x), int(y), int(z)
+
+
 class RawModule:
     """The kernels of a CUDA source. CuPy: `cupy.RawModule`; compiled when the first kernel is asked for.
 
@@ -71,7 +76,7 @@ class RawKernel:
             raise ValueError(f"{self.name}: {nbytes} bytes of dynamic shared memory; a device of compute capability 8.0 has {MOST_SHARED}")
         self._limit = nbytes
 
-    def __call__(self, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], *, shared_mem: int = 0) -> None:
+    def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], args: Sequence[Any], *, shared_mem: int = 0) -> None:
         """Launch. grid, block: up to three numbers; args: arrays and NumPy numbers of the kernel's types; shared_mem: bytes.
 
         Raises:
@@ -79,18 +84,18 @@ class RawKernel:
             KernelFault: for what it does; see faults.py.
         """
         function = self.module._function(self.name)
-        sizes = [tuple(int(n) for n in numbers) + (1,) * (3 - len(numbers)) for numbers in (grid, block)]
+        blocks_of_grid, threads = _three(grid), _three(block)
         if len(args) != len(function.kinds):
             raise TypeError(f"{self.name}: {len(args)} arguments given, the kernel has {len(function.kinds)} parameters")
         values = [self._value(k, x, function.kinds[k], function.sizes[k]) for k, x in enumerate(args)]
-        function.check_limits(sizes[0], sizes[1], shared_mem, self.max_dynamic_shared_size_bytes)
+        function.check_limits(blocks_of_grid, threads, shared_mem, self.max_dynamic_shared_size_bytes)
         written = [x._values for x, kind in zip(args, function.kinds, strict=True) if kind == "p" and isinstance(x, ndarray)]
         blocks: list[Block] = [x._block for x in args if isinstance(x, ndarray)]
 
         def action() -> None:
             device = state.current()
             device.launches += 1
-            function.launch(sizes[0], sizes[1], values, shared_mem, device.orders, device.seconds)
+            function.launch(blocks_of_grid, threads, values, shared_mem, device.orders, device.seconds)
             if function.library.build != "check":  # nobody looked on while they were written
                 for x in written:
                     function.library.core.memory.written(x)

@@ -89,10 +89,10 @@ void open_block_barrier()
         const unsigned number = &thread - threads.data(), warp = number / 32;
         const unsigned missing = __builtin_ctz(thread.mask & ~warps[warp].arrived);
         const Thread& absent = threads[warp * 32 + missing];
-        const bool gone = absent.doing == Doing::kReturned;
+        const std::string there = absent.doing == Doing::kReturned ? "has returned" : "waits at line " + std::to_string(absent.line);
         emulator_place.thread = thread.index;
-        fault_at(kBarrier, nullptr, thread.line, "waits at line %d for lane %u, which its mask 0x%08x names, and that lane %s%s", thread.line, missing,
-                 thread.mask, gone ? "has returned" : "waits at line ", gone ? "" : std::to_string(absent.line).c_str());
+        fault_at(kBarrier, nullptr, thread.line, "waits at line %d for lane %u, which its mask 0x%08x names, and that lane %s", thread.line, missing,
+                 thread.mask, there.c_str());
     }
     for (const Thread& thread : threads) {
         if (thread.doing != Doing::kAtBlockBarrier) continue;
@@ -201,8 +201,8 @@ uint64_t emulator_warp(int operation, int line, unsigned mask, int source_lane, 
     for (unsigned rest = warp.arrived; rest; rest &= rest - 1) {
         const unsigned k = __builtin_ctz(rest);
         if ((lanes[k].mask >> now.lane & 1 || mask >> k & 1) && (lanes[k].mask != mask || lanes[k].line != line || lanes[k].operation != operation))
-            fault_at(kBarrier, nullptr, line, "is at line %d with mask 0x%08x, while lane %u of its warp waits at line %d with mask 0x%08x", line, mask, k,
-                     lanes[k].line, lanes[k].mask);
+            fault_at(kBarrier, nullptr, line, "is at line %d with mask 0x%08x, while lane %u of its warp is at line %d with mask 0x%08x", line, mask,
+                     k, lanes[k].line, lanes[k].mask);
     }
     me.line = line, me.operation = operation, me.mask = mask, me.source_lane = source_lane, me.value = value;
     warp.arrived |= 1u << now.lane;

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from minigrad.backend.emulator import streams
-from minigrad.backend.emulator.arrays import _view, compute, empty, ndarray, operand, upload
+from minigrad.backend.emulator.arrays import VIEWS, _view, compute, empty, ndarray, operand, upload
 from minigrad.backend.emulator.raw import RawModule
 
 __all__ = ["RawModule", "cuda", "empty", "ndarray"]
@@ -100,11 +100,12 @@ def arange(*args: Any, dtype: Any = None) -> ndarray:
     return upload(np.arange(*args, dtype=dtype))
 
 
-def copyto(dst: ndarray, src: Any, casting: str = "same_kind") -> None:
+def copyto(dst: ndarray, src: Any, casting: Any = "same_kind") -> None:
     """Write `src`, broadcast, into `dst`."""
     source = operand(src)
-    if not np.can_cast(source.dtype if isinstance(source, np.ndarray) else np.min_scalar_type(source), dst.dtype, casting):
-        raise TypeError(f"Cannot cast {source.dtype} to {dst.dtype} with casting rule {casting!r}")
+    given = source.dtype if isinstance(source, np.ndarray) else np.min_scalar_type(source)
+    if not np.can_cast(given, dst.dtype, casting):
+        raise TypeError(f"Cannot cast {given} to {dst.dtype} with casting rule {casting!r}")
     dst[...] = src
 
 
@@ -149,15 +150,15 @@ class Ufunc:
 
 
 for _name in (
-    "abs absolute add arccos arcsin arctan ceil cos cosh divide equal exp expm1 floor floor_divide fmax fmin greater greater_equal invert isfinite isinf "
-    "isnan less less_equal log log1p log2 logical_and logical_not logical_or logical_xor matmul maximum minimum multiply negative not_equal power "
-    "reciprocal remainder rint sign sin sinh sqrt square subtract tan tanh true_divide trunc bitwise_and bitwise_or bitwise_xor left_shift right_shift"
+    "abs absolute add arccos arcsin arctan bitwise_and bitwise_or bitwise_xor ceil cos cosh divide equal exp expm1 floor floor_divide fmax fmin "
+    "greater greater_equal invert isfinite isinf isnan left_shift less less_equal log log1p log2 logical_and logical_not logical_or logical_xor matmul "
+    "maximum minimum multiply negative not_equal power reciprocal remainder right_shift rint sign sin sinh sqrt square subtract tan tanh true_divide trunc"
 ).split():
     globals()[_name] = Ufunc(getattr(np, _name))
 
 
 def _function(name: str) -> Any:
-    function, view = getattr(np, name), name in ("broadcast_to", "expand_dims", "flip", "moveaxis", "ravel", "reshape", "squeeze", "swapaxes", "transpose")
+    function, view = getattr(np, name), name in VIEWS
 
     def on_the_device(*args: Any, **options: Any) -> Any:
         return compute(function, *args, view=view, **options)
@@ -167,9 +168,7 @@ def _function(name: str) -> Any:
 
 
 for _name in (
-    "all amax amin any argmax argmin broadcast_to clip concatenate cumsum dot einsum expand_dims flip max mean min moveaxis pad prod ravel repeat reshape "
-    "roll squeeze stack std sum swapaxes take take_along_axis tensordot tile transpose tril triu var where"
+    "all amax amin any argmax argmin broadcast_to clip concatenate cumsum dot einsum expand_dims flip max mean min moveaxis pad prod ravel repeat "
+    "reshape roll squeeze stack std sum swapaxes take take_along_axis tensordot tile transpose tril triu var where"
 ).split():
     globals()[_name] = _function(_name)
-
-

@@ -26,7 +26,7 @@ class Graph:
 
     def launch(self, stream: Any = None) -> None:
         """Do everything that was captured, in the same order."""
-        for what, action, blocks in self._work:
+        for what, _, blocks in self._work:
             if any(reference() is None for reference in blocks):
                 raise RuntimeError(f"Graph.launch: {what} uses an array that has been freed since it was captured")
         for _, action, _ in self._work:

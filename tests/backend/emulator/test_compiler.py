@@ -47,7 +47,9 @@ def test_workers_that_build_the_same_file_at_once_do_not_disturb_each_other(empt
     )
     folder = Path(__file__).parents[3]
     workers = [
-        subprocess.Popen([sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": str(folder)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": str(folder)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
         for _ in range(2)
     ]
     assert [worker.communicate()[0].strip() for worker in workers] == ["12.0"] * 2

@@ -27,7 +27,10 @@ def launch(name: str, *arguments, block: int = 32, grid: int = 1, shared: int = 
         device.seconds = 0.2
         cp = cuda.array_module()
         numbers = np.arange(1, block + 1, dtype=np.float32)
-        given = [cp.asarray(numbers) if a is X else cp.zeros(block, np.float32) if a is Y else cp.asarray(a) if isinstance(a, np.ndarray) else a for a in arguments]
+        given = [
+            cp.asarray(numbers) if a is X else cp.zeros(block, np.float32) if a is Y else cp.asarray(a) if isinstance(a, np.ndarray) else a
+            for a in arguments
+        ]
         KERNELS.launch(name, grid, block, *given, shared=shared)
         return [a.get() for a in given if isinstance(a, cp.ndarray)]
 
@@ -43,10 +46,10 @@ def line_of(name: str, containing: str) -> int:
 # name: (arguments, launch options, exception, what the faulty line contains, what the message says)
 FOUND_BY_CHECK = {
     "sum_without_barrier": ((X, Y), {"block": 64}, faults.UninitialisedRead, "s[threadIdx.x] +=", "shared memory that nobody has written"),
-    "count_without_atomic": ((Y,), {}, faults.DataRace, "count += 1", r"thread \(1, 0, 0\): reads a word of static shared memory that thread \(0, 0, 0\)"),
+    "count_without_atomic": ((Y,), {}, faults.DataRace, "count += 1", r"\(1, 0, 0\): reads a word of static shared memory that thread \(0, 0, 0\)"),
     "count_between_blocks": ((Y,), {"grid": 2, "block": 1}, faults.DataRace, "out[0] += 1", "a thread of another block wrote"),
     "read_what_another_block_writes": (
-        (np.zeros(2, np.float32),), {"grid": 2, "block": 1}, faults.DataRace, "x[blockIdx.x] =", "a word of global memory that a thread of another block",
+        (np.zeros(2, np.float32),), {"grid": 2, "block": 1}, faults.DataRace, "x[blockIdx.x] =", "a word of global memory that a thread of another",
     ),
     "atomic_and_plain": ((Y,), {}, faults.DataRace, "atomicAdd", "writes|reads"),
     "pass_on_without_syncwarp": ((X, Y), {}, faults.UninitialisedRead, "y[threadIdx.x] =", "static shared memory that nobody has written"),
@@ -58,7 +61,7 @@ FOUND_BY_CHECK = {
     "past_dynamic_shared": ((Y,), {"shared": 128}, faults.OutOfBounds, "y[threadIdx.x] =", "byte 128 of dynamic shared memory"),
 }  # fmt: skip
 FOUND_BY_ALL_BUILDS = {
-    "barrier_for_some": ((Y,), {}, faults.BarrierFault, "__syncthreads", r"thread \(0, 0, 0\): waits at __syncthreads, but thread \(31, 0, 0\) has returned"),
+    "barrier_for_some": ((Y,), {}, faults.BarrierFault, "__syncthreads", r"\(0, 0, 0\): waits at __syncthreads, but thread \(31, 0, 0\) has"),
     "two_barriers": ((Y,), {}, faults.BarrierFault, "else\n        __syncthreads", "waits at the one of line"),
     "shuffle_by_half_a_warp": ((X, Y), {}, faults.BarrierFault, "__shfl", "for lane 16, which its mask 0xffffffff names, and that lane has returned"),
     "shuffle_without_oneself": ((X, Y), {}, faults.BarrierFault, "__shfl", "lane 16, which its own mask 0x0000ffff leaves out"),
