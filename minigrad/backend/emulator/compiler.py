@@ -18,6 +18,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -57,6 +58,8 @@ def cache_folder() -> Path:
 @functools.cache
 def _compiler() -> tuple[str, str]:
     """The C++ compiler's path and version. Raises RuntimeError where there is none."""
+    if sys.platform != "linux":
+        raise RuntimeError(f"the emulator needs Linux and g++; this is {sys.platform}")
     wanted = os.environ.get("CXX") or "g++"
     path = shutil.which(wanted)
     if path is None:
@@ -74,6 +77,7 @@ def _header_text() -> str:
 def _build(stem: str, text: str, sources: tuple[str, ...], flags: tuple[str, ...], after: tuple[str, ...] = ()) -> Path:
     """The library that `sources` make, from the cache or newly compiled. `text` is what they say; "-" among them is `text` itself."""
     compiler, version = _compiler()
+    flags = (*flags, *os.environ.get("CXXFLAGS", "").split())
     key = hashlib.sha256("\0".join([text, _header_text(), *flags, *after, version]).encode()).hexdigest()[:32]
     folder = cache_folder()
     library = folder / f"{stem}-{key}.so"

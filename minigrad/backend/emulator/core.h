@@ -7,6 +7,9 @@
 
 struct uint3 { unsigned x, y, z; };
 
+// A place in the source.
+struct Site { const char* file; int line; };
+
 // threadIdx, blockIdx, blockDim, gridDim of the thread that runs.
 struct Place { uint3 thread, block, block_size, grid_size; };
 
@@ -34,20 +37,20 @@ struct Launch {
 
 struct Report {
     int fault;                                   // a Fault
-    int line;                                    // in the .cu file, 0 where only the program counter is known
     uint3 block, thread;                         // who found it
-    const void *pc, *other_pc;                   // the access itself; for a race also the earlier one
+    const void *pc, *other_pc;                   // where in the code; for a race also the earlier access
     const void* address;                         // which memory
+    int line;                                    // the place in the source, 0 where it follows from pc alone
     char file[128];
     char text[512];
 };
 
 extern "C" {
 // --- what kernels call, by way of device.h
-void emulator_syncthreads(int line);
-uint64_t emulator_warp(int operation, int line, unsigned mask, int source_lane, uint64_t value);
+void emulator_syncthreads(Site site);
+uint64_t emulator_warp(int operation, Site site, unsigned mask, int source_lane, uint64_t value);
 void emulator_atomic(void* address, unsigned size, const void* pc);
-[[noreturn]] void emulator_assertion(const char* condition, const char* file, int line);
+[[noreturn]] void emulator_assertion(const char* condition, Site site);
 
 // --- what Python calls
 int emulator_launch(const Launch* launch, Report* report);   // the Fault
@@ -71,8 +74,8 @@ struct Now {
     bool active;                                 // inside a launch
 };
 extern Now now;
-[[noreturn]] void fault(Fault kind, const void* pc, const void* other_pc, const void* address, const char* format, ...);
-[[noreturn]] void fault_at(Fault kind, const char* file, int line, const char* format, ...);
+struct Where { const void* pc; Site site{}; const void *address = nullptr, *other_pc = nullptr; };   // as in Report
+[[noreturn]] void fault(Fault kind, const Where& where, const char* format, ...);
 const char* thread_name(unsigned warp, unsigned lane);      // "thread (5, 0, 0)"
 bool on_a_stack(uintptr_t address);
 

@@ -59,61 +59,63 @@ struct alignas(16) uint4 { unsigned x, y, z, w; };
 inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 
-// --- barriers, shuffles, votes: the line of the call comes along by itself
+// --- barriers, shuffles, votes: the place of the call comes along by itself
 
-#define __syncthreads() emulator_syncthreads(__LINE__)
-#define LINE int line = __builtin_LINE()
+#define __syncthreads() emulator_syncthreads({__FILE__, __LINE__})
+#define SITE Site site = Site{__builtin_FILE(), __builtin_LINE()}
+#define INLINE inline __attribute__((always_inline))   // so that a report leads to the caller
 
-inline void __syncwarp(unsigned mask = ~0u, LINE) { emulator_warp(kSync, line, mask, 0, 0); }
+INLINE void __syncwarp(unsigned mask = ~0u, SITE) { emulator_warp(kSync, site, mask, 0, 0); }
 
 template <class T>
-inline T emulator_shuffle(unsigned mask, T value, int source, int line)
+INLINE T emulator_shuffle(unsigned mask, T value, int source, Site site)
 {
     static_assert(sizeof(T) == 4 || sizeof(T) == 8, "shuffles move 4 or 8 bytes");
     uint64_t bits = 0;
     memcpy(&bits, &value, sizeof value);
-    bits = emulator_warp(kShuffle, line, mask, source, bits);
+    bits = emulator_warp(kShuffle, site, mask, source, bits);
     memcpy(&value, &bits, sizeof value);
     return value;
 }
 
 // A warp is cut into groups of `width` lanes; a lane whose source lies outside its group keeps its own value.
-inline int emulator_lane() { return (threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z)) % 32; }
-inline int emulator_source(int source, bool inside) { return inside ? source : emulator_lane(); }
+INLINE int emulator_lane() { return (threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z)) % 32; }
+INLINE int emulator_source(int source, bool inside) { return inside ? source : emulator_lane(); }
 
 template <class T>
-inline T __shfl_sync(unsigned mask, T value, int from, int width = 32, LINE)
+INLINE T __shfl_sync(unsigned mask, T value, int from, int width = 32, SITE)
 {
-    return emulator_shuffle(mask, value, (emulator_lane() & -width) + (from & (width - 1)), line);
+    return emulator_shuffle(mask, value, (emulator_lane() & -width) + (from & (width - 1)), site);
 }
 template <class T>
-inline T __shfl_up_sync(unsigned mask, T value, unsigned by, int width = 32, LINE)
+INLINE T __shfl_up_sync(unsigned mask, T value, unsigned by, int width = 32, SITE)
 {
     const int lane = emulator_lane();
-    return emulator_shuffle(mask, value, emulator_source(lane - int(by), (lane & (width - 1)) >= int(by)), line);
+    return emulator_shuffle(mask, value, emulator_source(lane - int(by), (lane & (width - 1)) >= int(by)), site);
 }
 template <class T>
-inline T __shfl_down_sync(unsigned mask, T value, unsigned by, int width = 32, LINE)
+INLINE T __shfl_down_sync(unsigned mask, T value, unsigned by, int width = 32, SITE)
 {
     const int lane = emulator_lane();
-    return emulator_shuffle(mask, value, emulator_source(lane + int(by), (lane & (width - 1)) + int(by) < width), line);
+    return emulator_shuffle(mask, value, emulator_source(lane + int(by), (lane & (width - 1)) + int(by) < width), site);
 }
 template <class T>
-inline T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32, LINE)
+INLINE T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32, SITE)
 {
     const int lane = emulator_lane();
-    return emulator_shuffle(mask, value, emulator_source(lane ^ bits, (lane ^ bits) < (lane & -width) + width), line);
+    return emulator_shuffle(mask, value, emulator_source(lane ^ bits, (lane ^ bits) < (lane & -width) + width), site);
 }
-inline unsigned __ballot_sync(unsigned mask, int predicate, LINE) { return emulator_warp(kVote, line, mask, 0, predicate != 0); }
-inline int __any_sync(unsigned mask, int predicate, LINE) { return emulator_warp(kVote, line, mask, 0, predicate != 0) != 0; }
-inline int __all_sync(unsigned mask, int predicate, LINE) { return emulator_warp(kVote, line, mask, 0, predicate == 0) == 0; }
-#undef LINE
+INLINE unsigned __ballot_sync(unsigned mask, int predicate, SITE) { return emulator_warp(kVote, site, mask, 0, predicate != 0); }
+INLINE int __any_sync(unsigned mask, int predicate, SITE) { return emulator_warp(kVote, site, mask, 0, predicate != 0) != 0; }
+INLINE int __all_sync(unsigned mask, int predicate, SITE) { return emulator_warp(kVote, site, mask, 0, predicate == 0) == 0; }
+#undef SITE
+#undef INLINE
 
 inline void __threadfence() {}
 inline void __threadfence_block() {}
 
 #undef assert
-#define assert(condition) ((condition) ? void() : emulator_assertion(#condition, __FILE__, __LINE__))
+#define assert(condition) ((condition) ? void() : emulator_assertion(#condition, {__FILE__, __LINE__}))
 
 // --- atomics: threads take turns on one processor, so a plain update is one. The checker is told, instead of seeing a read and a write.
 

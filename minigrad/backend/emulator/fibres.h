@@ -14,11 +14,15 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
+#if defined(__x86_64__) && !defined(EMULATOR_UCONTEXT)   // the tests ask for the other way
+#define EMULATOR_SWITCH
+#endif
+
 constexpr size_t kStack = 256 * 1024;
 
 struct Fibre {
     char* stack = nullptr;      // nullptr: the host's own stack
-#ifdef __x86_64__
+#ifdef EMULATOR_SWITCH
     void* sp = nullptr;
 #else
     ucontext_t context;
@@ -26,7 +30,7 @@ struct Fibre {
     void* fake_stack = nullptr;
 };
 
-#ifdef __x86_64__
+#ifdef EMULATOR_SWITCH
 // Saves the registers that a function must keep, stores the stack pointer in *save, and takes up the other stack where it was left.
 extern "C" void emulator_switch(void** save, void* to);
 asm(R"(
@@ -65,7 +69,7 @@ inline void prepare(Fibre& fibre, void (*entry)())
 #ifdef EMULATOR_ADDRESS
     __asan_unpoison_memory_region(fibre.stack, kStack);
 #endif
-#ifdef __x86_64__
+#ifdef EMULATOR_SWITCH
     static unsigned made;                        // tops of stacks at the same place of a page would share one line of the processor's cache
     void** top = reinterpret_cast<void**>(fibre.stack + kStack - made++ % 60 * 1088);
     for (int k = 1; k <= 8; k++) top[-k] = nullptr;   // the six registers, and a return address for `entry`, which never returns
@@ -113,7 +117,7 @@ inline void stack_has_changed(Fibre& self)
 inline void switch_fibre(Fibre& from, Fibre& to, bool abandon = false)
 {
     stack_will_change(from, to, abandon);
-#ifdef __x86_64__
+#ifdef EMULATOR_SWITCH
     emulator_switch(&from.sp, to.sp);
 #else
     swapcontext(&from.context, &to.context);

@@ -52,8 +52,8 @@ class _Launch(ctypes.Structure):
 
 class _Report(ctypes.Structure):
     _fields_ = (
-        ("fault", ctypes.c_int), ("line", ctypes.c_int), ("block", _Uint3), ("thread", _Uint3), ("pc", ctypes.c_void_p),
-        ("other_pc", ctypes.c_void_p), ("address", ctypes.c_void_p), ("file", ctypes.c_char * 128), ("text", ctypes.c_char * 512),
+        ("fault", ctypes.c_int), ("block", _Uint3), ("thread", _Uint3), ("pc", ctypes.c_void_p), ("other_pc", ctypes.c_void_p),
+        ("address", ctypes.c_void_p), ("line", ctypes.c_int), ("file", ctypes.c_char * 128), ("text", ctypes.c_char * 512),
     )  # fmt: skip
 
 
@@ -183,7 +183,9 @@ class Function:
     # --- reports
 
     def _fault(self, report: _Report, values: Sequence[Any]) -> faults.KernelFault:
-        trace = ((report.file.decode() or f"{self.library.source.name}.cu", report.line),) if report.line else self._lines(report.pc)
+        trace, site = self._lines(report.pc), (report.file.decode(), report.line)
+        if report.line and site not in trace:
+            trace = (site, *trace)
         block, thread = ((p.x, p.y, p.z) for p in (report.block, report.thread))
         text = f"{self.name}, block {block}, thread {thread}: {report.text.decode(errors='replace')}"
         if report.other_pc:

@@ -54,6 +54,7 @@ Region dynamic_shared{"dynamic shared memory", 0, 0, nullptr, nullptr, true};
 Region static_shared{"static shared memory", 0, 0, nullptr, nullptr, true};
 const Launch* launch;
 uintptr_t library, library_size;
+size_t dynamic_used;                             // bytes of dynamic shared memory that this launch has, or the one before
 uint64_t accesses;
 timespec launched;
 
@@ -103,7 +104,8 @@ char* emulator_arena(size_t bytes)
                          watch(static_shared, nullptr, kMostStatic);   // where that one lies depends on the kernel
     if (!memory || !emulator_dynamic_shared || !watched) return nullptr;
 #ifdef EMULATOR_ADDRESS
-    __asan_poison_memory_region(reinterpret_cast<void*>(arena.base), bytes);
+    __asan_poison_memory_region(memory, bytes);
+    __asan_poison_memory_region(emulator_dynamic_shared, kMostDynamic);
 #endif
     return memory;
 }
@@ -118,7 +120,8 @@ void memory_begin_launch(const Launch& the_launch)
     library = reinterpret_cast<uintptr_t>(launch->library->begin), library_size = launch->library->end - launch->library->begin;
     accesses = 0;
     clock_gettime(CLOCK_MONOTONIC, &launched);
-    set_state(dynamic_shared, 0, kMostDynamic, kUnallocated);
+    set_state(dynamic_shared, 0, dynamic_used, kUnallocated);
+    dynamic_used = launch->dynamic_bytes;
     static_shared.base = reinterpret_cast<uintptr_t>(launch->library->shared_begin);
     static_shared.size = launch->library->shared_end - launch->library->shared_begin;
 }
@@ -153,7 +156,7 @@ inline bool unordered(const Access& earlier, const Region& region)
 {
     const char* who = earlier.epoch < now.block_epoch ? "a thread of another block" : earlier.lane == kSeveral ? "other threads"
                                                                                   : thread_name(earlier.warp, earlier.lane);
-    fault(kRace, pc, reinterpret_cast<const void*>(library + earlier.pc), reinterpret_cast<const void*>(address),
+    fault(kRace, {pc, {}, reinterpret_cast<const void*>(address), reinterpret_cast<const void*>(library + earlier.pc)},
           "%s a word of %s that %s %s, with no barrier between", use & kWrite ? "writes" : "reads", region.name, who, earlier_use);
 }
 
@@ -190,9 +193,9 @@ inline void check_word(Region& region, size_t word, unsigned first, unsigned cou
     const void* pointer = reinterpret_cast<const void*>(address);
     for (unsigned k = 0; k < count; k++) {
         if (states[k] != kAllocated && states[k] != kWritten)
-            fault(kOutOfBounds, pc, nullptr, pointer, "%s %s, where no array is%s", use & kWrite ? "writes to" : "reads from", region.name,
+            fault(kOutOfBounds, {pc, {}, pointer}, "%s %s, where no array is%s", use & kWrite ? "writes to" : "reads from", region.name,
                   states[k] == kFreed ? " any more: it was freed" : "");
-        if (use & kRead && states[k] != kWritten) fault(kUninitialised, pc, nullptr, pointer, "reads %s that nobody has written", region.name);
+        if (use & kRead && states[k] != kWritten) fault(kUninitialised, {pc, {}, pointer}, "reads %s that nobody has written", region.name);
         if (use & kWrite) states[k] = kWritten;
     }
 
@@ -216,7 +219,7 @@ void out_of_time(const void* pc)
     timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     const double seconds = t.tv_sec - launched.tv_sec + 1e-9 * (t.tv_nsec - launched.tv_nsec);
-    if (seconds > launch->seconds) fault(kTime, pc, nullptr, nullptr, "still runs after %.0f seconds; does it wait for another block?", seconds);
+    if (seconds > launch->seconds) fault(kTime, {pc}, "still runs after %.0f seconds; does it wait for another block?", seconds);
 }
 
 inline void check(const void* pointer, size_t size, Use use, const void* pc)
@@ -228,7 +231,7 @@ inline void check(const void* pointer, size_t size, Use use, const void* pc)
         if (address - candidate->base < candidate->size) region = candidate;
     if (!region) {
         if (on_a_stack(address) || address - library < library_size) return;   // local and constant arrays: undefined.cpp sees their bounds
-        fault(kOutOfBounds, pc, nullptr, pointer, "%s address %p, where no array is", use & kWrite ? "writes to" : "reads from", pointer);
+        fault(kOutOfBounds, {pc, {}, pointer}, "%s address %p, where no array is", use & kWrite ? "writes to" : "reads from", pointer);
     }
     if ((++accesses & 0xFFFFF) == 0) out_of_time(pc);
     for (size_t at = address - region->base, end = at + size; at < end;) {
@@ -292,7 +295,7 @@ void raise_recorded()
 {
     if (!recorded) return;
     recorded = false;
-    fault(kOutOfBounds, recorded_pc, nullptr, recorded_address, "%s", recorded_text);
+    fault(kOutOfBounds, {recorded_pc, {}, recorded_address}, "%s", recorded_text);
 }
 
 #else

@@ -29,7 +29,8 @@ struct Thread {
     uint3 index;                  // threadIdx
     Doing doing;
     Fibre* fibre;                 // where it waits
-    int line;                     // of the barrier it waits at
+    Site site;                    // of the barrier it waits at
+    const void* pc;
     // what a lane brings to a warp's barrier, and what it takes away
     int operation;
     unsigned mask;
@@ -79,6 +80,8 @@ Fibre* idle_fibre()
     return fibre;
 }
 
+bool same(const Site& a, const Site& b) { return a.line == b.line && (a.file == b.file || !strcmp(a.file, b.file)); }
+
 // All threads that have not returned wait. Open the block's barrier if they all wait there; report what keeps it shut.
 void open_block_barrier()
 {
@@ -89,21 +92,21 @@ void open_block_barrier()
         const unsigned number = &thread - threads.data(), warp = number / 32;
         const unsigned missing = __builtin_ctz(thread.mask & ~warps[warp].arrived);
         const Thread& absent = threads[warp * 32 + missing];
-        const std::string there = absent.doing == Doing::kReturned ? "has returned" : "waits at line " + std::to_string(absent.line);
+        const std::string there = absent.doing == Doing::kReturned ? "has returned" : "waits at line " + std::to_string(absent.site.line);
         emulator_place.thread = thread.index;
-        fault_at(kBarrier, nullptr, thread.line, "waits at line %d for lane %u, which its mask 0x%08x names, and that lane %s", thread.line, missing,
-                 thread.mask, there.c_str());
+        fault(kBarrier, {thread.pc, thread.site}, "waits for lane %u, which its mask 0x%08x names, and that lane %s", missing, thread.mask,
+              there.c_str());
     }
     for (const Thread& thread : threads) {
         if (thread.doing != Doing::kAtBlockBarrier) continue;
         emulator_place.thread = thread.index;
         if (returned)
-            fault_at(kBarrier, nullptr, thread.line, "waits at __syncthreads, but thread (%u, %u, %u) has returned", returned->index.x,
-                     returned->index.y, returned->index.z);
+            fault(kBarrier, {thread.pc, thread.site}, "waits at __syncthreads, but thread (%u, %u, %u) has returned", returned->index.x,
+                  returned->index.y, returned->index.z);
         if (!waiting) waiting = &thread;
-        if (thread.line != waiting->line)
-            fault_at(kBarrier, nullptr, thread.line, "waits at this __syncthreads, but thread (%u, %u, %u) waits at the one of line %d",
-                     waiting->index.x, waiting->index.y, waiting->index.z, waiting->line);
+        if (!same(thread.site, waiting->site))
+            fault(kBarrier, {thread.pc, thread.site}, "waits at this __syncthreads, but thread (%u, %u, %u) waits at the one of %s:%d",
+                  waiting->index.x, waiting->index.y, waiting->index.z, waiting->site.file, waiting->site.line);
     }
     if (!waiting) return;
     now.epoch++;
@@ -146,10 +149,10 @@ void run_threads()
     }
 }
 
-void wait_as(Doing doing, int line)
+void wait_as(Doing doing, Site site, const void* pc)
 {
     Thread& me = threads[current];
-    me.doing = doing, me.line = line;
+    me.doing = doing, me.site = site, me.pc = pc;
     hand_over(me.fibre);
 }
 
@@ -183,31 +186,33 @@ void run_block()
 
 // --- barriers
 
-void emulator_syncthreads(int line)
+void emulator_syncthreads(Site site)
 {
     raise_recorded();
-    wait_as(Doing::kAtBlockBarrier, line);
+    wait_as(Doing::kAtBlockBarrier, site, __builtin_return_address(0));
 }
 
 // A barrier of the lanes in `mask`. The lane that comes last hands every lane its result and goes on; the others are ready then.
-uint64_t emulator_warp(int operation, int line, unsigned mask, int source_lane, uint64_t value)
+uint64_t emulator_warp(int operation, Site site, unsigned mask, int source_lane, uint64_t value)
 {
     raise_recorded();
+    const void* pc = __builtin_return_address(0);
     Thread& me = threads[current];
     Warp& warp = warps[now.warp];
     Thread* lanes = &threads[now.warp * 32];
     mask &= warp.lanes;
-    if (!(mask >> now.lane & 1)) fault_at(kBarrier, nullptr, line, "is lane %u, which its own mask 0x%08x leaves out", now.lane, mask);
+    if (!(mask >> now.lane & 1)) fault(kBarrier, {pc, site}, "is lane %u, which its own mask 0x%08x leaves out", now.lane, mask);
     for (unsigned rest = warp.arrived; rest; rest &= rest - 1) {
         const unsigned k = __builtin_ctz(rest);
-        if ((lanes[k].mask >> now.lane & 1 || mask >> k & 1) && (lanes[k].mask != mask || lanes[k].line != line || lanes[k].operation != operation))
-            fault_at(kBarrier, nullptr, line, "is at line %d with mask 0x%08x, while lane %u of its warp is at line %d with mask 0x%08x", line, mask,
-                     k, lanes[k].line, lanes[k].mask);
+        const bool meant = lanes[k].mask >> now.lane & 1 || mask >> k & 1;
+        if (meant && (lanes[k].mask != mask || lanes[k].operation != operation || !same(lanes[k].site, site)))
+            fault(kBarrier, {pc, site}, "is here with mask 0x%08x, while lane %u of its warp waits at %s:%d with mask 0x%08x", mask, k,
+                  lanes[k].site.file, lanes[k].site.line, lanes[k].mask);
     }
-    me.line = line, me.operation = operation, me.mask = mask, me.source_lane = source_lane, me.value = value;
+    me.operation = operation, me.mask = mask, me.source_lane = source_lane, me.value = value;
     warp.arrived |= 1u << now.lane;
     if ((warp.arrived & mask) != mask) {
-        wait_as(Doing::kAtWarpBarrier, line);
+        wait_as(Doing::kAtWarpBarrier, site, pc);
         return me.result;
     }
 
@@ -227,39 +232,24 @@ uint64_t emulator_warp(int operation, int line, unsigned mask, int source_lane, 
 
 // --- faults
 
-namespace {
-
-[[noreturn]] void stop(Fault kind, const char* format, va_list values)
+// Notes the fault for Python and leaves the launch: kernels own nothing, so the stacks of all threads can be forgotten.
+void fault(Fault kind, const Where& where, const char* format, ...)
 {
     report->fault = kind;
-    report->block = emulator_place.block;
-    report->thread = emulator_place.thread;
+    report->block = emulator_place.block, report->thread = emulator_place.thread;
+    report->pc = where.pc, report->other_pc = where.other_pc, report->address = where.address;
+    report->line = where.site.line;
+    snprintf(report->file, sizeof report->file, "%s", where.site.file ? where.site.file : "");
+    va_list values;
+    va_start(values, format);
     vsnprintf(report->text, sizeof report->text, format, values);
+    va_end(values);
     Fibre abandoned;
-    switch_fibre(abandoned, host, true);                          // kernels own nothing, so their stacks can be forgotten
+    switch_fibre(abandoned, host, true);
     abort();
 }
 
-}  // namespace
-
-void fault(Fault kind, const void* pc, const void* other_pc, const void* address, const char* format, ...)
-{
-    report->pc = pc, report->other_pc = other_pc, report->address = address;
-    va_list values;
-    va_start(values, format);
-    stop(kind, format, values);
-}
-
-void fault_at(Fault kind, const char* file, int line, const char* format, ...)
-{
-    if (file) snprintf(report->file, sizeof report->file, "%s", file);
-    report->line = line;
-    va_list values;
-    va_start(values, format);
-    stop(kind, format, values);
-}
-
-void emulator_assertion(const char* condition, const char* file, int line) { fault_at(kAssertion, file, line, "assert(%s) fails", condition); }
+void emulator_assertion(const char* condition, Site site) { fault(kAssertion, {__builtin_return_address(0), site}, "assert(%s) fails", condition); }
 
 const char* thread_name(unsigned warp, unsigned lane)
 {

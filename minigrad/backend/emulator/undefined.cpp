@@ -11,7 +11,7 @@
 
 namespace {
 
-struct Location { const char* file; unsigned line, column; };
+struct Location { const char* file; int line, column; };
 struct Type { uint16_t kind, info; char name[1]; };          // kind 0: integer, the lowest bit of info says whether it is signed
 
 struct Typed { Location location; const Type* type; };
@@ -28,7 +28,8 @@ long long number(const Type* type, uintptr_t value)           // values of up to
     return static_cast<long long>(value << shift) >> shift;
 }
 
-#define RAISE(data, ...) fault_at(kUndefined, (data)->location.file, (data)->location.line, __VA_ARGS__)
+#define RAISE_AT(location, ...) fault(kUndefined, {__builtin_return_address(0), {(location).file, (location).line}}, __VA_ARGS__)
+#define RAISE(data, ...) RAISE_AT((data)->location, __VA_ARGS__)
 
 }  // namespace
 
@@ -71,11 +72,11 @@ void __ubsan_handle_shift_out_of_bounds(Shift* data, uintptr_t x, uintptr_t y)
 }
 
 void __ubsan_handle_load_invalid_value(Typed* data, uintptr_t value) { RAISE(data, "the value %zu is no %s", size_t(value), data->type->name); }
-void __ubsan_handle_pointer_overflow(Location* data, uintptr_t, uintptr_t) { fault_at(kUndefined, data->file, data->line, "a pointer wraps around"); }
+void __ubsan_handle_pointer_overflow(Location* data, uintptr_t, uintptr_t) { RAISE_AT(*data, "a pointer wraps around"); }
 void __ubsan_handle_vla_bound_not_positive(Typed* data, uintptr_t) { RAISE(data, "an array has no positive length"); }
 void __ubsan_handle_nonnull_arg(Typed* data) { RAISE(data, "a null pointer is passed where none may be"); }
 void __ubsan_handle_float_cast_overflow(Cast* data, uintptr_t) { RAISE(data, "a %s does not fit in %s", data->from->name, data->to->name); }
-void __ubsan_handle_builtin_unreachable(Location* data) { fault_at(kUndefined, data->file, data->line, "reaches what cannot be reached"); }
-void __ubsan_handle_missing_return(Location* data) { fault_at(kUndefined, data->file, data->line, "a function ends without returning its value"); }
+void __ubsan_handle_builtin_unreachable(Location* data) { RAISE_AT(*data, "reaches what cannot be reached"); }
+void __ubsan_handle_missing_return(Location* data) { RAISE_AT(*data, "a function ends without returning its value"); }
 
 }

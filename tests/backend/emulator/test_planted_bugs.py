@@ -62,8 +62,8 @@ FOUND_BY_CHECK = {
 }  # fmt: skip
 FOUND_BY_ALL_BUILDS = {
     "barrier_for_some": ((Y,), {}, faults.BarrierFault, "__syncthreads", r"\(0, 0, 0\): waits at __syncthreads, but thread \(31, 0, 0\) has"),
-    "two_barriers": ((Y,), {}, faults.BarrierFault, "else\n        __syncthreads", "waits at the one of line"),
-    "shuffle_by_half_a_warp": ((X, Y), {}, faults.BarrierFault, "__shfl", "for lane 16, which its mask 0xffffffff names, and that lane has returned"),
+    "two_barriers": ((Y,), {}, faults.BarrierFault, "else\n        __syncthreads", r"waits at the one of planted_bugs.cu:\d+"),
+    "shuffle_by_half_a_warp": ((X, Y), {}, faults.BarrierFault, "__shfl", "waits for lane 16, which its mask 0xffffffff names, and that lane has returned"),
     "shuffle_without_oneself": ((X, Y), {}, faults.BarrierFault, "__shfl", "lane 16, which its own mask 0x0000ffff leaves out"),
     "assertion": ((Y, 4), {}, faults.AssertionFailed, "assert(n", r"assert\(n < 4\) fails"),
 }  # fmt: skip
