@@ -62,10 +62,10 @@ inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return
 // --- barriers, shuffles, votes: the place of the call comes along by itself
 
 #define __syncthreads() emulator_syncthreads({__FILE__, __LINE__})
-#define SITE Site site = Site{__builtin_FILE(), __builtin_LINE()}
+#define SITE const char* file = __builtin_FILE(), int line = __builtin_LINE()
 #define INLINE inline __attribute__((always_inline))   // so that a report leads to the caller
 
-INLINE void __syncwarp(unsigned mask = ~0u, SITE) { emulator_warp(kSync, site, mask, 0, 0); }
+INLINE void __syncwarp(unsigned mask = ~0u, SITE) { emulator_warp(kSync, {file, line}, mask, 0, 0); }
 
 template <class T>
 INLINE T emulator_shuffle(unsigned mask, T value, int source, Site site)
@@ -85,29 +85,29 @@ INLINE int emulator_source(int source, bool inside) { return inside ? source : e
 template <class T>
 INLINE T __shfl_sync(unsigned mask, T value, int from, int width = 32, SITE)
 {
-    return emulator_shuffle(mask, value, (emulator_lane() & -width) + (from & (width - 1)), site);
+    return emulator_shuffle(mask, value, (emulator_lane() & -width) + (from & (width - 1)), {file, line});
 }
 template <class T>
 INLINE T __shfl_up_sync(unsigned mask, T value, unsigned by, int width = 32, SITE)
 {
     const int lane = emulator_lane();
-    return emulator_shuffle(mask, value, emulator_source(lane - int(by), (lane & (width - 1)) >= int(by)), site);
+    return emulator_shuffle(mask, value, emulator_source(lane - int(by), (lane & (width - 1)) >= int(by)), {file, line});
 }
 template <class T>
 INLINE T __shfl_down_sync(unsigned mask, T value, unsigned by, int width = 32, SITE)
 {
     const int lane = emulator_lane();
-    return emulator_shuffle(mask, value, emulator_source(lane + int(by), (lane & (width - 1)) + int(by) < width), site);
+    return emulator_shuffle(mask, value, emulator_source(lane + int(by), (lane & (width - 1)) + int(by) < width), {file, line});
 }
 template <class T>
 INLINE T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32, SITE)
 {
     const int lane = emulator_lane();
-    return emulator_shuffle(mask, value, emulator_source(lane ^ bits, (lane ^ bits) < (lane & -width) + width), site);
+    return emulator_shuffle(mask, value, emulator_source(lane ^ bits, (lane ^ bits) < (lane & -width) + width), {file, line});
 }
-INLINE unsigned __ballot_sync(unsigned mask, int predicate, SITE) { return emulator_warp(kVote, site, mask, 0, predicate != 0); }
-INLINE int __any_sync(unsigned mask, int predicate, SITE) { return emulator_warp(kVote, site, mask, 0, predicate != 0) != 0; }
-INLINE int __all_sync(unsigned mask, int predicate, SITE) { return emulator_warp(kVote, site, mask, 0, predicate == 0) == 0; }
+INLINE unsigned __ballot_sync(unsigned mask, int predicate, SITE) { return emulator_warp(kVote, {file, line}, mask, 0, predicate != 0); }
+INLINE int __any_sync(unsigned mask, int predicate, SITE) { return emulator_warp(kVote, {file, line}, mask, 0, predicate != 0) != 0; }
+INLINE int __all_sync(unsigned mask, int predicate, SITE) { return emulator_warp(kVote, {file, line}, mask, 0, predicate == 0) == 0; }
 #undef SITE
 #undef INLINE
 

@@ -150,9 +150,10 @@ class Ufunc:
 
 
 for _name in (
-    "abs absolute add arccos arcsin arctan bitwise_and bitwise_or bitwise_xor ceil cos cosh divide equal exp expm1 floor floor_divide fmax fmin "
-    "greater greater_equal invert isfinite isinf isnan left_shift less less_equal log log1p log2 logical_and logical_not logical_or logical_xor matmul "
-    "maximum minimum multiply negative not_equal power reciprocal remainder right_shift rint sign sin sinh sqrt square subtract tan tanh true_divide trunc"
+    "abs absolute add arccos arcsin arctan bitwise_and bitwise_or bitwise_xor ceil cos cosh divide equal exp expm1 floor floor_divide fmax "
+    "fmin greater greater_equal invert isfinite isinf isnan left_shift less less_equal log log1p log2 logical_and logical_not logical_or logical_xor "
+    "matmul maximum minimum multiply negative not_equal power reciprocal remainder right_shift rint sign sin sinh sqrt square subtract "
+    "tan tanh true_divide trunc"
 ).split():
     globals()[_name] = Ufunc(getattr(np, _name))
 

@@ -60,6 +60,40 @@ __global__ void pass_on_with_syncwarp(const float* x, float* y)
     y[threadIdx.x] = s[31 - threadIdx.x];
 }
 
+__global__ void pass_on_between_warps_with_syncwarp(const float* x, float* y)
+{
+    __shared__ float s[64];
+    s[threadIdx.x] = x[threadIdx.x];
+    __syncwarp();
+    y[threadIdx.x] = s[threadIdx.x ^ 32];                             // of the other warp
+}
+
+__global__ void write_what_all_read(float* y)
+{
+    __shared__ float first;
+    if (threadIdx.x == 0) first = 1;
+    __syncthreads();
+    y[threadIdx.x] = first;
+    if (threadIdx.x == 31) first = 2;                                 // has everybody read it by now?
+}
+
+__global__ void write_what_another_block_has_read(float* x)           // two blocks of one thread
+{
+    const float v = x[0];
+    if (blockIdx.x == 1) x[0] = v + x[0];                             // this block has read it too
+}
+
+__global__ void write_the_same_byte(unsigned char* y) { y[threadIdx.x / 2] = threadIdx.x; }
+
+__global__ void two_shuffles(const float* x, float* y)
+{
+    const float v = x[threadIdx.x];
+    if (threadIdx.x < 16)
+        y[threadIdx.x] = __shfl_xor_sync(0xffffffff, v, 1);
+    else
+        y[threadIdx.x] = __shfl_xor_sync(0xffffffff, v, 2);
+}
+
 __global__ void barrier_for_some(float* y)
 {
     if (threadIdx.x < 16) __syncthreads();

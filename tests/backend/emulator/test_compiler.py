@@ -91,6 +91,23 @@ def test_a_fault_in_an_included_file_is_shown_with_both_lines(tmp_path):
     assert "page.cu:5:  y[0] = at(y, 2);" in str(caught.value)
 
 
+def test_a_barrier_in_an_included_file_is_shown_with_its_caller(tmp_path):
+    (tmp_path / "helper.cuh").write_text("__device__ float sum(float x)\n{\n    return x + __shfl_xor_sync(0xffffffff, x, 1);\n}\n")
+    (tmp_path / "page.cu").write_text('#include "helper.cuh"\n\n__global__ void page(float* y)\n{\n    if (threadIdx.x) y[0] = sum(y[0]);\n}\n')
+    with cuda.emulated(), pytest.raises(faults.BarrierFault) as caught:
+        cp = cuda.array_module()
+        cuda.Kernels(tmp_path / "page.cu").launch("page", 1, 32, cp.zeros(2, cp.float32))
+    assert caught.value.trace == (("helper.cuh", 3), ("page.cu", 5))
+
+
+def test_fibres_by_ucontext_work_as_well():
+    """What processors other than x86-64 use."""
+    file = Path(__file__).parent / "test_vocabulary.py"
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(file)]
+    done = subprocess.run(command, env=os.environ | {"CXXFLAGS": "-DEMULATOR_UCONTEXT"}, capture_output=True, text=True, cwd=file.parents[3])
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_the_address_build_needs_a_process_of_its_own():
     with cuda.emulated("plain"):
         pass

@@ -53,6 +53,12 @@ FOUND_BY_CHECK = {
     ),
     "atomic_and_plain": ((Y,), {}, faults.DataRace, "atomicAdd", "writes|reads"),
     "pass_on_without_syncwarp": ((X, Y), {}, faults.UninitialisedRead, "y[threadIdx.x] =", "static shared memory that nobody has written"),
+    "pass_on_between_warps_with_syncwarp": ((X, Y), {"block": 64}, faults.UninitialisedRead, "y[threadIdx.x] =", "static shared memory"),
+    "write_what_all_read": ((Y,), {}, faults.DataRace, "first = 2", "writes a word of static shared memory that other threads read"),
+    "write_what_another_block_has_read": (
+        (np.zeros(1, np.float32),), {"grid": 2, "block": 1}, faults.DataRace, "x[0] =", "writes a word of global memory that a thread of another b",
+    ),
+    "write_the_same_byte": ((np.zeros(16, np.uint8),), {}, faults.DataRace, "y[threadIdx.x / 2]", r"\(1, 0, 0\): writes a word .*\(0, 0, 0\)"),
     "shared_before_it_is_set": ((Y,), {}, faults.UninitialisedRead, "y[threadIdx.x] =", "static shared memory that nobody"),
     "read_past_the_end": ((X, Y), {}, faults.OutOfBounds, "{ y[", r"byte 128 of x \(argument 1\), which has 128 bytes"),
     "write_past_the_end": ((X, Y), {}, faults.OutOfBounds, "{ y[", r"thread \(31, 0, 0\): writes to .* byte 128 of y \(argument 2\)"),
@@ -63,8 +69,9 @@ FOUND_BY_CHECK = {
 FOUND_BY_ALL_BUILDS = {
     "barrier_for_some": ((Y,), {}, faults.BarrierFault, "__syncthreads", r"\(0, 0, 0\): waits at __syncthreads, but thread \(31, 0, 0\) has"),
     "two_barriers": ((Y,), {}, faults.BarrierFault, "else\n        __syncthreads", r"waits at the one of planted_bugs.cu:\d+"),
-    "shuffle_by_half_a_warp": ((X, Y), {}, faults.BarrierFault, "__shfl", "waits for lane 16, which its mask 0xffffffff names, and that lane has returned"),
+    "shuffle_by_half_a_warp": ((X, Y), {}, faults.BarrierFault, "__shfl", "for lane 16, which its mask 0xffffffff names, and that lane has"),
     "shuffle_without_oneself": ((X, Y), {}, faults.BarrierFault, "__shfl", "lane 16, which its own mask 0x0000ffff leaves out"),
+    "two_shuffles": ((X, Y), {}, faults.BarrierFault, "v, 2)", r"is here with mask 0xf*, while lane 0 of its warp waits at planted_bugs.cu:\d+"),
     "assertion": ((Y, 4), {}, faults.AssertionFailed, "assert(n", r"assert\(n < 4\) fails"),
 }  # fmt: skip
 FOUND_BY_CHECK_AND_ADDRESS = {
@@ -136,11 +143,21 @@ def test_waiting_for_another_block_ends():
         launch("wait_for_another_block", np.zeros(1, np.int32), Y, grid=2, block=1)
 
 
-@pytest.mark.skipif(BUILD != "check", reason="the check build knows what is written")
-def test_memory_that_nobody_has_written_is_found_in_every_order():
-    for order, kind in [("ascending", faults.UninitialisedRead), ("descending", faults.DataRace)]:
-        with pytest.raises(kind):
-            launch("sum_without_barrier", X, Y, block=64, orders=(order,))
+@pytest.mark.skipif(BUILD != "check", reason="the check build knows who has written and read")
+@pytest.mark.parametrize(
+    ("name", "order", "exception"),
+    [
+        ("sum_without_barrier", "descending", faults.DataRace),
+        ("pass_on_without_syncwarp", "descending", faults.UninitialisedRead),
+        ("write_what_all_read", "descending", faults.DataRace),
+        ("write_what_another_block_has_read", "descending", faults.DataRace),
+        ("count_without_atomic", "shuffled", faults.DataRace),
+    ],
+)
+def test_is_found_in_another_order_too(name, order, exception):
+    arguments, options, *_ = TABLE[name]
+    with pytest.raises(exception):
+        launch(name, *arguments, **options, orders=(order,))
 
 
 def test_an_array_that_was_freed_is_not_read():
