@@ -68,6 +68,8 @@ def test_a_file_without_the_kernels_it_should_have(compiler):
     source = parse("page", "__global__ void page(float* y) { y[0] = 1; }")
     with pytest.raises(CompileError, match="there is no kernel in it"):
         compiler(Source("page", source.text, {}), "sm_80")
+    with pytest.raises(CompileError, match="other"):
+        compiler(Source("page", source.text, {**source.kernels, "other": source.kernels["page"]}), "sm_80")
 
 
 @pytest.mark.parametrize("name", ["INFINITY", "INT_MAX", "M_PI", "std::max(y[0], y[1])", "FLT_MAX"])

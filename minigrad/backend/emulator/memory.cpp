@@ -182,7 +182,10 @@ inline void note_read(Access& readers, const Region& region, Access me)
 // The running thread has written.
 inline void note_write(Access& writer, Access me)
 {
-    if (writer.epoch == me.epoch && writer.warp == me.warp && writer.lane == me.lane) me.bytes |= writer.bytes;
+    if (writer.epoch == me.epoch && writer.warp == me.warp && writer.lane == me.lane) {
+        me.bytes |= writer.bytes;
+        if (writer.warp_epoch == me.warp_epoch) me.atomic &= writer.atomic;    // a plain write followed by an atomic one is still unprotected
+    }
     writer = me;
 }
 

@@ -77,6 +77,43 @@ __global__ void write_what_all_read(float* y)
     if (threadIdx.x == 31) first = 2;                                 // has everybody read it by now?
 }
 
+__global__ void write_what_another_warp_has_read(float* y)           // two warps
+{
+    __shared__ float first;
+    if (threadIdx.x == 0) first = 1;
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) y[threadIdx.x] = first;                // a lane of each
+    if (threadIdx.x == 32) first = 2;
+}
+
+__global__ void read_what_another_warp_writes(float* y)              // two warps
+{
+    __shared__ float first;
+    if (threadIdx.x == 0) first = 1;
+    __syncthreads();
+    if (threadIdx.x == 0) first = 2;
+    if (threadIdx.x >= 32) {
+        __syncwarp();                                                 // orders the second warp, not the two
+        y[threadIdx.x] = first;
+    }
+}
+
+__global__ void pass_on_by_half_a_warp(float* y)
+{
+    __shared__ float s[32];
+    s[threadIdx.x] = 0;
+    __syncthreads();
+    if (threadIdx.x < 16) s[threadIdx.x] = 1;
+    __syncwarp(threadIdx.x < 16 ? 0x0000ffff : 0xffff0000);           // each half for itself
+    if (threadIdx.x >= 16) y[threadIdx.x] = s[31 - threadIdx.x];
+}
+
+__global__ void set_and_count(float* out)
+{
+    if (threadIdx.x == 0) out[0] = 5;
+    atomicAdd(&out[0], 1.0f);
+}
+
 __global__ void write_what_another_block_has_read(float* x)           // two blocks of one thread
 {
     const float v = x[0];
@@ -92,6 +129,11 @@ __global__ void two_shuffles(const float* x, float* y)
         y[threadIdx.x] = __shfl_xor_sync(0xffffffff, v, 1);
     else
         y[threadIdx.x] = __shfl_xor_sync(0xffffffff, v, 2);
+}
+
+__global__ void two_masks(const float* x, float* y)
+{
+    y[threadIdx.x] = __shfl_xor_sync(threadIdx.x < 16 ? 0xffffffff : 0xffff0000, x[threadIdx.x], 1);
 }
 
 __global__ void barrier_for_some(float* y)

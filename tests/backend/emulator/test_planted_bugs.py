@@ -55,6 +55,10 @@ FOUND_BY_CHECK = {
     "pass_on_without_syncwarp": ((X, Y), {}, faults.UninitialisedRead, "y[threadIdx.x] =", "static shared memory that nobody has written"),
     "pass_on_between_warps_with_syncwarp": ((X, Y), {"block": 64}, faults.UninitialisedRead, "y[threadIdx.x] =", "static shared memory"),
     "write_what_all_read": ((Y,), {}, faults.DataRace, "first = 2", "writes a word of static shared memory that other threads read"),
+    "write_what_another_warp_has_read": ((Y,), {"block": 64}, faults.DataRace, "first = 2", r"\(32, 0, 0\): writes .* that other threads read"),
+    "read_what_another_warp_writes": ((Y,), {"block": 64}, faults.DataRace, "] = first", r"\(63, 0, 0\): reads .* thread \(0, 0, 0\) wrote"),
+    "pass_on_by_half_a_warp": ((Y,), {}, faults.DataRace, "s[31 -", r"\(31, 0, 0\): reads .* thread \(0, 0, 0\) wrote"),
+    "set_and_count": ((Y,), {}, faults.DataRace, "atomicAdd", r"\(1, 0, 0\): writes .* thread \(0, 0, 0\)"),
     "write_what_another_block_has_read": (
         (np.zeros(1, np.float32),), {"grid": 2, "block": 1}, faults.DataRace, "x[0] =", "writes a word of global memory that a thread of another b",
     ),
@@ -72,6 +76,7 @@ FOUND_BY_ALL_BUILDS = {
     "shuffle_by_half_a_warp": ((X, Y), {}, faults.BarrierFault, "__shfl", "for lane 16, which its mask 0xffffffff names, and that lane has"),
     "shuffle_without_oneself": ((X, Y), {}, faults.BarrierFault, "__shfl", "lane 16, which its own mask 0x0000ffff leaves out"),
     "two_shuffles": ((X, Y), {}, faults.BarrierFault, "v, 2)", r"is here with mask 0xf*, while lane 0 of its warp waits at planted_bugs.cu:\d+"),
+    "two_masks": ((X, Y), {}, faults.BarrierFault, "__shfl", "with mask 0xffff0000, while lane 0 of its warp waits at .* with mask 0xffffffff"),
     "assertion": ((Y, 4), {}, faults.AssertionFailed, "assert(n", r"assert\(n < 4\) fails"),
 }  # fmt: skip
 FOUND_BY_CHECK_AND_ADDRESS = {
