@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +20,7 @@ from minigrad.backend.emulator.launch import ORDERS
 from minigrad.fused.gelu import gelu
 from minigrad.fused.layer_norm import layer_norm
 from minigrad.op import Fused
+from tests.backend.emulator.in_a_process import run_tests
 from tests.support import RELATIVE, assert_close, rng
 
 FOLDER = Path(minigrad.__file__).parent / "fused"
@@ -146,6 +145,4 @@ def test_other_dtypes_are_refused():
 
 @pytest.mark.skipif("MINIGRAD_EMULATOR" in os.environ, reason="runs in the process that this test starts")
 def test_the_same_under_address_sanitizer():
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
-    done = subprocess.run(command, env=os.environ | {"MINIGRAD_EMULATOR": "address"}, capture_output=True, text=True, cwd=Path(__file__).parents[2])
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_tests(__file__, MINIGRAD_EMULATOR="address")

@@ -113,8 +113,8 @@ class ndarray(NDArrayOperatorsMixin):
         from minigrad.backend.emulator import standin
 
         ours = getattr(standin, ufunc.__name__, None)
-        if ours is None or method not in ("__call__", "at", "reduce"):
-            return NotImplemented
+        if ours is None or method not in ("__call__", "at", "reduce") or not all(isinstance(x, _OPERANDS) for x in inputs):
+            return NotImplemented  # also np.add.at(x, (i, j), y); add.at of the module itself takes the tuple, as CuPy's does
         if out:
             options["out"] = out[0]
             if type(out[0]) is np.ndarray:
@@ -186,6 +186,9 @@ class ndarray(NDArrayOperatorsMixin):
         if self.ndim == 0:
             raise TypeError("iteration over a 0-d array")
         return (self[k] for k in range(len(self)))
+
+
+_OPERANDS = (ndarray, np.ndarray, *_NUMBERS)  # NumPy arrays are refused later, with a better message
 
 
 def _method(name: str) -> Any:

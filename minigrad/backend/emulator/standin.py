@@ -140,13 +140,14 @@ class Ufunc:
 
     def at(self, a: ndarray, indices: Any, b: Any) -> None:
         """As `numpy.add.at`. On a GPU the order of the additions differs from run to run."""
+        parts = [asarray(part) if isinstance(part, np.ndarray | list) else part for part in (indices if isinstance(indices, tuple) else (indices,))]
 
         def add(values: np.ndarray, index: Any, b: Any) -> np.ndarray:
             result = values.copy()
             self._ufunc.at(result, index, b)
             return result
 
-        compute(add, a, indices, b, out=a)
+        compute(add, a, tuple(parts), b, out=a)
 
 
 for _name in (

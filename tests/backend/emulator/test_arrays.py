@@ -156,8 +156,17 @@ def test_an_assignment_writes_an_element_once(cp):
     np.testing.assert_array_equal(x.get(), [2, 0, 1, 0])
     with pytest.raises(ValueError, match="names an element more than once"):
         x[cp.asarray([1, 1])] = cp.asarray([1.0, 2.0])
+
+
+def test_adding_at_places_given_more_than_once(cp):
+    x = cp.zeros((3, 2))
     np.add.at(x, cp.asarray([1, 1]), 1.0)
-    np.testing.assert_array_equal(x.get(), [2, 2, 1, 0])
+    np.add.at(x, np.array([0]), cp.asarray([[5.0, 6.0]]))
+    np.testing.assert_array_equal(x.get(), [[5, 6], [2, 2], [0, 0]])
+    with pytest.raises(TypeError):
+        np.add.at(x, (cp.asarray([1, 1]), 0), 1.0)  # CuPy's arrays refuse a tuple that comes by way of NumPy
+    cp.add.at(x, (cp.asarray([2, 2]), 0), 1.0)
+    np.testing.assert_array_equal(x.get(), [[5, 6], [2, 2], [2, 0]])
 
 
 @pytest.mark.parametrize(("number", "dtype"), [(np.inf, np.int32), (-1.0, np.uint8), (256.0, np.uint8), (np.nan, np.int64)])

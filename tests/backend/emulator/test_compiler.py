@@ -12,6 +12,7 @@ import pytest
 from minigrad.backend import cuda
 from minigrad.backend.emulator import compiler, faults
 from minigrad.backend.kernel_source import CompileError
+from tests.backend.emulator.in_a_process import run_tests
 
 CODE = '#line 1 "{name}.cu"\n__global__ void {name}(float* y) {{ y[threadIdx.x] = {value}; }}'
 
@@ -102,10 +103,7 @@ def test_a_barrier_in_an_included_file_is_shown_with_its_caller(tmp_path):
 
 def test_fibres_by_ucontext_work_as_well():
     """What processors other than x86-64 use."""
-    file = Path(__file__).parent / "test_vocabulary.py"
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(file)]
-    done = subprocess.run(command, env=os.environ | {"CXXFLAGS": "-DEMULATOR_UCONTEXT"}, capture_output=True, text=True, cwd=file.parents[3])
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_tests(str(Path(__file__).parent / "test_vocabulary.py"), CXXFLAGS="-DEMULATOR_UCONTEXT")
 
 
 def test_the_address_build_needs_a_process_of_its_own():

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +11,7 @@ import pytest
 
 from minigrad.backend import cuda
 from minigrad.backend.emulator import faults, state
+from tests.backend.emulator.in_a_process import run_tests
 
 BUILD = os.environ.get("MINIGRAD_EMULATOR") or "check"
 FILE = Path(__file__).parent / "planted_bugs.cu"
@@ -180,6 +179,4 @@ def test_an_array_that_was_freed_is_not_read():
 @pytest.mark.parametrize("build", ["address", "plain"])
 def test_the_other_builds_find_theirs(build):
     """In a process of its own: AddressSanitizer must be there before the emulator's core."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
-    done = subprocess.run(command, env=os.environ | {"MINIGRAD_EMULATOR": build}, capture_output=True, text=True, cwd=Path(__file__).parents[3])
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_tests(__file__, MINIGRAD_EMULATOR=build)
