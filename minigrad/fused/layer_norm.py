@@ -166,4 +166,4 @@ def cuda_backward(dy, saved, needs):
     return dx, sums[0] if needs[1] else None, sums[1] if needs[2] else None
 
 
-layer_norm.kernel("cuda", cuda_forward, cuda_backward)
+layer_norm.kernel("cuda", cuda_forward, cuda_backward, fresh=True)

@@ -202,25 +202,7 @@ def _method(name: str) -> Any:
     return method
 
 
-for _name in (
-    "sum",
-    "mean",
-    "max",
-    "min",
-    "prod",
-    "argmax",
-    "argmin",
-    "any",
-    "all",
-    "var",
-    "clip",
-    "cumsum",
-    "squeeze",
-    "swapaxes",
-    "ravel",
-    "repeat",
-    "take",
-):
+for _name in "sum mean max min prod argmax argmin any all var clip cumsum squeeze swapaxes ravel repeat take".split():
     setattr(ndarray, _name, _method(_name))
 
 
@@ -322,7 +304,7 @@ def compute(function: Any, *args: Any, out: ndarray | None = None, view: bool = 
         return out
     if view:
         values = function(*plain, **options)
-        if isinstance(values, np.ndarray) and np.may_share_memory(values, found[0]._values):
+        if isinstance(values, np.ndarray) and (not values.size or np.may_share_memory(values, found[0]._values)):
             return _view(found[0], values)
     values = result()
     return type(values)(upload(np.asarray(part)) for part in values) if isinstance(values, tuple | list) else upload(np.asarray(values))

@@ -52,6 +52,8 @@ def cache_folder() -> Path:
         pass
     folder = Path(tempfile.gettempdir()) / f"minigrad-emulator-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():  # somebody else's: what lies in it is not to be loaded
+        folder = Path(tempfile.mkdtemp(prefix="minigrad-emulator-"))
     return folder
 
 
