@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from minigrad.backend import cuda
 from minigrad.backend.cpu import parallel_rows
 from minigrad.op import fused
 from minigrad.tensor import Tensor
@@ -127,3 +128,45 @@ def cpu_backward(dy, saved, needs):
 
 
 layer_norm.kernel("cpu", cpu_forward, cpu_backward, fresh=True)
+
+
+_cuda = cuda.Kernels(__file__)
+
+
+def _cuda_rows(x, *others) -> tuple[str, int, int, int]:
+    """Template arguments, blocks, rows, and packs per row, for a kernel with a warp for every row of x and four warps to a block."""
+    channels, number = x.shape[-1], cuda.c_type(x.dtype)
+    width = cuda.vector_width(channels, x, *others)
+    rows = x.size // channels
+    return f"{number}, {number if width == 1 else 'float4'}", -(-rows // 4), rows, channels // width
+
+
+def cuda_forward(x, weight, bias, eps):
+    """A warp per row: see layer_norm.cu."""
+    cp = cuda.array_module()
+    y = cp.empty_like(x)                                                   # (..., C)
+    types, blocks, rows, packs = _cuda_rows(x, weight, bias, y)
+    mean, rstd = cp.empty(rows, x.dtype), cp.empty(rows, x.dtype)          # (R,), (R,)
+    _cuda.launch(f"layer_norm_forward<{types}>", blocks, 128, x, weight, bias, y, mean, rstd, rows, packs, float(eps))
+    return y, (x, weight, mean, rstd)
+
+
+def cuda_backward(dy, saved, needs):
+    """dx row by row; dweight and dbias in two steps, each with one order of addition: slices of the rows, then the slices."""
+    x, weight, mean, rstd = saved
+    cp, channels = cuda.array_module(), x.shape[-1]
+    dx, sums = None, (None, None)
+    if needs[0]:
+        dx = cp.empty_like(x)                                              # (..., C)
+        types, blocks, rows, packs = _cuda_rows(x, dy, weight, dx)
+        _cuda.launch(f"layer_norm_backward<{types}>", blocks, 128, dy, x, weight, mean, rstd, dx, rows, packs)
+    if needs[1] or needs[2]:
+        rows, number = x.size // channels, cuda.c_type(x.dtype)
+        slices = max(1, min(128, rows // 32))                              # by the rows alone, not by the device: results are the same on all
+        partial, sums = cp.empty((slices, 2, channels), x.dtype), cp.empty((2, channels), x.dtype)
+        _cuda.launch(f"layer_norm_columns<{number}>", (-(-channels // 32), slices), (32, 8), dy, x, mean, rstd, partial, rows, channels)
+        _cuda.launch(f"layer_norm_columns_sum<{number}>", -(-2 * channels // 128), 128, partial, sums, slices, 2 * channels)
+    return dx, sums[0] if needs[1] else None, sums[1] if needs[2] else None
+
+
+layer_norm.kernel("cuda", cuda_forward, cuda_backward, fresh=True)
