@@ -25,8 +25,8 @@ from minigrad.draw import graph
 # %% [markdown]
 # ## A reaction is now a matrix, and nobody writes it down
 #
-# In 01 a result reacted to each parent by one number. When both are arrays, it reacts by a table of numbers, the **Jacobian** $J_{ij} = \partial y_i
-# / \partial x_j$. The chain rule then says, for a loss $L$ with $g_i = \partial L / \partial y_i$,
+# In 01 a result reacted to each parent by one number. When both are arrays, it reacts by a table of numbers, the **Jacobian**
+# $J_{ij} = \partial y_i / \partial x_j$. The chain rule then says, for a loss $L$ with $g_i = \partial L / \partial y_i$,
 #
 # $$\frac{\partial L}{\partial x_j} = \sum_i g_i \, \frac{\partial y_i}{\partial x_j}, \qquad \text{the row } g \text{ times the matrix } J.$$
 #
@@ -102,8 +102,8 @@ for shape in ((3,), (2, 1), (1, 3), (1, 1), (), (2, 3)):
 # <details><summary>Answer</summary>
 #
 # (n, k) from (n, m) and (k, m): only $g B^T$ fits. (k, m) from (n, k) and (n, m): only $A^T g$. With three different letters there is no other way
-# to put them together, and the indices agree: $C_{ij} = \sum_l A_{il} B_{lj}$, so $\partial C_{ij} / \partial A_{il} = B_{lj}$, and $\sum_j g_{ij}
-# B_{lj} = (g B^T)_{il}$.
+# to put them together, and the indices agree: $C_{ij} = \sum_l A_{il} B_{lj}$, so $\partial C_{ij} / \partial A_{il} = B_{lj}$, and
+# $\sum_j g_{ij} B_{lj} = (g B^T)_{il}$.
 # </details>
 
 # %%
