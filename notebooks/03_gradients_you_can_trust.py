@@ -279,7 +279,7 @@ for place in (-0.01, 0.0, 0.01):
 # minigrad's rules are written on Tensors, so the backward pass can leave a graph of its own (`create_graph=True`), which can be differentiated
 # again.
 #
-# **Predict:** how often can you repeat this for tanh? What does `.grad` of a node's rule like `g * (1 - out * out)` need to know about `out`?
+# **Predict:** how often can you repeat this for tanh? When the rule `g * (1 - out * out)` is itself differentiated, what must be known about `out`?
 #
 # <details><summary>Answer</summary>
 #

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 04 · Normalisation
 #
-# **You need** notebooks 01 to 03. **You will have** derived the backward pass of layer norm and batch norm, and seen in a picture what it does; made
-# both numerically safe; and counted, in bytes, what a fused kernel saves.
+# **You need** notebooks 01 to 03. **You will have** derived the backward pass of layer norm and batch norm, and seen in a picture what it does; seen
+# which formulas survive float32; and counted, in bytes, what a fused kernel saves.
 #
 # Deep networks are trained with normalised activations: mean 0, variance 1, again and again on the way. **LayerNorm** does this to each vector (all
 # channels of one pixel or token), **BatchNorm** to each channel (all pixels of all images). Both are one formula, along different axes.
