@@ -582,6 +582,7 @@ class Fused(Op):
         dy: Any = [g if g is None else g.data if kernel.strided or g.data.flags.c_contiguous else g.data.copy() for g in gradients]
         needs = needs or node.needs
         arrays = kernel.backward(dy[0] if len(dy) == 1 else tuple(dy), node.kept, needs)
+        arrays = [np.asarray(array) if isinstance(array, np.generic) else array for array in arrays]  # NumPy makes scalars of 0-d results
         return [wrap(array) if need and array is not None else None for array, need in zip(arrays, needs)], kernel.fresh  # noqa: B905
 
     def _backward_by_definition(self, node: Node, gradients: list, needs: tuple | None, create_graph: bool) -> list:

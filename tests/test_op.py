@@ -263,6 +263,18 @@ def test_a_kernel_may_return_what_it_was_given(fresh: bool):
     assert not np.shares_memory(x.grad.data, y.grad.data) and not np.shares_memory(x.grad.data, g.data)
 
 
+def test_a_kernel_need_not_know_that_numpy_makes_scalars_of_0d_arrays():
+    @fused
+    def square(x: Tensor) -> Tensor:
+        return x * x
+
+    square.kernel("cpu", lambda x: (x * x, (x,)), lambda dy, saved, needs: (2 * dy * saved[0],), fresh=True)
+    x = leaf()
+    square(x).backward()
+    assert type(x.grad.data) is np.ndarray
+    assert_allclose(x.grad.numpy(), 2 * x.numpy(), rtol=1e-14)
+
+
 def test_several_outputs_of_which_some_carry_no_gradient():
     @fused(outputs=3, differentiable=2)
     def moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
