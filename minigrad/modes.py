@@ -118,6 +118,14 @@ def check_forward(name: str, inputs: Sequence[Any], values: Sequence[Any], outpu
             )
 
 
+def check_sum(total: Any, site: str | None, what: str) -> None:
+    """Raise FloatingPointError if a sum of gradients holds a NaN or Inf: each of them was looked at before, so adding them made it."""
+    bad = _bad(total)
+    if bad is not None:
+        where = "" if site is None else f", whose forward was called at {site}"
+        raise FloatingPointError(f"anomaly: the gradients that reach {what} of shape {total.shape}{where} add up to {bad}")
+
+
 def check_gradients(node: Any, incoming: Sequence[Any], results: Sequence[Any]) -> None:
     """Raise FloatingPointError if the backward of `node` made a NaN or Inf, with the line its forward was called at."""
     for edge, gradient in zip(node.edges, results, strict=True):

@@ -123,4 +123,4 @@ def cpu_backward(dy, saved, needs):
     return None if dx is None else dx.reshape(x.shape), dweight if needs[1] else None, dbias if needs[2] else None
 
 
-layer_norm.kernel("cpu", cpu_forward, cpu_backward, fresh=True)
+layer_norm.kernel("cpu", cpu_forward, cpu_backward, fresh=True, reads={"x": "x weight", "weight": "x", "bias": ""})
