@@ -196,15 +196,20 @@ numbers = itertools.count()
 class Value:
     """One tensor of the graph, three times; `origin` is `pure` before any write. parents: what it was made of.
 
-    freed: the operation that made it was walked without retain_graph. second: a derivative is among what it was made of; the two engines' formulas
-    for second derivatives, and so their graphs, differ.
+    freed: the operation that made it was walked without retain_graph: "yes", "no", "maybe". vague: which operations a walk meets behind it is not
+    known exactly, because of a second derivative (the engines' formulas differ) or a checkpoint that did not use one of its inputs.
     """
 
-    def __init__(self, ours: Tensor, theirs: torch.Tensor, pure: torch.Tensor, parents: tuple[Value, ...] = (), second: bool = False):
+    def __init__(self, ours: Tensor, theirs: torch.Tensor, pure: torch.Tensor, parents: tuple[Value, ...] = (), vague: bool = False):
         self.ours, self.theirs, self.pure, self.origin, self.parents = ours, theirs, pure, pure, parents
-        self.second = second or any(p.second for p in parents)
-        self.freed = False
+        self.vague = vague or any(p.vague for p in parents)
+        self.freed = "no"
         self.number = next(numbers)  # parents have smaller ones
+        self.version = theirs._version
+
+    def rewired(self) -> bool:
+        """Whether PyTorch has given it another node, as it does to views that are written: a walk may then miss what was made of it before."""
+        return self.theirs._is_view() and self.theirs._version > self.version
 
     def history(self) -> dict[Value, None]:
         """This value and everything it was made of that requires grad."""
@@ -342,7 +347,7 @@ class RandomGraphs(RuleBasedStateMachine):
             return run
 
         made = self.apply(lambda x, y, z: checkpoint(function(0, z, steps), x, y), lambda x, y, z: function(1, z, steps)(x.view_as(x), y), (x, y, z))
-        made.parents = tuple(v for v in used if made.parents)
+        made.vague |= any(v.ours.requires_grad and v not in used for v in (x, y, z))
 
     # --- writing in place
 
@@ -391,18 +396,18 @@ class RandomGraphs(RuleBasedStateMachine):
                 leading.add(v)
         return [v for v in history if v in leading]
 
-    def judge(self, message: str, reference_message: str, walked: list[Value], second: bool) -> None:
+    def judge(self, message: str, reference_message: str, walked: list[Value], ends: list[Value]) -> None:
         """Whether an error of ours, or its absence, is right; reference_message is PyTorch's error or ""."""
-        freed = any(v.freed for v in walked)
+        freed, vague = {v.freed for v in walked}, any(v.vague for v in ends)
         if "were freed" in message:
-            # A checkpoint is also walked towards inputs that its function turned out not to use.
-            assert freed or second or message.startswith("backward of checkpoint"), message
+            assert "yes" in freed or "maybe" in freed or vague, message
         elif message:
             name = re.match(r"backward of (\w+): .* was written in place", message)
             assert name, message
-            assert second or reference_message or name[1] in READ_MORE, f"ours: {message}; PyTorch has no objection"
-        elif not second:
-            assert not freed, f"a freed graph was walked; PyTorch: {reference_message}"
+            excused = vague or name[1] in READ_MORE or any(v.rewired() for v in walked + ends)
+            assert reference_message or excused, f"ours: {message}; PyTorch has no objection"
+        elif not vague:
+            assert "yes" not in freed, f"a freed graph was walked; PyTorch: {reference_message}"
 
     @rule(a=st.integers(0, 50), seed=st.integers(0, 2**16), retain=st.booleans(), create_graph=st.integers(0, 4), recorded=st.integers(0, 4))
     def backward(self, a: int, seed: int, retain: bool, create_graph: int, recorded: int) -> None:
@@ -421,7 +426,7 @@ class RandomGraphs(RuleBasedStateMachine):
             lambda: torch.autograd.grad(y.theirs, leaves, gradient, retain_graph=retain or create, create_graph=create, allow_unused=True)
         )
         walked = self.walked(y, None)
-        self.judge(message, reference_message, walked, y.second)
+        self.judge(message, reference_message, walked, [y])
         if message:  # all or nothing
             for x, then in zip(self.leaves, before, strict=True):
                 assert (x.ours.grad is None) == (then is None)
@@ -432,20 +437,15 @@ class RandomGraphs(RuleBasedStateMachine):
             for number, x in enumerate(self.leaves):
                 self.compare(x.ours.grad, x.origin.grad, f"leaf {number}")
         if not (retain or create):
-            self.free(walked, message or reference_message)
+            self.free(walked, y.vague, message or reference_message)
 
-    def free(self, walked: list[Value], failed: str) -> None:
+    def free(self, walked: list[Value], vague: bool, failed: str) -> None:
         """Mark what a walk has freed. Of a walk that failed nobody knows how far it came: what it met is not used again."""
         for v in walked:
-            v.freed = True
+            if v.freed != "yes":
+                v.freed = "maybe" if vague else "yes"
         if failed:
-            gone = set(walked)
-            while True:
-                more = {v for v in self.values if v not in gone and any(p in gone for p in v.parents)}
-                if not more:
-                    break
-                gone |= more
-            self.values = [v for v in self.values if v not in gone]
+            self.values = [v for v in self.values if v.history().keys().isdisjoint(walked)]
 
     @rule(
         outputs=st.lists(st.integers(0, 50), min_size=1, max_size=2),
@@ -471,8 +471,7 @@ class RandomGraphs(RuleBasedStateMachine):
             )
         )
         walked = list(dict.fromkeys(v for y in ys for v in self.walked(y, xs)))
-        second = any(y.second for y in ys)
-        self.judge(message, reference_message, walked, second)
+        self.judge(message, reference_message, walked, ys + xs)
         if not message:
             pure = torch.autograd.grad(
                 [y.pure for y in ys], [x.origin for x in xs], weights, create_graph=create, retain_graph=True, allow_unused=True
@@ -483,9 +482,9 @@ class RandomGraphs(RuleBasedStateMachine):
                 if create and g is not None and p is not None and z is not None and g.requires_grad == p.requires_grad == z.requires_grad:
                     if np.allclose(z.detach().numpy(), p.detach().numpy(), 1e-9, 1e-9):
                         # as nodes of their own: two gradients may be one tensor, and not in both engines
-                        self.add(Value(ops.identity(g), z.view_as(z), p.view_as(p), tuple(dict.fromkeys(ys + walked)), second=True))
+                        self.add(Value(ops.identity(g), z.view_as(z), p.view_as(p), tuple(dict.fromkeys(ys + walked)), vague=True))
         if not (create or retain):
-            self.free(walked, message or reference_message)
+            self.free(walked, any(y.vague for y in ys), message or reference_message)
 
     @staticmethod
     def compare(ours: Tensor | None, reference: torch.Tensor | None, what: str) -> None:
