@@ -49,12 +49,25 @@ def _positive(x: np.ndarray) -> bool:
     return bool((x > 0.1).all())
 
 
+def _off(x: np.ndarray, *kinks: float) -> bool:
+    """Not near a kink, where rounding decides which side the two engines are on; what holds exactly on it is pinned in the tests of each operation."""
+    return all((np.abs(x - kink) > 1e-6).all() for kink in kinks)
+
+
+def _apart(x: np.ndarray) -> bool:
+    return bool((np.diff(np.sort(x, axis=None)) > 1e-6).all())
+
+
+def _pattern(x: Any) -> np.ndarray:
+    return np.arange(np.prod(x.shape, dtype=int)).reshape(x.shape) % 3 != 1
+
+
 def _last_axis(x: np.ndarray) -> bool:
     return x.ndim > 0 and x.shape[-1] > 1
 
 
 def _image(x: np.ndarray) -> bool:
-    return x.ndim == 2 and x.shape[0] > 1 and x.shape[1] > 1
+    return x.ndim == 2 and x.shape[0] > 1 and x.shape[1] > 1 and _apart(x)
 
 
 def _axis(shape: tuple, number: int) -> int:
@@ -70,9 +83,9 @@ UNARY: dict[str, tuple[Callable, Callable, Callable | None]] = {
     "erf": (lambda x, k: x.erf(), lambda x, k: x.erf(), None),
     "sin": (lambda x, k: x.sin(), lambda x, k: x.sin(), None),
     "cos": (lambda x, k: x.cos(), lambda x, k: x.cos(), None),
-    "relu": (lambda x, k: x.relu(), lambda x, k: x.relu(), None),
-    "abs": (lambda x, k: x.abs(), lambda x, k: x.abs(), None),
-    "clip": (lambda x, k: x.clip(-0.5, 0.7), lambda x, k: x.clamp(-0.5, 0.7), None),
+    "relu": (lambda x, k: x.relu(), lambda x, k: x.relu(), lambda x: _off(x, 0)),
+    "abs": (lambda x, k: x.abs(), lambda x, k: x.abs(), lambda x: _off(x, 0)),
+    "clip": (lambda x, k: x.clip(-0.5, 0.7), lambda x, k: x.clamp(-0.5, 0.7), lambda x: _off(x, -0.5, 0.7)),
     "square": (lambda x, k: x**2, lambda x, k: x**2, None),
     "cube": (lambda x, k: x**3, lambda x, k: x**3, None),
     "root": (lambda x, k: x**0.4, lambda x, k: x**0.4, _positive),
@@ -82,10 +95,10 @@ UNARY: dict[str, tuple[Callable, Callable, Callable | None]] = {
     "sum, axis": (lambda x, k: x.sum(_axis(x.shape, k)), lambda x, k: x.sum(_axis(x.shape, k)), lambda x: x.ndim),
     "mean": (lambda x, k: x.mean(_axis(x.shape, k), keepdims=True), lambda x, k: x.mean(_axis(x.shape, k), keepdim=True), lambda x: x.ndim),
     "var": (lambda x, k: x.var(_axis(x.shape, k)), lambda x, k: x.var(_axis(x.shape, k), unbiased=False), lambda x: x.ndim),
-    "max": (lambda x, k: x.max(_axis(x.shape, k)), lambda x, k: x.amax(_axis(x.shape, k)), lambda x: x.ndim),
-    "min": (lambda x, k: x.min(), lambda x, k: x.amin(tuple(range(x.ndim))), lambda x: x.ndim),
+    "max": (lambda x, k: x.max(_axis(x.shape, k)), lambda x, k: x.amax(_axis(x.shape, k)), lambda x: x.ndim and _apart(x)),
+    "min": (lambda x, k: x.min(), lambda x, k: x.amin(tuple(range(x.ndim))), lambda x: x.ndim and _apart(x)),
     "copying index": (lambda x, k: x[[0, -1, 0]], lambda x, k: x[[0, -1, 0]], lambda x: x.ndim and 3 * x[0].size <= SIZE),
-    "boolean index": (lambda x, k: x[x.data > 0], lambda x, k: x[x > 0], lambda x: x.ndim and (x > 0).any()),
+    "boolean index": (lambda x, k: x[_pattern(x)], lambda x, k: x[torch.tensor(_pattern(x))], lambda x: x.ndim),
     "pad": (
         lambda x, k: ops.pad(x, ((1, 0),) * x.ndim, 0.25),
         lambda x, k: T.pad(x, (1, 0) * x.ndim, value=0.25),
@@ -123,6 +136,10 @@ def _broadcast(x: np.ndarray, y: np.ndarray) -> bool:
         return False
 
 
+def _differ(x: np.ndarray, y: np.ndarray) -> bool:
+    return _broadcast(x, y) and _off(x - y, 0)
+
+
 def _join(x: np.ndarray, y: np.ndarray) -> bool:
     return x.ndim == y.ndim > 0 and x.shape[1:] == y.shape[1:] and 2 * x.size + y.size <= SIZE
 
@@ -144,9 +161,13 @@ BINARY: dict[str, tuple[Callable, Callable, Callable]] = {
     "sub": (lambda x, y: x - y, lambda x, y: x - y, _broadcast),
     "mul": (lambda x, y: x * y, lambda x, y: x * y, _broadcast),
     "div": (lambda x, y: x / y, lambda x, y: x / y, lambda x, y: _broadcast(x, y) and _far_from_zero(y)),
-    "maximum": (ops.maximum, torch.maximum, _broadcast),
-    "minimum": (ops.minimum, torch.minimum, _broadcast),
-    "where": (lambda x, y: ops.where(x.detach() > 0, x, y), lambda x, y: torch.where(x.detach() > 0, x, y), _broadcast),
+    "maximum": (ops.maximum, torch.maximum, _differ),
+    "minimum": (ops.minimum, torch.minimum, _differ),
+    "where": (
+        lambda x, y: ops.where(_pattern(x), x, y),
+        lambda x, y: torch.where(torch.tensor(_pattern(x)), x, y),
+        _broadcast,
+    ),
     "power_of": (lambda x, y: x**y, lambda x, y: x**y, lambda x, y: _broadcast(x, y) and _positive(x) and (np.abs(y) < 3).all()),
     "matmul": (lambda x, y: x @ y, lambda x, y: x @ y, _product),
     "x.T @ y": (lambda x, y: x.T @ y, lambda x, y: x.T @ y, lambda x, y: x.ndim == 2 and _product(x.T, y) and x.shape[1] * y[0].size <= SIZE),

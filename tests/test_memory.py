@@ -21,7 +21,7 @@ from minigrad.op import primitive
 from tests.support import leaf
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def no_collector() -> Iterator[None]:
     gc.collect()
     gc.disable()
