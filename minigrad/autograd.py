@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.modes import MODE, check_gradients, check_sum, mode
+from minigrad.modes import MODE, check_gradients, check_sum, in_backward, mode
 from minigrad.tensor import Tensor, wrap
 
 __all__ = ["Node", "backward", "differentiate", "edge_of", "grad"]
@@ -161,6 +161,16 @@ def _leads_to(uses: dict[Node, int], targets: set[tuple], stops: set[Node]) -> s
     return useful
 
 
+def _watched_backward(node: Node, slots: list, needs: tuple | None, create_graph: bool) -> tuple[list, bool]:
+    """The backward of a node in anomaly mode."""
+    try:
+        results, fresh = node.op.backward(node, slots, needs, create_graph)
+    except FloatingPointError as error:
+        raise in_backward(error, node) from None
+    check_gradients(node, slots, results)
+    return results, fresh
+
+
 def _walk(
     outputs: Sequence[Tensor],
     gradients: Sequence[Tensor],
@@ -226,9 +236,10 @@ def _walk(
                         slots[output] = wrap(total.data)
                         if watch:
                             check_sum(total.data, node.site, f"the output of {node.op.name}")
-                results, fresh = node.op.backward(node, slots, needs, create_graph)
                 if watch:
-                    check_gradients(node, slots, results)
+                    results, fresh = _watched_backward(node, slots, needs, create_graph)
+                else:
+                    results, fresh = node.op.backward(node, slots, needs, create_graph)
                 if not retain_graph:
                     node.free()
             for edge, gradient in zip(node.edges, results):  # noqa: B905 (one result per edge, or None for ever)

@@ -27,7 +27,8 @@ class _Checkpoint:
         shapes = _shapes(_listed(outputs))
         if shapes != self.shapes:
             raise RuntimeError(
-                f"checkpoint: the function made outputs of shapes {shapes} in its second run, {self.shapes} in its first; it must do the same both times"
+                f"checkpoint: the function made outputs of shapes {shapes} in its second run, {self.shapes} in its first; "
+                "it must do the same both times"
             )
         return outputs
 
@@ -57,15 +58,13 @@ def _listed(outputs: Any) -> list:
     if isinstance(outputs, Tensor):
         return [outputs]
     if type(outputs) not in (tuple, list):
-        raise TypeError(f"checkpoint: the function returned {_article(outputs)}; return a Tensor or a tuple of Tensors")
+        found = "None" if outputs is None else f"a {type(outputs).__name__}"
+        raise TypeError(f"checkpoint: the function returned {found}; return a Tensor or a tuple of Tensors")
     for y in outputs:
         if isinstance(y, tuple | list | set | Mapping):
-            raise TypeError(f"checkpoint: the function returned {_article(y)} inside a {type(outputs).__name__}; return a Tensor or a tuple of Tensors")
+            found = f"a {type(y).__name__} inside a {type(outputs).__name__}"
+            raise TypeError(f"checkpoint: the function returned {found}; return a Tensor or a tuple of Tensors")
     return list(outputs)
-
-
-def _article(value: Any) -> str:
-    return "None" if value is None else f"a {type(value).__name__}"
 
 
 def _shapes(outputs: list) -> list:

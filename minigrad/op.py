@@ -32,6 +32,7 @@ import numpy as np
 from minigrad import backend
 from minigrad.autograd import Node, changed_in_place, differentiate, freed, node_numbers
 from minigrad.modes import MODE, caller_site, check_forward
+from minigrad.modes import mode as changed_mode
 from minigrad.tensor import Tensor, wrap
 
 __all__ = ["REGISTRY", "Fused", "Kernel", "Op", "Primitive", "fused", "primitive"]
@@ -643,7 +644,14 @@ class Fused(Op):
         for x, then in zip(node.inputs, node.versions, strict=True):
             if x is not None and x.version[0] != then:
                 raise changed_in_place(self.name, f"an input of shape {x.shape}", then, x.version[0])
-        return differentiate(lambda *tensors: self.function(*tensors, *node.values), node.inputs, gradients, needs or node.needs, create_graph)[0]
+
+        def again(*tensors: Any) -> Any:
+            if node.site is None:
+                return self.function(*tensors, *node.values)
+            with changed_mode(site=node.site):  # in anomaly mode the steps of the definition belong to the line that called the operation
+                return self.function(*tensors, *node.values)
+
+        return differentiate(again, node.inputs, gradients, needs or node.needs, create_graph)[0]
 
 
 def primitive(function: Callable | None = None, **options: Any) -> Any:

@@ -426,7 +426,7 @@ def products():                                 # nodes that keep tensors, which
 def mixed():                                    # several inputs and outputs, kernels; and one that is dropped without a walk
     x = leaf()
     y = x
-    for _ in range(20_000):
+    for _ in range(4_000):
         a, b = ops.stack([y, x]).unbind()
         y = F.linear(ops.concatenate([a[None], b[None]]).reshape(1, 2), Tensor([[0.5, 0.5]]).astype(np.float64)).reshape(1)
     (g,) = minigrad.grad(y, x)
@@ -435,7 +435,7 @@ def mixed():                                    # several inputs and outputs, ke
 def differentiated():                           # the graph of a gradient is as deep
     x = leaf()
     y = x
-    for _ in range(100_000):
+    for _ in range(30_000):
         y = y * 1.0
     (g,) = minigrad.grad((y * y).sum(), x, create_graph=True)
     (h,) = minigrad.grad(g, x)
@@ -447,12 +447,12 @@ def work():
     done.append(True)
 
 done = []
-work()
+sums()
 threading.stack_size(65536)
 thread = threading.Thread(target=work)
 thread.start()
 thread.join()
-assert done == [True, True]
+assert done == [True]
 """
 
 
