@@ -23,6 +23,7 @@ Read next: `ops/elementwise.py`, then `fused/layer_norm.py`, then `autograd.py` 
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import Any
@@ -201,24 +202,31 @@ class Op:
             node.facts = tuple([getattr(inputs[k], what) for k, what in plan.facts])
         node.out = (out.data, out.version, out.version[0]) if plan.out and out is not None else None
 
-    def _will_read(self, name: str, plan: _Plan, needs: tuple | None) -> bool:
-        """Whether a rule that is about to run asks for `name` (an input, or "out")."""
-        wanted = [rule for k, rule, _, _ in plan.rules if needs is None or self.variadic or needs[k]]
-        return any(name in inspect.signature(rule).parameters for rule in wanted)
+    def _refuse_what_is_read(self, node: Node, needs: tuple | None) -> None:
+        """Raise if an array that was written since the forward pass is one that the rules about to run ask for."""
+        wanted = [rule for k, rule, _, _ in node.plan.rules if needs is None or self.variadic or needs[k]]
+        asked = {name for rule in wanted for name in inspect.signature(rule).parameters}
+        for x, then, k in zip(node.saved, node.versions, node.plan.saves, strict=True):
+            if x.version[0] != then and self.names[k] in asked:
+                raise changed_in_place(self.name, f"an input of shape {x.shape}", then, x.version[0])
+        if node.out is not None and "out" in asked:
+            out, counter, then = node.out
+            if counter[0] != then:
+                raise changed_in_place(self.name, f"its output of shape {out.shape}", then, counter[0])
 
     def _run_rules(self, node: Node, gradients: list, needs: tuple | None, create_graph: bool) -> list:
         """The gradients of the inputs by the rules, as Tensors. Their arguments come from the node: see _Plan."""
         plan, saved = node.plan, node.saved
         if saved is None:
             raise freed(self.name)
-        for x, then, k in zip(saved, node.versions, plan.saves):  # noqa: B905 (all are as long as plan.saves)
-            if x.version[0] != then and self._will_read(self.names[k], plan, needs):
-                raise changed_in_place(self.name, f"an input of shape {x.shape}", then, x.version[0])
+        for x, then in zip(saved, node.versions):  # noqa: B905 (both are as long as plan.saves)
+            if x.version[0] != then:
+                self._refuse_what_is_read(node, needs)
         out = counter = None
         if node.out is not None:
             out, counter, then = node.out
-            if counter[0] != then and self._will_read("out", plan, needs):
-                raise changed_in_place(self.name, f"its output of shape {out.shape}", then, counter[0])
+            if counter[0] != then:
+                self._refuse_what_is_read(node, needs)
         on_arrays = plan.array_rules and not create_graph
         if on_arrays:
             gs = [None if g is None else g.data for g in gradients]
@@ -464,12 +472,12 @@ class Kernel:
 
     forward(*arrays, *values) -> (out, saved); backward(dy, saved, needs) -> one gradient or None per input. `strided`: takes arrays with any
     strides, otherwise they arrive C-contiguous. `fresh`: the gradients it returns share memory with nothing. `readers`: per input, and last for the
-    output, the inputs (as bits) whose gradients read its saved array.
+    output, the inputs (as bits) whose gradients read its saved array; None: all of them.
     """
 
     __slots__ = ("backward", "forward", "fresh", "readers", "strided")
 
-    def __init__(self, forward: Callable, backward: Callable | None, strided: bool, fresh: bool, readers: tuple[int, ...]):
+    def __init__(self, forward: Callable, backward: Callable | None, strided: bool, fresh: bool, readers: tuple[int, ...] | None = None):
         self.forward, self.backward, self.strided, self.fresh, self.readers = forward, backward, strided, fresh, readers
 
 
@@ -530,13 +538,16 @@ class Fused(Op):
         """
         if backward is None and not self.rules:
             raise ValueError(f"{self.name}: a kernel without a backward needs derivative rules")
+        self.kernels[device] = Kernel(forward, backward, strided, fresh, None if reads is None else self._readers(reads))
+
+    def _readers(self, reads: dict[str, str]) -> tuple[int, ...]:
+        """`reads` turned around: see Kernel.readers."""
         saved = [*self.names[: self.count], "out"]
-        read = {name: saved if reads is None or name not in reads else reads[name].split() for name in self.names[: self.count]}
-        unknown = [name for name in [*(reads or ()), *(name for names in read.values() for name in names)] if name not in saved]
-        if unknown:
-            raise ValueError(f"{self.name}: there is no array {unknown[0]!r} that a kernel could read; there are {', '.join(saved)}")
-        readers = tuple([sum(1 << k for k, names in enumerate(read.values()) if name in names) for name in saved])
-        self.kernels[device] = Kernel(forward, backward, strided, fresh, readers)
+        read = [reads[name].split() if name in reads else saved for name in self.names[: self.count]]
+        for name in itertools.chain(reads, *read):
+            if name not in saved:
+                raise ValueError(f"{self.name}: there is no array {name!r} that a kernel could read; there are {', '.join(saved)}")
+        return tuple([sum(1 << k for k, names in enumerate(read) if name in names) for name in saved])
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the operation with Tensors, arrays or numbers (None where an input is optional); positions and names as in its signature."""
@@ -592,12 +603,13 @@ class Fused(Op):
             self._keep(node, mask, inputs, arrays, saved, (result,), kernel.readers)
         return result
 
-    def _keep(self, node: Node, mask: int, inputs: Sequence, arrays: list, saved: tuple, results: tuple, readers: tuple[int, ...]) -> None:
+    def _keep(self, node: Node, mask: int, inputs: Sequence, arrays: list, saved: tuple, results: tuple, readers: tuple[int, ...] | None) -> None:
         """Note what backward needs: for rules what they read, else the input Tensors (the definition may be run again), and what the kernel saved.
 
         An input or output array among the saved ones is guarded by its version: the kernel will read it again.
         """
         guards = []
+        readers = readers or (mask,) * (len(arrays) + 1)
         owners, own_output = list(map(id, arrays)), id(results[0].data)
         for array in saved:
             if array is not None:
