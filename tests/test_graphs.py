@@ -508,8 +508,8 @@ class RandomGraphs(RuleBasedStateMachine):
                 z = None if theirs is None else theirs[k]
                 if create and g is not None and p is not None and z is not None and g.requires_grad == p.requires_grad == z.requires_grad:
                     if np.allclose(z.detach().numpy(), p.detach().numpy(), 1e-9, 1e-9):
-                        # as nodes of their own: two gradients may be one tensor, and not in both engines
-                        self.add(Value(ops.identity(g), z.view_as(z), p.view_as(p), tuple(dict.fromkeys(ys + walked)), vague=True))
+                        # as tensors of their own: two gradients may be one tensor or share memory, and not in both engines
+                        self.add(Value(g * 1.0, z * 1.0, p * 1.0, tuple(dict.fromkeys(ys + walked)), vague=True))
         if not (create or retain):
             self.free(walked, any(y.vague for y in ys), message or reference_message)
 
