@@ -22,6 +22,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -547,4 +548,5 @@ class RandomGraphs(RuleBasedStateMachine):
 
 
 TestRandomGraphs = RandomGraphs.TestCase
+TestRandomGraphs.pytestmark = [pytest.mark.timeout(120 + 2 * settings().max_examples)]  # the deep profile takes minutes
 TestRandomGraphs.settings = settings(max_examples=4 * settings().max_examples, stateful_step_count=40)

@@ -147,6 +147,7 @@ def other_numbers(array: np.ndarray) -> list[np.ndarray]:
     return [random, -random, np.full_like(array, np.nan), np.zeros_like(array)]
 
 
+@pytest.mark.timeout(120 + 2 * settings().max_examples)  # the deep profile takes minutes
 @settings(max_examples=12 * settings().max_examples)
 @given(st.data())
 def test_a_write_is_refused_if_and_only_if_the_gradient_reads_it(data: st.DataObject):
