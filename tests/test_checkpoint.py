@@ -419,6 +419,21 @@ def test_a_write_into_anything_it_reads_is_refused(name: str, definitions: bool,
         y.sum().backward()
 
 
+@pytest.mark.parametrize("look", [lambda t: t.numpy()[0] > 0, lambda t: t[0].item() > 0, lambda t: bool(t[0] > 0), lambda t: np.asarray(t).any()])
+def test_a_write_into_what_decided_is_refused(look: Callable):
+    """The function looked at the numbers of a tensor and took a branch; the second run would take the other."""
+    x, switch = leaf(3), Tensor(np.ones(3))
+
+    def function(x: Tensor) -> Tensor:
+        return x * 2.0 if look(switch) else x * 5.0
+
+    y = checkpoint(function, x)
+    switch.copy_(0.0)
+    with pytest.raises(RuntimeError, match="backward of checkpoint: a tensor that the function used.* was written in place after the forward pass"):
+        y.sum().backward()
+    assert x.grad is None
+
+
 def test_a_write_into_something_else_is_not():
     x, other = leaf(3), leaf(3)
     y = checkpoint(lambda x: x.exp(), x)
