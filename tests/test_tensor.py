@@ -346,6 +346,15 @@ def test_read_only_views_are_refused(make: Any):
     assert Tensor(y).copy_(0.0).version[0] == 1  # a copy may be written
 
 
+def test_a_single_number_is_a_view_too():
+    x = Tensor(np.arange(3.0))
+    matrix = Tensor(np.arange(6.0).reshape(2, 3))
+    for view, base, index in ((x[1], x, 1), (x[-1], x, 2), (matrix[1, 2], matrix, (1, 2)), (matrix[0][1], matrix, (0, 1)), (x[(0,)], x, 0)):
+        assert view.shape == () and view.version is base.version
+        view.copy_(9.0)
+        assert base.numpy()[index] == 9.0
+
+
 def test_writing_into_a_view_writes_into_the_tensor():
     x = Tensor(np.zeros((2, 2)))
     x.T[0] = 5.0

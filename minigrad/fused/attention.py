@@ -184,4 +184,5 @@ def cpu_backward(dy, saved, needs):
     return dquery, dkey, dvalue, None, None
 
 
-scaled_dot_product_attention.kernel("cpu", cpu_forward, cpu_backward, strided=True, fresh=True)
+_READS = {"query": "key value out dropout_mask", "key": "query value out dropout_mask", "value": "dropout_mask"}
+scaled_dot_product_attention.kernel("cpu", cpu_forward, cpu_backward, strided=True, fresh=True, reads=_READS)

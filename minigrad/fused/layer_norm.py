@@ -127,7 +127,8 @@ def cpu_backward(dy, saved, needs):
     return None if dx is None else dx.reshape(x.shape), dweight if needs[1] else None, dbias if needs[2] else None
 
 
-layer_norm.kernel("cpu", cpu_forward, cpu_backward, fresh=True)
+READS = {"x": "x weight", "weight": "x", "bias": ""}
+layer_norm.kernel("cpu", cpu_forward, cpu_backward, fresh=True, reads=READS)
 
 
 _cuda = cuda.Kernels(__file__)
@@ -169,4 +170,4 @@ def cuda_backward(dy, saved, needs):
     return dx, sums[0] if needs[1] else None, sums[1] if needs[2] else None
 
 
-layer_norm.kernel("cuda", cuda_forward, cuda_backward, fresh=True)
+layer_norm.kernel("cuda", cuda_forward, cuda_backward, fresh=True, reads=READS)

@@ -91,4 +91,4 @@ def cpu_backward(dy, saved, needs):
     return None if dx is None else dx.reshape(x.shape), dweight if needs[1] else None, dbias if needs[2] else None
 
 
-linear.kernel("cpu", cpu_forward, cpu_backward, fresh=True)
+linear.kernel("cpu", cpu_forward, cpu_backward, fresh=True, reads={"x": "weight", "weight": "x", "bias": ""})
