@@ -11,7 +11,7 @@ RUN  := $(VENV)/bin/python
 FAST := env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE
 
 .DEFAULT_GOAL := help
-.PHONY: help venv train test coverage mutants lint bench notebooks
+.PHONY: help venv train test coverage deep mutants lint bench notebooks docs
 .NOTPARALLEL:
 
 help: ## this list
@@ -29,6 +29,9 @@ test: lint ## all checks and tests:  make test ARGS="tests/fused -k conv2d"
 coverage: $(VENV)/test.stamp ## which lines and branches of minigrad/ the tests run; build/coverage.json
 	$(FAST) MINIGRAD_THREADS=2 $(RUN) -m pytest --cov --cov-report=term-missing:skip-covered --cov-report=json $(ARGS)
 
+deep: $(VENV)/test.stamp ## the tests that draw examples, with 1,000 examples each:  make deep ARGS="--only tests/fused"
+	$(FAST) $(RUN) -m tests.deep $(ARGS)
+
 mutants: $(VENV)/test.stamp ## small wrong changes of the library, which the tests must notice:  make mutants ARGS="--only softmax"
 	$(FAST) $(RUN) -m tests.mutants $(ARGS)
 
@@ -43,6 +46,10 @@ bench: $(VENV)/test.stamp ## a script of benchmarks/:  make bench BENCH=overhead
 
 notebooks: $(VENV)/test.stamp ## run the notebooks and write their .ipynb files:  make notebooks ARGS="01 05"
 	$(FAST) $(RUN) notebooks/build.py $(ARGS)
+
+docs: $(VENV)/docs.stamp ## the documentation as a site, docs/_build/html/index.html
+	$(FAST) $(RUN) docs/generate.py
+	$(RUN) -m sphinx -q -W --keep-going -b html docs docs/_build/html
 
 # Without the ensurepip module (some Linux distributions cut it off) the environment is made empty and the system's pip puts a pip into it.
 $(RUN):
@@ -60,4 +67,9 @@ $(VENV)/app.stamp: pyproject.toml | $(RUN)
 $(VENV)/test.stamp: pyproject.toml | $(RUN)
 	@echo "installing the packages that the tests need into $(VENV)"
 	@$(RUN) -m pip install --quiet --editable '.[test]'
+	@touch $@ $(VENV)/app.stamp
+
+$(VENV)/docs.stamp: pyproject.toml | $(RUN)
+	@echo "installing the packages that the documentation needs into $(VENV)"
+	@$(RUN) -m pip install --quiet --editable '.[docs]'
 	@touch $@ $(VENV)/app.stamp

@@ -54,8 +54,8 @@ def batch_norm(
         centered = x - mean                                                # (..., C)
         var = (centered * centered).sum(axes) / count                      # (C,)
     else:
-        centered = x - mean.detach()                                       # (..., C)
-        var = var.detach()                                                 # (C,)
+        mean, var = mean.detach() * 1.0, var.detach() * 1.0                # (C,), (C,): copies, since they are outputs too
+        centered = x - mean                                                # (..., C)
     y = centered * (var + eps) ** -0.5                                     # (..., C)
     if weight is not None:
         y = y * weight                                                     # (..., C)
@@ -233,4 +233,4 @@ def cpu_backward(dy, saved, needs):
     return dx, dweight if wants_weight else None, dbias if wants_bias else None, None, None, dresidual
 
 
-batch_norm.kernel("cpu", cpu_forward, cpu_backward)
+batch_norm.kernel("cpu", cpu_forward, cpu_backward, reads={"x": "x weight out", "weight": "x out", "bias": "out", "residual": "out"})

@@ -33,12 +33,16 @@ def max_pool2d(x: Tensor, kernel_size: int | Pair, stride: int | Pair | None = N
     """
     rows, columns = window_axes(x.shape, kernel_size, stride, padding)
     around = ((0, 0), (rows.padding,) * 2, (columns.padding,) * 2, (0, 0))
-    padded = ops.pad(x, around, -float("inf"))                                                              # (B, H + 2p, W + 2p, C)
-    windows = ops.windows(padded, (rows.kernel, columns.kernel), (rows.stride, columns.stride), (1, 1))     # (B, Ho, Wo, kh, kw, C)
-    batch, height, width, _, _, channels = windows.shape
-    candidates = windows.reshape(batch, height, width, rows.kernel * columns.kernel, channels)              # (B, Ho, Wo, kh kw, C)
-    first = candidates.argmax(3).reshape(batch, height, width, 1, channels)                                 # (B, Ho, Wo, 1, C)
-    return ops.gather(candidates, first, 3).reshape(batch, height, width, channels)                         # (B, Ho, Wo, C)
+    batch, height, width, channels = x.shape[0], rows.count, columns.count, x.shape[3]
+
+    def candidates(image: Tensor) -> Tensor:                                                                # (B, Ho, Wo, kh kw, C)
+        padded = ops.pad(image, around, -float("inf"))                                                      # (B, H + 2p, W + 2p, C)
+        windows = ops.windows(padded, (rows.kernel, columns.kernel), (rows.stride, columns.stride), (1, 1))  # (B, Ho, Wo, kh, kw, C)
+        return windows.reshape(batch, height, width, rows.kernel * columns.kernel, channels)
+
+    above_padding = ops.maximum(x.detach(), np.finfo(x.dtype).min)                                          # also where x is -inf itself
+    first = candidates(above_padding).argmax(3).reshape(batch, height, width, 1, channels)                  # (B, Ho, Wo, 1, C)
+    return ops.gather(candidates(x), first, 3).reshape(batch, height, width, channels)                      # (B, Ho, Wo, C)
 
 
 @max_pool2d.check_shapes

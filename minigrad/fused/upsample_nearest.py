@@ -31,7 +31,8 @@ def upsample_nearest(x: Tensor, scale_factor: int | Pair) -> Tensor:
     rows, columns = _pair(scale_factor)
     batch, height, width, channels = x.shape
     blocks = x.reshape(batch, height, 1, width, 1, channels).broadcast_to((batch, height, rows, width, columns, channels))
-    return blocks.reshape(batch, height * rows, width * columns, channels)  # (B, H sh, W sw, C)
+    copies = blocks * 1.0                                                  # not a view of x, even if both factors are 1
+    return copies.reshape(batch, height * rows, width * columns, channels)  # (B, H rows, W columns, C)
 
 
 def _pair(scale_factor: int | Pair) -> Pair:

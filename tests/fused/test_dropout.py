@@ -1,47 +1,94 @@
-"""dropout and drop_path with given masks against the formula in PyTorch. Read next: minigrad/fused/dropout.py."""
+"""dropout and drop_path with given masks against the formula in PyTorch. Read next: `test_conv2d.py`."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
-from hypothesis import given, settings
+import torch
 from hypothesis import strategies as st
 
 import minigrad
 from minigrad import Tensor
 from minigrad.fused.dropout import drop_path, dropout
-from tests.support import check_op, rng, shapes
+from tests.proofs import Case, Pin, Proof, Refusal
+from tests.support import rng, shapes
 
-probabilities = st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0])
-
-
-def draw_mask(shape, p, seed, as_float) -> np.ndarray:
-    mask = rng(seed + 1).random(shape) >= p
-    return mask.astype(float) if as_float else mask
+probabilities = st.sampled_from([0.0, 0.1, 0.5, 0.999999, 1.0])
 
 
-@settings(max_examples=25)
-@given(shapes(), probabilities, st.integers(0, 1000), st.booleans())
-def test_dropout_is_the_formula(shape, p, seed, as_float):
-    def formula(x, mask):
-        return x * mask / (1 - p) if p < 1 else x * 0
-
-    mask = draw_mask(shape, p, seed, as_float)
-    check_op(dropout, formula, [rng(seed).uniform(-2, 2, shape), mask], {"p": p}, needs=[True, False])
+def case(shape: tuple[int, ...], p: float, as_float: bool, seed: int = 0, of_samples: bool = False) -> Case:
+    random = rng(seed)
+    x = random.uniform(-2, 2, shape)
+    mask = np.asarray(random.random(shape[:1] if of_samples else shape) >= p)
+    return Case([x, mask.astype(float) if as_float else mask], {"p": p}, needs=(True, False))
 
 
-@settings(max_examples=25)
-@given(shapes(min_dims=1, max_dims=4), probabilities, st.integers(0, 1000), st.booleans())
-def test_drop_path_is_the_formula(shape, p, seed, as_float):
-    def formula(x, mask):
-        return x * mask.reshape(-1, *[1] * (x.ndim - 1)) / (1 - p) if p < 1 else x * 0
+def formula(x: torch.Tensor, mask: torch.Tensor, p: float) -> torch.Tensor:
+    """What torch.nn.functional.dropout does, which draws the mask itself."""
+    if mask.shape != x.shape or not 0 <= p <= 1:
+        raise ValueError("not a mask for x, or not a probability")
+    return x * mask / (1 - p) if p < 1 else x * 0
 
-    mask = draw_mask(shape[:1], p, seed, as_float)
-    check_op(drop_path, formula, [rng(seed).uniform(-2, 2, shape), mask], {"p": p}, needs=[True, False])
+
+def formula_by_sample(x: torch.Tensor, mask: torch.Tensor, p: float) -> torch.Tensor:
+    """`drop_path` of timm 0.3.2, with the mask given."""
+    return formula(x, mask.reshape(-1, *[1] * (x.ndim - 1)).expand(x.shape), p)
+
+
+refused = ["p must be a probability between 0 and 1, it is -0.1", "it is 1.5", "it is nan"]
+
+
+class TestDropout(Proof):
+    op = dropout
+    in_torch = staticmethod(formula)
+    cases = st.builds(case, shapes(), probabilities, st.booleans(), st.integers(0, 9999))
+    examples = [case((), 0.5, True), case((0, 2), 0.5, False), case((3, 2), 0.0, False), case((3, 2), 1.0, True), case((2, 3), 0.999999, False)]
+    keeps = {"x": "mask"}
+    float32 = [case((4, 17, 96), p, as_float) for p in (0.1, 0.9) for as_float in (True, False)]
+    pins = [
+        Pin("p = 1 gives zeros, not 0 / 0", Case([np.ones(2), np.zeros(2)], {"p": 1.0}, (True, False)), [[0.0, 0.0]]),
+        Pin("p = 1 gives zeros, whatever the mask", Case([np.ones(2), np.ones(2)], {"p": 1.0}, (True, False)), [[0.0, 0.0]]),
+        Pin("p = 0 keeps everything", Case([np.ones(2), np.ones(2, bool)], {"p": 0.0}, (True, False)), [[1.0, 1.0]]),
+        Pin("what is kept is scaled", Case([np.ones(2), np.array([1.0, 0.0])], {"p": 0.75}, (True, False)), [[4.0, 0.0]]),
+    ]
+    errors = [
+        Refusal(Case([np.ones((3, 2)), np.ones(3)], {"p": 0.5}), ValueError, r"dropout: mask has shape \(3,\), x has shape \(3, 2\)"),
+        *[
+            Refusal(Case([np.ones(3), np.ones(3)], {"p": p}), ValueError, f"dropout: .*{why}")
+            for p, why in zip((-0.1, 1.5, float("nan")), refused, strict=True)
+        ],
+    ]
+
+
+class TestDropPath(Proof):
+    op = drop_path
+    in_torch = staticmethod(formula_by_sample)
+    cases = st.builds(case, shapes(min_dims=1, max_dims=4, max_side=3), probabilities, st.booleans(), st.integers(0, 9999), st.just(True))
+    examples = [case((3,), 0.5, True, 0, True), case((0, 2), 0.5, False, 0, True), case((1, 2, 2, 3), 0.999999, False, 0, True)]
+    keeps = {"x": "mask"}
+    float32 = [case((8, 17, 96), p, as_float, 0, True) for p in (0.1, 0.9) for as_float in (True, False)]
+    pins = [
+        Pin("p = 1 gives zeros, not 0 / 0", Case([np.ones((2, 1)), np.zeros(2)], {"p": 1.0}, (True, False)), [[[0.0], [0.0]]]),
+        Pin("p = 1 gives zeros, whatever the mask", Case([np.ones((2, 1)), np.ones(2)], {"p": 1.0}, (True, False)), [[[0.0], [0.0]]]),
+        Pin("whole samples", Case([np.ones((2, 2)), np.array([True, False])], {"p": 0.5}, (True, False)), [[[2.0, 2.0], [0.0, 0.0]]]),
+    ]
+    errors = [
+        Refusal(Case([np.ones((3, 2)), np.ones(2)], {"p": 0.5}), ValueError, r"drop_path: mask has shape \(2,\).*x shape \(3, 2\)"),
+        Refusal(
+            Case([np.ones((3, 2)), np.ones((3, 1))], {"p": 0.5}), ValueError, r"drop_path: mask has shape \(3, 1\)", "timm's mask is (B, 1, ...)."
+        ),
+        Refusal(Case([np.ones(()), np.ones(())], {"p": 0.5}), ValueError, r"drop_path: .*x shape \(\)"),
+        *[
+            Refusal(Case([np.ones(3), np.ones(3)], {"p": p}), ValueError, f"drop_path: .*{why}")
+            for p, why in zip((-0.1, 1.5, float("nan")), refused, strict=True)
+        ],
+    ]
 
 
 @pytest.mark.parametrize("op", [dropout, drop_path])
-def test_the_mask_has_no_gradient_and_is_all_that_is_kept(op):
+def test_the_mask_has_no_gradient(op: Any) -> None:
     mask = Tensor(np.array([1.0, 0.0, 1.0]), requires_grad=True)
     for context in (minigrad.enable_grad(), minigrad.definitions()):
         with context:
@@ -51,17 +98,3 @@ def test_the_mask_has_no_gradient_and_is_all_that_is_kept(op):
         np.testing.assert_array_equal(y.numpy(), [2.0, 0.0, 6.0])
         np.testing.assert_array_equal(x.grad.numpy(), [6.0, 0.0, 14.0])
         assert mask.grad is None
-    saved = op(x, mask, 0.5).node.saved
-    assert len(saved) == 1 and saved[0] is mask
-
-
-def test_errors():
-    x = Tensor(np.ones((3, 2)))
-    with pytest.raises(ValueError, match=r"dropout: mask has shape \(3,\), x has shape \(3, 2\)"):
-        dropout(x, Tensor(np.ones(3)), 0.5)
-    with pytest.raises(ValueError, match=r"drop_path: mask has shape \(2,\).*x shape \(3, 2\)"):
-        drop_path(x, Tensor(np.ones(2)), 0.5)
-    for op, shape in ((dropout, (3, 2)), (drop_path, (3,))):
-        for p in (-0.1, 1.5, float("nan")):
-            with pytest.raises(ValueError, match="between 0 and 1"):
-                op(x, Tensor(np.ones(shape)), p)

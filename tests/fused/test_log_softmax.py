@@ -1,4 +1,4 @@
-"""log_softmax against PyTorch along every axis: ordinary numbers, ties, numbers of ten thousand, infinities."""
+"""log_softmax along every axis: ordinary numbers, ties, numbers of ten thousand, classes ruled out. Read next: `test_cross_entropy.py`."""
 
 from __future__ import annotations
 
@@ -7,55 +7,49 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from minigrad import Tensor
 from minigrad.fused.log_softmax import log_softmax
-from tests.support import check_float32, check_op, rng, shapes
+from tests.fused.test_softmax import EXAMPLES, along_an_axis
+from tests.proofs import Case, Pin, Proof, Refusal
+from tests.support import rng
 
 PAGE = sys.modules["minigrad.fused.softmax"]  # the rows are cut there
 
 
-def torch_log_softmax(axis: int):
-    return lambda x: torch.nn.functional.log_softmax(x, axis)
+class TestLogSoftmax(Proof):
+    op = log_softmax
+    in_torch = staticmethod(lambda x, axis=-1: torch.log_softmax(x, axis))
+    cases = along_an_axis(("ordinary", "large", "ties", "ruled out"))
+    smooth = along_an_axis(("ordinary", "large", "ties"))  # -inf has no differences
+    examples = EXAMPLES
+    keeps = {"x": "out"}
+    float32 = [Case([3 * rng(1).standard_normal(shape)]) for shape in [(4, 3, 17, 17), (2, 4, 65, 65), (16, 10), (16, 1000)]]
+    pins = [
+        Pin("equal numbers: each has its share", Case([np.array([[2.0, 2.0, 1.0], [0.0, 0.0, 0.0]])])),
+        Pin("one number: always 0", Case([np.array([[3.0], [-1e4]])]), [[[0.0], [0.0]]]),
+        Pin("exp(-1e4) is 0, but its logarithm has a slope", Case([np.array([0.0, -1e4])]), [[-1.0, 1.0]]),
+        Pin("-inf stays -inf", Case([np.array([1.0, -np.inf, 1.0])]), [[-0.5, 1.0, -0.5]]),
+    ]
+    errors = [
+        Refusal(Case([np.zeros((2, 3))], {"axis": 2}), ValueError, r"log_softmax: axis 2 is out of range for x of shape \(2, 3\)"),
+        Refusal(Case([np.zeros((2, 3))], {"axis": -3}), ValueError, "log_softmax: axis -3 is out of range"),
+        Refusal(
+            Case([np.zeros(())]), ValueError, r"log_softmax: axis -1 is out of range for x of shape \(\)", "A number is a vector of one to PyTorch."
+        ),
+        Refusal(Case([np.arange(3)]), TypeError, "log_softmax: x must be a float Tensor, it is int64"),
+    ]
 
+    @pytest.mark.parametrize("x", [[-np.inf, -np.inf], [np.inf, 1.0], [np.nan, 1.0]])
+    def test_a_row_without_an_answer_is_nan_and_alone(self, x: list[float]) -> None:
+        x = np.array([x, [0.0, 0.0]])
+        ours = log_softmax(x).numpy()
+        np.testing.assert_allclose(ours, torch.log_softmax(torch.tensor(x), -1).numpy(), rtol=1e-15)
+        assert np.isnan(ours[0]).any() and (ours[1] == -np.log(2)).all()
 
-@given(shapes(min_dims=1, max_dims=4), st.data())
-def test_equals_torch(shape, data):
-    axis = data.draw(st.integers(-len(shape), len(shape) - 1))
-    scale = data.draw(st.sampled_from([1.0, 30.0, 1e4]))
-    x = rng(data.draw(st.integers(0, 1000))).uniform(-1, 1, shape) * scale
-    check_op(log_softmax, torch_log_softmax(axis), [x], {"axis": axis})
+    def test_tiny_probabilities_keep_their_logarithm(self) -> None:
+        """exp(-1e4) is 0, but its logarithm is -1e4."""
+        np.testing.assert_array_equal(log_softmax(np.array([0.0, -1e4])).numpy(), [0.0, -1e4])
 
-
-def test_ties():
-    check_op(log_softmax, torch_log_softmax(-1), [np.array([[2.0, 2.0, 1.0], [0.0, 0.0, 0.0]])], {"axis": -1})
-
-
-def test_rows_on_several_threads_change_nothing(monkeypatch):
-    monkeypatch.setattr(PAGE, "_GRAIN", 0)
-    check_op(log_softmax, torch_log_softmax(1), [rng(0).uniform(-2, 2, (3, 5, 2))], {"axis": 1}, second=False)
-
-
-@pytest.mark.parametrize("x", [[-np.inf, -np.inf], [np.inf, 1.0], [np.nan, 1.0], [-np.inf, 1.0]])
-def test_infinities_and_nan(x):
-    x = np.array([x, [0.0, 0.0]])
-    np.testing.assert_allclose(log_softmax(x).numpy(), torch_log_softmax(-1)(torch.tensor(x)).numpy(), rtol=1e-15)
-
-
-def test_tiny_probabilities_keep_their_logarithm():
-    """exp(-1e4) is 0, but its logarithm is -1e4."""
-    np.testing.assert_array_equal(log_softmax(np.array([0.0, -1e4])).numpy(), [0.0, -1e4])
-
-
-@pytest.mark.parametrize("shape", [(4, 3, 17, 17), (2, 4, 65, 65), (16, 10)])
-def test_float32_is_as_accurate_as_the_definition(shape):
-    check_float32(log_softmax, [3 * rng(1).standard_normal(shape)])
-
-
-def test_errors():
-    with pytest.raises(ValueError, match=r"log_softmax: axis 2 is out of range for x of shape \(2, 3\)"):
-        log_softmax(Tensor(np.zeros((2, 3))), axis=2)
-    with pytest.raises(TypeError, match="log_softmax: x must be a float Tensor, it is int64"):
-        log_softmax(np.arange(3))
+    def test_rows_on_several_threads_change_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(PAGE, "_GRAIN", 0)
+        self.kernel_equals_definition(Case([rng(0).uniform(-2, 2, (3, 5, 2))], {"axis": 1}))

@@ -1,56 +1,76 @@
-"""softmax against PyTorch along every axis: ordinary numbers, ties, numbers of ten thousand, infinities."""
+"""softmax along every axis: ordinary numbers, ties, numbers of ten thousand, classes ruled out. Read next: `test_log_softmax.py`."""
 
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
 from hypothesis import strategies as st
 
-from minigrad import Tensor
 from minigrad.fused.softmax import softmax
-from tests.support import check_float32, check_op, rng, shapes
+from tests.proofs import Case, Pin, Proof, Refusal
+from tests.support import rng, shapes
 
 PAGE = sys.modules[softmax.__module__]
 
 
-def torch_softmax(axis: int):
-    return lambda x: torch.nn.functional.softmax(x, axis)
+def case(shape: tuple[int, ...], axis: int, kind: str = "ordinary", seed: int = 0) -> Case:
+    """No row is -inf throughout, not even if its first element is repeated."""
+    random = rng(seed)
+    x = random.uniform(-2, 2, shape)
+    if kind == "large":
+        x *= 5e3
+    elif kind == "ties":
+        x = np.round(x)
+    elif kind == "ruled out":
+        away = random.uniform(0, 1, shape) < 0.5
+        np.moveaxis(away, axis, 0)[:1] = False
+        x[away] = -np.inf
+    return Case([x], {"axis": axis})
 
 
-@given(shapes(min_dims=1, max_dims=4), st.data())
-def test_equals_torch(shape, data):
-    axis = data.draw(st.integers(-len(shape), len(shape) - 1))
-    scale = data.draw(st.sampled_from([1.0, 30.0, 1e4]))
-    x = rng(data.draw(st.integers(0, 1000))).uniform(-1, 1, shape) * scale
-    check_op(softmax, torch_softmax(axis), [x], {"axis": axis})
+@st.composite
+def along_an_axis(draw: Any, kinds: tuple[str, ...]) -> Case:
+    """Any axis of any shape, with 1 to 5 numbers along it."""
+    others = draw(shapes(max_side=3))
+    axis = draw(st.integers(0, len(others)))
+    shape = (*others[:axis], draw(st.integers(1, 5)), *others[axis:])
+    return case(shape, axis - len(shape) * draw(st.integers(0, 1)), draw(st.sampled_from(kinds)), draw(st.integers(0, 9999)))
 
 
-def test_ties():
-    check_op(softmax, torch_softmax(-1), [np.array([[2.0, 2.0, 1.0], [0.0, 0.0, 0.0]])], {"axis": -1})
+EXAMPLES = [case((0,), 0), case((2, 0, 3), 1), case((2, 1), 1), case((3, 4), -1, "large"), case((3, 4), 0, "ties"), case((2, 3, 4), 1, "ruled out")]
 
 
-def test_rows_on_several_threads_change_nothing(monkeypatch):
-    monkeypatch.setattr(PAGE, "_GRAIN", 0)
-    check_op(softmax, torch_softmax(1), [rng(0).uniform(-2, 2, (3, 5, 2))], {"axis": 1}, second=False)
+class TestSoftmax(Proof):
+    op = softmax
+    in_torch = staticmethod(lambda x, axis=-1: torch.softmax(x, axis))
+    cases = along_an_axis(("ordinary", "large", "ties", "ruled out"))
+    examples = EXAMPLES
+    keeps = {"x": "out"}
+    float32 = [Case([3 * rng(1).standard_normal(shape)]) for shape in [(4, 3, 17, 17), (2, 4, 65, 65), (16, 10)]]
+    pins = [
+        Pin("equal numbers: each has its share", Case([np.array([[2.0, 2.0, 1.0], [0.0, 0.0, 0.0]])])),
+        Pin("one number: always 1", Case([np.array([[3.0], [-1e4]])]), [[[0.0], [0.0]]]),
+        Pin("no difference beyond 745 shows", Case([np.array([0.0, -1e4])]), [[0.0, 0.0]]),
+        Pin("-inf: no chance, and no gradient", Case([np.array([1.0, -np.inf, 1.0])]), [[0.0, 0.0, 0.0]]),
+    ]
+    errors = [
+        Refusal(Case([np.zeros((2, 3))], {"axis": 2}), ValueError, r"softmax: axis 2 is out of range for x of shape \(2, 3\)"),
+        Refusal(Case([np.zeros((2, 3))], {"axis": -3}), ValueError, "softmax: axis -3 is out of range"),
+        Refusal(Case([np.zeros(())]), ValueError, r"softmax: axis -1 is out of range for x of shape \(\)", "A number is a vector of one to PyTorch."),
+        Refusal(Case([np.arange(3)]), TypeError, "softmax: x must be a float Tensor, it is int64"),
+    ]
 
+    @pytest.mark.parametrize("x", [[-np.inf, -np.inf], [np.inf, 1.0], [np.nan, 1.0]])
+    def test_a_row_without_an_answer_is_nan_and_alone(self, x: list[float]) -> None:
+        x = np.array([x, [0.0, 0.0]])
+        ours = softmax(x).numpy()
+        np.testing.assert_allclose(ours, torch.softmax(torch.tensor(x), -1).numpy(), rtol=1e-15)
+        assert np.isnan(ours[0]).any() and (ours[1] == 0.5).all()
 
-@pytest.mark.parametrize("x", [[-np.inf, -np.inf], [np.inf, 1.0], [np.nan, 1.0], [-np.inf, 1.0]])
-def test_infinities_and_nan(x):
-    x = np.array([x, [0.0, 0.0]])
-    np.testing.assert_allclose(softmax(x).numpy(), torch_softmax(-1)(torch.tensor(x)).numpy(), rtol=1e-15)
-
-
-@pytest.mark.parametrize("shape", [(4, 3, 17, 17), (2, 4, 65, 65), (16, 10)])
-def test_float32_is_as_accurate_as_the_definition(shape):
-    check_float32(softmax, [3 * rng(1).standard_normal(shape)])
-
-
-def test_errors():
-    with pytest.raises(ValueError, match=r"softmax: axis 2 is out of range for x of shape \(2, 3\)"):
-        softmax(Tensor(np.zeros((2, 3))), axis=2)
-    with pytest.raises(TypeError, match="softmax: x must be a float Tensor, it is int64"):
-        softmax(np.arange(3))
+    def test_rows_on_several_threads_change_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(PAGE, "_GRAIN", 0)
+        self.kernel_equals_definition(Case([rng(0).uniform(-2, 2, (3, 5, 2))], {"axis": 1}))

@@ -6,69 +6,320 @@ Read next: `test_reduce.py`.
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.testing import assert_array_equal
 
 import minigrad
 from minigrad import Tensor, ops
-from tests.support import arrays, assert_close, check_op, rng, shapes
+from minigrad.op import REGISTRY
+from tests.proofs import Case, Pin, Proof, Refusal, check_op
+from tests.support import assert_close, rng, shapes
 
-UNARY = {
-    "neg": (ops.neg, torch.neg, -2.0),
-    "exp": (ops.exp, torch.exp, -2.0),
-    "log": (ops.log, torch.log, 0.3),
-    "sqrt": (ops.sqrt, torch.sqrt, 0.3),
-    "tanh": (ops.tanh, torch.tanh, -2.0),
-    "erf": (ops.erf, torch.erf, -2.0),
-    "sin": (ops.sin, torch.sin, -2.0),
-    "cos": (ops.cos, torch.cos, -2.0),
-    "abs": (ops.abs, torch.abs, -2.0),
-    "relu": (ops.relu, torch.relu, -2.0),
-    "identity": (ops.identity, lambda x: x * 1, -2.0),
-}
-BINARY = {
-    "add": (ops.add, torch.add, -2.0),
-    "sub": (ops.sub, torch.sub, -2.0),
-    "mul": (ops.mul, torch.mul, -2.0),
-    "div": (ops.div, torch.div, 0.5),
-    "maximum": (ops.maximum, torch.maximum, -2.0),
-    "minimum": (ops.minimum, torch.minimum, -2.0),
-    "power_of": (ops.pow, torch.pow, 0.5),
-}
 two_shapes = hnp.mutually_broadcastable_shapes(num_shapes=2, max_dims=3, min_side=0, max_side=3).map(lambda found: found.input_shapes)
 three_shapes = hnp.mutually_broadcastable_shapes(num_shapes=3, max_dims=3, min_side=0, max_side=3).map(lambda found: found.input_shapes)
+seeds = st.integers(0, 2**32 - 1)
 
 
 def draw(shape: tuple[int, ...], seed: int, low: float = -2.0) -> np.ndarray:
     return np.asarray(rng(seed).uniform(low, 2.0, shape))
 
 
-@pytest.mark.parametrize("name", UNARY)
-@settings(max_examples=8)
-@given(shapes(), st.integers(0, 9999))
-def test_functions_of_one_number(name: str, shape: tuple[int, ...], seed: int):
-    ours, theirs, low = UNARY[name]
-    check_op(ours, theirs, [draw(shape, seed, low)])
+def off_zero(shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """Numbers of both signs, at least 0.3 away from 0."""
+    return np.asarray(rng(seed).uniform(0.3, 2.0, shape) * rng(seed + 1).choice([-1.0, 1.0], shape))
 
 
-@pytest.mark.parametrize("name", BINARY)
-@settings(max_examples=15)
-@given(two_shapes, st.integers(0, 9999), st.sampled_from([(True, True), (True, False), (False, True)]))
-def test_functions_of_two_numbers_broadcast(name: str, two: tuple, seed: int, needs: tuple[bool, bool]):
-    ours, theirs, low = BINARY[name]
-    check_op(ours, theirs, [draw(two[0], seed, low), draw(two[1], seed + 1, low)], needs=needs)
+def on_grid(shape: tuple[int, ...], seed: int, offset: float) -> np.ndarray:
+    """Multiples of 0.2, plus an offset: with offsets 0 and 0.1, two arrays are never closer than 0.1."""
+    return np.asarray(rng(seed).integers(-10, 10, shape) * 0.2 + offset)
 
 
-@given(three_shapes, st.integers(0, 9999))
-def test_where_broadcasts_condition_and_both_sides(three: tuple, seed: int):
-    condition = np.asarray(rng(seed).random(three[0]) < 0.5)
-    check_op(ops.where, torch.where, [condition, draw(three[1], seed), draw(three[2], seed + 1)])
+def one(low: float = -2.0) -> st.SearchStrategy[Case]:
+    return st.builds(lambda shape, seed: Case([draw(shape, seed, low)]), shapes(), seeds)
+
+
+def two(make: Callable = draw, second: Callable | None = None) -> st.SearchStrategy[Case]:
+    """Two arrays that broadcast."""
+    return st.builds(lambda pair, seed: Case([make(pair[0], seed), (second or make)(pair[1], seed + 2)]), two_shapes, seeds)
+
+
+SMOOTH = "It is smooth wherever it is defined."
+ANY_NUMBER = "It takes an array of any shape, with any numbers in it."
+ONE, TWO = Case([np.array([1.0, -2.0])]), Case([np.array([1.0, -2.0]), np.array([1.0, -2.0])])
+MISFIT = [
+    Refusal(Case([np.zeros(2), np.zeros(3)]), ValueError, r"\(2,\) \(3,\)"),
+    Refusal(Case([np.zeros((2, 3)), np.zeros((2, 1, 2))]), ValueError, r"\(2,3\) \(2,1,2\)"),
+]
+
+
+# --- proofs: arithmetic
+
+
+class TestAdd(Proof):
+    op, in_torch, cases = ops.add, torch.add, two()
+    keeps = {"x y": "", "x": "", "y": ""}
+    pins, errors = SMOOTH, MISFIT
+
+
+class TestSub(Proof):
+    op, in_torch, cases = ops.sub, torch.sub, two()
+    keeps = {"x y": "", "x": "", "y": ""}
+    pins, errors = SMOOTH, [*MISFIT, Refusal(Case([np.array([True]), np.array([True])]), TypeError, "boolean subtract")]
+
+
+class TestMul(Proof):
+    op, in_torch, cases = ops.mul, torch.mul, two()
+    keeps = {"x y": "x y", "x": "y", "y": "x"}
+    pins, errors = SMOOTH, MISFIT
+
+
+class TestDiv(Proof):
+    op, in_torch, cases = ops.div, torch.div, two(draw, off_zero)
+    keeps = {"x y": "x y", "x": "y", "y": "x y"}
+    pins, errors = [Pin("divided by 0", Case([np.array([1.0, -1.0, 0.0, 2.0, np.inf]), np.array([0.0, 0.0, 0.0, -0.0, 2.0])]))], MISFIT
+
+
+class TestNeg(Proof):
+    op, in_torch, cases = ops.neg, torch.neg, one()
+    keeps = {"x": ""}
+    pins, errors = SMOOTH, [Refusal(Case([np.array([True])]), TypeError, "boolean negative")]
+
+
+TIES = Case([np.array([1.0, 2.0, 0.0, 5.0]), np.array([1.0, 3.0, -0.0, 4.0])])
+
+
+class TestMaximum(Proof):
+    op, in_torch = ops.maximum, torch.maximum
+    cases = two() | two(lambda shape, seed: rng(seed).integers(0, 3, shape) * 1.0)
+    smooth = two(lambda shape, seed: on_grid(shape, seed, 0.0), lambda shape, seed: on_grid(shape, seed, 0.1))
+    keeps = {"x y": "x y", "x": "x y", "y": "x y"}
+    pins, errors = [Pin("a tie gives each side half", TIES, [[0.5, 0, 0.5, 1], [0.5, 1, 0.5, 0]])], MISFIT
+
+
+class TestMinimum(TestMaximum):
+    op, in_torch = ops.minimum, torch.minimum
+    pins = [Pin("a tie gives each side half", TIES, [[0.5, 1, 0.5, 0], [0.5, 0, 0.5, 1]])]
+
+
+class TestWhere(Proof):
+    op, in_torch = ops.where, torch.where
+    cases = st.builds(lambda s, k: Case([np.asarray(rng(k).random(s[0]) < 0.5), draw(s[1], k), draw(s[2], k + 1)]), three_shapes, seeds)
+    keeps = {"x y": "condition", "x": "condition", "y": "condition"}
+    pins = [Pin("one side is infinite", Case([np.array([True, False]), np.array([1.0, 2.0]), np.array([np.inf, -np.inf])]), [[1, 0], [0, 1]])]
+    errors = [Refusal(Case([np.array([True, False]), np.zeros(2), np.zeros(3)]), ValueError, r"\(2,\) \(2,\) \(3,\)")]
+
+    def test_what_is_not_taken_sees_no_gradient_whatever_it_is(self) -> None:
+        """inf * 0 would be nan: a mask is no product."""
+        x, y = (Tensor(np.array([1.0, 2.0]), requires_grad=True) for _ in range(2))
+        ops.where(np.array([True, False]), x, y).backward(Tensor(np.array([np.nan, np.inf])))
+        assert_array_equal(x.grad.numpy(), [np.nan, 0.0])
+        assert_array_equal(y.grad.numpy(), [0.0, np.inf])
+
+
+# --- proofs: functions of one number
+
+
+class TestExp(Proof):
+    op, in_torch, cases = ops.exp, torch.exp, one()
+    examples = [Case([np.array([-np.inf, -1e4, 0.0, 80.0])])]
+    smooth = one()
+    keeps = {"x": "out"}
+    pins, errors = SMOOTH, ANY_NUMBER
+
+
+class TestLog(Proof):
+    op, in_torch, cases = ops.log, torch.log, one(0.3)
+    keeps = {"x": "x"}
+    pins, errors = [Pin("at 0 and infinity", Case([np.array([0.0, np.inf, 1.0])]), [[np.inf, 0, 1]])], ANY_NUMBER
+
+
+class TestSqrt(Proof):
+    op, in_torch, cases = ops.sqrt, torch.sqrt, one(0.3)
+    keeps = {"x": "out"}
+    pins, errors = [Pin("at 0 and infinity", Case([np.array([0.0, np.inf, 4.0])]), [[np.inf, 0, 0.25]])], ANY_NUMBER
+
+
+class TestTanh(Proof):
+    op, in_torch, cases = ops.tanh, torch.tanh, one()
+    examples = [Case([np.array([-np.inf, -1e4, 1e-300, 20.0, 1e4])])]
+    smooth = one()
+    keeps = {"x": "out"}
+    pins, errors = SMOOTH, ANY_NUMBER
+
+
+class TestErf(Proof):
+    op, in_torch, cases = ops.erf, torch.erf, one() | one(-8.0)
+    examples = [Case([np.array([-np.inf, -30.0, 1e-300, 0.5, 1.0, 2.0, 3.0, 6.0, 30.0])])]
+    smooth = one()
+    keeps = {"x": "x"}
+    pins, errors = SMOOTH, ANY_NUMBER
+
+
+class TestSin(Proof):
+    op, in_torch, cases = ops.sin, torch.sin, one()
+    keeps = {"x": "x"}
+    pins, errors = SMOOTH, ANY_NUMBER
+
+
+class TestCos(Proof):
+    op, in_torch, cases = ops.cos, torch.cos, one()
+    keeps = {"x": "x"}
+    pins, errors = SMOOTH, ANY_NUMBER
+
+
+AT_ZERO = Case([np.array([0.0, -0.0, 1.0, -1.0])])
+
+
+class TestRelu(Proof):
+    op, in_torch, cases = ops.relu, torch.relu, one()
+    smooth = st.builds(lambda shape, seed: Case([off_zero(shape, seed)]), shapes(), seeds)
+    keeps = {"x": "out"}
+    pins, errors = [Pin("flat at 0", AT_ZERO, [[0, 0, 1, 0]])], ANY_NUMBER
+
+
+class TestAbs(Proof):
+    op, in_torch, cases = ops.abs, torch.abs, one()
+    smooth = TestRelu.smooth
+    keeps = {"x": "x"}
+    pins, errors = [Pin("flat at 0", AT_ZERO, [[0, 0, 1, -1]])], ANY_NUMBER
+
+
+BOUNDS = st.sampled_from([(-0.5, 0.5), (None, 0.5), (-0.5, None), (-3.0, 3.0), (0.5, -0.5), (-1, 1)])
+
+
+class TestClip(Proof):
+    op, in_torch = ops.clip, staticmethod(lambda x, low, high: torch.clamp(x, low, high))
+    cases = st.builds(lambda shape, seed, b: Case([draw(shape, seed)], {"low": b[0], "high": b[1]}), shapes(), seeds, BOUNDS)
+    smooth = st.builds(
+        lambda shape, seed, b: Case([on_grid(shape, seed, 0.0)], {"low": b[0], "high": b[1]}), shapes(), seeds, BOUNDS.filter(lambda b: 1 not in b)
+    )
+    keeps = {"x": "x"}
+    pins = [
+        Pin("the bounds belong to the inside", Case([np.array([-1.0, 2.0, -1.5, 2.5, 0.0])], {"low": -1, "high": 2}), [[1, 1, 0, 0, 1]]),
+        Pin("one bound", Case([np.array([0.0, -0.0, 1.0, -1.0])], {"low": 0.0, "high": None}), [[1, 1, 1, 0]]),
+        Pin("one bound, from above", Case([np.array([0.0, -0.0, 1.0, -1.0])], {"low": None, "high": 0.0}), [[1, 1, 0, 1]]),
+        Pin("the bounds cross", Case([np.array([-1.0, 0.0, 0.5, 1.0])], {"low": 0.5, "high": 0.0})),
+    ]
+    errors = ANY_NUMBER
+
+
+class TestPower(Proof):
+    op, in_torch = REGISTRY["power"], staticmethod(lambda x, exponent: x**exponent)
+    cases = st.builds(
+        lambda shape, seed, e: Case([off_zero(shape, seed) if e == int(e) else draw(shape, seed, 0.3)], {"exponent": e}),
+        shapes(),
+        seeds,
+        st.sampled_from([2, 3, 4, 1, 0, 2.0, 0.5, -0.5, -1, -2, -2.5, 1 / 3]),
+    )
+    keeps = {"x": "x"}
+    pins = [Pin(f"0 ** {e}", Case([np.array([0.0, -1.0, 0.0, 2.0])], {"exponent": e})) for e in (0, 1, 2, 3, 4)]
+    errors = ANY_NUMBER
+
+
+class TestPowerOf(Proof):
+    op, in_torch = REGISTRY["power_of"], torch.pow
+    cases = two(lambda shape, seed: draw(shape, seed, 0.5), draw)
+    keeps = {"x y": "x y out", "x": "x y", "y": "x y out"}
+    pins = [
+        Pin("in the base", Case([np.array([0.0, 0.0, -2.0, -1.5, 3.0]), np.array([1.0, 2.0, 3.0, 0.0, 0.0])], needs=(True, False))),
+        # the second derivative here is 0 * inf by the rules, in PyTorch as here; by the upstream gradient it is nan there, 0 here
+        Pin("0 ** 0 is flat in x", Case([np.zeros(1), np.zeros(1)], needs=(True, False), second_in_torch=False), [np.zeros(1)]),
+        Pin("0 ** y is flat in y", Case([np.zeros(3), np.array([0.0, 1.0, 2.0])], needs=(False, True)), [np.zeros(3)]),
+    ]
+    errors = MISFIT
+
+
+# --- proofs: dtype and device
+
+
+class TestIdentity(Proof):
+    op, in_torch, cases = ops.identity, staticmethod(lambda x: x * 1), one()
+    keeps = {"x": ""}
+    pins, errors = SMOOTH, ANY_NUMBER
+
+
+class TestCast(Proof):
+    op, in_torch = REGISTRY["cast"], staticmethod(lambda x, dtype: x.to(getattr(torch, dtype, dtype)))
+    cases = st.builds(
+        lambda shape, seed, dtype: Case([draw(shape, seed)], {"dtype": dtype}), shapes(), seeds, st.sampled_from(["float32", "float64"])
+    )
+    smooth = st.builds(lambda shape, seed: Case([draw(shape, seed)], {"dtype": "float64"}), shapes(), seeds)  # rounding has no slope
+    examples = [Case([np.array([1, -2, 3])], {"dtype": "float32"}), Case([np.array([True, False])], {"dtype": "int64"})]
+    keeps = {"x": ""}
+    pins, errors = "Rounding to float32 counts as the identity.", [Refusal(Case([np.zeros(2)], {"dtype": "floaty"}), TypeError, "floaty", True)]
+
+
+class TestToDevice(Proof):
+    """To the CPU; between devices that differ: tests/test_op.py."""
+
+    op, in_torch = ops.to_device, staticmethod(lambda x, device: x.to(device))
+    cases = st.builds(lambda shape, seed: Case([draw(shape, seed)], {"device": "cpu"}), shapes(), seeds)
+    keeps = {"x": ""}
+    pins, errors = SMOOTH, [Refusal(Case([np.zeros(2)], {"device": "nowhere"}), ValueError, "there is no device 'nowhere' here; there is 'cpu'")]
+
+
+# --- proofs: comparisons and tests
+
+
+class Comparison(Proof):
+    """Numbers of which many are equal, and the two awkward ones."""
+
+    cases = two(lambda shape, seed: rng(seed).integers(0, 3, shape) * 1.0) | two(lambda shape, seed: rng(seed).integers(-1, 2, shape))
+    examples = [Case([np.array([np.nan, np.nan, np.inf, -np.inf, 0.0]), np.array([np.nan, 1.0, np.inf, np.inf, -0.0])])]
+    keeps = {}
+    pins, errors = "It has no derivative.", MISFIT
+
+
+class TestGreater(Comparison):
+    op, in_torch = ops.greater, torch.gt
+
+
+class TestGreaterEqual(Comparison):
+    op, in_torch = ops.greater_equal, torch.ge
+
+
+class TestLess(Comparison):
+    op, in_torch = ops.less, torch.lt
+
+
+class TestLessEqual(Comparison):
+    op, in_torch = ops.less_equal, torch.le
+
+
+class TestEqual(Comparison):
+    op, in_torch = ops.equal, torch.eq
+
+
+class TestNotEqual(Comparison):
+    op, in_torch = ops.not_equal, torch.ne
+
+
+class TestLogicalAnd(Comparison):
+    op, in_torch = ops.logical_and, torch.logical_and
+
+
+class TestLogicalNot(Comparison):
+    op, in_torch, errors = ops.logical_not, torch.logical_not, ANY_NUMBER
+    cases = st.builds(lambda shape, seed: Case([np.asarray(rng(seed).random(shape) < 0.5)]), shapes(), seeds) | one().map(
+        lambda case: Case([case.inputs[0].round()])
+    )
+    examples = ()
+
+
+class TestIsfinite(Comparison):
+    op, in_torch, errors = ops.isfinite, torch.isfinite, ANY_NUMBER
+    cases = st.builds(lambda shape, seed: Case([np.asarray(rng(seed).choice([1.5, np.nan, np.inf, -np.inf], shape))]), shapes(), seeds)
+    examples = [Case([np.array([1, 2])]), Case([np.array([True])])]
+
+
+# --- powers, as they are written
 
 
 @pytest.mark.parametrize("exponent", [2, 3, 4, 1, 0, 0.5, -0.5, -1, -2.5, 2.0, 1 / 3])
@@ -82,71 +333,20 @@ def test_power_of_a_negative_base(exponent: float):
     check_op(lambda x: x**exponent, lambda x: x**exponent, [np.array([-2.0, -0.5, 0.7])])
 
 
-@pytest.mark.parametrize("exponent", [0, 1, 2, 3, 4])
-def test_power_at_zero(exponent: float):
-    check_op(lambda x: x**exponent, lambda x: x**exponent, [np.array([0.0, -1.0, 0.0, 2.0])])
-
-
 @pytest.mark.parametrize("base", [2, 0.5, np.float64(3)])
 def test_number_to_the_power_of_a_tensor(base: float):
     check_op(lambda x: base**x, lambda x: float(base) ** x, [draw((2, 3), 5)])
 
 
-def test_power_of_tensors_at_zero_and_below():
-    """0 ** y is flat in y for y >= 0, x ** 0 flat in x, and an integer power of a negative number has a derivative in the base, as in PyTorch."""
-    base, exponent = np.array([0.0, 0.0, 0.0, -2.0, -1.5, 3.0]), np.array([0.0, 1.0, 2.0, 3.0, 0.0, 0.0])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        check_op(ops.pow, torch.pow, [base, exponent], needs=(True, False))
-        check_op(ops.pow, torch.pow, [base[:3], exponent[:3]], needs=(False, True), second=False)
+# --- at the edges
 
 
-@pytest.mark.parametrize(("low", "high"), [(-0.5, 0.5), (None, 0.5), (-0.5, None), (-3.0, 3.0), (0.5, -0.5)])
-@settings(max_examples=6)
-@given(arrays(shapes()))
-def test_clip(low: float | None, high: float | None, x: np.ndarray):
-    check_op(lambda x: ops.clip(x, low, high), lambda x: torch.clamp(x, low, high), [x])
+@pytest.mark.parametrize("name", ["relu", "abs", "tanh", "exp", "erf", "log", "sqrt", "sin"])
+def test_nan_stays_nan(name: str):
+    assert np.isnan(getattr(ops, name)(Tensor(np.array([np.nan]))).item()) and torch.isnan(getattr(torch, name)(torch.tensor([torch.nan]))).item()
 
 
-# --- kinks: PyTorch's choice, pinned
-
-
-KINKS = {
-    "relu at 0": (ops.relu, torch.relu, [np.array([0.0, -0.0, 1.0, -1.0])]),
-    "abs at 0": (ops.abs, torch.abs, [np.array([0.0, -0.0, 1.0, -1.0])]),
-    "maximum ties": (ops.maximum, torch.maximum, [np.array([1.0, 2.0, 0.0, 5.0]), np.array([1.0, 3.0, -0.0, 4.0])]),
-    "minimum ties": (ops.minimum, torch.minimum, [np.array([1.0, 2.0, 0.0, 5.0]), np.array([1.0, 3.0, -0.0, 4.0])]),
-    "clip at its bounds": (lambda x: ops.clip(x, -1, 2), lambda x: torch.clamp(x, -1, 2), [np.array([-1.0, 2.0, -1.5, 2.5, 0.0])]),
-    "clip at one bound": (lambda x: ops.clip(x, 0.0), lambda x: torch.clamp(x, 0.0), [np.array([0.0, -0.0, 1.0, -1.0])]),
-    "maximum of a tensor with itself": (lambda x: ops.maximum(x, x), lambda x: torch.maximum(x, x), [np.array([1.0, -2.0])]),
-}
-
-
-@pytest.mark.parametrize("name", KINKS)
-def test_derivative_at_a_kink(name: str):
-    check_op(*KINKS[name])
-
-
-def test_kinks_by_hand():
-    """The same, as numbers that a reader can check."""
-    for function, point, slope in [
-        (ops.relu, 0.0, 0.0),
-        (ops.abs, 0.0, 0.0),
-        (lambda x: ops.clip(x, 0, 1), 1.0, 1.0),
-        (lambda x: ops.maximum(x, 2.0), 2.0, 0.5),
-    ]:
-        x = Tensor(np.array([point]), requires_grad=True)
-        assert minigrad.grad(function(x), x)[0].item() == slope
-
-
-def test_infinities_and_nan():
-    with np.errstate(all="ignore"):
-        check_op(ops.exp, torch.exp, [np.array([-np.inf, -1e4, 0.0])], second=False)
-        check_op(ops.log, torch.log, [np.array([0.0, np.inf, 1.0])], second=False)
-        check_op(ops.sqrt, torch.sqrt, [np.array([0.0, np.inf])], second=False)
-        check_op(ops.div, torch.div, [np.array([1.0, -1.0, np.inf]), np.array([0.0, 0.0, 2.0])], second=False)
-        check_op(ops.tanh, torch.tanh, [np.array([-1e4, 1e4, np.inf])])
-        for ours, theirs in [(ops.relu, torch.relu), (ops.abs, torch.abs), (ops.tanh, torch.tanh), (ops.exp, torch.exp), (ops.erf, torch.erf)]:
-            assert np.isnan(ours(Tensor(np.array([np.nan]))).item()) and torch.isnan(theirs(torch.tensor([torch.nan]))).item()
+def test_a_mask_of_minus_infinity():
     masked = ops.where(np.array([True, False]), Tensor(np.array([1.0, 2.0]), True), -np.inf)
     assert_array_equal(masked.numpy(), [1.0, -np.inf])
 
@@ -162,29 +362,12 @@ def test_gradient_of_where_does_not_see_the_side_not_taken():
 # --- comparisons
 
 
-@pytest.mark.parametrize("name", ["greater", "greater_equal", "less", "less_equal", "equal", "not_equal", "logical_and"])
-@settings(max_examples=8)
-@given(two_shapes, st.integers(0, 9999))
-def test_comparisons(name: str, two: tuple, seed: int):
-    x, y = (np.asarray(rng(seed + k).integers(0, 3, shape).astype(np.float64)) for k, shape in enumerate(two))
-    z = getattr(ops, name)(Tensor(x, True), Tensor(y, True))
-    assert z.dtype == bool and not z.requires_grad
-    assert_array_equal(z.numpy(), getattr(np, name)(x, y))
-    assert type(z.data) is np.ndarray
-
-
 @pytest.mark.parametrize("symbol", [operator.gt, operator.ge, operator.lt, operator.le, operator.eq, operator.ne])
 def test_comparison_operators(symbol):
     x = np.array([1.0, 2.0, 3.0], np.float32)
     for other in (2, 2.0, np.float64(2), np.array(2.0), np.array([3.0, 2.0, 1.0]), Tensor([2.0, 2.0, 2.0])):
         assert_array_equal(symbol(Tensor(x), other).numpy(), symbol(x, np.asarray(other)))
     assert_array_equal(symbol(np.array([3.0, 2.0, 1.0]), Tensor(x)).numpy(), symbol(np.array([3.0, 2.0, 1.0]), x))
-
-
-def test_logical_not_and_isfinite():
-    assert_array_equal(ops.logical_not(Tensor(np.array([True, False]))).numpy(), [False, True])
-    assert_array_equal(ops.isfinite(Tensor(np.array([1.0, np.nan, np.inf, -np.inf]))).numpy(), [True, False, False, False])
-    assert type(ops.isfinite(Tensor(1.0)).data) is np.ndarray
 
 
 # --- dtypes
@@ -259,12 +442,6 @@ def test_cast():
 
 
 # --- errors
-
-
-@pytest.mark.parametrize("operation", [ops.add, ops.sub, ops.mul, ops.div, ops.maximum, ops.pow, ops.greater])
-def test_shapes_that_do_not_fit_are_named(operation):
-    with pytest.raises(ValueError, match=r"\(2,\).*\(3,\)"):
-        operation(Tensor([1.0, 2.0]), Tensor([1.0, 2.0, 3.0]))
 
 
 def test_what_is_not_a_number_is_refused():

@@ -7,49 +7,135 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.testing import assert_array_equal
 
 import minigrad
 from minigrad import Tensor, ops
-from tests.support import check_op, rng, shapes
+from minigrad.op import REGISTRY
+from tests.proofs import Case, Proof, Refusal, check_op
+from tests.support import rng, shapes
 
 
 def draw(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
     return np.asarray(rng(seed).uniform(-2, 2, shape))
 
 
-def torch_index(shape: tuple, index: Any) -> Any:
-    """x[index] in PyTorch, which has no negative steps: by the places that NumPy's index picks."""
-    places = torch.tensor(np.array(np.arange(np.prod(shape, dtype=int)).reshape(shape)[index], order="C"))
-    return lambda x: x.reshape(-1)[places]
+def places(shape: tuple, index: Any) -> torch.Tensor:
+    """Where the elements that NumPy's index picks stand in the flattened array: PyTorch has no negative steps."""
+    return torch.tensor(np.array(np.arange(np.prod(shape, dtype=int)).reshape(shape)[index], order="C"))
 
 
-@settings(max_examples=40)
-@given(shapes(min_side=0).flatmap(lambda shape: st.tuples(st.just(shape), hnp.basic_indices(shape, allow_newaxis=True))), st.integers(0, 99))
-def test_basic_indices(case: tuple, seed: int):
-    shape, index = case
-    check_op(lambda x: x[index], torch_index(shape, index), [draw(shape, seed)])
+def torch_getitem(x: torch.Tensor, index: Any) -> torch.Tensor:
+    return x.reshape(-1)[places(x.shape, index)]
 
 
-@settings(max_examples=30)
-@given(
-    shapes(min_dims=1, min_side=1).flatmap(
-        lambda shape: st.tuples(st.just(shape), hnp.integer_array_indices(shape, result_shape=hnp.array_shapes(max_dims=2, max_side=4)))
-    )
-)
-def test_integer_arrays_repeat_elements(case: tuple):
-    shape, index = case
-    check_op(lambda x: x[index], torch_index(shape, index), [draw(shape)])
+def torch_put(x: torch.Tensor, index: Any, shape: tuple) -> torch.Tensor:
+    zeros = torch.zeros(int(np.prod(shape)), dtype=x.dtype)
+    return zeros.index_put((places(shape, index).reshape(-1),), x.reshape(-1), accumulate=True).reshape(shape)
 
 
-@settings(max_examples=20)
-@given(shapes(), st.integers(0, 99))
-def test_boolean_masks(shape: tuple, seed: int):
-    mask = np.asarray(rng(seed).random(shape) < 0.5)
-    check_op(lambda x: x[mask], torch_index(shape, mask), [draw(shape)])
+seeds = st.integers(0, 2**32 - 1)
+
+
+def masks(shape: tuple) -> st.SearchStrategy[np.ndarray]:
+    return seeds.map(lambda seed: np.asarray(rng(seed).random(shape) < 0.5))
+
+
+def repeating(shape: tuple) -> st.SearchStrategy[Any]:
+    return hnp.integer_array_indices(shape, result_shape=hnp.array_shapes(max_dims=2, max_side=4))
+
+
+def picks() -> st.SearchStrategy[tuple]:
+    """A shape and an index that fits it: slices and integers, arrays of integers, masks."""
+    basic = shapes().flatmap(lambda shape: st.tuples(st.just(shape), hnp.basic_indices(shape, allow_newaxis=True)))
+    arrays = shapes(min_dims=1, min_side=1).flatmap(lambda shape: st.tuples(st.just(shape), repeating(shape)))
+    return basic | arrays | shapes().flatmap(lambda shape: st.tuples(st.just(shape), masks(shape)))
+
+
+class TestGetitem(Proof):
+    op, in_torch = REGISTRY["getitem"], staticmethod(torch_getitem)
+    cases = st.builds(lambda pick, seed: Case([draw(pick[0], seed)], {"index": pick[1]}), picks(), seeds)
+    keeps = {"x": ""}
+    pins = "It is linear, there is no kink."
+    errors = [
+        Refusal(Case([np.zeros((2, 3))], {"index": (0, 5)}), IndexError, "index 5 is out of bounds for axis 1 with size 3"),
+        Refusal(Case([np.zeros((2, 3))], {"index": (0, 0, 0)}), IndexError, "too many indices.* 2-dimensional.* 3 were indexed"),
+        Refusal(Case([np.zeros((2, 3))], {"index": np.ones(3, bool)}), IndexError, "boolean index did not match.* size of axis is 2.* is 3"),
+        Refusal(Case([np.zeros((2, 3))], {"index": "row"}), IndexError, "only integers, slices"),
+    ]
+
+
+class TestPut(Proof):
+    op, in_torch = ops.put, staticmethod(torch_put)
+    cases = st.builds(lambda pick, seed: Case([draw(places(*pick).shape, seed)], {"index": pick[1], "shape": pick[0]}), picks(), seeds)
+    examples = [Case([draw((2,))], {"index": ([0, 0], [1, 1]), "shape": (2, 3)})]
+    keeps = {"x": ""}
+    pins = "It is linear, there is no kink."
+    errors = [
+        Refusal(Case([np.zeros(2)], {"index": 5, "shape": (3,)}), IndexError, "index 5 is out of bounds"),
+        Refusal(Case([np.zeros(2)], {"index": slice(0, 3), "shape": (3,)}), ValueError, "shape"),
+    ]
+
+
+@st.composite
+def gathers(draw_from: Any, adjoint: bool) -> Case:
+    shape = draw_from(shapes(min_dims=1, min_side=1))
+    axis, count, seed = draw_from(st.integers(-len(shape), len(shape) - 1)), draw_from(st.integers(0, 4)), draw_from(seeds)
+    wanted = list(shape)
+    wanted[axis] = count
+    indices = rng(seed).integers(0, shape[axis], wanted)
+    if adjoint:
+        return Case([draw(tuple(wanted), seed), indices], {"axis": axis, "size": shape[axis]})
+    return Case([draw(shape, seed), indices], {"axis": axis})
+
+
+def torch_scatter_add(x: torch.Tensor, indices: torch.Tensor, axis: int, size: int) -> torch.Tensor:
+    shape = list(x.shape)
+    shape[axis] = size
+    return torch.zeros(shape, dtype=x.dtype).scatter_add(axis, indices, x)
+
+
+BROADCAST = [((1, 4), (3, 2), 1), ((3, 4), (1, 2), 1), ((3, 4), (2, 1), 0), ((2, 1, 4), (1, 3, 5), -1), ((2, 4, 1), (1, 3, 5), 1)]
+
+
+def torch_gather(x: torch.Tensor, indices: torch.Tensor, axis: int) -> torch.Tensor:
+    """torch.take_along_dim, which broadcasts, but does not look whether the indices are inside; torch.gather does."""
+    if x.ndim == indices.ndim:
+        axis %= x.ndim
+        common = torch.broadcast_shapes(*[(*y.shape[:axis], 1, *y.shape[axis + 1 :]) for y in (x, indices)])
+        x, indices = (y.expand(*common[:axis], y.shape[axis], *common[axis + 1 :]) for y in (x, indices))
+    return torch.gather(x, axis, indices)
+
+
+class TestGather(Proof):
+    op, in_torch = ops.gather, staticmethod(torch_gather)
+    cases = gathers(adjoint=False)
+    examples = [Case([draw(shape), rng(0).integers(0, shape[axis], wanted)], {"axis": axis}) for shape, wanted, axis in BROADCAST]
+    keeps = {"x": "indices"}
+    pins = "It is linear, there is no kink."
+    errors = [
+        Refusal(Case([np.zeros((2, 3)), np.array([[7], [0]])], {"axis": 1}), IndexError, "index 7 is out of bounds for axis 1 with size 3"),
+        Refusal(Case([np.zeros((2, 3)), np.array([0])], {"axis": 1}), ValueError, "same number of dimensions"),
+        Refusal(Case([np.zeros((2, 3)), np.array([[0.0]])], {"axis": 1}), IndexError, "must be an integer array"),
+    ]
+
+
+class TestScatterAdd(Proof):
+    op, in_torch = ops.scatter_add, staticmethod(torch_scatter_add)
+    cases = gathers(adjoint=True)
+    keeps = {"x": "indices"}
+    pins = "It is linear, there is no kink."
+    errors = [
+        Refusal(
+            Case([np.zeros((2, 1)), np.array([[7], [0]])], {"axis": 1, "size": 3}), IndexError, "index 7 is out of bounds for axis 1 with size 3"
+        ),
+        Refusal(Case([np.zeros((2, 3)), np.array([[0.0]])], {"axis": 1, "size": 3}), IndexError, "integer"),
+    ]
+
+
+# --- indices as they are written
 
 
 @pytest.mark.parametrize(
@@ -81,7 +167,7 @@ def test_mixed_indices(index: Any):
         return np.array(part, int) if isinstance(part, list) and not part else part  # NumPy itself makes floats of []
 
     picked = tuple(plain(part) for part in index) if isinstance(index, tuple) else plain(index)
-    check_op(lambda x: x[index], torch_index((2, 3), picked), [draw((2, 3))])
+    check_op(lambda x: x[index], lambda x: torch_getitem(x, picked), [draw((2, 3))])
 
 
 def test_tensors_as_indices():
@@ -103,60 +189,9 @@ def test_an_index_may_be_reused():
         assert_array_equal(minigrad.grad(y, x, Tensor(np.array([3.0, 4.0])))[0].numpy(), [7.0, 0.0, 0.0])
 
 
-@settings(max_examples=20)
-@given(shapes(min_dims=1, min_side=1), st.data())
-def test_gather_and_scatter_add(shape: tuple, data: st.DataObject):
-    axis = data.draw(st.integers(-len(shape), len(shape) - 1))
-    count, seed = data.draw(st.integers(0, 4)), data.draw(st.integers(0, 99))
-    wanted = list(shape)
-    wanted[axis] = count
-    indices = rng(seed).integers(0, shape[axis], wanted)
-    check_op(lambda x, i: ops.gather(x, i, axis), lambda x, i: torch.take_along_dim(x, i, axis), [draw(shape), indices])
-    values = draw(tuple(wanted), 1)
-    check_op(
-        lambda v, i: ops.scatter_add(v, i, axis, shape[axis]),
-        lambda v, i: torch.zeros(shape, dtype=v.dtype).scatter_add(axis, i, v),
-        [values, indices],
-    )
-
-
-@pytest.mark.parametrize(
-    ("shape", "indices_shape", "axis"),
-    [((1, 4), (3, 2), 1), ((3, 4), (1, 2), 1), ((3, 4), (2, 1), 0), ((2, 1, 4), (1, 3, 5), -1), ((2, 4, 1), (1, 3, 5), 1)],
-)
-def test_gather_broadcasts(shape: tuple, indices_shape: tuple, axis: int):
-    indices = rng(0).integers(0, shape[axis], indices_shape)
-    check_op(lambda x, i: ops.gather(x, i, axis), lambda x, i: torch.take_along_dim(x, i, axis), [draw(shape), indices])
-
-
 def test_gather_keeps_its_own_copy_of_an_array_of_indices():
     x, indices = Tensor(np.array([1.0, 2.0]), requires_grad=True), np.array([0, 0])
     y = ops.gather(x, indices, 0)
     indices[:] = 1
     y.backward(Tensor(np.array([3.0, 4.0])))
     assert_array_equal(x.grad.numpy(), [7.0, 0.0])
-
-
-@pytest.mark.parametrize("index", [(slice(None), 1), ([0, 0], [1, 2]), (None, slice(1, 2))], ids=repr)
-def test_put_is_the_adjoint_of_getitem(index: Any):
-    x = torch.zeros((2, 3), dtype=torch.float64, requires_grad=True)
-    picked = torch_index((2, 3), index)(x)
-
-    def adjoint(y: torch.Tensor) -> torch.Tensor:
-        return torch.autograd.grad(picked, x, y, create_graph=True, retain_graph=True)[0]
-
-    check_op(lambda y: ops.put(y, index, (2, 3)), adjoint, [draw(tuple(picked.shape))])
-
-
-def test_errors():
-    x = Tensor(draw((2, 3)))
-    with pytest.raises(IndexError, match="index 5 is out of bounds for axis 1 with size 3"):
-        x[0, 5]
-    with pytest.raises(IndexError, match="too many indices.* 2-dimensional.* 3 were indexed"):
-        x[0, 0, 0]
-    with pytest.raises(IndexError, match="boolean index did not match.* size of axis is 2.* is 3"):
-        x[np.array([True, False, True])]
-    with pytest.raises(IndexError, match="index 7 is out of bounds for axis 1 with size 3"):
-        ops.gather(x, np.array([[7], [0]]), 1)
-    with pytest.raises(IndexError):
-        x["row"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -13,22 +11,44 @@ from hypothesis.extra import numpy as hnp
 from numpy.testing import assert_allclose
 
 from minigrad import Tensor, ops
-from tests.support import check_op, rng
+from minigrad.op import REGISTRY
+from tests.proofs import Case, Proof, Refusal, check_op
+from tests.support import rng
 
 
 def draw(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
     return np.asarray(rng(seed).uniform(-2, 2, shape))
 
 
-@given(
-    hnp.mutually_broadcastable_shapes(num_shapes=2, max_dims=2, min_side=0, max_side=3),
-    st.tuples(*[st.integers(0, 4)] * 3),
-    st.sampled_from([(True, True), (True, False), (False, True)]),
-)
-def test_stacks_of_matrices(leading: Any, lengths: tuple, needs: tuple):
+def stacks(leading: tuple, lengths: tuple, seed: int) -> Case:
     n, k, m = lengths
-    first, second = leading.input_shapes
-    check_op(ops.matmul, torch.matmul, [draw((*first, n, k)), draw((*second, k, m), 1)], needs=needs)
+    return Case([draw((*leading[0], n, k), seed), draw((*leading[1], k, m), seed + 1)])
+
+
+leading_axes = hnp.mutually_broadcastable_shapes(num_shapes=2, max_dims=2, min_side=0, max_side=3).map(lambda found: found.input_shapes)
+lengths = st.tuples(*[st.integers(0, 4)] * 3) | st.integers(1, 3).map(lambda n: (n, n, n))  # square ones may be multiplied by themselves
+
+
+class TestProduct(Proof):
+    """The primitive. `ops.matmul`, which brings vectors to it and says what does not fit, is tested below."""
+
+    op, in_torch = REGISTRY["matmul"], torch.matmul
+    cases = st.builds(stacks, leading_axes, lengths, st.integers(0, 2**32 - 1))
+    examples = [Case([draw((2, 2)), draw((2, 2), 1)])]
+    keeps = {"x y": "x y", "x": "y", "y": "x"}
+    pins = "It is linear in each of its inputs, there is no kink."
+    errors = [
+        Refusal(Case([np.zeros((2, 3)), np.zeros((4, 2))]), ValueError, "matmul: Input operand 1 has a mismatch in its core dimension"),
+        Refusal(Case([np.zeros((2, 3, 4)), np.zeros((5, 4, 2))]), ValueError, r"\(2,3,4\).*\(5,4,2\)"),
+    ]
+
+
+# --- ops.matmul
+
+
+@given(leading_axes, lengths, st.sampled_from([(True, True), (True, False), (False, True)]))
+def test_stacks_of_matrices(leading: tuple, lengths: tuple, needs: tuple):
+    check_op(ops.matmul, torch.matmul, stacks(leading, lengths, 0).inputs, needs=needs)
 
 
 @pytest.mark.parametrize(

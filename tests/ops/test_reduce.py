@@ -7,44 +7,100 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 import minigrad
 from minigrad import Tensor, ops
-from tests.support import assert_close, check_op, rng
+from tests.proofs import Case, Pin, Proof, Refusal, check_op
+from tests.support import assert_close, rng
 
 
 @st.composite
-def reductions(draw: Any, min_side: int = 0) -> tuple[np.ndarray, Any, bool]:
+def reductions(draw: Any, min_side: int = 0, make: Any = None, keepdims: bool = True) -> Case:
     """An array, an axis argument that fits it (None, a number, a tuple; negative ones too), and keepdims."""
     shape = tuple(draw(st.lists(st.integers(min_side, 4), max_size=3)))
     axes = st.integers(-len(shape), len(shape) - 1)
     several = st.lists(axes, unique_by=lambda a: a % len(shape), min_size=1).map(tuple)
-    axis = draw(st.one_of(st.none(), axes, several)) if shape else None
-    return np.asarray(rng(draw(st.integers(0, 9999))).uniform(-2, 2, shape)), axis, draw(st.booleans())
+    axis = draw(st.one_of(st.none(), axes, several if keepdims else axes)) if shape else None
+    numbers = rng(draw(st.integers(0, 2**32 - 1)))
+    x = numbers.uniform(-2, 2, shape) if make is None else make(numbers, shape)
+    return Case([x], {"axis": axis, "keepdims": draw(st.booleans())} if keepdims else {"axis": axis})
+
+
+def all_different(numbers: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Numbers that are at least 0.1 apart: no ties, nor near ones."""
+    return numbers.permutation(int(np.prod(shape))).reshape(shape) * 0.1
+
+
+def many_equal(numbers: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    return numbers.integers(0, 3, shape) * 1.0
 
 
 def every_axis(x: torch.Tensor, axis: Any) -> Any:
     return tuple(range(x.ndim)) if axis is None else axis
 
 
-@given(reductions())
-def test_sum(case: tuple):
-    x, axis, keepdims = case
-    check_op(lambda x: ops.sum(x, axis, keepdims), lambda x: torch.sum(x, every_axis(x, axis), keepdims) if x.ndim else x.sum(), [x])
+# --- proofs
+
+
+NO_AXIS = [
+    Refusal(Case([np.zeros((2, 3))], {"axis": 2}), ValueError, "axis 2 is out of bounds for array of dimension 2"),
+    Refusal(Case([np.zeros((2, 3))], {"axis": -3}), ValueError, "axis -3 is out of bounds for array of dimension 2"),
+    Refusal(Case([np.zeros((2, 3))], {"axis": (0, 0)}), ValueError, "duplicate"),
+]
+
+
+class TestSum(Proof):
+    op, in_torch = ops.sum, staticmethod(lambda x, axis=None, keepdims=False: torch.sum(x, every_axis(x, axis), keepdims) if x.ndim else x.sum())
+    cases = reductions()
+    keeps = {"x": ""}
+    pins, errors = "It is linear, there is no kink.", NO_AXIS
+
+
+class TestMax(Proof):
+    op, in_torch = ops.max, staticmethod(lambda x, axis=None, keepdims=False: torch.amax(x, every_axis(x, axis), keepdims))
+    cases = reductions(min_side=1) | reductions(min_side=1, make=many_equal)
+    smooth = reductions(min_side=1, make=all_different)
+    examples = [Case([np.zeros((0, 3))], {"axis": 1})]
+    keeps = {"x": "x out"}
+    pins = [
+        Pin("ties share", Case([np.array([[1.0, 3.0, 3.0], [2.0, 2.0, 2.0]])], {"axis": 1}), [[[0, 0.5, 0.5], [1 / 3, 1 / 3, 1 / 3]]]),
+        Pin("ties share among all", Case([np.array([[1.0, 3.0, 3.0], [2.0, 2.0, 2.0]])]), [[[0, 0.5, 0.5], [0, 0, 0]]]),
+        Pin("infinities tie", Case([np.array([[np.inf, np.inf, 1.0], [-np.inf, -np.inf, -np.inf]])], {"axis": 1})),
+    ]
+    errors = [*NO_AXIS, Refusal(Case([np.zeros((0, 3))], {"axis": 0}), ValueError, "zero-size")]
+
+
+class TestMin(TestMax):
+    op, in_torch = ops.min, staticmethod(lambda x, axis=None, keepdims=False: torch.amin(x, every_axis(x, axis), keepdims))
+    pins = [
+        Pin("ties share", Case([np.array([[1.0, 1.0, 3.0], [2.0, 2.0, 2.0]])], {"axis": 1}), [[[0.5, 0.5, 0], [1 / 3, 1 / 3, 1 / 3]]]),
+        Pin("infinities tie", Case([np.array([[np.inf, np.inf, np.inf], [-np.inf, -np.inf, 1.0]])], {"axis": 1})),
+    ]
+
+
+class TestArgmax(Proof):
+    op, in_torch = ops.argmax, torch.argmax
+    cases = reductions(min_side=1, make=all_different, keepdims=False)
+    keeps = {}
+    pins = "It has no derivative."
+    errors = [*NO_AXIS[:2], Refusal(Case([np.zeros((0, 3))], {"axis": 0}), ValueError, "empty sequence")]
+
+
+# --- functions made of these
 
 
 @given(reductions(min_side=1))
-def test_mean(case: tuple):
-    x, axis, keepdims = case
+def test_mean(case: Case):
+    x, axis, keepdims = *case.inputs, case.values["axis"], case.values["keepdims"]
     check_op(lambda x: ops.mean(x, axis, keepdims), lambda x: torch.mean(x, every_axis(x, axis), keepdims) if x.ndim else x.mean(), [x])
 
 
 @given(reductions(min_side=1))
-def test_var(case: tuple):
-    x, axis, keepdims = case
+def test_var(case: Case):
+    x, axis, keepdims = *case.inputs, case.values["axis"], case.values["keepdims"]
     check_op(lambda x: ops.var(x, axis, keepdims), lambda x: ((x - x.mean(every_axis(x, axis), True)) ** 2).mean(every_axis(x, axis), keepdims), [x])
 
 
@@ -52,16 +108,6 @@ def test_var_is_numpys():
     x = rng(1).uniform(-1, 1, (3, 4)) + 1e6  # far from 0: the two-pass formula keeps its digits
     assert_close(Tensor(x).var(0), x.var(0), relative=1e-9)
     assert_close(Tensor(x).var(0), torch.var(torch.tensor(x), 0, correction=0), relative=1e-9)
-
-
-@pytest.mark.parametrize("name", ["max", "min"])
-@settings(max_examples=15)
-@given(reductions(min_side=1), st.booleans())
-def test_max_and_min_share_ties(name: str, case: tuple, ties: bool):
-    x, axis, keepdims = case
-    x = np.round(x) if ties else x
-    reference = torch.amax if name == "max" else torch.amin
-    check_op(lambda x: getattr(ops, name)(x, axis, keepdims), lambda x: reference(x, every_axis(x, axis), keepdims), [x])
 
 
 def test_ties_by_hand():
@@ -105,15 +151,11 @@ def test_no_axes_reduce_nothing():
         assert_array_equal(minigrad.grad(y, t, Tensor(upstream))[0].numpy(), upstream)
 
 
-@settings(max_examples=15)
-@given(reductions(min_side=1))
-def test_argmax_takes_the_first(case: tuple):
-    x, axis, _ = case
-    x = np.round(x)
-    axis = axis[0] if isinstance(axis, tuple) else axis
-    y = ops.argmax(Tensor(x, requires_grad=True), axis)
+@given(reductions(min_side=1, make=many_equal, keepdims=False))
+def test_argmax_takes_the_first(case: Case):
+    y = ops.argmax(Tensor(case.inputs[0], requires_grad=True), **case.values)
     assert y.dtype == np.int64 and not y.requires_grad and type(y.data) is np.ndarray
-    assert_array_equal(y.numpy(), np.argmax(x, axis))
+    assert_array_equal(y.numpy(), np.argmax(case.inputs[0], **case.values))
 
 
 def test_argmax_first_of_equals():
@@ -146,11 +188,8 @@ def test_empty():
         x.max(0)
 
 
-@pytest.mark.parametrize("name", ["sum", "mean", "max", "min", "var"])
-def test_an_axis_that_is_not_there(name: str):
-    with pytest.raises(ValueError, match="axis 2 is out of bounds for array of dimension 2"):
-        getattr(Tensor(np.ones((2, 3))), name)(2)
-    with pytest.raises(ValueError, match="axis -3 is out of bounds for array of dimension 2"):
-        getattr(Tensor(np.ones((2, 3))), name)(-3)
-    with pytest.raises(ValueError, match="duplicate"):
-        getattr(Tensor(np.ones((2, 3))), name)((0, 0))
+@pytest.mark.parametrize("name", ["mean", "var"])
+@pytest.mark.parametrize(("axis", "message"), [(2, "axis 2 is out of bounds"), (-3, "axis -3 is out of bounds"), ((0, 0), "duplicate")])
+def test_an_axis_that_is_not_there(name: str, axis: Any, message: str):
+    with pytest.raises(ValueError, match=message):
+        getattr(Tensor(np.ones((2, 3))), name)(axis)
