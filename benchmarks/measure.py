@@ -64,7 +64,7 @@ SIDES = {
         Side("torch-tuned", "PyTorch, channels_last, tuned malloc", "torch", _LAST, KEPT_MEMORY),
         Side("torch-compile", "torch.compile, channels_last, tuned malloc", "torch", {**_LAST, "compile": True}, KEPT_MEMORY),
         Side("jax", "JAX, jit", "jax", environment={"JAX_PLATFORMS": "cpu"}, own=True),
-        Side("tinygrad", "tinygrad, CPU", "tinygrad", environment={"DEV": "CPU"}, own=True),
+        Side("tinygrad", "tinygrad, CPU (needs clang)", "tinygrad", environment={"DEV": "CPU"}, own=True),
         Side("autograd", "autograd", "autograd", own=True),
         Side("mygrad", "MyGrad", "mygrad", own=True),
     )
@@ -171,14 +171,18 @@ def serve(options: argparse.Namespace, answer: Callable[[Side, dict], dict]) -> 
 
 
 def timed_answers(prepare: Callable[[Side, dict], Callable[[], dict[str, float] | None]], warm_up: int = 2) -> Callable[[Side, dict], dict]:
-    """An `answer` for `serve` that times what `prepare(side, case)` returns; prepared once while the case stays the same."""
+    """An `answer` for `serve` that times what `prepare(side, case)` returns, and adds its attribute `facts` if it has one.
+
+    It is prepared once while the case stays the same.
+    """
     ready: dict[str, Any] = {}
 
     def answer(side: Side, request: dict) -> dict:
         if ready.get("case") != request["case"]:
             ready.clear()  # before the next is made: both may not fit into memory
             ready.update(function=prepare(side, request["case"]), case=request["case"])
-        return timed(ready["function"], request["seconds"], request["least"], min(warm_up, 1 + request["least"] // 2))
+        samples = timed(ready["function"], request["seconds"], request["least"], min(warm_up, 1 + request["least"] // 2))
+        return {**samples, **getattr(ready["function"], "facts", {})}
 
     return answer
 
@@ -253,7 +257,7 @@ class Rows(list):
         self.skipped: dict[str, str] = {}
 
 
-def interleaved(benchmark: str, cases: Iterable[dict], options: argparse.Namespace, fresh: bool, say: Callable[[str], None] = print) -> Rows:
+def interleaved(benchmark: str, cases: Iterable[dict], options: argparse.Namespace, fresh: bool, label: Callable[[dict], object] = str) -> Rows:
     """Let all sides take turns on each case.
 
     Args:
@@ -261,8 +265,12 @@ def interleaved(benchmark: str, cases: Iterable[dict], options: argparse.Namespa
         cases: what JSON can hold. A case may name the only sides that take part in it under "sides".
         options: see `arguments`.
         fresh: a new process for every turn: for cases that use much memory; otherwise one process for each side.
-        say: is told each case's medians.
+        label: what a case is called in the progress that is printed.
     """
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
     rows, workers = Rows(), {}
     try:
         for case in cases:
@@ -285,12 +293,12 @@ def interleaved(benchmark: str, cases: Iterable[dict], options: argparse.Namespa
                         say(f"{SIDES[name].title}: left out, {reply['missing']}" + (" (see --peers-python)" if SIDES[name].own else ""))
                     elif "failed" in reply:
                         failed[name] = reply["failed"]
-                        say(f"{SIDES[name].title}: failed on {case}: {reply['failed']}")
+                        say(f"{SIDES[name].title}: failed on {label(case)}: {reply['failed']}")
                     else:
                         turns[name].append(reply)
             rows += [{"case": case, "side": name, "failed": reason} for name, reason in failed.items()]
             rows += [{"case": case, "side": name, "turns": taken} for name, taken in turns.items() if taken and name not in failed]
-            say(f"{case}: " + ", ".join(f"{name} {summary(taken)}" for name, taken in turns.items() if taken))
+            say(f"{label(case)}: " + ", ".join(f"{name} {summary(taken)}" for name, taken in turns.items() if taken))
     finally:
         for worker in workers.values():
             worker.__exit__()

@@ -298,20 +298,14 @@ def main(argv: list[str] | None = None) -> None:
     cases = [case for config in options.configs for batch in options.batches for case in cases_of(config, batch)]
     cases = [{**case, "bytes": least_bytes(case)} for case in cases if not options.only or case["op"] in options.only]
     copies = [{"op": "copy", "bytes": 2**20 if options.quick else 2**28, "threads": options.threads, "sides": ["minigrad"]}]
-    rows = measure.interleaved(NAME, copies + cases, options, fresh=False, say=lambda line: print(_short(line), flush=True))
+    rows = measure.interleaved(NAME, copies + cases, options, fresh=False, label=label)
     measure.save(NAME, rows, options, argv)
 
 
-def _short(line: str) -> str:
-    """A case's line without its long description: operation, shapes, medians."""
-    if not line.startswith("{"):
-        return line
-    import ast
-
-    text, _, medians = line.rpartition("}: ")
-    case = ast.literal_eval(text + "}")
+def label(case: dict) -> str:
+    """Configuration, operation and shapes."""
     shapes = " ".join("x".join(map(str, given["shape"])) for given in case.get("inputs", ()) if given)
-    return f"{case.get('config', '')} {case['op']} {shapes}: {medians}"
+    return f"{case.get('config', '')} {case['op']} {shapes}".strip()
 
 
 if __name__ == "__main__":
