@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 ARGS ?=
-BENCH ?= overhead
+BENCH ?= suite
 
 VENV := .venv
 RUN  := $(VENV)/bin/python
@@ -32,8 +32,8 @@ lint: $(VENV)/test.stamp ## style, types and the direction of imports
 	$(RUN) -m pyright --pythonpath $(RUN)
 	$(VENV)/bin/lint-imports
 
-bench: $(VENV)/test.stamp ## a script of benchmarks/:  make bench BENCH=overhead ARGS="..."
-	$(FAST) $(RUN) benchmarks/$(BENCH).py $(ARGS)
+bench: $(VENV)/test.stamp ## all benchmarks (25 minutes), or one of benchmarks/:  make bench BENCH=ops ARGS="--quick"
+	$(FAST) $(RUN) -m benchmarks.$(BENCH) $(ARGS)
 
 # Without the ensurepip module (some Linux distributions cut it off) the environment is made empty and the system's pip puts a pip into it.
 $(RUN):

@@ -70,13 +70,13 @@ def answer(side: Side, request: dict) -> dict:
     return {
         "train_images_per_second": [round(speed, 2) for speed in speeds],
         "bare_images_per_second": [round(1e3 * case["batch"] / median(bare["wall_ms"]), 2)],
-        "load": bare["load"],  # of the bare step: the run's own processor time is not this process's
-        "others": bare["others"],
+        # of the bare step: the run's own processor time is not this process's
+        **{key: bare[key] for key in ("load", "seconds", "others_s") if key in bare},
     }
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = measure.arguments(__doc__, SIDES, rounds=3, seconds=3.0)
+    parser = measure.arguments(__doc__, SIDES, rounds=2, seconds=3.0)
     parser.add_argument("--configs", nargs="+", default=["cifar-nano"])
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--steps", type=int, default=60, help="of each whole run (default: 60)")

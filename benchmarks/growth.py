@@ -24,7 +24,7 @@ def widened(factor: int) -> dict:
 
 def cases_of(vary: list[str], quick: bool) -> list[dict]:
     """Each case says what varies and the value; the others are cifar-nano's."""
-    values = {"batch": [8, 32, 128, 512], "size": [16, 32, 64, 96], "depth": [3, 6, 12, 24], "width": [1, 2, 4]}
+    values = {"batch": [8, 32, 128], "size": [16, 32, 64, 96], "depth": [3, 6, 12], "width": [1, 2, 4]}
     if quick:
         values = {"batch": [2, 4], "size": [16, 32], "depth": [3, 6], "width": [1, 2]}
     start = {**START, "batch": 2} if quick else START
@@ -37,13 +37,17 @@ def cases_of(vary: list[str], quick: bool) -> list[dict]:
     return cases
 
 
+def label(case: dict) -> str:
+    return f"{case['varied']} {case['value']}"
+
+
 def main(argv: list[str] | None = None) -> None:
-    parser = measure.arguments(__doc__, SIDES, rounds=3, seconds=1.0)
+    parser = measure.arguments(__doc__, SIDES, rounds=2, seconds=0.7)
     parser.add_argument("--vary", nargs="+", choices=["batch", "size", "depth", "width"], default=["batch", "size", "depth", "width"])
     options = measure.parse(parser, argv)
     if options.worker:
         return measure.serve(options, measure.timed_answers(training_step))
-    measure.save(NAME, measure.interleaved(NAME, cases_of(options.vary, options.quick), options, fresh=True), options, argv)
+    measure.save(NAME, measure.interleaved(NAME, cases_of(options.vary, options.quick), options, fresh=True, label=label), options, argv)
 
 
 if __name__ == "__main__":

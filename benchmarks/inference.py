@@ -15,7 +15,7 @@ SIDES = ["minigrad", "torch-nchw", "torch-channels-last", "torch-tuned"]
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = measure.arguments(__doc__, SIDES, rounds=3, seconds=1.0)
+    parser = measure.arguments(__doc__, SIDES, rounds=2, seconds=1.0)
     parser.add_argument("--configs", nargs="+", default=["cifar-nano", "cifar-micro", "cifar-small"])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 256])
     options = measure.parse(parser, argv)

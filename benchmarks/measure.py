@@ -123,8 +123,7 @@ def timed(function: Callable[[], dict[str, float] | None], seconds: float, least
     """Call `function` for `seconds`, at least `least` times.
 
     Returns:
-        wall_ms and cpu_ms of every call (and whatever the function returns by name, in lists too), load: the 1-minute load average, others: the
-        share of all processors that other processes took meanwhile (None where the system does not tell, or within 0.1 seconds).
+        wall_ms and cpu_ms of every call (and whatever the function returns by name, in lists too), and what `noise` says of the time it took.
     """
     for _ in range(warm_up):
         function()
@@ -141,13 +140,17 @@ def timed(function: Callable[[], dict[str, float] | None], seconds: float, least
     return {**samples, **noise(before, time.process_time() - cpu_before)}
 
 
-def noise(before: tuple[float, float] | None, own_cpu: float) -> dict[str, float | None]:
-    """`load` and `others` (see `timed`) since `before`, when this process used `own_cpu` seconds of processor time."""
-    after = cpu_times()
-    others = None
-    if before is not None and after is not None and (wall := after[1] - before[1]) > 0.1:  # the kernel counts in hundredths
-        others = round(max(0.0, (after[0] - before[0] - own_cpu) / (wall * (os.cpu_count() or 1))), 3)
-    return {"load": round(os.getloadavg()[0], 2), "others": others}
+def noise(before: tuple[float, float] | None, own_cpu: float) -> dict[str, float]:
+    """What else the machine did since `before`, when this process used `own_cpu` seconds of processor time.
+
+    Returns:
+        load: the 1-minute load average; and where the system tells, seconds: that passed, and others_s: of processor time that others took in them.
+        The kernel counts in hundredths of a second, so others_s is off by that much, and may be below 0: add turns up before dividing.
+    """
+    after, load = cpu_times(), {"load": round(os.getloadavg()[0], 2)}
+    if before is None or after is None:
+        return load
+    return {**load, "seconds": round(after[1] - before[1], 4), "others_s": round(after[0] - before[0] - own_cpu, 4)}
 
 
 def serve(options: argparse.Namespace, answer: Callable[[Side, dict], dict]) -> None:
@@ -318,7 +321,7 @@ def of_turns(turns: Sequence[dict], quantity: str = "wall_ms") -> float:
 
 def summary(turns: Sequence[dict]) -> str:
     quantity = next(iter(turns[0]))  # the first that a turn holds
-    return f"{of_turns(turns, quantity):.4g} {quantity.rpartition('_')[2]}"
+    return f"{of_turns(turns, quantity):.4g} {'ms' if quantity == 'wall_ms' else quantity}"
 
 
 # --- the file
@@ -336,6 +339,7 @@ def environment() -> dict[str, Any]:
     return {
         "processor": model,
         "processors": len(os.sched_getaffinity(0)),
+        "processors_in_all": os.cpu_count(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "system": f"{platform.system()} {platform.release().partition('-')[0]}",
         "python": platform.python_version(),
@@ -366,7 +370,7 @@ def save(name: str, rows: Rows, options: argparse.Namespace, argv: Sequence[str]
     words = ["DIR" if os.path.isabs(word) else word for word in (sys.argv[1:] if argv is None else argv)]
     record = {
         "benchmark": name,
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": f"make bench BENCH={name}" + (f' ARGS="{shlex.join(words)}"' if words else ""),
         "settings": {key: getattr(options, key) for key in ("rounds", "seconds", "threads", "pinned", "quick")},
         "environment": environment(),

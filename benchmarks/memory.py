@@ -16,7 +16,7 @@ from benchmarks.measure import Side
 from benchmarks.networks import batch_of, training_step
 
 NAME = "memory"
-SIDES = ["minigrad", "torch-nchw", "torch-channels-last", "torch-tuned"]
+SIDES = ["minigrad", "torch-channels-last", "torch-tuned"]
 STEPS = 3
 
 
@@ -29,8 +29,6 @@ def resident(field: str) -> float:
 def answer(side: Side, request: dict) -> dict:
     """Peak growth in MiB."""
     if side.framework == "torch":
-        import torch._dynamo  # which the optimisers import late
-
         import benchmarks.torch_model  # noqa: F401
     else:
         import conformer.learner  # noqa: F401
@@ -46,9 +44,9 @@ def answer(side: Side, request: dict) -> dict:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = measure.arguments(__doc__, SIDES, rounds=2, seconds=0)
+    parser = measure.arguments(__doc__, SIDES, rounds=1, seconds=0)
     parser.add_argument("--configs", nargs="+", default=["cifar-nano", "cifar-micro", "cifar-small"])
-    parser.add_argument("--batches", nargs="+", type=int, default=[128, 64])
+    parser.add_argument("--batches", nargs="+", type=int, default=[128])
     options = measure.parse(parser, argv)
     if options.worker:
         return measure.serve(options, answer)

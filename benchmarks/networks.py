@@ -71,7 +71,7 @@ def _our_inference(side: Side, case: dict) -> Callable[[], None]:
     return run
 
 
-def _torch_model(side: Side, case: dict):  # noqa: ANN202
+def _torch_model(side: Side, case: dict):
     """The module, and images and labels in the side's layout."""
     import torch
 

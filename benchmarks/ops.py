@@ -35,7 +35,8 @@ SIDES = ["minigrad", "torch-nchw", "torch-channels-last", "torch-tuned"]
 @contextmanager
 def recorded() -> Iterator[list[dict]]:
     """Collect every call of a fused operation: its name, its inputs' shapes, dtypes, order in memory and whether they need a gradient, the shape of
-    its (first) output, and values."""
+    its (first) output, and values.
+    """
     from minigrad import Tensor
     from minigrad.op import Fused
 
@@ -149,8 +150,21 @@ def arrays_of(case: dict) -> list[np.ndarray | None]:
     return arrays
 
 
+def upstream_of(case: dict) -> np.ndarray:
+    """A random gradient of the output."""
+    return np.asarray(np.random.default_rng(1).standard_normal(case["out"], np.float32))
+
+
+def norms(out: np.ndarray, gradients: list[np.ndarray]) -> dict[str, float]:
+    """What two sides that compute the same agree in."""
+    return {"out_norm": float(np.linalg.norm(out)), "gradient_norm": float(sum(float((g.astype(np.float64) ** 2).sum()) for g in gradients) ** 0.5)}
+
+
 def prepare(side: Side, case: dict) -> Callable[[], dict[str, float]]:
-    """A function that runs the operation forward and backward; it returns the time of the forward alone."""
+    """A function that runs the operation forward and backward; it returns the time of the forward alone.
+
+    Its `facts` are the norms of the output and of all gradients together, which must be the same on every side.
+    """
     if case["op"] == "copy":
         return copying(case)
     return {"minigrad": _ours, "torch": _torch}[side.framework](side, case)
@@ -173,7 +187,7 @@ def _ours(side: Side, case: dict) -> Callable[[], dict[str, float]]:
         y = op(*inputs, **case["values"])
         return y[0] if isinstance(y, tuple) else y
 
-    upstream = minigrad.Tensor(np.random.default_rng(1).standard_normal(forward().shape, np.float32))
+    upstream = minigrad.Tensor(upstream_of(case))
 
     def run() -> dict[str, float]:
         start = time.perf_counter()
@@ -182,10 +196,12 @@ def _ours(side: Side, case: dict) -> Callable[[], dict[str, float]]:
         minigrad.grad(y, leaves, upstream)
         return {"forward_ms": 1e3 * (middle - start)}
 
+    y = forward()
+    run.facts = norms(y.numpy(), [g.numpy() for g in minigrad.grad(y, leaves, upstream)])  # type: ignore[attr-defined]
     return run
 
 
-def _torch_batch_norm(x, weight, bias, mean, var, residual, eps, relu):  # noqa: ANN
+def _torch_batch_norm(x, weight, bias, mean, var, residual, eps, relu):
     import torch.nn.functional as F
 
     y = F.batch_norm(x, mean, var, weight, bias, training=mean is None, eps=eps)
@@ -198,7 +214,7 @@ def torch_operations() -> dict[str, Callable]:
     import torch
     import torch.nn.functional as F
 
-    def attention(query, key, value, attn_mask, dropout_mask, dropout_p, scale):  # noqa: ANN
+    def attention(query, key, value, attn_mask, dropout_mask, dropout_p, scale):
         return F.scaled_dot_product_attention(query, key, value, attn_mask, scale=scale)
 
     return {
@@ -240,10 +256,9 @@ def _torch(side: Side, case: dict) -> Callable[[], dict[str, float]]:
         inputs.append(tensor)
     leaves = [x.requires_grad_() for x, given in zip(inputs, case["inputs"], strict=True) if given and given["needs"]]
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in case["values"].items()}  # JSON has no tuples
-    y = operation(*inputs, **values)
-    upstream = torch.randn(y.shape)
-    if y.ndim == 4 and case["op"] in MAPS:
-        upstream = upstream.contiguous(memory_format=layout)
+    upstream = torch.from_numpy(upstream_of(case))
+    if upstream.ndim == 4 and case["op"] in MAPS:
+        upstream = upstream.permute(0, 3, 1, 2).contiguous(memory_format=layout)
 
     def run() -> dict[str, float]:
         start = time.perf_counter()
@@ -252,6 +267,8 @@ def _torch(side: Side, case: dict) -> Callable[[], dict[str, float]]:
         torch.autograd.grad(y, leaves, upstream)
         return {"forward_ms": 1e3 * (middle - start)}
 
+    y = operation(*inputs, **values)
+    run.facts = norms(y.detach().numpy(), [g.numpy() for g in torch.autograd.grad(y, leaves, upstream)])  # type: ignore[attr-defined]
     return run
 
 
@@ -286,7 +303,7 @@ def copying(case: dict) -> Callable[[], dict[str, float]]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = measure.arguments(__doc__, SIDES, rounds=3, seconds=0.05)
+    parser = measure.arguments(__doc__, SIDES, rounds=2, seconds=0.05)
     parser.add_argument("--configs", nargs="+", default=["cifar-nano", "cifar-micro", "cifar-small"])
     parser.add_argument("--batches", nargs="+", type=int, default=[128, 64])
     parser.add_argument("--only", nargs="+", metavar="OPERATION", help="these operations alone")

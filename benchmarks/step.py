@@ -2,8 +2,8 @@
 
     make bench BENCH=step ARGS="[--configs cifar-nano ...] [--batches 64 128] [--sides ...] [--quick]"
 
-Every turn is a process of its own, and the sides take turns. The side torch-compile is asked for by --sides: it compiles a whole network for minutes in
-every turn (`block.py` has it by default). Read next: `networks.py`, what a step is.
+Every turn is a process of its own, and the sides take turns. The side torch-compile is asked for by --sides: it compiles a whole network for minutes
+in every turn (`block.py` has it by default). Read next: `networks.py`, what a step is.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[128, 64])
     options = measure.parse(parser, argv)
     if options.worker:
-        return measure.serve(options, measure.timed_answers(training_step))
+        return measure.serve(options, measure.timed_answers(training_step, warm_up=1))
     if options.quick:
         options.configs, options.batches = options.configs[:1], [2]
     cases = [{"config": config, "size": 32, "batch": batch} for config in options.configs for batch in options.batches]

@@ -29,6 +29,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, N, E) -> (B, N, E)."""
         b, n, e = x.shape
         q, k, v = self.qkv(x).view(b, n, 3, self.heads, e // self.heads).permute(2, 0, 3, 1, 4).unbind(0)  # (B, h, N, D) each
         y = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
@@ -43,6 +44,7 @@ class Mlp(nn.Module):
         self.fc1, self.fc2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, N, E) -> (B, N, E)."""
         return self.fc2(F.gelu(self.fc1(x)))
 
 
@@ -57,6 +59,7 @@ class Block(nn.Module):
         self.mlp = Mlp(config.embed_dim, config.mlp_width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, N, E) -> (B, N, E)."""
         x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
@@ -75,6 +78,7 @@ class ConvBlock(nn.Module):
             self.residual_conv, self.residual_bn = nn.Conv2d(inplanes, outplanes, 1, stride, bias=False), nn.BatchNorm2d(outplanes, eps=EPS)
 
     def forward(self, x: Tensor, x_t: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(B, inplanes, H, W) -> (B, outplanes, H', W'), (B, outplanes / 4, H', W')."""
         y = F.relu_(self.bn1(self.conv1(x)))
         if x_t is not None:
             y = y + x_t
@@ -93,6 +97,7 @@ class FCUDown(nn.Module):
         self.ln = nn.LayerNorm(outplanes, eps=EPS)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, N - 1, E)."""
         if self.stride > 1:
             x = F.avg_pool2d(x, self.stride)
         return F.gelu(self.ln(self.conv_project(x).flatten(2).transpose(1, 2)))
@@ -108,6 +113,7 @@ class FCUUp(nn.Module):
         self.bn = nn.BatchNorm2d(outplanes, eps=EPS)
 
     def forward(self, x_t: Tensor, rows: int, columns: int) -> Tensor:
+        """(B, N, E) -> (B, C, rows * stride, columns * stride)."""
         x = x_t[:, 1:].unflatten(1, (rows, columns)).permute(0, 3, 1, 2)  # (B, E, rows, columns) in channels_last strides
         x = F.relu_(self.bn(self.conv_project(x)))
         return F.interpolate(x, scale_factor=self.stride) if self.stride > 1 else x
@@ -129,6 +135,7 @@ class ConvTransBlock(nn.Module):
         self.trans_block = Block(config)
 
     def forward(self, x: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C, H, W), (B, N, E) -> the same after this block."""
         x, x2 = self.cnn_block(x)
         x_t = self.trans_block(torch.cat([self.factor * x_t[:, :1], self.squeeze_block(x2) + x_t[:, 1:]], 1))
         for med in getattr(self, "med_block", ()):
