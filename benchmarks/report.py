@@ -342,9 +342,9 @@ def write(folder: Path, page: Path) -> list[str]:
         raise SystemExit(f"there is no benchmark's JSON file in {folder}")
     parts = [
         "# Benchmarks",
-        "Written by `make bench BENCH=report` from the files in `benchmarks/results/`; do not edit. Each side runs in a process of its own, the "
-        "sides take turns, and a figure is the median over the turns of the median over a turn. PyTorch is shown as it comes (NCHW), in channels_last "
-        "memory, and in channels_last with a C library that keeps freed memory, which is its fastest; ours asks for the same by itself.",
+        "Written by `make bench BENCH=report` from the files in `benchmarks/results/`; do not edit. Each side runs in a process of its own, they "
+        "take turns, and a figure is the median over the turns of the median over a turn. PyTorch is shown as it comes (NCHW), in channels_last "
+        "memory, and in channels_last with a C library that keeps freed memory; ours asks for the same by itself.",
         machine(results),
         quietness(results),
     ]
