@@ -129,7 +129,7 @@ def main(argv: list[str] | None = None) -> None:
         options.configs, options.batches = options.configs[:1], [2]
         options.sides = [name for name in options.sides if name != "torch-compile"]  # a minute
     cases = [case_of(config, batch) for config in options.configs for batch in options.batches]
-    rows = measure.interleaved(NAME, cases, options, fresh=False, label=lambda case: f"{case['config']}, batch {case['batch']}")
+    rows = measure.interleaved(NAME, cases, options, fresh=False)
     measure.save(NAME, rows, options, argv)
 
 

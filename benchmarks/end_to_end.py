@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
             write_images(Path(folder), 10 if options.quick else 2000)
         data_dir = str((options.data_dir or Path(folder)).resolve())
         cases = [{"config": config, "batch": options.batch_size, "steps": options.steps, "data_dir": data_dir} for config in options.configs]
-        rows = measure.interleaved(NAME, cases, options, fresh=True, label=lambda case: f"{case['config']}, batch {case['batch']}")
+        rows = measure.interleaved(NAME, cases, options, fresh=True)
     for row in rows:
         row["case"] = {**row["case"], "data_dir": "DIR" if options.data_dir else "coupling10"}  # a path of this machine says nothing
     measure.save(NAME, rows, options, argv)

@@ -260,7 +260,7 @@ class Rows(list):
         self.skipped: dict[str, str] = {}
 
 
-def interleaved(benchmark: str, cases: Iterable[dict], options: argparse.Namespace, fresh: bool, label: Callable[[dict], object] = str) -> Rows:
+def interleaved(benchmark: str, cases: Iterable[dict], options: argparse.Namespace, fresh: bool, label: Callable[[dict], str] | None = None) -> Rows:
     """Let all sides take turns on each case.
 
     Args:
@@ -268,8 +268,9 @@ def interleaved(benchmark: str, cases: Iterable[dict], options: argparse.Namespa
         cases: what JSON can hold. A case may name the only sides that take part in it under "sides".
         options: see `arguments`.
         fresh: a new process for every turn: for cases that use much memory; otherwise one process for each side.
-        label: what a case is called in the progress that is printed.
+        label: what a case is called in the progress that is printed (by default: its configuration and batch).
     """
+    label = label or (lambda case: f"{case['config']}, batch {case['batch']}")
 
     def say(line: str) -> None:
         print(line, flush=True)

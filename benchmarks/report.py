@@ -131,6 +131,9 @@ def ops_section(result: Result, plots: Plots) -> str:
         f"Copying memory reaches {number(bandwidth)} GB/s here (read and written bytes counted). An operation's traffic is the least it can be: each "
         "input and the upstream gradient read once, the output and each gradient written once; products of matrices are bound by arithmetic instead."
     ]
+    differing = [f"{case['op']} ({case['config']}, batch {case['batch']})" for case, turns in result.cases() if not agreeing(turns)]
+    if differing:
+        parts.append(f"**The sides do not agree** on {', '.join(dict.fromkeys(differing))}.")
     plotted: list[tuple[str, dict[str, float]]] = []
     for (config, batch), cases in groups.items():
         sums: dict[str, dict[str, float]] = {}
@@ -172,6 +175,15 @@ def ops_section(result: Result, plots: Plots) -> str:
         plots["ops"] = lambda: bars(plotted, result, f"milliseconds in a step of {config}, batch {batch}", turned=True)
         parts.insert(1, picture("ops", "Time by operation").strip())
     return "\n\n".join(parts)
+
+
+def agreeing(turns: dict[str, list[dict]]) -> bool:
+    """Whether all sides that noted the norms of output and gradients noted the same, to a thousandth."""
+    for key in ("out_norm", "gradient_norm"):
+        noted = [taken[0][key] for taken in turns.values() if key in taken[0]]
+        if noted and max(noted) - min(noted) > 1e-3 * max(noted):
+            return False
+    return True
 
 
 def block_section(result: Result, plots: Plots) -> str:

@@ -184,7 +184,7 @@ class FakeWorker:
 def test_sides_take_turns_and_a_missing_or_failing_one_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "Worker", FakeWorker)
     monkeypatch.setattr(FakeWorker, "log", log := [], raising=False)
-    rows = measure.interleaved("x", [{"name": "a"}, {"name": "boom"}], options_of("--sides", "minigrad", "jax", "torch-tuned"), fresh=False)
+    rows = measure.interleaved("x", [{"name": "a"}, {"name": "boom"}], options_of("--sides", "minigrad", "jax", "torch-tuned"), False, str)
     asked = [line for line in log if not line.startswith(("start", "end"))]
     assert asked == ["minigrad a", "jax a", "torch-tuned a", "minigrad a", "torch-tuned a", "minigrad boom", "torch-tuned boom"]
     assert rows.skipped == {"jax": "jax is not installed"}
@@ -197,7 +197,7 @@ def test_sides_take_turns_and_a_missing_or_failing_one_stops_nobody(monkeypatch:
 def test_fresh_processes_serve_one_turn_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "Worker", FakeWorker)
     monkeypatch.setattr(FakeWorker, "log", log := [], raising=False)
-    measure.interleaved("x", [{"name": "a"}], options_of(), fresh=True)
+    measure.interleaved("x", [{"name": "a"}], options_of(), fresh=True, label=str)
     turn = ["start minigrad", "minigrad a", "end minigrad", "start torch-tuned", "torch-tuned a", "end torch-tuned"]
     assert log == turn * 2
 
@@ -335,7 +335,7 @@ def test_the_page_says_what_the_files_hold(tmp_path: Path) -> None:
     assert "Copying memory reaches 20 GB/s" in page
     assert "| gelu | 6 | 9 | 6 | 1.50 | 4 |" in page  # 6 calls of 1.5 ms, 6 MB in 1.5 ms
     assert "| gelu 64×17×384 | 6 | 1.5 | 1 | 1.50 | 0.375 | 6 | 4 | 20 % |" in page
-    assert "Not measured: jax: jax is not installed." in page
+    assert "Not measured: jax: jax is not installed." in page and "do not agree" not in page
     assert "| PyTorch, channels_last, tuned malloc | 10 | 20 | 0.50 | yes (0e+00) |" in page
     assert "| cifar-nano, 128: minigrad | 300 | 400 | 75 % |" in page
     assert "| cifar-nano, 64 | 100 | 250 | 0.40 |" in page  # memory
@@ -366,6 +366,13 @@ def test_the_page_says_when_a_run_was_noisy_quick_or_pinned(tmp_path: Path) -> N
     page = written(tmp_path / "pinned", [plain, pinned])
     assert page.index("## The training step\n") < page.index("## The training step, OpenBLAS pinned to Haswell")
     assert page.count("step.svg") == 1
+
+
+def test_the_page_names_an_operation_that_two_sides_compute_differently(tmp_path: Path) -> None:
+    record = all_made_up()[1]
+    for row, norm in zip(record["rows"][1:], (1.0, 1.1), strict=True):
+        row["turns"][0] |= {"out_norm": 3.0, "gradient_norm": norm}
+    assert "**The sides do not agree** on gelu (cifar-nano, batch 64)." in written(tmp_path, [record])
 
 
 def test_agreement_of_two_sides() -> None:
