@@ -324,7 +324,13 @@ def quietness(results: Sequence[Result]) -> str:
             f"`{result.file.name}`", result.record["date"][:16].replace("T", " "), str(result.record["environment"]["revision"]),
             f"{median(loads):.1f} (at most {max(loads):.1f})" if loads else "–", told, f"`{result.record['command']}`",
         ])  # fmt: skip
-    return table(["file", "date (UTC)", "commit", "load average", "processors taken by others", "command"], rows)
+    text = table(["file", "date (UTC)", "commit", "load average", "processors taken by others", "command"], rows)
+    if any("**noisy**" in row[4] for row in rows):
+        text += (
+            "\n\nFigures of a noisy run compare nothing: on a busy machine PyTorch's OpenMP threads wait for each other in a loop, which costs its "
+            "side up to fifty times, in processor time too, and ours, whose threads sleep, much less."
+        )
+    return text
 
 
 def machine(results: Sequence[Result]) -> str:
