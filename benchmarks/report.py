@@ -328,7 +328,7 @@ def quietness(results: Sequence[Result]) -> str:
     if any("**noisy**" in row[4] for row in rows):
         text += (
             "\n\nFigures of a noisy run compare nothing: on a busy machine PyTorch's OpenMP threads wait for each other in a loop, which costs its "
-            "side up to fifty times, in processor time too, and ours, whose threads sleep, much less."
+            "side many times over, in processor time too, and ours, whose threads sleep, much less."
         )
     return text
 
