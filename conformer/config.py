@@ -102,9 +102,12 @@ class ConformerConfig:
             raise ValueError(f"Conformer: embed_dim {self.embed_dim} does not divide among num_heads {self.num_heads} heads")
         if self.widths[0] % 4 or self.widths[0] < 4:
             near = max(4, round(self.widths[0] / 4) * 4)
+            ratio = f"{near / self.base_channel:g}"
+            if int(self.base_channel * float(ratio)) != near:  # six digits, or rounding, fall short of the whole number
+                ratio = repr((near + 0.5) / self.base_channel)
             raise ValueError(
                 f"Conformer: base_channel {self.base_channel} times channel_ratio {self.channel_ratio} gives {self.widths[0]} channels, and a "
-                f"bottleneck needs a multiple of 4: channel_ratio={near / self.base_channel:g} gives {near}"
+                f"bottleneck needs a multiple of 4: channel_ratio={ratio} gives {near}"
             )
         if self.mlp_width < 1:
             raise ValueError(f"Conformer: mlp_ratio {self.mlp_ratio} times embed_dim {self.embed_dim} leaves no hidden unit")

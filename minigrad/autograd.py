@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.modes import MODE, check_gradients, mode
+from minigrad.modes import MODE, check_gradients, check_sum, in_backward, mode
 from minigrad.tensor import Tensor, wrap
 
 __all__ = ["Node", "backward", "differentiate", "edge_of", "grad"]
@@ -34,8 +34,8 @@ class Node:
         values: the plain arguments of the call.
         plan, saved, versions, facts, out: what derivative rules read (see `op.Op`). saved: input Tensors; versions: of these; out: the output's
             raw array, its version counter and version (never its Tensor: that would be a cycle).
-        inputs, kept, guards, needs: for fused operations: the input Tensors, what the kernel saved, the (version counter, version) of inputs
-            and outputs among it, and which inputs want a gradient.
+        inputs, kept, guards, needs: for fused operations: the input Tensors, what the kernel saved, the (version counter, version, readers) of
+            inputs and outputs among it (see `op.Kernel`), and which inputs want a gradient.
         shapes: of the inputs, where the operation broadcast them.
     """
 
@@ -161,6 +161,16 @@ def _leads_to(uses: dict[Node, int], targets: set[tuple], stops: set[Node]) -> s
     return useful
 
 
+def _watched_backward(node: Node, slots: list, needs: tuple | None, create_graph: bool) -> tuple[list, bool]:
+    """The backward of a node in anomaly mode."""
+    try:
+        results, fresh = node.op.backward(node, slots, needs, create_graph)
+    except FloatingPointError as error:
+        raise in_backward(error, node) from None
+    check_gradients(node, slots, results)
+    return results, fresh
+
+
 def _walk(
     outputs: Sequence[Tensor],
     gradients: Sequence[Tensor],
@@ -224,9 +234,12 @@ def _walk(
                 for output, total in enumerate(slots):
                     if type(total) is _Sum:
                         slots[output] = wrap(total.data)
-                results, fresh = node.op.backward(node, slots, needs, create_graph)
+                        if watch:
+                            check_sum(total.data, node.site, f"the output of {node.op.name}")
                 if watch:
-                    check_gradients(node, slots, results)
+                    results, fresh = _watched_backward(node, slots, needs, create_graph)
+                else:
+                    results, fresh = node.op.backward(node, slots, needs, create_graph)
                 if not retain_graph:
                     node.free()
             for edge, gradient in zip(node.edges, results):  # noqa: B905 (one result per edge, or None for ever)
@@ -244,6 +257,10 @@ def _walk(
                     uses[target] = left = uses[target] - 1
                     if not left:
                         ready.append(target)
+    if watch:
+        for (target, _), (total, _) in found.items():
+            if type(total) is _Sum and type(target) is not Node:
+                check_sum(total.data, None, "a leaf")
     return found
 
 
@@ -280,6 +297,9 @@ def _start_gradients(outputs: Sequence[Tensor], gradients: Sequence[Any], name: 
 def backward(tensor: Tensor, gradient: Any = None, retain_graph: bool = False, create_graph: bool = False) -> None:
     """Add d(tensor)/d(leaf), weighted by `gradient`, to `.grad` of every leaf that requires grad.
 
+    All or nothing: `.grad` is written when the whole walk has succeeded. If something raises on the way, every `.grad` is as it was; the part of the
+    graph that the walk had passed is freed (with retain_graph, nothing is), so run the forward pass again.
+
     Args:
         tensor: where to start, usually a loss.
         gradient: weights of `tensor`'s shape (d(something)/d(tensor)); may be left out for a single number.
@@ -296,7 +316,8 @@ def backward(tensor: Tensor, gradient: Any = None, retain_graph: bool = False, c
     found = _walk([tensor], starts, retain_graph or create_graph, create_graph)
     for (leaf, _), (total, fresh) in found.items():
         if create_graph:
-            leaf.grad = total * 1.0 if leaf.grad is None else leaf.grad + total  # a copy too: see the next line
+            with mode(record=True):  # also under no_grad
+                leaf.grad = total * 1.0 if leaf.grad is None else leaf.grad + total  # a copy too: see the next line
         elif leaf.grad is None:
             leaf.grad = _as_tensor(total) if fresh else wrap(total.data.copy("K"))  # .grad belongs to its leaf alone
         elif leaf.grad.requires_grad:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from minigrad import ops, random
@@ -18,8 +18,19 @@ class _Checkpoint:
 
     name = "checkpoint"
 
-    def __init__(self, function: Callable, reads: list, captured: list, draws: Any, mode_then: Mode):
-        self.function, self.reads, self.captured, self.draws, self.mode = function, reads, captured, draws, mode_then
+    def __init__(self, function: Callable, shapes: list, reads: list, captured: list, draws: Any, mode_then: Mode):
+        self.function, self.shapes, self.reads, self.captured, self.draws, self.mode = function, shapes, reads, captured, draws, mode_then
+
+    def again(self, *inputs: Any) -> Any:
+        """Run the function a second time; raise if it is visibly not the function that it was."""
+        outputs = self.function(*inputs)
+        shapes = _shapes(_listed(outputs))
+        if shapes != self.shapes:
+            raise RuntimeError(
+                f"checkpoint: the function made outputs of shapes {shapes} in its second run, {self.shapes} in its first; "
+                "it must do the same both times"
+            )
+        return outputs
 
     def backward(self, node: Node, gradients: list, needs: tuple | None, create_graph: bool) -> tuple[list, bool]:
         if node.inputs is None:
@@ -35,11 +46,29 @@ class _Checkpoint:
         random.set_counter(self.draws)
         try:
             with mode(recomputing=True, definitions=self.mode.definitions, reads=None):
-                results, rest = differentiate(self.function, node.inputs, gradients, own, create_graph, others)
+                results, rest = differentiate(self.again, node.inputs, gradients, own, create_graph, others)
         finally:
             random.set_counter(now)
         remaining = iter(rest)
         return results + [next(remaining) if need else None for need in needs[count:]], False
+
+
+def _listed(outputs: Any) -> list:
+    """What a checkpointed function returned, as a list. Raises TypeError for anything in which a Tensor could hide from the graph."""
+    if isinstance(outputs, Tensor):
+        return [outputs]
+    if type(outputs) not in (tuple, list):
+        found = "None" if outputs is None else f"a {type(outputs).__name__}"
+        raise TypeError(f"checkpoint: the function returned {found}; return a Tensor or a tuple of Tensors")
+    for y in outputs:
+        if isinstance(y, tuple | list | set | Mapping):
+            found = f"a {type(y).__name__} inside a {type(outputs).__name__}"
+            raise TypeError(f"checkpoint: the function returned {found}; return a Tensor or a tuple of Tensors")
+    return list(outputs)
+
+
+def _shapes(outputs: list) -> list:
+    return [y.shape if isinstance(y, Tensor) else None for y in outputs]
 
 
 def checkpoint(function: Callable, *inputs: Any) -> Any:
@@ -50,14 +79,20 @@ def checkpoint(function: Callable, *inputs: Any) -> Any:
     times.
 
     Args:
-        function: takes the inputs, returns a Tensor or a tuple of Tensors.
+        function: takes the inputs, returns a Tensor or a tuple or list of Tensors (and of things that hold none, such as numbers).
         inputs: Tensors, or anything else that is passed on as it is.
+
+    Raises:
+        TypeError: the function returned something else, for example a dict. RuntimeError, in backward: a tensor that the function read was written
+            in place since, or the second run made outputs of other shapes than the first.
 
     Source: https://docs.pytorch.org/docs/stable/checkpoint.html (the non-reentrant kind)
     """
     current = MODE.get()
     if not current.record:
-        return function(*inputs)
+        outputs = function(*inputs)
+        _listed(outputs)
+        return outputs
     reads: list[tuple[list, int]] = []
     draws, start = random.get_counter()._replace(seed=random.get_seed()), next(node_numbers)
     with mode(reads=reads):
@@ -65,8 +100,7 @@ def checkpoint(function: Callable, *inputs: Any) -> Any:
         outputs = function(*shells)
     if current.reads is not None:
         current.reads.extend(reads)
-    several = isinstance(outputs, tuple | list)
-    results = list(outputs) if several else [outputs]
+    results = _listed(outputs)
 
     # What the function captured: the edges that lead out of the part of the graph that it made.
     shell_nodes = {x.node for x in shells if isinstance(x, Tensor) and x.node is not None}
@@ -89,9 +123,9 @@ def checkpoint(function: Callable, *inputs: Any) -> Any:
 
     edges = tuple([edge_of(x) if isinstance(x, Tensor) else None for x in inputs])
     node = Node()
-    node.op = _Checkpoint(function, reads, list(captured), draws, current)
+    node.op = _Checkpoint(function, _shapes(results), reads, list(captured), draws, current)
     node.edges = edges + tuple(captured)
     node.outputs, node.order, node.site = len(results), next(node_numbers), caller_site() if current.anomaly else None
     node.inputs = inputs
     wrapped = [wrap(y.data, node, k, y.version) if isinstance(y, Tensor) and y.requires_grad else y for k, y in enumerate(results)]
-    return type(outputs)(wrapped) if several else wrapped[0]
+    return wrapped[0] if isinstance(outputs, Tensor) else type(outputs)(wrapped)

@@ -23,14 +23,23 @@ class Mode:
     """How operations behave in this context.
 
     record: leave Nodes behind. definitions: run fused operations from their definitions. anomaly: look for NaN and Inf. recomputing: inside
-    checkpoint's second run. reads: a list that collects every (version counter, version) operations read, or None. watched: anything beyond
-    `record` that every operation must do.
+    checkpoint's second run. reads: a list that collects every (version counter, version) operations read, or None. site: the "file:line" that stands
+    for all operations, where a definition is run again for a call made there. watched: anything beyond `record` that every operation must do.
     """
 
-    __slots__ = ("anomaly", "definitions", "reads", "recomputing", "record", "watched")
+    __slots__ = ("anomaly", "definitions", "reads", "recomputing", "record", "site", "watched")
 
-    def __init__(self, record: bool = True, definitions: bool = False, anomaly: bool = False, recomputing: bool = False, reads: list | None = None):
-        self.record, self.definitions, self.anomaly, self.recomputing, self.reads = record, definitions, anomaly, recomputing, reads
+    def __init__(
+        self,
+        record: bool = True,
+        definitions: bool = False,
+        anomaly: bool = False,
+        recomputing: bool = False,
+        reads: list | None = None,
+        site: str | None = None,
+    ):
+        self.record, self.definitions, self.anomaly, self.recomputing = record, definitions, anomaly, recomputing
+        self.reads, self.site = reads, site
         self.watched = anomaly or reads is not None
 
     def but(self, **changes: Any) -> Mode:
@@ -89,6 +98,9 @@ def recomputing() -> bool:
 
 def caller_site() -> str:
     """The "file:line" of the code outside this package that called the running operation."""
+    site = MODE.get().site
+    if site is not None:
+        return site
     frame = sys._getframe(1)
     while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] == "minigrad":
         frame = frame.f_back
@@ -118,6 +130,26 @@ def check_forward(name: str, inputs: Sequence[Any], values: Sequence[Any], outpu
             )
 
 
+def in_backward(error: FloatingPointError, node: Any) -> FloatingPointError:
+    """The error of an operation that ran as part of the backward of `node`, with that operation's name and the line its forward was called at."""
+    text = str(error)
+    if not text.startswith("anomaly: ") or "forward was called at" in text:  # NumPy's own, or that of a walk inside this one
+        return error
+    what = text.removeprefix("anomaly: ").rpartition(", called at ")[0]
+    return FloatingPointError(f"anomaly: backward of {node.op.name}: {what}; its forward was called at {node.site or _OUTSIDE}")
+
+
+_OUTSIDE = "a line outside `with anomaly():`"
+
+
+def check_sum(total: Any, site: str | None, what: str) -> None:
+    """Raise FloatingPointError if a sum of gradients holds a NaN or Inf: each of them was looked at before, so adding them made it."""
+    bad = _bad(total)
+    if bad is not None:
+        where = "" if site is None else f", whose forward was called at {site}"
+        raise FloatingPointError(f"anomaly: the gradients that reach {what} of shape {total.shape}{where} add up to {bad}")
+
+
 def check_gradients(node: Any, incoming: Sequence[Any], results: Sequence[Any]) -> None:
     """Raise FloatingPointError if the backward of `node` made a NaN or Inf, with the line its forward was called at."""
     for edge, gradient in zip(node.edges, results, strict=True):
@@ -125,7 +157,7 @@ def check_gradients(node: Any, incoming: Sequence[Any], results: Sequence[Any]) 
         if bad is not None:
             given = [_bad(g.data) for g in incoming if g is not None]
             already = " (the incoming gradient already holds one)" if any(given) else ""
-            site = node.site or "a line outside `with anomaly():`"
+            site = node.site or _OUTSIDE
             shape = gradient.shape  # type: ignore[union-attr]
             raise FloatingPointError(
                 f"anomaly: backward of {node.op.name} made {bad} in a gradient of shape {shape}{already}; its forward was called at {site}"

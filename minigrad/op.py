@@ -23,6 +23,7 @@ Read next: `ops/elementwise.py`, then `fused/layer_norm.py`, then `autograd.py` 
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import Any
@@ -32,6 +33,7 @@ import numpy as np
 from minigrad import backend
 from minigrad.autograd import Node, changed_in_place, differentiate, freed, node_numbers
 from minigrad.modes import MODE, caller_site, check_forward
+from minigrad.modes import mode as changed_mode
 from minigrad.tensor import Tensor, wrap
 
 __all__ = ["REGISTRY", "Fused", "Kernel", "Op", "Primitive", "fused", "primitive"]
@@ -137,6 +139,16 @@ class Op:
         devices = [x.device for x in inputs if x is not None]
         return TypeError(f"{self.name}: inputs are on {' and '.join(dict.fromkeys(devices))}; move them to one device with .to(device=...)")
 
+    def _explained(self, error: ValueError | IndexError, arrays: Sequence[Any]) -> ValueError | IndexError:
+        """NumPy's error, with the operation's name and the shapes; an error that says them already, as it is."""
+        if type(error) not in (ValueError, IndexError, np.exceptions.AxisError) or str(error).startswith(f"{self.name}:"):
+            return error
+        shapes = [array.shape for array in arrays]
+        if isinstance(self, Primitive) and self.elementwise and not _broadcast(shapes):
+            return ValueError(f"{self.name}: shapes {' and '.join(map(str, shapes))} do not broadcast")
+        kind = type(error)
+        return kind(f"{self.name}: {error} (given shape{'s' * (len(shapes) > 1)} {' and '.join(map(str, shapes))})")
+
     # --- recording
 
     def _plan(self, mask: int) -> _Plan:
@@ -190,6 +202,18 @@ class Op:
             node.facts = tuple([getattr(inputs[k], what) for k, what in plan.facts])
         node.out = (out.data, out.version, out.version[0]) if plan.out and out is not None else None
 
+    def _refuse_what_is_read(self, node: Node, needs: tuple | None) -> None:
+        """Raise if an array that was written since the forward pass is one that the rules about to run ask for."""
+        wanted = [rule for k, rule, _, _ in node.plan.rules if needs is None or self.variadic or needs[k]]
+        asked = {name for rule in wanted for name in inspect.signature(rule).parameters}
+        for x, then, k in zip(node.saved, node.versions, node.plan.saves, strict=True):
+            if x.version[0] != then and self.names[k] in asked:
+                raise changed_in_place(self.name, f"an input of shape {x.shape}", then, x.version[0])
+        if node.out is not None and "out" in asked:
+            out, counter, then = node.out
+            if counter[0] != then:
+                raise changed_in_place(self.name, f"its output of shape {out.shape}", then, counter[0])
+
     def _run_rules(self, node: Node, gradients: list, needs: tuple | None, create_graph: bool) -> list:
         """The gradients of the inputs by the rules, as Tensors. Their arguments come from the node: see _Plan."""
         plan, saved = node.plan, node.saved
@@ -197,12 +221,12 @@ class Op:
             raise freed(self.name)
         for x, then in zip(saved, node.versions):  # noqa: B905 (both are as long as plan.saves)
             if x.version[0] != then:
-                raise changed_in_place(self.name, f"an input of shape {x.shape}", then, x.version[0])
+                self._refuse_what_is_read(node, needs)
         out = counter = None
         if node.out is not None:
             out, counter, then = node.out
             if counter[0] != then:
-                raise changed_in_place(self.name, f"its output of shape {out.shape}", then, counter[0])
+                self._refuse_what_is_read(node, needs)
         on_arrays = plan.array_rules and not create_graph
         if on_arrays:
             gs = [None if g is None else g.data for g in gradients]
@@ -284,7 +308,10 @@ class Primitive(Op):
 
         mode = MODE.get()
         arrays = [x.data for x in inputs]
-        out: Any = self.function(arrays, *values) if self.variadic else self.function(*arrays, *values)
+        try:
+            out: Any = self.function(arrays, *values) if self.variadic else self.function(*arrays, *values)
+        except (ValueError, IndexError) as error:
+            raise self._explained(error, arrays) from None
         if isinstance(out, np.generic):  # NumPy's reductions return scalars
             out = np.asarray(out)
         if mode.watched:
@@ -346,7 +373,10 @@ class Unary(Primitive):
         mode = MODE.get()
         if type(x) is not Tensor or mode.watched or (self.floating and x.data.dtype.kind != "f"):
             return self._run((x,), ())
-        out = self.function(x.data)
+        try:
+            out = self.function(x.data)
+        except (ValueError, IndexError) as error:
+            raise self._explained(error, (x.data,)) from None
         if type(out) is not _ndarray and isinstance(out, np.generic):
             out = np.asarray(out)
         if not x.requires_grad or not mode.record or not self.rules:
@@ -383,7 +413,10 @@ class Binary(Primitive):
         dtype = a.dtype
         if dtype is not b.dtype or type(a) is not type(b) or (self.floating and dtype.kind != "f"):
             return self._run((x, y), ())
-        out = self.function(a, b)
+        try:
+            out = self.function(a, b)
+        except (ValueError, IndexError) as error:
+            raise self._explained(error, (a, b)) from None
         if type(out) is not _ndarray and isinstance(out, np.generic):
             out = np.asarray(out)
         if not mode.record or not self.rules:
@@ -413,6 +446,15 @@ class Binary(Primitive):
         return result
 
 
+def _broadcast(shapes: Sequence[tuple[int, ...]]) -> bool:
+    """Whether arrays of these shapes can be broadcast together."""
+    try:
+        np.broadcast_shapes(*shapes)
+    except ValueError:
+        return False
+    return True
+
+
 def _shares_memory(out: Any, array: Any) -> bool:
     """Whether `out` is a view of `array`'s memory. NumPy's views point at the array that owns the memory, strided ones (windows) by way of others."""
     if out is array:
@@ -429,13 +471,14 @@ class Kernel:
     """A forward and a backward on raw arrays for one device.
 
     forward(*arrays, *values) -> (out, saved); backward(dy, saved, needs) -> one gradient or None per input. `strided`: takes arrays with any
-    strides, otherwise they arrive C-contiguous. `fresh`: the gradients it returns share memory with nothing.
+    strides, otherwise they arrive C-contiguous. `fresh`: the gradients it returns share memory with nothing. `readers`: per input, and last for the
+    output, the inputs (as bits) whose gradients read its saved array; None: all of them.
     """
 
-    __slots__ = ("backward", "forward", "fresh", "strided")
+    __slots__ = ("backward", "forward", "fresh", "readers", "strided")
 
-    def __init__(self, forward: Callable, backward: Callable | None, strided: bool, fresh: bool):
-        self.forward, self.backward, self.strided, self.fresh = forward, backward, strided, fresh
+    def __init__(self, forward: Callable, backward: Callable | None, strided: bool, fresh: bool, readers: tuple[int, ...] | None = None):
+        self.forward, self.backward, self.strided, self.fresh, self.readers = forward, backward, strided, fresh, readers
 
 
 class Fused(Op):
@@ -479,11 +522,32 @@ class Fused(Op):
         self._check = remembered
         return function
 
-    def kernel(self, device: str, forward: Callable, backward: Callable | None, strided: bool = False, fresh: bool = False) -> None:
-        """Use this pair on arrays of `device`. backward may be None for an operation with rules."""
+    def kernel(
+        self,
+        device: str,
+        forward: Callable,
+        backward: Callable | None,
+        strided: bool = False,
+        fresh: bool = False,
+        reads: dict[str, str] | None = None,
+    ) -> None:
+        """Use this pair on arrays of `device`. backward may be None for an operation with rules.
+
+        reads: for an input, the names of the inputs (and "out") whose saved arrays its gradient depends on; all of them where nothing is said. An
+        array may be written in place while none of the gradients that are asked for reads it.
+        """
         if backward is None and not self.rules:
             raise ValueError(f"{self.name}: a kernel without a backward needs derivative rules")
-        self.kernels[device] = Kernel(forward, backward, strided, fresh)
+        self.kernels[device] = Kernel(forward, backward, strided, fresh, None if reads is None else self._readers(reads))
+
+    def _readers(self, reads: dict[str, str]) -> tuple[int, ...]:
+        """`reads` turned around: see Kernel.readers."""
+        saved = [*self.names[: self.count], "out"]
+        read = [reads[name].split() if name in reads else saved for name in self.names[: self.count]]
+        for name in itertools.chain(reads, *read):
+            if name not in saved:
+                raise ValueError(f"{self.name}: there is no array {name!r} that a kernel could read; there are {', '.join(saved)}")
+        return tuple([sum(1 << k for k, names in enumerate(read) if name in names) for name in saved])
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the operation with Tensors, arrays or numbers (None where an input is optional); positions and names as in its signature."""
@@ -532,28 +596,29 @@ class Fused(Op):
             result = tuple([wrap(array, node if k < self.differentiable else None, k) for k, array in enumerate(out)])
             if node is not None:
                 node.outputs = self.differentiable
-                self._keep(node, mask, inputs, arrays, saved, result)
+                self._keep(node, mask, inputs, arrays, saved, result, kernel.readers)
             return result
         result = wrap(out if type(out) is array_type else np.asarray(out), node)  # NumPy's reductions return scalars
         if node is not None:
-            self._keep(node, mask, inputs, arrays, saved, (result,))
+            self._keep(node, mask, inputs, arrays, saved, (result,), kernel.readers)
         return result
 
-    def _keep(self, node: Node, mask: int, inputs: Sequence, arrays: list, saved: tuple, results: tuple) -> None:
+    def _keep(self, node: Node, mask: int, inputs: Sequence, arrays: list, saved: tuple, results: tuple, readers: tuple[int, ...] | None) -> None:
         """Note what backward needs: for rules what they read, else the input Tensors (the definition may be run again), and what the kernel saved.
 
         An input or output array among the saved ones is guarded by its version: the kernel will read it again.
         """
         guards = []
+        readers = readers or (mask,) * (len(arrays) + 1)
         owners, own_output = list(map(id, arrays)), id(results[0].data)
         for array in saved:
             if array is not None:
                 if id(array) in owners:
-                    x = inputs[owners.index(id(array))]
-                    if x.data is array:  # not a contiguous copy of it
-                        guards.append((x.version, x.version[0]))
+                    for k, owner in enumerate(owners):  # one array may have been passed in two places
+                        if owner == id(array) and inputs[k].data is array and readers[k] & mask:  # not a contiguous copy of it
+                            guards.append((inputs[k].version, inputs[k].version[0], readers[k]))
                 elif id(array) == own_output:
-                    guards.append((results[0].version, results[0].version[0]))
+                    guards.append((results[0].version, results[0].version[0], readers[-1]))
         node.kept, node.guards = saved, guards
         needs = self._needs.get(mask)
         if needs is None:
@@ -576,12 +641,13 @@ class Fused(Op):
         kernel = self.kernels.get("cpu" if type(g.data) is _ndarray else backend.device_of(g.data))
         if kernel is None or kernel.backward is None or create_graph:
             return self._backward_by_definition(node, gradients, needs, create_graph), False
-        for counter, then in node.guards:
-            if counter[0] != then:
+        for counter, then, readers in node.guards:
+            if counter[0] != then and any(need and readers >> k & 1 for k, need in enumerate(needs or node.needs)):
                 raise changed_in_place(self.name, "an input or the output", then, counter[0])
         dy: Any = [g if g is None else g.data if kernel.strided or g.data.flags.c_contiguous else g.data.copy() for g in gradients]
         needs = needs or node.needs
         arrays = kernel.backward(dy[0] if len(dy) == 1 else tuple(dy), node.kept, needs)
+        arrays = [np.asarray(array) if isinstance(array, np.generic) else array for array in arrays]  # NumPy makes scalars of 0-d results
         return [wrap(array) if need and array is not None else None for array, need in zip(arrays, needs)], kernel.fresh  # noqa: B905
 
     def _backward_by_definition(self, node: Node, gradients: list, needs: tuple | None, create_graph: bool) -> list:
@@ -591,7 +657,14 @@ class Fused(Op):
         for x, then in zip(node.inputs, node.versions, strict=True):
             if x is not None and x.version[0] != then:
                 raise changed_in_place(self.name, f"an input of shape {x.shape}", then, x.version[0])
-        return differentiate(lambda *tensors: self.function(*tensors, *node.values), node.inputs, gradients, needs or node.needs, create_graph)[0]
+
+        def again(*tensors: Any) -> Any:
+            if node.site is None:
+                return self.function(*tensors, *node.values)
+            with changed_mode(site=node.site):  # in anomaly mode the steps of the definition belong to the line that called the operation
+                return self.function(*tensors, *node.values)
+
+        return differentiate(again, node.inputs, gradients, needs or node.needs, create_graph)[0]
 
 
 def primitive(function: Callable | None = None, **options: Any) -> Any:

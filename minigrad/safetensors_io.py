@@ -8,7 +8,9 @@ which makes what is stored here.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,18 +43,28 @@ def save_state(path: str | os.PathLike[str], mapping: Mapping[str, Any], metadat
     try:
         temporary.touch()
         mode = temporary.stat().st_mode  # what the user's umask gives a new file; safetensors would make it private
-        save_file(arrays, temporary, metadata=dict(metadata or {}))
+        if arrays:
+            save_file(arrays, temporary, metadata=dict(metadata or {}))
+        else:  # for which the library writes a header that it cannot read
+            header = json.dumps({"__metadata__": dict(metadata or {})}).encode()
+            temporary.write_bytes(len(header).to_bytes(8, "little") + header)
         temporary.chmod(mode)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())  # the bytes are on the disk before the name is
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise OSError(f"cannot write {path}: {reason}") from error
+        raise _cannot_write(path, error) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()  # there only after a failure
     _sync_folder(path.parent)
+
+
+def _cannot_write(path: Path, error: Exception) -> OSError:
+    """One sentence: what could not be written, and the system's reason, which the library hides in a longer text."""
+    hidden = re.search(r"\(os error (\d+)\)", str(error))
+    number = error.errno if isinstance(error, OSError) else int(hidden[1]) if hidden else None
+    return OSError(f"cannot write {path}: {os.strerror(number) if number else error}")
 
 
 def _storable(name: str, value: Any) -> np.ndarray:

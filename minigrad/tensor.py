@@ -13,7 +13,7 @@ import numpy as np
 
 from minigrad import backend
 from minigrad.backend import Array
-from minigrad.modes import is_grad_enabled
+from minigrad.modes import MODE, is_grad_enabled
 
 __all__ = ["Tensor", "wrap"]
 
@@ -112,6 +112,7 @@ class Tensor:
         return iter(ops.unbind(self, 0))
 
     def __bool__(self) -> bool:
+        self._note_read()
         return bool(self.data)
 
     def __float__(self) -> float:
@@ -134,6 +135,7 @@ class Tensor:
         """A read-only view of the values, also of a tensor that requires grad. Raises TypeError for a tensor that is not on the CPU."""
         if self.device != "cpu":
             raise TypeError(f"numpy(): the tensor is on {self.device}; move it with .to(device='cpu') first")
+        self._note_read()
         view = self.data.view()
         view.flags.writeable = False
         return view
@@ -145,7 +147,14 @@ class Tensor:
         """The value of a tensor with one element, as a Python number."""
         if self.size != 1:
             raise ValueError(f"item(): the tensor has {self.size} elements (shape {self.shape}), one is needed")
+        self._note_read()
         return self.data.item()
+
+    def _note_read(self) -> None:
+        """Tell a checkpoint that its function has looked at the numbers: what it does may depend on them."""
+        reads = MODE.get().reads
+        if reads is not None:
+            reads.append((self.version, self.version[0]))
 
     def detach(self) -> Tensor:
         """The same memory without history: gradients stop here."""

@@ -37,6 +37,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -575,7 +576,8 @@ def command(argv: Sequence[str] | None) -> int:
     summary, well = report(project, chosen, entries, options.least, options.show_survivors)
     if options.summary:
         options.summary.parent.mkdir(parents=True, exist_ok=True)
-        options.summary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        text = json.dumps({"date": date.today().isoformat(), **summary}, indent=2)
+        options.summary.write_text(text + "\n", encoding="utf-8")
     return 130 if interrupted else 0 if well else 1
 
 

@@ -43,7 +43,7 @@ import gc
 import importlib
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FunctionType
@@ -57,6 +57,7 @@ from hypothesis import strategies as st
 
 import minigrad
 from minigrad import Tensor, backend, random
+from minigrad.backend import cuda
 from minigrad.modes import mode
 from minigrad.op import REGISTRY, Fused, Op, Primitive
 from minigrad.tensor import wrap
@@ -164,6 +165,12 @@ class Proof:
         """
         self.for_each(self.kernel_equals_definition)
 
+    def test_cuda_kernel_equals_definition(self) -> None:
+        """The same on the GPU, or where there is none on the emulator, which runs every kernel in two orders of threads and blocks: results must be
+        equal bit for bit. In float32 the kernel is about as accurate as the definition, as in `test_float32_accuracy`.
+        """
+        self.for_each(self.cuda_kernel_equals_definition, 0.3)
+
     def test_float32_accuracy(self) -> None:
         """In float32 a kernel is about as accurate as the definition (see Bound), at fixed seeds."""
         for case in self.float32:
@@ -267,8 +274,8 @@ class Proof:
         return [("definition", minigrad.definitions, "cpu"), *self.kernels()]
 
     def kernels(self) -> list[tuple[str, Callable[[], AbstractContextManager], str]]:
-        """The ways that are kernels."""
-        return [(f"kernel on {device}", minigrad.enable_grad, device) for device in getattr(self.op, "kernels", ())]
+        """The ways that are kernels on the CPU."""
+        return [("kernel on cpu", minigrad.enable_grad, "cpu")] if "cpu" in getattr(self.op, "kernels", ()) else []
 
     def run(self, arrays: Sequence, wanted: Sequence[bool], values: Mapping, upstream: Sequence | None = None, device: str = "cpu") -> Run:
         """Call the operation on leaves around these very arrays, and take the gradients of the wanted ones."""
@@ -351,6 +358,17 @@ class Proof:
                     self._agree(ours, reference, case, f"{self.name} by {name} ({layout}) and definition")
             self._some_gradients_only(case, context, device)
 
+    def cuda_kernel_equals_definition(self, case: Case) -> None:
+        """See the test of this name."""
+        with minigrad.definitions():
+            reference = self.run(case.inputs, case.wanted, case.values)
+        upstream = [s.data for s in reference.starts]
+        with on_cuda():
+            ours = self.run(case.inputs, case.wanted, case.values, upstream, "cuda")
+            self._agree(ours, reference, case, f"{self.name} by its CUDA kernel and definition")
+        self._some_gradients_only(case, on_cuda, "cuda")
+        self.float32_is_accurate(case, ("kernel on cuda", on_cuda, "cuda"))
+
     def _short_ways_equal_the_long_way(self, case: Case) -> None:
         ours = self.run(case.inputs, case.wanted, case.values)
         with mode(reads=[]):  # every call is watched and goes the long way
@@ -374,7 +392,7 @@ class Proof:
                 expected = everything._replace(grads=[everything.grads[wanted.index(k)] for k in some])
                 self._agree(ours, expected, case, f"{self.name} with gradients of {some} only")
 
-    def float32_is_accurate(self, case: Case) -> None:
+    def float32_is_accurate(self, case: Case, *ways: tuple[str, Callable[[], AbstractContextManager], str]) -> None:
         """See `test_float32_accuracy`. All errors are taken against the definition in float64 on the same rounded numbers."""
         factor, units, _ = self.float32_bound
         single = [None if x is None else x.astype(np.float32) if x.dtype.kind == "f" else x for x in case.inputs]
@@ -384,10 +402,11 @@ class Proof:
             upstream = [s.data.astype(np.float32) for s in exact.starts]
             exact = self.run(double, case.wanted, case.values, [u.astype(np.float64) for u in upstream])
             definition = self.run(single, case.wanted, case.values, upstream)
-        for name, context, device in self.kernels():
+        for name, context, device in ways or self.kernels():
             with context():
                 kernel = self.run(single, case.wanted, case.values, upstream, device)
-            for k, (ours, plain, reference) in enumerate(zip(kernel.arrays(), definition.arrays(), exact.arrays(), strict=True)):
+                results = kernel.arrays()
+            for k, (ours, plain, reference) in enumerate(zip(results, definition.arrays(), exact.arrays(), strict=True)):
                 assert ours.dtype == plain.dtype
                 if reference.dtype.kind != "f" or not reference.size:
                     continue
@@ -826,6 +845,16 @@ def check_op(
 # --- which proofs there are
 
 
+NO_CUDA = "It has no CUDA kernel: on a GPU its definition runs."
+
+
+def on_cuda() -> AbstractContextManager:
+    """The device "cuda": a GPU, or where there is none the emulator."""
+    if cuda.availability().usable:
+        return nullcontext()
+    return cuda.emulated(orders=("ascending", "descending"))
+
+
 GENERIC = tuple(name for name in vars(Proof) if name.startswith("test_"))
 _MACHINERY = frozenset(name for name, member in vars(Proof).items() if isinstance(member, FunctionType | property)) | {"__init_subclass__"}
 
@@ -837,6 +866,8 @@ def why_not(proof: type[Proof], name: str) -> str:
     if stated is not None:
         reason = getattr(proof, stated, "")
         return reason if isinstance(reason, str) else ""
+    if name == "test_cuda_kernel_equals_definition":
+        return "" if "cuda" in getattr(op, "kernels", ()) else NO_CUDA
     if name in ("test_fan_out_and_same_tensor_twice", "test_gradcheck", "test_double_backward", "test_what_a_node_keeps"):
         return "It has no derivative." if isinstance(op, Primitive) and not op.rules else ""
     if name == "test_mixed_devices_and_dtypes":

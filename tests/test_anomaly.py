@@ -109,7 +109,8 @@ def test_backward_names_the_line_of_the_forward(where: str, create_graph: bool):
     x = leaf(0.0, 1.0)
     expected = rf"backward of sqrt made Inf in a gradient of shape \(2,\); its forward was called at .*{HERE}:{line_of(square_root, 'the culprit')}$"
     if create_graph:
-        expected = "div made Inf"  # the rule itself runs as watched operations: g / (2 * out)
+        line = line_of(square_root, "the culprit")  # the rule itself runs as watched operations: g / (2 * out)
+        expected = rf"backward of sqrt: div made Inf in its output of shape \(2,\) .*; its forward was called at .*{HERE}:{line}$"
     with anomaly():
         y = checkpoint(square_root, x) if where == "checkpoint" else square_root(x)
         with pytest.raises(FloatingPointError, match=f"anomaly: {expected}"):
@@ -129,6 +130,69 @@ def test_backward_of_a_kernel():
             match=rf"backward of softmax made NaN .*\(the incoming gradient already holds one\).*{HERE}:{line_of(attend, 'the culprit')}$",
         ):
             y.backward(Tensor(np.array([[np.inf, 1.0, 0.0]])))
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("nested", [0, 1, 2])
+@pytest.mark.parametrize("where", ["kernels", "definitions"])
+def test_backward_of_a_fused_operation_inside_checkpoints(where: str, nested: int, create_graph: bool):
+    """The second run of a checkpoint, in the mode of the first, leads to the line in the function."""
+    x, weight = Tensor(np.array([[1.0, -1.0]]), requires_grad=True), Tensor(np.array([1e200, 1e200]))
+
+    def normalise(x: Tensor) -> Tensor:
+        return F.layer_norm(x, weight)  # the culprit, with this weight and this upstream gradient
+
+    def function(x: Tensor) -> Tensor:
+        return normalise(x)
+
+    for _ in range(nested):
+        function = (lambda inner: lambda x: checkpoint(inner, x))(function)
+    with anomaly():
+        with minigrad.definitions() if where == "definitions" else minigrad.enable_grad():
+            y = function(x)
+        operation = "layer_norm" if where == "kernels" and not create_graph else "mul"
+        with pytest.raises(FloatingPointError, match=rf"anomaly: backward of {operation}.* made .*{HERE}:{line_of(normalise, 'the culprit')}$"):
+            y.backward(Tensor(np.array([[1e200, 2e200]])), create_graph=create_graph)
+
+
+def test_backward_of_a_rule_made_of_operations():
+    """What is named is the operation that was called, the one in its rule that went wrong, and the line of the call, not that of backward()."""
+    x = Tensor(np.array([[1.0, 2.0]]), requires_grad=True)
+
+    def repeat(x: Tensor) -> Tensor:
+        return ops.broadcast_to(x, (3, 2))  # the culprit: its rule adds up
+
+    with anomaly():
+        y = repeat(x)
+        with pytest.raises(
+            FloatingPointError,
+            match=r"anomaly: backward of broadcast_to: sum_to made Inf in its output of shape \(1, 2\) from inputs of shape \(3, 2\); "
+            rf"its forward was called at .*{HERE}:{line_of(repeat, 'the culprit')}$",
+        ):
+            y.backward(Tensor(np.full((3, 2), 1e308)))
+
+
+def test_gradients_that_add_up_to_infinity():
+    """Each is finite, and no rule is to blame."""
+    x, y = leaf(1.0), leaf(1.0)
+    g = Tensor(np.array([1e308]))
+
+    def fan_out(x: Tensor) -> Tensor:
+        return ops.identity(x)  # the culprit's output is used twice
+
+    with anomaly():
+        with pytest.raises(FloatingPointError, match=r"anomaly: the gradients that reach a leaf of shape \(1,\) add up to Inf$"):
+            (x + x).backward(g)
+        assert x.grad is None
+        z = fan_out(y)
+        with pytest.raises(
+            FloatingPointError,
+            match=r"the gradients that reach the output of identity of shape \(1,\), whose forward was called at "
+            rf".*{HERE}:{line_of(fan_out, 'the culprit')} add up to Inf$",
+        ):
+            (z + z).backward(g)
+    (x + x).backward(g)
+    assert x.grad.item() == np.inf
 
 
 def test_backward_of_a_graph_that_was_recorded_before():

@@ -15,7 +15,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 import minigrad
 from minigrad import Tensor, checkpoint, nn, ops, random
 from minigrad import functional as F
-from minigrad.modes import is_grad_enabled, recomputing
+from minigrad.modes import MODE, is_grad_enabled, recomputing
 from tests.support import assert_close, leaf, rng
 
 
@@ -86,6 +86,96 @@ def test_the_same_as_without(name: str, second: bool):
             assert g is None or not g.numpy().any()
         else:
             assert_close(g, reference, name, relative=1e-12)
+
+
+WRONG_RESULTS = {
+    "a dict": lambda x: {"y": x * 2.0},
+    "a float": lambda x: 2.0,
+    "None": lambda x: None,
+    "a ndarray": lambda x: x.numpy(),
+    "a tuple inside a tuple": lambda x: (x, (x * 2.0, x)),
+    "a dict inside a list": lambda x: [{"y": x * 2.0}],
+}
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+@pytest.mark.parametrize("name", WRONG_RESULTS)
+def test_a_result_in_which_tensors_could_hide_is_refused(name: str, recorded: bool):
+    mode = minigrad.enable_grad if recorded else minigrad.no_grad
+    with mode(), pytest.raises(TypeError, match=f"checkpoint: the function returned {name}; return a Tensor or a tuple of Tensors"):
+        checkpoint(WRONG_RESULTS[name], leaf(2))
+    assert MODE.get().reads is None
+
+
+def test_a_second_run_that_does_something_else_is_noticed():
+    x, calls = leaf(4), []
+
+    def function(x: Tensor) -> Any:
+        calls.append(1)
+        return x[: 5 - len(calls)].exp()
+
+    y = checkpoint(function, x)
+    message = r"checkpoint: the function made outputs of shapes \[\(3,\)\] in its second run, \[\(4,\)\] in its first"
+    with pytest.raises(RuntimeError, match=message):
+        y.backward(upstream(y))
+    assert x.grad is None
+
+
+class Block(nn.Module):
+    """Batch norm, dropout and parameters; `wrap` runs its two halves, nested, plainly or by checkpoint."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.bn, self.dropout = nn.Linear(3, 3), nn.BatchNorm2d(3), nn.Dropout(0.4)
+
+    def forward(self, x: Tensor, call: Callable) -> Tensor:
+        def half(x: Tensor) -> Tensor:
+            return self.dropout(F.gelu(self.bn(self.fc(x))))
+
+        def whole(x: Tensor) -> Tensor:
+            return self.bn(call(half, x) * x) + call(half, x)
+
+        return call(whole, x)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("definitions", [False, True], ids=["kernels", "definitions"])
+def test_nested_with_batch_norm_dropout_and_parameters(definitions: bool, order: int):
+    """grad() with respect to an interior input and parameters, also differentiated again: the numbers, statistics and draws of a plain call."""
+    found = []
+    for call in (checkpoint, plainly):
+        random.manual_seed(5)
+        block = Block().to(dtype=np.float64)
+        x = leaf(2, 3, 3, 3, seed=1)
+        h = x * 2.0
+        with minigrad.definitions() if definitions else minigrad.enable_grad():
+            y = block(h, call)
+        wanted = [h, *block.parameters()]
+        gs = minigrad.grad(y, wanted, upstream(y), create_graph=order == 2)
+        if order == 2:
+            gs += minigrad.grad([(g * upstream(g, k)).sum() for k, g in enumerate(gs)], wanted)
+        buffers = [b.numpy() for _, b in block.named_buffers()]
+        assert block.bn.num_batches_tracked.item() == 3  # two halves and the end, none of them twice
+        found.append((y, gs, buffers, random.get_counter()))
+    (y, gs, buffers, counter), (reference, reference_gs, reference_buffers, reference_counter) = found
+    assert_array_equal(y.numpy(), reference.numpy())
+    assert len(gs) == order * 5
+    for g, r in zip(gs, reference_gs, strict=True):
+        assert_close(g, r, "gradient", relative=1e-10)
+    for b, r in zip(buffers, reference_buffers, strict=True):
+        assert_array_equal(b, r)
+    assert counter == reference_counter
+
+
+def test_only_parameters_as_inputs():
+    """No input at all: everything is captured."""
+    w = leaf(2, 2)
+    y = checkpoint(lambda: (w @ w).exp())
+    g = upstream(y)
+    (ours,) = minigrad.grad(y, w, g)
+    assert_close(ours, minigrad.grad((w @ w).exp(), w, g)[0])
+    with minigrad.no_grad():
+        assert not checkpoint(lambda: w @ w).requires_grad
 
 
 def test_types_of_the_result():
@@ -327,6 +417,21 @@ def test_a_write_into_anything_it_reads_is_refused(name: str, definitions: bool,
         written[...] = 0 if written is index else 0.5
     with pytest.raises(RuntimeError, match="backward of checkpoint: a tensor that the function used.* was written in place after the forward pass"):
         y.sum().backward()
+
+
+@pytest.mark.parametrize("look", [lambda t: t.numpy()[0] > 0, lambda t: t[0].item() > 0, lambda t: bool(t[0] > 0), lambda t: np.asarray(t).any()])
+def test_a_write_into_what_decided_is_refused(look: Callable):
+    """The function looked at the numbers of a tensor and took a branch; the second run would take the other."""
+    x, switch = leaf(3), Tensor(np.ones(3))
+
+    def function(x: Tensor) -> Tensor:
+        return x * 2.0 if look(switch) else x * 5.0
+
+    y = checkpoint(function, x)
+    switch.copy_(0.0)
+    with pytest.raises(RuntimeError, match="backward of checkpoint: a tensor that the function used.* was written in place after the forward pass"):
+        y.sum().backward()
+    assert x.grad is None
 
 
 def test_a_write_into_something_else_is_not():

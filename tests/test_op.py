@@ -263,6 +263,18 @@ def test_a_kernel_may_return_what_it_was_given(fresh: bool):
     assert not np.shares_memory(x.grad.data, y.grad.data) and not np.shares_memory(x.grad.data, g.data)
 
 
+def test_a_kernel_need_not_know_that_numpy_makes_scalars_of_0d_arrays():
+    @fused
+    def square(x: Tensor) -> Tensor:
+        return x * x
+
+    square.kernel("cpu", lambda x: (x * x, (x,)), lambda dy, saved, needs: (2 * dy * saved[0],), fresh=True)
+    x = leaf()
+    square(x).backward()
+    assert type(x.grad.data) is np.ndarray
+    assert_allclose(x.grad.numpy(), 2 * x.numpy(), rtol=1e-14)
+
+
 def test_several_outputs_of_which_some_carry_no_gradient():
     @fused(outputs=3, differentiable=2)
     def moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -506,3 +518,96 @@ def test_an_operation_on_any_number_of_tensors():
     assert_array_equal(gb.numpy(), [2.0, 2.0])
     with pytest.raises(ValueError, match="variadic: needs at least one tensor"):
         total([])
+
+
+# --- errors of the arrays
+
+
+WRONG_SHAPES = {
+    "add: shapes (2, 3) and (4,) do not broadcast": lambda x: x + np.ones(4),
+    "mul: shapes (4,) and (2, 3) do not broadcast": lambda x: np.ones(4) * x,
+    "where: shapes (4,) and (2, 3) and () do not broadcast": lambda x: ops.where(np.ones(4, bool), x, 0.0),
+    "reshape: cannot reshape array of size 6 into shape (4,) (given shape (2, 3))": lambda x: x.reshape(4),
+    "concatenate: all the input array dimensions except for the concatenation axis must match": lambda x: ops.concatenate([x, x.T]),
+    "stack: all input arrays must have the same shape (given shapes (2, 3) and (3, 2))": lambda x: ops.stack([x, x.T]),
+    "getitem: index 5 is out of bounds for axis 0 with size 2 (given shape (2, 3))": lambda x: x[5],
+    "sum: axis 4 is out of bounds for array of dimension 2 (given shape (2, 3))": lambda x: x.sum(4),
+    "max: zero-size array to reduction operation maximum which has no identity": lambda x: x[:0].max(),
+    "transpose: axes (0,) do not order the 2 axes of shape (2, 3)": lambda x: x.transpose(0),
+    "matmul: shapes (2, 3) and (2, 3) do not fit": lambda x: x @ x,
+}
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("message", WRONG_SHAPES)
+def test_errors_name_the_operation_and_the_shapes(message: str, requires_grad: bool):
+    for watched in (minigrad.enable_grad, minigrad.anomaly):
+        with watched(), pytest.raises((ValueError, IndexError)) as error:
+            WRONG_SHAPES[message](Tensor(np.ones((2, 3)), requires_grad))
+        assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+def test_errors_of_other_kinds_come_through_as_they_are():
+    class Own(ValueError):
+        def __init__(self, number: int, text: str):
+            super().__init__(number, text)
+
+    def own(x: Tensor) -> Tensor:
+        raise Own(3, "three")
+
+    def named(x: Tensor) -> Tensor:
+        raise ValueError("named: says it all")
+
+    with pytest.raises(Own) as error:
+        primitive(own)(Tensor([1.0]))
+    assert error.value.args == (3, "three")
+    with pytest.raises(ValueError, match="^named: says it all$"):
+        primitive(named)(Tensor([1.0]))
+
+
+# --- what a kernel's gradients read
+
+
+def test_a_kernel_says_what_its_gradients_read():
+    """Here x * w: only the other factor is read, and only that one is guarded; without `reads`, both are."""
+
+    def product(x: Tensor, w: Tensor) -> Tensor:
+        return x * w
+
+    def forward(x: Any, w: Any) -> tuple:
+        return x * w, (x, w)
+
+    def backward(dy: Any, saved: tuple, needs: tuple) -> tuple:
+        x, w = saved
+        return dy * w if needs[0] else None, dy * x if needs[1] else None
+
+    op = fused(product)
+    with pytest.raises(ValueError, match="product: there is no array 'y' that a kernel could read; there are x, w, out"):
+        op.kernel("cpu", forward, backward, reads={"x": "y"})
+    with pytest.raises(ValueError, match="no array 'y'"):
+        op.kernel("cpu", forward, backward, reads={"y": "x"})
+    for reads, refused in ((None, ["x", "w"]), ({"x": "w", "w": "x"}, ["w"]), ({"x": ""}, [])):
+        op.kernel("cpu", forward, backward, reads=reads)
+        for written in ("x", "w"):
+            tensors = {"x": leaf(2), "w": leaf(2, seed=1)}
+            out = op(tensors["x"], tensors["w"]).sum()
+            with minigrad.no_grad():
+                tensors[written].copy_(3.0)
+            if written in refused:
+                with pytest.raises(RuntimeError, match="backward of product"):
+                    minigrad.grad(out, tensors["x"])
+            else:
+                minigrad.grad(out, tensors["x"])
+    op.kernel("cpu", forward, backward, reads={"x": "w", "w": "x"})
+    x = leaf(2)
+    out = op(x, x).sum()  # one array in two places: read by both
+    with minigrad.no_grad():
+        x.copy_(3.0)
+    with pytest.raises(RuntimeError, match="backward of product"):
+        out.backward()
+
+
+def test_to_device_of_what_is_there_is_a_view():
+    x = leaf(2)
+    y = ops.to_device(x, "cpu")
+    assert np.shares_memory(x.data, y.data) and y.version is x.version

@@ -109,11 +109,13 @@ def test_only_tests_without_a_meaning_are_taken_away():
     """And each with the reason stated."""
     gone = {name for name in GENERIC if getattr(proof(), name) is None}
     assert (
-        gone == {"test_float32_accuracy", "test_pins", "test_errors", "test_mixed_devices_and_dtypes"} == {n for n in GENERIC if why_not(proof(), n)}
+        gone
+        == {"test_cuda_kernel_equals_definition", "test_float32_accuracy", "test_pins", "test_errors", "test_mixed_devices_and_dtypes"}
+        == {n for n in GENERIC if why_not(proof(), n)}
     )
     assert why_not(proof(), "test_pins") == "It is linear, there is no kink."
     everything = proof(op=ops.mul, pins=[Pin("", Case([]))], errors=[Refusal(Case([]), ValueError, "")], float32=[Case([])])
-    assert all(callable(getattr(everything, name)) for name in GENERIC)
+    assert [name for name in GENERIC if not callable(getattr(everything, name))] == ["test_cuda_kernel_equals_definition"]
 
 
 # --- each test refuses what it should: x * x * scale, right and wrong in many ways
@@ -128,6 +130,10 @@ def backward(dy: np.ndarray, saved: tuple, needs: tuple) -> tuple:
     return (2 * dy * x * scale if needs[0] else None, dy * x * x if needs[1] else None)
 
 
+def _backward_on_cuda(dy: Any, saved: tuple, needs: tuple) -> tuple:
+    return backward(dy, saved, needs)
+
+
 def definition(x: Tensor, scale: Tensor) -> Tensor:
     return x * x * scale
 
@@ -138,9 +144,10 @@ def prove(
     definition: Callable = definition,
     rules: dict | None = None,
     kernel: dict | None = None,
+    on_cuda: Callable | None = None,
     **attributes: Any,
 ) -> Proof:
-    """The proof of an operation with these parts."""
+    """The proof of an operation with these parts; `on_cuda` is the forward of a CUDA kernel (here of array operations)."""
 
     def energy(x: Tensor, scale: Tensor) -> Tensor:
         return definition(x, scale)
@@ -150,6 +157,8 @@ def prove(
     if rules:
         op.derivative(**rules)
     op.kernel("cpu", forward, backward, **(kernel or {}))
+    if on_cuda:
+        op.kernel("cuda", on_cuda, _backward_on_cuda)
 
     @op.check
     def check(x: Tensor, scale: Tensor) -> None:
@@ -200,8 +209,21 @@ def run(proof: Proof, test: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("test", GENERIC)
 def test_the_right_operation_passes(test: str, registry: None, monkeypatch: pytest.MonkeyPatch):
-    assert complaints(type(prove())) == []
-    run(prove(), test, monkeypatch)
+    right = prove(on_cuda=forward)
+    assert complaints(type(right)) == []
+    run(right, test, monkeypatch)
+
+
+def test_a_cuda_kernel_off_by_one_billionth(bites: Callable):
+    wrong = prove(on_cuda=lambda x, scale: (x * x * scale * (1 + 1e-9), (x, scale)))
+    bites(wrong, "test_cuda_kernel_equals_definition", "energy by its CUDA kernel .*: output 0: error", ("test_kernel_equals_definition",))
+
+
+def test_a_cuda_kernel_that_loses_digits_in_float32(bites: Callable):
+    def rounded(x: Any, scale: Any) -> tuple:
+        return (x * x * scale * (1 + (1e-5 if x.dtype == np.float32 else 0)), (x, scale))
+
+    bites(prove(on_cuda=rounded), "test_cuda_kernel_equals_definition", "energy by kernel on cuda, output 0: float32 error")
 
 
 def test_a_kernel_off_by_one_billionth(bites: Callable):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +86,40 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypa
             save_state(path, {"x": np.ones(100)})
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["last.safetensors"]
+
+
+LIMITED = """
+import resource, signal, sys
+import numpy as np
+from minigrad.safetensors_io import save_state
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    save_state(sys.argv[1], {"x": np.ones(int(sys.argv[2]))})
+except OSError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits of a process are POSIX")
+def test_a_file_that_becomes_too_large_half_way(tmp_path: Path):
+    """The library that writes fails in the middle, with a text of its own; what is said is one sentence with the system's reason."""
+    path = tmp_path / "last.safetensors"
+    for elements, said in ((10, ""), (1000, f"cannot write {path}: File too large\n")):
+        result = subprocess.run([sys.executable, "-c", LIMITED, str(path), str(elements)], capture_output=True, text=True, timeout=60)
+        assert (result.stdout, result.stderr) == (said, "")
+        assert os.listdir(tmp_path) == ["last.safetensors"]
+    assert len(load_state(path)[0]["x"]) == 10
+
+
+@pytest.mark.parametrize("metadata", [None, {"step": "3", "words": 'größer "a"'}])
+def test_a_state_without_arrays(tmp_path: Path, metadata: dict | None):
+    from safetensors import safe_open
+
+    save_state(tmp_path / "a.safetensors", {}, metadata)
+    assert load_state(tmp_path / "a.safetensors") == ({}, metadata or {})
+    with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
+        assert list(file.keys()) == []
 
 
 def test_folder_that_does_not_exist(tmp_path: Path):

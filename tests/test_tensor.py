@@ -284,8 +284,8 @@ def test_to():
     x = Tensor([1.0], requires_grad=True)
     assert x.to() is x and x.to(device="cpu", dtype=np.float32) is x
     assert x.to(dtype=np.float64).dtype == np.float64
-    with pytest.raises(ValueError, match="there is no device 'cuda' here; there is 'cpu'"):
-        x.to(device="cuda")
+    with pytest.raises(ValueError, match="there is no device 'tpu' here; there is 'cpu'"):
+        x.to(device="tpu")
 
 
 # --- in place
@@ -344,6 +344,15 @@ def test_read_only_views_are_refused(make: Any):
             write()
     assert y.version[0] == 0
     assert Tensor(y).copy_(0.0).version[0] == 1  # a copy may be written
+
+
+def test_a_single_number_is_a_view_too():
+    x = Tensor(np.arange(3.0))
+    matrix = Tensor(np.arange(6.0).reshape(2, 3))
+    for view, base, index in ((x[1], x, 1), (x[-1], x, 2), (matrix[1, 2], matrix, (1, 2)), (matrix[0][1], matrix, (0, 1)), (x[(0,)], x, 0)):
+        assert view.shape == () and view.version is base.version
+        view.copy_(9.0)
+        assert base.numpy()[index] == 9.0
 
 
 def test_writing_into_a_view_writes_into_the_tensor():

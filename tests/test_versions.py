@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 import minigrad
@@ -130,6 +132,71 @@ def test_a_write_is_refused_or_harmless(name: str, place: str, way: str):
             return
     for g, then in zip(after, expected, strict=True):
         assert_array_equal(g, then, err_msg=f"{name}: a write into {place} changed a gradient, and backward did not notice")
+
+
+# --- and refused exactly where it matters
+
+
+def other_numbers(array: np.ndarray) -> list[np.ndarray]:
+    """What may be written in place of an array: numbers that any rule would notice, and that are valid where the array holds positions."""
+    if array.dtype == bool:
+        return [~array]
+    if array.dtype.kind in "iu":
+        return [(array + 1) % 2]
+    random = rng(7).uniform(0.4, 2.0, array.shape).astype(array.dtype)
+    return [random, -random, np.full_like(array, np.nan), np.zeros_like(array)]
+
+
+@pytest.mark.timeout(120 + 2 * settings().max_examples)  # the deep profile takes minutes
+@settings(max_examples=12 * settings().max_examples)
+@given(st.data())
+def test_a_write_is_refused_if_and_only_if_the_gradient_reads_it(data: st.DataObject):
+    """Whether it does is found out by writing behind the version counter's back: then the gradient changes.
+
+    Some inputs require grad, some of their gradients are asked for, an input or output is written, all of it or one row, itself or under a view.
+    """
+    name = data.draw(st.sampled_from(sorted(CALLS)), label="operation")
+    way = data.draw(st.sampled_from(["kernel", "create_graph", "definitions"]))
+    function, arrays = CALLS[name]
+    needs = sorted(data.draw(st.sets(st.sampled_from([k for k, x in enumerate(arrays) if x.dtype.kind == "f"]), min_size=1), label="require grad"))
+    asked = sorted(data.draw(st.sets(st.sampled_from(needs), min_size=1), label="asked for"))
+    views = data.draw(st.booleans(), label="inputs are views")
+    kind, number = data.draw(st.sampled_from(places(name)), label="written").split()
+    index: Any = data.draw(st.sampled_from([..., 0]), label="part")
+
+    def gradients_after(write: Callable[[Tensor], None]) -> list[np.ndarray] | None:
+        """None: refused."""
+        bases = [Tensor(x.T if views else x, k in needs) for k, x in enumerate(arrays)]
+        inputs = [base.T if views else base for base in bases]
+        with minigrad.definitions() if way == "definitions" else nullcontext():
+            outputs = several(function(*inputs))
+            with minigrad.no_grad(), np.errstate(all="ignore"):
+                write((inputs if kind == "input" else outputs)[int(number)])
+                try:
+                    return gradients(outputs, [inputs[k] for k in asked], way == "create_graph")
+                except RuntimeError as error:
+                    assert "was written in place after the forward pass" in str(error)
+                    return None
+
+    seen: list[Tensor] = []
+    expected = gradients_after(seen.append)
+    if seen[0].ndim == 0:
+        index = ...
+    assert expected is not None
+    values = other_numbers(seen[0].numpy()[index])
+    if not seen[0].data.flags.writeable:
+        return
+    secretly = [gradients_after(lambda t, v=v: t.data.__setitem__(index, v)) for v in values]  # type: ignore[misc]
+    is_read = any(after is not None and any(not np.array_equal(a, b) for a, b in zip(after, expected, strict=True)) for after in secretly)
+    after = gradients_after(lambda t: t.__setitem__(index, values[0]))
+    op = REGISTRY.get(name)
+    is_read = is_read or name == "power_of"  # whose rule for the exponent looks at it, but only where the base is 0
+    runs_again = way == "create_graph" and isinstance(op, Fused) and not op.rules and kind == "input"  # the definition, on all inputs
+    if after is None:
+        assert is_read or runs_again, "refused, although no gradient depends on what was written"
+    else:
+        for g, then in zip(after, expected, strict=True):
+            assert_array_equal(g, then, err_msg="not refused, and wrong")
 
 
 # --- what is flagged, by name, and what is not

@@ -3,7 +3,7 @@
 A device is a string: `"cpu"` for NumPy arrays; a GPU backend registers its own name with `add_device`. Everything else in the project calls NumPy
 functions on arrays of any device (`np.exp(x)` reaches the right library through NumPy's dispatch protocols) and comes here for the few things that
 have no such function.
-Read next: `cpu.py` (the thread pool), `erf.py`.
+Read next: `cpu.py` (the thread pool), `erf.py`, `cuda.py` (kernels on a GPU).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Array", "add_device", "as_strided", "device_of", "is_array", "to_device"]
+__all__ = ["Array", "add_device", "as_strided", "device_of", "is_array", "remove_device", "to_device"]
 
 Array = Any  # a numpy.ndarray, or the array type of another backend
 
@@ -37,6 +37,11 @@ def add_device(name: str, array_type: type, from_numpy: Callable, to_numpy: Call
     _by_name[name] = _by_type[array_type] = _Device(name, from_numpy, to_numpy, as_strided)
 
 
+def remove_device(name: str) -> None:
+    """Forget the device `name`. Arrays that are left of it can still be told and brought to the CPU."""
+    _by_name.pop(name, None)
+
+
 def _find(array: Array) -> _Device:
     device = _by_type.get(type(array))
     if device is None:
@@ -55,8 +60,16 @@ def device_of(array: Array) -> str:
 
 
 def to_device(array: Array, name: str) -> Array:
-    """The array on device `name`: itself if it is there already, else a copy. Raises ValueError for a device that does not exist here."""
+    """The array on device `name`: itself if it is there already, else a copy.
+
+    Raises ValueError for a device that does not exist, RuntimeError for "cuda" where it cannot be used: the message says what is missing.
+    """
     source, target = _find(array), _by_name.get(name)
+    if target is None and name == "cuda":
+        from minigrad.backend import cuda  # late: importing CuPy takes a second, and few need it
+
+        cuda.connect()
+        target = _by_name["cuda"]
     if target is None:
         raise ValueError(f"there is no device {name!r} here; there is {', '.join(map(repr, _by_name))}")
     return array if source is target else target.from_numpy(source.to_numpy(array))

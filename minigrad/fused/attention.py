@@ -50,6 +50,7 @@ def scaled_dot_product_attention(
 
     Raises:
         ValueError: shapes that do not fit together, a mask that requires grad, a dropout_p outside [0, 1).
+        TypeError: query, key or value is not of floats.
 
     Source: Vaswani et al. 2017, section 3.2.1; https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.scaled_dot_product_attention.html
     """
@@ -72,6 +73,9 @@ def _check(query, key, value, attn_mask, dropout_mask, dropout_p, scale) -> None
     if not query.ndim == key.ndim == value.ndim == 4 or not query.shape[:2] == key.shape[:2] == value.shape[:2]:
         shapes = f"{query.shape}, {key.shape} and {value.shape}"
         raise ValueError(f"{name}: query, key and value must be (batch, heads, tokens, width) alike, they are {shapes}")
+    for which, tensor in (("query", query), ("key", key), ("value", value)):
+        if tensor.dtype.kind != "f":
+            raise TypeError(f"{name}: {which} must be a float Tensor, it is {tensor.dtype}")
     if query.shape[3] != key.shape[3]:
         raise ValueError(f"{name}: query has width {query.shape[3]}, key has width {key.shape[3]} (shapes {query.shape} and {key.shape})")
     if key.shape[2] != value.shape[2]:
@@ -180,4 +184,5 @@ def cpu_backward(dy, saved, needs):
     return dquery, dkey, dvalue, None, None
 
 
-scaled_dot_product_attention.kernel("cpu", cpu_forward, cpu_backward, strided=True, fresh=True)
+_READS = {"query": "key value out dropout_mask", "key": "query value out dropout_mask", "value": "dropout_mask"}
+scaled_dot_product_attention.kernel("cpu", cpu_forward, cpu_backward, strided=True, fresh=True, reads=_READS)

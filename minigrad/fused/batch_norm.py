@@ -233,4 +233,4 @@ def cpu_backward(dy, saved, needs):
     return dx, dweight if wants_weight else None, dbias if wants_bias else None, None, None, dresidual
 
 
-batch_norm.kernel("cpu", cpu_forward, cpu_backward)
+batch_norm.kernel("cpu", cpu_forward, cpu_backward, reads={"x": "x weight out", "weight": "x out", "bias": "out", "residual": "out"})

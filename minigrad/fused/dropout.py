@@ -24,7 +24,7 @@ def dropout(x: Tensor, mask: Tensor, p: float) -> Tensor:
         Like x.
 
     Raises:
-        ValueError: mask and x differ in shape, or p is not between 0 and 1.
+        ValueError: mask and x differ in shape, or p is not between 0 and 1. TypeError: x is not of floats.
 
     Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.dropout.html
     """
@@ -44,7 +44,7 @@ def drop_path(x: Tensor, mask: Tensor, p: float) -> Tensor:
         Like x.
 
     Raises:
-        ValueError: the mask is not one value a sample, or p is not between 0 and 1.
+        ValueError: the mask is not one value a sample, or p is not between 0 and 1. TypeError: x is not of floats.
 
     Source: Huang et al. 2016, Deep networks with stochastic depth; `drop_path` of timm, which the Conformer uses.
     """
@@ -58,6 +58,8 @@ def _scale(p: float) -> float:
 
 @dropout.check
 def _check_dropout(x, mask, p) -> None:
+    if x.dtype.kind != "f":
+        raise TypeError(f"dropout: x must be a float Tensor, it is {x.dtype}")
     if mask.shape != x.shape:
         raise ValueError(f"dropout: mask has shape {mask.shape}, x has shape {x.shape}")
     if not 0 <= p <= 1:
@@ -66,6 +68,8 @@ def _check_dropout(x, mask, p) -> None:
 
 @drop_path.check
 def _check_drop_path(x, mask, p) -> None:
+    if x.dtype.kind != "f":
+        raise TypeError(f"drop_path: x must be a float Tensor, it is {x.dtype}")
     if mask.shape != x.shape[:1] or not x.ndim:
         raise ValueError(f"drop_path: mask has shape {mask.shape}, it must be one value for each sample of x (x shape {x.shape})")
     if not 0 <= p <= 1:

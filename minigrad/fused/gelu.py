@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 
+from minigrad.backend import cuda
 from minigrad.backend.cpu import parallel_rows
 from minigrad.backend.erf import erf
 from minigrad.op import fused
@@ -115,3 +116,31 @@ def cpu_backward(dy, saved, needs):
 
 
 gelu.kernel("cpu", cpu_forward, cpu_backward, fresh=True)
+
+
+_cuda = cuda.Kernels(__file__)
+
+
+def _cuda_packs(x, *others) -> tuple[str, int]:
+    """Template arguments and number of packs, for a kernel with a thread for every pack of x."""
+    number, width = cuda.c_type(x.dtype), cuda.vector_width(x.size, x, *others)
+    return f"{number}, {number if width == 1 else 'float4'}", x.size // width
+
+
+def cuda_forward(x):
+    """A thread for four elements: see gelu.cu."""
+    y = cuda.array_module().empty_like(x)
+    types, packs = _cuda_packs(x, y)
+    _cuda.launch(f"gelu_forward<{types}>", -(-packs // 256), 256, x, y, packs)
+    return y, (x,)
+
+
+def cuda_backward(dy, saved, needs):
+    (x,) = saved
+    dx = cuda.array_module().empty_like(x)
+    types, packs = _cuda_packs(x, dy, dx)
+    _cuda.launch(f"gelu_backward<{types}>", -(-packs // 256), 256, dy, x, dx, packs)
+    return (dx,)
+
+
+gelu.kernel("cuda", cuda_forward, cuda_backward, fresh=True)

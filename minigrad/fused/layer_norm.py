@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from minigrad.backend import cuda
 from minigrad.backend.cpu import parallel_rows
 from minigrad.op import fused
 from minigrad.tensor import Tensor
@@ -31,7 +32,7 @@ def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = No
         (..., C).
 
     Raises:
-        ValueError: shapes that do not fit together.
+        ValueError: shapes that do not fit together. TypeError: one of them is not of floats.
 
     Source: Ba et al. 2016, https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.layer_norm.html
     """
@@ -47,6 +48,9 @@ def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = No
 
 @layer_norm.check
 def _check(x, weight, bias, eps) -> None:
+    for name, tensor in (("x", x), ("weight", weight), ("bias", bias)):
+        if tensor is not None and tensor.data.dtype.kind != "f":
+            raise TypeError(f"layer_norm: {name} must be a float Tensor, it is {tensor.dtype}")
     channels = x.data.shape[-1:]                                           # (C,)
     if channels in ((), (0,)):
         raise ValueError(f"layer_norm: x must have at least one channel in its last axis, it has shape {x.shape}")
@@ -123,4 +127,47 @@ def cpu_backward(dy, saved, needs):
     return None if dx is None else dx.reshape(x.shape), dweight if needs[1] else None, dbias if needs[2] else None
 
 
-layer_norm.kernel("cpu", cpu_forward, cpu_backward, fresh=True)
+READS = {"x": "x weight", "weight": "x", "bias": ""}
+layer_norm.kernel("cpu", cpu_forward, cpu_backward, fresh=True, reads=READS)
+
+
+_cuda = cuda.Kernels(__file__)
+
+
+def _cuda_rows(x, *others) -> tuple[str, int, int, int]:
+    """Template arguments, blocks, rows, and packs per row, for a kernel with a warp for every row of x and four warps to a block."""
+    channels, number = x.shape[-1], cuda.c_type(x.dtype)
+    width = cuda.vector_width(channels, x, *others)
+    rows = x.size // channels
+    return f"{number}, {number if width == 1 else 'float4'}", -(-rows // 4), rows, channels // width
+
+
+def cuda_forward(x, weight, bias, eps):
+    """A warp per row: see layer_norm.cu."""
+    cp = cuda.array_module()
+    y = cp.empty_like(x)                                                   # (..., C)
+    types, blocks, rows, packs = _cuda_rows(x, weight, bias, y)
+    mean, rstd = cp.empty(rows, x.dtype), cp.empty(rows, x.dtype)          # (R,), (R,)
+    _cuda.launch(f"layer_norm_forward<{types}>", blocks, 128, x, weight, bias, y, mean, rstd, rows, packs, float(eps))
+    return y, (x, weight, mean, rstd)
+
+
+def cuda_backward(dy, saved, needs):
+    """dx row by row; dweight and dbias in two steps, each with one order of addition: slices of the rows, then the slices."""
+    x, weight, mean, rstd = saved
+    cp, channels = cuda.array_module(), x.shape[-1]
+    dx, sums = None, (None, None)
+    if needs[0]:
+        dx = cp.empty_like(x)                                              # (..., C)
+        types, blocks, rows, packs = _cuda_rows(x, dy, weight, dx)
+        _cuda.launch(f"layer_norm_backward<{types}>", blocks, 128, dy, x, weight, mean, rstd, dx, rows, packs)
+    if needs[1] or needs[2]:
+        rows, number = x.size // channels, cuda.c_type(x.dtype)
+        slices = max(1, min(128, rows // 32))                              # by the rows alone, not by the device: results are the same on all
+        partial, sums = cp.empty((slices, 2, channels), x.dtype), cp.empty((2, channels), x.dtype)
+        _cuda.launch(f"layer_norm_columns<{number}>", (-(-channels // 32), slices), (32, 8), dy, x, mean, rstd, partial, rows, channels)
+        _cuda.launch(f"layer_norm_columns_sum<{number}>", -(-2 * channels // 128), 128, partial, sums, slices, 2 * channels)
+    return dx, sums[0] if needs[1] else None, sums[1] if needs[2] else None
+
+
+layer_norm.kernel("cuda", cuda_forward, cuda_backward, fresh=True, reads=READS)

@@ -31,7 +31,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         (..., O).
 
     Raises:
-        ValueError: shapes that do not fit together.
+        ValueError: shapes that do not fit together. TypeError: one of them is not of floats.
 
     Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.linear.html
     """
@@ -41,6 +41,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 @linear.check
 def _check(x, weight, bias) -> None:
+    for name, tensor in (("x", x), ("weight", weight), ("bias", bias)):
+        if tensor is not None and tensor.data.dtype.kind != "f":
+            raise TypeError(f"linear: {name} must be a float Tensor, it is {tensor.dtype}")
     if weight.ndim != 2:
         raise ValueError(f"linear: weight must be (out_features, in_features), it has shape {weight.shape}")
     if x.ndim == 0 or x.shape[-1] != weight.shape[1]:
@@ -88,4 +91,4 @@ def cpu_backward(dy, saved, needs):
     return None if dx is None else dx.reshape(x.shape), dweight if needs[1] else None, dbias if needs[2] else None
 
 
-linear.kernel("cpu", cpu_forward, cpu_backward, fresh=True)
+linear.kernel("cpu", cpu_forward, cpu_backward, fresh=True, reads={"x": "weight", "weight": "x", "bias": ""})

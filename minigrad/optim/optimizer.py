@@ -33,6 +33,8 @@ class Optimizer:
     Source: https://docs.pytorch.org/docs/stable/optim.html
     """
 
+    optional_state: tuple[str, ...] = ()  # arrays of its shape that a parameter's state has or lacks, as options were when it was last updated
+
     def __init__(self, params: Iterable[Tensor] | Iterable[dict[str, Any]], defaults: dict[str, Any]):
         name = type(self).__name__
         if isinstance(params, Tensor | dict | set | frozenset):
@@ -81,7 +83,11 @@ class Optimizer:
             parameter.grad = None
 
     def step(self) -> None:
-        """Update every parameter that has a gradient, in place."""
+        """Update every parameter that has a gradient, in place.
+
+        Raises:
+            ValueError: a gradient's shape is not its parameter's. TypeError: its dtype is not.
+        """
         for group in self.param_groups:
             for parameter in group["params"]:
                 grad = parameter.grad
@@ -89,6 +95,8 @@ class Optimizer:
                     continue
                 if grad.shape != parameter.shape:
                     raise ValueError(f"{type(self).__name__}: a parameter of shape {parameter.shape} has a gradient of shape {grad.shape}")
+                if grad.dtype != parameter.dtype:
+                    raise TypeError(f"{type(self).__name__}: a parameter of {parameter.dtype} has a gradient of {grad.dtype}; bring it to that")
                 state = self._state.get(id(parameter))
                 if state is None:
                     state = self._state[id(parameter)] = self._new_state(parameter, group)
@@ -147,9 +155,9 @@ class Optimizer:
         problems: list[str] = []
         options = [self._loaded_options(number, group, left, problems) for number, group in enumerate(self.param_groups)]
         states = {}
-        for group in self.param_groups:
+        for group, loaded in zip(self.param_groups, options, strict=True):
             for parameter in group["params"]:
-                state = self._loaded_state(len(states), parameter, group, left, problems)
+                state = self._loaded_state(len(states), parameter, {**group, **loaded}, left, problems)
                 states[len(states)] = (id(parameter), state)
         problems += [f"unexpected {name}" for name in left]
         if problems:
@@ -181,6 +189,10 @@ class Optimizer:
         if not any(name.startswith(prefix) for name in left):
             return None
         state = self._new_state(parameter, group)
+        for name in self.optional_state:
+            state.pop(name, None)
+            if prefix + name in left:
+                state[name] = parameter.data
         for name, empty in state.items():
             value = left.pop(prefix + name, None)
             shape = () if isinstance(empty, int) else empty.shape

@@ -36,6 +36,8 @@ class SGD(Optimizer):
     Source: https://docs.pytorch.org/docs/stable/generated/torch.optim.SGD.html
     """
 
+    optional_state = ("momentum_buffer",)  # from the first update with momentum on, also after it is switched off
+
     def __init__(
         self,
         params: Iterable[Tensor] | Iterable[dict[str, Any]],

@@ -5,17 +5,26 @@ Parity with PyTorch is in test_oracle.py and test_parity.py.
 
 from __future__ import annotations
 
+import re
+from functools import cache
 from math import sqrt
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 import conformer
 import minigrad
-from conformer import ConvBlock, FCUDown, FCUUp, Med_ConvBlock, parameter_groups
+from conformer import ConformerConfig, ConvBlock, FCUDown, FCUUp, Med_ConvBlock, count, parameter_groups
+from conformer.config import STEM_STRIDES
 from minigrad import Tensor, nn, no_grad
 from minigrad import functional as F
+from tests.conformer.configurations import Case, cases, options
+
+EXAMPLES = settings().max_examples  # of the profile: the counts below are multiples of it
 
 SMALL = {"num_classes": 5, "embed_dim": 12, "num_heads": 3, "mlp_ratio": 2, "channel_ratio": 0.25, "stem_channels": 8, "stem": "cifar", "depth": 6}
 
@@ -296,6 +305,46 @@ def test_the_same_seed_draws_the_same_and_another_does_not():
     assert (np.array(first) != np.array(other)).any()
 
 
+# --- any network
+
+
+@given(case=cases())
+def test_intermediates_of_any_network_are_what_info_counts_and_what_forward_gives(case: Case):
+    minigrad.manual_seed(case.seed)
+    model = conformer.Conformer(**case.config).eval()
+    images = Tensor(case.images.transpose(0, 2, 3, 1).astype(np.float32))
+    with no_grad():
+        named = model.intermediates(images)
+        conv_logits, trans_logits = model(images)
+    assert_array_equal(named["conv_cls_head"].numpy(), conv_logits.numpy())
+    assert_array_equal(named["trans_cls_head"].numpy(), trans_logits.numpy())
+    assert conv_logits.shape == trans_logits.shape == (len(case.images), case.config["num_classes"])
+    result = count(model, case.shape[2:])
+    assert result.config == model.config == ConformerConfig(**case.config)
+    assert result.parameters == sum(parameter.size for parameter in model.parameters())
+    for part in result.parts:
+        assert named[part.name].shape == (len(case.images), *part.shape), part.name
+
+
+@given(config=options(), seed=st.integers(0, 2**32 - 1))
+def test_the_same_seed_makes_the_same_network_and_its_state_another_equal_one(config: dict[str, Any], seed: int):
+    def make(seed: int) -> conformer.Conformer:
+        minigrad.manual_seed(seed)
+        return conformer.Conformer(**config)
+
+    first, again, other = make(seed), make(seed), make((seed + 1) % 2**32)
+    state = first.state_dict()
+    assert not np.array_equal(other.state_dict()["conv1.weight"], state["conv1.weight"])
+    other.load_state_dict(state)
+    for same in (again.state_dict(), other.state_dict()):
+        assert list(same) == list(state)
+        assert all(np.array_equal(value, state[name]) and value.dtype == state[name].dtype for name, value in same.items())
+    decayed, spared = parameter_groups(first, 0.05)
+    assert len(decayed["params"]) + len(spared["params"]) == len(list(first.parameters()))
+    assert all(parameter.ndim > 1 for parameter in decayed["params"])
+    assert [parameter for parameter in spared["params"] if parameter.ndim > 1] == [first.cls_token]
+
+
 # --- initialisation, names and counts
 
 
@@ -420,6 +469,82 @@ def test_images_that_it_cannot_take(shape, message):
         model.intermediates(normal(*shape))
     for name, value in model.state_dict().items():
         assert_array_equal(value, before[name])
+
+
+def refusal(make: Any) -> str | None:
+    """The one sentence of the ValueError that `make()` raises, if it does."""
+    try:
+        make()
+    except ValueError as error:
+        assert "\n" not in str(error) and str(error).startswith("Conformer: ")
+        return str(error)
+    return None
+
+
+@settings(max_examples=4 * EXAMPLES)
+@given(stem=st.sampled_from(list(STEM_STRIDES)), patch_size=st.sampled_from([16, 32, 48]), size=st.tuples(*[st.integers(0, 200)] * 2))
+def test_any_image_size_is_taken_or_refused_with_sizes_that_are_taken(stem: str, patch_size: int, size: tuple[int, int]):
+    config = ConformerConfig(stem=stem, patch_size=patch_size)
+    message = refusal(lambda: config.token_grid(*size))
+    side = STEM_STRIDES[stem] * (patch_size // 4)  # of a token in image pixels
+    taken = [pixels > 0 and -pixels % side < STEM_STRIDES[stem] for pixels in size]  # the stem rounds up what is short by less than its stride
+    assert (message is None) == all(taken)
+    if message is None:
+        assert config.token_grid(*size) == tuple(-(-pixels // side) for pixels in size)
+        return
+    assert f"images are {size[0]} x {size[1]} pixels" in message
+    for pair in message.split("resize to ")[1].split(" or "):
+        near = tuple(map(int, pair.split(" x ")))
+        config.token_grid(*near)
+        assert all(a == b if fits else abs(a - b) <= side for a, b, fits in zip(near, size, taken, strict=True))
+
+
+@settings(max_examples=8 * EXAMPLES)
+@given(base=st.integers(1, 100), ratio=st.floats(0, 8), depth=st.integers(1, 20), embed=st.integers(1, 20), heads=st.integers(1, 6))
+def test_any_widths_are_taken_or_refused_with_a_ratio_that_is_taken(base: int, ratio: float, depth: int, embed: int, heads: int):
+    width = int(base * ratio)
+    message = refusal(lambda: ConformerConfig(base_channel=base, channel_ratio=ratio))
+    assert (message is None) == (width >= 4 and width % 4 == 0)
+    if message is not None:
+        found = re.search(r"gives (\d+) channels.*multiple of 4: channel_ratio=(\S+) gives (\d+)$", message)
+        assert found is not None and int(found[1]) == width
+        assert ConformerConfig(base_channel=base, channel_ratio=float(found[2])).widths[0] == int(found[3])
+        assert abs(int(found[3]) - width) <= 3 or width < 4
+    message = refusal(lambda: ConformerConfig(depth=depth))
+    assert (message is None) == (depth % 3 == 0)
+    if message is not None:
+        for near in re.findall(r"\d+", message.split("such as ")[1]):
+            ConformerConfig(depth=int(near))
+    message = refusal(lambda: ConformerConfig(embed_dim=embed, num_heads=heads))
+    assert (message is None) == (embed % heads == 0)
+    assert message is None or f"embed_dim {embed} does not divide among num_heads {heads} heads" in message
+
+
+SIDES = st.sampled_from([0, 1, 2, 3, 4, 5, 8, 12])
+
+
+@cache
+def one_network() -> conformer.Conformer:
+    return small(depth=3)
+
+
+@settings(max_examples=4 * EXAMPLES)
+@given(
+    shape=st.lists(SIDES, max_size=5).map(tuple) | st.tuples(st.integers(0, 2), st.sampled_from([4, 8, 12]), SIDES, st.sampled_from([2, 3])),
+    training=st.booleans(),
+)
+def test_an_array_of_any_shape_is_taken_or_refused_and_then_changes_nothing(shape: tuple[int, ...], training: bool):
+    model = one_network().train(training)
+    before = model.state_dict()
+    fits = len(shape) == 4 and shape[3] == 3 and all(side and side % 4 == 0 for side in shape[1:3])
+    if fits and training and shape[0] == 1 and max(shape[1:3]) <= 8:  # the last block leaves one pixel
+        fits = False
+    message = refusal(lambda: model(normal(*shape)))
+    assert (message is None) == fits, message
+    if message is not None:
+        assert str(shape) in message or f"{shape[1]} x {shape[2]} pixels" in message
+        for name, value in model.state_dict().items():
+            assert_array_equal(value, before[name])
 
 
 def test_images_of_another_dtype():

@@ -1,7 +1,8 @@
 """Our Conformer against the independent PyTorch one where nothing is recorded, and our kernels against our definitions.
 
-A state_dict travels from ours to PyTorch's and back; logits, losses, every gradient, the images' gradient and the running statistics are compared in
-float64. Then design.md's promise: delete any one kernel, or all of them, and nothing changes.
+Any network that can be built (`configurations.py`), in training and evaluation, with shared dropout masks, and over steps of training; then a few
+chosen ones, whose state_dict travels from ours to PyTorch's and back. Logits, losses, every gradient, the images' gradient and the running
+statistics are compared in float64. Then design.md's promise: delete any one kernel, or all of them, and nothing changes.
 """
 
 from __future__ import annotations
@@ -9,18 +10,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
-from conformer import CONFIGS
-from minigrad import Tensor, manual_seed
-from minigrad.nn import dropout
+from conformer import CONFIGS, Conformer, parameter_groups
+from minigrad import Tensor, definitions, enable_grad, manual_seed, optim
+from minigrad import functional as F
 from minigrad.op import REGISTRY, Kernel
-from tests.conformer import witnesses
-from tests.conformer.witnesses import Outcome, assert_same_outcome
+from tests.conformer import torch_conformer, witnesses
+from tests.conformer.configurations import Case, cases
+from tests.conformer.torch_conformer import TorchConformer
+from tests.conformer.witnesses import Outcome, assert_same_outcome, assert_same_pass
+from tests.nn.parity import assert_same_up_to_rounding, give_masks, recorded_masks, shaken
+
+EXAMPLES = settings().max_examples  # of the profile: the counts below are multiples of it
+HEADS = (0.7, 1.6)  # weights of the two losses, unequal, so that the heads cannot change places
 
 BASE = dict(channel_ratio=0.25, embed_dim=16, depth=3, num_heads=2, mlp_ratio=2.0, qkv_bias=True, num_classes=5)
 SMALL = {
@@ -43,6 +53,105 @@ def drawn(shape: tuple[int, ...], num_classes: int) -> tuple[np.ndarray, np.ndar
     return rng.standard_normal(shape), rng.integers(0, num_classes, shape[0])
 
 
+def models(case: Case) -> tuple[Conformer, TorchConformer, TorchConformer]:
+    """Ours, PyTorch's with the same weights, and PyTorch's with these shaken."""
+    ours = witnesses.our_model(seed=case.seed, **case.config)
+    state = ours.state_dict()
+    moved = {name: shaken(array) for name, array in state.items()}
+    return ours, witnesses.torch_model(state, **case.config), witnesses.torch_model(moved, **case.config)
+
+
+@settings(max_examples=3 * EXAMPLES)
+@given(cases())
+def test_any_network_equals_torch_by_kernels_and_by_definitions(case: Case):
+    ours, theirs, moved = models(case)
+    before = ours.state_dict()
+    for training in (False, True):
+        for model in (ours, theirs, moved):
+            model.train(training)
+        reference = witnesses.torch_pass(theirs, case.images, case.labels, HEADS)
+        close_by = witnesses.torch_pass(moved, shaken(case.images), case.labels, HEADS)
+        for run in (witnesses.our_pass, witnesses.our_pass_by_definitions):
+            ours.load_state_dict(before)
+            assert_same_pass(run(ours, case.images, case.labels, HEADS), reference, close_by)
+        for name, array in before.items():
+            if name.endswith("num_batches_tracked"):
+                assert reference.state[name] == array + training
+
+
+@settings(max_examples=2 * EXAMPLES)
+@given(cases(dropping=True))
+def test_any_network_equals_torch_under_the_same_masks(case: Case):
+    """Dropout after attention, on its weights and in the token-wise network, and stochastic depth."""
+    ours, theirs, moved = models(case)
+    before = ours.state_dict()
+    for run in (witnesses.our_pass, witnesses.our_pass_by_definitions):
+        ours.load_state_dict(before)
+        manual_seed(case.seed)
+        with recorded_masks() as masks:
+            actual = run(ours, case.images, case.labels, HEADS)
+        rates = [case.config[name] for name in ("attn_drop_rate", "drop_rate", "drop_path_rate")]
+        blocks = case.config["depth"]
+        drawn_by = [blocks, 3 * blocks, 2 * (blocks - 1)]  # the first block's branches are always kept
+        assert len(masks) == sum(number for number, rate in zip(drawn_by, rates, strict=True) if rate)
+        if run is witnesses.our_pass:
+            reference = witnesses.torch_pass(theirs, case.images, case.labels, HEADS, masks)
+            close_by = witnesses.torch_pass(moved, shaken(case.images), case.labels, HEADS, masks)
+        assert_same_pass(actual, reference, close_by)
+
+
+@st.composite
+def optimisers(draw: st.DrawFn) -> dict[str, Any]:
+    """Options of `trained`. AdamW's eps is not its usual 1e-8, by which it would divide gradients that are nothing but rounding."""
+    options = dict(lr=draw(st.sampled_from([1e-3, 0.05])), weight_decay=draw(st.sampled_from([0.0, 0.05, 0.5])))
+    if draw(st.booleans()):
+        return dict(name="AdamW", **options, betas=draw(st.sampled_from([(0.9, 0.999), (0.5, 0.8)])), eps=1e-4)
+    momentum = draw(st.sampled_from([0.0, 0.9]))
+    return dict(name="SGD", **options, momentum=momentum, nesterov=momentum > 0 and draw(st.booleans()))
+
+
+def trained(model: Conformer | TorchConformer, images: np.ndarray, labels: np.ndarray, name: str, weight_decay: float, clip: float, **options):
+    """Four steps of either network by its own library; the loss, the norm of the gradients and the state after each."""
+    ours = isinstance(model, Conformer)
+    groups = (parameter_groups if ours else torch_conformer.parameter_groups)(model, weight_decay)
+    optimizer = getattr(optim if ours else torch.optim, name)(groups, **options)
+    history = {}
+    for step in range(4):
+        x = Tensor(images.transpose(0, 2, 3, 1)) if ours else torch.from_numpy(images)
+        y = labels if ours else torch.from_numpy(labels)
+        loss = sum(w * (F if ours else torch.nn.functional).cross_entropy(head, y) for w, head in zip(HEADS, model(x), strict=True))
+        optimizer.zero_grad()
+        loss.backward()
+        norm = (optim if ours else torch.nn.utils).clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+        state = {key: value if ours else value.numpy().copy() for key, value in model.state_dict().items()}
+        history |= {f"step {step}: {key}": value for key, value in {"loss": np.array(loss.item()), "norm": np.array(float(norm)), **state}.items()}
+    return history
+
+
+@settings(max_examples=2 * EXAMPLES)
+@given(case=cases(dropping=True), options=optimisers(), clip=st.sampled_from([1.0, 1e6]), by_definitions=st.booleans())
+def test_any_network_trains_as_torchs(case: Case, options: dict[str, Any], clip: float, by_definitions: bool):
+    ours, theirs, moved = models(case)
+    manual_seed(case.seed)
+    with recorded_masks() as masks, definitions() if by_definitions else enable_grad():
+        actual = trained(ours, case.images, case.labels, clip=clip, **options)
+    left = [give_masks(model, masks) for model in (theirs, moved)]
+    reference = trained(theirs, case.images, case.labels, clip=clip, **options)
+    close_by = trained(moved, shaken(case.images), case.labels, clip=clip, **options)
+    assert all(next(rest, None) is None for rest in left)
+    assert list(actual) == list(reference)
+    for step in range(4):
+        ours_then, theirs_then, moved_then = (
+            {k: v for k, v in run.items() if k.startswith(f"step {step}:")} for run in (actual, reference, close_by)
+        )
+        assert_same_up_to_rounding(ours_then, theirs_then, moved_then)
+        # each step multiplies the rounding of the ones before; where PyTorch no longer repeats its own steps, there is nothing to compare with
+        if any(np.abs(moved_then[k] - v).max(initial=0.0) > 1e-10 * max(1.0, np.abs(v).max(initial=0.0)) for k, v in theirs_then.items()):
+            break
+    event(f"{step + 1} steps compared")
+
+
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize(("config", "shape"), SMALL.values(), ids=SMALL)
 def test_equals_torch_there_and_back(config: dict, shape: tuple[int, ...], training: bool):
@@ -50,8 +159,7 @@ def test_equals_torch_there_and_back(config: dict, shape: tuple[int, ...], train
     images, labels = drawn(shape, config["num_classes"])
     ours = witnesses.our_model(**config).train(training)
     theirs = witnesses.torch_model(ours.state_dict(), **config).train(training)
-    heads = (0.7, 1.6)  # unequal, so that the heads cannot change places
-    assert_same_outcome(witnesses.our_pass(ours, images, labels, heads), witnesses.torch_pass(theirs, images, labels, heads))
+    assert_same_outcome(witnesses.our_pass(ours, images, labels, HEADS), witnesses.torch_pass(theirs, images, labels, HEADS))
 
     with torch.no_grad():
         for parameter in theirs.parameters():
@@ -61,7 +169,7 @@ def test_equals_torch_there_and_back(config: dict, shape: tuple[int, ...], train
     assert list(ours.state_dict()) == list(changed)
     for name, array in ours.state_dict().items():
         assert_array_equal(array, changed[name], err_msg=name)
-    assert_same_outcome(witnesses.our_pass(ours, images, labels, heads), witnesses.torch_pass(theirs, images, labels, heads))
+    assert_same_outcome(witnesses.our_pass(ours, images, labels, HEADS), witnesses.torch_pass(theirs, images, labels, HEADS))
 
 
 def test_cifar_nano_equals_torch_at_its_own_size():
@@ -73,29 +181,22 @@ def test_cifar_nano_equals_torch_at_its_own_size():
     assert_same_outcome(witnesses.our_pass(ours, images, labels), witnesses.torch_pass(theirs, images, labels))
 
 
-def test_drop_path_equals_torch_under_the_same_masks(monkeypatch: pytest.MonkeyPatch):
+def test_drop_path_equals_torch_under_the_same_masks():
     """Both residuals of every block but the first draw on their own, at rates that rise with the block."""
     config, rate = {**BASE, "depth": 6, "stem": "cifar_fast"}, 0.6
     images, labels = drawn((8, 3, 16, 16), config["num_classes"])
-    draw, drawn_masks = dropout.keep_mask, []
-
-    def keep_mask(purpose: str, shape: tuple[int, ...], p: float, device: str) -> Tensor:
-        drawn_masks.append((p, draw(purpose, shape, p, device)))
-        return drawn_masks[-1][1]
-
-    monkeypatch.setattr(dropout, "keep_mask", keep_mask)
     manual_seed(1)
     ours = witnesses.our_model(**config, drop_path_rate=rate).train()
-    actual = witnesses.our_pass(ours, images, labels)
-    rates = [rate * block / 5 for block in range(1, 6) for _ in range(2)]
-    assert_allclose([p for p, _ in drawn_masks], rates)
-    factors = [torch.ones(8).double()] * 2 + [torch.tensor(mask.numpy() / (1 - p)) for p, mask in drawn_masks]
-    assert 0 < sum((factor == 0).sum().item() for factor in factors) < 8 * len(factors)
+    with recorded_masks() as masks:
+        actual = witnesses.our_pass(ours, images, labels)
+    assert_allclose([p for p, _ in masks], [rate * block / 5 for block in range(1, 6) for _ in range(2)])
+    assert all(mask.shape == (8,) for _, mask in masks)
+    assert 0 < sum(mask.sum().item() for _, mask in masks) < 8 * len(masks)
     theirs = witnesses.torch_model(witnesses.our_model(**config).state_dict(), **config, drop_path_rate=rate).train()
-    assert_same_outcome(actual, witnesses.torch_pass(theirs, images, labels, masks=list(zip(factors[::2], factors[1::2], strict=True))))
-    still = witnesses.our_pass(ours.eval(), images, labels)
-    assert len(drawn_masks) == 10  # none in eval mode
-    assert np.isfinite(still.logits[0]).all()
+    assert_same_outcome(actual, witnesses.torch_pass(theirs, images, labels, masks=masks))
+    with recorded_masks() as masks:
+        still = witnesses.our_pass(ours.eval(), images, labels)
+    assert not masks and np.isfinite(still.logits[0]).all()
 
 
 def test_loading_is_strict():

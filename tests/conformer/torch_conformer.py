@@ -9,11 +9,13 @@ Letters: B batch, C channels, H W rows and columns, N tokens, E embedding width,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from tests.nn.parity import Dropout, DropPath
 
 STEMS = {"imagenet": (7, 2), "cifar": (3, 1), "cifar_fast": (3, 2)}  # kernel size, stride
 
@@ -32,8 +34,8 @@ class Attention(nn.Module):
         self.scale = qk_scale or (dim // num_heads) ** -0.5
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
-        self.attn_drop = nn.Dropout(attn_drop)
-        self.proj_drop = nn.Dropout(drop)
+        self.attn_drop = Dropout(attn_drop)
+        self.proj_drop = Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, tokens, dim = x.shape
@@ -51,31 +53,28 @@ class Mlp(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
         self.fc2 = nn.Linear(hidden, dim)
-        self.drop = nn.Dropout(drop)
+        self.drop = Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.drop(self.fc2(self.drop(F.gelu(self.fc1(x)))))
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block; its two drop-path factors (B,) are arguments, already divided by the keep probability."""
+    """A pre-norm transformer block; both of its residual branches are dropped for whole samples."""
 
     def __init__(
         self, dim: int, num_heads: int, mlp_ratio: float, qkv_bias: bool, qk_scale: float | None, drop: float, attn_drop: float, drop_path: float
     ) -> None:
         super().__init__()
-        self.drop_path = drop_path  # the rate belongs to whoever draws the masks
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = Attention(dim, num_heads, qkv_bias, qk_scale, attn_drop, drop)
+        self.drop_path = DropPath(drop_path)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
 
-    def forward(self, x: Tensor, keep: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        if keep is None and self.training and self.drop_path > 0:
-            raise ValueError(f"Block: drop path {self.drop_path} in training needs its two masks")
-        keep_attn, keep_mlp = (1.0, 1.0) if keep is None else (mask.view(-1, 1, 1) for mask in keep)
-        x = x + keep_attn * self.attn(self.norm1(x))
-        return x + keep_mlp * self.mlp(self.norm2(x))
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
 class ConvBlock(nn.Module):
@@ -162,12 +161,12 @@ class ConvTransBlock(nn.Module):
         self.dw_stride = dw_stride
         self.double_class_token = double_class_token
 
-    def forward(self, x: Tensor, x_t: Tensor, keep: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor]:
         x, x2 = self.cnn_block(x)
         class_token, patches = x_t[:, :1], x_t[:, 1:]
         # The original concatenates x_t's class token to the FCU's output and then adds x_t: the class token counts twice.
         class_token = 2 * class_token if self.double_class_token else class_token
-        x_t = self.trans_block(torch.cat([class_token, self.squeeze_block(x2) + patches], dim=1), keep)
+        x_t = self.trans_block(torch.cat([class_token, self.squeeze_block(x2) + patches], dim=1))
         for med in getattr(self, "med_block", ()):
             x, _ = med(x)
         rows, columns = x2.shape[2] // self.dw_stride, x2.shape[3] // self.dw_stride
@@ -178,8 +177,7 @@ class ConvTransBlock(nn.Module):
 class TorchConformer(nn.Module):
     """The Conformer on images (B, 3, H, W), with the arguments of `conformer.Conformer` under the same names.
 
-    Returns (conv_logits, trans_logits), each (B, K). `masks`, one pair of drop-path factors (B,) per transformer block from block 1 on, replaces
-    every random draw of stochastic depth; without it drop_path_rate must be 0 or the model in eval mode.
+    Returns (conv_logits, trans_logits), each (B, K). Nothing is drawn: in training, rates above 0 need `give_masks` (tests/nn/parity.py).
     """
 
     def __init__(
@@ -263,16 +261,15 @@ class TorchConformer(nn.Module):
             elif isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, images: Tensor, masks: Sequence[tuple[Tensor, Tensor]] | None = None) -> tuple[Tensor, Tensor]:
-        keeps = [None] * self.depth if masks is None else list(masks)
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         x_base = F.relu(self.bn1(self.conv1(images)))
         if self.stem == "imagenet":
             x_base = F.max_pool2d(x_base, 3, stride=2, padding=1)
         x, _ = self.conv_1(x_base)
         patches = self.trans_patch_conv(x_base).flatten(2).transpose(1, 2)  # (B, N, E)
-        x_t = self.trans_1(torch.cat([self.cls_token.expand(len(images), -1, -1), patches], dim=1), keeps[0])
+        x_t = self.trans_1(torch.cat([self.cls_token.expand(len(images), -1, -1), patches], dim=1))
         for i in range(2, self.depth + 1):
-            x, x_t = getattr(self, f"conv_trans_{i}")(x, x_t, keeps[i - 1])
+            x, x_t = getattr(self, f"conv_trans_{i}")(x, x_t)
         return self.conv_cls_head(x.mean((2, 3))), self.trans_cls_head(self.trans_norm(x_t)[:, 0])
 
 

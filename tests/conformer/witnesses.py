@@ -1,6 +1,7 @@
 """One pass through either Conformer, ours or the PyTorch one, seen in the same form: arrays in PyTorch's (B, C, H, W) order, by parameter name.
 
-test_oracle.py holds both against the recorded numbers of the original; test_parity.py holds them against each other.
+test_oracle.py holds both against the recorded numbers of the original; test_parity.py holds them against each other. How close two passes must be
+is said in tests/nn/parity.py.
 """
 
 from __future__ import annotations
@@ -20,10 +21,9 @@ import minigrad.functional as F
 from conformer import Conformer
 from minigrad import Tensor
 from tests.conformer.torch_conformer import TorchConformer
+from tests.nn.parity import Masks, assert_same_up_to_rounding, give_masks, seeded_state
 
 ORACLE = Path(__file__).parent / "oracle"
-
-torch.set_num_threads(1)  # its threads spin while they wait, which on shared cores costs ten times what they bring to arrays this small
 
 
 def _load_fill() -> ModuleType:
@@ -64,19 +64,24 @@ def torch_model(state: dict[str, np.ndarray] | None = None, **config) -> TorchCo
     return model
 
 
-def our_model(state: dict[str, np.ndarray] | None = None, **config) -> Conformer:
-    """Our Conformer in float64; filled by the oracle's recipe unless a state is given."""
+def our_model(state: dict[str, np.ndarray] | None = None, seed: int | None = None, **config) -> Conformer:
+    """Our Conformer in float64; filled by the oracle's recipe unless a state or a seed is given."""
     model = Conformer(**config).to(dtype=np.float64)
-    state = filled_state((name, array.shape) for name, array in model.state_dict().items()) if state is None else state
+    shapes = [(name, array.shape) for name, array in model.state_dict().items()]
+    state = state if state is not None else filled_state(shapes) if seed is None else seeded_state(shapes, seed)
     model.load_state_dict(state)
     return model
 
 
-def torch_pass(model: TorchConformer, images: np.ndarray, labels: np.ndarray, weights: tuple[float, float] = (1.0, 1.0), masks=None) -> Outcome:
-    """Forward and backward of weights[0] * CE(conv logits) + weights[1] * CE(trans logits) in the model's current mode."""
+def torch_pass(
+    model: TorchConformer, images: np.ndarray, labels: np.ndarray, weights: tuple[float, float] = (1.0, 1.0), masks: Masks | None = None
+) -> Outcome:
+    """Forward and backward of weights[0] * CE(conv logits) + weights[1] * CE(trans logits) in the model's current mode, with the given masks."""
     model.zero_grad()
+    left = give_masks(model, masks or [])
     x = torch.from_numpy(images).requires_grad_()
-    logits = model(x, masks)
+    logits = model(x)
+    assert next(left, None) is None, "masks that no layer took"
     losses = [torch.nn.functional.cross_entropy(head, torch.from_numpy(labels)) for head in logits]
     sum(weight * loss for weight, loss in zip(weights, losses, strict=True)).backward()
     return Outcome(
@@ -123,3 +128,19 @@ def assert_same_outcome(actual: Outcome, expected: Outcome) -> None:
     assert list(actual.state) == list(expected.state)
     for name, theirs in expected.state.items():
         assert_allclose(actual.state[name], theirs, rtol=1e-10, atol=1e-10, err_msg=name)
+
+
+def assert_same_pass(ours: Outcome, theirs: Outcome, moved: Outcome) -> None:
+    """`assert_same_up_to_rounding` of all that a pass gave; gradients are measured by the largest of them all."""
+    largest = max(np.abs(gradient).max() for gradient in theirs.gradients.values())
+    forward, gradients, states = zip(*(_parts(outcome) for outcome in (ours, theirs, moved)), strict=True)
+    assert_same_up_to_rounding(*forward)
+    assert_same_up_to_rounding(*gradients, largest=largest)
+    assert_same_up_to_rounding(*states)
+
+
+def _parts(outcome: Outcome) -> tuple[dict[str, np.ndarray], ...]:
+    heads = ("conv", "trans")
+    logits = {f"{head} logits": array for head, array in zip(heads, outcome.logits, strict=True)}
+    losses = {f"{head} loss": np.array(loss) for head, loss in zip(heads, outcome.losses, strict=True)}
+    return logits | losses, outcome.gradients | {"images": outcome.image_gradient}, outcome.state

@@ -1,11 +1,11 @@
-"""Every layer against PyTorch's in float64: weights copied through state_dict, outputs and all gradients compared under a random upstream gradient.
+"""Every layer against PyTorch's in float64: names and shapes of the state, outputs, all gradients under a random upstream gradient, both modes.
 
-Layers with statistics or randomness have tests of their own beside this file.
+What Hypothesis draws is a layer's options and the sizes of its input; `parity.py` compares. Batch norm's statistics over several steps are in
+test_norm.py, what dropout drops in test_dropout.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,52 +14,54 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import minigrad
 from minigrad import Tensor, nn
-from tests.support import assert_close, rng
+from tests.conformer.torch_conformer import Attention
+from tests.nn.parity import Dropout, DropPath, check_layer
+from tests.support import arrays, assert_close, rng, shapes
+
+EXAMPLES = settings().max_examples  # of the profile: the counts below are multiples of it
+SEEDS = st.integers(0, 2**32 - 1)
 
 
-def to_torch(x: np.ndarray) -> torch.Tensor:
-    return torch.tensor(x, requires_grad=True)
+@given(x=arrays(shapes(min_dims=1, max_dims=4, min_side=1)), out_features=st.integers(1, 5), bias=st.booleans(), seed=SEEDS)
+def test_linear(x: np.ndarray, out_features: int, bias: bool, seed: int):
+    theirs = torch.nn.Linear(x.shape[-1], out_features, bias=bias)
+    check_layer(
+        nn.Linear(x.shape[-1], out_features, bias=bias),
+        theirs,
+        x,
+        run=lambda layer, x: through_last_axis(layer, x) if x.ndim == 4 else layer(x),
+        seed=seed,
+    )
 
 
-def check_layer(ours: nn.Module, theirs: torch.nn.Module, x: np.ndarray, maps: bool = False, run: Callable | None = None) -> None:
-    """Compare output and gradients (of x and of every parameter); `maps`: x is (B, H, W, C), PyTorch's layer wants (B, C, H, W)."""
-    ours.to(dtype=np.float64)
-    theirs.double()
-    theirs.load_state_dict({name: torch.tensor(value) for name, value in ours.state_dict().items()})
-    our_x, their_x = Tensor(x, requires_grad=True), to_torch(x)
-    reference = (run or theirs)(their_x.permute(0, 3, 1, 2) if maps else their_x)
-    reference = reference.permute(0, 2, 3, 1) if maps else reference
-    y = ours(our_x)
-    assert_close(y, reference, f"{ours}: output")
-    upstream = rng(3).uniform(-1, 1, y.shape)
-    y.backward(Tensor(upstream))
-    reference.backward(torch.tensor(upstream))
-    assert_close(our_x.grad, their_x.grad, f"{ours}: gradient of x")
-    their_parameters = dict(theirs.named_parameters())
-    assert [name for name, _ in ours.named_parameters()] == list(their_parameters)
-    for name, parameter in ours.named_parameters():
-        assert_close(parameter.grad, their_parameters[name].grad, f"{ours}: gradient of {name}")
+def through_last_axis(layer: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """PyTorch's layer over the channels of a map (B, C, H, W)."""
+    return layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("leading", [(3,), (2, 3), ()])
-def test_linear(bias: bool, leading: tuple[int, ...]):
-    check_layer(nn.Linear(4, 5, bias=bias), torch.nn.Linear(4, 5, bias=bias), rng().standard_normal((*leading, 4)))
-
-
-@settings(max_examples=25, deadline=None)
-@given(
-    kernel=st.sampled_from([1, 3, (2, 3)]),
-    stride=st.sampled_from([1, 2, (1, 2)]),
-    padding=st.sampled_from([0, 1, (1, 2)]),
-    dilation=st.sampled_from([1, 2, (2, 1)]),
-    groups=st.sampled_from([1, 2]),
-    bias=st.booleans(),
-)
-def test_conv2d(kernel: Any, stride: Any, padding: Any, dilation: Any, groups: int, bias: bool):
+@settings(max_examples=2 * EXAMPLES)
+@given(data=st.data(), bias=st.booleans(), seed=SEEDS)
+def test_conv2d(data: st.DataObject, bias: bool, seed: int):
+    """Input sizes are made from output sizes, with rows and columns to spare that fill no window."""
+    groups, pairs = data.draw(st.sampled_from([1, 1, 2, 3])), []
+    for _ in range(2):
+        kernel, stride, dilation, padding = (data.draw(st.integers(low, high)) for low, high in ((1, 3), (1, 3), (1, 2), (0, 2)))
+        least = dilation * (kernel - 1) + 1
+        size = (data.draw(st.integers(1, 3)) - 1) * stride + least + data.draw(st.integers(0, stride - 1)) - 2 * padding
+        pairs.append((kernel, stride, padding, dilation, max(size, 1)))
+    kernel, stride, padding, dilation, size = zip(*pairs, strict=True)
     arguments = dict(kernel_size=kernel, stride=stride, padding=padding, dilation=dilation, groups=groups, bias=bias)
-    check_layer(nn.Conv2d(4, 6, **arguments), torch.nn.Conv2d(4, 6, **arguments), rng().standard_normal((2, 6, 7, 4)), maps=True)
+    channels = [groups * data.draw(st.integers(1, 3)) for _ in range(2)]
+    x = rng(seed).standard_normal((data.draw(st.integers(1, 3)), *size, channels[0]))
+    check_layer(nn.Conv2d(*channels, **arguments), torch.nn.Conv2d(*channels, **arguments), x, seed=seed)
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_conv2d_takes_one_number_for_both_axes(kernel: int):
+    arguments = dict(kernel_size=kernel, stride=2, padding=1, dilation=2)
+    check_layer(nn.Conv2d(4, 6, **arguments), torch.nn.Conv2d(4, 6, **arguments), rng().standard_normal((2, 6, 7, 4)))
 
 
 def test_conv2d_groups_must_divide_the_channels():
@@ -67,13 +69,16 @@ def test_conv2d_groups_must_divide_the_channels():
         nn.Conv2d(4, 6, 3, groups=3)
 
 
-@pytest.mark.parametrize(("elementwise_affine", "bias"), [(True, True), (True, False), (False, True)])
-def test_layer_norm(elementwise_affine: bool, bias: bool):
-    ours = nn.LayerNorm(6, eps=1e-3, elementwise_affine=elementwise_affine, bias=bias)
-    theirs = torch.nn.LayerNorm(6, eps=1e-3, elementwise_affine=elementwise_affine, bias=bias)
-    if ours.weight is not None:
-        ours.load_state_dict({name: rng(5).uniform(0.5, 1.5, value.shape) for name, value in ours.state_dict().items()})
-    check_layer(ours, theirs, rng().standard_normal((2, 3, 6)))
+@given(
+    x=arrays(shapes(min_dims=1, max_dims=4, min_side=1).map(lambda shape: (*shape[:-1], shape[-1] + 2))),
+    eps=st.sampled_from([1e-6, 1e-5, 1e-2]),
+    affine=st.sampled_from([(True, True), (True, False), (False, True)]),
+    seed=SEEDS,
+)
+def test_layer_norm(x: np.ndarray, eps: float, affine: tuple[bool, bool], seed: int):
+    options = dict(eps=eps, elementwise_affine=affine[0], bias=affine[1])
+    ours, theirs = nn.LayerNorm(x.shape[-1], **options), torch.nn.LayerNorm(x.shape[-1], **options)
+    check_layer(ours, theirs, x, run=lambda layer, x: through_last_axis(layer, x) if x.ndim == 4 else layer(x), seed=seed)
 
 
 def test_layer_norm_takes_one_axis():
@@ -82,39 +87,86 @@ def test_layer_norm_takes_one_axis():
         nn.LayerNorm((2, 6))
 
 
-@pytest.mark.parametrize(("kernel", "stride", "padding"), [(2, None, 0), (3, 2, 1), ((2, 3), (1, 2), (1, 0))])
+@st.composite
+def pooled(draw: st.DrawFn) -> tuple[list[Any], tuple[int, ...]]:
+    """Kernel, stride and padding of a pooling layer, and the shape of its input, with rows and columns to spare that fill no window."""
+    pairs = []
+    for _ in range(2):
+        kernel = draw(st.integers(1, 3))
+        stride, padding = draw(st.integers(1, 3)), draw(st.integers(0, kernel // 2))
+        size = (draw(st.integers(1, 3)) - 1) * stride + kernel + draw(st.integers(0, stride - 1)) - 2 * padding
+        pairs.append((kernel, stride, padding, max(size, 1)))
+    kernel, stride, padding, size = zip(*pairs, strict=True)
+    return [kernel, stride, padding], (draw(st.integers(1, 3)), *size, draw(st.integers(1, 3)))
+
+
 @pytest.mark.parametrize("name", ["MaxPool2d", "AvgPool2d"])
-def test_pooling(name: str, kernel: Any, stride: Any, padding: Any):
-    check_layer(
-        getattr(nn, name)(kernel, stride, padding), getattr(torch.nn, name)(kernel, stride, padding), rng().standard_normal((2, 6, 7, 3)), maps=True
-    )
+@given(windows=pooled(), seed=SEEDS)
+def test_pooling(name: str, windows: tuple[list[Any], tuple[int, ...]], seed: int):
+    arguments, shape = windows
+    check_layer(getattr(nn, name)(*arguments), getattr(torch.nn, name)(*arguments), rng(seed).standard_normal(shape), seed=seed)
+
+
+@pytest.mark.parametrize("name", ["MaxPool2d", "AvgPool2d"])
+def test_pooling_windows_need_not_overlap(name: str):
+    check_layer(getattr(nn, name)(2), getattr(torch.nn, name)(2), rng().standard_normal((2, 6, 7, 3)))
 
 
 @pytest.mark.parametrize("name", ["ReLU", "GELU", "Identity"])
-def test_activations(name: str):
-    check_layer(getattr(nn, name)(), getattr(torch.nn, name)(), rng().standard_normal((3, 5)))
+@given(x=arrays(shapes(max_dims=3)), seed=SEEDS)
+def test_activations(name: str, x: np.ndarray, seed: int):
+    check_layer(getattr(nn, name)(), getattr(torch.nn, name)(), x, seed=seed)
 
 
-class TorchAttention(torch.nn.Module):
-    """timm's attention, written out: qkv split as (3, heads, width), softmax, projection."""
-
-    def __init__(self, dim: int, num_heads: int, qkv_bias: bool, qk_scale: float | None):
-        super().__init__()
-        self.num_heads, self.scale = num_heads, (dim // num_heads) ** -0.5 if qk_scale is None else qk_scale
-        self.qkv = torch.nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = torch.nn.Linear(dim, dim)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        b, n, e = x.shape
-        q, k, v = self.qkv(x).reshape(b, n, 3, self.num_heads, e // self.num_heads).permute(2, 0, 3, 1, 4)
-        weights = (q @ k.transpose(-2, -1) * self.scale).softmax(dim=-1)
-        return self.proj((weights @ v).transpose(1, 2).reshape(b, n, e))
+@pytest.mark.parametrize(("kind", "reference"), [(nn.Dropout, Dropout), (nn.DropPath, DropPath)], ids=["Dropout", "DropPath"])
+@given(x=arrays(shapes(min_dims=1, max_dims=3)), p=st.sampled_from([0.0, 0.1, 0.5, 0.9]), seed=SEEDS)
+def test_dropout(kind: Any, reference: Any, x: np.ndarray, p: float, seed: int):
+    check_layer(kind(p), reference(p), x, seed=seed)
 
 
-@pytest.mark.parametrize(("num_heads", "qkv_bias", "qk_scale"), [(2, True, None), (1, False, 0.7), (6, True, None)])
-def test_attention(num_heads: int, qkv_bias: bool, qk_scale: float | None):
-    ours = nn.MultiHeadAttention(6, num_heads, qkv_bias=qkv_bias, qk_scale=qk_scale)
-    check_layer(ours, TorchAttention(6, num_heads, qkv_bias, qk_scale), rng().standard_normal((2, 5, 6)))
+@given(
+    sizes=st.tuples(st.integers(1, 3), st.integers(1, 5)),
+    heads=st.integers(1, 3),
+    head_width=st.integers(1, 4),
+    qkv_bias=st.booleans(),
+    qk_scale=st.sampled_from([None, 0.7, -2.0]),
+    rates=st.tuples(*[st.sampled_from([0.0, 0.3, 0.7])] * 2),
+    seed=SEEDS,
+)
+def test_attention(
+    sizes: tuple[int, int], heads: int, head_width: int, qkv_bias: bool, qk_scale: float | None, rates: tuple[float, float], seed: int
+):
+    dim = heads * head_width
+    ours = nn.MultiHeadAttention(dim, heads, qkv_bias=qkv_bias, qk_scale=qk_scale, attn_drop=rates[0], proj_drop=rates[1])
+    check_layer(ours, Attention(dim, heads, qkv_bias, qk_scale, *rates), rng(seed).standard_normal((*sizes, dim)), seed=seed)
+
+
+def trees(leaves: st.SearchStrategy[tuple[nn.Module, torch.nn.Module]]) -> st.SearchStrategy[tuple[nn.Module, torch.nn.Module]]:
+    """A Sequential, or a ModuleList, of what is below it."""
+    several = st.lists(leaves, min_size=1, max_size=3)
+    kinds = st.sampled_from([(nn.Sequential, torch.nn.Sequential, True), (nn.ModuleList, torch.nn.ModuleList, False)])
+
+    def build(kind: Any, parts: list[tuple[nn.Module, torch.nn.Module]]) -> tuple[nn.Module, torch.nn.Module]:
+        ours, theirs = zip(*parts, strict=True)
+        return (kind[0](*ours), kind[1](*theirs)) if kind[2] else (kind[0](ours), kind[1](theirs))
+
+    return st.builds(build, kinds, several)
+
+
+LEAVES = st.sampled_from(
+    [("Linear", (2, 3)), ("Conv2d", (2, 2, 1)), ("BatchNorm2d", (3,)), ("LayerNorm", (4,)), ("ReLU", ()), ("Dropout", (0.5,))]
+).map(lambda leaf: (getattr(nn, leaf[0])(*leaf[1]), getattr(torch.nn, leaf[0])(*leaf[1])))
+
+
+@given(pair=st.recursive(LEAVES, trees, max_leaves=8))
+def test_any_tree_of_modules_has_pytorchs_names_in_pytorchs_order(pair: tuple[nn.Module, torch.nn.Module]):
+    ours, theirs = pair
+    for kind in ("named_modules", "named_parameters", "named_buffers"):
+        assert [name for name, _ in getattr(ours, kind)()] == [name for name, _ in getattr(theirs, kind)()]
+    state = {name: (tuple(value.shape), str(value.numpy().dtype)) for name, value in theirs.state_dict().items()}
+    assert [(name, (value.shape, str(value.dtype))) for name, value in ours.state_dict().items()] == list(state.items())
+    ours.load_state_dict({name: value.numpy() for name, value in theirs.state_dict().items()})
+    assert all(np.array_equal(value, theirs.state_dict()[name].numpy()) for name, value in ours.state_dict().items())
 
 
 def test_attention_is_pytorchs_own_multi_head_attention():
@@ -133,6 +185,53 @@ def test_attention_names_and_errors():
         nn.MultiHeadAttention(6, 4)
     with pytest.raises(ValueError, match=r"give tokens \(B, N, E\)"):
         nn.MultiHeadAttention(6, 3)(Tensor(np.ones((5, 6))))
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "message"),
+    [
+        (nn.Linear(4, 2), (3, 5), "linear: .*5.*4"),
+        (nn.Conv2d(3, 4, 3), (2, 3, 8, 8), "conv2d: .*channels"),
+        (nn.Conv2d(3, 4, 5), (2, 3, 3, 3), "conv2d: "),
+        (nn.BatchNorm2d(3), (2, 3, 8, 8), "batch_norm: .*channels"),
+        (nn.BatchNorm2d(3), (3,), "batch_norm: "),
+        (nn.LayerNorm(6), (2, 5), "layer_norm: .*5.*6"),
+        (nn.MaxPool2d(5), (1, 3, 3, 2), "max_pool2d: "),
+        (nn.AvgPool2d(2), (3, 3, 2), "avg_pool2d: "),
+        (nn.MultiHeadAttention(6, 3), (2, 4, 5), "linear: .*5.*6"),
+    ],
+    ids=str,
+)
+def test_inputs_of_the_wrong_size_are_refused_in_one_sentence(layer: nn.Module, shape: tuple[int, ...], message: str):
+    for array in (np.ones(shape, np.float32), np.ones(shape)):
+        with pytest.raises((ValueError, TypeError), match=message) as caught:
+            layer.to(dtype=array.dtype)(Tensor(array))
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "dtypes"),
+    [
+        (nn.Linear(4, 2), (3, 4), ["float64", "int32", "uint8", "bool"]),
+        (nn.Conv2d(3, 4, 3), (1, 4, 4, 3), ["float64", "int32", "uint8", "bool"]),
+        (nn.LayerNorm(4), (2, 4), ["float64", "int32", "uint8", "bool"]),
+        (nn.BatchNorm2d(3), (2, 2, 2, 3), ["float64", "int32", "uint8", "bool"]),
+        (nn.MultiHeadAttention(4, 2), (1, 3, 4), ["float64", "int32", "uint8", "bool"]),
+        (nn.Dropout(0.5), (2, 3), ["int32", "uint8", "bool"]),
+        (nn.DropPath(0.5), (2, 3), ["int32", "uint8", "bool"]),
+        (nn.MaxPool2d(2), (1, 2, 2, 3), ["int32", "uint8", "bool"]),
+        (nn.AvgPool2d(2), (1, 2, 2, 3), ["int32", "uint8", "bool"]),
+        (nn.GELU(), (2, 3), ["int32", "uint8", "bool"]),
+    ],
+    ids=str,
+)
+def test_inputs_of_another_dtype_are_refused_in_one_sentence(layer: nn.Module, shape: tuple[int, ...], dtypes: list[str]):
+    """Integers never, and floats only of the parameters' type."""
+    for dtype in dtypes:
+        for way in (minigrad.enable_grad, minigrad.definitions):
+            with way(), pytest.raises((ValueError, TypeError), match=f"^[a-z_0-9]+: .*{dtype}") as caught:
+                layer(Tensor(np.ones(shape, dtype)))
+            assert "\n" not in str(caught.value)
 
 
 def test_layers_keep_float32():

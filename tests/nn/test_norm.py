@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import minigrad
 from minigrad import Tensor, nn
+from tests.nn.parity import check_layer
 from tests.support import assert_close, rng
 
 
@@ -48,23 +53,45 @@ def test_training_then_evaluation(momentum: float | None, affine: bool, track_ru
         assert_close(parameter.grad, getattr(theirs, name).grad, f"gradient of {name}, summed over the steps")
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_residual_and_relu_in_one_operation(training: bool):
-    ours, theirs = pair()
-    ours.train(training), theirs.train(training)
-    x, residual, upstream = (rng(seed).standard_normal((2, 3, 4, 3)) for seed in range(3))
-    our_x, our_residual = Tensor(x, requires_grad=True), Tensor(residual, requires_grad=True)
-    their_x, their_residual = nchw(x).requires_grad_(), nchw(residual).requires_grad_()
-    y, reference = ours(our_x, residual=our_residual, relu=True), torch.relu(theirs(their_x) + their_residual)
-    assert_close(y, reference.permute(0, 2, 3, 1).detach())
-    y.backward(Tensor(upstream))
-    reference.backward(nchw(upstream))
-    assert_close(our_x.grad, their_x.grad.permute(0, 2, 3, 1))
-    assert_close(our_residual.grad, their_residual.grad.permute(0, 2, 3, 1))
-    for name in ("weight", "bias"):
-        assert_close(getattr(ours, name).grad, getattr(theirs, name).grad, name)
-    for name in ("running_mean", "running_var"):
-        assert_close(getattr(ours, name), getattr(theirs, name), name)
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(2, 4), st.integers(1, 4)),
+    options=st.fixed_dictionaries(
+        dict(
+            eps=st.sampled_from([1e-6, 1e-5, 0.1]),
+            momentum=st.sampled_from([0.1, 0.7, 1.0, 0.0, None]),
+            affine=st.booleans(),
+            track_running_stats=st.booleans(),
+        )
+    ),
+    residual=st.booleans(),
+    relu=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_any_batch_norm(shape: tuple[int, ...], options: dict[str, Any], residual: bool, relu: bool, seed: int):
+    """Also with the addition and the ReLU that are done in the same operation."""
+
+    class Ours(nn.BatchNorm2d):
+        def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:  # type: ignore[override]
+            return super().forward(x, residual, relu)
+
+    def run(layer: torch.nn.Module, x: torch.Tensor, added: torch.Tensor | None = None) -> torch.Tensor:
+        y = layer(x) if added is None else layer(x) + added
+        return torch.relu(y) if relu else y
+
+    inputs = [rng(seed + k).normal(1.0, 2.0, shape) for k in range(1 + residual)]
+    check_layer(Ours(shape[-1], **options), torch.nn.BatchNorm2d(shape[-1], **options), *inputs, run=run, seed=seed)
+
+
+@given(modes=st.lists(st.booleans(), min_size=1, max_size=6), momentum=st.sampled_from([0.1, 0.7, None]), seed=st.integers(0, 2**32 - 1))
+def test_statistics_over_any_sequence_of_training_and_evaluation(modes: list[bool], momentum: float | None, seed: int):
+    ours, theirs = pair(momentum=momentum)
+    for step, training in enumerate(modes):
+        x = rng(seed + step).normal(2, 3, (2, 2, 2, 3))
+        y, reference = ours.train(training)(Tensor(x)), theirs.train(training)(nchw(x))
+        assert_close(y, reference.permute(0, 2, 3, 1).detach(), f"step {step}")
+    for name, value in theirs.state_dict().items():
+        assert_close(ours.state_dict()[name], value, name)
+    assert ours.state_dict()["num_batches_tracked"] == sum(modes)
 
 
 def test_running_statistics_are_replaced_not_written():

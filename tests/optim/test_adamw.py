@@ -1,15 +1,35 @@
-"""AdamW against PyTorch's over 50 steps, in float64, with parameter groups."""
+"""AdamW against PyTorch's over 50 steps, in float64, with any options and parameter groups (`parity.py`)."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from minigrad import Tensor, nn, optim
+from tests.optim.parity import Run, check_run, runs
 from tests.support import assert_close, rng
 
 SHAPES = [(3, 4), (5,), (), (2, 0), (2, 3, 2)]
+
+
+OPTIONS = st.fixed_dictionaries(
+    {},
+    optional=dict(
+        lr=st.floats(0, 0.5),
+        betas=st.tuples(st.floats(0, 0.99), st.floats(0, 0.9999)),
+        eps=st.sampled_from([1e-8, 1e-6, 1e-2]),
+        weight_decay=st.floats(0, 1),
+    ),
+)
+
+
+@settings(max_examples=2 * settings().max_examples)
+@given(runs(OPTIONS))
+def test_any_50_steps_are_pytorchs_and_can_be_resumed(run: Run):
+    check_run(optim.AdamW, torch.optim.AdamW, run)
 
 
 @pytest.mark.parametrize(

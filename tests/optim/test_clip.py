@@ -7,9 +7,46 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from minigrad import Tensor, nn, optim
 from tests.support import assert_close, rng
+
+
+@settings(max_examples=2 * settings().max_examples)
+@given(
+    shapes=st.lists(st.lists(st.integers(0, 4), max_size=3).map(tuple), max_size=5),
+    missing=st.sampled_from([0.0, 0.5]),
+    scale=st.sampled_from([1e-200, 1e-9, 1.0, 1e9, 1e200]),
+    max_norm=st.sampled_from([0.0, 1e-9, 1.0, 1e9, math.inf]) | st.floats(0, 10),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_any_gradients_are_clipped_as_pytorch_clips_them(shapes: list[tuple[int, ...]], missing: float, scale: float, max_norm: float, seed: int):
+    values = rng(seed)
+    ours = [nn.Parameter(np.zeros(shape)) for shape in shapes]
+    theirs = [torch.zeros(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    for p, q in zip(ours, theirs, strict=True):
+        if values.random() >= missing:
+            grad = scale * values.standard_normal(p.shape)
+            p.grad, q.grad = Tensor(grad), torch.tensor(grad)
+    total = optim.clip_grad_norm_(ours, max_norm)
+    # PyTorch squares without scaling: beyond the square root of the largest number its norm is inf, so it is shown smaller ones
+    unit = 1.0 if 1e-100 < scale < 1e100 else scale
+    with torch.no_grad():
+        for q in theirs:
+            if q.grad is not None:
+                q.grad /= unit
+    norm = torch.nn.utils.get_total_norm([q.grad for q in theirs if q.grad is not None]).item() * unit
+    assert total == pytest.approx(norm, rel=1e-13)
+    factor = min(1.0, max_norm / (norm + 1e-6))
+    if unit == 1.0:
+        torch.nn.utils.clip_grad_norm_(theirs, max_norm)
+        factor = 1.0
+    for p, q in zip(ours, theirs, strict=True):
+        assert (p.grad is None) == (q.grad is None)
+        if p.grad is not None:
+            np.testing.assert_allclose(p.grad.numpy(), q.grad.numpy() * unit * factor, rtol=1e-12)
 
 
 @pytest.mark.parametrize("max_norm", [0.0, 0.5, 3.0, 1e6, math.inf])

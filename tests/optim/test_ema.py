@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import minigrad
 from minigrad import Tensor, nn, optim
@@ -45,6 +48,44 @@ def test_average_is_the_formula_and_pytorchs():
                 assert_close(value, reference[name], f"step {step}: {name}")
         assert ema.state_dict()["1.num_batches_tracked"] == step + 1  # counts are copied, not averaged
     assert not np.array_equal(ema.state_dict()["1.running_mean"], ours.state_dict()["1.running_mean"])
+
+
+@given(
+    decay=st.floats(0, 1),
+    widths=st.lists(st.integers(1, 4), min_size=2, max_size=4),
+    resume=st.integers(0, 50),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_any_50_updates_are_those_of_pytorchs_averaged_model(decay: float, widths: list[int], resume: int, seed: int):
+    """PyTorch's copies the model at its first update, ours when it is made; so PyTorch's gets an update before the first step."""
+    layers = list(pairwise(widths))
+    ours = nn.Sequential(*[part for sizes in layers for part in (nn.Linear(*sizes), nn.BatchNorm2d(sizes[1]))]).to(dtype=np.float64)
+    theirs = torch.nn.Sequential(*[part for sizes in layers for part in (torch.nn.Linear(*sizes), torch.nn.BatchNorm2d(sizes[1]))]).double()
+    theirs.load_state_dict({name: torch.tensor(value) for name, value in ours.state_dict().items()})
+    average = torch.optim.swa_utils.get_ema_multi_avg_fn(decay)
+    reference = torch.optim.swa_utils.AveragedModel(theirs, multi_avg_fn=average, use_buffers=True)
+    reference.update_parameters(theirs)
+    first = second = optim.EMA(ours, decay)
+    values = rng(seed)
+    for step in range(51):
+        if step == resume:
+            second = optim.EMA(ours, decay)
+            second.load_state_dict(first.state_dict())
+        if step == 50:
+            break
+        state = {name: values.standard_normal(value.shape) if value.ndim else np.array(step) for name, value in ours.state_dict().items()}
+        ours.load_state_dict(state)
+        theirs.load_state_dict({name: torch.tensor(value) for name, value in state.items()})
+        first.update()
+        if second is not first:
+            second.update()
+        reference.update_parameters(theirs)
+        for name, value in reference.module.state_dict().items():
+            if value.is_floating_point():  # PyTorch averages and cuts down the counts of batches, ours copies them
+                assert_close(first.state_dict()[name], value, f"step {step}: {name}")
+            else:
+                assert first.state_dict()[name] == step
+    assert same(first.state_dict(), second.state_dict())
 
 
 def test_module_is_not_touched_by_the_average():

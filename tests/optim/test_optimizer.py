@@ -93,6 +93,15 @@ def test_a_gradient_of_another_shape_is_refused():
         optim.SGD([p]).step()
 
 
+@pytest.mark.parametrize("make", BOTH, ids=["adamw", "sgd"])
+def test_a_gradient_of_another_dtype_is_refused(make: Callable):
+    p = nn.Parameter(np.ones(3, np.float32))
+    p.grad = Tensor(np.ones(3))
+    with pytest.raises(TypeError, match="a parameter of float32 has a gradient of float64"):
+        make([p]).step()
+    np.testing.assert_array_equal(p.numpy(), np.ones(3))
+
+
 # --- groups
 
 

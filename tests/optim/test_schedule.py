@@ -20,7 +20,7 @@ def test_every_step_of_one_run():
     np.testing.assert_allclose(rates, [0.25, 0.5, 0.75, 1.0, *cosine, 0.1, 0.1], rtol=1e-14)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=2 * settings().max_examples)
 @given(data=st.data(), total=st.integers(1, 1000), lr=st.floats(1e-5, 10), share=st.floats(0, 1))
 def test_rises_to_lr_and_falls_to_min_lr(data: st.DataObject, total: int, lr: float, share: float):
     warmup, min_lr = data.draw(st.integers(0, total - 1)), lr * share
@@ -39,6 +39,34 @@ def test_cosine_is_pytorchs():
     for step in range(20):
         assert warmup_cosine(step, 20, 0, 0.3, 0.01) == pytest.approx(reference_optimizer.param_groups[0]["lr"], rel=1e-12)
         reference_optimizer.step()
+        reference.step()
+
+
+@settings(max_examples=2 * settings().max_examples)
+@given(
+    total=st.integers(2, 60),
+    share=st.floats(0, 1),
+    rates=st.lists(st.floats(1e-4, 10), min_size=1, max_size=3),
+    min_lr=st.floats(0, 1e-4),
+)
+def test_any_warmup_and_cosine_of_several_groups_are_pytorchs(total: int, share: float, rates: list[float], min_lr: float):
+    warmup = min(int(share * total), total - 1)
+    ours = optim.SGD([{"params": [nn.Parameter(np.ones(1))], "lr": lr} for lr in rates])
+    theirs = torch.optim.SGD([{"params": [torch.zeros(1, requires_grad=True)], "lr": lr} for lr in rates])
+    schedule = optim.WarmupCosine(ours, total, warmup, min_lr)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(theirs, T_max=total - warmup, eta_min=min_lr)
+    reference: torch.optim.lr_scheduler.LRScheduler = cosine
+    if warmup:
+        for group in theirs.param_groups:
+            group["lr"] = group["initial_lr"]
+        rise = torch.optim.lr_scheduler.LinearLR(theirs, start_factor=1 / (warmup + 1), end_factor=1.0, total_iters=warmup)
+        reference = torch.optim.lr_scheduler.SequentialLR(theirs, [rise, cosine], milestones=[warmup])
+    for step in range(total + 1):
+        first = schedule.set(step)
+        assert first == ours.param_groups[0]["lr"]
+        for group, other in zip(ours.param_groups, theirs.param_groups, strict=True):
+            assert group["lr"] == pytest.approx(other["lr"], rel=1e-9, abs=1e-12)
+        theirs.step()
         reference.step()
 
 

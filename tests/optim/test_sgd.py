@@ -1,15 +1,35 @@
-"""SGD against PyTorch's over 50 steps, in float64."""
+"""SGD against PyTorch's over 50 steps, in float64, with any options and parameter groups (`parity.py`)."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from minigrad import Tensor, nn, optim
+from tests.optim.parity import Run, check_run, runs
 from tests.support import assert_close, rng
 
 SHAPES = [(3, 4), (5,), (), (0, 2)]
+
+
+@st.composite
+def options(draw: st.DrawFn) -> dict[str, Any]:
+    """All of them: a group may begin with momentum, get it later or lose it."""
+    momentum = draw(st.sampled_from([0.0, 0.5, 0.9]))
+    nesterov = momentum > 0 and draw(st.booleans())
+    dampening = 0.0 if nesterov else draw(st.sampled_from([0.0, 0.3]))
+    return dict(lr=draw(st.floats(0, 0.5)), momentum=momentum, nesterov=nesterov, dampening=dampening, weight_decay=draw(st.floats(0, 0.5)))
+
+
+@settings(max_examples=3 * settings().max_examples)
+@given(runs(options()))
+def test_any_50_steps_are_pytorchs_and_can_be_resumed(run: Run):
+    check_run(optim.SGD, torch.optim.SGD, run)
 
 
 @pytest.mark.parametrize(
@@ -51,6 +71,24 @@ def test_momentum_that_is_switched_on_later():
         p.grad, q.grad = Tensor(grad), torch.tensor(grad)
         ours.step(), theirs.step()
         assert_close(p, q, f"step {step}")
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.0, 0.9), (0.9, 0.0)])
+def test_state_can_be_saved_around_a_switch_of_momentum(before: float, after: float):
+    """A buffer that is kept though momentum is off, or not made yet though it is on, is no reason to refuse a state."""
+    p = nn.Parameter(np.ones(3))
+    first = optim.SGD([p], lr=0.1, momentum=before)
+    p.grad = Tensor(np.arange(3.0))
+    first.step()
+    first.param_groups[0]["momentum"] = after
+    state = first.state_dict()
+    assert ("state.0.momentum_buffer" in state) == (before > 0)
+    for momentum in (0.0, 0.9):
+        second = optim.SGD([nn.Parameter(np.ones(3))], momentum=momentum)
+        second.load_state_dict(state)
+        assert list(second.state_dict()) == list(state) and second.param_groups[0]["momentum"] == after
+    with pytest.raises(ValueError, match=r"momentum_buffer has shape \(2,\), here \(3,\)"):
+        first.load_state_dict({**state, "state.0.momentum_buffer": np.zeros(2)})
 
 
 def test_options_out_of_range():

@@ -1,0 +1,142 @@
+"""Makes docs/trust.md: what has been proven of each operation, and how hard the tests were tried, from committed figures.
+
+python docs/trust.py           reads benchmarks/results/mutants.json, coverage.json and deep.jsonl; the table comes from the proofs themselves
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+sys.path.insert(0, str(ROOT))
+
+from minigrad.op import REGISTRY  # noqa: E402
+from tests.deep import latest  # noqa: E402
+from tests.proofs import table  # noqa: E402
+
+START = """# Why to trust it
+
+Made by `python docs/trust.py` from the proofs and from the figures in `benchmarks/results`, each with its command.
+
+Every operation of the registry is proven in the same way, by the tests of one class (`Proof` in `tests/proofs.py`), on examples that Hypothesis
+draws:
+
+* its definition gives PyTorch's values and gradients in float64, for random upstream gradients, on arrays that are contiguous or not, empty, of one
+  element, without axes, given twice;
+* its kernel gives the definition's in float64, and is about as accurate in float32;
+* its gradient agrees with finite differences, and at kinks and ties with PyTorch's choice, one by one (pins);
+* its second derivative agrees with finite differences of the kernel's gradient, and with PyTorch's;
+* it writes to nothing it is given, its gradients share no memory, dtypes stay, errors are raised where PyTorch raises them, and a node keeps alive
+  what it must and no more.
+
+A test fails for an operation that lacks one of these without saying why (`tests/test_proofs.py`), and each of these tests is itself shown to refuse
+an operation that is wrong in its way.
+"""
+NO_KERNEL = "It has no kernel: there is only one way to compute it."
+
+
+def main() -> None:
+    """Write the page."""
+    parser = argparse.ArgumentParser(description="Write docs/trust.md.")
+    text = "what `make coverage` wrote (build/coverage.json), to take into benchmarks/results/coverage.json first"
+    parser.add_argument("--coverage", type=Path, metavar="PATH", help=text)
+    if measured := parser.parse_args().coverage:
+        (RESULTS / "coverage.json").write_text(json.dumps(condensed(measured), indent=1) + "\n", encoding="utf-8")
+    parts = [START, proofs()]
+    for name, section in (("mutants.json", mutants), ("coverage.json", coverage), ("deep.jsonl", deep)):
+        if (RESULTS / name).exists():
+            parts.append(section(RESULTS / name))
+    (ROOT / "docs" / "trust.md").write_text("\n".join(parts), encoding="utf-8")
+
+
+def proofs() -> str:
+    """The table of operations and proofs; a number where there is none, which leads to the reason."""
+    head, *rows = table()
+    several = Counter(name for name, *_ in rows)
+    reasons: dict[str, int] = {}
+    lines = ["## Operation by operation", "", "| " + " | ".join(head[:1] + head[2:]) + " |", "|" + "---|" * (len(head) - 1)]
+    for name, test, *cells in rows:
+        for place, title in enumerate(head[2:]):
+            if title.startswith("kernel") and not REGISTRY[name].kernels:
+                cells[place] = NO_KERNEL
+        marks = ["✓" if cell == "yes" else f"({reasons.setdefault(cell, len(reasons) + 1)})" for cell in cells]
+        variant = f" ({test.rpartition('::')[2]})" if several[name] > 1 else ""
+        lines.append(f"| `{name}`{variant} | " + " | ".join(marks) + " |")
+    lines += ["", *(f"{number}. {reason}" for reason, number in reasons.items()), ""]
+    return "\n".join(lines)
+
+
+def condensed(path: Path) -> dict[str, Any]:
+    """Of coverage.py's JSON the shares by file, in percent, and the date."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+
+    def shares(summary: dict[str, Any]) -> dict[str, float]:
+        branches = 100 * summary["covered_branches"] / summary["num_branches"] if summary["num_branches"] else 100.0
+        lines = 100 * summary["covered_lines"] / summary["num_statements"] if summary["num_statements"] else 100.0
+        return {"lines": round(lines, 2), "branches": round(branches, 2)}
+
+    files = {name: shares(file["summary"]) for name, file in sorted(found["files"].items())}
+    return {"date": found["meta"]["timestamp"][:10], **shares(found["totals"]), "files": files}
+
+
+def mutants(path: Path) -> str:
+    """How many small wrong changes of the library the tests notice."""
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    real = found["killed"] + found["survived"]
+    lines = [
+        "## Do the tests bite?",
+        "",
+        "`make mutants` makes small wrong changes to the library, one at a time (another operator, an axis or a bound moved by one,",
+        "arguments swapped, an addend or an in-place statement dropped, ...), and runs the tests named for the changed operation:",
+        "one of them must fail. Changes that change no result are listed with the reason in `tests/mutants_equivalent.toml`.",
+        "",
+        f"**{found['killed']:,} of {real:,} noticed ({found['percent']:.1f} %)**; {found['equivalent']:,} more are equivalent.",
+        f'`make mutants ARGS="--summary benchmarks/results/mutants.json"`, {found["date"]}.',
+        "",
+        "| file | noticed | of | equivalent |",
+        "|---|---|---|---|",
+    ]
+    for file, count in found["files"].items():
+        lines.append(f"| {file} | {count.get('killed', 0)} | {count.get('killed', 0) + count.get('survived', 0)} | {count.get('equivalent', 0)} |")
+    return "\n".join([*lines, ""])
+
+
+def coverage(path: Path) -> str:
+    """Lines and branches that the tests run."""
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    lines = [
+        "## Coverage",
+        "",
+        f"`make coverage`: {found['lines']:.1f} % of the lines and {found['branches']:.1f} % of the branches of `minigrad/` ({found['date']}).",
+        "Files of which not all lines are run:",
+        "",
+        "| file | lines | branches |",
+        "|---|---|---|",
+    ]
+    lines += [f"| {name} | {share['lines']:.1f} | {share['branches']:.1f} |" for name, share in found["files"].items() if share["lines"] < 100]
+    return "\n".join([*lines, ""])
+
+
+def deep(path: Path) -> str:
+    """The last long run."""
+    lines = [
+        "## The long run",
+        "",
+        "`make deep`: 1,000 examples where `make test` draws 25, other ones each time. The last run of each file:",
+        "",
+        "| file | tests passed | failed | seconds | date |",
+        "|---|---|---|---|---|",
+    ]
+    for name, line in sorted(latest(path).items()):
+        lines.append(f"| {name} | {line.get('passed', 0)} | {line.get('failed', 0)} | {line['seconds']:.0f} | {line['date'][:10]} |")
+    return "\n".join([*lines, ""])
+
+
+if __name__ == "__main__":
+    main()

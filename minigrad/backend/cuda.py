@@ -1,0 +1,261 @@
+"""CUDA kernels: loads `.cu` files, checks and launches them, on a GPU through CuPy or on the CPU through the emulator. Only this file imports CuPy.
+
+    _cuda = cuda.Kernels(__file__)                                  # layer_norm.cu beside layer_norm.py; nothing is compiled yet
+    _cuda.launch("layer_norm<float>", rows, 32, x, weight, bias, y, rows, channels, eps)
+
+CuPy passes arguments to a kernel unchecked: a strided array as its address, a Python float as 8 bytes. So every argument is compared with the
+kernel's parameter list first (`kernel_source.py`), and numbers are converted to its types. `with emulated():` gives the device "cuda" to the
+emulator. Read next: `kernel_source.py`, then `emulator/`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minigrad import backend
+from minigrad.backend import kernel_source
+from minigrad.backend.kernel_source import CompileError, Kernel, Parameter
+
+__all__ = ["Availability", "CompileError", "Kernels", "array_module", "availability", "c_type", "connect", "emulated", "vector_width"]
+
+OPTIONS = ("-std=c++17", "-lineinfo")
+"""What NVRTC is given: line numbers for profilers cost nothing."""
+
+_MOST_GRID = (2**31 - 1, 65535, 65535)
+_SHARED_WITHOUT_ASKING = 48 * 1024
+
+_module: Any = None  # what plays CuPy at present: CuPy, the emulator's stand-in, or None before the first use
+
+
+class Availability(NamedTuple):
+    """Whether the device "cuda" can be used here, and a sentence that says what there is, or what is missing and how to get it."""
+
+    usable: bool
+    sentence: str
+
+
+def _load_driver() -> Any:
+    return ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+
+
+def availability() -> Availability:
+    """Look for a driver, a GPU and CuPy, in this order. Inside `emulated()` the emulator counts."""
+    if _module is not None and _module.__name__ != "cupy":
+        return Availability(True, "CUDA: the emulator runs the kernels on the CPU.")
+    otherwise = "without it, `with minigrad.emulated():` runs the same kernels on the CPU."
+    try:
+        driver = _load_driver()
+    except OSError:
+        return Availability(False, f"No CUDA: there is no NVIDIA driver here; install it (https://www.nvidia.com/drivers); {otherwise}")
+    version, count = ctypes.c_int(0), ctypes.c_int(0)
+    driver.cuDriverGetVersion(ctypes.byref(version))
+    error = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    if error or count.value == 0:
+        why = f"the driver finds no GPU (error {error})" if error else "the driver finds no GPU"
+        return Availability(False, f"No CUDA: {why}; in a container start it with GPUs, and see that CUDA_VISIBLE_DEVICES names one; {otherwise}")
+    extra = "cuda13" if version.value >= 13000 else "cuda12"
+    try:
+        import cupy  # type: ignore[import-not-found]
+    except ImportError as failure:
+        reason = "CuPy is not installed" if isinstance(failure, ModuleNotFoundError) else f"CuPy cannot be imported ({failure})"
+        return Availability(False, f"No CUDA: there is a GPU, but {reason}: pip install 'minigrad-conformer[{extra}]'; {otherwise}")
+    name = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
+    return Availability(True, f"CUDA: {name} through CuPy {cupy.__version__}.")
+
+
+def connect() -> Any:
+    """Make the device "cuda" known and return its array module. Raises RuntimeError where there is none, with `availability().sentence`."""
+    global _module
+    if _module is None:
+        found = availability()
+        if not found.usable:
+            raise RuntimeError(found.sentence)
+        import cupy  # type: ignore[import-not-found]
+
+        _use(cupy)
+    return _module
+
+
+def array_module() -> Any:
+    """The module whose arrays live on the device "cuda": `cupy`, or its stand-in inside `emulated()`."""
+    return connect() if _module is None else _module
+
+
+def _use(module: Any) -> None:
+    """Let `module` (CuPy, its stand-in, or None) be the device "cuda"."""
+    global _module
+    _module = module
+    if module is None:
+        backend.remove_device("cuda")
+    else:
+        backend.add_device("cuda", module.ndarray, module.asarray, module.asnumpy, module.lib.stride_tricks.as_strided)
+
+
+@contextmanager
+def emulated(build: str | None = None, orders: Sequence[str] = ("ascending",)) -> Iterator[Any]:
+    """`with emulated() as device:` the device "cuda" is the emulator: kernels run on the CPU, and their mistakes raise.
+
+    Args:
+        build: "check" (the default; or what MINIGRAD_EMULATOR says) looks at every access, "plain" is several times faster, "address" uses
+            AddressSanitizer and needs a process of its own. See emulator/compiler.py.
+        orders: in which orders of threads and blocks every launch runs: "ascending", "descending", "shuffled". With more than one, results that
+            differ in a single bit raise NotRepeatable.
+
+    Yields:
+        The emulated device: `launches`, `synchronisations` and `allocations` count what happens in the block.
+    """
+    from minigrad.backend.emulator import compiler, launch, standin, state
+
+    build = build or os.environ.get("MINIGRAD_EMULATOR") or "check"
+    if build not in compiler.BUILDS:
+        raise ValueError(f"emulated: there is no build {build!r}; there are {', '.join(compiler.BUILDS)}")
+    if not orders or not set(orders) <= set(launch.ORDERS):
+        raise ValueError(f"emulated: orders are some of {', '.join(launch.ORDERS)}, not {orders!r}")
+    launch.core(build)
+    device = state.State(build, orders)
+    before, module = state.use(device), _module
+    _use(standin)
+    try:
+        yield device
+    finally:
+        state.use(before)
+        _use(module)
+
+
+def c_type(dtype: np.dtype) -> str:
+    """What C++ calls a dtype that kernels compute in. Raises TypeError for others."""
+    name = {"float32": "float", "float64": "double"}.get(np.dtype(dtype).name)
+    if name is None:
+        raise TypeError(f"CUDA kernels compute in float32 and float64, not in {dtype}")
+    return name
+
+
+def vector_width(length: int, *arrays: Any) -> int:
+    """4 where kernels may read and write these arrays as float4: float32, rows of a `length` that 4 divides, at multiples of 16 bytes; else 1."""
+    usable = length % 4 == 0 and all(x is None or (x.dtype == np.float32 and x.data.ptr % 16 == 0) for x in arrays)
+    return 4 if usable else 1
+
+
+class Kernels:
+    """The kernels of a `.cu` file, compiled at the first launch, and again where CuPy and the emulator both run them.
+
+    Args:
+        page: the `.cu` file, or the `.py` file beside it.
+    """
+
+    def __init__(self, page: str | Path):
+        self.path = Path(page).with_suffix(".cu")
+        self._source: kernel_source.Source | None = None
+        self._compiled: dict[int, tuple[Any, dict[str, Any]]] = {}  # id of the array module: (its RawModule, functions by name)
+
+    @property
+    def source(self) -> kernel_source.Source:
+        """The file's text and its kernels' parameters."""
+        if self._source is None:
+            self._source = kernel_source.read(self.path)
+        return self._source
+
+    def launch(self, name: str, grid: int | tuple[int, ...], block: int | tuple[int, ...], *arguments: Any, shared: int = 0) -> None:
+        """Launch a kernel; nothing happens if the grid, or every array it writes, is empty.
+
+        Args:
+            name: of the kernel, with its template arguments.
+            grid, block: blocks of the grid and threads of a block, up to three numbers each.
+            arguments: one per parameter: arrays on the device, C-contiguous and of its dtype (None for a null pointer), and Python or NumPy numbers.
+            shared: bytes of dynamic shared memory.
+
+        Raises:
+            TypeError, ValueError: one sentence that names the argument.
+            CompileError: with the compiler's message and the source lines.
+        """
+        kernel = self.source.kernels.get(name)
+        if kernel is None:
+            raise ValueError(f"{self.path.name}: there is no kernel {name!r}; there are {', '.join(self.source.kernels)}")
+        if len(arguments) != len(kernel.parameters):
+            raise TypeError(
+                f"{name}: {len(arguments)} arguments given, the kernel has {len(kernel.parameters)}: {', '.join(p.name for p in kernel.parameters)}"
+            )
+        module = array_module()
+        values = [_argument(name, k, p, x, module) for k, (p, x) in enumerate(zip(kernel.parameters, arguments, strict=True))]
+        grid, block = _three(grid), _three(block)
+        written = [x for p, x in zip(kernel.parameters, arguments, strict=True) if p.pointer and not p.const and x is not None]
+        if 0 in grid or (written and all(x.size == 0 for x in written)):
+            return
+        _check_limits(kernel, grid, block)
+        function = self._function(name, module)
+        if shared > _SHARED_WITHOUT_ASKING:
+            function.max_dynamic_shared_size_bytes = shared
+        function(grid, block, tuple(values), shared_mem=shared)
+
+    def _function(self, name: str, module: Any) -> Any:
+        """The compiled kernel."""
+        if id(module) not in self._compiled:
+            code = self.source.text
+            self._compiled[id(module)] = (module.RawModule(code=code, options=OPTIONS, name_expressions=tuple(self.source.kernels)), {})
+        raw, functions = self._compiled[id(module)]
+        if name not in functions:
+            try:
+                functions[name] = raw.get_function(name)
+            except Exception as error:
+                if type(error).__name__ not in ("CompileException", "CompileError"):  # CuPy's, the emulator's
+                    raise
+                raise CompileError(f"{self.path.name} does not compile:\n{self.source.explain(str(error))}") from error
+        return functions[name]
+
+
+def _three(numbers: int | tuple[int, ...]) -> tuple[int, int, int]:
+    x, y, z = (*((numbers,) if isinstance(numbers, int) else numbers), 1, 1)[:3]
+    return x, y, z
+
+
+def _check_limits(kernel: Kernel, grid: tuple[int, int, int], block: tuple[int, int, int]) -> None:
+    """Raise ValueError for a launch that the driver would refuse with less to say."""
+    threads = block[0] * block[1] * block[2]
+    if not 1 <= threads <= kernel.most_threads or block[2] > 64:
+        bounds = (
+            "a block has 1 to 1024 threads, at most 64 along z" if kernel.most_threads == 1024 else f"its __launch_bounds__ are {kernel.most_threads}"
+        )
+        raise ValueError(f"{kernel.name}: block {block} has {threads} threads; {bounds}")
+    if any(n < 0 or n > most for n, most in zip(grid, _MOST_GRID, strict=True)):
+        raise ValueError(f"{kernel.name}: grid {grid}; at most {_MOST_GRID} blocks along x, y, z")
+
+
+_KINDS: dict[str, tuple[type, ...]] = {"i": (int,), "u": (int,), "f": (float,), "b": (bool,)}
+
+
+def _argument(kernel: str, position: int, parameter: Parameter, x: Any, module: Any) -> Any:
+    """What CuPy is given for argument `x`. Raises TypeError or ValueError if the parameter wants something else."""
+    wanted = parameter.dtype
+    if not parameter.pointer:
+        if type(x) in _KINDS[wanted.kind]:
+            if wanted.kind in "iu" and not np.iinfo(wanted).min <= x <= np.iinfo(wanted).max:
+                raise ValueError(_what(kernel, position, parameter, f"{x}, which does not fit in {wanted}"))
+            return wanted.type(x)
+        if isinstance(x, np.generic) and x.dtype == wanted:
+            return x
+        raise TypeError(_what(kernel, position, parameter, f"{type(x).__name__}" if not isinstance(x, np.generic) else str(x.dtype)))
+    if x is None:
+        return np.uint64(0)
+    if type(x) is not module.ndarray:
+        hint = "; move it with .to(device='cuda')" if isinstance(x, np.ndarray) else ""
+        where = "an array on the CPU" if isinstance(x, np.ndarray) else type(x).__name__
+        raise TypeError(_what(kernel, position, parameter, where + hint))
+    if x.dtype != wanted:
+        raise TypeError(_what(kernel, position, parameter, f"an array of {x.dtype}"))
+    if not x.flags.c_contiguous:
+        raise TypeError(_what(kernel, position, parameter, f"an array that is not contiguous (shape {x.shape}, strides {x.strides})"))
+    if x.size and x.data.ptr % parameter.alignment:
+        at = x.data.ptr % parameter.alignment
+        raise ValueError(_what(kernel, position, parameter, f"an array that starts {at} bytes past a multiple of {parameter.alignment}"))
+    return x
+
+
+def _what(kernel: str, position: int, parameter: Parameter, got: str) -> str:
+    return f"argument {position + 1} ({parameter.name}) of {kernel}: the kernel wants {parameter.type}, got {got}"

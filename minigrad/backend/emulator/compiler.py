@@ -1,0 +1,117 @@
+"""Builds the emulator's core and kernel files with the system's C++ compiler, and keeps what it has built in a cache folder.
+
+A library is named by the SHA-256 of everything it is made from: source, headers, flags and the compiler's version. It is written under another name
+and then renamed, so that workers which build the same file at once cannot see half of it. Three builds of a kernel file:
+
+    plain     optimised, nothing is checked
+    check     every access to memory goes through memory.cpp, and undefined behaviour is reported (the default)
+    address   AddressSanitizer and undefined behaviour; also sees red zones between shared arrays. One process has either this build or the others
+
+Read next: `launch.py`, which loads what is built here.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from minigrad.backend.kernel_source import CompileError
+
+__all__ = ["BUILDS", "CompileError", "build_core", "build_kernels", "cache_folder"]
+
+_HERE = Path(__file__).parent
+_CORE = ("schedule.cpp", "memory.cpp", "undefined.cpp")
+_HEADERS = ("core.h", "fibres.h", "device.h")
+
+# Kernels cast pointers to float4 (no strict aliasing); a fused multiply-add would hide what is rounded; sanitizers' own libraries are not linked.
+_FLAGS = ("-std=c++17", "-fPIC", "-shared", "-g1", "-gdwarf-4", "-w")
+_KERNEL_FLAGS = (*_FLAGS, "-O1", "-fno-strict-aliasing", "-ffp-contract=off", "-fno-exceptions", "-fvisibility=hidden", "-nodefaultlibs")
+BUILDS = {
+    "plain": (),
+    "check": ("-fsanitize=thread,undefined",),
+    "address": ("-fsanitize=address,undefined", "-fsanitize-recover=address", "-fsanitize-sections=emu_shared"),
+}
+
+
+def cache_folder() -> Path:
+    """Where built libraries are kept: `$XDG_CACHE_HOME/minigrad/emulator`, or `~/.cache/...`, or a temporary folder where that cannot be written."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = Path(base) / "minigrad" / "emulator"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    except OSError:
+        pass
+    folder = Path(tempfile.gettempdir()) / f"minigrad-emulator-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():  # somebody else's: what lies in it is not to be loaded
+        folder = Path(tempfile.mkdtemp(prefix="minigrad-emulator-"))
+    return folder
+
+
+@functools.cache
+def _compiler() -> tuple[str, str]:
+    """The C++ compiler's path and version. Raises RuntimeError where there is none."""
+    if sys.platform != "linux":
+        raise RuntimeError(f"the emulator needs Linux and g++; this is {sys.platform}")
+    wanted = os.environ.get("CXX") or "g++"
+    path = shutil.which(wanted)
+    if path is None:
+        raise RuntimeError(
+            f"the emulator compiles kernels with g++, and there is no {wanted!r} here: install it (Debian: apt install g++), or set CXX"
+        )
+    return path, subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
+
+
+@functools.cache
+def _header_text() -> str:
+    return "".join((_HERE / name).read_text() for name in _HEADERS)
+
+
+def _build(stem: str, text: str, sources: tuple[str, ...], flags: tuple[str, ...], after: tuple[str, ...] = ()) -> Path:
+    """The library that `sources` make, from the cache or newly compiled. `text` is what they say; "-" among them is `text` itself."""
+    compiler, version = _compiler()
+    flags = (*flags, *os.environ.get("CXXFLAGS", "").split())
+    key = hashlib.sha256("\0".join([text, _header_text(), *flags, *after, version]).encode()).hexdigest()[:32]
+    folder = cache_folder()
+    library = folder / f"{stem}-{key}.so"
+    if library.exists():
+        return library
+    with tempfile.TemporaryDirectory(dir=folder, prefix="building-") as unfinished:
+        target = Path(unfinished) / library.name
+        command = [compiler, *flags, f"-I{_HERE}", "-x", "c++", *sources, *after, "-o", str(target)]
+        done = subprocess.run(command, input=text if "-" in sources else None, capture_output=True, text=True)
+        if done.returncode:
+            raise CompileError(done.stderr)
+        os.replace(target, library)
+    return library
+
+
+def build_core(address: bool) -> Path:
+    """The library with the scheduler and the checks: the address build needs its own."""
+    text = "".join((_HERE / name).read_text() for name in _CORE)
+    sources = tuple(str(_HERE / name) for name in _CORE)
+    return _build("core", text, sources, (*_FLAGS, "-O2", *(["-DEMULATOR_ADDRESS"] if address else [])), ("-x", "none", "-lasan") if address else ())
+
+
+_DYNAMIC_SHARED = re.compile(r"extern\s+__shared__\s+(?:__align__\(\d+\)\s+)?([\w ]+?)\s+(\w+)\s*\[\s*\]\s*;")
+
+
+def build_kernels(stem: str, text: str, names: tuple[str, ...], build: str) -> Path:
+    """The library with the kernels `names` (template instances such as `sum<4>` among them) of the CUDA source `text`.
+
+    Raises:
+        CompileError: with the compiler's message.
+    """
+    body = _DYNAMIC_SHARED.sub(r"\1* \2 = dynamic_shared<\1>();", text)
+    rows = ", ".join(f"EMULATOR_KERNEL({name})" for name in names)
+    wrapped = f'#include "device.h"\nnamespace {{\n#line 1 "{stem}.cu"\n{body}\n}}\nEMULATOR_LIBRARY({rows})\n'
+    return _build(stem, wrapped, ("-",), (*_KERNEL_FLAGS, *BUILDS[build]), ("-lm", "-lc"))

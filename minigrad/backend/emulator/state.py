@@ -1,0 +1,92 @@
+"""How the emulated device is set up, what it counts, and the graph it is recording, if it is.
+
+Read next: `arrays.py`.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from minigrad.backend.emulator import launch
+from minigrad.backend.emulator.memory import Block, Memory
+
+__all__ = ["Graph", "State", "allocate", "current", "memory", "submit", "synchronise", "use"]
+
+
+class Graph:
+    """What was submitted between `begin_capture` and `end_capture`, to be done again on the same memory. CuPy: `cupy.cuda.Graph`.
+
+    It keeps addresses, not arrays, as a CUDA graph does: `launch` raises RuntimeError if an array it uses has been freed.
+    """
+
+    def __init__(self) -> None:
+        self._work: list[tuple[str, Callable[[], Any], list[weakref.ref[Block]]]] = []
+
+    def launch(self, stream: Any = None) -> None:
+        """Do everything that was captured, in the same order."""
+        for what, _, blocks in self._work:
+            if any(reference() is None for reference in blocks):
+                raise RuntimeError(f"Graph.launch: {what} uses an array that has been freed since it was captured")
+        for _, action, _ in self._work:
+            action()
+        _current.graph_launches += 1
+
+
+class State:
+    """The emulated device.
+
+    build: see compiler.py. orders: every launch runs once in each, see launch.ORDERS. seconds: how long a launch may take in the check build. The
+    other attributes count what happened: kernel launches, launches of graphs, allocations, and `synchronisations`, the times the host waited for the
+    device.
+    """
+
+    def __init__(self, build: str = "check", orders: Sequence[str] = ("ascending",)):
+        self.build, self.orders = build, tuple(orders)
+        self.seconds = 30.0
+        self.launches = self.graph_launches = self.allocations = self.synchronisations = 0
+        self.capturing: Graph | None = None
+
+
+_current = State()
+
+
+def current() -> State:
+    """The device as it is set up now."""
+    return _current
+
+
+def use(state: State) -> State:
+    """Set the device up in another way; returns what it was before."""
+    global _current
+    before, _current = _current, state
+    return before
+
+
+def memory() -> Memory:
+    """The device's memory."""
+    return launch.core().memory
+
+
+def allocate(nbytes: int) -> Block:
+    """A block of device memory. Raises RuntimeError while a graph is captured: the block would be another one when the graph is launched."""
+    if _current.capturing is not None:
+        raise RuntimeError("an array is allocated while a graph is captured: allocate results before, and write into them (out=, x[...] = y)")
+    _current.allocations += 1
+    return launch.core(_current.build).memory.allocate(nbytes)
+
+
+def synchronise(what: str) -> None:
+    """Count that the host waits for the device. Raises RuntimeError while a graph is captured: nothing has been computed yet."""
+    if _current.capturing is not None:
+        raise RuntimeError(f"{what} waits for the device while a graph is captured")
+    _current.synchronisations += 1
+
+
+def submit(what: str, action: Callable[[], Any], blocks: Iterable[Block]) -> None:
+    """Do something on the device: now, or, while a graph is captured, whenever the graph is launched."""
+    if _current.capturing is None:
+        action()
+    else:
+        _current.capturing._work.append((what, action, [weakref.ref(block) for block in blocks]))

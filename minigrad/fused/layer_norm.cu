@@ -1,0 +1,195 @@
+// Layer normalisation of R rows of C channels, forward and backward; what is computed is derived in layer_norm.py.
+//
+// Forward           layer_norm_forward_naive    a thread per row                  grid ceil(R / 128)          block 128
+//                   layer_norm_forward          a warp per row, packs             grid ceil(R / 4)            block 128         used
+// Gradient of x     layer_norm_backward_naive   a thread per row                  grid ceil(R / 128)          block 128
+//                   layer_norm_backward         a warp per row, packs             grid ceil(R / 4)            block 128         used
+// Of weight, bias   layer_norm_columns_naive    a thread per channel              grid ceil(C / 128)          block 128
+//                   layer_norm_columns          rows cut into S slices            grid (ceil(C / 32), S)      block (32, 8)     used
+//                   layer_norm_columns_sum      adds the slices                   grid ceil(C / 128)          block 128         used
+//
+// Bytes moved (float32). A thread per row makes the 32 lanes of a warp read addresses C floats apart: every load touches 32 cache lines, and only if
+// all of them stay in the cache until the next channels are read does a byte come from memory once. A warp per row reads 512 consecutive bytes at a
+// time, and its row, read three times, stays in the first-level cache:  forward 8 R C,  gradient of x 12 R C,  of weight and bias 8 R C.
+//
+// Nothing is added by atomics: every sum has one order, so a run can be repeated bit for bit. That is why the columns take two kernels.
+// T is the type of a number, V what is read at once: float, float4 or double. `packs` is C / (numbers in a V). A null weight is 1, a null bias 0.
+#include "pack.cuh"
+
+// --- forward
+
+// instances: layer_norm_forward_naive<float>
+template <typename T>
+__global__ void layer_norm_forward_naive(const T* __restrict__ x, const T* __restrict__ weight, const T* __restrict__ bias, T* __restrict__ y,
+                                         T* __restrict__ mean, T* __restrict__ rstd, int rows, int channels, T eps)
+{
+    const int row = blockIdx.x * blockDim.x + threadIdx.x;
+    if (row >= rows) return;
+    x += (long long)row * channels;
+    y += (long long)row * channels;
+    T sum = 0;
+    for (int c = 0; c < channels; c++) sum += x[c];
+    const T average = sum / channels;
+    T squares = 0;                                                    // around the average: E[x^2] - E[x]^2 would cancel
+    for (int c = 0; c < channels; c++) squares += (x[c] - average) * (x[c] - average);
+    const T scale = rsqrt(squares / channels + eps);
+    for (int c = 0; c < channels; c++) y[c] = (x[c] - average) * scale * (weight ? weight[c] : T(1)) + (bias ? bias[c] : T(0));
+    mean[row] = average;
+    rstd[row] = scale;
+}
+
+// instances: layer_norm_forward<float, float>, layer_norm_forward<float, float4>, layer_norm_forward<double, double>
+template <typename T, typename V>
+__global__ void __launch_bounds__(128) layer_norm_forward(const V* __restrict__ x, const V* __restrict__ weight, const V* __restrict__ bias,
+                                                          V* __restrict__ y, T* __restrict__ mean, T* __restrict__ rstd, int rows, int packs, T eps)
+{
+    constexpr int N = sizeof(V) / sizeof(T);
+    const int lane = threadIdx.x % 32, row = blockIdx.x * 4 + threadIdx.x / 32;
+    if (row >= rows) return;                                          // the whole warp: its shuffles miss nobody
+    const auto x_row = packs_of<T>(x) + (long long)row * packs;
+    const T channels = T(packs) * N;
+
+    T sum = 0;
+    for (int p = lane; p < packs; p += 32) {
+        const auto pack = x_row[p];                                   // one load; `x_row[p].v[k]` would be N of them
+        for (T v : pack.v) sum += v;
+    }
+    const T average = warp_sum(sum) / channels;
+
+    T squares = 0;
+    for (int p = lane; p < packs; p += 32) {
+        const auto pack = x_row[p];
+        for (T v : pack.v) squares += (v - average) * (v - average);
+    }
+    const T scale = rsqrt(warp_sum(squares) / channels + eps);
+
+    for (int p = lane; p < packs; p += 32) {
+        auto pack = x_row[p];
+        for (T& v : pack.v) v = (v - average) * scale;
+        if (weight) {
+            const auto w = packs_of<T>(weight)[p];
+            for (int k = 0; k < N; k++) pack.v[k] *= w.v[k];
+        }
+        if (bias) {
+            const auto b = packs_of<T>(bias)[p];
+            for (int k = 0; k < N; k++) pack.v[k] += b.v[k];
+        }
+        packs_of<T>(y)[(long long)row * packs + p] = pack;
+    }
+    if (lane == 0) mean[row] = average, rstd[row] = scale;
+}
+
+// --- the gradient of x: with g = dy weight and x_hat = (x - mean) rstd,  dx = rstd (g - mean(g) - x_hat mean(g x_hat))
+
+// instances: layer_norm_backward_naive<float>
+template <typename T>
+__global__ void layer_norm_backward_naive(const T* __restrict__ dy, const T* __restrict__ x, const T* __restrict__ weight, const T* __restrict__ mean,
+                                          const T* __restrict__ rstd, T* __restrict__ dx, int rows, int channels)
+{
+    const int row = blockIdx.x * blockDim.x + threadIdx.x;
+    if (row >= rows) return;
+    x += (long long)row * channels;
+    dy += (long long)row * channels;
+    dx += (long long)row * channels;
+    T sum = 0, product = 0;
+    for (int c = 0; c < channels; c++) {
+        const T g = weight ? dy[c] * weight[c] : dy[c];
+        sum += g;
+        product += g * (x[c] - mean[row]) * rstd[row];
+    }
+    for (int c = 0; c < channels; c++) {
+        const T g = weight ? dy[c] * weight[c] : dy[c], x_hat = (x[c] - mean[row]) * rstd[row];
+        dx[c] = rstd[row] * (g - sum / channels - x_hat * product / channels);
+    }
+}
+
+// instances: layer_norm_backward<float, float>, layer_norm_backward<float, float4>, layer_norm_backward<double, double>
+template <typename T, typename V>
+__global__ void __launch_bounds__(128) layer_norm_backward(const V* __restrict__ dy, const V* __restrict__ x, const V* __restrict__ weight,
+                                                           const T* __restrict__ mean, const T* __restrict__ rstd, V* __restrict__ dx, int rows,
+                                                           int packs)
+{
+    constexpr int N = sizeof(V) / sizeof(T);
+    const int lane = threadIdx.x % 32, row = blockIdx.x * 4 + threadIdx.x / 32;
+    if (row >= rows) return;
+    const auto x_row = packs_of<T>(x) + (long long)row * packs, dy_row = packs_of<T>(dy) + (long long)row * packs;
+    const T channels = T(packs) * N, average = mean[row], scale = rstd[row];
+
+    auto g_and_x_hat = [&](int p, auto& g, auto& x_hat) {
+        g = dy_row[p];
+        x_hat = x_row[p];
+        for (T& v : x_hat.v) v = (v - average) * scale;
+        if (weight) {
+            const auto w = packs_of<T>(weight)[p];
+            for (int k = 0; k < N; k++) g.v[k] *= w.v[k];
+        }
+    };
+    Pack<T, N> g, x_hat;
+    T sum = 0, product = 0;
+    for (int p = lane; p < packs; p += 32) {
+        g_and_x_hat(p, g, x_hat);
+        for (int k = 0; k < N; k++) sum += g.v[k], product += g.v[k] * x_hat.v[k];
+    }
+    const T mean_g = warp_sum(sum) / channels, mean_product = warp_sum(product) / channels;
+    for (int p = lane; p < packs; p += 32) {
+        g_and_x_hat(p, g, x_hat);
+        for (int k = 0; k < N; k++) g.v[k] = scale * (g.v[k] - mean_g - x_hat.v[k] * mean_product);
+        packs_of<T>(dx)[(long long)row * packs + p] = g;
+    }
+}
+
+// --- the gradients of weight and bias: sums over the rows of dy x_hat and of dy
+
+// instances: layer_norm_columns_naive<float>
+template <typename T>
+__global__ void layer_norm_columns_naive(const T* __restrict__ dy, const T* __restrict__ x, const T* __restrict__ mean, const T* __restrict__ rstd,
+                                         T* __restrict__ dweight, T* __restrict__ dbias, int rows, int channels)
+{
+    const int c = blockIdx.x * blockDim.x + threadIdx.x;
+    if (c >= channels) return;
+    T weight_sum = 0, bias_sum = 0;
+    for (int row = 0; row < rows; row++) {
+        const long long i = (long long)row * channels + c;            // neighbouring threads, neighbouring addresses; but few threads
+        weight_sum += dy[i] * (x[i] - mean[row]) * rstd[row];
+        bias_sum += dy[i];
+    }
+    dweight[c] = weight_sum;
+    dbias[c] = bias_sum;
+}
+
+// Slice s takes rows s, s + S, s + 2 S, ... in steps of 8 (threadIdx.y). Its sums go to partial (S, 2, C): dweight's, then dbias's.
+// instances: layer_norm_columns<float>, layer_norm_columns<double>
+template <typename T>
+__global__ void __launch_bounds__(256) layer_norm_columns(const T* __restrict__ dy, const T* __restrict__ x, const T* __restrict__ mean,
+                                                          const T* __restrict__ rstd, T* __restrict__ partial, int rows, int channels)
+{
+    __shared__ T sums[2][8][32];
+    const int c = blockIdx.x * 32 + threadIdx.x, slice = blockIdx.y, slices = gridDim.y;
+    T weight_sum = 0, bias_sum = 0;
+    if (c < channels) {
+        for (int row = slice + slices * threadIdx.y; row < rows; row += slices * 8) {
+            const long long i = (long long)row * channels + c;
+            weight_sum += dy[i] * (x[i] - mean[row]) * rstd[row];
+            bias_sum += dy[i];
+        }
+    }
+    sums[0][threadIdx.y][threadIdx.x] = weight_sum;
+    sums[1][threadIdx.y][threadIdx.x] = bias_sum;
+    __syncthreads();
+    if (threadIdx.y >= 2 || c >= channels) return;                    // two rows of threads add up the eight: one for weight, one for bias
+    T sum = 0;
+    for (int k = 0; k < 8; k++) sum += sums[threadIdx.y][k][threadIdx.x];
+    partial[((long long)slice * 2 + threadIdx.y) * channels + c] = sum;
+}
+
+// total (2, C) = sum of partial (S, 2, C) over S
+// instances: layer_norm_columns_sum<float>, layer_norm_columns_sum<double>
+template <typename T>
+__global__ void layer_norm_columns_sum(const T* __restrict__ partial, T* __restrict__ total, int slices, int columns)
+{
+    const int c = blockIdx.x * blockDim.x + threadIdx.x;
+    if (c >= columns) return;
+    T sum = 0;
+    for (int s = 0; s < slices; s++) sum += partial[(long long)s * columns + c];
+    total[c] = sum;
+}

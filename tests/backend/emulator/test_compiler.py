@@ -1,0 +1,113 @@
+"""Building and caching: a file is compiled once, workers do not disturb each other, and messages show the source."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from minigrad.backend import cuda
+from minigrad.backend.emulator import compiler, faults
+from minigrad.backend.kernel_source import CompileError
+from tests.backend.emulator.in_a_process import run_tests
+
+CODE = '#line 1 "{name}.cu"\n__global__ void {name}(float* y) {{ y[threadIdx.x] = {value}; }}'
+
+
+@pytest.fixture
+def empty_cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "minigrad" / "emulator"
+
+
+def test_a_file_is_compiled_once_and_again_when_it_or_the_build_changes(empty_cache, monkeypatch):
+    compiled = []
+    run = subprocess.run
+    compiler._compiler()
+    monkeypatch.setattr(compiler.subprocess, "run", lambda command, **options: compiled.append(command) or run(command, **options))
+    one, other = (CODE.format(name="cached", value=value) for value in (1, 2))
+    first = compiler.build_kernels("cached", one, ("cached",), "plain")
+    assert compiler.build_kernels("cached", one, ("cached",), "plain") == first
+    assert len(compiled) == 1
+    others = {compiler.build_kernels("cached", other, ("cached",), "plain"), compiler.build_kernels("cached", one, ("cached",), "check")}
+    assert len(compiled) == 3
+    assert first not in others
+    assert sorted(path.parent for path in [first, *others]) == [empty_cache] * 3
+    assert not list(empty_cache.glob("building-*"))
+
+
+def test_workers_that_build_the_same_file_at_once_do_not_disturb_each_other(empty_cache):
+    script = (
+        "import numpy as np; from minigrad.backend import cuda\n"
+        "with cuda.emulated('plain'):\n"
+        "    cp = cuda.array_module(); y = cp.zeros(4, np.float32)\n"
+        f"    cp.RawModule(code={CODE.format(name='shared_work', value=3)!r}).get_function('shared_work')((1,), (4,), (y,)); print(y.get().sum())"
+    )
+    folder = Path(__file__).parents[3]
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": str(folder)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        for _ in range(2)
+    ]
+    assert [worker.communicate()[0].strip() for worker in workers] == ["12.0"] * 2
+    assert len(list(empty_cache.iterdir())) == 2  # the core and the file
+
+
+def test_a_cache_that_cannot_be_written_is_replaced_by_a_temporary_folder(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(compiler.tempfile, "gettempdir", lambda: str(tmp_path))
+    assert compiler.cache_folder() == tmp_path / f"minigrad-emulator-{os.getuid()}"
+
+
+def test_without_a_compiler_the_message_says_how_to_get_one(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(RuntimeError, match="there is no 'no-such-compiler' here: install it"):
+        compiler._compiler.__wrapped__()
+
+
+def test_a_mistake_is_shown_with_its_line(tmp_path):
+    (tmp_path / "helper.cuh").write_text("__device__ float twice(float x)\n{\n    return x + y;\n}\n")
+    (tmp_path / "page.cu").write_text('#include "helper.cuh"\n__global__ void page(float* y)\n{\n    y[0] = twice(1);\n    y[1] = thrice(1);\n}\n')
+    with cuda.emulated(), pytest.raises(CompileError) as caught:
+        cp = cuda.array_module()
+        cuda.Kernels(tmp_path / "page.py").launch("page", 1, 1, cp.zeros(2, cp.float32))
+    message = str(caught.value)
+    assert "page.cu does not compile" in message
+    assert "helper.cuh:3:  return x + y;" in message
+    assert "page.cu:5:  y[1] = thrice(1);" in message
+
+
+def test_a_fault_in_an_included_file_is_shown_with_both_lines(tmp_path):
+    (tmp_path / "helper.cuh").write_text("// a comment\n__device__ float at(const float* x, int i) { return x[i]; }\n")
+    (tmp_path / "page.cu").write_text('#include "helper.cuh"\n\n__global__ void page(float* y)\n{\n    y[0] = at(y, 2);\n}\n')
+    with cuda.emulated(), pytest.raises(faults.OutOfBounds) as caught:
+        cp = cuda.array_module()
+        cuda.Kernels(tmp_path / "page.cu").launch("page", 1, 1, cp.zeros(2, cp.float32))
+    assert caught.value.trace == (("helper.cuh", 2), ("page.cu", 5))
+    assert "page.cu:5:  y[0] = at(y, 2);" in str(caught.value)
+
+
+def test_a_barrier_in_an_included_file_is_shown_with_its_caller(tmp_path):
+    (tmp_path / "helper.cuh").write_text("__device__ float sum(float x)\n{\n    return x + __shfl_xor_sync(0xffffffff, x, 1);\n}\n")
+    (tmp_path / "page.cu").write_text('#include "helper.cuh"\n\n__global__ void page(float* y)\n{\n    if (threadIdx.x) y[0] = sum(y[0]);\n}\n')
+    with cuda.emulated(), pytest.raises(faults.BarrierFault) as caught:
+        cp = cuda.array_module()
+        cuda.Kernels(tmp_path / "page.cu").launch("page", 1, 32, cp.zeros(2, cp.float32))
+    assert caught.value.trace == (("helper.cuh", 3), ("page.cu", 5))
+
+
+def test_fibres_by_ucontext_work_as_well():
+    """What processors other than x86-64 use."""
+    run_tests(str(Path(__file__).parent / "test_vocabulary.py"), CXXFLAGS="-DEMULATOR_UCONTEXT")
+
+
+def test_the_address_build_needs_a_process_of_its_own():
+    with cuda.emulated("plain"):
+        pass
+    with pytest.raises(RuntimeError, match="needs a process of its own: start Python with MINIGRAD_EMULATOR=address"), cuda.emulated("address"):
+        pass

@@ -1,0 +1,105 @@
+"""Capturing a graph: it is done later, again and again, on the same memory; what a captured step must not do raises."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minigrad.backend import cuda
+
+KERNELS = cuda.Kernels(Path(__file__).parent / "vocabulary.cu")
+
+
+@pytest.fixture
+def device():
+    with cuda.emulated() as device:
+        yield device
+
+
+@pytest.fixture
+def cp(device):
+    return cuda.array_module()
+
+
+@pytest.fixture
+def stream(device, cp):
+    with cp.cuda.Stream(non_blocking=True) as stream:
+        yield stream
+    device.capturing = None
+
+
+def test_a_graph_is_done_when_it_is_launched_and_as_often(cp, device, stream):
+    x, total = cp.zeros((2, 3), np.float32), cp.zeros(3, np.float32)
+    turned = cp.empty((3, 2), np.float32)
+    stream.begin_capture()
+    assert stream.is_capturing()
+    np.add(x, 1, out=x)
+    KERNELS.launch("transpose<float>", (1, 1), (8, 8), x, turned, 2, 3)
+    total[...] = turned[:, 0]
+    graph = stream.end_capture()
+    assert (x.get() == 0).all()
+    assert device.launches == 0
+    for count in (1, 2, 3):
+        graph.launch()
+        assert (total.get() == count).all()
+    x[...] = 10  # the graph looks at memory, not at values
+    graph.launch()
+    assert (total.get() == 11).all()
+    assert (device.launches, device.graph_launches) == (4, 4)
+
+
+def test_what_a_captured_step_must_not_do(cp, stream):
+    x = cp.ones(3)
+    stream.begin_capture()
+    for forbidden, message in [
+        (lambda: x + 1, "allocated while a graph is captured"),
+        (lambda: cp.empty(3), "allocated while a graph is captured"),
+        (lambda: cp.asarray(np.ones(3)), "allocated while a graph is captured"),
+        (lambda: x.copy(), "allocated while a graph is captured"),
+        (lambda: x.get(), "waits for the device while a graph is captured"),
+        (lambda: float(x[0]), "waits for the device while a graph is captured"),
+        (lambda: bool(x[0]), "waits for the device while a graph is captured"),
+        (stream.synchronize, "waits for the device while a graph is captured"),
+        (stream.begin_capture, "captured already"),
+    ]:
+        with pytest.raises(RuntimeError, match=message):
+            forbidden()
+    stream.end_capture()
+    with pytest.raises(RuntimeError, match="no graph is being captured"):
+        stream.end_capture()
+
+
+def test_a_graph_does_not_keep_its_arrays_and_notices_when_one_is_gone(cp, stream):
+    x, y = cp.zeros(3), cp.zeros(3)
+    stream.begin_capture()
+    np.add(x, 1, out=y)
+    graph = stream.end_capture()
+    graph.launch()
+    del x
+    gc.collect()
+    with pytest.raises(RuntimeError, match="add uses an array that has been freed since it was captured"):
+        graph.launch()
+
+
+def test_the_default_stream_is_not_captured(cp):
+    with pytest.raises(RuntimeError, match="the default stream cannot be captured"):
+        cp.cuda.get_current_stream().begin_capture()
+    with pytest.raises(RuntimeError, match="enter this one first"):
+        cp.cuda.Stream(non_blocking=True).begin_capture()
+
+
+def test_events_and_streams_wait_for_the_device(cp, device):
+    start, end = cp.cuda.Event(), cp.cuda.Event()
+    start.record()
+    end.record()
+    end.synchronize()
+    cp.cuda.Device().synchronize()
+    cp.cuda.get_current_stream().synchronize()
+    assert device.synchronisations == 3
+    assert cp.cuda.get_elapsed_time(start, end) >= 0
+    assert cp.cuda.runtime.getDeviceCount() == 1
+    with pytest.raises(RuntimeError, match="device 0 only"):
+        cp.cuda.Device(1)

@@ -1,0 +1,91 @@
+"""Every kernel file compiles for real GPUs, by the compiler that CuPy uses; what only that compiler notices is noticed."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+import minigrad
+from minigrad.backend import nvrtc
+from minigrad.backend.kernel_source import CompileError, Source, parse, read
+
+FILES = sorted((Path(minigrad.__file__).parent / "fused").glob("*.cu"))
+needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed; NVRTC compiles the same files")
+
+
+@pytest.mark.parametrize("architecture", nvrtc.ARCHITECTURES)
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_compiles_with_nvrtc(file, architecture):
+    source = read(file)
+    compiled = nvrtc.compile_with_nvrtc(source, architecture)
+    assert set(compiled.symbols) == set(source.kernels)
+    assert not compiled.log, compiled.log  # no warning either
+    for name in source.kernels:
+        check_types(name, compiled.ptx_of(name))
+
+
+def check_types(name: str, ptx: str) -> None:
+    """A float kernel that has a `0.5` for a `0.5f` computes in double, 32 times slower on most GPUs; a float4 kernel moves 16 bytes at a time."""
+    if "double" not in name:
+        assert not re.findall(r"\S+\.f64", ptx), f"{name} computes in double"
+    if "float4" in name:
+        moves = re.findall(r"(?:ld|st)\.global\S*\.v4", ptx)
+        assert moves, f"{name} moves no float4"
+
+
+@needs_nvcc
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_compiles_with_nvcc(file):
+    source = read(file)
+    assert set(nvrtc.compile_with_nvcc(source, "sm_90").symbols) == set(source.kernels)
+
+
+COMPILERS = [nvrtc.compile_with_nvrtc, pytest.param(nvrtc.compile_with_nvcc, marks=needs_nvcc)]
+
+
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_a_mistake_is_shown_with_its_line(compiler):
+    source = parse("page", "__global__ void page(float* y)\n{\n    y[0] = undeclared;\n}\n")
+    with pytest.raises(CompileError, match=r'page.cu does not compile for sm_80(.|\n)*"?undeclared(.|\n)*\n  page.cu:3:  y\[0\] = undeclared;'):
+        compiler(source, "sm_80")
+
+
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_a_template_is_compiled_though_nothing_calls_it(compiler):
+    """Without an instance a compiler accepts anything that depends on the template's arguments, and makes no code of it."""
+    body = "template <typename T> __global__ void page(T* y) { y[0] = missing(y[0]); }"
+    with pytest.raises(CompileError, match="missing"):
+        compiler(parse("page", f"// instances: page<float>\n{body}"), "sm_80")
+    compiled = compiler(parse("page", "// instances: page<float>, page<double>\n" + body.replace("missing(y[0])", "2 * y[0]")), "sm_80")
+    assert len(set(compiled.symbols.values())) == 2
+
+
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_a_file_without_the_kernels_it_should_have(compiler):
+    source = parse("page", "__global__ void page(float* y) { y[0] = 1; }")
+    with pytest.raises(CompileError, match="there is no kernel in it"):
+        compiler(Source("page", source.text, {}), "sm_80")
+    with pytest.raises(CompileError, match="other"):
+        compiler(Source("page", source.text, {**source.kernels, "other": source.kernels["page"]}), "sm_80")
+
+
+@pytest.mark.parametrize("name", ["INFINITY", "INT_MAX", "M_PI", "std::max(y[0], y[1])", "FLT_MAX"])
+def test_nvrtc_knows_no_headers(name):
+    """The emulator and nvcc know these. CuPy compiles with NVRTC."""
+    with pytest.raises(CompileError):
+        nvrtc.compile_with_nvrtc(parse("page", f"__global__ void page(float* y) {{ y[0] = {name}; }}"), "sm_80")
+
+
+def test_too_much_static_shared_memory_is_noticed():
+    source = parse("page", "__global__ void page(float* y) { __shared__ float s[12289]; s[threadIdx.x] = 1; __syncthreads(); y[0] = s[y[1] > 0]; }")
+    with pytest.raises(CompileError, match="too much shared data"):
+        nvrtc.compile_with_nvrtc(source, "sm_80")
+
+
+def test_without_nvrtc_the_message_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(nvrtc, "nvrtc_library", lambda: None)
+    with pytest.raises(RuntimeError, match="pip install nvidia-cuda-nvrtc"):
+        nvrtc.compile_with_nvrtc(parse("page", "__global__ void page(float* y) {}"), "sm_80")

@@ -1,0 +1,148 @@
+"""The CUDA kernels on the emulator: equal to the definitions, in every order of threads and blocks bit for bit the same, and without a fault.
+
+`MINIGRAD_EMULATOR=address pytest tests/fused/test_cuda_kernels.py` runs them under AddressSanitizer; the last test here does.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import minigrad
+from minigrad import Tensor
+from minigrad.backend import cuda
+from minigrad.backend.emulator.launch import ORDERS
+from minigrad.fused.gelu import gelu
+from minigrad.fused.layer_norm import layer_norm
+from minigrad.op import Fused
+from tests.backend.emulator.in_a_process import run_tests
+from tests.support import RELATIVE, assert_close, rng
+
+FOLDER = Path(minigrad.__file__).parent / "fused"
+
+
+def run(op: Fused, inputs: list, values: dict, dtype: type, device: str, needs: list[bool], seed: int) -> list[np.ndarray | None]:
+    """Output and gradients, for a random upstream gradient, as NumPy arrays."""
+    tensors = [None if x is None else Tensor(x.astype(dtype)).to(device=device).requires_grad_(need) for x, need in zip(inputs, needs, strict=True)]
+    y = op(*tensors, **values)
+    assert (y.device, y.dtype) == (device, dtype)
+    leaves = [x for x in tensors if x is not None and x.requires_grad]
+    upstream = Tensor(rng(seed).uniform(-1, 1, y.shape).astype(dtype)).to(device=device)
+    gradients = minigrad.grad([y], leaves, [upstream]) if leaves else []
+    return [t.to(device="cpu").numpy() for t in (y, *gradients)]
+
+
+def check_cuda(op: Fused, inputs: list, values: dict | None = None, needs: list[bool] | None = None, seed: int = 0, float32: bool = True) -> None:
+    """Compare the CUDA kernels with the definition: in float64 to the last digits, in float32 as `tests.support.check_float32` does."""
+    values = values or {}
+    needs = [x is not None and (needs is None or needs[k]) for k, x in enumerate(inputs)]
+    inputs = [None if x is None else x.astype(np.float32).astype(np.float64) for x in inputs]
+    with minigrad.definitions():
+        exact = run(op, inputs, values, np.float64, "cpu", needs, seed)
+        single = run(op, inputs, values, np.float32, "cpu", needs, seed)
+    with cuda.emulated(orders=ORDERS) as device:
+        double = run(op, inputs, values, np.float64, "cuda", needs, seed)
+        assert device.launches > 0 or not exact[0].size
+        for k, (ours, reference) in enumerate(zip(double, exact, strict=True)):
+            assert_close(ours, reference, f"{op.name} on cuda, result {k}", RELATIVE)
+        if not float32:
+            return
+        for k, (ours, definition, reference) in enumerate(zip(run(op, inputs, values, np.float32, "cuda", needs, seed), single, exact, strict=True)):
+            error, allowed = (np.abs(a.astype(np.float64) - reference).max(initial=0) for a in (ours, definition))
+            bound = 2 * allowed + 4 * np.finfo(np.float32).eps * np.abs(reference).max(initial=0)
+            assert error <= bound, f"{op.name} on cuda, result {k}: float32 error {error:.3g} > {bound:.3g} (definition: {allowed:.3g})"
+
+
+def layer_norm_inputs(rows: int, channels: int, weight: bool = True, bias: bool = True, seed: int = 0) -> list:
+    random = rng(seed)
+    vector = lambda wanted: random.uniform(-2, 2, channels) if wanted else None  # noqa: E731
+    return [random.standard_normal((rows, channels)), vector(weight), vector(bias)]
+
+
+@settings(max_examples=15)
+@given(st.integers(0, 9), st.integers(1, 140), st.booleans(), st.booleans(), st.sampled_from([1e-5, 1e-2]), st.integers(0, 1000))
+def test_layer_norm(rows, channels, weight, bias, eps, seed):
+    check_cuda(layer_norm, layer_norm_inputs(rows, channels, weight, bias, seed), {"eps": eps}, seed=seed, float32=False)
+
+
+@pytest.mark.parametrize(("rows", "channels"), [(68, 96), (65, 128), (33, 97)])
+def test_layer_norm_is_as_accurate_as_the_definition(rows, channels):
+    check_cuda(layer_norm, layer_norm_inputs(rows, channels))
+
+
+def test_a_large_mean_costs_the_variance_no_digits():
+    """As on the CPU: with mean 1000 and deviation 1 in float32 only the rounding of the mean (6e-5) remains."""
+    x = (rng(5).standard_normal((64, 96)) + 1e3).astype(np.float32)
+    exact = x.astype(np.float64)
+    exact = (exact - exact.mean(-1, keepdims=True)) / np.sqrt(exact.var(-1, keepdims=True) + 1e-5)
+    with cuda.emulated():
+        assert np.abs(layer_norm(Tensor(x).to(device="cuda")).data.get() - exact).max() < 2e-4
+
+
+@pytest.mark.parametrize("needs", [[True, False, False], [False, True, False], [False, False, True]])
+def test_layer_norm_with_some_gradients_only(needs):
+    check_cuda(layer_norm, layer_norm_inputs(5, 8), needs=needs)
+
+
+@settings(max_examples=10)
+@given(st.integers(0, 700), st.integers(0, 1000))
+def test_gelu(size, seed):
+    check_cuda(gelu, [rng(seed).uniform(-3, 3, size)], seed=seed, float32=size > 50)
+
+
+def test_gelu_far_from_zero():
+    check_cuda(gelu, [np.array([-30.0, -6.0, -0.0, 0.0, 1e-20, 6.0, 30.0, 5.0])], float32=False)
+
+
+def test_arrays_that_do_not_lie_at_sixteen_bytes_take_the_kernel_for_single_numbers():
+    with cuda.emulated():
+        x = Tensor(rng(1).standard_normal(33).astype(np.float32)).to(device="cuda")
+        shifted = x[1:].reshape(4, 8)  # starts 4 bytes past a multiple of 16
+        expected = layer_norm(gelu(Tensor(x.data.get()[1:].reshape(4, 8)))).numpy()
+        np.testing.assert_allclose(layer_norm(gelu(shifted)).to(device="cpu").numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("rows", "channels"), [(6, 20), (130, 5)])
+def test_every_rung_of_layer_norm_s_ladder_computes_the_same(rows, channels):
+    kernels = cuda.Kernels(FOLDER / "layer_norm.cu")
+    x, weight, bias = (a.astype(np.float32) for a in layer_norm_inputs(rows, channels))
+    upstream = rng(5).standard_normal(x.shape).astype(np.float32)
+    with cuda.emulated(orders=ORDERS):
+        cp = cuda.array_module()
+        x_, weight_, bias_, dy = (cp.asarray(a) for a in (x, weight, bias, upstream))
+        y, mean, rstd, dx, dweight, dbias = (cp.empty(s, np.float32) for s in (x.shape, rows, rows, x.shape, channels, channels))
+        blocks = -(-rows // 128)
+        kernels.launch("layer_norm_forward_naive<float>", blocks, 128, x_, weight_, bias_, y, mean, rstd, rows, channels, 1e-5)
+        kernels.launch("layer_norm_backward_naive<float>", blocks, 128, dy, x_, weight_, mean, rstd, dx, rows, channels)
+        kernels.launch("layer_norm_columns_naive<float>", 1, 128, dy, x_, mean, rstd, dweight, dbias, rows, channels)
+        naive = [a.get() for a in (y, dx, dweight, dbias)]
+        tensors = [Tensor(a).to(device="cuda").requires_grad_() for a in (x, weight, bias)]
+        out = layer_norm(*tensors)
+        gradients = minigrad.grad([out], tensors, [Tensor(upstream).to(device="cuda")])
+        for ours, first in zip((out, *gradients), naive, strict=True):
+            assert_close(ours.to(device="cpu"), first, relative=1e-5)
+
+
+def test_the_naive_gelu_computes_the_same():
+    kernels = cuda.Kernels(FOLDER / "gelu.cu")
+    x = rng(2).standard_normal(300).astype(np.float32)
+    with cuda.emulated():
+        cp = cuda.array_module()
+        y = cp.empty(300, np.float32)
+        kernels.launch("gelu_forward_naive<float>", 2, 256, cp.asarray(x), y, 300)
+        np.testing.assert_array_equal(y.get(), gelu(Tensor(x).to(device="cuda")).data.get())
+
+
+def test_other_dtypes_are_refused():
+    with cuda.emulated(), pytest.raises(TypeError, match="CUDA kernels compute in float32 and float64, not in float16"):
+        gelu(Tensor(np.ones(4, np.float16)).to(device="cuda"))
+
+
+@pytest.mark.skipif("MINIGRAD_EMULATOR" in os.environ, reason="runs in the process that this test starts")
+def test_the_same_under_address_sanitizer():
+    run_tests(__file__, MINIGRAD_EMULATOR="address")
