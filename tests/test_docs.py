@@ -135,6 +135,17 @@ def test_a_page_of_each_operation(site: Path) -> None:
     assert "<function" not in text and "object at 0x" not in text
 
 
+def test_measured_times_are_shown_where_there_are_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = {"config": "cifar-nano", "op": "linear", "inputs": [{"shape": [2, 3]}, None]}
+    rows = [{"case": case, "side": "minigrad", "turns": [{"wall_ms": [1.0, 3.0, 2.0]}]}, {"case": case, "side": "torch", "failed": "no memory"}]
+    head = {"date": "2026-01-02T03:04:05", "command": "make bench BENCH=ops", "sides": {"minigrad": {"title": "this project"}}}
+    monkeypatch.setattr(generate, "_results", lambda name: {"ops": head | {"rows": rows}}.get(name))
+    text = "\n".join(generate._speed([generate.REGISTRY["linear"]]))
+    assert "Measured on 2026-01-02 by `make bench BENCH=ops`" in text and "| cifar-nano | `linear` | 2×3 | this project | 2 |" in text
+    assert "no memory" not in text
+    assert generate._speed([generate.REGISTRY["gelu"]]) == []
+
+
 def test_the_picture_of_the_network_is_the_committed_one() -> None:
     assert generate.network_picture() == (DOCS / "network.svg").read_text(encoding="utf-8"), "run python docs/generate.py and commit docs/network.svg"
 
@@ -269,6 +280,8 @@ def complaint(command: str) -> str | None:
         return _wrong_with_options(words[1:])
     if words[0] in ("python", ".venv/bin/python"):
         if words[1] == "-m":
+            if words[2].startswith(("benchmarks.", "tests.")):
+                return _wrong_with_script(words[2].replace(".", "/") + ".py", words[3:])
             return {"conformer": _wrong_with_options, "pytest": _wrong_with_tests, "minigrad": _unexpected}.get(words[2], _unknown)(words[3:])
         return _wrong_with_script(words[1], words[2:])
     return None if words[0] in ("pip", "lint-imports", "ruff") else f"no program {words[0]} is known"
@@ -289,7 +302,7 @@ def _wrong_with_make(words: list[str]) -> str | None:
         if not re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE):
             return f"there is no target {target}"
         checks = {"train": lambda: _wrong_with_options(["train", *arguments]), "test": lambda: _wrong_with_tests(arguments)}
-        checks["bench"] = lambda: _wrong_with_script(f"benchmarks/{settings.get('BENCH', 'overhead')}.py", arguments)
+        checks["bench"] = lambda: _wrong_with_script(f"benchmarks/{settings.get('BENCH', 'suite')}.py", arguments)
         checks["mutants"] = lambda: _wrong_with_script("tests/mutants.py", arguments)
         checks["deep"] = lambda: _wrong_with_script("tests/deep.py", arguments)
         if found := checks.get(target, lambda: None)():
@@ -316,7 +329,8 @@ def _wrong_with_tests(words: list[str]) -> str | None:
 def _wrong_with_script(path: str, words: list[str]) -> str | None:
     if not (ROOT / path).is_file():
         return f"there is no {path}"
-    source = (ROOT / path).read_text(encoding="utf-8")
+    shared = [ROOT / "benchmarks" / "measure.py"] if path.startswith("benchmarks/") else []
+    source = "".join(file.read_text(encoding="utf-8") for file in [ROOT / path, *shared])
     unknown = [word for word in words if word.startswith("--") and f'"{word.split("=")[0]}"' not in source]
     return f"{path} has no option {unknown[0]}" if unknown else None
 
@@ -335,6 +349,7 @@ def test_commands_have_the_options_they_are_given(page: Path) -> None:
         ('make test ARGS="tests/none"', "there is no tests/none"),
         ("make bench BENCH=none", "there is no benchmarks/none.py"),
         ("python benchmarks/overhead.py --quickly", "has no option --quickly"),
+        ("python -m tests.deep --deeper", "has no option --deeper"),
         (".venv/bin/python -m conformer train --config huge", "there is no 'huge'"),
         ("env -u A -u B python -m other", "no such module"),
     ],
