@@ -27,8 +27,8 @@ from conformer import cli
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 WRITTEN = [ROOT / "README.md", *sorted(path for path in DOCS.glob("*.md") if path.name != "paper.md")]
-# Warnings are errors but for one: OpenBLAS now and then sets the processor's flag for an invalid operation in small products of ones, which NumPy then
-# reports (seen in 1 of 240 runs of docs/map.md); a NaN would show in what is printed.
+# Warnings are errors but for one: OpenBLAS now and then sets the processor's flag for an invalid operation in small products of ones, which NumPy
+# then reports (seen in 1 of 240 runs of docs/map.md); a NaN would show in what is printed.
 STRICT = ("-W", "error", "-W", "ignore:invalid value encountered in matmul:RuntimeWarning")
 SITE = ("sphinx", "myst_nb", "furo", "sphinx_copybutton")
 
