@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 ARGS ?=
-BENCH ?= overhead
+BENCH ?= suite
 
 VENV := .venv
 RUN  := $(VENV)/bin/python
@@ -41,8 +41,8 @@ lint: $(VENV)/test.stamp ## style, types and the direction of imports
 	$(RUN) -m pyright --pythonpath $(RUN)
 	$(VENV)/bin/lint-imports
 
-bench: $(VENV)/test.stamp ## a script of benchmarks/:  make bench BENCH=overhead ARGS="..."
-	$(FAST) $(RUN) benchmarks/$(BENCH).py $(ARGS)
+bench: $(VENV)/test.stamp ## all benchmarks (25 minutes), or one of benchmarks/:  make bench BENCH=ops ARGS="--quick"
+	$(FAST) $(RUN) -m benchmarks.$(BENCH) $(ARGS)
 
 notebooks: $(VENV)/test.stamp ## run the notebooks and write their .ipynb files:  make notebooks ARGS="01 05"
 	$(FAST) $(RUN) notebooks/build.py $(ARGS)

@@ -196,7 +196,7 @@ def test_global_average_pooling(shape: tuple[int, ...], seed: int):
         (Block(4, 2, 8), [(2, 3, 5)], "layer_norm: .*5.*4"),
         (Block(4, 2, 8), [(3, 4)], r"MultiHeadAttention: .*give tokens \(B, N, E\)"),
         (ConvBlock(4, 8, res_conv=True), [(2, 4, 3, 3)], "conv2d: .*channels"),
-        (ConvBlock(8, 8), [(2, 3, 3, 8), (2, 2, 2, 2)], r"shapes \(2,3,3,2\) \(2,2,2,2\)"),
+        (ConvBlock(8, 8), [(2, 3, 3, 8), (2, 2, 2, 2)], r"add: shapes \(2, 3, 3, 2\) and \(2, 2, 2, 2\) do not broadcast"),
         (FCUDown(2, 4, 2), [(2, 3, 4, 4), (2, 5, 4)], "conv2d: .*channels"),
         (FCUDown(2, 4, 4), [(2, 3, 3, 2), (2, 2, 4)], "avg_pool2d: "),
     ],

@@ -18,9 +18,11 @@ from conformer.explain import (
 )
 from minigrad import Tensor
 from minigrad.modes import no_grad
+from minigrad.random import manual_seed
 
 
 def network(**changes) -> Conformer:
+    manual_seed(0)
     sizes = {"depth": 6, "embed_dim": 16, "num_heads": 2, "channel_ratio": 0.25, "stem": "cifar", "stem_channels": 8, "num_classes": 5}
     model = Conformer(**(sizes | changes)).to(dtype="float64").eval()
     random = np.random.default_rng(0)

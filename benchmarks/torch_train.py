@@ -1,11 +1,10 @@
-"""The anchor for every time we report: cifar-nano trained on CIFAR-10 in plain PyTorch, as a PyTorch user would write it.
+"""The anchor for every time and accuracy we report: a CIFAR Conformer trained in plain PyTorch, as a PyTorch user would write it.
 
-Same network (tests/conformer/torch_conformer.py), schedule and augmentation as `python -m conformer train --config cifar-nano`, on the CPU,
-channels_last. Recipe: AdamW 2e-3, batch 128, weight decay 0.05 (none on 1-D tensors, biases and the class token), warm-up over a tenth of the steps
-then cosine to 0, label smoothing 0.1, gradient norm clipped to 1, reflect-padded shifts of 4 and flips, the mean of both heads' losses; accuracy by
-the sum of the heads.
+Same network (`torch_model.py`), schedule and augmentation as `python -m conformer train`, on the CPU, channels_last. Recipe: AdamW 2e-3, batch 128,
+weight decay 0.05 (none on 1-D tensors, biases and the class token), warm-up over a tenth of the steps then cosine to 0, label smoothing 0.1, gradient
+norm clipped to 1, reflect-padded shifts of 4 and flips, the mean of both heads' losses; accuracy by the sum of the heads.
 
-    env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE python benchmarks/torch_cifar_nano.py --data-dir cifar-10-batches-bin --epochs 20
+    env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE python -m benchmarks.torch_train --data-dir cifar-10-batches-bin --epochs 20
 
 Prints JSON lines: the setting, the progress every hundred steps, one line per epoch, and the time of a step at the end. The time of a step covers
 everything from taking the batch to the optimiser's update; the median leaves out the first ten steps.
@@ -18,7 +17,6 @@ import json
 import math
 import platform
 import statistics
-import sys
 import time
 from pathlib import Path
 
@@ -26,10 +24,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tests.conformer.torch_conformer import TorchConformer, parameter_groups
+from benchmarks.torch_model import TorchConformer, optimizer_of
+from conformer.config import named_config
 
-CIFAR_NANO = dict(patch_size=16, num_classes=10, channel_ratio=0.75, embed_dim=96, depth=6, num_heads=3, qkv_bias=True, stem="cifar_fast")
 MEAN = torch.tensor([0.4914, 0.4822, 0.4465]).view(1, 3, 1, 1)
 STD = torch.tensor([0.2470, 0.2435, 0.2616]).view(1, 3, 1, 1)
 BATCH, LEARNING_RATE, WEIGHT_DECAY, SHIFT = 128, 2e-3, 0.05, 4
@@ -83,10 +80,14 @@ def say(**fields: object) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--data-dir", type=Path, required=True, help="the extracted folder with data_batch_*.bin, or its parent")
+    parser.add_argument("--config", default="cifar-nano")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--max-steps", type=int, help="stop after this many steps and test; the schedule stays that of --epochs")
+    parser.add_argument("--batch-size", type=int, default=BATCH)
+    parser.add_argument("--no-test", action="store_true", help="measure steps alone")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    batch_size = options.batch_size
 
     folder = options.data_dir if (options.data_dir / "test_batch.bin").exists() else options.data_dir / "cifar-10-batches-bin"
     if not (folder / "test_batch.bin").exists():
@@ -97,22 +98,30 @@ def main() -> None:
 
     torch.manual_seed(options.seed)
     generator = torch.Generator().manual_seed(options.seed)
-    model = TorchConformer(**CIFAR_NANO).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(parameter_groups(model, WEIGHT_DECAY), lr=LEARNING_RATE)
-    per_epoch = len(images) // BATCH
+    model = TorchConformer(named_config(options.config)).to(memory_format=torch.channels_last)
+    optimizer = optimizer_of(model, LEARNING_RATE, WEIGHT_DECAY)
+    per_epoch = len(images) // batch_size
     steps = options.epochs * per_epoch
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, steps))
     parameters = sum(p.numel() for p in model.parameters())
-    say(torch=torch.__version__, machine=platform.machine(), threads=torch.get_num_threads(), seed=options.seed, parameters=parameters, steps=steps)
+    say(
+        torch=torch.__version__,
+        config=options.config,
+        machine=platform.machine(),
+        threads=torch.get_num_threads(),
+        seed=options.seed,
+        parameters=parameters,
+        steps=steps,
+    )
 
     times: list[float] = []
     began = time.perf_counter()
     for epoch in range(1, options.epochs + 1):
         model.train()
         order = torch.randperm(len(images), generator=generator)
-        for start in range(0, per_epoch * BATCH, BATCH):
+        for start in range(0, per_epoch * batch_size, batch_size):
             step_began = time.perf_counter()
-            chosen = order[start : start + BATCH]
+            chosen = order[start : start + batch_size]
             x, y = normalised(augmented(padded[chosen], generator)), labels[chosen]
             loss = sum(F.cross_entropy(head, y, label_smoothing=0.1) for head in model(x)) / 2
             optimizer.zero_grad()
@@ -127,11 +136,12 @@ def main() -> None:
             if len(times) == options.max_steps:
                 break
         minutes = (time.perf_counter() - began) / 60
-        say(epoch=epoch, steps=len(times), minutes=round(minutes, 2), test_accuracy=accuracy(model, test_images, test_labels))
+        tested = {} if options.no_test else {"test_accuracy": accuracy(model, test_images, test_labels)}
+        say(epoch=epoch, steps=len(times), minutes=round(minutes, 2), **tested)
         if len(times) == options.max_steps:
             break
     settled = times[10:] or times
-    say(ms_per_step=round(1e3 * statistics.median(settled), 1), images_per_second=round(BATCH / statistics.mean(settled)))
+    say(ms_per_step=round(1e3 * statistics.median(settled), 1), images_per_second=round(batch_size / statistics.mean(settled)))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,416 @@
+"""Write docs/benchmarks.md and its plots from the JSON files in benchmarks/results/: no figure on that page is typed by hand.
+
+    make bench BENCH=report ARGS="[--results DIR] [--page FILE]"
+
+Each benchmark that was run has a function here that makes its section; a section without a file is left out. A figure is the median over the turns
+of the median over a turn's samples. Read before: `measure.py`, which writes the files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import QUICK_RESULTS, RESULTS, ROOT, median, of_turns
+
+PAGE = ROOT / "docs" / "benchmarks.md"
+NOISY = 0.05  # share of the processors that others may take before a run is called noisy
+OURS = "minigrad"
+
+
+class Result:
+    """One JSON file."""
+
+    def __init__(self, file: Path):
+        self.file = file
+        self.record = json.loads(file.read_text())
+        self.rows = [row for row in self.record["rows"] if "turns" in row]
+        self.failed = [row for row in self.record["rows"] if "failed" in row]
+        self.name = self.record["benchmark"]
+
+    @property
+    def sides(self) -> list[str]:
+        """Those that measured something, in the order of the file."""
+        return list(dict.fromkeys(row["side"] for row in self.rows))
+
+    def title(self, side: str) -> str:
+        """What a side is called in a table."""
+        return self.record["sides"].get(side, {}).get("title", side)
+
+    def cases(self) -> list[tuple[dict, dict[str, list[dict]]]]:
+        """Each case with the turns of its sides."""
+        found: list[tuple[dict, dict[str, list[dict]]]] = []
+        for row in self.rows:
+            place = next((turns for case, turns in found if case == row["case"]), None)
+            if place is None:
+                found.append((row["case"], place := {}))
+            place[row["side"]] = row["turns"]
+        return found
+
+    def turns(self) -> list[dict]:
+        """All of them."""
+        return [turn for row in self.rows for turn in row["turns"]]
+
+    def others(self) -> float | None:
+        """The share of the processors that other processes took while something was measured."""
+        told = [turn for turn in self.turns() if "others_s" in turn]
+        seconds = sum(turn["seconds"] for turn in told) * self.record["environment"]["processors_in_all"]
+        return max(0.0, sum(turn["others_s"] for turn in told)) / seconds if seconds else None
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A Markdown table; numbers are right-aligned."""
+    rows = [[cell if isinstance(cell, str) else number(cell) for cell in row] for row in rows]
+    aligned = ["---" if column == 0 else "--:" for column in range(len(header))]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [list(header), aligned, *rows])
+
+
+def number(value: float | None) -> str:
+    """Three significant digits, a dash for nothing."""
+    if value is None:
+        return "–"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def ratio(ours: float | None, theirs: float | None) -> str:
+    return "–" if not ours or not theirs else f"{ours / theirs:.2f}"
+
+
+def anchor(side: str) -> bool:
+    """Whether a side is PyTorch as it runs without compiling."""
+    return side.startswith("torch") and side != "torch-compile"
+
+
+def best_torch(values: dict[str, float]) -> float | None:
+    """The fastest eager PyTorch side."""
+    return min((value for side, value in values.items() if anchor(side)), default=None)
+
+
+def medians(turns: dict[str, list[dict]], quantity: str = "wall_ms") -> dict[str, float]:
+    """By side."""
+    return {side: of_turns(taken, quantity) for side, taken in turns.items()}
+
+
+# --- sections: text, and plots by name
+
+
+Plots = dict[str, Any]
+
+
+def step_section(result: Result, plots: Plots) -> str:
+    """Milliseconds of a training step by network and batch."""
+    rows, ratios = [], []
+    for case, turns in result.cases():
+        wall, cpu = medians(turns), medians(turns, "cpu_ms")
+        cells = [f"{number(wall[side])} ({number(cpu[side])})" if side in wall else "–" for side in result.sides]
+        rows.append([f"{case['config']}, {case['batch']}", *cells, ratio(wall.get(OURS), best_torch(wall))])
+        ratios.append((f"{case['config']}\nbatch {case['batch']}", wall))
+    plots["step"] = lambda: bars(ratios, result, "milliseconds a step")
+    header = ["network, batch", *map(result.title, result.sides), "minigrad / fastest PyTorch"]
+    text = "Milliseconds of wall time, processor time in brackets. Below 1.00 in the last column minigrad is faster.\n\n"
+    return text + table(header, rows) + picture("step", "Milliseconds of a training step")
+
+
+def ops_section(result: Result, plots: Plots) -> str:
+    """Sums by operation over a step, then every call."""
+    copies = [of_turns(row["turns"]) for row in result.rows if row["case"]["op"] == "copy"]
+    copied = [2 * row["case"]["bytes"] for row in result.rows if row["case"]["op"] == "copy"]
+    bandwidth = copied[0] / copies[0] / 1e6 if copies else None  # GB/s
+    groups: dict[tuple[str, int], list] = {}
+    for case, turns in result.cases():
+        if case["op"] != "copy":
+            groups.setdefault((case["config"], case["batch"]), []).append((case, medians(turns), medians(turns, "forward_ms")))
+    sides = result.sides
+    parts = [
+        f"Copying memory reaches {number(bandwidth)} GB/s here (read and written bytes counted). An operation's traffic is the least it can be: each "
+        "input and the upstream gradient read once, the output and each gradient written once; products of matrices are bound by arithmetic instead."
+    ]
+    differing = [f"{case['op']} ({case['config']}, batch {case['batch']})" for case, turns in result.cases() if not agreeing(turns)]
+    if differing:
+        parts.append(f"**The sides do not agree** on {', '.join(dict.fromkeys(differing))}.")
+    plotted: list[tuple[str, dict[str, float]]] = []
+    for (config, batch), cases in groups.items():
+        sums: dict[str, dict[str, float]] = {}
+        for case, wall, _ in cases:
+            if case["where"] != "training step":
+                continue
+            total = sums.setdefault(case["op"], dict.fromkeys(sides, 0.0) | {"calls": 0, "bytes": 0})
+            total["calls"] += case["count"]
+            total["bytes"] += case["count"] * case["bytes"]
+            for side, value in wall.items():
+                total[side] += case["count"] * value
+        rows = []
+        ordered = sorted(sums.items(), key=lambda item: -item[1].get(OURS, 0))
+        for op, total in ordered:
+            by_side = {side: total[side] for side in sides}
+            reached = total["bytes"] / total[OURS] / 1e6 if total.get(OURS) else None
+            rows.append([op, total["calls"], *by_side.values(), ratio(by_side.get(OURS), best_torch(by_side)), reached])
+        every = {side: sum(total[side] for _, total in ordered) for side in sides}
+        if rows:
+            rows.append(["**all**", sum(total["calls"] for _, total in ordered), *every.values(), ratio(every.get(OURS), best_torch(every)), None])
+            header = ["operation", "calls", *(f"{result.title(side)}, ms" for side in sides), "minigrad / fastest PyTorch", "minigrad GB/s"]
+            parts.append(f"### {config}, batch {batch}: sums over a training step, forward and backward\n\n" + table(header, rows))
+            plotted = plotted or [(op, {side: total[side] for side in sides}) for op, total in ordered]
+        header = ["operation and inputs", "calls", *map(result.title, sides), "ratio", "forward, minigrad", "MB", "GB/s", "of copying"]
+        rows = []
+        for case, wall, forward in cases:
+            shapes = " ".join("×".join(map(str, given["shape"])) for given in case["inputs"] if given)
+            extra = "".join(f" {key}={case['values'][key]}" for key in ("stride", "relu") if case["values"].get(key) not in (None, False, 1, [1, 1]))
+            where = "" if case["where"] == "training step" else f" ({case['where']})"
+            reached = case["bytes"] / wall[OURS] / 1e6 if OURS in wall else None
+            share = f"{100 * reached / bandwidth:.0f} %" if reached and bandwidth else "–"
+            cells = [wall.get(side) for side in sides]
+            best = ratio(wall.get(OURS), best_torch(wall))
+            rows.append([f"{case['op']} {shapes}{extra}{where}", case["count"], *cells, best, forward.get(OURS), case["bytes"] / 1e6, reached, share])
+        title = f"{config}, batch {batch}: every call, milliseconds"
+        parts.append(f"<details><summary>{title}</summary>\n\n{table(header, rows)}\n\n</details>")
+    if plotted:
+        config, batch = next(iter(groups))
+        plots["ops"] = lambda: bars(plotted, result, f"milliseconds in a step of {config}, batch {batch}", turned=True)
+        parts.insert(1, picture("ops", "Time by operation").strip())
+    return "\n\n".join(parts)
+
+
+def agreeing(turns: dict[str, list[dict]]) -> bool:
+    """Whether all sides that noted the norms of output and gradients noted the same, to a thousandth."""
+    for key in ("out_norm", "gradient_norm"):
+        noted = [taken[0][key] for taken in turns.values() if key in taken[0]]
+        if noted and max(noted) - min(noted) > 1e-3 * max(noted):
+            return False
+    return True
+
+
+def block_section(result: Result, plots: Plots) -> str:
+    """The peers on one block."""
+    parts, plotted = [], []
+    for case, turns in result.cases():
+        wall, cpu = medians(turns), medians(turns, "cpu_ms")
+        ours = turns.get(OURS)
+        rows = []
+        for side, value in sorted(wall.items(), key=lambda item: item[1]):
+            rows.append([result.title(side), value, cpu[side], ratio(value, wall.get(OURS)), agreement(turns[side][0], ours[0]) if ours else "–"])
+        header = ["", "ms", "processor ms", "of minigrad's", "computes the same"]
+        parts.append(
+            f"First coupled block of {case['config']}, batch {case['batch']}: map {case['x']}, tokens {case['x_t']}.\n\n" + table(header, rows)
+        )
+        plotted.append((f"{case['config']}\nbatch {case['batch']}", wall))
+    plots["block"] = lambda: bars(plotted, result, "milliseconds")
+    return "\n\n".join(parts) + picture("block", "One block, forward and backward")
+
+
+def agreement(theirs: dict, ours: dict) -> str:
+    """How far the loss and the norm of the gradient are from ours, relative to the gradient's norm."""
+    scale = ours["dx_norm"]
+    error = max(abs(theirs[key] - ours[key]) for key in ("loss", "dx_norm")) / scale
+    return f"{'yes' if error < 1e-2 else 'NO'} ({error:.0e})"
+
+
+def end_to_end_section(result: Result, plots: Plots) -> str:
+    rows = []
+    for case, turns in result.cases():
+        for side, taken in turns.items():
+            train, bare = of_turns(taken, "train_images_per_second"), of_turns(taken, "bare_images_per_second")
+            rows.append([f"{case['config']}, {case['batch']}: {result.title(side)}", train, bare, f"{100 * train / bare:.0f} %"])
+    return table(["network, batch", "whole run, images/s", "bare step, images/s", "whole run of bare step"], rows)
+
+
+def memory_section(result: Result, plots: Plots) -> str:
+    rows = []
+    for case, turns in result.cases():
+        peak = medians(turns, "peak_mib")
+        cells = [peak.get(side) for side in result.sides]
+        rows.append([f"{case['config']}, {case['batch']}", *cells, ratio(peak.get(OURS), best_torch(peak))])
+    header = ["network, batch", *(f"{result.title(side)}, MiB" for side in result.sides), "minigrad / least of PyTorch"]
+    return table(header, rows)
+
+
+def growth_section(result: Result, plots: Plots) -> str:
+    """A table and a curve for each thing that is varied."""
+    curves: dict[str, dict[str, list]] = {}
+    rows = []
+    for case, turns in result.cases():
+        wall = medians(turns)
+        rows.append([f"{case['varied']} {case['value']}", *(wall.get(side) for side in result.sides), ratio(wall.get(OURS), best_torch(wall))])
+        for side, value in wall.items():
+            curves.setdefault(case["varied"], {}).setdefault(side, []).append((case["value"], value))
+
+    def draw() -> Any:
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(3 * len(curves), 3), layout="constrained")
+        for axes, (varied, by_side) in zip(figure.subplots(1, len(curves), squeeze=False).flat, curves.items(), strict=True):
+            for side, points in by_side.items():
+                axes.plot(*zip(*points, strict=True), marker="o", label=result.title(side))
+            axes.set(xscale="log", yscale="log", xlabel=varied, ylabel="ms a step")
+            axes.set_xticks([value for value, _ in next(iter(by_side.values()))], labels=[str(value) for value, _ in next(iter(by_side.values()))])
+            axes.minorticks_off()
+        axes.legend(fontsize=7)
+        return figure
+
+    plots["growth"] = draw
+    return table(["", *(f"{result.title(side)}, ms" for side in result.sides), "ratio"], rows) + picture(
+        "growth", "Time of a step as one thing grows"
+    )
+
+
+def inference_section(result: Result, plots: Plots) -> str:
+    """Latency of one image with its slow end, throughput of the larger batches."""
+    rows = []
+    for case, turns in result.cases():
+        wall = medians(turns)
+        if case["batch"] == 1:
+            slow = {side: sorted(value for turn in taken for value in turn["wall_ms"]) for side, taken in turns.items()}
+            cells = [f"{number(wall[s])} ms (95 %: {number(slow[s][int(0.95 * (len(slow[s]) - 1))])})" if s in wall else "–" for s in result.sides]
+        else:
+            cells = [f"{number(1e3 * case['batch'] / wall[side])} images/s" if side in wall else "–" for side in result.sides]
+        rows.append([f"{case['config']}, {case['batch']}", *cells, ratio(wall.get(OURS), best_torch(wall))])
+    return table(["network, batch", *map(result.title, result.sides), "time: minigrad / fastest PyTorch"], rows)
+
+
+SECTIONS: dict[str, tuple[str, Callable[[Result, Plots], str]]] = {
+    "step": ("The training step", step_section),
+    "end_to_end": ("A whole training run against the bare step", end_to_end_section),
+    "block": ("One block beside other frameworks", block_section),
+    "ops": ("Every fused operation", ops_section),
+    "memory": ("Peak memory", memory_section),
+    "growth": ("How the time of a step grows", growth_section),
+    "inference": ("Inference", inference_section),
+}
+
+
+# --- the page
+
+
+def picture(name: str, alternative: str) -> str:
+    return f"\n\n![{alternative}](benchmarks/{name}.svg)"
+
+
+def bars(groups: list[tuple[str, dict[str, float]]], result: Result, label: str, turned: bool = False) -> Any:
+    """A group of bars for each name, a bar for each side."""
+    from matplotlib.figure import Figure
+
+    sides = [side for side in result.sides if any(side in values for _, values in groups)]
+    figure = Figure(figsize=(8, 1 + 0.5 * len(groups)) if turned else (8, 3.5), layout="constrained")
+    axes = figure.subplots()
+    for k, side in enumerate(sides):
+        places = [index + (k - (len(sides) - 1) / 2) * 0.8 / len(sides) for index in range(len(groups))]
+        values = [by_side.get(side, 0.0) for _, by_side in groups]
+        (axes.barh if turned else axes.bar)(places, values, 0.8 / len(sides), label=result.title(side))
+    names = [name for name, _ in groups]
+    if turned:
+        axes.set_yticks(range(len(names)), labels=names)
+        axes.invert_yaxis()
+        axes.set_xlabel(label)
+    else:
+        axes.set_xticks(range(len(names)), labels=names)
+        axes.set_ylabel(label)
+    axes.legend(fontsize=8)
+    return figure
+
+
+def quietness(results: Sequence[Result]) -> str:
+    """Which files the page is made of, and how much else the machine did meanwhile."""
+    rows = []
+    for result in results:
+        loads, share = [turn["load"] for turn in result.turns() if "load" in turn], result.others()
+        told = "–" if share is None else f"{100 * share:.0f} %" + (" **noisy**" if share > NOISY else "")
+        rows.append([
+            f"`{result.file.name}`", result.record["date"][:16].replace("T", " "), str(result.record["environment"]["revision"]),
+            f"{median(loads):.1f} (at most {max(loads):.1f})" if loads else "–", told, f"`{result.record['command']}`",
+        ])  # fmt: skip
+    text = table(["file", "date (UTC)", "commit", "load average", "processors taken by others", "command"], rows)
+    if any("**noisy**" in row[4] for row in rows):
+        text += (
+            "\n\nFigures of a noisy run compare nothing: on a busy machine PyTorch's OpenMP threads wait for each other in a loop, which costs its "
+            "side many times over, in processor time too, and ours, whose threads sleep, much less."
+        )
+    return text
+
+
+def machine(results: Sequence[Result]) -> str:
+    """Processor, memory, system and versions; once for each distinct machine."""
+    lines = []
+    for result in results:
+        e, settings = result.record["environment"], result.record["settings"]
+        versions = {name: version for side in result.record["sides"].values() for name, version in side.get("versions", {}).items()}
+        ours = result.record["sides"].get(OURS, {}).get("threads", [])
+        blas = ", ".join(f"{part['internal_api']} {part['version']} ({part['architecture']} kernels)" for part in ours)
+        lines.append(
+            f"{e['processor']}, {e['processors']} processors, {e['memory_gb']:g} GB, {e['system']}; Python {e['python']}, "
+            + ", ".join(f"{name} {versions[name]}" for name in sorted(versions))
+            + (f"; NumPy's BLAS: {blas}" if blas else "")
+            + f"; {settings['threads']} threads on every side."
+        )
+    most = max(lines, key=len)
+    same = {line.partition(";")[0] for line in lines}
+    return most if len(same) == 1 else "\n".join(f"* {line}" for line in dict.fromkeys(lines))
+
+
+def write(folder: Path, page: Path) -> list[str]:
+    """Write the page and its plots; returns the names of the sections that are on it."""
+    results = [Result(file) for file in sorted(folder.glob("*.json")) if "benchmark" in json.loads(file.read_text())]
+    results.sort(key=lambda result: (bool(result.record["settings"]["pinned"]), list(SECTIONS).index(result.name)))
+    if not results:
+        raise SystemExit(f"there is no benchmark's JSON file in {folder}")
+    parts = [
+        "# Benchmarks",
+        "Written by `make bench BENCH=report` from the files in `benchmarks/results/`; do not edit. Each side runs in a process of its own, they "
+        "take turns, and a figure is the median over the turns of the median over a turn. PyTorch is shown as it comes (NCHW), in channels_last "
+        "memory, and in channels_last with a C library that keeps freed memory; ours asks for the same by itself.",
+        machine(results),
+        quietness(results),
+    ]
+    if any(result.record["settings"]["quick"] for result in results):
+        parts.insert(1, "**Measured with --quick: these figures show that the benchmarks run, and nothing else.**")
+    plots: Plots = {}
+    for result in results:
+        heading, section = SECTIONS[result.name]
+        pinned = result.record["settings"]["pinned"]
+        own: Plots = {}
+        text = section(result, own)
+        if pinned:  # plots are drawn for what an ordinary user has
+            text = "\n\n".join(part for part in text.split("\n\n") if not part.startswith("!["))
+        else:
+            plots.update(own)
+        parts.append(f"## {heading}{', OpenBLAS pinned to Haswell' if pinned else ''}")
+        parts.append(f"```sh\n{result.record['command']}\n```")
+        parts.append(text)
+        left_out = [f"{result.title(side)}: {reason}" for side, reason in result.record["skipped"].items()]
+        left_out += dict.fromkeys(f"{result.title(row['side'])}: {row['failed']}" for row in result.failed)
+        if left_out:
+            parts.append("Not measured: " + "; ".join(left_out) + ".")
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text("\n\n".join(parts) + "\n")
+    draw(plots, page.parent / "benchmarks")
+    print(f"written: {page.relative_to(ROOT) if page.is_relative_to(ROOT) else page}")
+    return [result.name for result in results]
+
+
+def draw(plots: Plots, folder: Path) -> None:
+    """Save the plots as SVG, the same bytes for the same figures."""
+    import matplotlib
+
+    folder.mkdir(exist_ok=True)
+    with matplotlib.rc_context({"svg.hashsalt": "benchmarks", "svg.fonttype": "none"}):
+        for name, make in plots.items():
+            make().savefig(folder / f"{name}.svg", metadata={"Date": None})
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, help="the folder with the JSON files (default: benchmarks/results)")
+    parser.add_argument("--page", type=Path, help="the page to write (default: docs/benchmarks.md)")
+    parser.add_argument("--quick", action="store_true", help="what --quick measured: from and to runs/benchmarks/")
+    options = parser.parse_args(argv)
+    folder, page = (QUICK_RESULTS, QUICK_RESULTS / "benchmarks.md") if options.quick else (RESULTS, PAGE)
+    write(options.results or folder, options.page or page)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,43 @@
+"""Run every benchmark with its default cases, then write docs/benchmarks.md: about 25 minutes on two processors.
+
+    make bench                                  make bench ARGS="--quick"         (a few minutes, figures that mean nothing)
+    make bench ARGS="--pinned"                  the step and the operations once more, with OpenBLAS pinned to Haswell's kernels
+
+Everything given here but --only is handed to each of them. Read next: `measure.py`, then `step.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+
+from benchmarks.measure import ROOT
+
+DEFAULT = ["step", "ops", "block", "end_to_end", "memory", "growth", "inference"]
+PINNED = ["step", "ops"]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The number of benchmarks that failed; the others are run all the same."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=DEFAULT, help="these benchmarks")
+    options, handed_on = parser.parse_known_args(argv)
+    failed = []
+    for name in options.only or (PINNED if "--pinned" in handed_on else DEFAULT):
+        print(f"\n== {name}", flush=True)
+        began = time.monotonic()
+        if subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *handed_on], cwd=ROOT).returncode:
+            failed.append(name)
+        print(f"== {name}: {(time.monotonic() - began) / 60:.1f} minutes", flush=True)
+    quick = ["--quick"] if "--quick" in handed_on else []
+    if subprocess.run([sys.executable, "-m", "benchmarks.report", *quick], cwd=ROOT).returncode:
+        failed.append("report")
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return len(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,383 @@
+"""The benchmarks run, both sides compute the same, and the page says what the files hold: in quick mode, on tiny sizes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import block, end_to_end, growth, measure, memory, networks, ops, peers, report, step, torch_model, torch_train
+from benchmarks.measure import SIDES
+from conformer.config import CONFIGS, named_config
+from conformer.model import Conformer
+from conformer.model import parameter_groups as our_groups
+from minigrad.op import REGISTRY, Fused
+from tests.conformer import torch_conformer
+
+BENCHMARKS = {"step", "ops", "block", "end_to_end", "memory", "growth", "inference"}
+
+
+@pytest.fixture(autouse=True)
+def no_pins(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in measure.PINS:
+        monkeypatch.delenv(name, raising=False)
+
+
+def options_of(*words: str) -> argparse.Namespace:
+    return measure.parse(measure.arguments(None, ["minigrad", "torch-tuned"], rounds=2, seconds=0.5), words)
+
+
+# --- (a) every fused operation
+
+
+@pytest.fixture(scope="module")
+def nano_cases() -> list[dict]:
+    return ops.cases_of("cifar-nano", 4)
+
+
+def test_every_fused_operation_of_the_registry_is_measured_against_torch(nano_cases: list[dict]) -> None:
+    fused = {name for name, op in REGISTRY.items() if isinstance(op, Fused) and op.__module__.startswith("minigrad.fused")}
+    assert len(fused) >= 15
+    assert {case["op"] for case in nano_cases} == fused
+    assert fused <= ops.torch_operations().keys()
+
+
+def test_shapes_extended_from_two_small_batches_are_those_of_the_batch_itself(nano_cases: list[dict]) -> None:
+    calls = ops.calls_of(named_config("cifar-nano"), 32, 4)
+    recorded = [json.dumps([call["op"], [x and x["shape"] for x in call["inputs"]], call["out"]]) for call in calls]
+    for case in nano_cases:
+        if case["where"] == "training step":
+            assert case["count"] <= recorded.count(json.dumps([case["op"], [x and x["shape"] for x in case["inputs"]], case["out"]]))
+    assert sum(case["count"] for case in nano_cases if case["where"] == "training step") == len(calls)
+
+
+def test_both_sides_of_every_operation_compute_the_same(nano_cases: list[dict]) -> None:
+    first = {case["op"]: case for case in nano_cases}
+    related = [case for case in nano_cases if case["op"] == "batch_norm"][:4]  # with and without ReLU and residual
+    for case in [*first.values(), *related]:
+        ours = ops.prepare(SIDES["minigrad"], case).facts  # type: ignore[attr-defined]
+        for side in ("torch-nchw", "torch-channels-last"):
+            theirs = ops.prepare(SIDES[side], json.loads(json.dumps(case))).facts  # type: ignore[attr-defined]
+            assert ours == pytest.approx(theirs, rel=2e-4), (case["op"], side)
+
+
+def test_least_bytes_of_a_linear_layer_counted_by_hand() -> None:
+    given = [{"shape": shape, "kind": "f", "needs": True} for shape in ([8, 3], [5, 3], [5])]
+    numbers = (24 + 15 + 5) * 2 + 2 * 40  # inputs and gradients, output and upstream gradient
+    assert ops.least_bytes({"inputs": given, "out": [8, 5]}) == 4 * numbers
+
+
+def test_attention_gets_its_inputs_as_views_of_one_token_major_array(nano_cases: list[dict]) -> None:
+    case = next(case for case in nano_cases if case["op"] == "scaled_dot_product_attention")
+    query = ops.arrays_of(case)[0]
+    assert query is not None and query.shape == (4, 3, 17, 32) and query.transpose(0, 2, 1, 3).flags.c_contiguous
+
+
+# --- the PyTorch model
+
+
+@pytest.mark.parametrize("name", ["cifar-nano", "cifar-micro", "cifar-small"])
+def test_the_fast_torch_model_computes_what_the_independent_one_does(name: str) -> None:
+    config = named_config(name)
+    torch.manual_seed(0)
+    fast = torch_model.TorchConformer(config).double()
+    plain = torch_conformer.TorchConformer(
+        num_classes=10, channel_ratio=config.channel_ratio, embed_dim=config.embed_dim, depth=config.depth, num_heads=config.num_heads,
+        qkv_bias=True, stem=config.stem,
+    ).double()  # fmt: skip
+    plain.load_state_dict(fast.state_dict())
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    for ours, theirs in zip(fast(images.to(memory_format=torch.channels_last)), plain(images), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_the_fast_torch_model_decays_the_parameters_that_ours_does() -> None:
+    from dataclasses import asdict
+
+    config = named_config("cifar-nano")
+    theirs = torch_model.optimizer_of(torch_model.TorchConformer(config), 1e-3, 0.05).param_groups
+    ours = our_groups(Conformer(**asdict(config)), 0.05)
+    assert [len(group["params"]) for group in theirs] == [len(group["params"]) for group in ours]
+    assert [group["weight_decay"] for group in theirs] == [0.05, 0.0]
+
+
+@pytest.mark.parametrize("side", ["minigrad", "torch-nchw", "torch-channels-last"])
+def test_a_step_and_an_inference_run(side: str, tiny_network: str) -> None:
+    case = {"config": tiny_network, "size": 32, "batch": 2}
+    turn = measure.timed(networks.training_step(SIDES[side], case), seconds=0, least=2)
+    assert len(turn["wall_ms"]) == len(turn["cpu_ms"]) == 2 and min(turn["wall_ms"]) > 0
+    assert networks.inference(SIDES[side], case)() is None
+
+
+# --- (b) peers
+
+
+def test_the_block_given_to_peers_is_the_conformers() -> None:
+    """In torch's words and float64 it computes what the torch model does; so it does in ours."""
+
+    class Functions:
+        ones = staticmethod(lambda shape: torch.ones(shape, dtype=torch.float64))
+        mean = staticmethod(lambda x, axes: x.mean(axes, keepdim=True))
+        relu = staticmethod(torch.relu)
+        softmax = staticmethod(lambda x: torch.softmax(x, -1))
+        gelu = staticmethod(torch.nn.functional.gelu)
+        permute = staticmethod(lambda x, axes: x.permute(*axes))
+        concatenate = staticmethod(lambda parts: torch.cat(parts, 1))
+
+        @staticmethod
+        def conv3x3(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.conv2d(x.permute(0, 3, 1, 2), weight, padding=1).permute(0, 2, 3, 1)
+
+    case = block.case_of("cifar-nano", 2)
+    arrays, weights = block.numbers_of(case)
+    inputs = {name: torch.from_numpy(array).double() for name, array in arrays.items()}
+    x = inputs["x"].requires_grad_()
+    loss = peers.loss_of(Functions, inputs, [torch.from_numpy(weight).double() for weight in weights], case["heads"], case["d"])
+    (dx,) = torch.autograd.grad(loss, x)
+    expected = {"loss": loss.item(), "dx_norm": dx.norm().item()}
+    for side in ("minigrad", "torch-channels-last"):
+        facts = block.prepare(SIDES[side], case).facts  # type: ignore[attr-defined]
+        assert facts["dx_norm"] == pytest.approx(expected["dx_norm"], rel=1e-4)
+        assert facts["loss"] == pytest.approx(expected["loss"], abs=1e-4 * expected["dx_norm"])
+
+
+def test_a_peer_that_is_not_installed_is_left_out_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "block.json"
+    block.main(["--quick", "--sides", "mygrad", "--out", str(file)])
+    record = json.loads(file.read_text())
+    if record["rows"]:  # it is installed here
+        assert record["rows"][0]["side"] == "mygrad" and not record["skipped"]
+    else:
+        assert record["skipped"] == {"mygrad": "mygrad is not installed"}
+        assert "MyGrad: left out, mygrad is not installed" in capsys.readouterr().out
+
+
+# --- turns, processes, files
+
+
+class FakeWorker:
+    """Answers at once; a case "boom" fails, the side jax is not installed."""
+
+    log: list[str]
+
+    def __init__(self, benchmark: str, side: measure.Side, options: argparse.Namespace):
+        self.side = side
+        self.log.append(f"start {side.name}")
+
+    def ask(self, case: dict, seconds: float, least: int) -> dict:
+        self.log.append(f"{self.side.name} {case['name']}")
+        if self.side.name == "jax":
+            return {"missing": "jax is not installed", "about": {"versions": {}}}
+        if case["name"] == "boom":
+            return {"failed": "MemoryError: ", "about": {}}
+        return {"wall_ms": [1.0], "cpu_ms": [2.0], "about": {"versions": {"numpy": "1"}}}
+
+    def __exit__(self, *_: object) -> None:
+        self.log.append(f"end {self.side.name}")
+
+
+def test_sides_take_turns_and_a_missing_or_failing_one_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "Worker", FakeWorker)
+    monkeypatch.setattr(FakeWorker, "log", log := [], raising=False)
+    rows = measure.interleaved("x", [{"name": "a"}, {"name": "boom"}], options_of("--sides", "minigrad", "jax", "torch-tuned"), False, str)
+    asked = [line for line in log if not line.startswith(("start", "end"))]
+    assert asked == ["minigrad a", "jax a", "torch-tuned a", "minigrad a", "torch-tuned a", "minigrad boom", "torch-tuned boom"]
+    assert rows.skipped == {"jax": "jax is not installed"}
+    assert [(row["side"], row["case"]["name"], len(row.get("turns", []))) for row in rows] == [
+        ("minigrad", "a", 2), ("torch-tuned", "a", 2), ("minigrad", "boom", 0), ("torch-tuned", "boom", 0),
+    ]  # fmt: skip
+    assert log.count("start minigrad") == log.count("end minigrad") == 1
+
+
+def test_fresh_processes_serve_one_turn_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "Worker", FakeWorker)
+    monkeypatch.setattr(FakeWorker, "log", log := [], raising=False)
+    measure.interleaved("x", [{"name": "a"}], options_of(), fresh=True, label=str)
+    turn = ["start minigrad", "minigrad a", "end minigrad", "start torch-tuned", "torch-tuned a", "end torch-tuned"]
+    assert log == turn * 2
+
+
+def test_a_pinned_openblas_is_refused_unless_asked_for(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
+    with pytest.raises(SystemExit) as exit:
+        options_of()
+    assert exit.value.code == 2 and "OPENBLAS_CORETYPE=Haswell" in capsys.readouterr().err
+    assert measure.process_environment(SIDES["minigrad"], options_of("--pinned"))["OPENBLAS_CORETYPE"] == "Haswell"
+
+
+def test_a_sides_process_has_its_own_variables_and_no_inherited_pins_or_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = options_of("--threads", "3")
+    monkeypatch.setenv("OPENBLAS_L2_SIZE", "512")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    ours, tuned = (measure.process_environment(SIDES[name], options) for name in ("minigrad", "torch-tuned"))
+    assert ours["MINIGRAD_THREADS"] == tuned["OMP_NUM_THREADS"] == "3"
+    assert "OPENBLAS_L2_SIZE" not in ours and "OMP_NUM_THREADS" not in ours
+    assert tuned["MALLOC_TRIM_THRESHOLD_"] == "-1" and "MALLOC_TRIM_THRESHOLD_" not in ours
+
+
+def test_a_real_process_measures_and_the_file_says_when_where_and_how(tmp_path: Path) -> None:
+    file = tmp_path / "step.json"
+    step.main(["--quick", "--sides", "minigrad", "--out", str(file)])
+    record = json.loads(file.read_text())
+    assert record.keys() >= {"benchmark", "date", "command", "settings", "environment", "sides", "skipped", "rows"}
+    assert record["command"] == 'make bench BENCH=step ARGS="--quick --sides minigrad --out DIR"'
+    assert record["sides"]["minigrad"]["versions"]["numpy"] == np.__version__
+    assert record["environment"].keys() >= {"processor", "processors", "memory_gb", "python", "revision", "variables"}
+    (row,) = record["rows"]
+    (turn,) = row["turns"]
+    assert row["case"] == {"config": "cifar-nano", "size": 32, "batch": 2}
+    assert turn["wall_ms"][0] > 0 and turn["cpu_ms"][0] > 0 and turn["load"] >= 0
+
+
+def test_medians_of_turns() -> None:
+    assert measure.median([3, 1, 2]) == 2 and measure.median([4, 1, 2, 3]) == 2.5
+    assert measure.of_turns([{"wall_ms": [1, 9, 2]}, {"wall_ms": [5]}, {"wall_ms": [7, 8]}]) == 5
+
+
+def test_processor_time_taken_by_others_is_all_time_less_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "cpu_times", lambda: (108.0, 12.0))
+    found = measure.noise((100.0, 10.0), own_cpu=3.0)
+    assert found["seconds"] == 2 and found["others_s"] == 5
+
+
+# --- (c) to (f)
+
+
+def test_both_sides_read_the_images_that_a_whole_run_is_given(tmp_path: Path) -> None:
+    from conformer import data
+
+    end_to_end.write_images(tmp_path, 4)
+    theirs, labels = torch_train.read(sorted(tmp_path.glob("data_batch_*.bin")))
+    ours = data.load("cifar10", tmp_path).train
+    np.testing.assert_array_equal(ours.images, theirs.permute(0, 2, 3, 1).numpy())
+    np.testing.assert_array_equal(ours.labels, labels.numpy())
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_every_network_that_growth_measures_can_be_built(quick: bool) -> None:
+    cases = growth.cases_of(["batch", "size", "depth", "width"], quick)
+    assert {case["varied"] for case in cases} == {"batch", "size", "depth", "width"}
+    for case in cases:
+        networks.network_of(case).stem_size(case["size"], case["size"])
+    wide = next(case for case in cases if case["varied"] == "width" and case["value"] == 2)
+    assert networks.network_of(wide).widths[0] == 2 * CONFIGS["cifar-nano"].widths[0]
+
+
+def test_memory_is_measured_from_before_the_model_exists(tmp_path: Path) -> None:
+    memory.main(["--quick", "--sides", "minigrad", "--out", str(tmp_path / "memory.json")])
+    (row,) = json.loads((tmp_path / "memory.json").read_text())["rows"]
+    (turn,) = row["turns"]
+    assert turn["peak_mib"][0] > turn["built_mib"][0] > 4  # the weights alone are 4.1 MiB
+    assert turn["before_mib"][0] > 20
+
+
+# --- the page
+
+
+def made_up(name: str, rows: list[dict], **changes: object) -> dict:
+    settings = {"rounds": 2, "seconds": 1.0, "threads": 2, "pinned": False, "quick": False}
+    return {
+        "benchmark": name, "date": "2026-01-02T03:04:05+00:00", "command": f"make bench BENCH={name}", "settings": settings,
+        "environment": {"processor": "A processor", "processors": 2, "processors_in_all": 2, "memory_gb": 8.0, "system": "Linux 6",
+                        "python": "3.11.7", "variables": {}, "revision": "abc"},
+        "sides": {side: {"title": SIDES[side].title, "versions": {"numpy": "2.4"}, "threads": []} for side in ("minigrad", "torch-tuned")},
+        "skipped": {}, "rows": rows, **changes,
+    }  # fmt: skip
+
+
+def rows_of(case: dict, ours: list[float], theirs: list[float], quantity: str = "wall_ms", **more: object) -> list[dict]:
+    noise = {"load": 0.5, "seconds": 10.0, "others_s": 0.1}
+    return [
+        {
+            "case": case,
+            "side": side,
+            "turns": [{quantity: [value], "cpu_ms": [2 * value], "forward_ms": [value / 4], **noise, **more} for value in values],
+        }
+        for side, values in (("minigrad", ours), ("torch-tuned", theirs))
+    ]
+
+
+def all_made_up() -> list[dict]:
+    network = {"config": "cifar-nano", "size": 32, "batch": 64}
+    call = {"config": "cifar-nano", "batch": 64, "where": "training step", "op": "gelu", "count": 6, "values": {}, "out": [64, 17, 384],
+            "inputs": [{"shape": [64, 17, 384], "kind": "f", "order": [0, 1, 2], "needs": True}], "bytes": 6_000_000}  # fmt: skip
+    copy = {"case": {"op": "copy", "bytes": 10_000_000, "threads": 2}, "side": "minigrad", "turns": [{"wall_ms": [1.0]}]}
+    images = {"bare_images_per_second": [400.0]}
+    grown = [row for value in (3, 6) for row in rows_of({**network, "varied": "depth", "value": value}, [10.0 * value], [20.0 * value])]
+    facts = {"loss": 10.0, "dx_norm": 100.0}
+    return [
+        made_up("step", rows_of(network, [100, 300, 120], [150, 160, 170])),
+        made_up("ops", [copy, *rows_of(call, [1.5], [1.0])], skipped={"jax": "jax is not installed"}),
+        made_up("block", rows_of({"config": "cifar-nano", "batch": 64, "x": [64, 16, 16, 48], "x_t": [64, 17, 96]}, [20], [10], **facts)),
+        made_up("end_to_end", rows_of({"config": "cifar-nano", "batch": 128}, [300.0], [200.0], "train_images_per_second", **images)),
+        made_up("memory", rows_of(network, [100.0], [250.0], "peak_mib")),
+        made_up("growth", grown),
+        made_up("inference", rows_of({**network, "batch": 1}, [4.0], [8.0]) + rows_of({**network, "batch": 256}, [512.0], [256.0])),
+    ]
+
+
+def written(folder: Path, records: list[dict]) -> str:
+    folder.mkdir(exist_ok=True)
+    for record in records:
+        (folder / f"{record['benchmark']}{'-pinned' * record['settings']['pinned']}.json").write_text(json.dumps(record))
+    report.write(folder, folder / "docs" / "benchmarks.md")
+    return (folder / "docs" / "benchmarks.md").read_text()
+
+
+def test_the_page_says_what_the_files_hold(tmp_path: Path) -> None:
+    page = written(tmp_path, all_made_up())
+    assert "| cifar-nano, 64 | 120 (240) | 160 (320) | 0.75 |" in page  # the step: medians of three turns
+    assert "Copying memory reaches 20 GB/s" in page
+    assert "| gelu | 6 | 9 | 6 | 1.50 | 4 |" in page  # 6 calls of 1.5 ms, 6 MB in 1.5 ms
+    assert "| gelu 64×17×384 | 6 | 1.5 | 1 | 1.50 | 0.375 | 6 | 4 | 20 % |" in page
+    assert "Not measured: jax: jax is not installed." in page and "do not agree" not in page
+    assert "| PyTorch, channels_last, tuned malloc | 10 | 20 | 0.50 | yes (0e+00) |" in page
+    assert "| cifar-nano, 128: minigrad | 300 | 400 | 75 % |" in page
+    assert "| cifar-nano, 64 | 100 | 250 | 0.40 |" in page  # memory
+    assert "| depth 6 | 60 | 120 | 0.50 |" in page
+    assert "| cifar-nano, 256 | 500 images/s | 1,000 images/s | 2.00 |" in page
+    assert "noisy" not in page and "--quick" not in page
+    for name in ("step", "ops", "block", "growth"):
+        assert f"](benchmarks/{name}.svg)" in page and (tmp_path / "docs" / "benchmarks" / f"{name}.svg").stat().st_size > 1000
+    assert {record["benchmark"] for record in all_made_up()} == report.SECTIONS.keys() == BENCHMARKS
+
+
+def test_the_same_files_give_the_same_page_and_plots(tmp_path: Path) -> None:
+    first, second = (written(tmp_path / name, all_made_up()[:1]) for name in ("a", "b"))
+    assert first == second
+    plots = [(tmp_path / name / "docs" / "benchmarks" / "step.svg").read_bytes() for name in ("a", "b")]
+    assert plots[0] == plots[1]
+
+
+def test_the_page_says_when_a_run_was_noisy_quick_or_pinned(tmp_path: Path) -> None:
+    plain = made_up("step", rows_of({"config": "cifar-nano", "batch": 64}, [100], [150]))
+    assert "**noisy**" not in written(tmp_path / "quiet", [plain])
+    loud = json.loads(json.dumps(plain))
+    loud["rows"][0]["turns"][0]["others_s"] = 4.0
+    page = written(tmp_path / "loud", [loud])
+    assert "10 % **noisy**" in page and "compare nothing" in page  # 4.1 of the 2 x 20 seconds
+    quick = made_up("step", plain["rows"], settings={**plain["settings"], "quick": True})
+    assert "Measured with --quick" in written(tmp_path / "quick", [quick])
+    pinned = made_up("step", plain["rows"], settings={**plain["settings"], "pinned": True})
+    page = written(tmp_path / "pinned", [plain, pinned])
+    assert page.index("## The training step\n") < page.index("## The training step, OpenBLAS pinned to Haswell")
+    assert page.count("step.svg") == 1
+
+
+def test_the_page_names_an_operation_that_two_sides_compute_differently(tmp_path: Path) -> None:
+    record = all_made_up()[1]
+    for row, norm in zip(record["rows"][1:], (1.0, 1.1), strict=True):
+        row["turns"][0] |= {"out_norm": 3.0, "gradient_norm": norm}
+    assert "**The sides do not agree** on gelu (cifar-nano, batch 64)." in written(tmp_path, [record])
+
+
+def test_agreement_of_two_sides() -> None:
+    ours = {"loss": 1.0, "dx_norm": 100.0}
+    assert report.agreement({"loss": 1.0, "dx_norm": 100.1}, ours).startswith("yes")
+    assert report.agreement({"loss": 9.0, "dx_norm": 100.0}, ours).startswith("NO")
+    assert math.isclose(float(report.ratio(3.0, 2.0)), 1.5)
