@@ -139,3 +139,44 @@ def test_without_a_gpu_one_sentence_says_what_is_missing(monkeypatch: pytest.Mon
     monkeypatch.setattr(cuda, "_load_driver", no_driver)
     with pytest.raises(RuntimeError, match=r"No CUDA: there is no NVIDIA driver here; .*`with minigrad.emulated\(\):` runs the same kernels"):
         Tensor([1.0]).to(device="cuda")
+
+
+def test_a_captured_training_step_is_the_step(device):
+    """Three launches give the weights of three steps; nothing waits for the device in between."""
+    images, targets = rng(1).standard_normal((3, 4, 6)), rng(2).dirichlet(np.ones(4), (3, 4))
+
+    def steps(name: str, captured: bool) -> list[np.ndarray]:
+        minigrad.manual_seed(1)
+        model = nn.Linear(6, 4).to(dtype="float64", device=name)
+        optimizer = SGD(model.parameters(), lr=0.1)
+        x, y = Tensor(images[0]).to(device=name), Tensor(targets[0]).to(device=name)
+
+        def step() -> Tensor:
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        start = model.state_dict()
+        graph = cuda.Captured(step) if captured else None
+        model.load_state_dict(start)  # the calls before the capture were steps too
+        losses = []
+        waited = device.synchronisations
+        for batch, target in zip(images, targets, strict=True):
+            with minigrad.no_grad():
+                x.copy_(Tensor(batch).to(device=name))
+                y.copy_(Tensor(target).to(device=name))
+            if graph is None:
+                losses.append(step())
+            else:
+                graph.launch()
+                losses.append(graph.result + 0)
+        assert device.synchronisations == waited
+        return [loss.item() for loss in losses] + list(model.state_dict().values())
+
+    expected = steps("cpu", False)
+    for captured in (False, True):
+        for ours, reference in zip(steps("cuda", captured), expected, strict=True):
+            np.testing.assert_allclose(ours, reference, rtol=1e-12)
+    assert device.graph_launches == 3
