@@ -95,7 +95,13 @@ def _use(module: Any) -> None:
     if module is None:
         backend.remove_device("cuda")
     else:
-        backend.add_device("cuda", module.ndarray, module.asarray, module.asnumpy, module.lib.stride_tricks.as_strided)
+        backend.add_device("cuda", module.ndarray, module.asarray, module.asnumpy, module.lib.stride_tricks.as_strided, _add_at)
+
+
+def _add_at(array: Any, index: Any, values: Any) -> None:
+    """CuPy takes index arrays on the device only."""
+    parts = [array_module().asarray(part) if isinstance(part, np.ndarray) else part for part in (index if isinstance(index, tuple) else (index,))]
+    array_module().add.at(array, tuple(parts), values)
 
 
 @contextmanager
