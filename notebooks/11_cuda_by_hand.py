@@ -11,6 +11,7 @@
 
 # %%
 import inspect
+import os
 import tempfile
 from pathlib import Path
 
@@ -37,9 +38,10 @@ except RuntimeError as error:
 # %% [markdown]
 # ## Launching
 #
-# Two functions for the whole notebook. `kernels` writes CUDA source to a `.cu` file, from which `cuda.Kernels` reads the kernels and their
-# parameters. `run` shows all that the host does: copy arrays to the device, launch, copy them back. With CuPy and a GPU these
-# lines would be the same, without the first.
+# `kernels` writes CUDA source to a `.cu` file, from which `cuda.Kernels` reads the kernels and their parameters. `run` shows all that the host does:
+# copy arrays to the device, launch, copy them back. With CuPy and a GPU these lines are the same, without `emulated`. What CUDA C++ writes as
+# `add<<<3, 4>>>(a, b, c, 10)` is here `launch("add", 3, 4, a, b, c, 10)`, which also compares every argument with the kernel's parameter.
+# `fault` launches what must go wrong, and prints how.
 
 # %%
 folder = tempfile.TemporaryDirectory()
@@ -62,7 +64,7 @@ def run(kernels, name, grid, block, *arguments, orders=("ascending",), build="ch
 
 
 def fault(*launch, **options):
-    """Launch a kernel that must go wrong; print how."""
+    """The exception that a launch raises."""
     try:
         run(*launch, **options)
     except KernelFault as found:
@@ -153,9 +155,9 @@ assert found.block[0] * 4 + found.thread[0] == 10
 #
 # <details><summary>Answer</summary>
 #
-# Plain prints the right sum, as any test on the CPU would confirm. But `total[0] += x` is three steps: read, add, write. On a GPU the
-# 32 threads of a **warp** go through them together: all read 0, each adds its own, all write, and one write survives. A sum of 64
-# numbers comes out as one of them, or two. This is a **data race**: two threads use one word, one of them writes, and nothing says who is first.
+# Plain prints the right sum: threads that take turns cannot disturb each other. But `total[0] += x` is three steps: read, add, write. A GPU takes
+# 32 threads through them together: all read 0, each adds its own number, all write, and one write survives. A sum of 64 numbers
+# comes out as one or two of them. This is a **data race**: two threads use one word, one of them writes, and nothing says who is first.
 # The build "check" does not wait for a wrong result: it remembers who touched each word since the last barrier.
 # </details>
 
@@ -163,7 +165,8 @@ assert found.block[0] * 4 + found.thread[0] == 10
 race = kernels("race", "__global__ void total_by_all(const float* x, float* total) { total[0] += x[threadIdx.x]; }")
 x, zero = np.arange(64, dtype=np.float32), np.zeros(1, np.float32)
 print("plain:", run(race, "total_by_all", 1, 64, x, zero, build="plain")[1], " NumPy:", x.sum(), "\n")
-fault(race, "total_by_all", 1, 64, x, zero)
+found = fault(race, "total_by_all", 1, 64, x, zero)
+assert type(found).__name__ == "DataRace"
 # %% [markdown]
 # ## Shared memory and barriers
 #
@@ -176,39 +179,37 @@ __global__ void total_by_tree(const float* x, float* total)
 {
     __shared__ float s[64];
     s[threadIdx.x] = x[threadIdx.x];
-    __syncthreads();                                                   // all 64 are there
+    __syncthreads(); // first
     for (int apart = 32; apart > 0; apart /= 2) {
         if (threadIdx.x < apart) s[threadIdx.x] += s[threadIdx.x + apart];
-        __syncthreads();                                               // all sums of this step are there
+        __syncthreads(); // inner
     }
     if (threadIdx.x == 0) total[0] = s[0];
 }
 """
-*_, total = run(kernels("tree", TREE), "total_by_tree", 1, 64, x, zero, orders=("ascending", "descending", "shuffled"))
+orders = ("ascending", "descending", "shuffled")  # of the threads and blocks: every launch runs in all three
+*_, total = run(kernels("tree", TREE), "total_by_tree", 1, 64, x, zero, orders=orders)
 print(total, x.sum())
 assert total == x.sum()
 
 # %% [markdown]
-# **Predict:** three ways to save a barrier. (a) Leave out the first. (b) Leave out the one in the loop. (c) Move the one in the loop into the `if`:
-# only those who work need to wait. Each has a fault of its own; which?
+# **Predict:** three ways to save time. (a) Leave out the first barrier. (b) Leave out the inner one. (c) Threads with nothing to add skip the
+# rest of the step, by `continue`. Each has a fault of its own; which?
 #
 # <details><summary>Answer</summary>
 #
-# (a) A thread reads an element that nobody has written yet. (b) A thread reads a sum that another is just writing: a race again. (c) A barrier
-# waits for *all* threads of the block; 32 of them never come. A GPU may hang there, or go on as if nothing were; both are allowed.
+# (a) A thread reads an element that nobody has written yet. (b) A thread writes a sum where another may still be reading, or reads one that is
+# not finished: a race. (c) A barrier waits for *all* threads of the block, and 32 of them have gone. A GPU may then hang, or go on as if
+# nothing were: CUDA does not say.
 #
-# On a GPU (a) and (b) often give the right result: for months, until a larger block, another card, or a busier day.
+# On a GPU (a) and (b) may well give the right result: for months, until a larger block, another card, or another compiler.
 # </details>
 
 # %%
-first, inner = TREE.find("    __syncthreads"), TREE.rfind("        __syncthreads")
-step = TREE[TREE.find("        if (threadIdx.x < apart)") : TREE.find("    }\n    if")]
 wrong = {
-    "no_first_barrier": TREE[:first] + TREE[TREE.index("\n", first) :],
-    "no_inner_barrier": TREE[:inner] + TREE[TREE.index("\n", inner) :],
-    "barrier_for_some": TREE.replace(
-        step, "        if (threadIdx.x < apart) {\n    s[threadIdx.x] += s[threadIdx.x + apart];\n    __syncthreads();\n}\n"
-    ),
+    "no_first_barrier": TREE.replace("__syncthreads(); // first", ""),
+    "no_inner_barrier": TREE.replace("__syncthreads(); // inner", ""),
+    "some_skip_the_rest": TREE.replace("if (threadIdx.x < apart)", "if (threadIdx.x >= apart) continue;\n       "),
 }
 trees = kernels("trees", "".join(source.replace("total_by_tree", name) for name, source in wrong.items()))
 kinds = [type(fault(trees, name, 1, 64, x, zero)).__name__ for name in wrong]
@@ -217,10 +218,9 @@ assert kinds == ["UninitialisedRead", "DataRace", "BarrierFault"]
 # %% [markdown]
 # ## Warps and shuffles
 #
-# Threads do not come singly: 32 consecutive threads of a block are a **warp**, which shares one instruction stream; a thread's place in it
-# is its **lane**. Lanes can hand registers to each other, without shared memory and without a barrier:
-# `__shfl_xor_sync(mask, v, apart)` returns the `v` of the lane whose number differs in the bit `apart`. The mask names the lanes that take part;
-# it is a meeting point too, for these.
+# Threads do not come singly: 32 consecutive threads of a block are a **warp**, and the hardware gives one instruction to all of them at a time. A
+# thread's place in its warp is its **lane**. Lanes can hand registers to each other, without shared memory: `__shfl_xor_sync(mask, v, apart)`
+# returns the `v` of the lane whose number differs in the bit `apart`. The mask says which lanes take part, all 32 in `0xffffffff`; these meet there.
 #
 # **Predict:** after five exchanges, 16, 8, 4, 2 and 1 apart, which lanes hold the sum of all 32?
 #
@@ -250,11 +250,9 @@ _, trace = run(shuffles, "total_of_warp", 1, 32, np.arange(32, dtype=np.float32)
 plt.figure(figsize=(10, 3.2))
 for step, apart in enumerate((16, 8, 4, 2, 1)):
     for lane in range(32):
-        plt.plot([lane, lane ^ apart], [step, step + 1], color=f"C{step}", linewidth=0.6, zorder=0)
+        plt.plot([lane, lane, lane ^ apart], [step + 1, step, step + 1], color=f"C{step}", linewidth=0.6, zorder=0)
 for step, lane in np.ndindex(6, 32):
-    plt.text(
-        lane, step, f"{trace[step, lane]:.0f}", ha="center", va="center", fontsize=7, backgroundcolor="white", bbox={"pad": 0.8, "fc": "w", "ec": "w"}
-    )
+    plt.text(lane, step, f"{trace[step, lane]:.0f}", ha="center", va="center", fontsize=7, bbox={"pad": 0.8, "fc": "white", "ec": "white"})
 plt.axis([-1, 32, 5.4, -0.4])
 plt.yticks(range(6), ["x", "16 apart", "8", "4", "2", "1"])
 plt.xlabel("lane")
@@ -268,7 +266,7 @@ assert (trace[5] == np.arange(32).sum()).all()
 # sums. `atomicAdd` reads, adds and writes in one step that nobody can interrupt: no race. Or every block writes its sum to a place of its own,
 # and a second launch adds those: launches come one after the other.
 #
-# **Predict:** both give the sum. Then why does minigrad contain no floating-point atomics?
+# **Predict:** both give the sum. Then why do the kernels of minigrad add nothing by atomics?
 #
 # <details><summary>Answer</summary>
 #
@@ -311,14 +309,15 @@ __global__ void total_in_parts(const float* x, float* parts, int n)
 }
 """,
 )
-many, orders = np.random.default_rng(0).standard_normal(5000).astype(np.float32), ("ascending", "descending", "shuffled")
+many = np.random.default_rng(0).standard_normal(5000).astype(np.float32)
 for order in orders:
     atomics = run(sums, "total_by_atomics", 40, 128, many, zero, many.size, orders=(order,))[1][0]
     _, parts = run(sums, "total_in_parts", 40, 128, many, np.zeros(40, np.float32), many.size, orders=(order,))
     print(f"{order:10}  atomics {atomics.item().hex()}   in parts {run(sums, 'total_in_parts', 1, 128, parts, zero, 40)[1][0].item().hex()}")
 print(f"NumPy, in float64: {many.sum(dtype=np.float64):.7f}; atomics {atomics:.7f}\n")
 assert np.allclose(atomics, many.sum(dtype=np.float64), atol=1e-4)
-fault(sums, "total_by_atomics", 40, 128, many, zero, many.size, orders=orders)
+found = fault(sums, "total_by_atomics", 40, 128, many, zero, many.size, orders=orders)
+assert type(found).__name__ == "NotRepeatable"
 # %% [markdown]
 # ## Coalescing: count, do not time
 #
@@ -370,9 +369,9 @@ plt.show()
 #
 # <details><summary>Answer</summary>
 #
-# 32, one for each row. With 31 everything is thrown out just before it is needed again: 8 times the bytes. A warp per row needs none. A
-# multiprocessor runs up to 64 warps at once (A100, H100); for x alone they would hold 64 x 32 cache lines of 128 bytes: 256 KB, as much as a
-# H100's first-level cache has in all. So it is no question of luck.
+# 32, one for each row. With 31 everything is thrown out just before it is needed again: 8 times the bytes. A warp per row needs none. One
+# multiprocessor of an H100 runs up to 64 warps at once: for x alone, they would hold 64 x 32 cache lines of 128 bytes. That is 256 KB, all that its
+# first-level cache and shared memory have together; and there is y, too.
 # </details>
 
 
@@ -440,7 +439,10 @@ def compare(name, ours, exact):
     assert error < 2e-5
 
 
-empty = lambda *shape: np.zeros(shape, np.float32)
+def empty(*shape):
+    return np.zeros(shape, np.float32)
+
+
 *_, y, mean, r = run(forward_by_thread, "forward_by_thread", 2, 32, x, w, b, empty(rows, C), empty(rows), empty(rows), rows, C, 1e-5)
 compare("y, thread per row", y, exact)
 
@@ -568,8 +570,8 @@ Code(text[start : text.index("\n}\n", start) + 3], language="cuda")
 
 # %%
 try:  # CIFAR-10 where it is on this machine already, else images that are generated; nothing is downloaded
-    split = data.load("cifar10", data.cache_folder()).test
-    source, images, labels = "CIFAR-10", split.images[:8], split.labels[:8]
+    dataset = data.load("cifar10", os.environ.get("CONFORMER_DATA") or data.cache_folder())
+    source, images, labels = dataset.name, dataset.test.images[:8], dataset.test.labels[:8]
 except data.DataError:
     source, (images, labels) = "coupling10", coupling10.generate(8, split=1)
 tokens = (images / 255.0).reshape(8, 8, 4, 8, 4, 3).swapaxes(2, 3).reshape(8, 64, 48).astype(np.float32)  # (B, N, pixels of a patch)
@@ -608,13 +610,8 @@ def gigabytes_per_second(rows, C, repeats=20):
     """Of a copy and of three LayerNorm kernels, on whatever device "cuda" is; the median over the runs, by the device's clock."""
     cp = cuda.array_module()
     x = cp.asarray(np.random.default_rng(0).standard_normal((rows, C), np.float32))
-    y, ones, zeros, mean, r = (
-        cp.empty_like(x),
-        cp.ones(C, np.float32),
-        cp.zeros(C, np.float32),
-        cp.empty(rows, np.float32),
-        cp.empty(rows, np.float32),
-    )
+    y, ones, zeros = cp.empty_like(x), cp.ones(C, np.float32), cp.zeros(C, np.float32)
+    mean, r = cp.empty(rows, np.float32), cp.empty(rows, np.float32)
     arguments, on_device = (x, ones, zeros, y, mean, r, rows, C, 1e-5), Tensor(x)
     work = {
         "copy": lambda: cp.copyto(y, x),
@@ -741,15 +738,15 @@ for shape in ((64, 96), (5, 40)):
     _, turned = run(transposes, "transpose_by_tile", grid, (32, 8), matrix, empty(*shape[::-1]), *shape, orders=orders)
     assert np.array_equal(turned, matrix.T)
 
-count = lambda floats: np.unique(4 * floats // 128).size
-assert (count(lanes), count(64 * lanes)) == (1, 32)  # directly: a row of x is one line, but it is a column of y: 32 lines. By the tile: 1 and 1
-assert [np.bincount(width * lanes % 32).max() for width in (32, 33)] == [32, 1]  # lanes that want the same bank
+a_row_of_x, a_column_of_y = 4 * lanes, 4 * 64 * lanes  # addresses of a warp's load and store without the tile; with it both are like the first
+assert [np.unique(addresses // 128).size for addresses in (a_row_of_x, a_column_of_y)] == [1, 32]
+assert [np.bincount(width * lanes % 32).max() for width in (32, 33)] == [32, 1]  # lanes that want the same bank, down a column of the tile
 
 # %% tags=["solution"]
 x64 = generator.standard_normal(64).astype(np.float32)
 found = fault(kernels("variance", VARIANCE), "variance", 1, 64, x64, zero, orders=("descending",))
 assert type(found).__name__ in ("DataRace", "UninitialisedRead")
-# `tree` returns s[0] to a thread, which may go on and overwrite s before another has read s[0]: a barrier is missing between reading and writing.
+# A thread that has read s[0] leaves `tree` and overwrites s, perhaps before another has read s[0]: a barrier is missing after the reading.
 mended = VARIANCE.replace("    return s[0];", "    const float sum = s[0];\n    __syncthreads();\n    return sum;")
 _, result = run(kernels("mended", mended), "variance", 1, 64, x64, zero, orders=orders)
 assert np.allclose(result, x64.var(), rtol=1e-5)
