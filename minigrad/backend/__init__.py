@@ -31,7 +31,6 @@ _cpu = _Device("cpu", np.asarray, np.asarray, np.lib.stride_tricks.as_strided, n
 _by_name: dict[str, _Device] = {"cpu": _cpu}
 _by_type: dict[type, _Device] = {np.ndarray: _cpu}
 _numbers: dict[tuple, Array] = {}  # see `number`
-_numbers: dict[tuple, Array] = {}
 
 
 def add_device(name: str, array_type: type, from_numpy: Callable, to_numpy: Callable, as_strided: Callable, add_at: Callable = np.add.at) -> None:
