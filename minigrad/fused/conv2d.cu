@@ -1,14 +1,14 @@
 // Convolution of B images of H x W pixels and I channels with O kernels of kh x kw pixels, in G groups, and its two gradients.
 //
-// y          conv2d_naive                       a thread per output number          grid ceil(n / 128)              block 128         and: few channels
-//            conv2d_columns                     a thread per number of the windows  grid ceil(n / 256)              block 256
-//            conv2d_implicit                    a tile of 128 x C of y per block    grid (rows, columns G, phases)  block 4 C         used
-// dx         conv2d_input_gradient_naive        a thread per input number           grid ceil(n / 128)              block 128         and: few channels
-//            conv2d_implicit                    the same, on dy                                                                       used
-// dweight    conv2d_weight_gradient_naive       a thread per weight                 grid ceil(n / 128)              block 128
-//            conv2d_weight_gradient_direct      a weight per thread, S slices       grid (O / 32, n / 8, S)         block (32, 8)     few channels
-//            conv2d_weight_gradient             a tile of 128 x C of it per block   grid (rows, columns, G S)       block 4 C         used
-//            conv2d_weight_gradient_sum         adds the slices                     grid ceil(n / 256)              block 256         used
+// y          conv2d_naive                    a thread per output number            grid ceil(n / 128)               block 128       few channels
+//            conv2d_columns                  a thread per number of the windows    grid ceil(n / 256)               block 256
+//            conv2d_implicit                 a block per tile of 128 x C           grid (rows, G columns, phases)   block 4 C       used
+// dx         conv2d_input_gradient_naive     a thread per input number             grid ceil(n / 128)               block 128       few channels
+//            conv2d_implicit                 the same, on dy                                                                        used
+// dweight    conv2d_weight_gradient_naive    a thread per weight                   grid ceil(n / 128)               block 128
+//            conv2d_weight_gradient_direct   a thread per weight and slice of S    grid (O / 32, K / 8, S)          block (32, 8)   few channels
+//            conv2d_weight_gradient          a block per tile of 128 x C, slice    grid (rows, columns, G S)        block 4 C       used
+//            conv2d_weight_gradient_sum      adds the slices                       grid ceil(n / 256)               block 256       used
 //
 // A convolution is a product of matrices: the windows as rows, (B Ho Wo, K) with K = kh kw I / G, times the weight, (K, O / G). A 1x1 convolution is
 // that as it stands, and goes to cuBLAS (conv2d.py). For the others there are two ways. conv2d_columns writes the windows out for cuBLAS: for 3x3 an
@@ -20,7 +20,9 @@
 //
 // A tile: 4 C threads, each with 8 x 4 sums in registers; a step brings 64 bytes along K of both factors into shared memory, where each number is
 // read by C / 4 or 16 threads. While a step is multiplied, the next one is on its way from memory into registers; with two buffers one barrier a step
-// is enough. C is 64, 32 or 16 after O: 12 channels would leave four fifths of 64 columns idle.
+// is enough. C is 64, 32 or 16 after O: 12 channels would leave four fifths of 64 columns idle. A thread may have 128 registers, so 512 threads work on
+// a multiprocessor at a time: what hides the waiting is less their number than the 32 multiply-adds that each has for 12 numbers it reads.
+// Groups of fewer than 8 channels (a group per channel, say) would leave tiles empty: there a thread per number does, which the networks here never need.
 //
 // dx gathers, as y does: a pixel sums the outputs that saw it. For stride s these saw it at different places of the kernel for each remainder of the
 // pixel's row and column by s, its phase. Within a phase it is again a convolution of dy, over the taps that fit and no others (`Walk`): no product
@@ -140,7 +142,7 @@ struct Tile {
     __device__ __forceinline__ void multiply(int buffer, T (&sums)[8][4]) const
     {
         const int row = threadIdx.x / (COLUMNS / 4) * 2, column = threadIdx.x % (COLUMNS / 4);
-#pragma unroll
+#pragma unroll 4
         for (int k = 0; k < DEPTH; k++) {
             const Pack<T, 4> a[2] = {left[buffer][k][row], left[buffer][k][row + 1]}, b = right[buffer][k][column];
 #pragma unroll
@@ -151,6 +153,17 @@ struct Tile {
         }
     }
 };
+
+// totals += sums, sums = 0: done every 128 (double: 64) numbers of K, because one long chain of additions would lose digits.
+template <typename T>
+__device__ __forceinline__ void collect(T (&totals)[8][4], T (&sums)[8][4])
+{
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+#pragma unroll
+        for (int j = 0; j < 4; j++) totals[i][j] += sums[i][j], sums[i][j] = 0;
+    }
+}
 
 template <typename T, int N, int COUNT>
 __device__ __forceinline__ void put(Pack<T, 4> (&row)[COUNT], int first, const Pack<T, N>& numbers)
@@ -185,14 +198,13 @@ struct alignas(16) Row {
 
 // matrix (G, kh, kw, depth, columns): the weight, so that neighbours are read by neighbours. bias (G columns) or null. Channels of one group: `depth`
 // of the source, `columns` of the target; both are multiples of 4 where V is float4.
-// instances: conv2d_implicit<float, float, 64>, conv2d_implicit<float, float, 128>, conv2d_implicit<float, float, 256>
 // instances: conv2d_implicit<float, float4, 64>, conv2d_implicit<float, float4, 128>, conv2d_implicit<float, float4, 256>
-// instances: conv2d_implicit<double, double, 64>, conv2d_implicit<double, double, 128>, conv2d_implicit<double, double, 256>
+// instances: conv2d_implicit<float, float, 256>, conv2d_implicit<double, double, 64>
 template <typename T, typename V, int THREADS>
-__global__ void __launch_bounds__(THREADS) conv2d_implicit(const V* __restrict__ source, const V* __restrict__ matrix, const T* __restrict__ bias,
-                                                           T* __restrict__ target, bool gradient, int batch, int source_h, int source_w, int target_h,
-                                                           int target_w, int depth, int columns, int groups, int kernel_h, int kernel_w, int stride_h,
-                                                           int stride_w, int pad_h, int pad_w, int dilation_h, int dilation_w)
+__global__ void __launch_bounds__(THREADS, 512 / THREADS)
+conv2d_implicit(const V* __restrict__ source, const V* __restrict__ matrix, const T* __restrict__ bias, T* __restrict__ target, bool gradient,
+                int batch, int source_h, int source_w, int target_h, int target_w, int depth, int columns, int groups, int kernel_h, int kernel_w,
+                int stride_h, int stride_w, int pad_h, int pad_w, int dilation_h, int dilation_w)
 {
     using Block = Tile<T, THREADS>;
     constexpr int N = sizeof(V) / sizeof(T), COLUMNS = Block::COLUMNS, DEPTH = Block::DEPTH;
@@ -267,15 +279,16 @@ __global__ void __launch_bounds__(THREADS) conv2d_implicit(const V* __restrict__
         }
     };
 
-    T sums[8][4] = {};
+    T sums[8][4] = {}, totals[8][4] = {};
     fetch(0);
     store(0);
     __syncthreads();
-    for (int first = 0, buffer = 0; first < all; first += DEPTH, buffer ^= 1) {
+    for (int first = 0, step = 0; first < all; first += DEPTH, step++) {
         const bool more = first + DEPTH < all;
         if (more) fetch(first + DEPTH);
-        tile.multiply(buffer, sums);
-        if (more) store(buffer ^ 1);                                  // which everybody read before the last barrier
+        tile.multiply(step % 2, sums);
+        if (step % 8 == 7 || !more) collect(totals, sums);
+        if (more) store((step + 1) % 2);                              // which everybody read before the last barrier
         __syncthreads();
     }
 
@@ -284,9 +297,9 @@ __global__ void __launch_bounds__(THREADS) conv2d_implicit(const V* __restrict__
         const int pixel = places[threadIdx.x / (COLUMNS / 4) * 8 + i].pixel;
         if (pixel < 0) continue;
         if (bias) {
-            for (int j = 0; j < 4; j++) sums[i][j] += first_column + column + j < columns ? bias[group * columns + first_column + column + j] : T(0);
+            for (int j = 0; j < 4; j++) totals[i][j] += first_column + column + j < columns ? bias[group * columns + first_column + column + j] : T(0);
         }
-        write_row<T, N>(target + ((long long)pixel * groups + group) * columns, first_column + column, columns, sums[i]);
+        write_row<T, N>(target + ((long long)pixel * groups + group) * columns, first_column + column, columns, totals[i]);
     }
 }
 
@@ -335,14 +348,13 @@ __global__ void __launch_bounds__(256) conv2d_weight_gradient_direct(const T* __
 
 // Slice blockIdx.z / G takes rows [slice * length, (slice + 1) * length). partial (S, G, K, O/G). inputs and outputs: of one group, multiples of 4
 // where V is float4.
-// instances: conv2d_weight_gradient<float, float, 64>, conv2d_weight_gradient<float, float, 128>, conv2d_weight_gradient<float, float, 256>
 // instances: conv2d_weight_gradient<float, float4, 64>, conv2d_weight_gradient<float, float4, 128>, conv2d_weight_gradient<float, float4, 256>
-// instances: conv2d_weight_gradient<double, double, 64>, conv2d_weight_gradient<double, double, 128>, conv2d_weight_gradient<double, double, 256>
+// instances: conv2d_weight_gradient<float, float, 256>, conv2d_weight_gradient<double, double, 64>
 template <typename T, typename V, int THREADS>
-__global__ void __launch_bounds__(THREADS) conv2d_weight_gradient(const V* __restrict__ x, const V* __restrict__ dy, T* __restrict__ partial,
-                                                                  int length, int batch, int height, int width, int out_height, int out_width,
-                                                                  int inputs, int outputs, int groups, int kernel_h, int kernel_w, int stride_h,
-                                                                  int stride_w, int pad_h, int pad_w, int dilation_h, int dilation_w)
+__global__ void __launch_bounds__(THREADS, 512 / THREADS)
+conv2d_weight_gradient(const V* __restrict__ x, const V* __restrict__ dy, T* __restrict__ partial, int length, int batch, int height, int width,
+                       int out_height, int out_width, int inputs, int outputs, int groups, int kernel_h, int kernel_w, int stride_h, int stride_w,
+                       int pad_h, int pad_w, int dilation_h, int dilation_w)
 {
     using Block = Tile<T, THREADS>;
     constexpr int N = sizeof(V) / sizeof(T), COLUMNS = Block::COLUMNS, DEPTH = Block::DEPTH;
@@ -402,22 +414,23 @@ __global__ void __launch_bounds__(THREADS) conv2d_weight_gradient(const V* __res
         }
     };
 
-    T sums[8][4] = {};
+    T sums[8][4] = {}, totals[8][4] = {};
     fetch(start);
     store(0);
     __syncthreads();
-    for (int first = start, buffer = 0; first < stop; first += DEPTH, buffer ^= 1) {
+    for (int first = start, step = 0; first < stop; first += DEPTH, step++) {
         const bool more = first + DEPTH < stop;
         if (more) fetch(first + DEPTH);
-        tile.multiply(buffer, sums);
-        if (more) store(buffer ^ 1);                                  // which everybody read before the last barrier
+        tile.multiply(step % 2, sums);
+        if (step % 8 == 7 || !more) collect(totals, sums);
+        if (more) store((step + 1) % 2);                              // which everybody read before the last barrier
         __syncthreads();
     }
 
     for (int i = 0; i < 8; i++) {
         const int k = first_k + threadIdx.x / (COLUMNS / 4) * 8 + i;
         if (k >= all) return;
-        write_row<T, N>(partial + ((long long)blockIdx.z * all + k) * outputs, first_column + threadIdx.x % (COLUMNS / 4) * 4, outputs, sums[i]);
+        write_row<T, N>(partial + ((long long)blockIdx.z * all + k) * outputs, first_column + threadIdx.x % (COLUMNS / 4) * 4, outputs, totals[i]);
     }
 }
 

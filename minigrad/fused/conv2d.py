@@ -349,10 +349,15 @@ def _sizes(g: Geometry) -> list[int]:
 
 
 def _tiles(columns: int, length: int, dtype: np.dtype, *arrays) -> tuple[str, int]:
-    """Template arguments and columns of a tile, for a product that is this wide, of arrays with rows of a `length`."""
+    """Template arguments and columns of a tile, for a product that is this wide, of arrays with rows of a `length`.
+
+    A kernel takes the compiler half a second, so there is one tile only for what networks hardly have: rows that are not packs, and float64.
+    """
     number, width = cuda.c_type(dtype), cuda.vector_width(length, *arrays)
-    wide = next((wide for wide in (64, 32) if columns % wide == 0 or columns % wide > wide // 2), 16)
-    return f"{number}, {number if width == 1 else 'float4'}, {4 * wide}", wide
+    if width == 4:
+        wide = next((wide for wide in (64, 32) if columns % wide == 0 or columns % wide > wide // 2), 16)
+        return f"float, float4, {4 * wide}", wide
+    return (f"{number}, {number}, 256", 64) if number == "float" else (f"{number}, {number}, 64", 16)
 
 
 def _cuda_implicit(source, matrix, bias, target, g: Geometry, gradient: bool) -> None:

@@ -1,9 +1,9 @@
 // Nearest-neighbour upsampling of B images of H x W pixels and C channels: each pixel becomes a block of factor_h x factor_w.
 //
-// Forward      upsample_nearest_forward_naive     a thread per output number     grid ceil(n / 128)                                 block 128
-//              upsample_nearest_forward           a thread per output pack       grid (B H factor_h, ceil(W factor_w packs / 128))  block 128     used
-// Backward     upsample_nearest_backward_naive    a thread per input number      grid ceil(n / 128)                                 block 128
-//              upsample_nearest_backward          a thread per input pack        grid (B H, ceil(W packs / 128))                    block 128     used
+// Forward     upsample_nearest_forward_naive    a thread per output number    grid ceil(n / 128)                                  block 128
+//             upsample_nearest_forward          a thread per output pack      grid (B H factor_h, ceil(W factor_w packs / 128))   block 128    used
+// Backward    upsample_nearest_backward_naive   a thread per input number     grid ceil(n / 128)                                  block 128
+//             upsample_nearest_backward         a thread per input pack       grid (B H, ceil(W packs / 128))                     block 128    used
 //
 // Bytes moved (float32), with n input numbers: 4 n (1 + factor_h factor_w), both ways. Forward reads a pixel again for each of its copies, from the
 // cache. Backward sums a block in reading order, in one kernel where the rule on Tensors (average pooling, times the factors) takes two.

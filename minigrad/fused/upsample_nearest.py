@@ -78,6 +78,7 @@ def _cuda_launch(name: str, source, target, images, factors: Pair) -> None:
 
 
 def cuda_forward(x, scale_factor):
+    """A thread for four output numbers: see upsample_nearest.cu."""
     rows, columns = _pair(scale_factor)
     batch, height, width, channels = x.shape
     y = cuda.array_module().empty((batch, height * rows, width * columns, channels), x.dtype)
