@@ -13,11 +13,13 @@ from minigrad.tensor import Tensor  # first: see the end of tensor.py
 # isort: split
 from minigrad import functional, nn, optim
 from minigrad.autograd import grad
+from minigrad.backend.cuda import emulated
 from minigrad.checkpoint import checkpoint
 from minigrad.gradcheck import gradcheck
 from minigrad.modes import anomaly, definitions, enable_grad, no_grad
 from minigrad.random import manual_seed
 
 __all__ = [
-    "Tensor", "anomaly", "checkpoint", "definitions", "enable_grad", "functional", "grad", "gradcheck", "manual_seed", "nn", "no_grad", "optim",
+    "Tensor", "anomaly", "checkpoint", "definitions", "emulated", "enable_grad", "functional", "grad", "gradcheck", "manual_seed", "nn", "no_grad",
+    "optim",
 ]  # fmt: skip

@@ -178,7 +178,7 @@ class Tensor:
     def _writable(self, what: str) -> None:
         if self.requires_grad and is_grad_enabled():
             raise RuntimeError(f"{what}: this tensor requires grad; write under `with minigrad.no_grad():`, or make a new tensor instead")
-        if not self.data.flags.writeable:
+        if not getattr(self.data.flags, "writeable", True):  # CuPy's arrays are always writable
             raise RuntimeError(f"{what}: this tensor is a read-only view (of broadcast or overlapping memory); make a copy first")
 
     def _bump(self) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Array", "add_device", "as_strided", "device_of", "is_array", "remove_device", "to_device"]
+__all__ = ["Array", "add_at", "add_device", "as_strided", "device_of", "is_array", "number", "remove_device", "to_device"]
 
 Array = Any  # a numpy.ndarray, or the array type of another backend
 
@@ -21,25 +21,28 @@ Array = Any  # a numpy.ndarray, or the array type of another backend
 class _Device:
     """What the engine must know of a device: how to tell its arrays, how to bring an array there and back, and how to make a strided view."""
 
-    __slots__ = ("as_strided", "from_numpy", "name", "to_numpy")
+    __slots__ = ("add_at", "as_strided", "from_numpy", "name", "to_numpy")
 
-    def __init__(self, name: str, from_numpy: Callable, to_numpy: Callable, as_strided: Callable):
-        self.name, self.from_numpy, self.to_numpy, self.as_strided = name, from_numpy, to_numpy, as_strided
+    def __init__(self, name: str, from_numpy: Callable, to_numpy: Callable, as_strided: Callable, add_at: Callable):
+        self.name, self.from_numpy, self.to_numpy, self.as_strided, self.add_at = name, from_numpy, to_numpy, as_strided, add_at
 
 
-_cpu = _Device("cpu", np.asarray, np.asarray, np.lib.stride_tricks.as_strided)
+_cpu = _Device("cpu", np.asarray, np.asarray, np.lib.stride_tricks.as_strided, np.add.at)
 _by_name: dict[str, _Device] = {"cpu": _cpu}
 _by_type: dict[type, _Device] = {np.ndarray: _cpu}
+_numbers: dict[tuple, Array] = {}  # see `number`
 
 
-def add_device(name: str, array_type: type, from_numpy: Callable, to_numpy: Callable, as_strided: Callable) -> None:
-    """Make the arrays of `array_type` known under the device `name`; the three functions convert and view them."""
-    _by_name[name] = _by_type[array_type] = _Device(name, from_numpy, to_numpy, as_strided)
+def add_device(name: str, array_type: type, from_numpy: Callable, to_numpy: Callable, as_strided: Callable, add_at: Callable = np.add.at) -> None:
+    """Make the arrays of `array_type` known under the device `name`; the functions convert and view them, and add at places given more than once."""
+    _by_name[name] = _by_type[array_type] = _Device(name, from_numpy, to_numpy, as_strided, add_at)
+    _numbers.clear()
 
 
 def remove_device(name: str) -> None:
     """Forget the device `name`. Arrays that are left of it can still be told and brought to the CPU."""
     _by_name.pop(name, None)
+    _numbers.clear()
 
 
 def _find(array: Array) -> _Device:
@@ -73,6 +76,27 @@ def to_device(array: Array, name: str) -> Array:
     if target is None:
         raise ValueError(f"there is no device {name!r} here; there is {', '.join(map(repr, _by_name))}")
     return array if source is target else target.from_numpy(source.to_numpy(array))
+
+
+def number(value: Any, dtype: Any, device: str) -> Array:
+    """A number as a 0-d array on a device, not to be written to.
+
+    For other devices than the CPU those that were made are kept: a copy to a GPU takes longer than most operations, and in a captured graph it
+    would be made again at every launch.
+    """
+    if device == "cpu":
+        return np.asarray(value, dtype)
+    key = device, np.dtype(dtype), type(value), value
+    if key not in _numbers:
+        if len(_numbers) > 1000:
+            _numbers.clear()
+        _numbers[key] = to_device(np.asarray(value, dtype), device)
+    return _numbers[key]
+
+
+def add_at(array: Array, index: Any, values: Array) -> None:
+    """`array[index] += values`, where the index may pick an element more than once: it then receives each value."""
+    _find(array).add_at(array, index, values)
 
 
 def as_strided(array: Array, shape: tuple[int, ...], strides: tuple[int, ...]) -> Array:

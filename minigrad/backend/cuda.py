@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from minigrad import backend
 from minigrad.backend import kernel_source
 from minigrad.backend.kernel_source import CompileError, Kernel, Parameter
 
-__all__ = ["Availability", "CompileError", "Kernels", "array_module", "availability", "c_type", "connect", "emulated", "vector_width"]
+__all__ = ["Availability", "Captured", "CompileError", "Kernels", "array_module", "availability", "c_type", "connect", "emulated", "vector_width"]
 
 OPTIONS = ("-std=c++17", "-lineinfo")
 """What NVRTC is given: line numbers for profilers cost nothing."""
@@ -95,7 +95,13 @@ def _use(module: Any) -> None:
     if module is None:
         backend.remove_device("cuda")
     else:
-        backend.add_device("cuda", module.ndarray, module.asarray, module.asnumpy, module.lib.stride_tricks.as_strided)
+        backend.add_device("cuda", module.ndarray, module.asarray, module.asnumpy, module.lib.stride_tricks.as_strided, _add_at)
+
+
+def _add_at(array: Any, index: Any, values: Any) -> None:
+    """CuPy takes index arrays on the device only."""
+    parts = [array_module().asarray(part) if isinstance(part, np.ndarray) else part for part in (index if isinstance(index, tuple) else (index,))]
+    array_module().add.at(array, tuple(parts), values)
 
 
 @contextmanager
@@ -127,6 +133,43 @@ def emulated(build: str | None = None, orders: Sequence[str] = ("ascending",)) -
     finally:
         state.use(before)
         _use(module)
+
+
+class Captured:
+    """What a function does on the GPU as one CUDA graph: `launch()` does all of it again, on the same memory, for the price of one launch.
+
+    The function is called a few times first, so that kernels are compiled and constants are on the device, and once more while its work is noted
+    down; it must be such that this does no harm. It reads its inputs from arrays that stay, and leaves in such what is to be read later. It may not
+    wait for the device. Memory comes from a pool that nobody else uses, so that the graph writes where nothing else is.
+
+    Args:
+        function: takes nothing.
+        warm_ups: calls before the one that is captured.
+
+    Attributes:
+        result: what the function returned when it was captured; its arrays have new contents after each launch.
+
+    Source: https://docs.nvidia.com/cuda/cuda-c-programming-guide/#cuda-graphs
+    """
+
+    def __init__(self, function: Callable[[], Any], warm_ups: int = 2):
+        cp = array_module()
+        outer, stream = cp.cuda.get_current_stream(), cp.cuda.Stream(non_blocking=True)
+        self._pool = cp.cuda.MemoryPool()
+        stream.wait_event(outer.record())
+        with stream, cp.cuda.using_allocator(self._pool.malloc):
+            for _ in range(warm_ups):
+                function()
+            stream.begin_capture()
+            try:
+                self.result = function()
+            finally:
+                self._graph = stream.end_capture()
+        outer.wait_event(stream.record())
+
+    def launch(self) -> None:
+        """Do the work again; returns at once."""
+        self._graph.launch()
 
 
 def c_type(dtype: np.dtype) -> str:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minigrad import ops
+from minigrad.backend import cuda
 from minigrad.backend.cpu import parallel_rows
 from minigrad.op import fused
 from minigrad.tensor import Tensor
@@ -239,3 +240,48 @@ def cpu_forward_global(x):
 
 
 global_avg_pool2d.kernel("cpu", cpu_forward_global, None)
+
+
+_cuda = cuda.Kernels(__file__)
+
+
+def launch_by_rows(kernels: cuda.Kernels, name: str, out, arrays: tuple, shape: tuple[int, ...], rows: Axis, columns: Axis) -> None:
+    """Launch a pooling kernel with a thread for every pack of `out` (B, h, w, C), each block within a row of it. shape: of the images."""
+    channels, number = shape[3], cuda.c_type(out.dtype)
+    width = cuda.vector_width(channels, *(x for x in arrays if x.dtype == out.dtype))
+    types, packs = f"{number}, {number if width == 1 else 'float4'}", channels // width
+    grid = out.shape[0] * out.shape[1], -(-out.shape[2] * packs // 128)
+    sizes = (*shape[1:3], rows.count, columns.count, packs)
+    windows = (rows.kernel, columns.kernel, rows.stride, columns.stride, rows.padding, columns.padding)
+    kernels.launch(f"{name}<{types}>", grid, 128, *arrays, *map(int, (*sizes, *windows)))  # some may be NumPy's
+
+
+def cuda_forward(x, kernel_size, stride, padding):
+    """A thread for four output numbers: see avg_pool2d.cu."""
+    rows, columns = window_axes(x.shape, kernel_size, stride, padding)
+    y = cuda.array_module().empty((x.shape[0], rows.count, columns.count, x.shape[3]), x.dtype)  # (B, Ho, Wo, C)
+    launch_by_rows(_cuda, "avg_pool2d_forward", y, (x, y), x.shape, rows, columns)
+    return y, (x.shape, rows, columns)
+
+
+def cuda_backward(dy, saved, needs):
+    """Each pixel asks the windows it lies in."""
+    shape, rows, columns = saved
+    dx = cuda.array_module().empty(shape, dy.dtype)                        # (B, H, W, C)
+    launch_by_rows(_cuda, "avg_pool2d_backward", dx, (dy, dx), shape, rows, columns)
+    return (dx,)
+
+
+avg_pool2d.kernel("cuda", cuda_forward, cuda_backward, fresh=True)
+
+
+def cuda_forward_global(x):
+    """A block for 32 channels of an image. The gradient is the rule's, a broadcast view: no kernel is faster than what is not written."""
+    batch, height, width, channels = x.shape
+    y = cuda.array_module().empty((batch, channels), x.dtype)
+    grid = (batch, -(-channels // 32))
+    _cuda.launch(f"global_avg_pool2d_forward<{cuda.c_type(x.dtype)}>", grid, (32, 8), x, y, height * width, channels)
+    return y, ()
+
+
+global_avg_pool2d.kernel("cuda", cuda_forward_global, None)

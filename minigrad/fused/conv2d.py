@@ -8,13 +8,18 @@ the output, I O input and output channels, G groups, kh kw the kernel. Read next
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import gcd, prod
 from typing import NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from minigrad import ops
+from minigrad.backend import cuda
 from minigrad.backend.cpu import parallel_rows
+from minigrad.fused.linear import cuda_backward as linear_backward
+from minigrad.fused.linear import cuda_column_sums
+from minigrad.fused.linear import cuda_forward as linear_forward
 from minigrad.op import fused
 from minigrad.tensor import Tensor
 
@@ -321,3 +326,101 @@ def _by_columns_of_x(x, weight, g, dy, dx, dweight):
 
 
 conv2d.kernel("cpu", cpu_forward, cpu_backward, fresh=True, reads={"x": "weight", "weight": "x", "bias": ""})
+
+
+# --- CUDA
+
+
+_cuda = cuda.Kernels(__file__)
+FEW = 8  # channels of a group: with fewer, a tile of a product is mostly empty, and a thread for every number does better
+
+
+def _few(weight, groups: int) -> bool:
+    return groups > 1 and min(weight.shape[0] // groups, weight.shape[1]) < FEW
+
+
+def _is_linear(g: Geometry) -> bool:
+    return g.pointwise and g.groups == 1
+
+
+def _sizes(g: Geometry) -> list[int]:
+    """What all kernels are told of the windows; the numbers may be NumPy's."""
+    return [int(n) for n in (*g.kernel, *g.stride, *g.padding, *g.dilation)]
+
+
+def _tiles(columns: int, length: int, dtype: np.dtype, *arrays) -> tuple[str, int]:
+    """Template arguments and columns of a tile, for a product that is this wide, of arrays with rows of a `length`.
+
+    A kernel takes the compiler half a second, so there is one tile only for what networks hardly have: rows that are not packs, and float64.
+    """
+    number, width = cuda.c_type(dtype), cuda.vector_width(length, *arrays)
+    if width == 4:
+        wide = next((wide for wide in (64, 32) if columns % wide == 0 or columns % wide > wide // 2), 16)
+        return f"float, float4, {4 * wide}", wide
+    return (f"{number}, {number}, 256", 64) if number == "float" else (f"{number}, {number}, 64", 16)
+
+
+def _cuda_implicit(source, matrix, bias, target, g: Geometry, gradient: bool) -> None:
+    """Fill target (B, h, w, G columns) from source (B, h', w', G depth) and matrix (G, kh, kw, depth, columns): y from x, or dx from dy."""
+    depth, columns = matrix.shape[3:]
+    types, wide = _tiles(columns, gcd(depth, columns), target.dtype, source, matrix, target)
+    phases = [min(int(s), size) if gradient else 1 for s, size in zip(g.stride, target.shape[1:3], strict=True)]
+    rows = target.shape[0] * prod(-(-size // n) for size, n in zip(target.shape[1:3], phases, strict=True))  # of the largest phase
+    grid = -(-rows // 128), -(-columns // wide) * g.groups, prod(phases)
+    sizes = (target.shape[0], *source.shape[1:3], *target.shape[1:3], depth, columns, g.groups, *_sizes(g))
+    _cuda.launch(f"conv2d_implicit<{types}>", grid, 4 * wide, source, matrix, bias, target, gradient, *sizes)
+
+
+def _cuda_weight_gradient(x, weight, dy, g: Geometry):
+    """dweight in two steps, each with one order of addition: slices of the output pixels, then the slices."""
+    cp, number, groups = cuda.array_module(), cuda.c_type(x.dtype), g.groups
+    outputs, inputs, rows = weight.shape[0] // groups, weight.shape[1], prod(dy.shape[:3])
+    depth = prod(weight.shape[1:])                                         # K = kh kw I/G
+    sizes = (*x.shape[:3], *dy.shape[1:3], inputs, outputs, groups, *_sizes(g))
+    types, wide = _tiles(outputs, gcd(inputs, outputs), x.dtype, x, dy)
+    tiles = (-(-weight.shape[0] // 32), -(-depth // 8)) if _few(weight, groups) else (-(-depth // 128), -(-outputs // wide) * groups)
+    slices = max(1, min(-(-512 // prod(tiles)), rows // 128))              # by the shapes alone, not by the device: results are the same on all
+    partial, dweight = cp.empty((slices, groups, depth, outputs), x.dtype), cp.empty(weight.shape, x.dtype)
+    if _few(weight, groups):
+        _cuda.launch(f"conv2d_weight_gradient_direct<{number}>", (*tiles, slices), (32, 8), x, dy, partial, *sizes)
+    else:
+        length, grid = -(-rows // slices), (tiles[0], -(-outputs // wide), groups * slices)
+        _cuda.launch(f"conv2d_weight_gradient<{types}>", grid, 4 * wide, x, dy, partial, length, *sizes)
+    taps = depth // inputs
+    _cuda.launch(f"conv2d_weight_gradient_sum<{number}>", -(-weight.size // 256), 256, partial, dweight, slices, weight.size, taps, inputs, outputs)
+    return dweight
+
+
+def cuda_forward(x, weight, bias, stride, padding, dilation, groups):
+    """A 1x1 convolution is `linear`; others multiply windows that are put together in shared memory: see conv2d.cu."""
+    g = Geometry.of(weight, stride, padding, dilation, int(groups))
+    if _is_linear(g):
+        return linear_forward(x, weight.reshape(weight.shape[:2]), bias)[0], (x, weight, g)
+    y = cuda.array_module().empty((x.shape[0], *map(int, g.output_size(*x.shape[1:3])), weight.shape[0]), x.dtype)  # (B, Ho, Wo, O)
+    if _few(weight, groups):
+        sizes = (*x.shape[1:3], *y.shape[1:3], weight.shape[1], weight.shape[0] // groups, groups, *_sizes(g))
+        _cuda.launch(f"conv2d_naive<{cuda.c_type(x.dtype)}>", -(-y.size // 128), 128, x, weight, bias, y, y.size, *sizes)
+    else:
+        _cuda_implicit(x, _relaid(weight, g.groups, (0, 3, 4, 2, 1)), bias, y, g, gradient=False)  # the matrix (G, kh, kw, I/G, O/G)
+    return y, (x, weight, g)
+
+
+def cuda_backward(dy, saved, needs):
+    """dx by the same product on dy; dweight in slices; dbias by column sums, as in `linear`."""
+    x, weight, g = saved
+    if _is_linear(g):
+        dx, dweight, dbias = linear_backward(dy, (x, weight.reshape(weight.shape[:2])), needs)
+        return dx, None if dweight is None else dweight.reshape(weight.shape), dbias
+    dx = None
+    if needs[0]:
+        dx = cuda.array_module().empty(x.shape, x.dtype)                   # (B, H, W, I)
+        if _few(weight, g.groups):
+            sizes = (*x.shape[1:3], *dy.shape[1:3], weight.shape[1], weight.shape[0] // g.groups, g.groups, *_sizes(g))
+            _cuda.launch(f"conv2d_input_gradient_naive<{cuda.c_type(x.dtype)}>", -(-x.size // 128), 128, dy, weight, dx, x.size, *sizes)
+        else:
+            _cuda_implicit(dy, _relaid(weight, g.groups, (0, 3, 4, 1, 2)), None, dx, g, gradient=True)  # the matrix (G, kh, kw, O/G, I/G)
+    dweight = _cuda_weight_gradient(x, weight, dy, g) if needs[1] else None
+    return dx, dweight, cuda_column_sums(dy.reshape(-1, dy.shape[3])) if needs[2] else None
+
+
+conv2d.kernel("cuda", cuda_forward, cuda_backward, fresh=True, reads={"x": "weight", "weight": "x", "bias": ""})

@@ -68,7 +68,7 @@ def _check(logits, labels, label_smoothing) -> None:
         raise TypeError(f"cross_entropy: labels must be integers or floats, they are {labels.dtype}")
     if labels.shape != (batch,):
         raise ValueError(f"cross_entropy: {batch} rows of logits need integer labels of shape ({batch},), they have shape {labels.shape}")
-    if batch:
+    if batch and labels.device == "cpu":  # elsewhere looking at them would wait for the device, at every step
         low, high = int(labels.data.min()), int(labels.data.max())
         if low < 0 or high >= classes:
             raise ValueError(f"cross_entropy: labels go from {low} to {high}, logits have {classes} classes, 0 to {classes - 1}")

@@ -9,6 +9,7 @@ from math import prod
 
 import numpy as np
 
+from minigrad.backend import cuda
 from minigrad.backend.cpu import parallel_rows
 from minigrad.op import fused
 from minigrad.tensor import Tensor
@@ -92,3 +93,40 @@ def cpu_backward(dy, saved, needs):
 
 
 linear.kernel("cpu", cpu_forward, cpu_backward, fresh=True, reads={"x": "weight", "weight": "x", "bias": ""})
+
+
+_cuda = cuda.Kernels(__file__)
+
+
+def cuda_column_sums(rows):
+    """(R, C) to (C,), in two steps, each with one order of addition: slices of the rows, then the slices."""
+    cp, number, (count, columns) = cuda.array_module(), cuda.c_type(rows.dtype), rows.shape
+    slices = max(1, min(256, count // 32))                                 # by the shape alone, not by the device: results are the same on all
+    partial, total = cp.empty((slices, columns), rows.dtype), cp.empty(columns, rows.dtype)
+    _cuda.launch(f"column_sums<{number}>", (slices, -(-columns // 32)), (32, 8), rows, partial, count, columns)
+    _cuda.launch(f"column_sums_total<{number}>", -(-columns // 128), 128, partial, total, slices, columns)
+    return total
+
+
+def cuda_forward(x, weight, bias):
+    """One product, by cuBLAS, and a pass over y for the bias."""
+    features_out, features_in = weight.shape
+    y = x.reshape(prod(x.shape[:-1]), features_in) @ weight.T              # (R, O); cuBLAS reads the weight transposed, nothing is copied
+    if bias is not None:
+        number, width = cuda.c_type(x.dtype), cuda.vector_width(features_out, y, bias)
+        types, packs = f"{number}, {number if width == 1 else 'float4'}", y.size // width
+        _cuda.launch(f"linear_add_bias<{types}>", -(-packs // 256), 256, y, bias, packs, features_out // width)
+    return y.reshape(*x.shape[:-1], features_out), (x, weight)
+
+
+def cuda_backward(dy, saved, needs):
+    """As on the CPU, each gradient in one piece."""
+    x, weight = saved
+    features_out, features_in = weight.shape
+    rows = x.reshape(prod(x.shape[:-1]), features_in)                      # (R, I)
+    g = dy.reshape(len(rows), features_out)                                # (R, O)
+    dx = (g @ weight).reshape(x.shape) if needs[0] else None
+    return dx, g.T @ rows if needs[1] else None, cuda_column_sums(g) if needs[2] else None
+
+
+linear.kernel("cuda", cuda_forward, cuda_backward, fresh=True, reads={"x": "weight", "weight": "x", "bias": ""})

@@ -10,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from minigrad import ops
-from minigrad.fused.avg_pool2d import Axis, Pair, check_pool, fold, for_image_blocks, window_axes
+from minigrad.backend import cuda
+from minigrad.fused.avg_pool2d import Axis, Pair, check_pool, fold, for_image_blocks, launch_by_rows, window_axes
 from minigrad.op import fused
 from minigrad.tensor import Tensor
 
@@ -95,3 +96,26 @@ def cpu_backward(dy, saved, needs):
 
 
 max_pool2d.kernel("cpu", cpu_forward, cpu_backward, fresh=True)
+
+
+_cuda = cuda.Kernels(__file__)
+
+
+def cuda_forward(x, kernel_size, stride, padding):
+    """The maxima, and where in its window each was found: all that backward needs."""
+    cp, (rows, columns) = cuda.array_module(), window_axes(x.shape, kernel_size, stride, padding)
+    y = cp.empty((x.shape[0], rows.count, columns.count, x.shape[3]), x.dtype)  # (B, Ho, Wo, C)
+    place = cp.empty(y.shape, np.int32)
+    launch_by_rows(_cuda, "max_pool2d_forward", y, (x, y, place), x.shape, rows, columns)
+    return y, (place, x.shape, rows, columns)
+
+
+def cuda_backward(dy, saved, needs):
+    """Each pixel asks the windows it lies in."""
+    place, shape, rows, columns = saved
+    dx = cuda.array_module().empty(shape, dy.dtype)                        # (B, H, W, C)
+    launch_by_rows(_cuda, "max_pool2d_backward", dx, (dy, place, dx), shape, rows, columns)
+    return (dx,)
+
+
+max_pool2d.kernel("cuda", cuda_forward, cuda_backward, fresh=True, reads={"x": ""})

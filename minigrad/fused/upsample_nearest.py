@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from minigrad.backend import cuda
 from minigrad.fused.avg_pool2d import Pair, avg_pool2d
 from minigrad.op import fused
 from minigrad.tensor import Tensor
@@ -63,3 +64,34 @@ def cpu_forward(x, scale_factor):
 
 
 upsample_nearest.kernel("cpu", cpu_forward, None)
+
+
+_cuda = cuda.Kernels(__file__)
+
+
+def _cuda_launch(name: str, source, target, images, factors: Pair) -> None:
+    """Launch a kernel with a thread for every pack of `target`, each block within a row of it. images: the smaller of the two, (B, H, W, C)."""
+    number, width, channels = cuda.c_type(source.dtype), cuda.vector_width(source.shape[3], source, target), source.shape[3]
+    types, packs = f"{number}, {number if width == 1 else 'float4'}", channels // width
+    grid = target.shape[0] * target.shape[1], -(-target.shape[2] * packs // 128)
+    _cuda.launch(f"{name}<{types}>", grid, 128, source, target, images.shape[2], packs, *map(int, factors))
+
+
+def cuda_forward(x, scale_factor):
+    """A thread for four output numbers: see upsample_nearest.cu."""
+    rows, columns = _pair(scale_factor)
+    batch, height, width, channels = x.shape
+    y = cuda.array_module().empty((batch, height * rows, width * columns, channels), x.dtype)
+    _cuda_launch("upsample_nearest_forward", x, y, x, (rows, columns))
+    return y, (x.shape, (rows, columns))
+
+
+def cuda_backward(dy, saved, needs):
+    """The sum of each block."""
+    shape, factors = saved
+    dx = cuda.array_module().empty(shape, dy.dtype)
+    _cuda_launch("upsample_nearest_backward", dy, dx, dx, factors)
+    return (dx,)
+
+
+upsample_nearest.kernel("cuda", cuda_forward, cuda_backward, fresh=True)

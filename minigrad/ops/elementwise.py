@@ -316,7 +316,7 @@ def promote(op: Op, inputs: Sequence[Any], start: int, floating: bool) -> list[T
         elif type(x) is Tensor:
             result.append(cast(x, dtype))
         else:
-            result.append(wrap(x.astype(dtype) if backend.is_array(x) else backend.to_device(np.asarray(x, dtype), device)))
+            result.append(wrap(x.astype(dtype) if backend.is_array(x) else backend.number(x, dtype, device)))
     return result
 
 

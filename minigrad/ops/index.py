@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from minigrad import backend
 from minigrad.modes import MODE
 from minigrad.op import primitive
 from minigrad.ops.movement import sum_to
@@ -49,7 +50,7 @@ def put(x: Tensor, index: Any, shape: tuple[int, ...]) -> Tensor:
     if _is_basic(index):
         out[index] = x
     else:
-        np.add.at(out, index, x)
+        backend.add_at(out, index, x)
     return out
 
 
@@ -76,7 +77,7 @@ def scatter_add(x: Tensor, indices: Tensor, axis: int, size: int) -> Tensor:
     out = np.zeros_like(x, shape=(*x.shape[:axis], size, *x.shape[axis + 1 :]))
     places = [np.arange(n).reshape((-1,) + (1,) * (x.ndim - 1 - k)) for k, n in enumerate(x.shape)]
     places[axis] = indices
-    np.add.at(out, tuple(places), x)
+    backend.add_at(out, tuple(places), x)
     return out
 
 

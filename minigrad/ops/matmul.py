@@ -23,8 +23,8 @@ product.derivative(
     y=lambda g, x, y_shape: sum_to(product(swapaxes(x, -1, -2), g), y_shape),  # (..., k, m) = (..., k, n) (..., n, m)
 )
 product.on_arrays(
-    x=lambda g, y, x_shape: _summed_to(np.matmul(g, y.mT), x_shape),
-    y=lambda g, x, y_shape: _summed_to(np.matmul(x.mT, g), y_shape),
+    x=lambda g, y, x_shape: _summed_to(np.matmul(g, y.swapaxes(-1, -2)), x_shape),
+    y=lambda g, x, y_shape: _summed_to(np.matmul(x.swapaxes(-1, -2), g), y_shape),
 )
 
 

@@ -57,7 +57,7 @@ def min(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:
 @primitive
 def argmax(x: Tensor, axis: int | None = None) -> Tensor:
     """The position of the first largest element along `axis` (None: in the flattened tensor); integers, no gradient."""
-    return np.asarray(x.argmax(axis))
+    return x.argmax(axis)
 
 
 def _share_ties(g: Tensor, x: Tensor, out: Tensor, axis: Axes) -> Tensor:

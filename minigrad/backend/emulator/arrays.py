@@ -11,7 +11,7 @@ Source: https://docs.cupy.dev/en/stable/user_guide/difference.html
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from minigrad.backend.emulator import state
 from minigrad.backend.emulator.faults import UninitialisedRead
 from minigrad.backend.emulator.memory import Block
 
-__all__ = ["VIEWS", "compute", "empty", "ndarray", "operand", "upload"]
+__all__ = ["VIEWS", "compute", "empty", "made", "ndarray", "operand", "upload"]
 
 VIEWS = frozenset("broadcast_to expand_dims flip moveaxis ravel reshape squeeze swapaxes transpose".split())
 """NumPy's functions whose results share memory with their argument, where that is possible."""
@@ -135,11 +135,11 @@ class ndarray(NDArrayOperatorsMixin):
         """A copy in another dtype; keeps the order of the axes in memory, unlike other operations."""
         if np.dtype(dtype) == self.dtype and not copy:
             return self
-        return upload(cast(_readable(self), dtype), order)
+        return made("astype", lambda: cast(_readable(self), dtype), [self], order)
 
     def copy(self, order: str = "C") -> ndarray:
         """A copy, in C order."""
-        return upload(_readable(self), order)
+        return made("copy", lambda: _readable(self), [self], order)
 
     def view(self) -> ndarray:
         """Another array on the same memory."""
@@ -227,10 +227,23 @@ def empty(shape: Any, dtype: Any = float, order: str = "C") -> ndarray:
     return _wrap(block, np.ndarray(shape, dtype, buffer, order="F" if order == "F" else "C"), None)
 
 
-def upload(values: np.ndarray, order: str = "C") -> ndarray:
-    """A NumPy array copied to the device. order: "C", or "K" to keep Fortran order."""
+def upload(values: np.ndarray) -> ndarray:
+    """A NumPy array copied to the device. Raises RuntimeError while a graph is captured, which would copy it again at every launch."""
+    if state.current().capturing is not None:
+        raise RuntimeError("an array is copied to the device while a graph is captured: bring it there before")
+    return made("asarray", lambda: values, [])
+
+
+def made(what: str, make: Callable[[], np.ndarray], sources: list[ndarray], order: str = "C") -> ndarray:
+    """A new array with what `make` computes from the sources; while a graph is captured, whenever it is launched. order: "K" keeps Fortran order."""
+    with state.captured_values_unknown():
+        values = make()  # while a graph is captured for the shape alone: what the arrays will hold is not known yet
     array = empty(values.shape, values.dtype, "F" if order in "KF" and values.flags.f_contiguous and not values.flags.c_contiguous else "C")
-    _write(array._values, values)
+    if state.current().capturing is None:
+        _write(array._values, values)
+    else:
+        target = array._values  # not the array, which the graph does not keep alive
+        state.submit(what, lambda: _write(target, make()), [array._block, *(x._block for x in sources)])
     return array
 
 
@@ -269,6 +282,8 @@ def _unwrap(x: Any, found: list[ndarray]) -> Any:
 
 def _check_written(values: np.ndarray) -> None:
     """Raise UninitialisedRead if an element of a view of the device's memory has never been written."""
+    if state.current().unknown:
+        return
     unwritten = state.memory().unwritten(values) if values.size else None
     if unwritten is not None and unwritten.any():
         first = tuple(int(k) for k in np.unravel_index(unwritten.argmax(), values.shape))
@@ -306,8 +321,7 @@ def compute(function: Any, *args: Any, out: ndarray | None = None, view: bool = 
         values = function(*plain, **options)
         if isinstance(values, np.ndarray) and (not values.size or np.may_share_memory(values, found[0]._values)):
             return _view(found[0], values)
-    values = result()
-    return type(values)(upload(np.asarray(part)) for part in values) if isinstance(values, tuple | list) else upload(np.asarray(values))
+    return made(what, lambda: np.asarray(result()), found)
 
 
 def cast(values: Any, dtype: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from minigrad.backend.emulator import streams
-from minigrad.backend.emulator.arrays import VIEWS, _view, compute, empty, ndarray, operand, upload
+from minigrad.backend.emulator.arrays import VIEWS, _view, compute, empty, made, ndarray, operand, upload
 from minigrad.backend.emulator.raw import RawModule
 
 __all__ = ["RawModule", "cuda", "empty", "ndarray"]
@@ -62,7 +62,7 @@ def asnumpy(a: Any) -> np.ndarray:
 
 def full(shape: Any, fill_value: Any, dtype: Any = None) -> ndarray:
     """A new array of one number."""
-    return upload(np.full(shape, fill_value, dtype))
+    return made("full", lambda: np.full(shape, fill_value, dtype), [])
 
 
 def zeros(shape: Any, dtype: Any = float) -> ndarray:
@@ -97,7 +97,7 @@ def ones_like(a: ndarray, dtype: Any = None, shape: Any = None) -> ndarray:
 
 def arange(*args: Any, dtype: Any = None) -> ndarray:
     """As `numpy.arange`, on the device."""
-    return upload(np.arange(*args, dtype=dtype))
+    return made("arange", lambda: np.arange(*args, dtype=dtype), [])
 
 
 def copyto(dst: ndarray, src: Any, casting: Any = "same_kind") -> None:

@@ -6,13 +6,14 @@ Read next: `arrays.py`.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from minigrad.backend.emulator import launch
 from minigrad.backend.emulator.memory import Block, Memory
 
-__all__ = ["Graph", "State", "allocate", "current", "memory", "submit", "synchronise", "use"]
+__all__ = ["Graph", "State", "allocate", "captured_values_unknown", "current", "memory", "submit", "synchronise", "use"]
 
 
 class Graph:
@@ -47,6 +48,8 @@ class State:
         self.seconds = 30.0
         self.launches = self.graph_launches = self.allocations = self.synchronisations = 0
         self.capturing: Graph | None = None
+        self.unknown = False  # whether values are looked at for their shape alone, see `captured_values_unknown`
+        self.pool: list[Block] | None = None  # the blocks of the memory pool in use, if it is not the common one
 
 
 _current = State()
@@ -70,11 +73,21 @@ def memory() -> Memory:
 
 
 def allocate(nbytes: int) -> Block:
-    """A block of device memory. Raises RuntimeError while a graph is captured: the block would be another one when the graph is launched."""
-    if _current.capturing is not None:
-        raise RuntimeError("an array is allocated while a graph is captured: allocate results before, and write into them (out=, x[...] = y)")
+    """A block of device memory.
+
+    Raises RuntimeError while a graph is captured, but for blocks from a pool of one's own: those of the common pool go to others once their array is
+    gone, and the graph would still write there.
+    """
+    if _current.capturing is not None and _current.pool is None:
+        raise RuntimeError(
+            "an array is allocated while a graph is captured: allocate results before, and write into them (out=, x[...] = y), or capture with a "
+            "memory pool of its own (using_allocator)"
+        )
     _current.allocations += 1
-    return launch.core(_current.build).memory.allocate(nbytes)
+    block = launch.core(_current.build).memory.allocate(nbytes)
+    if _current.capturing is not None and _current.pool is not None:
+        _current.pool.append(block)
+    return block
 
 
 def synchronise(what: str) -> None:
@@ -82,6 +95,17 @@ def synchronise(what: str) -> None:
     if _current.capturing is not None:
         raise RuntimeError(f"{what} waits for the device while a graph is captured")
     _current.synchronisations += 1
+
+
+@contextmanager
+def captured_values_unknown() -> Iterator[None]:
+    """While a graph is captured, what is computed in this block is computed for its shape: reading what has not been written is no fault."""
+    device = _current
+    device.unknown = device.capturing is not None
+    try:
+        yield
+    finally:
+        device.unknown = False
 
 
 def submit(what: str, action: Callable[[], Any], blocks: Iterable[Block]) -> None:

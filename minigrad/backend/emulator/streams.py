@@ -6,12 +6,14 @@ Source: https://docs.cupy.dev/en/stable/reference/cuda.html
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 from minigrad.backend.emulator.state import Graph, current, synchronise
 
-__all__ = ["Device", "Event", "Stream", "cuda"]
+__all__ = ["Device", "Event", "MemoryPool", "Stream", "cuda"]
 
 
 class Stream:
@@ -126,6 +128,28 @@ def get_elapsed_time(start: Event, end: Event) -> float:
     return (end.seconds - start.seconds) * 1e3
 
 
+class MemoryPool:
+    """Device memory for those who allocate from it alone. CuPy's hands freed blocks out again, this one keeps what a captured graph was given."""
+
+    def __init__(self) -> None:
+        self.blocks: list[Any] = []
+
+    def malloc(self, size: int) -> Any:
+        """What `using_allocator` is given; arrays come from this pool inside it."""
+        raise NotImplementedError("the emulator's MemoryPool allocates for arrays only: with using_allocator(pool.malloc): ...")
+
+
+@contextmanager
+def using_allocator(allocator: Any = None) -> Iterator[None]:
+    """Arrays made in this block come from the pool whose `malloc` is given."""
+    device = current()
+    before, device.pool = device.pool, allocator.__self__.blocks
+    try:
+        yield
+    finally:
+        device.pool = before
+
+
 def alloc_pinned_memory(nbytes: int) -> bytearray:
     """Host memory that a GPU could copy from while the host goes on."""
     return bytearray(nbytes)
@@ -133,6 +157,6 @@ def alloc_pinned_memory(nbytes: int) -> bytearray:
 
 cuda = SimpleNamespace(
     Stream=Stream, Event=Event, Device=Device, Graph=Graph, get_current_stream=get_current_stream, get_elapsed_time=get_elapsed_time,
-    alloc_pinned_memory=alloc_pinned_memory, is_available=lambda: True,
+    MemoryPool=MemoryPool, using_allocator=using_allocator, alloc_pinned_memory=alloc_pinned_memory, is_available=lambda: True,
     runtime=SimpleNamespace(getDeviceCount=lambda: 1, deviceSynchronize=lambda: synchronise("deviceSynchronize()")),
 )  # fmt: skip

@@ -57,7 +57,7 @@ def test_what_a_captured_step_must_not_do(cp, stream):
     for forbidden, message in [
         (lambda: x + 1, "allocated while a graph is captured"),
         (lambda: cp.empty(3), "allocated while a graph is captured"),
-        (lambda: cp.asarray(np.ones(3)), "allocated while a graph is captured"),
+        (lambda: cp.asarray(np.ones(3)), "copied to the device while a graph is captured"),
         (lambda: x.copy(), "allocated while a graph is captured"),
         (lambda: x.get(), "waits for the device while a graph is captured"),
         (lambda: float(x[0]), "waits for the device while a graph is captured"),
@@ -70,6 +70,25 @@ def test_what_a_captured_step_must_not_do(cp, stream):
     stream.end_capture()
     with pytest.raises(RuntimeError, match="no graph is being captured"):
         stream.end_capture()
+
+
+def test_arrays_made_in_a_graph_with_a_memory_pool_are_made_at_each_launch(cp, device, stream):
+    x, pool = cp.zeros(3, np.float32), cp.cuda.MemoryPool()
+    with cp.cuda.using_allocator(pool.malloc):
+        stream.begin_capture()
+        y = (x + 1).astype(np.float64)
+        turned = cp.empty((3, 1), np.float32)
+        KERNELS.launch("transpose<float>", (1, 1), (8, 8), x.reshape(1, 3), turned, 1, 3)
+        first, largest, filled = turned[0].copy(), y.max(), cp.full(2, 7.0)
+        graph = stream.end_capture()
+    del turned
+    gc.collect()  # the pool keeps its memory
+    for value in (2.0, 5.0):
+        x[...] = value
+        graph.launch()
+        assert (y.get() == value + 1).all()
+        assert (first.get() == value).all()
+        assert (float(largest), filled.get().tolist()) == (value + 1, [7.0, 7.0])
 
 
 def test_a_graph_does_not_keep_its_arrays_and_notices_when_one_is_gone(cp, stream):

@@ -1,0 +1,134 @@
+// Average pooling of B images of H x W pixels and C channels: over Ho x Wo windows, and over the whole image.
+//
+// Windows     avg_pool2d_forward_naive          a thread per output number      grid ceil(B Ho Wo C / 128)             block 128
+//             avg_pool2d_forward                a thread per output pack        grid (B Ho, ceil(Wo packs / 128))      block 128        used
+// gradient    avg_pool2d_backward_naive         a thread per input number       grid ceil(B H W C / 128)               block 128
+//             avg_pool2d_backward               a thread per input pack         grid (B H, ceil(W packs / 128))        block 128        used
+// Image       global_avg_pool2d_forward_naive   a thread per image, channel     grid ceil(B C / 128)                   block 128
+//             global_avg_pool2d_forward         8 threads for each              grid (B, ceil(C / 32))                 block (32, 8)    used
+//
+// Bytes moved (float32), with n input and m output numbers: 4 (n + m), both ways; overlapping windows meet their common pixels in the cache.
+// Backward gathers: each pixel sums the windows it lies in, always in the same order. Scattering would need atomics where windows overlap.
+// A block stays in one row of the image, so that threads find their pixel by one division of small numbers; the naive kernels do four of large ones.
+// T is the type of a number, V what is read at once: float, float4 or double. `packs` is C / (numbers in a V).
+#include "pack.cuh"
+
+// --- forward: a window begins at (oh stride - pad); its pixels outside of the image are 0, and count
+
+// instances: avg_pool2d_forward_naive<float>
+template <typename T>
+__global__ void avg_pool2d_forward_naive(const T* __restrict__ x, T* __restrict__ y, long long count, int height, int width, int out_height,
+                                         int out_width, int channels, int kernel_h, int kernel_w, int stride_h, int stride_w, int pad_h, int pad_w)
+{
+    const long long i = blockIdx.x * 128LL + threadIdx.x;
+    if (i >= count) return;
+    const int c = i % channels, ow = i / channels % out_width, oh = i / channels / out_width % out_height;
+    const long long image = i / channels / out_width / out_height * height;
+    T sum = 0;
+    for (int k = 0; k < kernel_h * kernel_w; k++) {
+        const int h = oh * stride_h - pad_h + k / kernel_w, w = ow * stride_w - pad_w + k % kernel_w;
+        if (h >= 0 && h < height && w >= 0 && w < width) sum += x[((image + h) * width + w) * channels + c];
+    }
+    y[i] = sum / (kernel_h * kernel_w);
+}
+
+// instances: avg_pool2d_forward<float, float>, avg_pool2d_forward<float, float4>, avg_pool2d_forward<double, double>
+template <typename T, typename V>
+__global__ void __launch_bounds__(128) avg_pool2d_forward(const V* __restrict__ x, V* __restrict__ y, int height, int width, int out_height,
+                                                          int out_width, int packs, int kernel_h, int kernel_w, int stride_h, int stride_w, int pad_h,
+                                                          int pad_w)
+{
+    constexpr int N = sizeof(V) / sizeof(T);
+    const int j = blockIdx.y * 128 + threadIdx.x;                     // within a row of the output
+    if (j >= out_width * packs) return;
+    const int ow = j / packs, p = j % packs, oh = blockIdx.x % out_height, top = oh * stride_h - pad_h, left = ow * stride_w - pad_w;
+    const long long image = (long long)(blockIdx.x / out_height) * height;
+    Pack<T, N> sum = {};
+    for (int h = max(0, top); h < min(height, top + kernel_h); h++) {
+        for (int w = max(0, left); w < min(width, left + kernel_w); w++) {
+            const auto pack = packs_of<T>(x)[((image + h) * width + w) * packs + p];
+            for (int k = 0; k < N; k++) sum.v[k] += pack.v[k];
+        }
+    }
+    for (T& v : sum.v) v /= kernel_h * kernel_w;
+    packs_of<T>(y)[(long long)blockIdx.x * out_width * packs + j] = sum;
+}
+
+// --- backward: window o along an axis has pixel h at o stride - pad <= h < o stride - pad + kernel
+
+// instances: avg_pool2d_backward_naive<float>
+template <typename T>
+__global__ void avg_pool2d_backward_naive(const T* __restrict__ dy, T* __restrict__ dx, long long count, int height, int width, int out_height,
+                                          int out_width, int channels, int kernel_h, int kernel_w, int stride_h, int stride_w, int pad_h, int pad_w)
+{
+    const long long i = blockIdx.x * 128LL + threadIdx.x;
+    if (i >= count) return;
+    const int c = i % channels, w = i / channels % width, h = i / channels / width % height;
+    const long long image = i / channels / width / height * out_height;
+    T sum = 0;
+    for (int oh = 0; oh < out_height; oh++) {
+        for (int ow = 0; ow < out_width; ow++) {                      // all windows of the image; most of them lie elsewhere
+            const int r = h + pad_h - oh * stride_h, s = w + pad_w - ow * stride_w;
+            if (r >= 0 && r < kernel_h && s >= 0 && s < kernel_w) sum += dy[((image + oh) * out_width + ow) * channels + c];
+        }
+    }
+    dx[i] = sum / (kernel_h * kernel_w);
+}
+
+// instances: avg_pool2d_backward<float, float>, avg_pool2d_backward<float, float4>, avg_pool2d_backward<double, double>
+template <typename T, typename V>
+__global__ void __launch_bounds__(128) avg_pool2d_backward(const V* __restrict__ dy, V* __restrict__ dx, int height, int width, int out_height,
+                                                           int out_width, int packs, int kernel_h, int kernel_w, int stride_h, int stride_w,
+                                                           int pad_h, int pad_w)
+{
+    constexpr int N = sizeof(V) / sizeof(T);
+    const int j = blockIdx.y * 128 + threadIdx.x;                     // within a row of the image
+    if (j >= width * packs) return;
+    const int w = j / packs + pad_w, p = j % packs, h = blockIdx.x % height + pad_h;     // counted from where the padding begins
+    const long long image = (long long)(blockIdx.x / height) * out_height;
+    const int first_h = h < kernel_h ? 0 : (h - kernel_h) / stride_h + 1, last_h = min(h / stride_h, out_height - 1);
+    const int first_w = w < kernel_w ? 0 : (w - kernel_w) / stride_w + 1, last_w = min(w / stride_w, out_width - 1);
+    Pack<T, N> sum = {};
+    for (int oh = first_h; oh <= last_h; oh++) {
+        for (int ow = first_w; ow <= last_w; ow++) {
+            const auto pack = packs_of<T>(dy)[((image + oh) * out_width + ow) * packs + p];
+            for (int k = 0; k < N; k++) sum.v[k] += pack.v[k];
+        }
+    }
+    for (T& v : sum.v) v /= kernel_h * kernel_w;
+    packs_of<T>(dx)[(long long)blockIdx.x * width * packs + j] = sum;
+}
+
+// --- the whole image
+
+// instances: global_avg_pool2d_forward_naive<float>
+template <typename T>
+__global__ void global_avg_pool2d_forward_naive(const T* __restrict__ x, T* __restrict__ y, int count, int pixels, int channels)
+{
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= count) return;
+    x += (long long)(i / channels) * pixels * channels + i % channels;
+    T sum = 0;
+    for (int p = 0; p < pixels; p++) sum += x[(long long)p * channels];
+    y[i] = sum / pixels;
+}
+
+// A warp reads 32 channels of a pixel, and the eight warps of a block every eighth pixel.
+// instances: global_avg_pool2d_forward<float>, global_avg_pool2d_forward<double>
+template <typename T>
+__global__ void __launch_bounds__(256) global_avg_pool2d_forward(const T* __restrict__ x, T* __restrict__ y, int pixels, int channels)
+{
+    __shared__ T sums[8][32];
+    const int c = blockIdx.y * 32 + threadIdx.x;
+    x += (long long)blockIdx.x * pixels * channels;
+    T sum = 0;
+    if (c < channels) {
+#pragma unroll 4                                                      // so that four loads are on their way at a time; the order of addition stays
+        for (int p = threadIdx.y; p < pixels; p += 8) sum += x[(long long)p * channels + c];
+    }
+    sums[threadIdx.y][threadIdx.x] = sum;
+    __syncthreads();
+    if (threadIdx.y != 0 || c >= channels) return;
+    for (int k = 1; k < 8; k++) sum += sums[k][threadIdx.x];
+    y[(long long)blockIdx.x * channels + c] = sum / pixels;
+}
