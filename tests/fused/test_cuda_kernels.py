@@ -20,6 +20,8 @@ from minigrad.backend.emulator.launch import ORDERS
 from minigrad.fused.batch_norm import batch_norm
 from minigrad.fused.gelu import gelu
 from minigrad.fused.layer_norm import layer_norm
+from minigrad.fused.log_softmax import log_softmax
+from minigrad.fused.softmax import softmax
 from minigrad.op import Fused
 from tests.backend.emulator.in_a_process import run_tests
 from tests.support import RELATIVE, assert_close, rng
@@ -160,9 +162,11 @@ def run_batch_norm(inputs: list, dtype: type, device: str, relu: bool = True, up
 
 
 @pytest.mark.parametrize("evaluation", [False, True])
-@pytest.mark.parametrize(("rows", "channels"), [(600, 12), (530, 5), (70, 300), (40, 1028)])
+@pytest.mark.parametrize(("rows", "channels"), [(600, 12), (530, 5), (150, 300), (40, 1028)])
 def test_batch_norm_of_several_slices_and_blocks_of_channels(rows, channels, evaluation):
-    """600 rows of 3 packs are cut into slices; 257 packs (300 numbers in float64) need two blocks side by side."""
+    """600 rows of 3 packs are cut into slices, 150 rows of 300 numbers into more than the 16 that are merged side by side, of which the last is
+    empty; 257 packs, or 300 numbers in float64, need two blocks side by side.
+    """
     inputs = batch_norm_inputs((rows, channels), evaluation)
     with minigrad.definitions():
         exact = run_batch_norm(inputs, np.float64, "cpu")
@@ -199,6 +203,14 @@ def test_an_infinite_gradient_stops_at_a_relu_that_cut():
             assert np.isfinite(gradient).all()
 
 
+def test_nan_stays_in_its_channel_through_a_relu():
+    inputs = batch_norm_inputs((2, 3, 3, 4))
+    inputs[0][1, 0, 2, 1] = np.nan
+    with cuda.emulated():
+        y = run_batch_norm(inputs, np.float32, "cuda")[0]
+    assert np.isnan(y[..., 1]).all() and np.isfinite(y[..., [0, 2, 3]]).all()
+
+
 @pytest.mark.parametrize(("rows", "channels"), [(150, 6), (33, 8)])
 def test_every_rung_of_batch_norm_s_ladder_computes_the_same(rows, channels):
     kernels = cuda.Kernels(FOLDER / "batch_norm.cu")
@@ -225,6 +237,60 @@ def test_normalising_never_waits_for_the_device():
         y, _, _ = batch_norm(*tensors, relu=True)
         minigrad.grad([y], [t for t in tensors if t is not None], [y.detach()])
         assert device.synchronisations == 0
+
+
+# --- softmax and log_softmax
+
+
+@pytest.mark.parametrize("op", [softmax, log_softmax])
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [
+        *[((5, 33), -1), ((3, 257), -1), ((2, 1023), 1), ((5, 128), -1), ((2, 132), -1), ((3, 1024), -1)],  # a warp per row
+        *[((2, 1028), -1), ((2, 1030), -1)],  # a block per row
+        *[((3, 5, 60), 1), ((40, 7), 0), ((2, 9, 1), 1)],  # other axes, of which only the last one's numbers are neighbours
+    ],
+)
+def test_softmax_of_rows_of_all_lengths(op, shape, axis):
+    check_cuda(op, [3 * rng(1).standard_normal(shape)], {"axis": axis})
+
+
+@pytest.mark.parametrize("op", [softmax, log_softmax])
+@pytest.mark.parametrize(("length", "axis"), [(70, 1), (1030, 1), (70, 0)])
+def test_softmax_of_ties_and_of_rows_with_infinities_is_the_definition_s(op, length, axis):
+    """Equal numbers share equally to the last bit; a row of -inf, or with an inf or a nan, is nan where the definition's is, and alone."""
+    x = rng(2).uniform(-2, 2, (6, length)).astype(np.float32)
+    x[0] = 7.25
+    x[1, ::2] = -np.inf
+    x[2] = -np.inf
+    x[3, 3], x[4, 5] = np.inf, np.nan
+    x = x if axis == 1 else np.ascontiguousarray(x.T)
+    with minigrad.definitions(), np.errstate(invalid="ignore"):
+        expected = op(Tensor(x), axis=axis).numpy()
+    with cuda.emulated():
+        ours = op(Tensor(x).to(device="cuda"), axis=axis).data.get()
+    np.testing.assert_allclose(ours, expected, rtol=1e-5, equal_nan=True)
+    first = ours[0] if axis == 1 else ours[:, 0]
+    assert (first == first[0]).all()
+    if op is softmax:
+        assert first[0] == np.float32(1) / np.float32(length)
+
+
+@pytest.mark.parametrize("op", [softmax, log_softmax])
+@pytest.mark.parametrize("length", [20, 1028])
+def test_the_naive_softmax_computes_the_same(op, length):
+    kernels = cuda.Kernels(FOLDER / f"{op.name}.cu")
+    x, upstream = rng(3).uniform(-3, 3, (2, 5, length)).astype(np.float32)
+    with cuda.emulated(orders=ORDERS):
+        cp = cuda.array_module()
+        x_, dy, y, dx = cp.asarray(x), cp.asarray(upstream), cp.empty((5, length), np.float32), cp.empty((5, length), np.float32)
+        kernels.launch(f"{op.name}_forward_columns<float>", 1, 128, x_, y, 5, length, 1)
+        kernels.launch(f"{op.name}_backward_columns<float>", 1, 128, dy, y, dx, 5, length, 1)
+        leaf = Tensor(x).to(device="cuda").requires_grad_()
+        out = op(leaf)
+        (gradient,) = minigrad.grad([out], [leaf], [Tensor(upstream).to(device="cuda")])
+        assert_close(out.to(device="cpu"), y.get(), relative=1e-6)
+        assert_close(gradient.to(device="cpu"), dx.get(), relative=1e-5)
 
 
 # --- all of them
