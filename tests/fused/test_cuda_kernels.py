@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from minigrad import Tensor
 from minigrad.backend import cuda
 from minigrad.backend.emulator.launch import ORDERS
 from minigrad.fused.batch_norm import batch_norm
+from minigrad.fused.cross_entropy import cross_entropy
 from minigrad.fused.gelu import gelu
 from minigrad.fused.layer_norm import layer_norm
 from minigrad.fused.log_softmax import log_softmax
@@ -291,6 +293,90 @@ def test_the_naive_softmax_computes_the_same(op, length):
         (gradient,) = minigrad.grad([out], [leaf], [Tensor(upstream).to(device="cuda")])
         assert_close(out.to(device="cpu"), y.get(), relative=1e-6)
         assert_close(gradient.to(device="cpu"), dx.get(), relative=1e-5)
+
+
+# --- cross_entropy
+
+CROSS_ENTROPY = sys.modules[cross_entropy.__module__]
+
+
+def cross_entropy_results(logits: np.ndarray, labels: np.ndarray, smoothing: float, device: str) -> list[np.ndarray]:
+    """The loss and its gradients, for an upstream gradient of 0.7."""
+    tensors = [Tensor(a).to(device=device) for a in (logits, labels)]
+    leaves = [t.requires_grad_() for t in tensors if t.dtype.kind == "f"]
+    loss = cross_entropy(*tensors, label_smoothing=smoothing)
+    upstream = Tensor(np.array(0.7, logits.dtype)).to(device=device)
+    return [t.to(device="cpu").numpy() for t in (loss, *minigrad.grad([loss], leaves, [upstream]))]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize(("batch", "classes"), [(3, 1030), (300, 5), (5, 70)])
+def test_cross_entropy_of_long_rows_and_of_many(batch, classes, soft, smoothing):
+    """A block per row; more rows than the block that takes the mean has threads; a warp per row."""
+    logits = rng(1).uniform(-3, 3, (batch, classes))
+    labels = rng(2).uniform(0, 1, (batch, classes)) if soft else rng(2).integers(0, classes, batch)
+    with minigrad.definitions():
+        exact = cross_entropy_results(logits, labels, smoothing, "cpu")
+    single = logits.astype(np.float32), labels.astype(np.float32) if soft else labels
+    with cuda.emulated(orders=ORDERS[:2]):
+        for ours, reference in zip(cross_entropy_results(logits, labels, smoothing, "cuda"), exact, strict=True):
+            assert_close(ours, reference)
+        for ours, reference in zip(cross_entropy_results(*single, smoothing, "cuda"), exact, strict=True):
+            assert_close(ours, reference, relative=1e-6)
+
+
+def test_a_target_of_zero_for_a_class_ruled_out():
+    """Without smoothing 0 times -inf is nan; with it the target is not 0, and the loss is infinite, as the definition says."""
+    logits, labels = np.array([[1.0, -np.inf, 2.0]]), np.array([[1.0, 0.0, 0.0]])
+    for smoothing, expected in ((0.0, np.nan), (0.1, np.inf)):
+        with minigrad.definitions(), np.errstate(invalid="ignore"):
+            exact = cross_entropy_results(logits, labels, smoothing, "cpu")
+        with cuda.emulated():
+            ours = cross_entropy_results(logits, labels, smoothing, "cuda")
+        np.testing.assert_array_equal(ours[0], expected)
+        for a, b in zip(ours, exact, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64])
+def test_labels_of_every_integer_type_are_looked_at_on_the_device_only(dtype):
+    logits, labels = rng(1).uniform(-3, 3, (4, 6)), np.array([0, 5, 2, 2])
+    with minigrad.definitions():
+        exact = cross_entropy_results(logits, labels, 0.1, "cpu")
+    with cuda.emulated() as device:
+        cp = cuda.array_module()
+        loss, saved = CROSS_ENTROPY.cuda_forward(cp.asarray(logits), cp.asarray(labels.astype(dtype)), 0.1)
+        gradient, nothing = CROSS_ENTROPY.cuda_backward(cp.asarray(np.array(0.7)), saved, (True, True))
+        assert device.synchronisations == 0 and nothing is None
+        assert_close(loss.get(), exact[0])
+        assert_close(gradient.get(), exact[1])
+
+
+@pytest.mark.parametrize("label", [-1, 6, -100, 2**40])
+def test_a_label_that_is_no_class_gives_nan_and_reads_nothing_else(label):
+    with cuda.emulated():
+        cp = cuda.array_module()
+        logits, labels = cp.asarray(rng(1).uniform(-3, 3, (3, 6))), cp.asarray(np.array([1, label, 2]))
+        loss, saved = CROSS_ENTROPY.cuda_forward(logits, labels, 0.0)
+        gradient, _ = CROSS_ENTROPY.cuda_backward(cp.asarray(np.array(1.0)), saved, (True, False))
+        assert np.isnan(loss.get())
+        np.testing.assert_array_equal(np.isnan(gradient.get()).all(1), [False, True, False])
+
+
+@pytest.mark.parametrize("classes", [10, 1030])
+def test_the_naive_cross_entropy_computes_the_same(classes):
+    kernels = cuda.Kernels(FOLDER / "cross_entropy.cu")
+    logits, labels = rng(1).uniform(-3, 3, (5, classes)).astype(np.float32), rng(2).integers(0, classes, 5)
+    with cuda.emulated(orders=ORDERS):
+        cp = cuda.array_module()
+        logits_, labels_, dy = cp.asarray(logits), cp.asarray(labels), cp.asarray(np.array(0.7, np.float32))
+        log_p, losses, dlogits = cp.empty_like(logits_), cp.empty(5, np.float32), cp.empty_like(logits_)
+        kernels.launch("cross_entropy_forward<float, 1>", 1, 128, logits_, labels_, None, log_p, losses, 5, classes, 0.1)
+        kernels.launch("cross_entropy_backward<float, 1>", 1, 128, dy, log_p, labels_, None, dlogits, None, 5, classes, 0.1)
+        loss, gradient = cross_entropy_results(logits, labels, 0.1, "cuda")
+        assert_close(losses.get().mean() * -1, loss, relative=1e-6)
+        assert_close(dlogits.get(), gradient, relative=1e-6)
 
 
 # --- all of them
