@@ -79,11 +79,12 @@ def cpu_forward(logits, labels, label_smoothing):
     batch, classes = logits.shape
     log_p, _ = log_softmax_forward(logits, -1)                             # (B, K)
     soft = labels.dtype.kind == "f"
-    # An integer label picks its log-probability: multiplying the others by 0 would give nan where one is -inf.
-    hard = (labels * log_p).sum() if soft else log_p[np.arange(batch), labels].sum()
-    total = (1 - label_smoothing) * hard
-    if label_smoothing:
-        total += label_smoothing / classes * log_p.sum()
+    if soft:
+        total = ((labels * (1 - label_smoothing) + label_smoothing / classes) * log_p).sum()
+    else:  # a label picks its log-probability: multiplying the others by 0 would give nan where one is -inf
+        total = (1 - label_smoothing) * log_p[np.arange(batch), labels].sum()
+        if label_smoothing:
+            total += label_smoothing / classes * log_p.sum()
     scale = -1 / batch if batch else math.nan
     return np.asarray(total * scale, logits.dtype), (log_p, labels, label_smoothing, scale)
 
