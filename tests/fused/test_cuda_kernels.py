@@ -15,11 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import minigrad
-from minigrad import Tensor
+from minigrad import Tensor, random
 from minigrad.backend import cuda
 from minigrad.backend.emulator.launch import ORDERS
 from minigrad.fused.batch_norm import batch_norm
 from minigrad.fused.cross_entropy import cross_entropy
+from minigrad.fused.dropout import cuda_keep_mask, drop_path, dropout
 from minigrad.fused.gelu import gelu
 from minigrad.fused.layer_norm import layer_norm
 from minigrad.fused.log_softmax import log_softmax
@@ -377,6 +378,81 @@ def test_the_naive_cross_entropy_computes_the_same(classes):
         loss, gradient = cross_entropy_results(logits, labels, 0.1, "cuda")
         assert_close(losses.get().mean() * -1, loss, relative=1e-6)
         assert_close(dlogits.get(), gradient, relative=1e-6)
+
+
+# --- dropout and drop_path
+
+
+@pytest.mark.parametrize("as_bool", [False, True])
+@pytest.mark.parametrize("shape", [(7, 5, 9), (8, 40), (3, 1200)])
+def test_dropout_by_packs_and_by_single_numbers(shape, as_bool):
+    x, upstream = rng(1).standard_normal((2, *shape)).astype(np.float32)
+    for op, of in ((dropout, shape), (drop_path, shape[:1])):
+        mask = rng(2).uniform(0, 1, of) < 0.7
+        mask = mask if as_bool else mask.astype(np.float32)
+        with minigrad.definitions():
+            leaf = Tensor(x).requires_grad_()
+            y = op(leaf, Tensor(mask), 0.3)
+            expected = y.numpy(), minigrad.grad([y], [leaf], [Tensor(upstream)])[0].numpy()
+        with cuda.emulated(orders=ORDERS):
+            leaf = Tensor(x).to(device="cuda").requires_grad_()
+            y = op(leaf, Tensor(mask).to(device="cuda"), 0.3)
+            for ours, reference in zip((y, *minigrad.grad([y], [leaf], [Tensor(upstream).to(device="cuda")])), expected, strict=True):
+                np.testing.assert_array_equal(ours.data.get(), reference)
+
+
+def test_a_mask_of_bools_may_start_at_any_byte():
+    with cuda.emulated():
+        x = Tensor(rng(1).standard_normal(64).astype(np.float32)).to(device="cuda")
+        mask = Tensor(rng(2).uniform(0, 1, 65) < 0.5).to(device="cuda")
+        y = dropout(x, mask[1:], 0.5).data.get()
+        np.testing.assert_array_equal(y, x.data.get() * mask.data.get()[1:] * np.float32(2))
+
+
+def test_the_naive_dropout_computes_the_same():
+    kernels = cuda.Kernels(FOLDER / "dropout.cu")
+    x, mask = rng(1).standard_normal(300).astype(np.float32), rng(2).uniform(0, 1, 300) < 0.5
+    with cuda.emulated():
+        cp = cuda.array_module()
+        y = cp.empty(300, np.float32)
+        kernels.launch("dropout_forward_naive<float, bool>", 2, 256, cp.asarray(x), cp.asarray(mask), y, 300, 2.0)
+        np.testing.assert_array_equal(y.get(), dropout(Tensor(x).to(device="cuda"), Tensor(mask).to(device="cuda"), 0.5).data.get())
+
+
+@settings(max_examples=30)
+@given(
+    st.integers(0, 2**64 - 1),
+    st.lists(st.one_of(st.integers(0, 9), st.integers(0, 2**64 - 1)), max_size=3),
+    st.sampled_from([(), (0,), (1,), (7,), (8,), (3, 11), (2, 3, 5), (2051,)]),
+    st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]) | st.floats(0, 1),
+)
+def test_a_mask_drawn_on_the_device_is_the_one_that_numpy_draws(seed, counters, shape, p):
+    random.manual_seed(seed)
+    expected = np.asarray(random.generator("dropout", *counters).random(shape, dtype=np.float32) >= p)
+    with cuda.emulated() as device:
+        ours = cuda_keep_mask(random.generator("dropout", *counters), shape, p)
+        assert device.synchronisations == 0
+        np.testing.assert_array_equal(ours.get(), expected)
+        assert ours.shape == shape and ours.dtype == np.bool_
+
+
+def test_every_one_of_the_24_bits_of_a_number_counts():
+    """With p equal to a number that is drawn, or to its neighbour above, the mask changes at that number."""
+    random.manual_seed(3)
+    numbers = random.generator("dropout").random(400, dtype=np.float32)
+    with cuda.emulated():
+        for p in numbers[:40]:
+            for limit in (p, np.nextafter(p, np.float32(1))):
+                ours = cuda_keep_mask(random.generator("dropout"), (400,), float(limit))
+                np.testing.assert_array_equal(ours.get(), numbers >= limit)
+
+
+def test_generators_whose_numbers_the_device_cannot_draw_are_refused():
+    used = random.generator("dropout")
+    used.random()
+    for generator in (used, np.random.default_rng(0)):
+        with cuda.emulated(), pytest.raises(ValueError, match="must be a Philox from which nothing has been drawn"):
+            cuda_keep_mask(generator, (3,), 0.5)
 
 
 # --- all of them
