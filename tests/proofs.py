@@ -167,9 +167,13 @@ class Proof:
 
     def test_cuda_kernel_equals_definition(self) -> None:
         """The same on the GPU, or where there is none on the emulator, which runs every kernel in two orders of threads and blocks: results must be
-        equal bit for bit. In float32 the kernel is about as accurate as the definition, as in `test_float32_accuracy`.
+        equal bit for bit. In float32, where kernels read four numbers at once, no drawn case is far off, and the kernel is about as accurate as the
+        definition, as in `test_float32_accuracy`: on the emulator for the four smallest cases.
         """
         self.for_each(self.cuda_kernel_equals_definition, 0.3)
+        size = lambda case: sum(0 if x is None else x.size for x in case.inputs)  # noqa: E731
+        for case in self.float32 if cuda.availability().usable else sorted(self.float32, key=size)[:4]:
+            self.float32_is_accurate(case, ON_CUDA)
 
     def test_float32_accuracy(self) -> None:
         """In float32 a kernel is about as accurate as the definition (see Bound), at fixed seeds."""
@@ -367,7 +371,8 @@ class Proof:
             ours = self.run(case.inputs, case.wanted, case.values, upstream, "cuda")
             self._agree(ours, reference, case, f"{self.name} by its CUDA kernel and definition")
         self._some_gradients_only(case, on_cuda, "cuda")
-        self.float32_is_accurate(case, ("kernel on cuda", on_cuda, "cuda"))
+        # The errors of a case of a few numbers, or of one where all digits cancel, are a matter of luck: this shows mistakes, not inaccuracy.
+        self.float32_is_accurate(case, ON_CUDA, floor=1e-4)
 
     def _short_ways_equal_the_long_way(self, case: Case) -> None:
         ours = self.run(case.inputs, case.wanted, case.values)
@@ -392,8 +397,11 @@ class Proof:
                 expected = everything._replace(grads=[everything.grads[wanted.index(k)] for k in some])
                 self._agree(ours, expected, case, f"{self.name} with gradients of {some} only")
 
-    def float32_is_accurate(self, case: Case, *ways: tuple[str, Callable[[], AbstractContextManager], str]) -> None:
-        """See `test_float32_accuracy`. All errors are taken against the definition in float64 on the same rounded numbers."""
+    def float32_is_accurate(self, case: Case, *ways: tuple[str, Callable[[], AbstractContextManager], str], floor: float = 0.0) -> None:
+        """See `test_float32_accuracy`. All errors are taken against the definition in float64 on the same rounded numbers.
+
+        floor: also allow this error, or this share of the largest number.
+        """
         factor, units, _ = self.float32_bound
         single = [None if x is None else x.astype(np.float32) if x.dtype.kind == "f" else x for x in case.inputs]
         double = [None if x is None else x.astype(np.float64) if x.dtype.kind == "f" else x for x in single]
@@ -410,9 +418,12 @@ class Proof:
                 assert ours.dtype == plain.dtype
                 if reference.dtype.kind != "f" or not reference.size:
                     continue
-                error, allowed = (np.abs(a.astype(np.float64) - reference).max() for a in (ours, plain))
-                bound = factor * allowed + units * np.finfo(np.float32).eps * np.abs(reference).max()
                 what = f"output {k}" if k < len(kernel.outputs) else f"gradient {k - len(kernel.outputs)}"
+                finite = np.isfinite(reference)
+                np.testing.assert_array_equal(ours[~finite], reference[~finite], err_msg=f"{self.name} by {name}, {what} in float32")
+                largest = np.abs(reference[finite]).max(initial=0)
+                error, allowed = (np.abs(a.astype(np.float64)[finite] - reference[finite]).max(initial=0) for a in (ours, plain))
+                bound = max(factor * allowed + units * np.finfo(np.float32).eps * largest, floor * max(largest, 1))
                 assert error <= bound, f"{self.name} by {name}, {what}: float32 error {error:.3g} > {bound:.3g} (definition: {allowed:.3g})"
 
     def sums_gradients(self, case: Case) -> None:
@@ -857,6 +868,9 @@ def on_cuda() -> AbstractContextManager:
 
 GENERIC = tuple(name for name in vars(Proof) if name.startswith("test_"))
 _MACHINERY = frozenset(name for name, member in vars(Proof).items() if isinstance(member, FunctionType | property)) | {"__init_subclass__"}
+
+
+ON_CUDA = ("kernel on cuda", on_cuda, "cuda")
 
 
 def why_not(proof: type[Proof], name: str) -> str:

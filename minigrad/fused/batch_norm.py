@@ -12,6 +12,7 @@ from math import gcd
 
 import numpy as np
 
+from minigrad.backend import cuda
 from minigrad.backend.cpu import parallel_rows
 from minigrad.op import fused
 from minigrad.tensor import Tensor
@@ -233,4 +234,65 @@ def cpu_backward(dy, saved, needs):
     return dx, dweight if wants_weight else None, dbias if wants_bias else None, None, None, dresidual
 
 
-batch_norm.kernel("cpu", cpu_forward, cpu_backward, reads={"x": "x weight out", "weight": "x out", "bias": "out", "residual": "out"})
+READS = {"x": "x weight out", "weight": "x out", "bias": "out", "residual": "out"}
+batch_norm.kernel("cpu", cpu_forward, cpu_backward, reads=READS)
+
+
+_cuda = cuda.Kernels(__file__)
+
+
+class _Grid:
+    """How batch_norm.cu lays threads over rows and packs of channels. A choice by the shape alone: results are the same on every GPU."""
+
+    def __init__(self, channels: int, rows: int, *arrays):
+        width, number = cuda.vector_width(channels, *arrays), cuda.c_type(arrays[0].dtype)
+        self.types = f"<{number}, {number if width == 1 else 'float4'}>"
+        self.packs = channels // width
+        columns = -(-self.packs // 256)
+        self.block = (-(-self.packs // columns), 256 // -(-self.packs // columns))  # of threads: packs, rows
+        self.slices = max(1, min(256, rows // (8 * self.block[1])))        # for sums: 8 rows a thread or more
+        self.of_sums = (self.slices, columns)
+        self.of_rows = (-(-rows // (4 * self.block[1])), columns)          # for what is done to each element: 4 rows a thread
+
+
+def cuda_forward(x, weight, bias, mean, var, residual, eps, relu):
+    """One pass over x for the statistics, one for y: see batch_norm.cu."""
+    cp, channels, number = cuda.array_module(), x.shape[-1], cuda.c_type(x.dtype)
+    rows, y, training = x.size // channels, cp.empty_like(x), mean is None
+    statistics, mean_out, var_out = cp.empty((3, channels), x.dtype), cp.empty(channels, x.dtype), cp.empty(channels, x.dtype)
+    grid = _Grid(channels, rows, x, weight, bias, residual, y, statistics)
+    if training:
+        partial = cp.empty((grid.slices, 2, channels), x.dtype)            # of each slice: the mean less x[0], the squares around it
+        _cuda.launch(f"batch_norm_statistics{grid.types}", grid.of_sums, grid.block, x, partial, rows, grid.packs)
+        results = (statistics, mean_out, var_out, grid.slices, rows, channels, float(eps))
+        _cuda.launch(f"batch_norm_merge<{number}>", -(-channels // 32), (32, 16), partial, x, *results)
+    else:
+        _cuda.launch(f"batch_norm_given<{number}>", -(-channels // 128), 128, mean, var, statistics, mean_out, var_out, channels, float(eps))
+    arguments = (x, weight, bias, residual, statistics, y, rows, grid.packs, bool(relu))
+    _cuda.launch(f"batch_norm_forward{grid.types}", grid.of_rows, grid.block, *arguments)
+    return (y, mean_out, var_out), (x, weight, y if relu else None, statistics, training)
+
+
+def cuda_backward(dy, saved, needs):
+    """One pass for the sums, which in training dx needs too; one for dx and dresidual. Without ReLU, dresidual is dy."""
+    x, weight, y, statistics, training = saved
+    wants_x, wants_weight, wants_bias, _, _, wants_residual = needs
+    cp, channels, number = cuda.array_module(), x.shape[-1], cuda.c_type(x.dtype)
+    rows = x.size // channels
+    dx = cp.empty_like(x) if wants_x else None
+    dresidual = cp.empty_like(x) if wants_residual and y is not None else None
+    grid = _Grid(channels, rows, x, dy, y, weight, statistics, dx, dresidual)
+    gradients = (None, None)
+    if wants_weight or wants_bias or (wants_x and training):
+        partial, gradients = cp.empty((grid.slices, 2, channels), x.dtype), cp.empty((2, channels), x.dtype)
+        _cuda.launch(f"batch_norm_sums{grid.types}", grid.of_sums, grid.block, dy, x, y, statistics, partial, rows, grid.packs)
+        _cuda.launch(f"batch_norm_sums_merge<{number}>", -(-channels // 32), (32, 16), partial, statistics, gradients, grid.slices, channels)
+    if dx is not None or dresidual is not None:
+        arguments = (dy, x, y, weight, statistics, gradients if wants_x and training else None, dx, dresidual, rows, grid.packs)
+        _cuda.launch(f"batch_norm_backward{grid.types}", grid.of_rows, grid.block, *arguments)
+    dbias, dweight = gradients[0], gradients[1]
+    dresidual = dy if wants_residual and y is None else dresidual
+    return dx, dweight if wants_weight else None, dbias if wants_bias else None, None, None, dresidual
+
+
+batch_norm.kernel("cuda", cuda_forward, cuda_backward, reads=READS)

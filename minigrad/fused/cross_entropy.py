@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 
+from minigrad.backend import cuda
 from minigrad.fused.log_softmax import cpu_forward as log_softmax_forward
 from minigrad.fused.log_softmax import log_softmax
 from minigrad.op import fused
@@ -78,11 +79,12 @@ def cpu_forward(logits, labels, label_smoothing):
     batch, classes = logits.shape
     log_p, _ = log_softmax_forward(logits, -1)                             # (B, K)
     soft = labels.dtype.kind == "f"
-    # An integer label picks its log-probability: multiplying the others by 0 would give nan where one is -inf.
-    hard = (labels * log_p).sum() if soft else log_p[np.arange(batch), labels].sum()
-    total = (1 - label_smoothing) * hard
-    if label_smoothing:
-        total += label_smoothing / classes * log_p.sum()
+    if soft:
+        total = ((labels * (1 - label_smoothing) + label_smoothing / classes) * log_p).sum()
+    else:  # a label picks its log-probability: multiplying the others by 0 would give nan where one is -inf
+        total = (1 - label_smoothing) * log_p[np.arange(batch), labels].sum()
+        if label_smoothing:
+            total += label_smoothing / classes * log_p.sum()
     scale = -1 / batch if batch else math.nan
     return np.asarray(total * scale, logits.dtype), (log_p, labels, label_smoothing, scale)
 
@@ -114,4 +116,46 @@ def cpu_backward(dy, saved, needs):
     return dlogits, dlabels
 
 
-cross_entropy.kernel("cpu", cpu_forward, cpu_backward, fresh=True, reads={"logits": "labels", "labels": ""})
+READS = {"logits": "labels", "labels": ""}
+cross_entropy.kernel("cpu", cpu_forward, cpu_backward, fresh=True, reads=READS)
+
+
+_cuda = cuda.Kernels(__file__)
+
+
+def _cuda_rows(log_p) -> tuple[str, int, int]:
+    """Template arguments, blocks and threads of a block, for a kernel in which several threads share a row."""
+    rows, classes = log_p.shape
+    number = cuda.c_type(log_p.dtype)
+    return (f"{number}, 32", -(-rows // 4), 128) if classes <= 1024 else (f"{number}, 256", rows, 256)
+
+
+def cuda_forward(logits, labels, label_smoothing):
+    """As on the CPU; labels are looked at on the device only: see cross_entropy.cu."""
+    cp, (batch, classes) = cuda.array_module(), logits.shape
+    soft = labels.dtype.kind == "f"
+    labels = labels if soft else labels.astype(np.int64, copy=False)
+    log_p, losses, loss = cp.empty_like(logits), cp.empty(batch, logits.dtype), cp.empty((), logits.dtype)  # (B, K), (B,), ()
+    types, blocks, threads = _cuda_rows(logits)
+    either = (None, labels) if soft else (labels, None)
+    smoothing = float(label_smoothing)
+    _cuda.launch(f"cross_entropy_forward<{types}>", blocks, threads, logits, *either, log_p, losses, batch, classes, smoothing)
+    scale = -1 / batch if batch else math.nan
+    _cuda.launch(f"cross_entropy_mean<{cuda.c_type(logits.dtype)}>", 1, 256, losses, loss, batch, scale)
+    return loss, (log_p, labels, smoothing)
+
+
+def cuda_backward(dy, saved, needs):
+    log_p, labels, smoothing = saved
+    cp, (batch, classes) = cuda.array_module(), log_p.shape
+    soft = labels.dtype.kind == "f"
+    dlogits = cp.empty_like(log_p) if needs[0] else None                   # (B, K)
+    dlabels = cp.empty_like(log_p) if soft and needs[1] else None          # (B, K)
+    if dlogits is not None or dlabels is not None:
+        types, blocks, threads = _cuda_rows(log_p)
+        either = (None, labels) if soft else (labels, None)
+        _cuda.launch(f"cross_entropy_backward<{types}>", blocks, threads, dy, log_p, *either, dlogits, dlabels, batch, classes, smoothing)
+    return dlogits, dlabels
+
+
+cross_entropy.kernel("cuda", cuda_forward, cuda_backward, fresh=True, reads=READS)

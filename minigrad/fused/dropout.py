@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from minigrad.backend import Array, cuda
 from minigrad.op import fused
 from minigrad.tensor import Tensor
 
@@ -95,3 +96,65 @@ def cpu_forward_path(x, mask, p):
 
 dropout.kernel("cpu", cpu_forward, None)
 drop_path.kernel("cpu", cpu_forward_path, None)
+
+
+_cuda = cuda.Kernels(__file__)
+
+
+def _cuda_types(length: int, x, mask, y) -> tuple[str, Array, int]:
+    """Template arguments, the mask as bools or as numbers like x's, and the numbers of a pack: `length` is a multiple of them."""
+    number = cuda.c_type(x.dtype)
+    width = cuda.vector_width(length, x, y)
+    if mask.dtype != np.bool_:
+        mask = mask.astype(x.dtype, copy=False)
+    if mask.shape == x.shape and mask.data.ptr % (width * mask.itemsize):
+        width = 1
+    return f"{number}, {number if width == 1 else 'float4'}, {'bool' if mask.dtype == np.bool_ else number}", mask, width
+
+
+def cuda_forward(x, mask, p):
+    """A thread for four elements: see dropout.cu."""
+    y = cuda.array_module().empty_like(x)
+    types, mask, width = _cuda_types(x.size, x, mask, y)
+    packs = x.size // width
+    _cuda.launch(f"dropout_forward<{types}>", -(-packs // 256), 256, x, mask, y, packs, float(_scale(p)))
+    return y, ()
+
+
+def cuda_forward_path(x, mask, p):
+    """A row of blocks for each sample."""
+    y = cuda.array_module().empty_like(x)
+    samples = len(mask)
+    length = x.size // max(samples, 1)
+    types, mask, width = _cuda_types(length, x, mask, y)
+    packs = length // width
+    _cuda.launch(f"drop_path_forward<{types}>", (samples, min(-(-packs // 256), 65535)), 256, x, mask, y, packs, float(_scale(p)))
+    return y, ()
+
+
+dropout.kernel("cuda", cuda_forward, None)
+drop_path.kernel("cuda", cuda_forward_path, None)
+
+
+def cuda_keep_mask(generator: np.random.Generator, shape: tuple[int, ...], p: float) -> Array:
+    """`generator.random(shape, dtype=np.float32) >= p`, made on the device "cuda" from the generator's key and counter, to the last bit the same.
+
+    Args:
+        generator: a new one of `minigrad.random.generator`, or another Philox from which nothing has been drawn yet; it is left as it is.
+        shape: of the mask. p: the probability of False.
+
+    Returns:
+        An array of bools on the device.
+
+    Raises:
+        ValueError: another kind of generator, or one from which something has been drawn.
+    """
+    state = generator.bit_generator.state
+    if state["bit_generator"] != "Philox" or state["buffer_pos"] != 4 or state["has_uint32"]:
+        raise ValueError("cuda_keep_mask: the generator must be a Philox from which nothing has been drawn yet")
+    mask = cuda.array_module().empty(shape, np.bool_)
+    words = [int(word) for name in ("key", "counter") for word in state["state"][name]]
+    if words[2] + 1 + mask.size // 8 >= 2**64:
+        raise ValueError("cuda_keep_mask: the generator's counter is too near its end")
+    _cuda.launch("keep_mask", -(-mask.size // 2048), 256, mask, mask.size, float(p), *words)
+    return mask

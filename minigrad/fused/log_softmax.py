@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from minigrad.fused.softmax import by_rows, check_axis
+from minigrad.backend import cuda
+from minigrad.fused.softmax import by_rows, check_axis, cuda_rows
 from minigrad.op import fused
 from minigrad.tensor import Tensor
 
@@ -68,3 +69,23 @@ def cpu_backward(dy, saved, needs):
 
 
 log_softmax.kernel("cpu", cpu_forward, cpu_backward, fresh=True)
+
+
+_cuda = cuda.Kernels(__file__)
+
+
+def cuda_forward(x, axis):
+    """See log_softmax.cu."""
+    y = cuda.array_module().empty_like(x)
+    cuda_rows(_cuda, "log_softmax_forward", axis, x, y)
+    return y, (y, axis)
+
+
+def cuda_backward(dy, saved, needs):
+    y, axis = saved
+    dx = cuda.array_module().empty_like(y)
+    cuda_rows(_cuda, "log_softmax_backward", axis, dy, y, dx)
+    return (dx,)
+
+
+log_softmax.kernel("cuda", cuda_forward, cuda_backward, fresh=True)

@@ -5,8 +5,11 @@ Letters: K numbers along the axis, R rows (everything else). Read next: `log_sof
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
+from minigrad.backend import cuda
 from minigrad.backend.cpu import parallel_rows
 from minigrad.op import fused
 from minigrad.tensor import Tensor
@@ -92,3 +95,42 @@ def cpu_backward(dy, saved, needs):
 
 
 softmax.kernel("cpu", cpu_forward, cpu_backward, fresh=True)
+
+
+_cuda = cuda.Kernels(__file__)
+_ITEMS = {"float": (1, 8, 32), "float4": (1, 2, 8), "double": (1, 8, 32)}  # packs a lane holds: the instances of the kernels for a warp
+_LONGEST = 1024  # numbers that a warp's registers hold
+
+
+def cuda_rows(kernels: cuda.Kernels, name: str, axis: int, *arrays) -> None:
+    """Launch the kernel `name` on arrays of one shape, the written one last: the `_warp`, `_block` or `_columns` one, as softmax.cu says."""
+    shape, number = arrays[0].shape, cuda.c_type(arrays[0].dtype)
+    axis %= len(shape)
+    length, inner = shape[axis], math.prod(shape[axis + 1 :])
+    rows = arrays[0].size // max(length, 1)
+    if inner > 1:
+        kernels.launch(f"{name}_columns<{number}>", -(-rows // 128), 128, *arrays, rows, length, inner)
+        return
+    width = cuda.vector_width(length, *arrays)
+    pack, packs = number if width == 1 else "float4", length // width
+    if length > _LONGEST:
+        kernels.launch(f"{name}_block<{number}, {pack}>", rows, 256, *arrays, packs)
+        return
+    items = next(n for n in _ITEMS[pack] if packs <= 32 * n)
+    kernels.launch(f"{name}_warp<{number}, {pack}, {items}>", -(-rows // 4), 128, *arrays, rows, packs)
+
+
+def cuda_forward(x, axis):
+    y = cuda.array_module().empty_like(x)
+    cuda_rows(_cuda, "softmax_forward", axis, x, y)
+    return y, (y, axis)
+
+
+def cuda_backward(dy, saved, needs):
+    y, axis = saved
+    dx = cuda.array_module().empty_like(y)
+    cuda_rows(_cuda, "softmax_backward", axis, dy, y, dx)
+    return (dx,)
+
+
+softmax.kernel("cuda", cuda_forward, cuda_backward, fresh=True)

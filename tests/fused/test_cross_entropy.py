@@ -46,6 +46,10 @@ class TestCrossEntropy(Proof):
         Pin("another class ruled out", Case([np.array([[1.0, -np.inf, 2.0]]), np.array([0])])),
         Pin("the label's class ruled out", Case([np.array([[1.0, -np.inf, 2.0]]), np.array([1])])),
         Pin("a class ruled out that smoothing asks for", Case([np.array([[1.0, -np.inf, 2.0]]), np.array([0])], {"label_smoothing": 0.1})),
+        Pin(
+            "a class ruled out that only smoothing asks for",
+            Case([np.array([[1.0, -np.inf, 2.0]]), np.array([[1.0, 0.0, 0.0]])], {"label_smoothing": 0.1}, needs=(True, False)),
+        ),
     ]
     errors = [
         refusal((2, 3), np.array([0, 3]), "cross_entropy: labels go from 0 to 3, logits have 3 classes, 0 to 2"),
