@@ -14,15 +14,15 @@
 // that as it stands, and goes to cuBLAS (conv2d.py). For the others there are two ways. conv2d_columns writes the windows out for cuBLAS: for 3x3 an
 // array 9 times the image, written once and read once. A number of it takes part in 2 O / G operations for these 8 bytes, and up to O / G = 80 a GPU
 // like the H100 (67 TFLOP/s in float32 and 3.35 TB/s, says its data sheet: 20 operations a byte) would wait for memory. conv2d_implicit puts the
-// windows together where they are multiplied, in shared memory: x, the weight and y cross the bus about once, 4 (|x| + |y|) bytes, and nothing is
-// allocated. With the 12 to 256 channels of these networks that is the better way. Its operations, 2 B Ho Wo K O / G, are float32 multiply-adds;
-// where products may run on tensor cores in less than float32, or O is far larger, columns and cuBLAS would be.
+// windows together where they are multiplied, in shared memory: x and y cross the bus about once, 4 (|x| + |y|) bytes, because what windows share is
+// still in the cache, and nothing is allocated. With the 12 to 256 channels of these networks that is the better way. Its 2 B Ho Wo K O / G operations
+// are float32 multiply-adds; where products may run on tensor cores in less than float32, or O is far larger, columns and cuBLAS would be.
 //
 // A tile: 4 C threads, each with 8 x 4 sums in registers; a step brings 64 bytes along K of both factors into shared memory, where each number is
 // read by C / 4 or 16 threads. While a step is multiplied, the next one is on its way from memory into registers; with two buffers one barrier a step
-// is enough. C is 64, 32 or 16 after O: 12 channels would leave four fifths of 64 columns idle. A thread may have 128 registers, so 512 threads work on
-// a multiprocessor at a time: what hides the waiting is less their number than the 32 multiply-adds that each has for 12 numbers it reads.
-// Groups of fewer than 8 channels (a group per channel, say) would leave tiles empty: there a thread per number does, which the networks here never need.
+// is enough. C is 64, 32 or 16 after O: 12 channels would leave four fifths of 64 columns idle. A thread may have 128 registers, so 512 threads are
+// at work on a multiprocessor at a time; what hides their waiting is less their number than the 32 multiply-adds each has for 12 numbers it reads.
+// Groups of fewer than 8 channels (one group per channel, say) would leave tiles empty: they take a thread per number, and are not tuned further.
 //
 // dx gathers, as y does: a pixel sums the outputs that saw it. For stride s these saw it at different places of the kernel for each remainder of the
 // pixel's row and column by s, its phase. Within a phase it is again a convolution of dy, over the taps that fit and no others (`Walk`): no product
@@ -208,7 +208,7 @@ conv2d_implicit(const V* __restrict__ source, const V* __restrict__ matrix, cons
 {
     using Block = Tile<T, THREADS>;
     constexpr int N = sizeof(V) / sizeof(T), COLUMNS = Block::COLUMNS, DEPTH = Block::DEPTH;
-    constexpr int PACKS = DEPTH / N, LEFT = ROWS * PACKS / THREADS, ACROSS = COLUMNS / N, RIGHT = (DEPTH * ACROSS + THREADS - 1) / THREADS;
+    constexpr int PACKS = DEPTH / N, LEFT = ROWS * PACKS / THREADS, ACROSS = COLUMNS / N, RIGHT = DEPTH * ACROSS / THREADS;
     __shared__ Block tile;
     __shared__ Row places[ROWS];                                      // of the rows of the tile
 
@@ -233,7 +233,7 @@ conv2d_implicit(const V* __restrict__ source, const V* __restrict__ matrix, cons
     }
     __syncthreads();
 
-    // K counts taps, and for each tap the channels. This thread brings in the numbers at `channel` of tap (r, s), for every LEFT-th row.
+    // K counts taps, and for each tap the channels. This thread brings in the numbers at `channel` of tap (r, s), for LEFT rows.
     const int all = down.taps * across.taps * depth, lane = threadIdx.x % PACKS * N;
     int r = 0, s = 0, channel = lane;
     Pack<T, N> left_numbers[LEFT], right_numbers[RIGHT];
@@ -257,7 +257,7 @@ conv2d_implicit(const V* __restrict__ source, const V* __restrict__ matrix, cons
         for (int j = 0; j < RIGHT; j++) {
             const int i = threadIdx.x + j * THREADS, column = first_column + i % ACROSS * N;
             int k = first + i / ACROSS;
-            const bool inside = i < DEPTH * ACROSS && k < all && column < columns;
+            const bool inside = k < all && column < columns;
             if (inside && (down.taps != kernel_h || across.taps != kernel_w)) {          // some taps only: find this one among all
                 const int tap = k / depth;
                 k += (((down.tap + tap / across.taps * down.tap_step) * kernel_w + across.tap + tap % across.taps * across.tap_step) - tap) * depth;
@@ -275,7 +275,7 @@ conv2d_implicit(const V* __restrict__ source, const V* __restrict__ matrix, cons
 #pragma unroll
         for (int j = 0; j < RIGHT; j++) {
             const int i = threadIdx.x + j * THREADS;
-            if (i < DEPTH * ACROSS) put<T, N>(tile.right[buffer][i / ACROSS], i % ACROSS * N, right_numbers[j]);
+            put<T, N>(tile.right[buffer][i / ACROSS], i % ACROSS * N, right_numbers[j]);
         }
     };
 
@@ -297,7 +297,8 @@ conv2d_implicit(const V* __restrict__ source, const V* __restrict__ matrix, cons
         const int pixel = places[threadIdx.x / (COLUMNS / 4) * 8 + i].pixel;
         if (pixel < 0) continue;
         if (bias) {
-            for (int j = 0; j < 4; j++) totals[i][j] += first_column + column + j < columns ? bias[group * columns + first_column + column + j] : T(0);
+            const T* added = bias + group * columns + first_column + column;
+            for (int j = 0; j < 4; j++) totals[i][j] += first_column + column + j < columns ? added[j] : T(0);
         }
         write_row<T, N>(target + ((long long)pixel * groups + group) * columns, first_column + column, columns, totals[i]);
     }
@@ -360,7 +361,7 @@ conv2d_weight_gradient(const V* __restrict__ x, const V* __restrict__ dy, T* __r
     constexpr int N = sizeof(V) / sizeof(T), COLUMNS = Block::COLUMNS, DEPTH = Block::DEPTH;
     constexpr int PACKS = ROWS / N, WIDE = PACKS < THREADS ? PACKS : THREADS;            // WIDE threads side by side read a row of the tile
     constexpr int EACH = PACKS / WIDE, STEP = THREADS / WIDE, LEFT = DEPTH / STEP;
-    constexpr int ACROSS = COLUMNS / N, RIGHT = (DEPTH * ACROSS + THREADS - 1) / THREADS;
+    constexpr int ACROSS = COLUMNS / N, RIGHT = DEPTH * ACROSS / THREADS;
     __shared__ Block tile;
 
     const int group = blockIdx.z % groups, first_k = blockIdx.x * ROWS, first_column = blockIdx.y * COLUMNS, all = kernel_h * kernel_w * inputs;
@@ -395,7 +396,7 @@ conv2d_weight_gradient(const V* __restrict__ x, const V* __restrict__ dy, T* __r
 #pragma unroll
         for (int j = 0; j < RIGHT; j++) {
             const int i = threadIdx.x + j * THREADS, row = first + i / ACROSS, column = first_column + i % ACROSS * N;
-            const bool inside = i < DEPTH * ACROSS && row < stop && column < outputs;
+            const bool inside = row < stop && column < outputs;
             right_numbers[j] = inside ? packs_of<T>(dy)[(((long long)row * groups + group) * outputs + column) / N] : Pack<T, N>{};
         }
     };
@@ -410,7 +411,7 @@ conv2d_weight_gradient(const V* __restrict__ x, const V* __restrict__ dy, T* __r
 #pragma unroll
         for (int j = 0; j < RIGHT; j++) {
             const int i = threadIdx.x + j * THREADS;
-            if (i < DEPTH * ACROSS) put<T, N>(tile.right[buffer][i / ACROSS], i % ACROSS * N, right_numbers[j]);
+            put<T, N>(tile.right[buffer][i / ACROSS], i % ACROSS * N, right_numbers[j]);
         }
     };
 

@@ -332,11 +332,12 @@ conv2d.kernel("cpu", cpu_forward, cpu_backward, fresh=True, reads={"x": "weight"
 
 
 _cuda = cuda.Kernels(__file__)
-FEW = 8  # channels of a group: with fewer, a tile of a product is mostly empty, and a thread for every number does better
+_FEW = 8  # channels of a group
 
 
 def _few(weight, groups: int) -> bool:
-    return groups > 1 and min(weight.shape[0] // groups, weight.shape[1]) < FEW
+    """Would a tile of a product be mostly empty? Then a thread for every number does better."""
+    return groups > 1 and min(weight.shape[0] // groups, weight.shape[1]) < _FEW
 
 
 def _is_linear(g: Geometry) -> bool:
@@ -397,8 +398,8 @@ def cuda_forward(x, weight, bias, stride, padding, dilation, groups):
     if _is_linear(g):
         return linear_forward(x, weight.reshape(weight.shape[:2]), bias)[0], (x, weight, g)
     y = cuda.array_module().empty((x.shape[0], *map(int, g.output_size(*x.shape[1:3])), weight.shape[0]), x.dtype)  # (B, Ho, Wo, O)
-    if _few(weight, groups):
-        sizes = (*x.shape[1:3], *y.shape[1:3], weight.shape[1], weight.shape[0] // groups, groups, *_sizes(g))
+    if _few(weight, g.groups):
+        sizes = (*x.shape[1:3], *y.shape[1:3], weight.shape[1], weight.shape[0] // g.groups, g.groups, *_sizes(g))
         _cuda.launch(f"conv2d_naive<{cuda.c_type(x.dtype)}>", -(-y.size // 128), 128, x, weight, bias, y, y.size, *sizes)
     else:
         _cuda_implicit(x, _relaid(weight, g.groups, (0, 3, 4, 2, 1)), bias, y, g, gradient=False)  # the matrix (G, kh, kw, I/G, O/G)
