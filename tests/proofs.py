@@ -171,6 +171,8 @@ class Proof:
         definition, as in `test_float32_accuracy`: on the emulator for the four smallest cases.
         """
         self.for_each(self.cuda_kernel_equals_definition, 0.3)
+        for pin in () if isinstance(self.pins, str) else self.pins:
+            self.cuda_kernel_equals_definition(pin.case)
         size = lambda case: sum(0 if x is None else x.size for x in case.inputs)  # noqa: E731
         for case in self.float32 if cuda.availability().usable else sorted(self.float32, key=size)[:4]:
             self.float32_is_accurate(case, ON_CUDA)
