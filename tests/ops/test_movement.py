@@ -112,6 +112,7 @@ def torch_pad(x: torch.Tensor, widths: tuple, value: float = 0.0) -> torch.Tenso
 
 class TestPad(Proof):
     op, in_torch, cases = ops.pad, staticmethod(torch_pad), pads()
+    examples = [Case([draw((2, 3))], {"widths": ((0, 1), (2, 0))})]
     smooth = pads((0.0, 1.5))  # infinities have no differences
     keeps = {"x": ""}
     pins = "It is linear, there is no kink."
