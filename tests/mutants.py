@@ -575,6 +575,7 @@ def command(argv: Sequence[str] | None) -> int:
             ("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1"),
         ):
             os.environ[variable] = value  # no threads before the fork; two in the child, so that splitting the rows is tested
+        sys.dont_write_bytecode, sys.pycache_prefix = False, str(options.results.parent.absolute() / "pycache")  # children need not compile
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         fresh = [mutant for mutant in chosen if project.row(mutant) is None][: options.limit]
         try:
