@@ -169,6 +169,7 @@ def test_argmax_first_of_equals():
 def test_results_are_arrays_of_the_same_dtype(name: str, dtype: type):
     y = getattr(Tensor(np.ones((2, 3), dtype)), name)()
     assert type(y.data) is np.ndarray and y.dtype == dtype and y.shape == ()
+    assert getattr(ops, name)(Tensor(np.ones((2, 3), dtype))).shape == ()
 
 
 def test_integers():
