@@ -279,6 +279,13 @@ def test_results_hold_while_file_and_tests_say_the_same(toy: Path):
     assert not_run(toy) == [project.mutants[-1].after]
 
 
+def test_survivors_are_tried_again_after_their_tests_have_changed(toy: Path):
+    assert run(toy).returncode == 1
+    (toy / "tests/fused/test_area.py").write_text(TESTS + "def test_half_again(): assert half(4.0) == 2.0\n")
+    done = run(toy, "--survivors")
+    assert done.returncode == 0 and "1 of     1 noticed" in done.stdout, done.stdout + done.stderr
+
+
 def entry(**changes: object) -> dict:
     return {"file": "minigrad/fused/area.py", "line": "return x / 2", "becomes": "return 2 / x", "reason": "for the test", **changes}
 

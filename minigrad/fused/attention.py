@@ -55,7 +55,7 @@ def scaled_dot_product_attention(
     Source: Vaswani et al. 2017, section 3.2.1; https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.scaled_dot_product_attention.html
     """
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    scores = query @ key.swapaxes(-1, -2) * scale                          # (B, h, N, M)
+    scores = query @ key.swapaxes(2, 3) * scale                            # (B, h, N, M)
     if attn_mask is None:
         weights = softmax(scores, axis=-1)                                 # (B, h, N, M)
     else:
@@ -147,7 +147,7 @@ def cpu_forward(query, key, value, attn_mask, dropout_mask, dropout_p, scale):
             part = part * dropout_mask[block] * part.dtype.type(1 / (1 - dropout_p))
         np.matmul(part, value[block], out=out[block])
 
-    _by_blocks(work, batch, weights[0].size if batch else 0)
+    _by_blocks(work, batch, heads * tokens * key.shape[2])
     return out, (query, key, value, weights, out, dropout_mask, dropout_p, scale)
 
 
@@ -160,6 +160,7 @@ def cpu_backward(dy, saved, needs):
     dV has the masked P, dP is masked too, and the sum is the same.
     """
     query, key, value, weights, out, dropout_mask, dropout_p, scale = saved
+    batch, heads, tokens, keys = weights.shape
     dquery, dkey, dvalue = (_token_major(*x.shape, dtype=x.dtype) if need else None for x, need in zip((query, key, value), needs, strict=False))
 
     def work(block: slice) -> None:
@@ -180,7 +181,7 @@ def cpu_backward(dy, saved, needs):
         if dkey is not None:
             np.matmul(ds.swapaxes(2, 3), query[block], out=dkey[block])
 
-    _by_blocks(work, len(weights), weights[0].size if len(weights) else 0)
+    _by_blocks(work, batch, heads * tokens * keys)
     return dquery, dkey, dvalue, None, None
 
 

@@ -152,7 +152,7 @@ def cpu_forward(x, weight, bias, mean, var, residual, eps, relu):
             offset, var = moments(long(pivot))
             mean = pivot + offset
         else:
-            offset = mean - pivot
+            offset = np.zeros(channels)                                    # the statistics have x's dtype
     rstd = (var + eps) ** -0.5                                             # (C,)
     scale = rstd if weight is None else rstd * weight
     shift = -offset * scale if bias is None else bias - offset * scale

@@ -141,6 +141,7 @@ def _check(x, weight, bias, stride, padding, dilation, groups) -> None:
 
 
 COLUMN_BYTES = 1 << 21  # of columns per thread at a time: more leaves the cache, less has the threads wait for the interpreter more often
+GRAIN = 1 << 18  # elements to add up that a thread is worth
 SMALL_PRODUCT = 1_000_000  # up to this many multiplications OpenBLAS (with AVX-512) does not first pack its operands
 
 
@@ -275,7 +276,7 @@ def cpu_backward(dy, saved, needs):
         fill(_images(x, g), weight, g, _images(dy, g), None if dx is None else _images(dx, g), dweight)
     if needs[2]:
         rows = dy.reshape(-1, dy.shape[3])
-        dbias = sum(parallel_rows(lambda start, stop: np.ones(stop - start, dy.dtype) @ rows[start:stop], len(rows), 1 + 2**18 // dy.shape[3]))
+        dbias = sum(parallel_rows(lambda start, stop: np.ones(stop - start, dy.dtype) @ rows[start:stop], len(rows), 1 + GRAIN // dy.shape[3]))
     return dx, dweight, dbias
 
 

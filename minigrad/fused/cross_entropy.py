@@ -41,7 +41,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) 
     """
     batch, classes = logits.shape
     scale = 1 / batch if batch else math.nan
-    log_p = log_softmax(logits, axis=-1)                                   # (B, K)
+    log_p = log_softmax(logits, axis=1)                                    # (B, K)
     if labels.dtype.kind == "f":
         target = labels * (1 - label_smoothing) + label_smoothing / classes  # (B, K)
         return -(target * log_p).sum() * scale
@@ -77,7 +77,7 @@ def _check(logits, labels, label_smoothing) -> None:
 
 def cpu_forward(logits, labels, label_smoothing):
     batch, classes = logits.shape
-    log_p, _ = log_softmax_forward(logits, -1)                             # (B, K)
+    log_p, _ = log_softmax_forward(logits, 1)                              # (B, K)
     soft = labels.dtype.kind == "f"
     if soft:
         total = ((labels * (1 - label_smoothing) + label_smoothing / classes) * log_p).sum()

@@ -32,15 +32,6 @@ def _summed_to(array: Any, shape: tuple[int, ...]) -> Any:
     return array if array.shape == shape else sum_to.function(array, shape)
 
 
-def _check_leading_axes(first: tuple[int, ...], second: tuple[int, ...]) -> None:
-    try:
-        np.broadcast_shapes(first[:-2], second[:-2])
-    except ValueError:
-        raise ValueError(
-            f"matmul: shapes {first} and {second} do not fit; their leading axes {first[:-2]} and {second[:-2]} cannot be broadcast together"
-        ) from None
-
-
 def matmul(x: Any, y: Any) -> Tensor:
     """The product (..., n, k) @ (..., k, m) -> (..., n, m); leading axes are broadcast, a vector is a row on the left and a column on the right.
 
@@ -65,7 +56,10 @@ def matmul(x: Any, y: Any) -> Tensor:
         result = matmul(x, reshape(y, (-1, 1)))  # (..., n, 1)
         return reshape(result, result.shape[:-1])
     if x.ndim > 2 and y.ndim == 2:  # one large product instead of many small ones
-        return reshape(product(reshape(x, (math.prod(x.shape[:-1]), x.shape[-1])), y), (*x.shape[:-1], y.shape[-1]))
-    if x.shape[:-2] != y.shape[:-2]:
-        _check_leading_axes(x.shape, y.shape)
-    return product(x, y)
+        return reshape(product(reshape(x, (math.prod(x.shape[:-1]), x.shape[-1])), y), (*x.shape[:-1], y.shape[1]))
+    try:
+        return product(x, y)
+    except ValueError:
+        raise ValueError(
+            f"matmul: shapes {x.shape} and {y.shape} do not fit; their leading axes {x.shape[:-2]} and {y.shape[:-2]} cannot be broadcast together"
+        ) from None

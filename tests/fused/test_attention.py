@@ -157,6 +157,14 @@ class TestScaledDotProductAttention(Proof):
         monkeypatch.setattr(PAGE, "_GRAIN", 0)
         self.kernel_equals_definition(case(5, mask=mask, dropout=dropout, scale=scale))
 
+    def test_every_example_is_in_one_block(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Two threads that work on one example at the same time would scale its scores twice."""
+        monkeypatch.setattr(PAGE, "_BLOCK", 8)
+        monkeypatch.setattr(PAGE, "_GRAIN", 0)
+        seen: list[int] = []
+        PAGE._by_blocks(lambda block: seen.extend(range(100)[block]), 7, 3)
+        assert sorted(seen) == list(range(7))
+
     def test_splitting_and_merging_heads_moves_no_data(self) -> None:
         """The output's memory is in the order (B, N, h, D): merging the heads is a view. So are the gradients'."""
         qkv = rng(1).uniform(-1, 1, (2, 5, 3, 2, 4))

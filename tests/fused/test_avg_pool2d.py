@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from minigrad import Tensor, definitions, enable_grad
 from minigrad.fused.avg_pool2d import Axis, avg_pool2d, global_avg_pool2d
 from tests.proofs import Case, Proof, Refusal
 from tests.support import rng
+
+PAGE = sys.modules[avg_pool2d.__module__]
 
 
 @st.composite
@@ -90,6 +93,14 @@ class TestAvgPool2d(Proof):
         found = {(w, p) for which, pixels in axis.offsets() for w, p in zip(range(axis.count)[which], range(axis.size)[pixels], strict=True)}
         in_window = {(w, w * stride - axis.padding + place) for w in range(axis.count) for place in range(kernel)}
         assert found == {(w, p) for w, p in in_window if 0 <= p < axis.size}
+
+    @pytest.mark.parametrize("images", [1, 2, 7, 11])
+    def test_blocks_and_threads_change_nothing(self, monkeypatch: pytest.MonkeyPatch, images: int) -> None:
+        monkeypatch.setattr(PAGE, "BLOCK", 3 * 30)  # three images; each is worked on once
+        self.kernel_equals_definition(case(((images, 5, 6, 1), {"kernel_size": 3, "stride": 2, "padding": 1})))
+        seen: list[int] = []
+        PAGE.for_image_blocks(lambda block: seen.extend(range(100)[block]), np.zeros((images, 5, 6, 1)))
+        assert sorted(seen) == list(range(images))
 
     def test_a_nan_stays_in_its_windows(self) -> None:
         x = rng(2).standard_normal((1, 4, 4, 1))

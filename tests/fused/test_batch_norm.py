@@ -17,7 +17,7 @@ import minigrad
 from minigrad import Tensor
 from minigrad.fused.batch_norm import batch_norm
 from tests.proofs import Case, Pin, Proof, Refusal
-from tests.support import rng
+from tests.support import assert_close, rng
 
 PAGE = sys.modules[batch_norm.__module__]
 
@@ -169,6 +169,22 @@ class TestBatchNorm(Proof):
         given.inputs[0][...] += np.array([0.0, 1e3, -0.5])
         self.definition_equals_pytorch(given)
         self.kernel_equals_definition(given)
+
+    @pytest.mark.parametrize("scale", [1.0, 0.01])
+    def test_a_large_mean_costs_no_digits(self, monkeypatch: pytest.MonkeyPatch, scale: float) -> None:
+        """Mean 1000, deviation 1 in float32: the definition loses three of its seven digits, the kernel none, though its sums over rows do."""
+        monkeypatch.setattr(PAGE, "LONG_ROW", 1)
+        random = rng(0)
+        inputs = [(a * scale).astype(np.float32) for a in (1000.37 + random.standard_normal((4096, 2)), random.uniform(0.5, 2, 2))]
+        upstream = [random.uniform(-1, 1, (4096, 2)).astype(np.float32)]
+        wanted = [True, True, False, False, False, False]
+        ours = self.run([*inputs, *[None] * 4], wanted, {}, upstream)
+        with minigrad.definitions():
+            exact = self.run([*[a.astype(np.float64) for a in inputs], *[None] * 4], wanted, {}, [upstream[0].astype(np.float64)])
+        for array, reference in zip(ours.arrays(), exact.arrays(), strict=True):
+            size = np.abs(reference).max()
+            assert_close(array / size, reference / size, relative=4e-6)
+        np.testing.assert_array_equal(ours.outputs[1].numpy(), exact.outputs[1].numpy().astype(np.float32))
 
     def test_constant_channel_gives_the_bias(self) -> None:
         for constant in (0.0, 0.1, 1234.567):

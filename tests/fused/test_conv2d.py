@@ -64,8 +64,13 @@ PATHS: dict[str, dict[str, Any]] = {
     "pointwise": {"kernel": (1, 1)},
     "same size": {"padding": 1},
     "padding beyond reach": {"padding": 3},
+    "rows beyond reach": {"kernel": (1, 3), "padding": (1, 0)},
+    "columns beyond reach": {"kernel": (3, 1), "padding": (0, 1)},
     "strided": {"padding": 1, "stride": 2},
     "strided pointwise": {"kernel": (1, 1), "stride": 2},
+    "strided, rows padded": {"padding": (1, 0), "stride": 2},
+    "strided, columns padded": {"padding": (0, 1), "stride": 2},
+    "overlapping rows": {"kernel": (3, 1), "stride": (2, 3)},
     "tiles": {"kernel": (2, 2), "stride": 2},
     "gaps": {"kernel": (2, 2), "stride": 3},
     "dilated": {"kernel": (2, 3), "dilation": 2, "padding": (1, 2)},
@@ -88,6 +93,8 @@ class TestConv2d(Proof):
         *[case(1, **values) for values in PATHS.values()],
         case(0, padding=1),
         case(1, 1, 1, 1, 1, (3, 3), padding=1),
+        case(1, kernel=(1, 1), padding=(1, 0)),  # not every window is a pixel
+        case(1, kernel=(1, 1), padding=(0, 1)),
         case(1, 3, 3, 2, 2, (3, 3)),  # one window
         case(2, 3, 3, 3, 2, (3, 3), bias=False),  # x could be the weight
     ]
@@ -144,12 +151,13 @@ class TestConv2d(Proof):
         self.kernel_equals_definition(given)
 
     @pytest.mark.parametrize("groups", [1, 2])
-    @pytest.mark.parametrize("values", [{"padding": 1}, {"padding": 1, "stride": 2}, {"padding": 3}, {"stride": 3}])
+    @pytest.mark.parametrize("values", [{"padding": 1}, {"padding": 1, "stride": 2}, {"padding": 3}, {"stride": 3}, {"kernel": (1, 1)}])
     def test_several_buffers_of_columns(self, monkeypatch: pytest.MonkeyPatch, groups: int, values: dict) -> None:
-        """Seven images shared out by three or four, at most two of them in a buffer."""
-        given = case(7, **values, groups=groups)
+        """Ten images shared out by five, at most three of them in a buffer; the bias's gradient is shared out too."""
+        given = case(10, **values, groups=groups)
         rows, columns = conv2d(*map(Tensor, given.inputs), **given.values).shape[1:3]
-        monkeypatch.setattr(PAGE, "COLUMN_BYTES", 2 * rows * columns * 9 * 2 * 8)
+        monkeypatch.setattr(PAGE, "COLUMN_BYTES", 3 * rows * columns * 9 * 2 * 8)
+        monkeypatch.setattr(PAGE, "GRAIN", 0)
         monkeypatch.setattr(PAGE, "_grain", lambda y, weight: 3)
         self.kernel_equals_definition(given)
 
@@ -163,6 +171,12 @@ class TestConv2d(Proof):
         monkeypatch.setattr(PAGE, "_grain", lambda y, weight: 1000)
         self.kernel_equals_definition(case(3, 7, 9, 4, outputs, kernel, groups=groups, padding=kernel[0] // 2))  # 189 rows
         assert set(cut) == {(128, 64)}
+
+    def test_a_transposed_product_of_few_long_rows(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """More columns than a chunk has rows, and fewer rows than that."""
+        monkeypatch.setattr(PAGE, "SMALL_PRODUCT", 64 * 70 * 80)
+        left, right = rng(0).uniform(-1, 1, (1, 50, 70)), rng(1).uniform(-1, 1, (1, 50, 80))
+        assert_close(PAGE.multiply_transposed(left, right), left.swapaxes(1, 2) @ right)
 
     def test_numbers_pairs_and_lists_mean_the_same(self) -> None:
         x, weight, _ = map(Tensor, case().inputs)

@@ -221,7 +221,7 @@ class TestPower(Proof):
         st.sampled_from([2, 3, 4, 1, 0, 2.0, 0.5, -0.5, -1, -2, -2.5, 1 / 3]),
     )
     keeps = {"x": "x"}
-    pins = [Pin(f"0 ** {e}", Case([np.array([0.0, -1.0, 0.0, 2.0])], {"exponent": e})) for e in (0, 1, 2, 3, 4)]
+    pins = [Pin(f"0 ** {e}", Case([np.array([0.0, -1.0, 0.0, 2.0])], {"exponent": e})) for e in (0, 1, 2, 3, 4, 6)]
     errors = ANY_NUMBER
 
 
@@ -387,6 +387,8 @@ def test_mixed_tensors_have_the_dtype_that_pytorch_gives_them(first: str, second
     assert ops.add(Tensor(x), Tensor(y)).dtype == expected
     assert ops.where(True, Tensor(x), Tensor(y)).dtype == expected
     assert (Tensor(x) / Tensor(y)).dtype == (expected if expected.startswith("float") else "float32")
+    if shapes[1]:  # an array with axes counts as much as a tensor
+        assert ops.add(Tensor(x), y).dtype == expected
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -406,11 +408,27 @@ def test_numbers_never_promote(dtype: str, shape: tuple, number: float):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("number", [2, 2.0, np.float32(2), np.float64(2), np.int64(2), np.array(2.0)], ids=repr)
 def test_numbers_as_exponent_or_bound_never_promote(dtype: type, number: float):
-    x = Tensor(np.array([0.5, 3.0]), requires_grad=True) if dtype is np.float64 else Tensor(np.array([0.5, 3.0], np.float32), requires_grad=True)
-    results = [x**number, number**x, x.clip(number), x.clip(None, number), ops.maximum(x, number), x + number, number - x, x / number, number / x]
-    for y in results:
+    """Whatever kind of number it is, values, gradients and dtype are those of the Python number."""
+    x = Tensor(np.array([0.5, 3.0], dtype), requires_grad=True)
+
+    def results(n: float) -> list[Tensor]:
+        return [x**n, n**x, x.clip(n), x.clip(None, n), ops.maximum(x, n), x + n, n - x, x / n, n / x]
+
+    for y, exact in zip(results(number), results(2.0), strict=True):
         assert y.dtype == dtype and type(y.data) is np.ndarray
-        assert minigrad.grad(y, x, Tensor(np.ones(2)))[0].dtype == dtype
+        assert_array_equal(y.numpy(), exact.numpy())
+        gradient, right = (minigrad.grad(z, x, Tensor(np.ones(2)))[0] for z in (y, exact))
+        assert gradient.dtype == dtype
+        assert_array_equal(gradient.numpy(), right.numpy())
+
+
+@pytest.mark.parametrize("pair", [(True, True), (True, 2), (2, 3), (2, 3.5), (np.float64(2), 3), (np.int32(2), np.uint8(3)), (np.array(2.0), 3)])
+def test_numbers_alone_have_the_dtype_that_pytorch_gives_them(pair: tuple):
+    plain = [n if isinstance(n, bool | int | float) else n.item() for n in pair]
+    expected = str(torch.result_type(*plain)).removeprefix("torch.")
+    assert ops.add(*pair).dtype == expected and ops.where(True, *pair).dtype == expected
+    assert ops.add(*pair).numpy() == np.add(*plain)
+    assert ops.div(*pair).dtype == np.float32
 
 
 def test_integers_stay_integers_where_they_can():

@@ -112,6 +112,7 @@ def torch_pad(x: torch.Tensor, widths: tuple, value: float = 0.0) -> torch.Tenso
 
 class TestPad(Proof):
     op, in_torch, cases = ops.pad, staticmethod(torch_pad), pads()
+    examples = [Case([draw((2, 3))], {"widths": ((0, 1), (2, 0))})]
     smooth = pads((0.0, 1.5))  # infinities have no differences
     keeps = {"x": ""}
     pins = "It is linear, there is no kink."
@@ -157,6 +158,7 @@ class TestConcatenate(Proof):
 
 class TestStack(Proof):
     op, in_torch, cases = ops.stack, staticmethod(lambda *tensors, axis=0: torch.stack(tensors, axis)), joins(new_axis=True)
+    examples = [Case([draw((2, 3)), draw((2, 3), 1)])]
     keeps = {"tensors": ""}
     pins = "It is linear, there is no kink."
     errors = [
@@ -262,7 +264,7 @@ def test_transpose_takes_axes_or_a_tuple(case: Case):
         assert_array_equal(Tensor(x).transpose(*axes).numpy(), x.transpose(axes))
 
 
-@pytest.mark.parametrize("axes", [(0, 1), (1, 2), (-1, 0), (-1, -1), (0, -2)])
+@pytest.mark.parametrize("axes", [(0, 1), (1, 2), (-1, 0), (-1, -1), (-3, -2)])
 def test_swapaxes(axes: tuple):
     check_op(lambda x: x.swapaxes(*axes), lambda x: x.swapaxes(*axes), [draw((2, 3, 4))])
 
@@ -270,6 +272,7 @@ def test_swapaxes(axes: tuple):
 @pytest.mark.parametrize(("shape", "start"), [((2, 3, 4), 0), ((2, 3, 4), 1), ((2, 3, 4), -2), ((2, 3, 4), 2), ((), 0), ((0, 3), 0)])
 def test_flatten(shape: tuple, start: int):
     check_op(lambda x: ops.flatten(x, start), lambda x: torch.flatten(x, start), [draw(shape)])
+    assert ops.flatten(Tensor(draw(shape))).ndim == 1
 
 
 # --- joins and splits

@@ -55,6 +55,7 @@ NO_AXIS = [
 class TestSum(Proof):
     op, in_torch = ops.sum, staticmethod(lambda x, axis=None, keepdims=False: torch.sum(x, every_axis(x, axis), keepdims) if x.ndim else x.sum())
     cases = reductions()
+    examples = [Case([np.arange(6.0).reshape(2, 3)])]
     keeps = {"x": ""}
     pins, errors = "It is linear, there is no kink.", NO_AXIS
 
@@ -168,6 +169,7 @@ def test_argmax_first_of_equals():
 def test_results_are_arrays_of_the_same_dtype(name: str, dtype: type):
     y = getattr(Tensor(np.ones((2, 3), dtype)), name)()
     assert type(y.data) is np.ndarray and y.dtype == dtype and y.shape == ()
+    assert getattr(ops, name)(Tensor(np.ones((2, 3), dtype))).shape == ()
 
 
 def test_integers():
