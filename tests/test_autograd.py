@@ -161,6 +161,30 @@ def test_accumulating_after_create_graph_does_not_write_into_a_recorded_gradient
     assert_allclose(x.grad.numpy(), then + 2.0, rtol=1e-14)
 
 
+def test_passes_with_create_graph_add_up_and_can_be_differentiated_together():
+    x = leaf(3)
+    (x**3).sum().backward(create_graph=True)
+    first = x.grad
+    then = first.numpy().copy()
+    (x**2).sum().backward(create_graph=True)
+    assert_allclose(x.grad.numpy(), 3 * x.numpy() ** 2 + 2 * x.numpy(), rtol=1e-14)
+    assert_array_equal(first.numpy(), then)
+    assert_allclose(minigrad.grad(x.grad.sum(), x)[0].numpy(), 6 * x.numpy() + 2, rtol=1e-14)
+
+
+def test_the_gradient_of_a_single_number_is_an_array_too():
+    """NumPy makes scalars of sums of 0-d arrays; what is added later could not be written into them."""
+    x = leaf()
+    (x + x + x).backward()
+    (x + x).backward()
+    assert type(x.grad.data) is np.ndarray and x.grad.item() == 5.0
+    x.grad = None
+    (x * x).backward(create_graph=True)
+    x.backward()
+    assert type(x.grad.data) is np.ndarray
+    assert_allclose(x.grad.numpy(), 2 * x.numpy() + 1, rtol=1e-14)
+
+
 def test_a_freed_graph_says_so():
     x = leaf(3)
     for make, name in [
