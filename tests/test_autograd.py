@@ -309,6 +309,22 @@ def test_an_operation_with_several_outputs_of_which_one_is_used():
     assert first.node is third.node and [t.output for t in (first, second, third)] == [0, 1, 2]
 
 
+@pytest.mark.parametrize("count", [2, 3])
+def test_an_operation_with_several_outputs_of_which_some_are_used(count: int):
+    x = leaf(count, 2)
+    parts = x.unbind()
+    for used in (range(count), reversed(range(count)), [count - 1], [0, 0, 1]):
+        used = list(used)
+        weights = [upstream((2,), seed) for seed in range(len(used))]
+        (g,) = minigrad.grad([parts[k] for k in used], x, weights, retain_graph=True)
+        expected = np.zeros((count, 2))
+        for k, w in zip(used, weights, strict=True):
+            expected[k] += w.numpy()
+        assert_close(g, expected)
+        h = minigrad.grad([parts[k] * 2.0 for k in used], x, weights, retain_graph=True)[0]  # reached by the walk instead of started from
+        assert_close(h, 2 * expected)
+
+
 def test_results_of_grad_are_their_own():
     x = leaf(2, 2)
     g = upstream((2, 2))

@@ -50,6 +50,15 @@ def test_average_is_the_formula_and_pytorchs():
     assert not np.array_equal(ema.state_dict()["1.running_mean"], ours.state_dict()["1.running_mean"])
 
 
+def test_default_decay():
+    ours = model()
+    ema = optim.EMA(ours)
+    before = ema.state_dict()["0.weight"]
+    change(ours, 1)
+    ema.update()
+    assert_close(ema.state_dict()["0.weight"], 0.999 * before + 0.001 * ours.state_dict()["0.weight"])
+
+
 @given(
     decay=st.floats(0, 1),
     widths=st.lists(st.integers(1, 4), min_size=2, max_size=4),
