@@ -182,7 +182,7 @@ def _walk(
     """Carry gradients from the outputs down to the targets (edges), or to all leaves if targets is None.
 
     With `stop` the walk ends at the targets instead of going on below them. Returns {edge: [gradient (a Tensor, or a _Sum), fresh]}, where fresh
-    says that the array is not shared with anything. (Edges are good dictionary keys: nodes and Tensors hash by identity.)
+    says that the array of a leaf is not shared with anything. (Edges are good dictionary keys: nodes and Tensors hash by identity.)
     """
     wanted = None if targets is None else set(targets)
     stops = {edge[0] for edge in targets if type(edge[0]) is Node} if stop and targets is not None else set()
@@ -224,7 +224,7 @@ def _walk(
             if wanted is not None:
                 for output, gradient in enumerate(slots or ()):
                     if gradient is not None and (node, output) in wanted:
-                        found[node, output] = [gradient, type(gradient) is _Sum]
+                        found[node, output] = [gradient, False]  # of an interior tensor nobody asks whether it is fresh
                 if node in stops:
                     continue
                 needs = tuple([edge is not None and (edge in wanted or edge[0] in useful) for edge in node.edges])  # type: ignore[operator]

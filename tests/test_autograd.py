@@ -161,6 +161,30 @@ def test_accumulating_after_create_graph_does_not_write_into_a_recorded_gradient
     assert_allclose(x.grad.numpy(), then + 2.0, rtol=1e-14)
 
 
+def test_passes_with_create_graph_add_up_and_can_be_differentiated_together():
+    x = leaf(3)
+    (x**3).sum().backward(create_graph=True)
+    first = x.grad
+    then = first.numpy().copy()
+    (x**2).sum().backward(create_graph=True)
+    assert_allclose(x.grad.numpy(), 3 * x.numpy() ** 2 + 2 * x.numpy(), rtol=1e-14)
+    assert_array_equal(first.numpy(), then)
+    assert_allclose(minigrad.grad(x.grad.sum(), x)[0].numpy(), 6 * x.numpy() + 2, rtol=1e-14)
+
+
+def test_the_gradient_of_a_single_number_is_an_array_too():
+    """NumPy makes scalars of sums of 0-d arrays; what is added later could not be written into them."""
+    x = leaf()
+    (x + x + x).backward()
+    (x + x).backward()
+    assert type(x.grad.data) is np.ndarray and x.grad.item() == 5.0
+    x.grad = None
+    (x * x).backward(create_graph=True)
+    x.backward()
+    assert type(x.grad.data) is np.ndarray
+    assert_allclose(x.grad.numpy(), 2 * x.numpy() + 1, rtol=1e-14)
+
+
 def test_a_freed_graph_says_so():
     x = leaf(3)
     for make, name in [
@@ -283,6 +307,22 @@ def test_an_operation_with_several_outputs_of_which_one_is_used():
     assert_allclose(g.numpy()[1], np.exp(x.numpy()[1]), rtol=1e-14)
     assert not g.numpy()[[0, 2]].any()
     assert first.node is third.node and [t.output for t in (first, second, third)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_an_operation_with_several_outputs_of_which_some_are_used(count: int):
+    x = leaf(count, 2)
+    parts = x.unbind()
+    for used in (range(count), reversed(range(count)), [count - 1], [0, 0, 1]):
+        used = list(used)
+        weights = [upstream((2,), seed) for seed in range(len(used))]
+        (g,) = minigrad.grad([parts[k] for k in used], x, weights, retain_graph=True)
+        expected = np.zeros((count, 2))
+        for k, w in zip(used, weights, strict=True):
+            expected[k] += w.numpy()
+        assert_close(g, expected)
+        h = minigrad.grad([parts[k] * 2.0 for k in used], x, weights, retain_graph=True)[0]  # reached by the walk instead of started from
+        assert_close(h, 2 * expected)
 
 
 def test_results_of_grad_are_their_own():

@@ -38,7 +38,7 @@ def test_any_gradients_are_clipped_as_pytorch_clips_them(shapes: list[tuple[int,
             if q.grad is not None:
                 q.grad /= unit
     norm = torch.nn.utils.get_total_norm([q.grad for q in theirs if q.grad is not None]).item() * unit
-    assert total == pytest.approx(norm, rel=1e-13)
+    assert total == pytest.approx(norm, rel=1e-13, abs=0)
     factor = min(1.0, max_norm / (norm + 1e-6))
     if unit == 1.0:
         torch.nn.utils.clip_grad_norm_(theirs, max_norm)
@@ -86,8 +86,20 @@ def test_a_parameter_given_twice_counts_once():
 @pytest.mark.parametrize("size", [1e30, 1e-30])
 def test_float32_gradients_whose_squares_leave_the_range(size: float):
     p = nn.Parameter(np.zeros(4, np.float32))
-    p.grad = Tensor(np.full(4, size, np.float32))
-    assert optim.clip_grad_norm_([p], math.inf) == pytest.approx(2 * size, rel=1e-6)
+    p.grad = Tensor(size * np.array([3, -12, 0, 4], np.float32))
+    assert p.grad.dtype == np.float32
+    assert optim.clip_grad_norm_([p], math.inf) == pytest.approx(13 * size, rel=1e-6, abs=0)
+
+
+def test_gradients_of_zeros():
+    """Nothing is divided by their norm, and beside others they count for nothing."""
+    p, q = nn.Parameter(np.zeros(3)), nn.Parameter(np.zeros(2))
+    p.grad = Tensor(np.zeros(3))
+    for max_norm in (0.0, 1.0):
+        assert optim.clip_grad_norm_([p], max_norm) == 0.0
+        np.testing.assert_array_equal(p.grad.numpy(), np.zeros(3))
+    q.grad = Tensor(np.array([3.0, 4.0]))
+    assert optim.clip_grad_norm_([p, q], 1.0) == 5.0
 
 
 def test_nothing_to_clip():

@@ -50,6 +50,16 @@ def test_average_is_the_formula_and_pytorchs():
     assert not np.array_equal(ema.state_dict()["1.running_mean"], ours.state_dict()["1.running_mean"])
 
 
+@pytest.mark.parametrize(("options", "decay"), [({}, 0.999), ({"decay": 0.0}, 0.0), ({"decay": 1.0}, 1.0)])
+def test_the_default_decay_and_the_two_ends(options: dict, decay: float):
+    ours = model()
+    ema = optim.EMA(ours, **options)
+    before = ema.state_dict()["0.weight"]
+    change(ours, 1)
+    ema.update()
+    assert_close(ema.state_dict()["0.weight"], decay * before + (1 - decay) * ours.state_dict()["0.weight"])
+
+
 @given(
     decay=st.floats(0, 1),
     widths=st.lists(st.integers(1, 4), min_size=2, max_size=4),

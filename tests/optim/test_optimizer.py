@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from minigrad import Tensor, nn, optim
+from minigrad.optim.optimizer import BLOCK, in_blocks
 from minigrad.safetensors_io import load_state, save_state
 from tests.support import rng
 
@@ -74,16 +75,37 @@ def test_blocks_and_threads_change_nothing(make: Callable, size: int):
 
 @pytest.mark.parametrize("make", BOTH, ids=["adamw", "sgd"])
 def test_arrays_that_are_not_contiguous(make: Callable):
+    """The gradient alone, the parameter (and with it its state) alone, and all of them."""
     values, grad = rng(0).standard_normal((6, 5)), rng(1).standard_normal((6, 5))
-    plain, turned = nn.Parameter(values), nn.Parameter(values)
-    turned.data = np.asfortranarray(values)
-    optimizers = [make([plain], lr=0.1), make([turned], lr=0.1)]
-    for optimizer, p in zip(optimizers, (plain, turned), strict=True):
+    results = []
+    for turned_values, turned_grad in ((False, False), (False, True), (True, False), (True, True)):
+        p = nn.Parameter(values)
+        p.data = np.array(values, order="F" if turned_values else "C")
+        optimizer = make([p], lr=0.1)
         for _ in range(3):
             p.grad = Tensor(grad)
-            p.grad.data = np.ascontiguousarray(grad.T).T if p is plain else grad
+            p.grad.data = np.array(grad, order="F" if turned_grad else "C")
             optimizer.step()
-    np.testing.assert_array_equal(plain.numpy(), turned.numpy())
+        results.append(p.numpy())
+    for result in results[1:]:
+        np.testing.assert_array_equal(result, results[0])
+
+
+def test_long_arrays_are_updated_in_pieces_of_a_block():
+    """So that what an update reads again is still in the cache, and its scratch takes little memory."""
+    size, pieces = 3 * BLOCK + 5, []
+    x, y = rng(0).standard_normal(size), rng(1).standard_normal(size)
+    expected = x - 2 * y
+
+    def update(x: np.ndarray, y: np.ndarray, scratch: np.ndarray) -> None:
+        assert scratch.shape == x.shape and scratch.dtype == x.dtype
+        pieces.append(x.size)
+        np.multiply(y, 2, out=scratch)
+        np.subtract(x, scratch, out=x)
+
+    in_blocks(update, x, y)
+    np.testing.assert_array_equal(x, expected)
+    assert sum(pieces) == size and max(pieces) <= BLOCK
 
 
 def test_a_gradient_of_another_shape_is_refused():

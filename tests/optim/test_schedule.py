@@ -18,6 +18,7 @@ def test_every_step_of_one_run():
     rates = [warmup_cosine(step, 10, 3, 1.0, 0.1) for step in range(12)]
     cosine = [0.1 + 0.9 * (1 + math.cos(math.pi * t / 7)) / 2 for t in range(1, 7)]
     np.testing.assert_allclose(rates, [0.25, 0.5, 0.75, 1.0, *cosine, 0.1, 0.1], rtol=1e-14)
+    assert warmup_cosine(10, 10, 3, 1.0) == 0.0
 
 
 @settings(max_examples=2 * settings().max_examples)

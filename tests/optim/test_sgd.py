@@ -36,10 +36,10 @@ def test_any_50_steps_are_pytorchs_and_can_be_resumed(run: Run):
     "options",
     [
         {},
-        {"weight_decay": 0.1},
-        {"momentum": 0.9},
-        {"momentum": 0.9, "dampening": 0.3, "weight_decay": 0.05},
-        {"momentum": 0.8, "nesterov": True, "weight_decay": 0.05},
+        {"lr": 0.05, "weight_decay": 0.1},
+        {"lr": 0.05, "momentum": 0.9},
+        {"lr": 0.05, "momentum": 0.9, "dampening": 0.3, "weight_decay": 0.05},
+        {"lr": 0.05, "momentum": 0.8, "nesterov": True, "weight_decay": 0.05},
     ],
     ids=str,
 )
@@ -47,7 +47,7 @@ def test_50_steps_are_pytorchs(options: dict):
     start = [rng(k).standard_normal(shape) for k, shape in enumerate(SHAPES)]
     ours = [nn.Parameter(x) for x in start]
     theirs = [torch.tensor(x, requires_grad=True) for x in start]
-    our_optimizer, their_optimizer = optim.SGD(ours, lr=0.05, **options), torch.optim.SGD(theirs, lr=0.05, **options)
+    our_optimizer, their_optimizer = optim.SGD(ours, **options), torch.optim.SGD(theirs, **options)
     for step in range(50):
         for k, (p, q) in enumerate(zip(ours, theirs, strict=True)):
             if k == 1 and step % 3 == 0:  # a parameter that is not always used
@@ -61,16 +61,20 @@ def test_50_steps_are_pytorchs(options: dict):
             assert_close(p, q, f"step {step}")
 
 
-def test_momentum_that_is_switched_on_later():
+@pytest.mark.parametrize("dampening", [0.0, 0.3])
+def test_momentum_that_is_switched_on_later(dampening: float):
+    """The buffer then begins with the gradient itself, as at a first step."""
     p, q = nn.Parameter(np.ones(3)), torch.ones(3, dtype=torch.float64, requires_grad=True)
     ours, theirs = optim.SGD([p], lr=0.1), torch.optim.SGD([q], lr=0.1)
     for step in range(6):
         if step == 2:
-            ours.param_groups[0]["momentum"] = theirs.param_groups[0]["momentum"] = 0.9
+            for optimizer in (ours, theirs):
+                optimizer.param_groups[0].update(momentum=0.9, dampening=dampening)
         grad = rng(step).standard_normal(3)
         p.grad, q.grad = Tensor(grad), torch.tensor(grad)
         ours.step(), theirs.step()
         assert_close(p, q, f"step {step}")
+        assert ours.state_dict()["state.0.step"] == (step + 1 if step < 2 else step - 1)
 
 
 @pytest.mark.parametrize(("before", "after"), [(0.0, 0.9), (0.9, 0.0)])
