@@ -149,28 +149,30 @@ __device__ __forceinline__ void accumulate(const T* p, const T* b, int count, T 
     }
 }
 
-// Each thread's part of a warp's rows to global memory; `apart` numbers between rows, `count` rows, `width` columns.
+// Each thread's part of a warp's rows to global memory; `apart` numbers between rows, `count` rows, `width` columns. The two ways have
+// nothing in common: at an address that single numbers are stored to as well, the compiler makes four stores of a pack's.
 template <typename T, int WIDTH>
 __device__ __forceinline__ void store(T* __restrict__ to, const T (&sum)[4][WIDTH / 8], int apart, int count, int width, bool packs)
 {
-    const int lane = threadIdx.x % 32;
+    const int row = threadIdx.x % 32 / 8 * 4, column = threadIdx.x % 8 * 4;
+    if (packs) {
+        auto* const place = reinterpret_cast<Pack<T, 4>*>(to) + (long long)row * (apart / 4) + column / 4;
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        const int row = lane / 8 * 4 + i;
-        if (row >= count) continue;
+        for (int i = 0; i < 4; i++)
 #pragma unroll
-        for (int j = 0; j < WIDTH / 32; j++) {
-            const int column = 32 * j + lane % 8 * 4;
-            T* place = to + (long long)row * apart + column;
-            Pack<T, 4> pack;
-#pragma unroll
-            for (int k = 0; k < 4; k++) pack.v[k] = sum[i][4 * j + k];
-            if (packs && column < width)
-                *reinterpret_cast<Pack<T, 4>*>(place) = pack;
-            else
-                for (int k = 0; k < 4 && column + k < width; k++) place[k] = pack.v[k];
-        }
+            for (int j = 0; j < WIDTH / 32; j++)
+                if (row + i < count && column + 32 * j < width)
+                    place[(long long)i * (apart / 4) + 8 * j] = {{sum[i][4 * j], sum[i][4 * j + 1], sum[i][4 * j + 2], sum[i][4 * j + 3]}};
+        return;
     }
+    to += (long long)row * apart + column;
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+#pragma unroll
+        for (int c = 0; c < WIDTH / 8; c++) {
+            const int further = c / 4 * 32 + c % 4;
+            if (row + i < count && column + further < width) to[(long long)i * apart + further] = sum[i][c];
+        }
 }
 
 // --- forward
@@ -218,7 +220,7 @@ attention_forward_naive(const T* __restrict__ query, const T* __restrict__ key, 
 }
 
 // instances: attention_forward<float, 32>, attention_forward<float, 64>, attention_forward<float, 128>
-// instances: attention_forward<double, 32>, attention_forward<double, 64>
+// instances: attention_forward<double, 32>
 template <typename T, int WIDTH>
 __global__ void __launch_bounds__(128)
 attention_forward(const T* __restrict__ query, const T* __restrict__ key, const T* __restrict__ value, const T* __restrict__ bias,
@@ -351,8 +353,7 @@ attention_backward_naive(const T* __restrict__ query, const T* __restrict__ key,
 
 // instances: attention_backward<float, 32, false>, attention_backward<float, 64, false>, attention_backward<float, 128, false>
 // instances: attention_backward<float, 32, true>, attention_backward<float, 64, true>, attention_backward<float, 128, true>
-// instances: attention_backward<double, 32, false>, attention_backward<double, 64, false>
-// instances: attention_backward<double, 32, true>, attention_backward<double, 64, true>
+// instances: attention_backward<double, 32, false>, attention_backward<double, 32, true>
 template <typename T, int WIDTH, bool KEYS>
 __global__ void __launch_bounds__(128)
 attention_backward(const T* __restrict__ query, const T* __restrict__ key, const T* __restrict__ value, const T* __restrict__ dy,

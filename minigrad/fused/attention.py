@@ -191,7 +191,7 @@ scaled_dot_product_attention.kernel("cpu", cpu_forward, cpu_backward, strided=Tr
 
 
 _cuda = cuda.Kernels(__file__)
-_WIDTHS = {"float": (32, 64, 128), "double": (32, 64)}  # head widths that the kernels with a block per tile are compiled for
+_WIDTHS = {"float": (32, 64, 128), "double": (32,)}  # head widths that the kernels with a block per tile are compiled for
 _SHARED = 64 * 1024  # bytes of shared memory that a block may take: what every GPU since 2018 has
 
 
@@ -201,12 +201,16 @@ def _memory(x) -> tuple:
     return backend.as_strided(x, (span,), (x.itemsize,)), [apart // x.itemsize for apart in x.strides]
 
 
-def _rows(x) -> tuple:
-    """As `_memory`, for the first three axes of an array whose last axis is contiguous; a copy of it if it is not."""
-    if (x.shape[-1] > 1 and x.strides[-1] != x.itemsize) or min(x.strides) < 0:
-        x = x.copy()
-    memory, apart = _memory(x)
-    return memory, apart[:3]
+def _rows(*arrays) -> tuple[list, list[int]]:
+    """As `_memory`, for arrays whose last axis is contiguous (else copies of them): all memories, and all steps along the first three axes."""
+    memories, steps = [], []
+    for x in arrays:
+        if (x.shape[-1] > 1 and x.strides[-1] != x.itemsize) or min(x.strides) < 0:
+            x = x.copy()
+        memory, apart = _memory(x)
+        memories.append(memory)
+        steps += apart[:3]
+    return memories, steps
 
 
 def _masks(attn_mask, dropout_mask, scores: tuple[int, ...], dtype: np.dtype) -> tuple[list, list[int]]:
@@ -253,9 +257,9 @@ def cuda_forward(query, key, value, attn_mask, dropout_mask, dropout_p, scale):
     out = cp.empty((batch, tokens, heads, value_width), query.dtype)       # (B, N, h, D')
     top, rescale = cp.empty((batch, heads, tokens), query.dtype), cp.empty((batch, heads, tokens), query.dtype)  # (B, h, N)
     masks, masks_apart = _masks(attn_mask, dropout_mask, (batch, heads, tokens, keys), query.dtype)
-    arrays, apart = zip(*map(_rows, (query, key, value)), strict=True)
-    packs = cuda.vector_width(math.gcd(width, value_width, *sum(apart, [])), *arrays, out) == 4
-    arguments = [*arrays, *masks, out, top, rescale, *sum(apart, []), *masks_apart, heads, tokens, keys, width, value_width, *factors, packs]
+    arrays, apart = _rows(query, key, value)
+    packs = cuda.vector_width(math.gcd(width, value_width, *apart), *arrays, out) == 4
+    arguments = [*arrays, *masks, out, top, rescale, *apart, *masks_apart, heads, tokens, keys, width, value_width, *factors, packs]
     template = cuda.c_type(query.dtype) + "{}"
     _cuda_launch("attention_forward", template, tokens, max(width, value_width), 1, batch * heads, query.dtype, arguments)
     out = out.swapaxes(1, 2)                                               # (B, h, N, D')
@@ -263,20 +267,20 @@ def cuda_forward(query, key, value, attn_mask, dropout_mask, dropout_p, scale):
 
 
 def cuda_backward(dy, saved, needs):
-    """The formulas of `cpu_backward`, with P made again from the scores: one kernel for query, and the same with the sides exchanged for key, value."""
+    """The formulas of `cpu_backward`, with P made again from the scores: a kernel for query, and with the sides exchanged for key and value."""
     query, key, value, attn_mask, dropout_mask, out, top, rescale, factors = saved
     cp, dtype, number = cuda.array_module(), query.dtype, cuda.c_type(query.dtype)
     (batch, heads, tokens, width), keys, value_width = query.shape, key.shape[2], value.shape[3]
     masks, masks_apart = _masks(attn_mask, dropout_mask, (batch, heads, tokens, keys), dtype)
-    arrays, apart = zip(*map(_rows, (query, key, value, dy)), strict=True)
+    arrays, apart = _rows(query, key, value, dy)
     delta = cp.empty((batch, heads, tokens), dtype)                        # (B, h, N), sum_d dY Y
-    count = batch * heads * tokens
-    _cuda.launch(f"attention_delta<{number}>", -(-count // 128), 128, arrays[3], _memory(out)[0], delta, *apart[3], heads, tokens, value_width, count)
+    numbers = [*apart[9:], heads, tokens, value_width, delta.size]         # dy's steps first
+    _cuda.launch(f"attention_delta<{number}>", -(-delta.size // 128), 128, arrays[3], _memory(out)[0], delta, *numbers)
 
     def gradients(kernel_of: str, own: int, first, second) -> None:
         made = [x for x in (first, second) if x is not None]
-        packs = cuda.vector_width(math.gcd(width, value_width, *sum(apart, [])), *arrays, *made) == 4
-        arguments = [*arrays, *masks, top, rescale, delta, first, second, *sum(apart, []), *masks_apart]
+        packs = cuda.vector_width(math.gcd(width, value_width, *apart), *arrays, *made) == 4
+        arguments = [*arrays, *masks, top, rescale, delta, first, second, *apart, *masks_apart]
         arguments += [heads, tokens, keys, width, value_width, *factors, packs]
         template = f"{number}{{}}, {kernel_of}"
         _cuda_launch("attention_backward", template, own, max(width, value_width), 2, batch * heads, dtype, arguments)
