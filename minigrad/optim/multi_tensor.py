@@ -2,8 +2,8 @@
 
 A captured graph repeats launches with the arguments they had. So whatever changes from step to step is read from memory: learning rates, step
 counters, the factor of a clipped gradient. Addresses are another matter: a graph's gradients lie in its own memory, always at the same places, and
-those of steps that are not captured lie elsewhere; so a captured launch gets a table of addresses to itself. Nothing can be copied to the GPU during a
-capture: what is to be written then waits until `upload()`. Read next: `adamw.cu`.
+those of steps that are not captured lie elsewhere; so a captured launch gets a table of addresses to itself. Nothing can be copied to the GPU while
+work is captured: what is to be written then waits until `upload()`. Read next: `adamw.cu`.
 """
 
 from __future__ import annotations

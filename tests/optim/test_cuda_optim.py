@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -249,7 +248,6 @@ def test_two_graphs_have_a_table_of_addresses_each():
             if step == 1:
                 with pytest.raises(RuntimeError, match=r"twice in captured graphs, with nothing between: call upload\(\)"):
                     captured(optimizer.step)
-                cuda.array_module().cuda.get_current_stream().is_capturing() and pytest.fail("still capturing")
                 optimizer.upload()
                 set_gradients(params, 3)
                 optimizer.step()
@@ -271,10 +269,9 @@ def model() -> nn.Sequential:
 
 def change(module: nn.Module, seed: int) -> None:
     """New weights and statistics."""
-    with minigrad.no_grad():
-        for k, tensor in enumerate([*module.parameters(), *module.buffers()]):
-            value = rng(100 * seed + k).uniform(1, 9, tensor.shape).astype(tensor.dtype)
-            tensor.copy_(Tensor(np.asarray(value)).to(device=tensor.device))
+    for k, tensor in enumerate([*module.parameters(), *module.buffers()]):
+        value = rng(100 * seed + k).uniform(1, 9, tensor.shape).astype(tensor.dtype)
+        tensor.data[...] = Tensor(np.asarray(value)).to(device=tensor.device).data
 
 
 def test_the_average_is_the_cpu_s(device: Any):
@@ -294,8 +291,6 @@ def test_the_average_is_the_cpu_s(device: Any):
     for name, value in references.items():
         assert averages[name].dtype == value.dtype
         assert_close(averages[name], value, name, LAST_DIGITS)
-    with ema.swapped() as average:
-        assert_close(next(iter(average.parameters())), next(iter(references.values())), relative=LAST_DIGITS)
 
 
 # --- clipping
@@ -355,9 +350,9 @@ def test_compiles_with_nvrtc(file: Path, architecture: str):
     assert not compiled.log, compiled.log
     for name in source.kernels:
         if name.endswith("<float>") and "naive" not in name:
-            assert re.search(r"ld\.global\S*\.v4", compiled.ptx_of(name)), f"{name} reads no float4"
+            assert "ld.v4.f32" in compiled.ptx_of(name), f"{name} reads no float4"  # an address from a table may be of any memory: not ld.global
             if name != "clip_squares<float>":
-                assert "st.global.v4.f32" in compiled.ptx_of(name), f"{name} writes no float4"
+                assert "st.v4.f32" in compiled.ptx_of(name), f"{name} writes no float4"
 
 
 @pytest.mark.skipif("MINIGRAD_EMULATOR" in os.environ, reason="runs in the process that this test starts")
