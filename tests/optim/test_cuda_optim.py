@@ -197,8 +197,11 @@ def captured(function: Any) -> Any:
     stream = cp.cuda.Stream(non_blocking=True)
     with stream:
         stream.begin_capture()
-        function()
-        return stream.end_capture()
+        try:
+            function()
+        finally:
+            graph = stream.end_capture()
+    return graph
 
 
 @pytest.mark.parametrize("kind", [optim.AdamW, optim.SGD])
