@@ -6,6 +6,7 @@ lists are read from the text, and every launch is checked against them (`cuda.py
     __global__ void rows(const float* __restrict__ x, float* y, int count)      a kernel; its parameters are numbers and pointers to numbers
     // instances: sum<1>, sum<4>                                                 above a template: which instances are compiled
     template <int WIDTH> __global__ void sum(const float4* x, ...)              a float4 parameter takes a float32 array that lies at 16 bytes
+    const unsigned long long* addresses                                         a table of addresses of arrays, which the kernel may write to
     #include "warp.cuh"                                                         is replaced by the file beside this one
 
 Read next: `cuda.py`.

@@ -11,6 +11,8 @@ import math
 
 import numpy as np
 
+from minigrad import backend
+from minigrad.backend import cuda
 from minigrad.backend.cpu import parallel_rows
 from minigrad.fused.softmax import softmax
 from minigrad.op import fused
@@ -187,3 +189,114 @@ def cpu_backward(dy, saved, needs):
 
 _READS = {"query": "key value out dropout_mask", "key": "query value out dropout_mask", "value": "dropout_mask"}
 scaled_dot_product_attention.kernel("cpu", cpu_forward, cpu_backward, strided=True, fresh=True, reads=_READS)
+
+
+_cuda = cuda.Kernels(__file__)
+_WIDTHS = {"float": (32, 64, 128), "double": (32,)}  # head widths that the kernels with a block per tile are compiled for
+_SHARED = 64 * 1024  # bytes of shared memory that a block may take: what every GPU since 2018 has
+
+
+def _memory(x) -> tuple:
+    """The memory that an array lies in, as a 1-d array that starts at its first element, and how many elements apart the steps along its axes are."""
+    span = 1 + sum((n - 1) * apart for n, apart in zip(x.shape, x.strides, strict=True)) // x.itemsize if x.size else 0
+    return backend.as_strided(x, (span,), (x.itemsize,)), [apart // x.itemsize for apart in x.strides]
+
+
+def _rows(*arrays) -> tuple[list, list[int]]:
+    """As `_memory`, for arrays whose last axis is contiguous (else copies of them): all memories, and all steps along the first three axes."""
+    memories, steps = [], []
+    for x in arrays:
+        if (x.shape[-1] > 1 and x.strides[-1] != x.itemsize) or min(x.strides) < 0:
+            x = x.copy()
+        memory, apart = _memory(x)
+        memories.append(memory)
+        steps += apart[:3]
+    return memories, steps
+
+
+def _masks(attn_mask, dropout_mask, scores: tuple[int, ...], dtype: np.dtype) -> tuple[list, list[int]]:
+    """The kernels' arguments for the masks: bias, allowed, keeping and kept (None where there is none), and the strides of the first two."""
+    cp, (bias, allowed, keeping, kept), apart = cuda.array_module(), [None] * 4, [0] * 4
+    if attn_mask is not None:
+        mask, apart = _memory(cp.broadcast_to(attn_mask, scores))
+        bias, allowed = (None, mask) if mask.dtype == bool else (mask, None)
+    if dropout_mask is not None:
+        mask = dropout_mask if dropout_mask.flags.c_contiguous else dropout_mask.copy()
+        keeping, kept = (None, mask) if mask.dtype == bool else (mask.astype(dtype, copy=False), None)
+    return [bias, allowed, keeping, kept], apart
+
+
+def _cuda_launch(kernel: str, template: str, own: int, width: int, own_arrays: int, heads: int, dtype: np.dtype, arguments: list) -> None:
+    """Launch the kernel with a block per tile where it is compiled for such a `width`, else the one with a thread per row.
+
+    Args:
+        kernel, template: its name and, with a format for the width, its template arguments.
+        own: rows of a head that results are made for. own_arrays: how many arrays of them lie in shared memory.
+        heads: of all examples together.
+    """
+    number = cuda.c_type(dtype)
+    wide = next((n for n in _WIDTHS[number] if n >= width), None)
+    arguments = [*arguments, heads * own]
+    if wide is None:
+        _cuda.launch(f"{kernel}_naive<{template.format('')}>", -(-heads * own // 128), 128, *arguments)
+        return
+
+    def shared(warps: int) -> int:
+        return dtype.itemsize * ((16 * warps * own_arrays + 64) * (wide + 4) + 16 * warps * 36)
+
+    warps = max([1, *[n for n in (2, 3, 4) if shared(n) <= _SHARED]])
+    blocks = -(-own // (16 * warps))
+    warps = -(-own // (16 * blocks)) if blocks else 1                      # as many blocks, of equal sizes
+    _cuda.launch(f"{kernel}<{template.format(f', {wide}')}>", heads * blocks, 32 * warps, *arguments, shared=shared(warps))
+
+
+def cuda_forward(query, key, value, attn_mask, dropout_mask, dropout_p, scale):
+    """Blocks of queries, tiles of keys, and no (N, M) array: see attention.cu."""
+    cp = cuda.array_module()
+    (batch, heads, tokens, width), keys, value_width = query.shape, key.shape[2], value.shape[3]
+    factors = [float(1 / math.sqrt(width) if scale is None else scale), 1 / (1 - dropout_p)]
+    out = cp.empty((batch, tokens, heads, value_width), query.dtype)       # (B, N, h, D')
+    top, rescale = cp.empty((batch, heads, tokens), query.dtype), cp.empty((batch, heads, tokens), query.dtype)  # (B, h, N)
+    masks, masks_apart = _masks(attn_mask, dropout_mask, (batch, heads, tokens, keys), query.dtype)
+    arrays, apart = _rows(query, key, value)
+    packs = cuda.vector_width(math.gcd(width, value_width, *apart), *arrays, out) == 4
+    arguments = [*arrays, *masks, out, top, rescale, *apart, *masks_apart, heads, tokens, keys, width, value_width, *factors, packs]
+    template = cuda.c_type(query.dtype) + "{}"
+    _cuda_launch("attention_forward", template, tokens, max(width, value_width), 1, batch * heads, query.dtype, arguments)
+    out = out.swapaxes(1, 2)                                               # (B, h, N, D')
+    return out, (query, key, value, attn_mask, dropout_mask, out, top, rescale, factors)
+
+
+def cuda_backward(dy, saved, needs):
+    """The formulas of `cpu_backward`, with P made again from the scores: a kernel for query, and with the sides exchanged for key and value."""
+    query, key, value, attn_mask, dropout_mask, out, top, rescale, factors = saved
+    cp, dtype, number = cuda.array_module(), query.dtype, cuda.c_type(query.dtype)
+    (batch, heads, tokens, width), keys, value_width = query.shape, key.shape[2], value.shape[3]
+    masks, masks_apart = _masks(attn_mask, dropout_mask, (batch, heads, tokens, keys), dtype)
+    arrays, apart = _rows(query, key, value, dy)
+    delta = cp.empty((batch, heads, tokens), dtype)                        # (B, h, N), sum_d dY Y
+    numbers = [*apart[9:], heads, tokens, value_width, delta.size]         # dy's steps first
+    _cuda.launch(f"attention_delta<{number}>", -(-delta.size // 128), 128, arrays[3], _memory(out)[0], delta, *numbers)
+
+    def gradients(kernel_of: str, own: int, first, second) -> None:
+        made = [x for x in (first, second) if x is not None]
+        packs = cuda.vector_width(math.gcd(width, value_width, *apart), *arrays, *made) == 4
+        arguments = [*arrays, *masks, top, rescale, delta, first, second, *apart, *masks_apart]
+        arguments += [heads, tokens, keys, width, value_width, *factors, packs]
+        template = f"{number}{{}}, {kernel_of}"
+        _cuda_launch("attention_backward", template, own, max(width, value_width), 2, batch * heads, dtype, arguments)
+
+    def like(x, need: bool):
+        return cp.empty((batch, x.shape[2], heads, x.shape[3]), dtype) if need else None  # (B, N, h, D)
+
+    dquery, dkey, dvalue = (like(x, need) for x, need in zip((query, key, value), needs, strict=False))
+    if dquery is not None:
+        gradients("false", tokens, dquery, None)
+    if dkey is not None or dvalue is not None:
+        gradients("true", keys, dkey, dvalue)
+    return *(None if x is None else x.swapaxes(1, 2) for x in (dquery, dkey, dvalue)), None, None
+
+
+_SCORES = "query key attn_mask dropout_mask"  # made again, whatever the gradient
+_CUDA_READS = {"query": f"{_SCORES} value out", "key": f"{_SCORES} value out", "value": _SCORES}
+scaled_dot_product_attention.kernel("cuda", cuda_forward, cuda_backward, strided=True, fresh=True, reads=_CUDA_READS)

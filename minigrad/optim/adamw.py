@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from minigrad.backend import cuda
 from minigrad.optim.optimizer import Optimizer, in_blocks
 from minigrad.tensor import Tensor
 
@@ -37,6 +38,9 @@ class AdamW(Optimizer):
     Source: Loshchilov and Hutter 2019; https://docs.pytorch.org/docs/stable/generated/torch.optim.AdamW.html
     """
 
+    _kernels = cuda.Kernels(__file__)
+    _arrays = ("exp_avg", "exp_avg_sq")
+
     def __init__(
         self,
         params: Iterable[Tensor] | Iterable[dict[str, Any]],
@@ -55,6 +59,9 @@ class AdamW(Optimizer):
 
     def _new_state(self, parameter: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
         return {"step": 0, "exp_avg": np.zeros_like(parameter.data), "exp_avg_sq": np.zeros_like(parameter.data)}
+
+    def _numbers(self, group: Mapping[str, Any]) -> list[float]:
+        return [group["lr"], *group["betas"], group["eps"], group["weight_decay"]]
 
     def _update(self, param: Any, grad: Any, state: dict[str, Any], group: Mapping[str, Any]) -> None:
         state["step"] += 1

@@ -9,12 +9,18 @@ from typing import Any
 import numpy as np
 
 from minigrad import backend
+from minigrad.backend import cuda
 from minigrad.modes import no_grad
 from minigrad.nn.module import Module
+from minigrad.optim import multi_tensor
 from minigrad.optim.optimizer import in_blocks
 from minigrad.tensor import Tensor
 
 __all__ = ["EMA"]
+
+_cuda = cuda.Kernels(__file__)
+_DTYPES = "fdl"  # float32, float64, and int64: batch norm's counters
+_NUMBER = {"f": float, "i": int}
 
 
 class EMA:
@@ -38,6 +44,7 @@ class EMA:
             raise ValueError(f"EMA: decay is {decay}; give a number from 0 to 1")
         self.module, self.decay = module, decay
         self._shadow = {name: tensor.data.copy() for name, tensor in self._tensors()}
+        self._chunks: dict[np.dtype, tuple[list[int], multi_tensor.Chunks]] = {}  # on the GPU: sizes of the tensors of a dtype, and how they are cut
 
     def _tensors(self, module: Module | None = None) -> Iterator[tuple[str, Tensor]]:
         """Parameters and buffers by name. Looked up each time: batch norm replaces its buffers."""
@@ -54,12 +61,27 @@ class EMA:
             np.multiply(value, 1 - decay, out=scratch)
             np.add(shadow, scratch, out=shadow)
 
+        on_gpu: dict[np.dtype, list[tuple[Any, Any]]] = {}
         for name, tensor in self._tensors():
             shadow = self._shadow[name]
-            if tensor.dtype.kind == "f":
+            if multi_tensor.together(shadow, _DTYPES) and multi_tensor.together(tensor.data, _DTYPES):
+                on_gpu.setdefault(tensor.dtype, []).append((shadow, tensor.data))
+            elif tensor.dtype.kind == "f":
                 in_blocks(average, shadow, tensor.data)
             else:
                 shadow[...] = tensor.data
+        for dtype, pairs in on_gpu.items():
+            self._average_together(dtype, pairs)
+
+    def _average_together(self, dtype: np.dtype, pairs: list[tuple[Any, Any]]) -> None:
+        """One launch for all (shadow, value) of a dtype."""
+        sizes = [shadow.size for shadow, _ in pairs]
+        if dtype not in self._chunks or self._chunks[dtype][0] != sizes:
+            self._chunks[dtype] = sizes, multi_tensor.Chunks(sizes, [0] * len(sizes), 2)
+        chunks = self._chunks[dtype][1]
+        addresses = chunks.addresses(*zip(*pairs, strict=True))
+        kernel, factors = ("ema<long long>", (0, 1)) if dtype.kind == "i" else (f"ema<{cuda.c_type(dtype)}>", (self.decay, 1 - self.decay))
+        _cuda.launch(kernel, chunks.count, 256, addresses, chunks.table, chunks.tensors, *map(_NUMBER[dtype.kind], factors))
 
     def copy_to(self, module: Module | None = None) -> None:
         """Write the shadow into `module` (a model of the same names and shapes; the followed one by default), in place.

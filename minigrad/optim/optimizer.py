@@ -6,12 +6,14 @@ An optimiser writes into `parameter.data` in place and says so to the version co
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from minigrad import backend
+from minigrad.backend import cuda
 from minigrad.backend.cpu import parallel_rows
+from minigrad.optim import multi_tensor
 from minigrad.tensor import Tensor
 
 __all__ = ["Optimizer", "in_blocks"]
@@ -20,8 +22,29 @@ BLOCK = 1 << 16  # elements: the pieces of an update, five arrays of 256 KiB, st
 GRAIN = 1 << 17  # fewest elements a thread is worth
 
 
+class _Update(NamedTuple):
+    """One parameter on the GPU: its array, gradient (None: it stays as it is), state (empty before the first update), and its group's number."""
+
+    param: Any
+    grad: Any
+    state: dict[str, Any]
+    group: int
+    key: int  # of `Optimizer._state`
+
+
+class _Together(NamedTuple):
+    """The parameters of one dtype on the GPU, as the kernel has them; `layout` says when it must be made again."""
+
+    layout: list
+    chunks: multi_tensor.Chunks
+    options: multi_tensor.Numbers  # (groups, numbers of a group)
+    steps: Any  # of each chunk, on the GPU
+    keys: list[int]
+
+
 class Optimizer:
-    """Base class: subclasses define `_check`, `_new_state` and `_update`.
+    """Base class: subclasses define `_check`, `_new_state` and `_update`; for one launch for all parameters on the GPU also `_numbers`, `_arrays` and
+    `_kernels`, a `.cu` file with a kernel that has the file's name.
 
     Args:
         params: the parameters, or groups of them: dicts with "params" and whatever options differ from `defaults`.
@@ -34,6 +57,8 @@ class Optimizer:
     """
 
     optional_state: tuple[str, ...] = ()  # arrays of its shape that a parameter's state has or lacks, as options were when it was last updated
+    _kernels: cuda.Kernels | None = None
+    _arrays: tuple[str, ...] = ()  # those of the state that the kernel gets
 
     def __init__(self, params: Iterable[Tensor] | Iterable[dict[str, Any]], defaults: dict[str, Any]):
         name = type(self).__name__
@@ -42,6 +67,7 @@ class Optimizer:
         self.defaults = defaults
         self.param_groups: list[dict[str, Any]] = []
         self._state: dict[int, dict[str, Any]] = {}  # by id of the parameter: == between Tensors is elementwise
+        self._together: dict[np.dtype, _Together] = {}
         entries: list[Any] = list(params)
         if not entries:
             raise ValueError(f"{name}: there are no parameters to optimise (an empty list, or a generator that was already used up)")
@@ -88,10 +114,14 @@ class Optimizer:
         Raises:
             ValueError: a gradient's shape is not its parameter's. TypeError: its dtype is not.
         """
-        for group in self.param_groups:
+        updates: list[_Update] = []
+        for number, group in enumerate(self.param_groups):
             for parameter in group["params"]:
                 grad = parameter.grad
+                on_gpu = self._kernels is not None and multi_tensor.together(parameter.data)
                 if grad is None:
+                    if on_gpu:
+                        updates.append(_Update(parameter.data, None, self._state.get(id(parameter), {}), number, id(parameter)))
                     continue
                 if grad.shape != parameter.shape:
                     raise ValueError(f"{type(self).__name__}: a parameter of shape {parameter.shape} has a gradient of shape {grad.shape}")
@@ -100,8 +130,22 @@ class Optimizer:
                 state = self._state.get(id(parameter))
                 if state is None:
                     state = self._state[id(parameter)] = self._new_state(parameter, group)
-                self._update(parameter.data, grad.data, state, group)
+                if on_gpu:
+                    updates.append(_Update(parameter.data, grad.data, state, number, id(parameter)))
+                else:
+                    self._update(parameter.data, grad.data, state, group)
                 parameter._bump()
+        if updates:
+            self._update_together(updates)
+
+    def upload(self) -> None:
+        """Bring the groups' options, such as learning rates, to the GPU: before a captured graph that holds this optimiser's step is launched.
+
+        A step that is not captured does so itself.
+        """
+        for together in self._together.values():
+            together.options.write(self._all_numbers())
+        multi_tensor.upload()
 
     # --- what an optimiser is made of
 
@@ -122,6 +166,49 @@ class Optimizer:
         """Write the new values into the array `param` and into `state`."""
         raise NotImplementedError
 
+    # --- all parameters on the GPU in one launch
+
+    def _numbers(self, group: Mapping[str, Any]) -> list[float]:
+        """The options of a group as the kernel wants them."""
+        raise NotImplementedError
+
+    def _all_numbers(self) -> np.ndarray:
+        return np.array([self._numbers(group) for group in self.param_groups], np.float64)
+
+    def _update_together(self, updates: list[_Update]) -> None:
+        """One launch for all updates of a dtype."""
+        kernels = self._kernels
+        assert kernels is not None
+        for dtype in dict.fromkeys(update.param.dtype for update in updates):
+            mine = [update for update in updates if update.param.dtype == dtype]
+            layout = [(update.key, update.group, update.param.size) for update in mine]
+            known = self._together.get(dtype)
+            if known is None or known.layout != layout:
+                self._read_steps()
+                known = self._together[dtype] = self._put_together(mine, layout)
+            known.options.write(self._all_numbers())
+            grads = [g if g is None or g.flags.c_contiguous else g.copy() for g in (update.grad for update in mine)]
+            arrays = [[update.state.get(name) for update in mine] for name in self._arrays]
+            addresses = known.chunks.addresses([update.param for update in mine], grads, *arrays)
+            name, chunks = f"{kernels.path.stem}<{cuda.c_type(dtype)}>", known.chunks
+            kernels.launch(name, chunks.count, 256, addresses, chunks.table, known.options.array, known.steps, chunks.tensors)
+
+    def _put_together(self, updates: list[_Update], layout: list) -> _Together:
+        chunks = multi_tensor.Chunks([u.param.size for u in updates], [u.group for u in updates], 2 + len(self._arrays))
+        steps = np.zeros(chunks.count, np.int32)
+        for update, first, after in zip(updates, chunks.first, [*chunks.first[1:], chunks.count], strict=True):
+            steps[first:after] = update.state.get("step", 0)
+        options = multi_tensor.Numbers(self._all_numbers())
+        return _Together(layout, chunks, options, cuda.array_module().asarray(steps), [update.key for update in updates])
+
+    def _read_steps(self) -> None:
+        """Bring the states' step counters up to date: those of parameters on the GPU are counted there. Waits for it."""
+        for together in self._together.values():
+            steps = backend.to_device(together.steps, "cpu")
+            for key, first in zip(together.keys, together.chunks.first, strict=True):
+                if key in self._state:
+                    self._state[key]["step"] = int(steps[first])
+
     # --- saving
 
     def _parameters(self) -> Iterator[Tensor]:
@@ -134,6 +221,7 @@ class Optimizer:
         The names are "groups.0.lr", ..., "groups.0.parameters" (how many the group has) and "state.3.exp_avg", ..., with parameters counted from 0
         over all groups.
         """
+        self._read_steps()
         flat: dict[str, np.ndarray] = {}
         for number, group in enumerate(self.param_groups):
             for option, value in group.items():
@@ -165,6 +253,7 @@ class Optimizer:
         for group, loaded in zip(self.param_groups, options, strict=True):
             group.update(loaded)
         self._state = {key: state for key, state in states.values() if state is not None}
+        self._together.clear()
 
     def _loaded_options(self, number: int, group: dict[str, Any], left: dict[str, np.ndarray], problems: list[str]) -> dict[str, Any]:
         """The options of one group, taken out of `left`."""

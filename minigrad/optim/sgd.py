@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from minigrad.backend import cuda
 from minigrad.optim.optimizer import Optimizer, in_blocks
 from minigrad.tensor import Tensor
 
@@ -36,6 +37,8 @@ class SGD(Optimizer):
     Source: https://docs.pytorch.org/docs/stable/generated/torch.optim.SGD.html
     """
 
+    _kernels = cuda.Kernels(__file__)
+    _arrays = ("momentum_buffer",)
     optional_state = ("momentum_buffer",)  # from the first update with momentum on, also after it is switched off
 
     def __init__(
@@ -57,6 +60,18 @@ class SGD(Optimizer):
 
     def _new_state(self, parameter: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
         return {"step": 0, "momentum_buffer": np.zeros_like(parameter.data)} if group["momentum"] else {"step": 0}
+
+    def _numbers(self, group: Mapping[str, Any]) -> list[float]:
+        return [group["lr"], group["momentum"], group["dampening"], group["weight_decay"], group["nesterov"]]
+
+    def _update_together(self, updates: list) -> None:
+        late = [u for u in updates if u.grad is not None and self.param_groups[u.group]["momentum"] and "momentum_buffer" not in u.state]
+        if late:  # these groups had no momentum until now
+            self._read_steps()
+            self._together.clear()
+            for update in late:
+                update.state.update(step=0, momentum_buffer=np.zeros_like(update.param))
+        super()._update_together(updates)
 
     def _update(self, param: Any, grad: Any, state: dict[str, Any], group: Mapping[str, Any]) -> None:
         lr, momentum, decay, nesterov = group["lr"], group["momentum"], group["weight_decay"], group["nesterov"]

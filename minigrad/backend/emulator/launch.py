@@ -150,7 +150,8 @@ class Function:
         if len(orders) == 1:
             self._run(grid, block, values, shared, orders[0], seconds)
             return
-        written = self._blocks([v.value for v, kind in zip(values, self.kinds, strict=True) if kind == "p" and v.value])
+        addresses = [v.value for v, kind in zip(values, self.kinds, strict=True) if kind == "p" and v.value]
+        written = self._blocks([*addresses, *self._in_tables(values)])
         before = [(data.copy(), states.copy()) for _, data, states in written]
         first = None
         for order in orders:
@@ -168,6 +169,16 @@ class Function:
                     )
                     fault.kernel = self.name
                     raise fault
+
+    def _in_tables(self, values: Sequence[Any]) -> list[int]:
+        """The addresses that the launch's tables of addresses hold; see the top of kernel_source.py."""
+        found: list[int] = []
+        for parameter, value in zip(self.library.source.kernels[self.name].parameters, values, strict=True):
+            place = self.library.core.memory.before(value.value) if parameter.type == "const unsigned long long*" and value.value else None
+            if place and place[1]:
+                end = place[0] + place[1]
+                found += np.ctypeslib.as_array((ctypes.c_uint64 * ((end - value.value) // 8)).from_address(value.value)).tolist()
+        return found
 
     def _blocks(self, addresses: Sequence[int]) -> list[tuple[int, np.ndarray, np.ndarray]]:
         """Bytes and states of the memory blocks that these addresses lie in: (address, bytes, states), each block once."""

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import bisect
 import ctypes
+import sys
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,8 +28,9 @@ class Block:
     def __init__(self, memory: Memory, address: int, nbytes: int):
         self.memory, self.address, self.nbytes, self.alive = memory, address, nbytes, True
 
-    def __del__(self) -> None:
-        self.memory.free(self)
+    def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not finalizing():  # then half of Python is gone
+            self.memory.free(self)
 
 
 class Memory:

@@ -100,6 +100,11 @@ def arange(*args: Any, dtype: Any = None) -> ndarray:
     return made("arange", lambda: np.arange(*args, dtype=dtype), [])
 
 
+def argsort(a: ndarray, axis: int = -1) -> ndarray:
+    """The positions of the elements in ascending order; equal ones keep theirs, as in CuPy."""
+    return compute(np.argsort, a, axis=axis, kind="stable")
+
+
 def copyto(dst: ndarray, src: Any, casting: Any = "same_kind") -> None:
     """Write `src`, broadcast, into `dst`."""
     source = operand(src)

@@ -1,0 +1,25 @@
+// The moving average of all tensors of a model in one launch: shadow = keep shadow + take value. The tables are in chunks.cuh.
+//
+//   ema   a block per chunk of all tensors   grid chunks   block 256
+//
+// Bytes moved, float32: 12 for every number. Integers (long long) are copied: keep is 0 then, take 1.
+#include "../fused/pack.cuh"
+#include "chunks.cuh"
+
+// instances: ema<float>, ema<double>, ema<long long>
+template <typename T>
+__global__ void __launch_bounds__(256) ema(const unsigned long long* __restrict__ addresses, const long long* __restrict__ chunks, int tensors, T keep,
+                                           T take)
+{
+    const Chunk chunk(chunks);
+    T* shadow = chunk.of<T>(addresses, tensors, 0);
+    const T* value = chunk.of<const T>(addresses, tensors, 1);
+    const int packs = whole_packs<T>(chunk.count, shadow, value);
+    for (int i = threadIdx.x; i < packs; i += 256) {
+        auto s4 = reinterpret_cast<Pack<T, 4>*>(shadow)[i];
+        const auto v4 = reinterpret_cast<const Pack<T, 4>*>(value)[i];
+        for (int k = 0; k < 4; k++) s4.v[k] = s4.v[k] * keep + v4.v[k] * take;
+        reinterpret_cast<Pack<T, 4>*>(shadow)[i] = s4;
+    }
+    for (int i = 4 * packs + threadIdx.x; i < chunk.count; i += 256) shadow[i] = shadow[i] * keep + value[i] * take;
+}

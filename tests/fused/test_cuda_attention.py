@@ -1,0 +1,198 @@
+"""The CUDA kernels of attention on the emulator: every length and width, every rung of the ladder, strided views, and nothing of N x M numbers.
+
+Small cases by the hundred are in `test_attention.py` (`test_cuda_kernel_equals_definition`); what is here is about tiles and their ends.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import minigrad
+from minigrad import Tensor
+from minigrad.backend import cuda, nvrtc
+from minigrad.backend.emulator.launch import ORDERS
+from minigrad.backend.kernel_source import Source, read
+from minigrad.fused import attention as page
+from minigrad.fused.attention import scaled_dot_product_attention
+from tests.backend.emulator.in_a_process import run_tests
+from tests.support import assert_close, rng
+
+FILE = Path(minigrad.__file__).parent / "fused" / "attention.cu"
+
+
+def qkv(queries: int, keys: int, width: int, value_width: int | None = None, heads: int = 1, batch: int = 1, seed: int = 0) -> list[np.ndarray]:
+    """Query, key, value and the upstream gradient, rounded to float32."""
+    random, value_width = rng(seed), value_width or width
+    shapes = [(batch, heads, queries, width), (batch, heads, keys, width), (batch, heads, keys, value_width), (batch, heads, queries, value_width)]
+    return [random.standard_normal(shape).astype(np.float32) for shape in shapes]
+
+
+def run(arrays: list[np.ndarray], dtype: type, device: str, **values: Any) -> list[np.ndarray]:
+    """The output, and the gradients of query, key and value."""
+    *inputs, upstream = (Tensor(x.astype(dtype)).to(device=device) for x in arrays)
+    for x in inputs:
+        x.requires_grad_()
+    masks = {name: Tensor(x).to(device=device) if isinstance(x, np.ndarray) else x for name, x in values.items()}
+    out = scaled_dot_product_attention(*inputs, **masks)
+    return [t.to(device="cpu").numpy() for t in (out, *minigrad.grad([out], inputs, [upstream]))]
+
+
+def check(arrays: list[np.ndarray], orders: tuple = ("ascending", "descending"), dtypes: tuple = (np.float32, np.float64), **values: Any) -> None:
+    """The kernels equal the definition in float64 to the last digits, and in float32 are about as accurate as it is."""
+    with minigrad.definitions():
+        exact, single = run(arrays, np.float64, "cpu", **values), run(arrays, np.float32, "cpu", **values)
+    with cuda.emulated(orders=orders):
+        if np.float64 in dtypes:
+            for k, (ours, reference) in enumerate(zip(run(arrays, np.float64, "cuda", **values), exact, strict=True)):
+                assert_close(ours, reference, f"result {k}")
+        if np.float32 in dtypes:
+            for k, (ours, plain, reference) in enumerate(zip(run(arrays, np.float32, "cuda", **values), single, exact, strict=True)):
+                error, allowed = (np.abs(x.astype(np.float64) - reference).max(initial=0) for x in (ours, plain))
+                bound = 2 * allowed + 4 * np.finfo(np.float32).eps * np.abs(reference).max(initial=0)
+                assert error <= bound, f"result {k}: float32 error {error:.3g} > {bound:.3g} (definition: {allowed:.3g})"
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65])
+def test_any_number_of_tokens(tokens: int) -> None:
+    check(qkv(tokens, tokens, 6, heads=2))
+
+
+def test_many_tokens() -> None:
+    """Three query tiles of 96 and nine key tiles, each last one with one row."""
+    with cuda.emulated("plain" if "MINIGRAD_EMULATOR" not in os.environ else None):
+        ours = run(qkv(257, 257, 8), np.float64, "cuda")
+    with minigrad.definitions():
+        for k, (x, reference) in enumerate(zip(ours, run(qkv(257, 257, 8), np.float64, "cpu"), strict=True)):
+            assert_close(x, reference, f"result {k}")
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(1, 70), (70, 1), (17, 33), (40, 20)])
+def test_more_keys_than_queries_and_fewer(queries: int, keys: int) -> None:
+    check(qkv(queries, keys, 5, 3))
+
+
+@pytest.mark.parametrize(("width", "value_width"), [(1, 1), (31, 32), (32, 32), (33, 7), (64, 64), (7, 65), (128, 128), (96, 127)])
+def test_any_head_width(width: int, value_width: int) -> None:
+    check(qkv(18, 21, width, value_width), dtypes=(np.float32,), orders=("ascending",))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_wider_heads_take_the_kernels_with_a_thread_per_row(dtype: type) -> None:
+    check(qkv(5, 4, 130, 131, heads=2), dtypes=(dtype,))
+
+
+@pytest.mark.parametrize("values", ["plain", "bias", "allowed", "nowhere", "dropout", "dropout of floats"])
+def test_every_rung_of_the_ladder_computes_the_same(monkeypatch: pytest.MonkeyPatch, values: str) -> None:
+    random = rng(3)
+    arrays = qkv(19, 35, 12, 8, heads=2, batch=2)
+    options: dict[str, Any] = {
+        "plain": {"scale": 0.3},
+        "bias": {"attn_mask": random.uniform(-1, 1, (2, 1, 19, 35)).astype(np.float32)},
+        "allowed": {"attn_mask": random.random((19, 35)) < 0.4},
+        "nowhere": {"attn_mask": np.arange(19)[:, None] % 2 == np.zeros(35)},
+        "dropout": {"dropout_mask": random.random((2, 2, 19, 35)) < 0.7, "dropout_p": 0.3},
+        "dropout of floats": {"dropout_mask": (random.random((2, 2, 19, 35)) < 0.7).astype(np.float32), "dropout_p": 0.3},
+    }[values]
+    with cuda.emulated(orders=ORDERS):
+        used = run(arrays, np.float32, "cuda", **options)
+        monkeypatch.setattr(page, "_WIDTHS", {"float": ()})
+        naive = run(arrays, np.float32, "cuda", **options)
+    with minigrad.definitions():
+        expected = run(arrays, np.float32, "cpu", **options)
+    for k, (x, y, z) in enumerate(zip(used, naive, expected, strict=True)):
+        assert_close(x, z, f"tiles, result {k}", 3e-6)
+        assert_close(y, z, f"a thread per row, result {k}", 3e-6)
+
+
+def test_scores_of_some_thousand_lose_nothing_in_backward() -> None:
+    """What is kept is the largest score and the sum: the logarithm of their product would have lost the sum's digits."""
+    check(qkv(20, 40, 4), scale=300.0)
+
+
+def test_a_saturated_query_has_no_gradient_at_all() -> None:
+    """Its one weight is 1: the gradient of the scores is P (dP - sum P dP) = 0, and not what rounding leaves of it, times a scale of 1,000."""
+    query, key, value, upstream = qkv(3, 3, 5)
+    query[...], key[...] = np.eye(5, dtype=np.float32)[:3], np.eye(5, dtype=np.float32)[:3]
+    keep = np.ones((1, 1, 3, 3), bool)
+    with cuda.emulated():
+        _, dquery, dkey, _ = run([query, key, value, upstream], np.float32, "cuda", scale=1000.0, dropout_mask=keep, dropout_p=0.3)
+    assert not dquery.any() and not dkey.any()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_score_that_is_no_number_stays_in_its_row(value: float) -> None:
+    query, key, values, upstream = qkv(20, 40, 4)
+    query[0, 0, 7] = value
+    with cuda.emulated(), np.errstate(invalid="ignore"):
+        ours = run([query, key, values, upstream], np.float32, "cuda")[0]
+    assert np.isnan(ours[0, 0, 7]).all()
+    assert np.isfinite(np.delete(ours, 7, axis=2)).all()
+
+
+@pytest.mark.parametrize(("dim", "heads"), [(8, 2), (12, 4)])  # head widths of 4, read as float4, and of 3
+def test_views_of_the_qkv_buffer_are_read_in_place(dim: int, heads: int) -> None:
+    """No input is copied: what is allocated is the output and two numbers for every row; in backward one more, and the gradients."""
+    x, upstream = rng(1).standard_normal((2, 3, 5, heads, dim // heads)), rng(2).standard_normal((2, 5, heads, dim // heads)).swapaxes(1, 2)
+    buffer = np.moveaxis(x, 1, 2)  # (B, N, 3, h, D)
+    parts = [np.ascontiguousarray(buffer[:, :, k].swapaxes(1, 2)) for k in range(3)]
+    with minigrad.definitions():
+        expected = run([*parts, upstream], np.float64, "cpu")
+    with cuda.emulated(orders=ORDERS) as device:
+        on_device = Tensor(np.ascontiguousarray(buffer).astype(np.float32)).to(device="cuda").data
+        query, key, value = (on_device[:, :, k].transpose(0, 2, 1, 3) for k in range(3))
+        dy = cuda.array_module().asarray(np.ascontiguousarray(upstream.swapaxes(1, 2)).astype(np.float32)).swapaxes(1, 2)
+        assert not query.flags.c_contiguous and not dy.flags.c_contiguous
+        before = device.allocations
+        out, saved = page.cuda_forward(query, key, value, None, None, 0.0, None)
+        assert device.allocations - before == 3
+        before = device.allocations
+        gradients = page.cuda_backward(dy, saved, (True, True, True, False, False))[:3]
+        assert device.allocations - before == 4
+        for array in (out, *gradients):
+            assert array.swapaxes(1, 2).flags.c_contiguous  # merging the heads is a view
+        ours = [array.get() for array in (out, *gradients)]
+    for k, (a, b) in enumerate(zip(ours, expected, strict=True)):
+        assert_close(a, b, f"result {k}", 2e-6)
+
+
+def test_no_array_of_all_scores_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With 300 tokens of width 2 the largest array that is asked for is a gradient."""
+    sizes: list[int] = []
+    arrays = [Tensor(x.astype(np.float32)) for x in qkv(300, 300, 2)]
+    with cuda.emulated("plain" if "MINIGRAD_EMULATOR" not in os.environ else None):
+        cp = cuda.array_module()
+        *inputs, upstream = (x.to(device="cuda") for x in arrays)
+        for x in inputs:
+            x.requires_grad_()
+        empty = cp.empty
+        monkeypatch.setattr(cp, "empty", lambda shape, *rest: sizes.append(math.prod(shape)) or empty(shape, *rest))
+        out = scaled_dot_product_attention(*inputs)
+        minigrad.grad([out], inputs, [upstream])
+    assert max(sizes) == 600
+
+
+@pytest.mark.parametrize("shapes", [(0, 2, 3, 3), (2, 0, 3, 3), (1, 2, 0, 3)])
+def test_nothing_to_do(shapes: tuple[int, int, int, int]) -> None:
+    batch, heads, queries, keys = shapes
+    check(qkv(queries, keys, 4, heads=heads, batch=batch))
+
+
+def test_rows_move_sixteen_bytes_at_a_time() -> None:
+    source = read(FILE)
+    names = ["attention_forward<float, 32>", "attention_backward<float, 64, true>"]
+    compiled = nvrtc.compile_with_nvrtc(Source(source.name, source.text, {name: source.kernels[name] for name in names}), "sm_80")
+    for name, stores in zip(names, (4, 16), strict=True):
+        ptx = compiled.ptx_of(name)
+        assert "ld.global.nc.v4.f32" in ptx and "ld.shared.v4.f32" in ptx and "st.shared.v4.f32" in ptx, name
+        assert ptx.count("st.global.v4.f32") == stores, name  # all that a thread stores
+
+
+@pytest.mark.skipif("MINIGRAD_EMULATOR" in os.environ, reason="runs in the process that this test starts")
+def test_the_same_under_address_sanitizer() -> None:
+    run_tests(__file__, MINIGRAD_EMULATOR="address")

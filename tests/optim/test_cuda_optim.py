@@ -1,0 +1,363 @@
+"""The optimisers on the device "cuda", on the emulator: the CPU's numbers, one launch for all parameters, no waiting, and captured graphs.
+
+The formulas themselves are compared with PyTorch's on the CPU: see `test_adamw.py` and its neighbours.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import minigrad
+from minigrad import Tensor, nn, optim
+from minigrad.backend import cuda, nvrtc
+from minigrad.backend.emulator.launch import ORDERS
+from minigrad.backend.kernel_source import read
+from minigrad.optim import multi_tensor
+from tests.backend.emulator.in_a_process import run_tests
+from tests.support import assert_close, rng
+
+FILES = sorted((Path(minigrad.__file__).parent / "optim").glob("*.cu"))
+SHAPES = [(3, 7), (), (0, 4), (13,), (5, 4), (2, 2, 9)]
+LAST_DIGITS = 1e-15  # of the largest number: the kernels compute in the CPU's order
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that small parameters have several chunks, the last one of a few numbers or of one."""
+    monkeypatch.setattr(multi_tensor, "CHUNK", 12)
+
+
+@pytest.fixture
+def device() -> Iterator[Any]:
+    """Every launch runs in three orders of threads and blocks, which must give the same bits."""
+    with cuda.emulated(orders=ORDERS) as state:
+        yield state
+
+
+def parameters(where: str, dtypes: tuple = (np.float64, np.float32)) -> list[Tensor]:
+    """The same parameters on any device; the dtypes in turn."""
+    values = rng(1)
+    kinds = [dtypes[k % len(dtypes)] for k in range(len(SHAPES))]
+    return [Tensor(values.standard_normal(shape).astype(kind)).to(device=where).requires_grad_() for shape, kind in zip(SHAPES, kinds, strict=True)]
+
+
+def set_gradients(params: list[Tensor], step: int, missing: float = 0.0) -> None:
+    values = rng(100 + step)
+    for p in params:
+        grad = values.standard_normal(p.shape).astype(p.dtype)
+        p.grad = None if values.random() < missing else Tensor(grad).to(device=p.device)
+
+
+def assert_same(ours: list[Tensor], reference: list[Tensor], what: str = "") -> None:
+    for k, (p, q) in enumerate(zip(ours, reference, strict=True)):
+        eps = LAST_DIGITS if p.dtype == np.float64 else 2e-7
+        assert_close(p.to(device="cpu"), q, f"{what}: parameter {k}", eps)
+
+
+ADAMW = [{}, {"lr": 0.1, "weight_decay": 0.3, "betas": (0.5, 0.6), "eps": 1e-3}, {"weight_decay": 0.0}]
+SGD = [
+    {"lr": 0.1},
+    {"lr": 0.1, "weight_decay": 0.2},
+    {"lr": 0.1, "momentum": 0.9, "dampening": 0.3, "weight_decay": 0.2},
+    {"lr": 0.1, "momentum": 0.9, "nesterov": True},
+]
+
+
+@pytest.mark.parametrize("missing", [0.0, 0.4])
+@pytest.mark.parametrize(("kind", "options"), [*((optim.AdamW, o) for o in ADAMW), *((optim.SGD, o) for o in SGD)])
+def test_steps_are_those_of_the_cpu(device: Any, kind: type[optim.Optimizer], options: dict, missing: float):
+    """Both dtypes in one optimiser, two groups, a schedule, gradients that are missing now and then, and the state afterwards."""
+    params, reference = parameters("cuda"), parameters("cpu")
+    ours, theirs = (kind([{"params": p[:2], **options}, {"params": p[2:], **options, "lr": 0.05}]) for p in (params, reference))
+    for step in range(6):
+        for optimizer, leaves in ((ours, params), (theirs, reference)):
+            optimizer.param_groups[0]["lr"] = 0.1 / (step + 1)
+            set_gradients(leaves, step, missing)
+            versions = [p.version[0] for p in leaves]
+            optimizer.step()
+            assert [p.version[0] - v for p, v in zip(leaves, versions, strict=True)] == [p.grad is not None for p in leaves]
+        assert_same(params, reference, f"step {step}")
+    ours_state, their_state = ours.state_dict(), theirs.state_dict()
+    assert list(ours_state) == list(their_state)
+    for name, value in their_state.items():
+        assert_close(ours_state[name], value, name, LAST_DIGITS if value.dtype == np.float64 else 2e-7)
+
+
+@pytest.mark.parametrize("kind", [optim.AdamW, optim.SGD])
+def test_a_run_goes_on_where_it_was_saved_on_either_device(device: Any, kind: type[optim.Optimizer]):
+    options = {"momentum": 0.9} if kind is optim.SGD else {}
+    params, reference = parameters("cuda"), parameters("cpu")
+    first, unbroken = kind(params, lr=0.1, **options), kind(reference, lr=0.1, **options)
+    for step in range(3):
+        set_gradients(params, step)
+        set_gradients(reference, step)
+        first.step()
+        unbroken.step()
+    moved = [Tensor(p.to(device="cpu").numpy().copy(), requires_grad=True) for p in params]
+    on_cpu, again = kind(moved, **options), kind(params, **options)
+    on_cpu.load_state_dict(first.state_dict())
+    again.load_state_dict(unbroken.state_dict())
+    for leaves, optimizer in ((params, again), (moved, on_cpu), (reference, unbroken)):
+        set_gradients(leaves, 3)
+        optimizer.step()
+    assert_same(params, reference)
+    assert_same(moved, reference)
+    assert int(again.state_dict()["state.0.step"]) == int(on_cpu.state_dict()["state.0.step"]) == 4
+
+
+def test_momentum_that_is_switched_on_later_starts_like_the_cpu_s(device: Any):
+    params, reference = parameters("cuda"), parameters("cpu")
+    both = [(optim.SGD(p, lr=0.1, weight_decay=0.1), p) for p in (params, reference)]
+    for step in range(6):
+        for optimizer, leaves in both:
+            optimizer.param_groups[0]["momentum"] = [0.0, 0.0, 0.5, 0.5, 0.0, 0.7][step]
+            set_gradients(leaves, step)
+            optimizer.step()
+        assert_same(params, reference, f"step {step}")
+
+
+def test_a_group_that_is_added_later(device: Any):
+    params, reference = parameters("cuda"), parameters("cpu")
+    both = [(optim.AdamW(p[:3], lr=0.1), p) for p in (params, reference)]
+    for step in range(4):
+        for optimizer, leaves in both:
+            if step == 2:
+                optimizer.add_param_group({"params": leaves[3:], "lr": 0.3})
+            set_gradients(leaves, step)
+            optimizer.step()
+    assert_same(params, reference)
+
+
+def test_parameters_of_both_devices_and_of_any_strides(device: Any):
+    """A parameter whose array is not contiguous is updated array by array; a gradient's order does not matter."""
+
+    def made(where: str) -> list[Tensor]:
+        leaves = [Tensor(rng(k).standard_normal((4, 3))).to(device=where if k else "cpu").requires_grad_() for k in range(3)]
+        leaves[1].data = leaves[1].data.reshape(3, 4).T
+        for k, p in enumerate(leaves):
+            p.grad = Tensor(rng(10 + k).standard_normal((3, 4))).to(device=p.device).transpose(1, 0)
+        return leaves
+
+    params, reference = made("cuda"), made("cpu")
+    for leaves in (params, reference):
+        optimizer = optim.AdamW(leaves, lr=0.1)
+        for _ in range(3):
+            optimizer.step()
+    assert_same(params, reference)
+
+
+def test_one_launch_for_all_parameters_and_nothing_is_waited_for():
+    with cuda.emulated() as device:
+        params = [Tensor(rng(k).standard_normal((5, k + 1)).astype(np.float32)).to(device="cuda").requires_grad_() for k in range(20)]
+        optimizer = optim.AdamW([{"params": params[:10]}, {"params": params[10:], "weight_decay": 0.0}])
+        schedule = optim.WarmupCosine(optimizer, 10, 2)
+        for step in range(3):
+            schedule.set(step)
+            set_gradients(params, step)
+            launches, waited = device.launches, device.synchronisations
+            optimizer.step()
+            norm = optim.clip_grad_norm_(params, 1.0)
+            assert (device.launches - launches, device.synchronisations - waited) == (1 + 3, 0)
+        assert isinstance(norm, Tensor) and norm.device == "cuda" and norm.shape == ()
+        assert device.synchronisations == waited
+        float(norm)
+        assert device.synchronisations == waited + 1
+
+
+def test_the_naive_kernel_computes_the_same():
+    kernels = cuda.Kernels(FILES[0])
+    assert FILES[0].name == "adamw.cu"
+    arrays = [rng(k).uniform(0.1, 1, 300) for k in range(4)]
+    with cuda.emulated(orders=ORDERS):
+        cp = cuda.array_module()
+        p, g, m, v = map(cp.asarray, arrays)
+        kernels.launch("adamw_naive<double>", 2, 256, p, g, m, v, 0.1, 0.9, 0.99, 1e-8, 0.2, 5, 300)
+        leaf = Tensor(arrays[0]).to(device="cuda").requires_grad_()
+        leaf.grad = Tensor(arrays[1]).to(device="cuda")
+        optimizer = optim.AdamW([leaf], lr=0.1, betas=(0.9, 0.99), weight_decay=0.2)
+        optimizer._state[id(leaf)] = {"step": 4, "exp_avg": cp.asarray(arrays[2]), "exp_avg_sq": cp.asarray(arrays[3])}
+        optimizer.step()
+        np.testing.assert_array_equal(leaf.data.get(), p.get())
+        np.testing.assert_array_equal(optimizer._state[id(leaf)]["exp_avg_sq"].get(), v.get())
+
+
+# --- captured graphs
+
+
+def captured(function: Any) -> Any:
+    """What a function does as a graph; it is not done now."""
+    cp = cuda.array_module()
+    stream = cp.cuda.Stream(non_blocking=True)
+    with stream:
+        stream.begin_capture()
+        try:
+            function()
+        finally:
+            graph = stream.end_capture()
+    return graph
+
+
+@pytest.mark.parametrize("kind", [optim.AdamW, optim.SGD])
+def test_a_captured_step_follows_the_schedule_and_counts_steps(kind: type[optim.Optimizer]):
+    """Steps that are not captured, with gradients elsewhere, may come between."""
+    options = {"momentum": 0.9} if kind is optim.SGD else {}
+    reference = parameters("cpu")
+    expected = kind(reference, lr=0.1, **options)
+    for step in range(6):
+        expected.param_groups[0]["lr"] = 0.1 / (step + 1)
+        set_gradients(reference, step)
+        expected.step()
+    with cuda.emulated():
+        params = parameters("cuda")
+        optimizer = kind(params, lr=0.1, **options)
+        set_gradients(params, 0)
+        optimizer.step()  # makes the tables
+        set_gradients(params, 1)
+        fixed = [p.grad for p in params]
+        graph = captured(optimizer.step)
+        for step in range(1, 6):
+            optimizer.param_groups[0]["lr"] = 0.1 / (step + 1)
+            set_gradients(params, step)
+            if step == 3:
+                optimizer.step()
+                continue
+            for grad, p in zip(fixed, params, strict=True):
+                grad.data[...] = p.grad.data
+                p.grad = None
+            optimizer.upload()
+            graph.launch()
+        assert_same(params, reference)
+        assert int(optimizer.state_dict()["state.0.step"]) == 6
+
+
+def test_two_graphs_have_a_table_of_addresses_each():
+    with cuda.emulated():
+        params, reference = parameters("cuda", (np.float64,)), parameters("cpu", (np.float64,))
+        optimizer, expected = optim.SGD(params, lr=1.0), optim.SGD(reference, lr=1.0)
+        set_gradients(params, 0)
+        optimizer.step()
+        graphs, kept = [], []
+        for step in (1, 2):
+            set_gradients(params, step)
+            kept.append([p.grad for p in params])
+            graphs.append(captured(optimizer.step))
+            if step == 1:
+                with pytest.raises(RuntimeError, match=r"twice in captured graphs, with nothing between: call upload\(\)"):
+                    captured(optimizer.step)
+                optimizer.upload()
+                set_gradients(params, 3)
+                optimizer.step()
+        optimizer.upload()
+        graphs[0].launch()
+        graphs[1].launch()
+        for step in (0, 3, 1, 2):
+            set_gradients(reference, step)
+            expected.step()
+        assert_same(params, reference)
+
+
+# --- the average of weights
+
+
+def model() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(3, 5), nn.BatchNorm2d(5)).to(dtype=np.float64)
+
+
+def change(module: nn.Module, seed: int) -> None:
+    """New weights and statistics."""
+    for k, tensor in enumerate([*module.parameters(), *module.buffers()]):
+        value = rng(100 * seed + k).uniform(1, 9, tensor.shape).astype(tensor.dtype)
+        tensor.data[...] = Tensor(np.asarray(value)).to(device=tensor.device).data
+
+
+def test_the_average_is_the_cpu_s(device: Any):
+    here, there = model(), model()
+    there.load_state_dict(here.state_dict())
+    there.to(device="cuda")
+    expected, ema = optim.EMA(here, 0.9), optim.EMA(there, 0.9)
+    for step in range(4):
+        change(here, step)
+        change(there, step)
+        expected.update()
+        launches = device.launches
+        ema.update()
+        assert device.launches - launches == 2  # one for the floats, one for batch norm's counter
+    averages, references = ema.state_dict(), expected.state_dict()
+    assert list(averages) == list(references)
+    for name, value in references.items():
+        assert averages[name].dtype == value.dtype
+        assert_close(averages[name], value, name, LAST_DIGITS)
+
+
+# --- clipping
+
+
+@pytest.mark.parametrize("dtypes", [(np.float64,), (np.float32,), (np.float64, np.float32)])
+@pytest.mark.parametrize(("scale", "max_norm"), [(1.0, 0.5), (1.0, 1e9), (1.0, math.inf), (1e-30, 1.0), (1e4, 3.0), (1.0, 0.0)])
+def test_clipping_is_the_cpu_s(device: Any, dtypes: tuple, scale: float, max_norm: float):
+    params, reference = parameters("cuda", dtypes), parameters("cpu", dtypes)
+    for leaves in (params, reference):
+        set_gradients(leaves, 1)
+        leaves[3].grad = None
+        for p in leaves:
+            if p.grad is not None:
+                p.grad = Tensor((p.grad.to(device="cpu").numpy() * scale).astype(p.dtype)).to(device=p.device)
+    norm, expected = optim.clip_grad_norm_(params, max_norm), optim.clip_grad_norm_(reference, max_norm)
+    exact = LAST_DIGITS * 10 if dtypes == (np.float64,) else 1e-6
+    assert float(norm) == pytest.approx(expected, rel=exact)
+    for p, q in zip(params, reference, strict=True):
+        if q.grad is not None:
+            np.testing.assert_allclose(p.grad.to(device="cpu").numpy(), q.grad.numpy(), rtol=exact)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-160, 1e-154, 1e154, 1e200, 1e300])
+@pytest.mark.parametrize("spread", [0, 60])
+def test_norms_of_which_squares_do_not_fit_into_a_double(device: Any, scale: float, spread: int):
+    values = rng(4).uniform(1, 2, 50) * 10.0 ** rng(5).uniform(-spread, 0, 50) * scale
+    p = Tensor(np.zeros(50)).to(device="cuda").requires_grad_()
+    p.grad = Tensor(values).to(device="cuda")
+    assert float(optim.clip_grad_norm_([p], math.inf)) == pytest.approx(math.hypot(*values), rel=1e-14)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_gradient_that_is_no_number_is_shown(device: Any, value: float, dtype: type):
+    params, reference = parameters("cuda", (dtype,)), parameters("cpu", (dtype,))
+    for leaves in (params, reference):
+        set_gradients(leaves, 0)
+        leaves[0].grad.data[0, 0] = value
+        with pytest.raises(FloatingPointError, match="the norm of the gradients is"):
+            optim.clip_grad_norm_(leaves, 1.0, error_if_nonfinite=True)
+    norm, expected = optim.clip_grad_norm_(params, 1.0), optim.clip_grad_norm_(reference, 1.0)
+    assert float(norm) == pytest.approx(expected, nan_ok=True)
+    for p, q in zip(params, reference, strict=True):
+        np.testing.assert_array_equal(p.grad.to(device="cpu").numpy(), q.grad.numpy())
+
+
+# --- for real GPUs
+
+
+@pytest.mark.parametrize("architecture", nvrtc.ARCHITECTURES)
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_compiles_with_nvrtc(file: Path, architecture: str):
+    source = read(file)
+    compiled = nvrtc.compile_with_nvrtc(source, architecture)
+    assert set(compiled.symbols) == set(source.kernels)
+    assert not compiled.log, compiled.log
+    for name in source.kernels:
+        if name.endswith("<float>") and "naive" not in name:
+            assert "ld.v4.f32" in compiled.ptx_of(name), f"{name} reads no float4"  # an address from a table may be of any memory: not ld.global
+            if name != "clip_squares<float>":
+                assert "st.v4.f32" in compiled.ptx_of(name), f"{name} writes no float4"
+
+
+@pytest.mark.skipif("MINIGRAD_EMULATOR" in os.environ, reason="runs in the process that this test starts")
+def test_the_same_under_address_sanitizer():
+    run_tests(__file__, MINIGRAD_EMULATOR="address")
