@@ -119,43 +119,70 @@ plt.show()
 # through the layers before it: a class activation map says at which *place of the last map* the evidence is written down, not which *pixels* it was
 # read from.
 #
-# ## Which pixels? The gradient knows
+# ## Which pixels? Two questions that sound alike
 #
-# Ask the engine: by how much would the answer change if a pixel did? That is the gradient of a logit with respect to the image; one `backward`. To
-# ask for one cue alone, take a *difference* of logits: class c against c + 5 differ in the arrangement only, c against c + 1 in the texture only.
+# *Gradient:* by how much would the answer change per unit if a pixel changed a little? One `backward` down to the image tells for all pixels.
+# *Occlusion:* by how much does it change if a patch of 4 x 4 pixels is replaced by the image's median colour? That takes a forward pass for each
+# patch. To ask for one cue alone, both are taken of a *difference* of logits: class c against c + 5, which differ in the arrangement only, and c
+# against c + 1, another texture.
 #
-# **Predict:** averaged over 200 images, where is the gradient of the arrangement large, where that of the texture? The discs cover 20 % of the image.
+# **Predict:** the network compares discs (if the figures at the top say so); the discs are 20 % of the image. What share of each map lies inside
+# them?
 #
 # <details><summary>Answer</summary>
 #
-# If the network compares discs, the arrangement's gradient lies in the discs, most of all inside them, where the colour is; the texture is
-# everywhere, so is its gradient, and less in the discs, which hide nothing but are no help. If the CNN head above has about 50 % right, both
-# pictures look alike: the difference of two logits that mean nothing. (On CIFAR-10 the two questions are the named class against the next one and
-# against the fifth after it; the object is often in the middle, and so is the gradient.)
+# You would think most of it, in both. When this was written, the gradient had 22 % in the discs, hardly more than chance, for the arrangement as for
+# the texture, and a lattice that comes from the stem's stride of 2; the occlusion had over 40 % in them for the arrangement. The gradient is about
+# infinitely small changes in *any* direction, also in directions in which no image ever differs from another, and a trained network reacts to those
+# everywhere. The occlusion makes a change that means something: a part of a disc is gone. A map is an answer to the question that was asked. (If the
+# CNN head above has about 50 % right, no map can show where it sees the arrangement. On CIFAR-10 c + 5 and c + 1 are just two other classes.)
 # </details>
 
-
 # %%
-def sensitivity(offset):
-    """Mean size of the gradient of logit c minus logit c + offset at each pixel, c the class that is named; the sum of both heads' logits."""
-    inputs = Tensor(images, requires_grad=True)
+few = images[: 20 if FAST else 100]
+signs = {offset: np.eye(10)[answers[: len(few)]] - np.roll(np.eye(10), offset, axis=1)[answers[: len(few)]] for offset in (5, 1)}
+
+
+def summed(inputs):
+    """The sum of both heads' logits (B, K)."""
     conv_logits, trans_logits = model(inputs)
-    signs = np.eye(10, dtype=np.float32)[answers]
-    signs -= np.roll(signs, offset, axis=1)
-    ((conv_logits + trans_logits) * Tensor(signs)).sum().backward()
-    return np.sqrt((inputs.grad.numpy() ** 2).sum(-1)).mean(0)  # (32, 32)
+    return conv_logits + trans_logits
+
+
+def gradient_map(offset):
+    """Mean length of the gradient of logit c - logit c + offset at each pixel, (32, 32)."""
+    inputs = Tensor(few, requires_grad=True)
+    (summed(inputs) * Tensor(signs[offset].astype(np.float32))).sum().backward()
+    return np.linalg.norm(inputs.grad.numpy(), axis=-1).mean(0)
+
+
+def occlusion_maps():
+    """Mean change of each difference when a patch of 4 x 4 pixels is covered: {offset: (8, 8)}."""
+    cover = np.median(few, axis=(1, 2), keepdims=True)
+    maps = {offset: np.zeros((8, 8)) for offset in signs}
+    with no_grad():
+        before = summed(Tensor(few)).numpy()
+        for row, column in np.ndindex(8, 8):
+            covered = few.copy()
+            covered[:, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] = cover
+            change = summed(Tensor(covered)).numpy() - before
+            for offset, sign in signs.items():
+                maps[offset][row, column] = np.abs((change * sign).sum(1)).mean()
+    return maps
 
 
 discs = np.tile(np.pad(coupling10.DISC, coupling10.MARGIN), (2, 2))  # (32, 32): a disc in the middle of each quarter
-figure, panels = plt.subplots(1, 3, figsize=(8, 2.8), layout="constrained")
+occlusions = occlusion_maps()
+figure, panels = plt.subplots(1, 5, figsize=(9, 2.2), layout="constrained")
 panels[0].imshow(pixels[shown[0]])
-panels[0].set_title("one image", fontsize=9)
-for axes, offset, title in zip(panels[1:], (5, 1), ("class against + 5: arrangement", "class against + 1: texture"), strict=True):
-    size = sensitivity(offset)
-    axes.imshow(size, cmap="inferno", vmin=0)
-    axes.set_title(title if generated else title.split(":")[0], fontsize=9)
+heats = [(offset, kind) for kind in ("gradient", "occlusion") for offset in (5, 1)]
+for axes, (offset, kind) in zip(panels[1:], heats, strict=True):
+    heat = gradient_map(offset) if kind == "gradient" else np.kron(occlusions[offset], np.ones((4, 4)))
+    axes.imshow(heat, cmap="inferno", vmin=0)
+    axes.set_title(f"{kind},\nc against c + {offset}", fontsize=8)
     if generated:
-        print(f"{title}: {size[discs].sum() / size.sum():.0%} of it inside the discs, which are {discs.mean():.0%} of the image")
+        cue = "arrangement" if offset == 5 else "texture"
+        print(f"{kind:<9} of the {cue:<11}: {heat[discs].sum() / heat.sum():.0%} inside the discs, {discs.mean():.0%} of the image")
 for axes in panels:
     axes.set_axis_off()
 plt.show()
@@ -247,18 +274,26 @@ plt.show()
 # %% [markdown]
 # So `explain.attention_rollout` *measures* by default: how large is a token when it enters a block, and how large is what attention adds.
 #
-# **Predict:** compared with "half", does the measured rollout give the class token's own start more or less? Which blocks' reading counts more?
+# **Predict:** "half" says that a token keeps 50 % of itself in every block. What does the class token keep, measured, in the first block and in the
+# last? Which blocks' reading counts more in the measured rollout than in the other?
 #
 # <details><summary>Answer</summary>
 #
-# What is doubled again and again is large when it arrives; what attention adds then is small beside it. So the measured shares keep more of what was
-# there: of the class token itself, and of what the early blocks read. "Half" gives the last block half of everything, although its factor is the
-# smallest of all: the picture it draws is mostly that of the last blocks.
+# In the first block it is a small learnt vector, and attention adds something larger: it keeps little. From then on it is doubled before each block,
+# so what attention adds is small beside it: it keeps more and more. So the measured rollout tells mainly what the early blocks read. "Half" gives the
+# last block half of everything, the one whose factor is the smallest of all.
 # </details>
 
 # %%
+entering = named["tokens"].numpy()[:, 0]
+for number, name in enumerate(blocks):
+    if number:
+        entering = entering + named[name.replace("trans_block", "squeeze_block")].numpy()[:, 0]  # the doubling: the FCU's copy of it
+    own, added = np.linalg.norm(entering, axis=1), np.linalg.norm(named[f"{name}.attn"].numpy()[:, 0], axis=1)
+    print(f"block {number + 1}: length {own.mean():6.1f}, attention adds {added.mean():5.1f}: keeps {(own / (own + added)).mean():.0%}")
+    entering = named[name].numpy()[:, 0]
+
 measured = explain.attention_rollout(model, named)
-print(f"of the final class token, the first class token itself: half {by_half[:, 0].mean():.1%}, measured {measured[:, 0].mean():.1%}")
 figure, panels = plt.subplots(3, 4, figsize=(7, 5.4), layout="constrained")
 for column, index in zip(panels.T, shown, strict=True):
     column[0].imshow(pixels[index])
@@ -290,15 +325,15 @@ plt.show()
 # Pictures of size do not say what is *known*. A **linear probe** does: fit a linear classifier to a block's features on half of the test images, and
 # see how often it is right on the other half. What a linear function can read off, the network's next layers can too.
 #
-# **Predict:** the features are the map's mean over all places (CNN branch) and the class token (transformer branch), after each block. From which
+# **Predict:** the features are the map's mean over all places (CNN branch), the patch tokens' mean, and the class token, after each block. From which
 # block on can the texture be read off each, from which the arrangement? (On CIFAR-10: how does the class rise?)
 #
 # <details><summary>Answer</summary>
 #
-# The texture early: it is in every few pixels. In the CNN branch it can be read off after one or two blocks; in the class token about as soon, since
-# it gets to see all places in its first attention. The arrangement late if at all, and in the CNN branch before the class token, if the figures at
-# the top of this notebook say that the CNN head is the one that knows it. In a mean over places the comparison must have been *made* already: the
-# mean of four discs is the same in both arrangements.
+# The texture at once, from all three: it is in every few pixels, and attention reads from all places in the first block. The arrangement rises from
+# block to block in the CNN branch, if its head is the one that knows it. In a mean over places the comparison must have been *made* already: the
+# mean of four discs is the same in both arrangements. Compare the patch tokens with the class token: the units hand the map's knowledge to the
+# tokens, block by block; whether the class token picks it up is another matter, and the doubling makes it hard for what comes late.
 # </details>
 
 
@@ -313,24 +348,23 @@ def probe(features, targets):
     return 100 * ((scaled[half:] @ solution).argmax(1) == targets[half:]).mean()
 
 
-collected = {name: [] for name in (*cnn_names, *blocks)}
+features = {"CNN branch": [], "patch tokens": [], "class token": []}
 for first in range(0, len(labels), 200):
     with no_grad():
         part = model.intermediates(Tensor(normalize(dataset.test.images[first : first + 200], dataset.mean, dataset.std)))
-    for name in cnn_names:
-        collected[name].append(part[name].numpy().mean((1, 2), dtype=np.float64))
-    for name in blocks:
-        collected[name].append(part[name].numpy()[:, 0].astype(np.float64))
+    features["CNN branch"].append([part[name].numpy().mean((1, 2)) for name in cnn_names])
+    features["patch tokens"].append([part[name].numpy()[:, 1:].mean(1) for name in blocks])
+    features["class token"].append([part[name].numpy()[:, 0] for name in blocks])
 cues = {"arrangement": labels // 5, "texture": labels % 5} if generated else {"class": labels}
 plt.figure(figsize=(6, 3))
 for color, (cue, targets) in zip(("tab:red", "tab:gray"), cues.items(), strict=False):
-    for branch, names, style in (("CNN branch", cnn_names, "o-"), ("class token", blocks, "s--")):
-        reached = [probe(np.concatenate(collected[name]), targets) for name in names]
-        plt.plot(range(1, len(names) + 1), reached, style, color=color, markersize=4, label=f"{cue}, {branch}")
+    for (what, parts), style in zip(features.items(), ("o-", "^:", "s--"), strict=True):
+        reached = [probe(np.concatenate(block).astype(np.float64), targets) for block in zip(*parts, strict=True)]
+        plt.plot(range(1, len(reached) + 1), reached, style, color=color, markersize=4, label=f"{cue}, {what}")
 plt.xlabel("after block")
 plt.ylabel("right, percent, by a linear probe")
 plt.ylim(0, 103)
-plt.legend(fontsize=7)
+plt.legend(fontsize=7, ncols=2)
 plt.show()
 
 # %% [markdown]
@@ -353,7 +387,7 @@ for network, tensors, style in ((fresh, fresh_named, "--"), (model, named, "-"))
         label = f"{('down: map to tokens', 'up: tokens to map')[direction]}, {'fresh' if network is fresh else 'trained'}"
         axes.plot(range(2, len(strengths) + 2), strengths[:, direction], style, marker="o", color=color, label=label)
 axes.axhline(1, color="gray", linestyle=":")
-axes.set(xlabel="block", ylabel="added / already there", ylim=(0, None))
+axes.set(xlabel="block", ylabel="added / already there", ylim=(0, None), xticks=range(2, len(blocks) + 1))
 axes.legend(fontsize=7)
 plt.show()
 
@@ -365,10 +399,10 @@ plt.show()
 #
 # <details><summary>Answer</summary>
 #
-# Each head reads the end of its own branch, so cutting the way *into* the other branch hurts it only by detours. The CNN head should suffer from the
-# cut on the way up, the transformer head from the one on the way down, and very much: without it, the tokens know no more than their own patches,
-# and the network has no positional embedding. But look at the figures: a network that was trained with a wire has built on it, so what it loses by a
-# cut says how much it *relied* on it, not how good a network would be that was trained without (notebook 09 trained those).
+# Each head reads the end of its own branch, so the cut of the way *into* that branch should hurt it: "up" the CNN head, "down" the transformer head.
+# Look at the figures before you believe it: a head that knows only the textures needs no one's help for them. And whatever is lost says how much the
+# trained network *relied* on a wire; not how good a network would be that was trained without it (notebook 09 trained those). A batch norm behind the
+# cut still expects the sum it was trained on; that alone can throw a head off.
 # </details>
 
 
