@@ -1,0 +1,471 @@
+# %% [markdown]
+# # 10 · Looking inside
+#
+# **You need** notebook 08, what attention is (06), and the two cues of coupling10 (09). **You will have** seen where each branch of a trained network
+# looks, why attention alone misleads here, at which block each branch knows what, and what the coupling units pass on: every picture with a number
+# beside it that says whether to believe it.
+
+# %%
+import inspect
+import itertools
+import os
+import time
+from dataclasses import replace
+
+import matplotlib.pyplot as plt
+import numpy as np
+from IPython.display import Code
+
+import minigrad
+from conformer import CONFIGS, Conformer, coupling10, data, explain
+from conformer.augment import normalize
+from conformer.batches import batches
+from conformer.data import Dataset, Split
+from conformer.evaluate import evaluate
+from conformer.learner import Learner
+from conformer.options import TrainConfig
+from conformer.weights import load_weights
+from minigrad import Tensor, no_grad
+from minigrad.backend import cpu
+
+FAST = bool(os.environ.get("MINIGRAD_FAST"))  # a few steps only: the notebook runs, the network has learnt nothing
+cpu.keep_freed_memory()
+run = os.environ.get("CONFORMER_RUN")  # a run folder of `conformer train`, to look into that network
+
+# %% [markdown]
+# ## A network to look into
+#
+# Any run of `conformer train` will do: name its folder in the environment variable `CONFORMER_RUN`. Without one, `cifar-nano` is trained here, less
+# than a minute. With coupling10 we have the advantage of knowing the truth: the *texture* is everywhere, the *arrangement* is only in the four
+# discs, and only in their comparison.
+
+# %%
+model, about = load_weights(run) if run else (None, None)
+try:  # CIFAR-10 where it is on this machine already, else images that are generated; nothing is downloaded
+    if about and about.dataset != "cifar10":
+        raise data.DataError("the run is of another data set")
+    dataset = data.load("cifar10", os.environ.get("CONFORMER_DATA") or data.cache_folder())
+    dataset = replace(dataset, test=Split(dataset.test.images[:2000], dataset.test.labels[:2000]))
+except data.DataError:
+    splits = [Split(*coupling10.generate(count, split=split)) for split, count in enumerate((1000, 400) if FAST else (20_000, 2000))]
+    dataset = Dataset("coupling10", coupling10.CLASSES, coupling10.MEAN, coupling10.STD, *splits, source="its generator")
+generated = dataset.name == "coupling10"
+
+if model is None:
+    began, steps = time.perf_counter(), 4 if FAST else 400
+    learner = Learner(CONFIGS["cifar-nano"], TrainConfig(lr=1e-3, batch_size=64), steps)
+    model = learner.model.train()
+    stream = itertools.chain.from_iterable(batches(dataset, 64, epoch) for epoch in itertools.count())
+    for batch in itertools.islice(stream, steps):
+        learner.train_step(batch)
+    print(f"{steps} steps on {dataset.name} in {time.perf_counter() - began:.0f} s")
+model.eval()
+labels = dataset.test.labels
+predictions = evaluate(model, dataset.test, dataset)
+print(f"right, percent, of {len(labels):,} test images by CNN head/transformer head/sum: {predictions.accuracies}")
+if generated:
+    for cue, part in (("arrangement", lambda c: c // 5), ("texture", lambda c: c % 5)):
+        by_head = [(part(logits.argmax(1)) == part(labels)).mean() for logits in (predictions.cnn, predictions.transformer, predictions.sum)]
+        print(f"  {cue}: " + " / ".join(f"{100 * share:.1f}" for share in by_head))
+
+# %% [markdown]
+# Read these figures before any picture. A head that has half of the coupling10 images right knows the textures and no arrangement; whatever a map of
+# it shows at the discs is then no knowledge about them. (The CNN head learns the arrangement first; whether the transformer head has followed
+# depends on the number of steps.)
+#
+# ## Class activation maps
+#
+# The CNN head takes the mean of the last feature map over all places, then a weight for each channel, and adds up. Both steps are linear, so they may
+# be swapped: first the weights at each place, then the mean. The map before the mean says where the logit comes from.
+#
+# **Predict:** a map of 2 x 2 places and one channel, [[1, 3], [0, 0]]; the class has the weight 2 for this channel and the bias 0.5. What is the
+# logit, and what is the activation map?
+#
+# <details><summary>Answer</summary>
+#
+# The mean is 1, the logit 2 * 1 + 0.5 = 2.5. The map is [[2, 6], [0, 0]], its mean 2, plus the bias 2.5: all of it comes from the upper half, three
+# quarters from the right one.
+# </details>
+
+# %%
+tiny = np.array([[1.0, 3.0], [0.0, 0.0]])
+print("logit", 2 * tiny.mean() + 0.5, "  map", (2 * tiny).tolist(), "  mean of the map + bias", (2 * tiny).mean() + 0.5)
+
+pixels = dataset.test.images[:200]
+images = normalize(pixels, dataset.mean, dataset.std)
+with no_grad():
+    named = model.intermediates(Tensor(images))
+answers = predictions.sum[:200].argmax(1)
+maps = explain.class_activation_maps(model, named, answers)  # (B, H, W)
+bias = model.conv_cls_head.bias.numpy()[answers]
+assert np.allclose(maps.mean((1, 2)) + bias, predictions.cnn[np.arange(200), answers], rtol=1e-3, atol=1e-3)
+print("maps of", maps.shape[1:], "places; their mean and the bias are the logit")
+
+# %%
+shown = [np.flatnonzero(labels[:200] == number)[0] for number in ((0, 7, 3, 9) if generated else (0, 3, 7, 8))]
+place = (-0.5, 31.5, 31.5, -0.5)
+figure, panels = plt.subplots(2, 4, figsize=(8, 4.4), layout="constrained")
+for (upper, lower), index in zip(panels.T, shown, strict=True):
+    upper.imshow(pixels[index])
+    upper.set_title(f"shows {dataset.classes[labels[index]]},\nnamed {dataset.classes[answers[index]]}", fontsize=7)
+    lower.imshow(pixels[index], alpha=0.3)
+    lower.imshow(maps[index], cmap="coolwarm", alpha=0.7, extent=place, vmin=-abs(maps[index]).max(), vmax=abs(maps[index]).max())
+    upper.set_axis_off()
+    lower.set_axis_off()
+plt.show()
+
+# %% [markdown]
+# Red speaks for the class, blue against it. The last map of `cifar-nano` has only 2 x 2 places, and each place has seen nearly the whole image
+# through the layers before it: a class activation map says at which *place of the last map* the evidence is written down, not which *pixels* it was
+# read from.
+#
+# ## Which pixels? Two questions that sound alike
+#
+# *Gradient:* by how much would the answer change per unit if a pixel changed a little? One `backward` down to the image tells for all pixels.
+# *Occlusion:* by how much does it change if a patch of 4 x 4 pixels is replaced by the image's median colour? That takes a forward pass for each
+# patch. To ask for one cue alone, both are taken of a *difference* of logits: class c against c + 5, which differ in the arrangement only, and c
+# against c + 1, another texture.
+#
+# **Predict:** the network compares discs (if the figures at the top say so); the discs are 20 % of the image. What share of each map lies inside
+# them?
+#
+# <details><summary>Answer</summary>
+#
+# You would think most of it, in both. When this was written, the gradient had 22 % in the discs, hardly more than chance, for the arrangement as for
+# the texture, and a lattice that comes from the stem's stride of 2; the occlusion had over 40 % in them for the arrangement. The gradient is about
+# infinitely small changes in *any* direction, also in directions in which no image ever differs from another, and a trained network reacts to those
+# everywhere. The occlusion makes a change that means something: a part of a disc is gone. A map is an answer to the question that was asked. (If the
+# CNN head above has about 50 % right, no map can show where it sees the arrangement. On CIFAR-10 c + 5 and c + 1 are just two other classes.)
+# </details>
+
+# %%
+few = images[: 20 if FAST else 100]
+signs = {offset: np.eye(10)[answers[: len(few)]] - np.roll(np.eye(10), offset, axis=1)[answers[: len(few)]] for offset in (5, 1)}
+
+
+def summed(inputs):
+    """The sum of both heads' logits (B, K)."""
+    conv_logits, trans_logits = model(inputs)
+    return conv_logits + trans_logits
+
+
+def gradient_map(offset):
+    """Mean length of the gradient of logit c - logit c + offset at each pixel, (32, 32)."""
+    inputs = Tensor(few, requires_grad=True)
+    (summed(inputs) * Tensor(signs[offset].astype(np.float32))).sum().backward()
+    return np.linalg.norm(inputs.grad.numpy(), axis=-1).mean(0)
+
+
+def occlusion_maps():
+    """Mean change of each difference when a patch of 4 x 4 pixels is covered: {offset: (8, 8)}."""
+    cover = np.median(few, axis=(1, 2), keepdims=True)
+    maps = {offset: np.zeros((8, 8)) for offset in signs}
+    with no_grad():
+        before = summed(Tensor(few)).numpy()
+        for row, column in np.ndindex(8, 8):
+            covered = few.copy()
+            covered[:, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] = cover
+            change = summed(Tensor(covered)).numpy() - before
+            for offset, sign in signs.items():
+                maps[offset][row, column] = np.abs((change * sign).sum(1)).mean()
+    return maps
+
+
+discs = np.tile(np.pad(coupling10.DISC, coupling10.MARGIN), (2, 2))  # (32, 32): a disc in the middle of each quarter
+occlusions = occlusion_maps()
+figure, panels = plt.subplots(1, 5, figsize=(9, 2.2), layout="constrained")
+panels[0].imshow(pixels[shown[0]])
+heats = [(offset, kind) for kind in ("gradient", "occlusion") for offset in (5, 1)]
+for axes, (offset, kind) in zip(panels[1:], heats, strict=True):
+    heat = gradient_map(offset) if kind == "gradient" else np.kron(occlusions[offset], np.ones((4, 4)))
+    axes.imshow(heat, cmap="inferno", vmin=0)
+    axes.set_title(f"{kind},\nc against c + {offset}", fontsize=8)
+    if generated:
+        cue = "arrangement" if offset == 5 else "texture"
+        print(f"{kind:<9} of the {cue:<11}: {heat[discs].sum() / heat.sum():.0%} inside the discs, {discs.mean():.0%} of the image")
+for axes in panels:
+    axes.set_axis_off()
+plt.show()
+
+# %% [markdown]
+# ## Attention, and rolling it out
+#
+# In the transformer branch, row n of a block's attention weights says how much token n reads from each token. The library's fused attention never
+# writes these down; `explain.attention_weights` computes them again.
+#
+# One block is one step. What the class token at the *end* is made of needs all steps: a block does `x + attention(x)`, so a token keeps a part of
+# itself and takes the rest from others. **Rollout** writes that as a matrix, $(I + A) / 2$, and multiplies the matrices of all blocks.
+#
+# **Predict:** three tokens, the first is the class token. In block 1 it reads everything from token 2 (A's first row is 0, 1, 0), in block 2
+# everything from token 3; the others read from themselves. Which shares of the three first tokens has it at the end?
+#
+# <details><summary>Answer</summary>
+#
+# After block 1: half itself, half token 2. Block 2 halves that and adds half of token 3: 1/4, 1/4, 1/2. The later a token is read, the larger its
+# share: what was read before is halved with every block.
+# </details>
+
+# %%
+first_block = np.array([[0.0, 1, 0], [0, 1, 0], [0, 0, 1]])
+second_block = np.array([[0.0, 0, 1], [0, 1, 0], [0, 0, 1]])
+product = (np.eye(3) + second_block) / 2 @ ((np.eye(3) + first_block) / 2)
+print("the class token's shares of the three:", product[0])
+
+weights = explain.attention_weights(model, named)  # {block: (B, heads, N, N)}
+rolled = identity = np.eye(named["tokens"].shape[1])  # (N, N)
+for block in weights.values():
+    rolled = (identity + block.mean(1)) / 2 @ rolled  # (B, N, N); the mean of the heads
+by_half = explain.attention_rollout(model, named, "half")
+assert np.allclose(rolled[:, 0], by_half, atol=1e-5)
+print("rollout by hand and by explain.attention_rollout: equal; shares sum to", by_half.sum(1)[:3].round(6))
+
+# %% [markdown]
+# What the class token reads in each block, for one image (the mean of the heads; white is the largest share):
+
+# %%
+index = shown[1]
+figure, panels = plt.subplots(1, 1 + len(weights), figsize=(9, 1.8), layout="constrained")
+panels[0].imshow(pixels[index])
+for axes, (title, block) in zip(panels[1:], weights.items(), strict=True):
+    row = block[index : index + 1].mean(1)[:, 0]  # (1, N)
+    axes.imshow(explain.token_map(named, row)[0], cmap="inferno", vmin=0)
+    axes.set_title(f"{title.split('.')[0]}\nitself {row[0, 0]:.0%}", fontsize=7)
+for axes in panels:
+    axes.set_axis_off()
+plt.show()
+
+# %% [markdown]
+# ## The class token doubles
+#
+# Rollout's "one half" assumes that what a block adds is about as large as what is there. In a Conformer it is not, and the reason is one line of
+# `FCUDown`: it puts the *transformer's own* class token in front of the tokens it makes of the map, and the sum that follows adds the class token to
+# itself. The authors' code does so, and its checkpoints expect it.
+#
+# **Predict:** six blocks; each but the first doubles the class token and then adds its update. With which factor does the update of block 1 arrive at
+# the end, with which that of block 6?
+#
+# <details><summary>Answer</summary>
+#
+# Block 1's update is doubled five times: 32. Block 6's arrives as it is: 1. Of all factors, 1 + 2 + 4 + 8 + 16 + 32 = 63, the first block has half.
+# In the published networks with 12 blocks the last one has 1 part in 4,095: what the class token learns late hardly counts, unless the network
+# makes late updates larger, which training may do.
+# </details>
+
+# %%
+blocks = list(explain.transformer_blocks(model))
+updates = [named[f"{name}.attn"].numpy()[:, 0] + named[f"{name}.mlp"].numpy()[:, 0] for name in blocks]  # (B, E) each
+shares = explain.class_token_shares(model)
+factors = shares / shares[-1]
+start = 2.0 ** (len(blocks) - 1) if model.config.double_class_token else 1.0
+rebuilt = start * named["tokens"].numpy()[:, 0] + sum(factor * update for factor, update in zip(factors, updates, strict=True))
+final = named[blocks[-1]].numpy()[:, 0]
+assert np.allclose(rebuilt, final, rtol=1e-3, atol=1e-3 * np.abs(final).max())
+print("factors:", factors)
+figure, axes = plt.subplots(figsize=(6, 2.6), layout="constrained")
+sizes = np.array([np.linalg.norm(factor * update, axis=1).mean() for factor, update in zip(factors, updates, strict=True)])
+position = np.arange(len(blocks))
+axes.bar(position - 0.2, shares, 0.4, label="the factor alone")
+axes.bar(position + 0.2, sizes / sizes.sum(), 0.4, label="factor times size of the update")
+axes.set_xticks(position, [f"block {number + 1}" for number in position], fontsize=8)
+axes.set_ylabel("share of the end")
+axes.legend(fontsize=8)
+plt.show()
+
+# %% [markdown]
+# So `explain.attention_rollout` *measures* by default: how large is a token when it enters a block, and how large is what attention adds.
+#
+# **Predict:** "half" says that a token keeps 50 % of itself in every block. What does the class token keep, measured, in the first block and in the
+# last? Which blocks' reading counts more in the measured rollout than in the other?
+#
+# <details><summary>Answer</summary>
+#
+# In the first block it is a small learnt vector, and attention adds something larger: it keeps little. From then on it is doubled before each block,
+# so what attention adds is small beside it: it keeps more and more. So the measured rollout tells mainly what the early blocks read. "Half" gives the
+# last block half of everything, the one whose factor is the smallest of all.
+# </details>
+
+# %%
+entering = named["tokens"].numpy()[:, 0]
+for number, name in enumerate(blocks):
+    if number:
+        entering = entering + named[name.replace("trans_block", "squeeze_block")].numpy()[:, 0]  # the doubling: the FCU's copy of it
+    own, added = np.linalg.norm(entering, axis=1), np.linalg.norm(named[f"{name}.attn"].numpy()[:, 0], axis=1)
+    print(f"block {number + 1}: length {own.mean():6.1f}, attention adds {added.mean():5.1f}: keeps {(own / (own + added)).mean():.0%}")
+    entering = named[name].numpy()[:, 0]
+
+measured = explain.attention_rollout(model, named)
+figure, panels = plt.subplots(3, 4, figsize=(7, 5.4), layout="constrained")
+for column, index in zip(panels.T, shown, strict=True):
+    column[0].imshow(pixels[index])
+    for axes, rollout, title in ((column[1], by_half, "half"), (column[2], measured, "measured")):
+        axes.imshow(explain.token_map(named, rollout)[index], cmap="inferno", vmin=0)
+        axes.set_title(title, fontsize=8)
+    for axes in column:
+        axes.set_axis_off()
+plt.show()
+
+# %% [markdown]
+# ## Both branches, block by block
+#
+# The mean size of the CNN branch's map at each place (top), and the length of each patch token (bottom), after each block, for one image.
+
+# %%
+index = shown[1]
+cnn_names = ["conv_1", *[plan.name for plan in model.plans]]
+figure, panels = plt.subplots(2, len(blocks), figsize=(9, 3.4), layout="constrained")
+for (upper, lower), cnn_name, token_name in zip(panels.T, cnn_names, blocks, strict=True):
+    upper.imshow(np.abs(named[cnn_name].numpy()[index]).mean(-1), cmap="viridis")
+    upper.set_title(cnn_name, fontsize=7)
+    lower.imshow(np.linalg.norm(explain.token_map(named, named[token_name].numpy())[index], axis=-1), cmap="viridis")
+    upper.set_axis_off()
+    lower.set_axis_off()
+plt.show()
+
+# %% [markdown]
+# Pictures of size do not say what is *known*. A **linear probe** does: fit a linear classifier to a block's features on half of the test images, and
+# see how often it is right on the other half. What a linear function can read off, the network's next layers can too.
+#
+# **Predict:** the features are the map's mean over all places (CNN branch), the patch tokens' mean, and the class token, after each block. From which
+# block on can the texture be read off each, from which the arrangement? (On CIFAR-10: how does the class rise?)
+#
+# <details><summary>Answer</summary>
+#
+# The texture at once, from all three: it is in every few pixels, and attention reads from all places in the first block. The arrangement rises from
+# block to block in the CNN branch, if its head is the one that knows it. In a mean over places the comparison must have been *made* already: the
+# mean of four discs is the same in both arrangements. Compare the patch tokens with the class token: the units hand the map's knowledge to the
+# tokens, block by block; whether the class token picks it up is another matter, and the doubling makes it hard for what comes late.
+# </details>
+
+
+# %%
+def probe(features, targets):
+    """Percent right on the second half of the images, of a linear classifier (ridge regression) fitted on the first half."""
+    half = len(targets) // 2
+    scaled = (features - features[:half].mean(0)) / (features[:half].std(0) + 1e-6)
+    scaled = np.concatenate([scaled, np.ones((len(scaled), 1))], axis=1)
+    first = scaled[:half]
+    solution = np.linalg.solve(first.T @ first + 10 * np.eye(first.shape[1]), first.T @ np.eye(10)[targets[:half]])
+    return 100 * ((scaled[half:] @ solution).argmax(1) == targets[half:]).mean()
+
+
+features = {"CNN branch": [], "patch tokens": [], "class token": []}
+for first in range(0, len(labels), 200):
+    with no_grad():
+        part = model.intermediates(Tensor(normalize(dataset.test.images[first : first + 200], dataset.mean, dataset.std)))
+    features["CNN branch"].append([part[name].numpy().mean((1, 2)) for name in cnn_names])
+    features["patch tokens"].append([part[name].numpy()[:, 1:].mean(1) for name in blocks])
+    features["class token"].append([part[name].numpy()[:, 0] for name in blocks])
+cues = {"arrangement": labels // 5, "texture": labels % 5} if generated else {"class": labels}
+plt.figure(figsize=(6, 3))
+for color, (cue, targets) in zip(("tab:red", "tab:gray"), cues.items(), strict=False):
+    for (what, parts), style in zip(features.items(), ("o-", "^:", "s--"), strict=True):
+        reached = [probe(np.concatenate(block).astype(np.float64), targets) for block in zip(*parts, strict=True)]
+        plt.plot(range(1, len(reached) + 1), reached, style, color=color, markersize=4, label=f"{cue}, {what}")
+plt.xlabel("after block")
+plt.ylabel("right, percent, by a linear probe")
+plt.ylim(0, 103)
+plt.legend(fontsize=7, ncols=2)
+plt.show()
+
+# %% [markdown]
+# ## What the coupling units pass on
+#
+# `explain.coupling_strength` compares the size of what an FCU adds with the size of what is there. Fresh weights beside the trained ones:
+
+# %%
+Code(inspect.getsource(explain.coupling_strength), language="python")
+
+# %%
+minigrad.manual_seed(0)
+fresh = Conformer(**vars(model.config)).train()  # its batch norms have no statistics yet: those of this batch
+with no_grad():
+    fresh_named = fresh.intermediates(Tensor(images))
+figure, axes = plt.subplots(figsize=(6, 2.6), layout="constrained")
+for network, tensors, style in ((fresh, fresh_named, "--"), (model, named, "-")):
+    strengths = np.array(list(explain.coupling_strength(network, tensors).values()))  # (blocks, 2)
+    for direction, color in ((0, "tab:blue"), (1, "tab:orange")):
+        label = f"{('down: map to tokens', 'up: tokens to map')[direction]}, {'fresh' if network is fresh else 'trained'}"
+        axes.plot(range(2, len(strengths) + 2), strengths[:, direction], style, marker="o", color=color, label=label)
+axes.axhline(1, color="gray", linestyle=":")
+axes.set(xlabel="block", ylabel="added / already there", ylim=(0, None), xticks=range(2, len(blocks) + 1))
+axes.legend(fontsize=7)
+plt.show()
+
+# %% [markdown]
+# Large does not mean useful. To know what the branches *need* from each other, cut the wires: a norm whose scale and shift are 0 says 0 to
+# everything.
+#
+# **Predict:** with the way up cut (tokens to map), which head suffers? With the way down cut? With both?
+#
+# <details><summary>Answer</summary>
+#
+# Each head reads the end of its own branch, so the cut of the way *into* that branch should hurt it: "up" the CNN head, "down" the transformer head.
+# Look at the figures before you believe it: a head that knows only the textures needs no one's help for them. And whatever is lost says how much the
+# trained network *relied* on a wire; not how good a network would be that was trained without it (notebook 09 trained those). A batch norm behind the
+# cut still expects the sum it was trained on; that alone can throw a head off.
+# </details>
+
+
+# %%
+def accuracies_without(direction):
+    """Percent right by both heads when one kind of coupling unit, or both, adds nothing."""
+    state = model.state_dict()
+    cut = Conformer(**vars(model.config)).eval()
+    for plan in model.plans:
+        norms = {"up": f"{plan.name}.expand_block.bn", "down": f"{plan.name}.squeeze_block.ln"}
+        for name in norms.values() if direction == "both" else [norms[direction]] if direction else []:
+            for part in ("weight", "bias"):
+                state[f"{name}.{part}"] = np.zeros_like(state[f"{name}.{part}"])
+    cut.load_state_dict(state)
+    return evaluate(cut, Split(dataset.test.images[:1000], labels[:1000]), dataset).accuracies
+
+
+print("CNN head / transformer head / sum of both")
+for direction, title in ((None, "as trained"), ("up", "no tokens to map"), ("down", "no map to tokens"), ("both", "neither")):
+    print(f"  {title:<18}{accuracies_without(direction)}")
+
+# %% [markdown]
+# ## Exercises
+#
+# **1.** A test of what the network has understood, for coupling10: exchange the upper right quarter of an image with the lower left one. What does
+# that do to the class? (Textures repeat every 4 pixels.) How often does the network follow?
+#
+# **2.** Class activation maps for *every* block: apply the CNN head to the maps of an earlier block that has as many channels as the last. Where does
+# the argument that justifies the map break?
+#
+# **3.** Write `attention_rollout` for a single head: which of the heads of the last block does the class token look through? Plot or print, for each
+# head of each block, how much of the class token's attention stays with itself.
+#
+# The solutions are in the folded cells below.
+
+# %% tags=["solution"]
+exchanged = dataset.test.images.copy()
+exchanged[:, :16, 16:], exchanged[:, 16:, :16] = dataset.test.images[:, 16:, :16], dataset.test.images[:, :16, 16:]
+after = evaluate(model, Split(exchanged, labels), dataset).sum.argmax(1)
+before = predictions.sum.argmax(1)
+print(f"same texture {(after % 5 == before % 5).mean():.1%}, other arrangement {(after // 5 != before // 5).mean():.1%}")
+if generated and predictions.accuracies.sum > 0.95:  # rows become columns: two discs beside each other are now above each other
+    assert (after // 5 != before // 5).mean() > 0.8
+
+# %% tags=["solution"]
+channels = model.config.widths[2]
+alike = [plan.name for plan in model.plans if plan.outplanes == channels]
+for name in alike:
+    heat = named[name].numpy() @ model.conv_cls_head.weight.numpy().T  # (B, H, W, K)
+    right = (heat.mean((1, 2)) + model.conv_cls_head.bias.numpy()).argmax(1) == labels[:200]
+    print(f"{name}: maps of {heat.shape[1:3]}, the head's answer from here is right in {right.mean():.1%}")
+assert np.allclose(heat[np.arange(200), :, :, answers], maps, rtol=1e-3, atol=1e-3)
+# Only behind the last block is the head's input the mean of this map. Before it, blocks follow that are not linear: the head was never trained on
+# these.
+
+# %% tags=["solution"]
+for name, block in weights.items():
+    print(f"{name:<28}stays with itself, by head:", block[:, :, 0, 0].mean(0).round(2))
+last = weights[blocks[-1]]
+assert np.allclose(last.sum(-1), 1, atol=1e-5)
+single = [np.einsum("bn,bnm->bm", np.eye(last.shape[2])[[0] * len(last)], last[:, head]) for head in range(last.shape[1])]
+assert all(np.allclose(rows, last[:, head, 0]) for head, rows in enumerate(single))
+
+# %% [markdown]
+# **You now have** six ways to look into a network, and for each a check: maps whose mean is the logit, shares that sum to one, a rebuilt class
+# token, a probe on images it was not fitted to, a cut. **Next:** `11` writes the kernels for a GPU; `12` makes the CPU's fast.

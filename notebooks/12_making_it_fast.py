@@ -1,0 +1,556 @@
+# %% [markdown]
+# # 12 · Making it fast
+#
+# **You need** notebooks 04, 05 and 09. **You will have** found out where a training step's time goes, measured the two limits of your machine and
+# seen which operation runs into which, counted what fusing, blocking, threads and kept memory save, and split a batch between two processes.
+#
+# There is no fixed claim about speed in this text: every figure is measured when you run it, and another machine, or this one on a busy day, gives
+# others. Timings shorter than a millisecond mean little.
+
+# %%
+import math
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import tracemalloc
+from collections import Counter
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+import minigrad
+from conformer import CONFIGS, count, coupling10
+from conformer.augment import normalize
+from conformer.batches import Batch
+from conformer.learner import Learner
+from conformer.options import TrainConfig
+from conformer.run_folder import environment
+from minigrad import Tensor, no_grad
+from minigrad import functional as F
+from minigrad.backend.cpu import keep_freed_memory, parallel_rows, thread_count
+from minigrad.op import REGISTRY, Fused, fused
+
+FAST = bool(os.environ.get("MINIGRAD_FAST"))  # fewer repetitions, smaller arrays
+about = environment()
+print(f"{about['processors']} processors, {thread_count()} threads, BLAS kernels for {', '.join(b['architecture'] for b in about['blas'])}")
+
+# %% [markdown]
+# ## How to time
+#
+# **Predict:** the same matrix product 30 times. Is the spread of its times symmetric? Which number do you compare two programs by: mean, median or
+# minimum?
+#
+# <details><summary>Answer</summary>
+#
+# It has a floor and a tail: nothing makes the machine faster than it is, but many things make it slower for a moment (other programs, a cold cache,
+# the first touch of new memory). The mean follows the tail. The minimum says what the program costs, the median what you usually wait for. Below,
+# `best` takes the minimum, after one run that does not count.
+# </details>
+
+# %%
+rng = np.random.default_rng(0)
+square = rng.standard_normal((512, 512), np.float32)
+times = []
+for _ in range(30):
+    began = time.perf_counter()
+    square @ square
+    times.append(1e3 * (time.perf_counter() - began))
+print(f"ms: first {times[0]:.2f}, minimum {min(times):.2f}, median {np.median(times):.2f}, mean {np.mean(times):.2f}, maximum {max(times):.2f}")
+
+
+def best(function, repetitions=3 if FAST else 7):
+    """Seconds of the fastest of several runs."""
+    function()
+    times = []
+    for _ in range(repetitions):
+        began = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+# %% [markdown]
+# ## Where a training step's time goes
+#
+# Guessing is the most expensive way to optimise. Every operation is in the registry, with its kernels, so a stopwatch can be put around each, from
+# the outside. Rules of primitives call other primitives; only the outermost call is counted.
+#
+# **Predict:** a step of `cifar-nano` has 235 parameters to update and about 300 operations to run in each direction. Which three operations take most
+# of the time? Is the backward pass shorter or longer than the forward pass?
+#
+# <details><summary>Answer</summary>
+#
+# On the machine this was written on: convolutions, batch norms and linear layers. One matrix product in forward means two in backward, for its input
+# and for its weight, so where the time is in matrix products, backward takes about twice as long. If something else is on top for you, that is what
+# is worth your time.
+# </details>
+
+
+# %%
+class Stopwatch:
+    """Seconds by (operation, direction), for calls that are not inside another one."""
+
+    def __init__(self):
+        self.seconds, self.busy = Counter(), False
+
+    def around(self, name, direction, function):
+        def timed(*args):
+            if self.busy:
+                return function(*args)
+            self.busy, began = True, time.perf_counter()
+            try:
+                return function(*args)
+            finally:
+                self.busy = False
+                self.seconds[name, direction] += time.perf_counter() - began
+
+        return timed
+
+
+def profile(function):
+    """Run the function with a stopwatch around every operation; returns (its seconds by operation and direction, the seconds of all)."""
+    watch, undo = Stopwatch(), []
+    for name, op in REGISTRY.items():
+        target, attribute = (op.kernels["cpu"], "forward") if isinstance(op, Fused) else (op, "function")
+        undo.append((target, attribute, getattr(target, attribute)))
+        setattr(target, attribute, watch.around(name, "forward", getattr(target, attribute)))
+        op.backward = watch.around(name, "backward", op.backward)  # hides the class's method
+    began = time.perf_counter()
+    try:
+        function()
+        return watch.seconds, time.perf_counter() - began
+    finally:
+        for target, attribute, original in undo:
+            setattr(target, attribute, original)
+        for op in REGISTRY.values():
+            del op.backward
+
+
+batch_size = 16 if FAST else 64
+pixels, labels = coupling10.generate(batch_size)
+learner = Learner(CONFIGS["cifar-nano"], TrainConfig(batch_size=batch_size), steps=100)
+learner.model.train()
+batch = Batch(normalize(pixels, coupling10.MEAN, coupling10.STD), labels)
+learner.train_step(batch)  # the first step makes threads and memory
+steps = 2 if FAST else 6
+seconds, total = profile(lambda: [learner.train_step(batch) for _ in range(steps)])
+seconds, total = {key: value / steps for key, value in seconds.items()}, total / steps
+names = sorted({name for name, _ in seconds}, key=lambda name: -seconds.get((name, "forward"), 0) - seconds.get((name, "backward"), 0))[:12]
+left = np.zeros(len(names))
+figure, axes = plt.subplots(figsize=(7, 3.4), layout="constrained")
+for direction in ("forward", "backward"):
+    width = np.array([1e3 * seconds.get((name, direction), 0) for name in names])
+    axes.barh(names, width, left=left, label=direction)
+    left += width
+    print(f"{direction:<10}{1e3 * sum(value for (_, which), value in seconds.items() if which == direction):7.1f} ms")
+axes.invert_yaxis()
+axes.set_xlabel(f"milliseconds of a step of {1e3 * total:.0f} ms, batch {batch_size}")
+axes.legend(loc="lower right")
+plt.show()
+print(f"everything else (optimiser, clipping, the graph, Python): {1e3 * (total - sum(seconds.values())):.1f} ms")
+
+# %% [markdown]
+# ## Two limits
+#
+# An operation moves numbers and computes with them. The machine can do only so many floating-point operations (FLOP) a second, and move only so many
+# bytes. Both can be measured: the first by a large matrix product, the second by a copy of an array that no cache holds.
+#
+# **Predict:** a copy of n bytes moves 2 n. How many operations could the machine do in the time that it takes to move one number (4 bytes)?
+#
+# <details><summary>Answer</summary>
+#
+# The quotient of the two limits, times 4. On most machines it lies between 20 and 100: an operation that does less than that with each number it
+# touches waits for memory, and its arithmetic is free. That is nearly every operation that is not a matrix product.
+# </details>
+
+# %%
+side = 1024 if FAST else 2048
+matrix = Tensor(rng.standard_normal((side, side), np.float32))
+source = rng.standard_normal((1 << 22 if FAST else 1 << 24,), np.float32)  # 16 or 64 MiB
+target = np.empty_like(source)
+
+
+def copy(start, stop):
+    target[start:stop] = source[start:stop]
+
+
+with no_grad():
+    peak = 2 * side**3 / best(lambda: F.linear(matrix, matrix))
+bandwidth = 2 * source.nbytes / best(lambda: parallel_rows(copy, len(source), 1 << 16))
+print(f"{peak / 1e9:.0f} G operations a second, {bandwidth / 1e9:.1f} GB a second: {peak / bandwidth:.1f} operations a byte")
+work = 3 * 2 * batch_size * count(CONFIGS["cifar-nano"]).macs  # forward and twice that for backward; a multiply-accumulate is 2 operations
+print(f"the step above: {work / total / 1e9:.0f} G operations a second, {work / total / peak:.0%} of the first limit")
+
+# %% [markdown]
+# ## The roofline
+#
+# An operation's **arithmetic intensity** is its number of operations for each byte that it must at least read or write. At most
+# `min(peak, intensity * bandwidth)` operations a second are possible: this is the roof. Where an operation stands under it says what could help.
+#
+# **Predict:** put these in order of intensity: GELU, a 3x3 convolution with 64 channels, batch norm, a linear layer of 384 to 1536.
+#
+# <details><summary>Answer</summary>
+#
+# Batch norm and GELU: a handful of operations for a number that is read and written, 8 bytes; about 0.5 to 1. The convolution: 2 * 9 * 64 operations
+# for each number written and each read, 144 for a byte. The linear layer: 2 * 384 * 1536 operations for each row of 384 + 1536 numbers: about 150.
+# The first two hang on the slope: only moving fewer bytes makes them faster. The last two lie under the flat part. Our convolution does not reach it
+# as nearly as the linear layer does: it writes every window out first (notebook 05), and those bytes are not in the count.
+# </details>
+
+# %%
+images = Tensor(rng.standard_normal((4 if FAST else 24, 56, 56, 64), np.float32))  # full size: 19 MB
+tokens = Tensor(rng.standard_normal((4 if FAST else 24, 197, 384), np.float32))
+hidden = Tensor(rng.standard_normal((4 if FAST else 16, 197, 1536), np.float32))
+kernel3 = Tensor(rng.standard_normal((64, 64, 3, 3), np.float32))
+kernel1 = Tensor(rng.standard_normal((64, 64, 1, 1), np.float32))
+wide = Tensor(rng.standard_normal((1536, 384), np.float32))
+operations = {  # what to run, its floating-point operations, its bytes
+    "linear": (lambda: F.linear(tokens, wide), 2 * tokens.size * 1536, 4 * (tokens.size * 5 + wide.size)),
+    "conv 3x3": (lambda: F.conv2d(images, kernel3, padding=1), 2 * images.size * 64 * 9, 4 * 2 * images.size),
+    "conv 1x1": (lambda: F.conv2d(images, kernel1), 2 * images.size * 64, 4 * 2 * images.size),
+    "batch norm": (lambda: F.batch_norm(images), 6 * images.size, 4 * 2 * images.size),
+    "layer norm": (lambda: F.layer_norm(tokens), 6 * tokens.size, 4 * 2 * tokens.size),
+    "gelu": (lambda: F.gelu(hidden), 5 * hidden.size, 4 * 2 * hidden.size),  # erf counted as one operation
+}
+x = np.logspace(-1, 3, 100)
+plt.figure(figsize=(6.5, 3.6))
+plt.loglog(x, np.minimum(peak, x * bandwidth) / 1e9, color="black", label="roof")
+with no_grad():
+    for name, (run, flop, moved) in operations.items():
+        reached = flop / best(run)
+        plt.loglog(flop / moved, reached / 1e9, "o")
+        plt.annotate(name, (flop / moved, reached / 1e9), textcoords="offset points", xytext=(6, -12), fontsize=8)
+        print(
+            f"{name:<11}{flop / moved:7.1f} FLOP/byte {reached / 1e9:7.1f} GFLOP/s, {reached / min(peak, flop / moved * bandwidth):5.0%} of the roof"
+        )
+plt.xlabel("operations a byte")
+plt.ylabel("G operations a second")
+plt.legend()
+plt.show()
+
+# %% [markdown]
+# A point far below the roof says that something was counted wrongly or is done badly. GELU is the first: its `erf` was counted as one operation, but
+# it takes a polynomial, a division and an exponential, twenty or more for each number; it is limited by arithmetic after all. The 3x3 convolution is
+# the second, by its windows. A point above the roof says that the limit was measured at a busier moment than the point.
+#
+# ## What fusing saves
+#
+# The definition of layer norm is six lines, and each makes a whole array.
+#
+# **Predict:** x has n numbers, in float32, and no cache holds it. Count the arrays of full size that the definition writes, weight and bias
+# included, and those that the kernel writes.
+#
+# <details><summary>Answer</summary>
+#
+# The definition writes five: centred, its square, the quotient, times weight, plus bias; what it reads comes to about eight. The kernel writes one:
+# it works block by block, so what lies between stays in the cache. And while a graph is recorded, the definition's arrays must be kept for backward;
+# the kernel keeps x, which is there anyway, and two numbers a row.
+# </details>
+
+# %%
+few = Tensor(tokens.numpy()[: 4 if FAST else 16].copy(), requires_grad=True)
+maps = Tensor(images.numpy()[: 4 if FAST else 8].copy(), requires_grad=True)
+query, key, value = (Tensor(rng.standard_normal((4, 6, 197, 64), np.float32), requires_grad=True) for _ in range(3))
+weight, bias = (Tensor(np.ones(384, np.float32), requires_grad=True) for _ in range(2))
+scale, shift = (Tensor(np.ones(64, np.float32), requires_grad=True) for _ in range(2))
+cases = {
+    "layer norm": lambda: F.layer_norm(few, weight, bias),
+    "batch norm": lambda: F.batch_norm(maps, scale, shift, relu=True)[0],
+    "gelu": lambda: F.gelu(few),
+    "attention": lambda: F.scaled_dot_product_attention(query, key, value),
+}
+
+
+def forward_and_backward(run):
+    result = run()
+    result.backward(np.ones(result.shape, np.float32))
+
+
+def peak_bytes(run):
+    """The most memory that arrays held at one time."""
+    tracemalloc.start()
+    forward_and_backward(run)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return most
+
+
+print("forward and backward      definition            kernel")
+for name, run in cases.items():
+    for_kernel = best(lambda run=run: forward_and_backward(run)), peak_bytes(run), run().numpy()
+    with minigrad.definitions():
+        for_definition = best(lambda run=run: forward_and_backward(run)), peak_bytes(run), run().numpy()
+    assert np.allclose(for_kernel[2], for_definition[2], rtol=1e-3, atol=1e-4)
+    columns = "   ".join(f"{1e3 * t:6.1f} ms {b / 2**20:6.1f} MiB" for t, b, _ in (for_definition, for_kernel))
+    faster, smaller = for_definition[0] / for_kernel[0], for_definition[1] / for_kernel[1]
+    print(f"{name:<18}{columns}    {faster:.1f} times as fast, {smaller:.1f} times less memory")
+
+# %% [markdown]
+# ## Blocks that fit the cache
+#
+# How does a kernel keep "what lies between" in the cache, in NumPy, which knows only whole arrays? By working on slices: the whole chain on the first
+# block of the array, then the whole chain on the next.
+#
+# **Predict:** the shape of the curve of time over block size.
+#
+# <details><summary>Answer</summary>
+#
+# A valley. Tiny blocks: the overhead of calls, a microsecond or so for each step. Huge blocks: each step reads from and writes to main
+# memory. In between, from some ten thousand numbers to what the second-level cache holds, is the kernels' `_BLOCK`.
+# </details>
+
+# %%
+line = source
+out = np.empty_like(line)
+
+
+def chain(block):
+    """out = sqrt(line^2 * 0.5 + 1), five steps, in blocks."""
+    for start in range(0, len(line), block):
+        part, result = line[start : start + block], out[start : start + block]
+        np.multiply(part, part, out=result)
+        result *= 0.5
+        result += 1
+        np.sqrt(result, out=result)
+
+
+blocks = [1 << power for power in range(10, 25, 4 if FAST else 1)]
+plt.figure(figsize=(5.5, 2.8))
+plt.semilogx(blocks, [1e3 * best(lambda block=block: chain(block), 3) for block in blocks], "o-", base=2)
+plt.xlabel("numbers in a block")
+plt.ylabel(f"ms for {len(line):,} numbers")
+plt.ylim(bottom=0)
+plt.show()
+
+# %% [markdown]
+# ## Threads
+#
+# NumPy lets go of the interpreter's lock inside an operation, so threads of one Python process can compute at the same time. `parallel_rows` cuts the
+# rows of an array into one share for each thread; each share is then worked on block by block. The number of threads is fixed when the pool is made,
+# so a comparison needs a new process for each number: `MINIGRAD_THREADS`.
+#
+# **Predict:** two threads instead of one: which gains more, a linear layer or a batch norm? Can one be more than twice as fast?
+#
+# <details><summary>Answer</summary>
+#
+# The linear layer computes, and each thread has a core to compute with: nearly twice, if two cores are free. The batch norm waits for memory, which
+# the cores share; one core alone may already use more than half of it. (If the machine is busy, as it may be now, the second thread has to wait for
+# a core and gains less, or nothing.) More than twice is possible where the halves fit into two caches and the whole did not into one.
+# </details>
+
+# %%
+script = """
+import sys, time
+import numpy as np
+from minigrad import Tensor, no_grad, functional as F
+rng, few = np.random.default_rng(0), int(sys.argv[1])
+tokens, weight = Tensor(rng.standard_normal((few, 197, 384), np.float32)), Tensor(rng.standard_normal((1536, 384), np.float32))
+images = Tensor(rng.standard_normal((few, 56, 56, 64), np.float32))
+with no_grad():
+    for run in (lambda: F.linear(tokens, weight), lambda: F.batch_norm(images)):
+        times = []
+        for _ in range(8):
+            began = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - began)
+        print(1e3 * min(times), end=" ")
+"""
+for threads in (1, 2):
+    result = subprocess.run(
+        [sys.executable, "-c", script, "2" if FAST else "16"],
+        env={**os.environ, "MINIGRAD_THREADS": str(threads)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    linear_ms, norm_ms = map(float, result.stdout.split())
+    print(f"{threads} thread{'s' * (threads > 1)}: linear {linear_ms:.1f} ms, batch norm {norm_ms:.1f} ms")
+
+# %% [markdown]
+# ## Memory that is kept
+#
+# A training step frees and allocates the same arrays every time. The C library gives large ones back to the system, and takes them anew; then each
+# page of 4096 bytes that is touched for the first time costs a **page fault**, in which the system finds a page and fills it with zeros.
+# `keep_freed_memory` asks the C library (glibc) to keep what is freed.
+#
+# **Predict:** ten arrays of 16 MiB, filled and freed: how many page faults in the first round, how many in later ones, before and after?
+#
+# <details><summary>Answer</summary>
+#
+# 160 MiB are 40,960 pages of 4096 bytes; with huge pages of 2 MiB, which the system may use for large arrays, as few as 80. Before, every round pays
+# them again; after, only the first. The time falls in the same proportion as far as the faults were what it was spent on. The price: the process
+# holds on to its largest size.
+# </details>
+
+# %%
+try:
+    import resource
+except ImportError:
+    print("no page faults to count on this system")
+else:
+
+    def fill_and_free():
+        arrays = [np.empty(1 << 22, np.float32) for _ in range(10)]
+        for array in arrays:
+            array[:] = 1.0
+
+    def rounds(title):
+        for number in range(3):
+            faults, began = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter()
+            fill_and_free()
+            milliseconds = 1e3 * (time.perf_counter() - began)
+            print(
+                f"{title}, round {number + 1}: {resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults:>7,} page faults, {milliseconds:6.1f} ms"
+            )
+
+    rounds("before")
+    print("kept from here on:", keep_freed_memory())
+    rounds("after")
+
+# %% [markdown]
+# ## Two processes, half a batch each
+#
+# One machine is full; take two. Each has a copy of the network, computes the gradient for its half of the batch, and both take the mean. A loss is a
+# mean over images, so for a network whose images do not look at each other this is *exactly* the gradient of the whole batch.
+#
+# **Predict:** is the Conformer such a network?
+#
+# <details><summary>Answer</summary>
+#
+# In evaluation mode, yes. In training, no: a batch norm uses the mean and variance of all images it is given, so every image's output depends on the
+# others. Two halves have other statistics than the whole, and the mean of the gradients is the gradient of another function. It is not wrong, it is
+# what training with half the batch size per norm means; but it does not reproduce the one-process run. "Synchronised" batch norm exchanges the
+# statistics as well: exercise 2.
+# </details>
+
+# %%
+worker = '''
+"""What one process does: the gradient of its share of the batch. Imported by the processes that multiprocessing spawns."""
+from dataclasses import asdict
+
+import minigrad
+from conformer import CONFIGS, Block, Conformer
+from minigrad import Tensor, nn
+from minigrad import functional as F
+
+
+class Patches(nn.Module):
+    """Patches of 4 x 4 pixels, one transformer block, the mean over all tokens: no batch norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.block, self.head = nn.Conv2d(3, 32, 4, stride=4), Block(32, 4, 64), nn.Linear(32, 10)
+
+    def forward(self, images):
+        tokens = self.embed(images)
+        return self.head(self.block(tokens.reshape(tokens.shape[0], -1, 32)).mean(1))
+
+
+def gradients(network, images, labels):
+    """The network is built from the same seed everywhere, so all processes have the same weights."""
+    minigrad.manual_seed(0)
+    model = Patches() if network == "patches" else Conformer(**asdict(CONFIGS["cifar-nano"]))
+    model.to(dtype="float64").train()
+    heads = model(Tensor(images))
+    heads = heads if isinstance(heads, tuple) else (heads,)
+    sum((F.cross_entropy(head, labels) for head in heads[1:]), start=F.cross_entropy(heads[0], labels)).backward()
+    return {name: parameter.grad.numpy().copy() for name, parameter in model.named_parameters()}
+'''
+folder = tempfile.TemporaryDirectory()
+Path(folder.name, "gradient_worker.py").write_text(worker)
+sys.path.insert(0, folder.name)  # spawned processes get this path too
+import gradient_worker
+
+os.environ["MINIGRAD_THREADS"] = "1"  # for the new processes: two of them with one thread each, not two each
+both_images = batch.images.astype(np.float64)
+halves = [slice(0, batch_size // 2), slice(batch_size // 2, batch_size)]
+difference = {}
+with multiprocessing.get_context("spawn").Pool(2) as pool:
+    for network in ("patches", "conformer"):
+        parts = pool.starmap(gradient_worker.gradients, [(network, both_images[half], labels[half]) for half in halves])
+        whole = gradient_worker.gradients(network, both_images, labels)
+        mean = {name: sum(part[name] for part in parts) / len(parts) for name in whole}
+        size = math.sqrt(sum((gradient**2).sum() for gradient in whole.values()))
+        difference[network] = math.sqrt(sum(((mean[name] - whole[name]) ** 2).sum() for name in whole)) / size
+        print(f"{network:<10} |mean of the halves - whole| / |whole| = {difference[network]:.1e}")
+assert difference["patches"] < 1e-12 < 1e-3 < difference["conformer"]
+
+# %% [markdown]
+# What travels between the processes is as large as the network, once a step: one million numbers here, 4 MB in float32, whatever the batch. So two
+# processes pay off where computing a half takes much longer than sending that. Large jobs do not send everything to one place, but round a ring, so
+# that nobody's link carries more than twice the network.
+#
+# ## Exercises
+#
+# **1.** SiLU is $x\\,/(1 + e^{-x})$. Write it as an operation of its own: definition, kernel pair, check (`minigrad.gradcheck`), and measure what the
+# kernel saves.
+#
+# **2.** Two processes have the mean and the (biased) variance of each channel over their halves. Compute both for the whole batch from these, and
+# check. What else would have to be exchanged in backward?
+#
+# **3.** How wide must a linear layer (C inputs, C outputs, very many rows) be to reach the flat part of your roof? Derive its intensity, compute C
+# from `peak` and `bandwidth`.
+#
+# The solutions are in the folded cells below.
+
+
+# %% tags=["solution"]
+@fused
+def silu(x: Tensor) -> Tensor:
+    """`x / (1 + exp(-x))`, any shape."""
+    return x / (1 + (-x).exp())
+
+
+def silu_forward(x):
+    sigmoid = np.negative(x)
+    np.exp(sigmoid, out=sigmoid)
+    sigmoid += 1
+    np.reciprocal(sigmoid, out=sigmoid)
+    return x * sigmoid, (x, sigmoid)
+
+
+def silu_backward(dy, saved, needs):
+    """With s the sigmoid, y = x s and s' = s (1 - s), so dy/dx = s + x s (1 - s) = s (1 + x (1 - s))."""
+    x, sigmoid = saved
+    dx = 1 - sigmoid
+    dx *= x
+    dx += 1
+    dx *= sigmoid
+    dx *= dy
+    return (dx,)
+
+
+silu.kernel("cpu", silu_forward, silu_backward, fresh=True)
+minigrad.gradcheck(silu, [Tensor(rng.standard_normal((3, 4)), requires_grad=True)])
+kernel_seconds = best(lambda: forward_and_backward(lambda: silu(few)))
+with minigrad.definitions():
+    definition_seconds = best(lambda: forward_and_backward(lambda: silu(few)))
+print(f"kernel {1e3 * kernel_seconds:.1f} ms, definition {1e3 * definition_seconds:.1f} ms")
+with minigrad.definitions():
+    expected = silu(few).numpy()
+assert np.allclose(silu(few).numpy(), expected, rtol=1e-5, atol=1e-6)
+
+# %% tags=["solution"]
+values = rng.standard_normal((10, 3))
+means, variances = zip(*[(half.mean(0), half.var(0)) for half in (values[:5], values[5:])], strict=True)
+mean = sum(means) / 2
+variance = sum(variances) / 2 + sum((m - mean) ** 2 for m in means) / 2  # within the halves, and between them
+assert np.allclose(mean, values.mean(0)) and np.allclose(variance, values.var(0))
+# In backward the sums over the batch, of dy and of dy * x_hat (notebook 04), are taken over both halves too: two numbers a channel.
+
+# %% tags=["solution"]
+# 2 C^2 operations a row for 4 (C + C) bytes, the weights' bytes vanish among many rows: C / 4 operations a byte. C / 4 = peak / bandwidth.
+least = 4 * peak / bandwidth
+print(f"C = {least:.0f}")
+rows_of_it, columns = 10**6, round(least)
+intensity = 2 * rows_of_it * columns**2 / (4 * (2 * rows_of_it * columns + columns**2))
+assert math.isclose(intensity, peak / bandwidth, rel_tol=0.05)
+
+# %% [markdown]
+# **You now have** the habit: measure, name the limit, remove what is moved for nothing, measure again. The kernels in `minigrad/fused/` are this
+# notebook applied, operation by operation; `benchmarks/` measures the whole beside PyTorch. **Next:** `11`, the same on a GPU, if you have not been
+# there.
