@@ -46,7 +46,7 @@ def train_once(device: str, training: bool, definitions: bool) -> tuple[float, d
     return loss.item(), {name: g.to(device="cpu").numpy() for name, g in gradients.items() if g is not None}, model.state_dict()
 
 
-@pytest.mark.parametrize(("training", "definitions"), [(True, False), (False, False)])
+@pytest.mark.parametrize(("training", "definitions"), [(True, False), (False, False), (True, True)])
 def test_a_whole_conformer_is_the_same_on_both_devices(training: bool, definitions: bool):
     loss, gradients, state = train_once("cpu", training, False)
     with minigrad.emulated(build="plain"):

@@ -99,9 +99,9 @@ def _use(module: Any) -> None:
 
 
 def _add_at(array: Any, index: Any, values: Any) -> None:
-    """CuPy takes index arrays on the device only."""
-    parts = [array_module().asarray(part) if isinstance(part, np.ndarray) else part for part in (index if isinstance(index, tuple) else (index,))]
-    array_module().add.at(array, tuple(parts), values)
+    from minigrad.backend.scatter import add_at  # late: it launches kernels by this file
+
+    add_at(array, index, values)
 
 
 @contextmanager

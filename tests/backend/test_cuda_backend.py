@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import minigrad
 from minigrad import Tensor, ops
 from minigrad.backend import cuda, nvrtc
-from minigrad.backend.add_at import add_at
+from minigrad.backend.scatter import add_at
 from minigrad.backend.emulator.launch import ORDERS
 from minigrad.backend.kernel_source import read
 from tests.backend.emulator.in_a_process import run_tests
