@@ -170,6 +170,7 @@ def test_a_captured_training_step_is_the_step(device):
             if graph is None:
                 losses.append(step())
             else:
+                optimizer.upload()
                 graph.launch()
                 losses.append(graph.result + 0)
         assert device.synchronisations == waited
