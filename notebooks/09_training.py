@@ -397,8 +397,8 @@ assert np.array_equal(again.sum, predictions.sum)
 #
 # ## Exercises
 #
-# **1.** Forget `optimizer.zero_grad()`. What does the optimiser then step along, and does overfitting a batch still work? Try it with plain SGD on
-# the overfitting batch, with and without.
+# **1.** Forget `optimizer.zero_grad()`. What does the optimiser then step along? Try it with plain SGD on the overfitting batch, with and without,
+# and compare losses and gradient norms. Is it worse at once?
 #
 # **2.** Two networks that were trained apart can be asked together: sum the logits of both lone branches. Is that as good as the Conformer?
 #
@@ -427,7 +427,8 @@ def overfit_with_sgd(forget, steps=4 if FAST else 15):
 
 right, wrong = overfit_with_sgd(False), overfit_with_sgd(True)
 print(f"with zero_grad: loss {right[0]:.3f}, norm {right[1]:.2f};  without: loss {wrong[0]:.3f}, norm {wrong[1]:.2f}")
-assert wrong[1] > right[1]  # the sum of all gradients so far: a momentum that never fades
+assert wrong[1] > right[1]  # it steps along the sum of all gradients so far: a momentum that never fades
+# So at first the loss may even fall faster, as with momentum. That makes this mistake hard to see; it shows later, when the sum no longer turns.
 
 # %% tags=["solution"]
 labels = dataset.test.labels
