@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 import minigrad
 from minigrad import Tensor, ops
 from minigrad.backend import cuda, nvrtc
-from minigrad.backend.add_at import add_at
 from minigrad.backend.emulator.launch import ORDERS
 from minigrad.backend.kernel_source import read
+from minigrad.backend.scatter import add_at
 from tests.backend.emulator.in_a_process import run_tests
 from tests.support import assert_close, rng
 

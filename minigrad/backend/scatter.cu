@@ -1,4 +1,4 @@
-// Adding numbers at places of an array that may be given more than once, always in the same order; see add_at.py.
+// Adding numbers at places of an array that may be given more than once, always in the same order; see scatter.py.
 //
 //   add_at   a thread per number, one of each place works   grid ceil(n / 256)   block 256
 //
