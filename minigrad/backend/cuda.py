@@ -23,7 +23,10 @@ from minigrad import backend
 from minigrad.backend import kernel_source
 from minigrad.backend.kernel_source import CompileError, Kernel, Parameter
 
-__all__ = ["Availability", "Captured", "CompileError", "Kernels", "array_module", "availability", "c_type", "connect", "emulated", "vector_width"]
+__all__ = [
+    "Availability", "Captured", "CompileError", "Kernels", "array_module", "availability", "c_type", "connect", "emulated", "vector_width", "write",
+    "write_waiting",
+]  # fmt: skip
 
 OPTIONS = ("-std=c++17", "-lineinfo")
 """What NVRTC is given: line numbers for profilers cost nothing."""
@@ -99,9 +102,10 @@ def _use(module: Any) -> None:
 
 
 def _add_at(array: Any, index: Any, values: Any) -> None:
-    from minigrad.backend.scatter import add_at  # late: it launches kernels by this file
+    """Repeatable, unlike CuPy's own."""
+    from minigrad.backend import scatter  # late: it imports this file
 
-    add_at(array, index, values)
+    scatter.add_at(array, index, values)
 
 
 @contextmanager
@@ -135,6 +139,24 @@ def emulated(build: str | None = None, orders: Sequence[str] = ("ascending",)) -
         _use(module)
 
 
+_waiting: list[tuple[Any, np.ndarray]] = []  # (array, values): what `write` was given while work was captured
+
+
+def write(array: Any, values: np.ndarray) -> None:
+    """Let an array on the GPU be `values` of the host, without waiting for the GPU; while work is captured, which allows no copies, after that."""
+    _waiting.append((array, values))
+    write_waiting()
+
+
+def write_waiting() -> None:
+    """Do what `write` could not do while work was captured; `Captured` does so itself."""
+    if not _waiting or array_module().cuda.get_current_stream().is_capturing():
+        return
+    for array, values in _waiting:
+        array[...] = array_module().asarray(values)  # through pinned memory; `array.set` would wait
+    _waiting.clear()
+
+
 class Captured:
     """What a function does on the GPU as one CUDA graph: `launch()` does all of it again, on the same memory, for the price of one launch.
 
@@ -165,6 +187,7 @@ class Captured:
                 self.result = function()
             finally:
                 self._graph = stream.end_capture()
+            write_waiting()
         outer.wait_event(stream.record())
 
     def launch(self) -> None:

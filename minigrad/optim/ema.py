@@ -107,7 +107,7 @@ class EMA:
             for name, tensor in self._tensors():
                 value = tensor.data.copy()
                 tensor.copy_(self._shadow[name])
-                self._shadow[name] = value
+                self._shadow[name][...] = value  # in place, as in load_state_dict: a captured graph knows its address
 
     @contextmanager
     def swapped(self) -> Iterator[Module]:
@@ -137,4 +137,4 @@ class EMA:
         if problems:
             raise ValueError(f"load_state_dict: EMA cannot take these {len(loaded)} entries: {'; '.join(problems)}")
         for name, tensor in self._tensors():
-            self._shadow[name] = backend.to_device(np.array(loaded[name], dtype=self._shadow[name].dtype, order="C"), tensor.device)
+            self._shadow[name][...] = backend.to_device(np.array(loaded[name], dtype=self._shadow[name].dtype, order="C"), tensor.device)

@@ -3,7 +3,7 @@
 A captured graph repeats launches with the arguments they had. So whatever changes from step to step is read from memory: learning rates, step
 counters, the factor of a clipped gradient. Addresses are another matter: a graph's gradients lie in its own memory, always at the same places, and
 those of steps that are not captured lie elsewhere; so a captured launch gets a table of addresses to itself. Nothing can be copied to the GPU while
-work is captured: what is to be written then waits until `upload()`. Read next: `adamw.cu`.
+work is captured: what is to be written then is written after it (`cuda.write`). Read next: `adamw.cu`.
 """
 
 from __future__ import annotations
@@ -16,24 +16,16 @@ import numpy as np
 from minigrad import backend
 from minigrad.backend import cuda
 
-__all__ = ["CHUNK", "Chunks", "Numbers", "together", "upload"]
+__all__ = ["CHUNK", "Chunks", "Numbers", "together"]
 
 CHUNK = 4096  # numbers: the largest part of a tensor that one block works on
 
-_waiting: list[tuple[Any, np.ndarray]] = []  # what is to be written into which array, since a graph was captured
 _of_graphs: list[Any] = []  # tables that captured graphs read; a graph keeps addresses, not arrays
 
 
 def together(array: Any, dtypes: str = "fd") -> bool:
     """Whether an array can be among those of one launch: on the GPU, contiguous, of a dtype (by its letter in NumPy) that the kernel has."""
     return type(array) is not np.ndarray and backend.device_of(array) == "cuda" and array.flags.c_contiguous and array.dtype.char in dtypes
-
-
-def upload() -> None:
-    """Write what could not be written during a capture; before the first launch of the graph."""
-    for array, values in _waiting:
-        array[...] = cuda.array_module().asarray(values)  # a copy that the host does not wait for, unlike `set`
-    _waiting.clear()
 
 
 def _capturing() -> bool:
@@ -48,12 +40,10 @@ class Numbers:
         self.array = cuda.array_module().asarray(values)
 
     def write(self, values: np.ndarray) -> None:
-        """Let the array be `values`; during a capture, after it."""
+        """Let the array be `values`; while work is captured, after that."""
         if not np.array_equal(values, self.values):
             self.values = values
-            _waiting.append((self.array, values))
-        if not _capturing():
-            upload()
+            cuda.write(self.array, values)
 
 
 class Chunks:
@@ -83,7 +73,7 @@ class Chunks:
         """The table of the arrays' addresses, column by column, None where there is none. It holds no array: the GPU works in order.
 
         Raises:
-            RuntimeError: in a capture, for the second time since `upload`.
+            RuntimeError: in a capture, for the second time without a call between that is not captured.
         """
         # an empty array is there, too, though CuPy's lies at address 0: the kernel reads none of it
         values = np.array([[0 if x is None else max(x.data.ptr, 256) for x in column] for column in columns], np.uint64)
@@ -93,8 +83,8 @@ class Chunks:
                 self._spare = cuda.array_module().empty(values.shape, np.uint64)
             return self._addresses.array
         if self._spare is None:
-            raise RuntimeError("the same tensors are updated twice in captured graphs, with nothing between: call upload() or take a step after each")
+            raise RuntimeError("the same tensors are updated in two captured graphs with nothing between: take a step that is not captured first")
         table, self._spare = self._spare, None
-        _waiting.append((table, values))
+        cuda.write(table, values)
         _of_graphs.append(table)
         return table

@@ -145,7 +145,7 @@ class Optimizer:
         """
         for together in self._together.values():
             together.options.write(self._all_numbers())
-        multi_tensor.upload()
+        cuda.write_waiting()
 
     # --- what an optimiser is made of
 
@@ -195,11 +195,32 @@ class Optimizer:
 
     def _put_together(self, updates: list[_Update], layout: list) -> _Together:
         chunks = multi_tensor.Chunks([u.param.size for u in updates], [u.group for u in updates], 2 + len(self._arrays))
+        keys = [update.key for update in updates]
+        steps = cuda.array_module().asarray(self._steps_of(keys, chunks))
+        return _Together(layout, chunks, multi_tensor.Numbers(self._all_numbers()), steps, keys)
+
+    def _steps_of(self, keys: list[int], chunks: multi_tensor.Chunks) -> np.ndarray:
+        """The states' step counters, one for each chunk."""
         steps = np.zeros(chunks.count, np.int32)
-        for update, first, after in zip(updates, chunks.first, [*chunks.first[1:], chunks.count], strict=True):
-            steps[first:after] = update.state.get("step", 0)
-        options = multi_tensor.Numbers(self._all_numbers())
-        return _Together(layout, chunks, options, cuda.array_module().asarray(steps), [update.key for update in updates])
+        for key, first, after in zip(keys, chunks.first, [*chunks.first[1:], chunks.count], strict=True):
+            steps[first:after] = self._state.get(key, {}).get("step", 0)
+        return steps
+
+    def _captured(self, key: int) -> bool:
+        """Whether a captured graph may hold the addresses of a parameter's state."""
+        return key in self._state and any(key in together.keys for together in self._together.values())
+
+    def _in_place(self, key: int, loaded: dict[str, Any] | None) -> dict[str, Any]:
+        """A loaded state (None: that of the beginning), where a captured graph may know its arrays: in the arrays that are there."""
+        if not self._captured(key):
+            assert loaded is not None
+            return loaded
+        state = {"step": 0} if loaded is None else dict(loaded)
+        for name, array in self._state[key].items():
+            if not isinstance(array, int) and (loaded is None or name in loaded):
+                array[...] = 0 if loaded is None else loaded[name]
+                state[name] = array
+        return state
 
     def _read_steps(self) -> None:
         """Bring the states' step counters up to date: those of parameters on the GPU are counted there. Waits for it."""
@@ -252,8 +273,9 @@ class Optimizer:
             raise ValueError(f"load_state_dict: {type(self).__name__} cannot take these {len(mapping)} entries: {'; '.join(problems)}")
         for group, loaded in zip(self.param_groups, options, strict=True):
             group.update(loaded)
-        self._state = {key: state for key, state in states.values() if state is not None}
-        self._together.clear()
+        self._state = {key: self._in_place(key, state) for key, state in states.values() if state is not None or self._captured(key)}
+        for together in self._together.values():
+            cuda.write(together.steps, self._steps_of(together.keys, together.chunks))
 
     def _loaded_options(self, number: int, group: dict[str, Any], left: dict[str, np.ndarray], problems: list[str]) -> dict[str, Any]:
         """The options of one group, taken out of `left`."""
