@@ -15,7 +15,7 @@
 // array 9 times the image, written once and read once. A number of it takes part in 2 O / G operations for these 8 bytes, and up to O / G = 80 a GPU
 // like the H100 (67 TFLOP/s in float32 and 3.35 TB/s, says its data sheet: 20 operations a byte) would wait for memory. conv2d_implicit puts the
 // windows together where they are multiplied, in shared memory: x and y cross the bus about once, 4 (|x| + |y|) bytes, because what windows share is
-// still in the cache, and nothing is allocated. With the 12 to 256 channels of these networks that is the better way. Its 2 B Ho Wo K O / G operations
+// still in the cache, and nothing is allocated. That is why it is used: by this reckoning, nothing was timed. Its 2 B Ho Wo K O / G operations
 // are float32 multiply-adds; where products may run on tensor cores in less than float32, or O is far larger, columns and cuBLAS would be.
 //
 // A tile: 4 C threads, each with 8 x 4 sums in registers; a step brings 64 bytes along K of both factors into shared memory, where each number is
