@@ -206,7 +206,7 @@ def answers(model, split):
     return [np.concatenate([head.numpy() for head in heads]) for heads in zip(*parts, strict=True)]
 
 
-def train(model, steps, every=25):
+def train(model, steps, every=50):
     """Train on `steps` batches; returns a log: each head's loss and the gradient's norm at every step, all heads' test logits every so often."""
     optimizer = AdamW(parameter_groups(model, recipe.weight_decay), lr=recipe.lr)
     schedule = WarmupCosine(optimizer, steps, int(recipe.warmup * steps))
