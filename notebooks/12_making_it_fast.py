@@ -301,7 +301,8 @@ for name, run in cases.items():
 # <details><summary>Answer</summary>
 #
 # A valley. Tiny blocks: the overhead of calls, a microsecond or so for each step. Huge blocks: each step reads from and writes to main
-# memory. In between, from some ten thousand numbers to what the second-level cache holds, is the kernels' `_BLOCK`.
+# memory. The right side is steep where memory is slow and shallow where a large third-level cache helps. In between, from some ten thousand numbers
+# to what the second-level cache holds, lies the kernels' `_BLOCK`.
 # </details>
 
 # %%
