@@ -1,4 +1,4 @@
-// Batch normalisation of R rows of C channels, forward and backward, with the residual sum and the ReLU; what is computed is derived in batch_norm.py.
+// Batch normalisation of R rows of C channels, forward and backward, with residual sum and ReLU; what is computed is derived in batch_norm.py.
 //
 // Statistics        batch_norm_statistics_naive   a thread per channel, two passes   grid ceil(C / 128)   block 128
 //                   batch_norm_statistics         rows cut into S slices, packs      grid (S, columns)    block (X, Y)     used
@@ -15,8 +15,8 @@
 // reads Y whole rows, one piece of memory, also where a row is only 12 or 48 bytes. A thread keeps its channels' constants in registers as it walks
 // down the rows. A thread per channel would read as well, but C threads do not fill a GPU.
 //
-// Bytes moved (float32): statistics 4 R C, forward 8 R C (12 R C with a residual); sums 8 R C, backward 12 R C in training, 8 R C in evaluation. The ReLU
-// adds 4 R C to each of the last two, where it reads y, and a residual's gradient adds 4 R C of writing to the last.
+// Bytes moved (float32): statistics 4 R C, forward 8 R C (12 R C with a residual); sums 8 R C, backward 12 R C in training, 8 R C in evaluation. The
+// ReLU adds 4 R C to each of the last two, where it reads y, and a residual's gradient adds 4 R C of writing to the last.
 //
 // Nothing is added by atomics: every sum has one order, so a run can be repeated bit for bit.
 // T is the type of a number, V what is read at once: float, float4 or double. `packs` is C / (numbers in a V). A null weight is 1, a null bias 0.
@@ -57,7 +57,8 @@ struct Slice {
 
 // The mean and variance of a channel as outputs, and as `statistics`, from its mean less `pivot` and the sum of squares around it.
 template <typename T>
-__device__ __forceinline__ void store_statistics(T pivot, T mean, T squares, int rows, T eps, int c, int channels, T* statistics, T* mean_out, T* var_out)
+__device__ __forceinline__ void store_statistics(T pivot, T mean, T squares, int rows, T eps, int c, int channels, T* statistics, T* mean_out,
+                                                 T* var_out)
 {
     const T center = pivot + mean, var = squares / T(max(rows, 1));
     statistics[c] = center;

@@ -5,12 +5,12 @@
 //            cross_entropy_mean        of the losses               grid 1                       block 256    used
 // Backward   cross_entropy_backward    of logits and of targets    as forward                                used
 //
-// THREADS share a row: 1 makes the 32 lanes of a warp read addresses K numbers apart and leaves most of a GPU idle, since B is a hundred or so; with 32
-// or 256 they read neighbouring addresses, and the row, read three times, stays in the first-level cache. Bytes moved (float32), with 4 B K for the
+// THREADS share a row: 1 makes the 32 lanes of a warp read addresses K numbers apart and leaves most of a GPU idle, since B is a hundred or so; with
+// 32 or 256 they read neighbouring addresses, and the row, read three times, stays in the first-level cache. Bytes moved (float32), with 4 B K for the
 // targets where they are not numbers of classes: forward 8 B K, backward 8 B K.
 //
-// The mean is taken by one block in one order, not by atomics: it is the same in every run. T is the type of a number. Either `labels` (B,) or `targets`
-// (B, K) is null. A label that is no class gives nan, in the loss and in the gradient of its row, and nothing is read out of bounds.
+// The mean is taken by one block in one order, not by atomics: it is the same in every run. T is the type of a number. Either `labels` (B,) or
+// `targets` (B, K) is null. A label that is no class gives nan, in the loss and in the gradient of its row, and nothing is read out of bounds.
 #include "rows.cuh"
 
 template <int THREADS, typename T>

@@ -22,7 +22,8 @@ __global__ void dropout_forward_naive(const T* __restrict__ x, const M* __restri
 // instances: dropout_forward<float, float, bool>, dropout_forward<float, float4, bool>, dropout_forward<double, double, bool>
 // instances: dropout_forward<float, float, float>, dropout_forward<float, float4, float>, dropout_forward<double, double, double>
 template <typename T, typename V, typename M>
-__global__ void __launch_bounds__(256) dropout_forward(const V* __restrict__ x, const M* __restrict__ mask, V* __restrict__ y, long long packs, T scale)
+__global__ void __launch_bounds__(256) dropout_forward(const V* __restrict__ x, const M* __restrict__ mask, V* __restrict__ y, long long packs,
+                                                       T scale)
 {
     constexpr int N = sizeof(V) / sizeof(T);
     const long long i = blockIdx.x * 256LL + threadIdx.x;
@@ -36,7 +37,8 @@ __global__ void __launch_bounds__(256) dropout_forward(const V* __restrict__ x, 
 // instances: drop_path_forward<float, float, bool>, drop_path_forward<float, float4, bool>, drop_path_forward<double, double, bool>
 // instances: drop_path_forward<float, float, float>, drop_path_forward<float, float4, float>, drop_path_forward<double, double, double>
 template <typename T, typename V, typename M>
-__global__ void __launch_bounds__(256) drop_path_forward(const V* __restrict__ x, const M* __restrict__ mask, V* __restrict__ y, long long packs, T scale)
+__global__ void __launch_bounds__(256) drop_path_forward(const V* __restrict__ x, const M* __restrict__ mask, V* __restrict__ y, long long packs,
+                                                         T scale)
 {
     const T factor = T(mask[blockIdx.x]) * scale;
     x += blockIdx.x * packs;                                          // `packs` is how many a sample has
@@ -54,8 +56,8 @@ __global__ void __launch_bounds__(256) drop_path_forward(const V* __restrict__ x
 struct Philox {
     unsigned long long word[4];
 
-    __device__ __forceinline__ Philox(unsigned long long a, unsigned long long b, unsigned long long c, unsigned long long d, unsigned long long key_0,
-                                      unsigned long long key_1)
+    __device__ __forceinline__ Philox(unsigned long long a, unsigned long long b, unsigned long long c, unsigned long long d,
+                                      unsigned long long key_0, unsigned long long key_1)
         : word{a, b, c, d}
     {
         constexpr unsigned long long M_0 = 0xD2E7470EE14C6C93, M_1 = 0xCA5A826395121157, W_0 = 0x9E3779B97F4A7C15, W_1 = 0xBB67AE8584CAA73B;
@@ -73,11 +75,11 @@ struct Philox {
     }
 };
 
-// mask[i] = number i of a NumPy generator >= p, for float32 numbers from 0 to 1, bit for bit. NumPy counts in the first word of the counter, up by one
-// before each four words; a word gives two numbers, the lower half first, of whose 32 bits the upper 24 are used.
-__global__ void __launch_bounds__(256) keep_mask(bool* __restrict__ mask, long long count, float p, unsigned long long key_0, unsigned long long key_1,
-                                                 unsigned long long counter_0, unsigned long long counter_1, unsigned long long counter_2,
-                                                 unsigned long long counter_3)
+// mask[i] = number i of a NumPy generator >= p, for float32 numbers from 0 to 1, bit for bit. NumPy counts in the first word of the counter, up by
+// one before each four words; a word gives two numbers, the lower half first, of whose 32 bits the upper 24 are used.
+__global__ void __launch_bounds__(256) keep_mask(bool* __restrict__ mask, long long count, float p, unsigned long long key_0,
+                                                 unsigned long long key_1, unsigned long long counter_0, unsigned long long counter_1,
+                                                 unsigned long long counter_2, unsigned long long counter_3)
 {
     const long long i = blockIdx.x * 256LL + threadIdx.x;
     if (8 * i >= count) return;

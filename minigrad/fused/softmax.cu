@@ -5,8 +5,8 @@
 //            softmax_forward_block      a block per row        grid R               block 256   used for longer rows
 // Backward   softmax_backward_columns, _warp, _block: the same
 //
-// Bytes moved (float32, R rows of K numbers): 8 R K forward, 12 R K backward, if every number comes from memory once. Along the last axis a thread per
-// row reads addresses K numbers apart, 32 cache lines at a load, and its row three times. A warp per row reads neighbouring addresses and
+// Bytes moved (float32, R rows of K numbers): 8 R K forward, 12 R K backward, if every number comes from memory once. Along the last axis a thread
+// per row reads addresses K numbers apart, 32 cache lines at a load, and its row three times. A warp per row reads neighbouring addresses and
 // keeps the row in registers, up to 32 numbers a lane; only longer rows are read again, from the cache. Along another axis the numbers of one row lie
 // apart and those of neighbouring rows side by side: there a thread per row is what reads neighbouring addresses.
 //
@@ -70,8 +70,8 @@ __global__ void __launch_bounds__(256) softmax_forward_block(const V* __restrict
 
 // instances: softmax_backward_columns<float>, softmax_backward_columns<double>
 template <typename T>
-__global__ void __launch_bounds__(128) softmax_backward_columns(const T* __restrict__ dy, const T* __restrict__ y, T* __restrict__ dx, long long columns,
-                                                               int length, int inner)
+__global__ void __launch_bounds__(128) softmax_backward_columns(const T* __restrict__ dy, const T* __restrict__ y, T* __restrict__ dx,
+                                                                long long columns, int length, int inner)
 {
     const long long column = blockIdx.x * 128LL + threadIdx.x;
     if (column >= columns) return;
@@ -91,7 +91,8 @@ __global__ void __launch_bounds__(128) softmax_backward_columns(const T* __restr
 // instances: softmax_backward_warp<float, float4, 1>, softmax_backward_warp<float, float4, 2>, softmax_backward_warp<float, float4, 8>
 // instances: softmax_backward_warp<double, double, 1>, softmax_backward_warp<double, double, 8>, softmax_backward_warp<double, double, 32>
 template <typename T, typename V, int ITEMS>
-__global__ void __launch_bounds__(128) softmax_backward_warp(const V* __restrict__ dy, const V* __restrict__ y, V* __restrict__ dx, int rows, int packs)
+__global__ void __launch_bounds__(128) softmax_backward_warp(const V* __restrict__ dy, const V* __restrict__ y, V* __restrict__ dx, int rows,
+                                                             int packs)
 {
     const int row = blockIdx.x * 4 + threadIdx.x / 32;
     if (row >= rows) return;

@@ -267,6 +267,7 @@ def test_softmax_of_ties_and_of_rows_with_infinities_is_the_definition_s(op, len
     x[1, ::2] = -np.inf
     x[2] = -np.inf
     x[3, 3], x[4, 5] = np.inf, np.nan
+    x[5, min(240, length - 1)] = 1e4  # of a block's last warp; nobody's exponential overflows
     x = x if axis == 1 else np.ascontiguousarray(x.T)
     with minigrad.definitions(), np.errstate(invalid="ignore"):
         expected = op(Tensor(x), axis=axis).numpy()
