@@ -48,7 +48,7 @@ from tests.mutations import Mutant, mutants, operations
 
 MUTATED = ("minigrad/ops/*.py", "minigrad/fused/*.py", "minigrad/autograd.py", "minigrad/optim/*.py")
 USERS = (
-    "tests/test_graphs.py", "tests/test_op.py", "tests/test_tensor.py", "tests/test_functional.py", "tests/test_versions.py",
+    "tests/fused/test_cuda_*.py", "tests/optim/test_cuda_optim.py", "tests/test_graphs.py", "tests/test_op.py", "tests/test_tensor.py", "tests/test_functional.py", "tests/test_versions.py",
     "tests/test_memory.py", "tests/test_peers_bugs.py", "tests/nn/test_*.py",
 )  # fmt: skip
 """Where tests named for an operation are found besides its own file."""
@@ -59,6 +59,7 @@ PLAN: dict[str, tuple[tuple[str, ...], ...]] = {
         ("tests/test_autograd.py",), ("tests/test_graphs.py",), ("tests/test_versions.py", "tests/test_checkpoint.py", "tests/test_anomaly.py"),
         ("tests/test_memory.py",),
     ),
+    "minigrad/optim/multi_tensor.py": (("tests/optim/test_cuda_optim.py",),),
     "minigrad/optim/optimizer.py": (("tests/optim/test_optimizer.py",), ("tests/optim/test_sgd.py", "tests/optim/test_adamw.py")),
 }  # fmt: skip
 """Files tried one after the other, as groups; for the other files see `stages`."""
