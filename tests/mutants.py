@@ -48,8 +48,8 @@ from tests.mutations import Mutant, mutants, operations
 
 MUTATED = ("minigrad/ops/*.py", "minigrad/fused/*.py", "minigrad/autograd.py", "minigrad/optim/*.py")
 USERS = (
-    "tests/fused/test_cuda_*.py", "tests/optim/test_cuda_optim.py", "tests/test_graphs.py", "tests/test_op.py", "tests/test_tensor.py", "tests/test_functional.py", "tests/test_versions.py",
-    "tests/test_memory.py", "tests/test_peers_bugs.py", "tests/nn/test_*.py",
+    "tests/fused/test_cuda_*.py", "tests/optim/test_cuda_optim.py", "tests/test_graphs.py", "tests/test_op.py", "tests/test_tensor.py",
+    "tests/test_functional.py", "tests/test_versions.py", "tests/test_memory.py", "tests/test_peers_bugs.py", "tests/nn/test_*.py",
 )  # fmt: skip
 """Where tests named for an operation are found besides its own file."""
 ALIASES = {"as_array": "setitem", "plain_index": "getitem", "power": "pow", "power_of": "pow"}
@@ -63,7 +63,7 @@ PLAN: dict[str, tuple[tuple[str, ...], ...]] = {
     "minigrad/optim/optimizer.py": (("tests/optim/test_optimizer.py",), ("tests/optim/test_sgd.py", "tests/optim/test_adamw.py")),
 }  # fmt: skip
 """Files tried one after the other, as groups; for the other files see `stages`."""
-MEMORY = 4 << 30  # bytes of address space that a child may take
+MEMORY = 16 << 30  # bytes of address space that a child may take; the CUDA emulator reserves 10 of these 16 GiB and uses little of them
 PYTEST = ["-o", "addopts=", "--import-mode=importlib", "--assert=plain", "-q", "-x", "-p", "no:cacheprovider", "-p", "pytest_timeout"]
 
 
