@@ -65,6 +65,7 @@ PLAN: dict[str, tuple[tuple[str, ...], ...]] = {
 """Files tried one after the other, as groups; for the other files see `stages`."""
 MEMORY = 16 << 30  # bytes of address space that a child may take; the CUDA emulator reserves 10 of these 16 GiB and uses little of them
 PYTEST = ["-o", "addopts=", "--import-mode=importlib", "--assert=plain", "-q", "-x", "-p", "no:cacheprovider", "-p", "pytest_timeout"]
+PYTEST += ["-k", "not under_address_sanitizer"]  # they run the other tests again, in a process that would not have the change
 
 
 class CannotRun(Exception):
