@@ -557,16 +557,18 @@ Code(text[start : text.index("\n}\n", start) + 3], language="cuda")
 # %% [markdown]
 # ## A network on the device "cuda"
 #
-# Tensor code does not change: `.to(device="cuda")`, and `layer_norm` and `gelu` find their kernels, the engine walks the same graph backwards.
+# Tensor code does not change: `.to(device="cuda")`, and the operations find their kernels, the engine walks the same graph backwards.
 # Eight images, cut into patches of 4 x 4 pixels, 64 tokens each:
 #
-# **Predict:** forward and backward pass have two LayerNorms and a GELU. How many launches of kernels from `.cu` files will the device count?
+# **Predict:** two LayerNorms, two Linears, a GELU and the loss, forward and backward. How many launches of kernels from `.cu` files will the
+# device count?
 #
 # <details><summary>Answer</summary>
 #
-# Nine. LayerNorm forward 1, twice: 2. GELU forward 1, backward 1: 2. LayerNorm backward: dx 1, dw and db 2. Of the second, 3;
-# of the first, only 2: nobody asked for the gradient of the images, so its dx is not computed. 2 + 2 + 3 + 2 = 9. All else
-# (matrix products, sums, the loss) is done by the array library, here the emulator's stand-in, with a GPU CuPy.
+# Eighteen. Forward: LayerNorm 1 each: 2; Linear 1 each, for the bias (the product is the array library's): 2; GELU 1; the loss 2 (rows, then
+# their mean). Backward: the loss 1; Linear 2 each, for the gradient of the bias (slices, then their sum): 4; GELU 1; LayerNorm 2 each for dw and db,
+# and 1 for the dx of the second: 5. Of the first nobody asked for the gradient of the images, so its dx is not computed. 7 + 11 = 18. All else
+# (matrix products, the mean over the tokens) is done by the array library, here the emulator's stand-in, with a GPU CuPy.
 # </details>
 
 # %%
@@ -596,7 +598,7 @@ with minigrad.emulated() as device:
     loss_cuda, gradients_cuda = loss_and_gradients("cuda")
 print(f"{source}: loss {loss_cpu:.6f} on cpu, {loss_cuda:.6f} on cuda; {device.launches} launches")
 print(f"gradients of {len(gradients_cpu)} parameters: largest relative difference {largest_difference(gradients_cuda, gradients_cpu):.1e}")
-assert device.launches == 9 and largest_difference(gradients_cuda, gradients_cpu) < 1e-4
+assert device.launches == 18 and largest_difference(gradients_cuda, gradients_cpu) < 1e-4
 
 # %% [markdown]
 # ## On a real GPU
