@@ -89,6 +89,7 @@ def mutants(path: Path) -> str:
     """How many small wrong changes of the library the tests notice."""
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     real = found["killed"] + found["survived"]
+    missing = f" {found['not_run']:,} have not been run." if found["not_run"] else ""
     lines = [
         "## Do the tests bite?",
         "",
@@ -96,7 +97,7 @@ def mutants(path: Path) -> str:
         "arguments swapped, an addend or an in-place statement dropped, ...), and runs the tests named for the changed operation:",
         "one of them must fail. Changes that change no result are listed with the reason in `tests/mutants_equivalent.toml`.",
         "",
-        f"**{found['killed']:,} of {real:,} noticed ({found['percent']:.1f} %)**; {found['equivalent']:,} more are equivalent.",
+        f"**{found['killed']:,} of {real:,} noticed ({found['percent']:.1f} %)**; {found['equivalent']:,} more are equivalent.{missing}",
         f'`make mutants ARGS="--summary benchmarks/results/mutants.json"`, {found["date"]}.',
         "",
         "| file | noticed | of | equivalent |",
