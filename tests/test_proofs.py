@@ -5,7 +5,9 @@ Read next: `tests/proofs.py`.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -577,3 +579,12 @@ def test_gradients_are_compared_in_every_mode():
 
 def prove_softmax() -> Proof:
     return type("TestSoftmax", (Proof,), {"op": functional.softmax})()
+
+
+def test_the_page_about_trust_shows_the_proofs_of_today():
+    path = Path(__file__).parent.parent / "docs" / "trust.py"
+    spec = importlib.util.spec_from_file_location("trust_page", path)
+    assert spec and spec.loader
+    page = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(page)
+    assert page.proofs() in path.with_suffix(".md").read_text(encoding="utf-8"), "run `python docs/trust.py`"
