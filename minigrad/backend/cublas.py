@@ -3,8 +3,8 @@
 CuPy calls cuBLAS too, but refuses to while a CUDA graph is captured, copies transposed stacks of matrices, and has one precision for a whole process.
 So `matmul` says itself where the matrices lie, and hands the product to a library: `_Cublas` on a GPU, `emulator/blas.py` on the emulator.
 
-cuBLAS stores columns one after the other, we rows. Read as columns, our X (R, K) is X^T (K, R); so Y^T X^T = (X Y)^T is asked for, which lies in memory
-as X Y does. A matrix that is a transposed view is read transposed instead of copied. Read next: `cuda.py`.
+cuBLAS stores columns one after the other, we rows. Read as columns, our X (R, K) is X^T (K, R); so Y^T X^T = (X Y)^T is asked for, which lies in
+memory as X Y does. A matrix that is a transposed view is read transposed instead of copied. Read next: `cuda.py`.
 
 Source: https://docs.nvidia.com/cuda/cublas/
 """
@@ -56,8 +56,8 @@ def precision(name: str) -> Iterator[None]:
 class Matrices(NamedTuple):
     """Matrices in memory as cuBLAS wants to be told of them.
 
-    array: holds the first one's first number. transposed: whether they lie column by column (seen from us). apart: numbers from one row (column) to the
-    next; further: from one matrix to the next, 0 where all products have the same.
+    array: holds the first one's first number. transposed: whether they lie column by column (seen from us). apart: numbers from one row (column) to
+    the next; further: from one matrix to the next, 0 where all products have the same.
     """
 
     array: Any
@@ -129,7 +129,7 @@ def _one_step(x: Any, batch: tuple[int, ...]) -> int | None:
 
 
 def _bfloat16(x: Any) -> Any:
-    """`x` rounded to bfloat16: an array of its upper 16 bits, in the order that `x` has in memory if there is no gap in it, else a copy in C order."""
+    """`x` rounded to bfloat16: an array of the upper 16 bits, in the order that `x` has in memory if that has no gaps, else in C order."""
     if not x.flags.c_contiguous:
         turned = x.swapaxes(-1, -2)
         return _bfloat16(turned).swapaxes(-1, -2) if turned.flags.c_contiguous else _bfloat16(x.copy())

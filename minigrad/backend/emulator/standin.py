@@ -180,7 +180,7 @@ def _function(name: str) -> Any:
 
 
 for _name in (
-    "all amax amin any argmax argmin broadcast_to clip concatenate cumsum dot einsum expand_dims flip matmul max mean min moveaxis pad prod ravel repeat "
-    "reshape roll squeeze stack std sum swapaxes take take_along_axis tensordot tile transpose tril triu var where"
+    "all amax amin any argmax argmin broadcast_to clip concatenate cumsum dot einsum expand_dims flip matmul max mean min moveaxis pad prod ravel "
+    "repeat reshape roll squeeze stack std sum swapaxes take take_along_axis tensordot tile transpose tril triu var where"
 ).split():
     globals()[_name] = _function(_name)
