@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.backend.emulator import streams
+from minigrad.backend.emulator import state, streams
 from minigrad.backend.emulator.arrays import VIEWS, _view, compute, empty, made, ndarray, operand, upload
 from minigrad.backend.emulator.raw import RawModule
 
@@ -158,16 +158,21 @@ class Ufunc:
 for _name in (
     "abs absolute add arccos arcsin arctan bitwise_and bitwise_or bitwise_xor ceil cos cosh divide equal exp expm1 floor floor_divide fmax "
     "fmin greater greater_equal invert isfinite isinf isnan left_shift less less_equal log log1p log2 logical_and logical_not logical_or logical_xor "
-    "matmul maximum minimum multiply negative not_equal power reciprocal remainder right_shift rint sign sin sinh sqrt square subtract "
+    "maximum minimum multiply negative not_equal power reciprocal remainder right_shift rint sign sin sinh sqrt square subtract "
     "tan tanh true_divide trunc"
 ).split():
     globals()[_name] = Ufunc(getattr(np, _name))
+
+
+_BY_CUBLAS = ("dot", "einsum", "matmul", "tensordot")
 
 
 def _function(name: str) -> Any:
     function, view = getattr(np, name), name in VIEWS
 
     def on_the_device(*args: Any, **options: Any) -> Any:
+        if name in _BY_CUBLAS and state.current().capturing is not None:
+            raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
         return compute(function, *args, view=view, **options)
 
     on_the_device.__name__, on_the_device.__doc__ = name, f"As `numpy.{name}`, on arrays of the device."
@@ -175,7 +180,7 @@ def _function(name: str) -> Any:
 
 
 for _name in (
-    "all amax amin any argmax argmin broadcast_to clip concatenate cumsum dot einsum expand_dims flip max mean min moveaxis pad prod ravel repeat "
-    "reshape roll squeeze stack std sum swapaxes take take_along_axis tensordot tile transpose tril triu var where"
+    "all amax amin any argmax argmin broadcast_to clip concatenate cumsum dot einsum expand_dims flip matmul max mean min moveaxis pad prod ravel "
+    "repeat reshape roll squeeze stack std sum swapaxes take take_along_axis tensordot tile transpose tril triu var where"
 ).split():
     globals()[_name] = _function(_name)
