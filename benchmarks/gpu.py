@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import importlib.metadata
+import itertools
 import json
 import os
 import shlex
@@ -25,7 +26,7 @@ GPU_RESULTS = RESULTS / "gpu"
 
 
 def connect() -> Any:
-    """CuPy, or its stand-in inside `minigrad.emulated()`; where there is no GPU the program ends with status 1 and a sentence that says what is missing."""
+    """CuPy, or its stand-in inside `minigrad.emulated()`. Where there is no GPU the program ends, with status 1 and a sentence that says why."""
     from minigrad.backend import cuda
 
     try:
@@ -70,7 +71,7 @@ def each_ms(function: Callable[[], Any], count: int) -> list[float]:
         function()
         event.record()
     events[-1].synchronize()
-    return [round(cp.cuda.get_elapsed_time(before, after), 5) for before, after in zip(events, events[1:], strict=False)]
+    return [round(cp.cuda.get_elapsed_time(before, after), 5) for before, after in itertools.pairwise(events)]
 
 
 def synchronise() -> None:

@@ -19,15 +19,16 @@ PRECISIONS = ("float32", "tf32", "bf16")
 
 
 def our_step(case: dict, precision: str = "float32") -> Callable[[], Any]:
-    """A function that takes a step, with a launch for each kernel, and returns the loss, which stays on the GPU."""
+    """A function that takes a step, with a launch for each kernel, and returns the loss, which stays on the GPU.
+
+    precision: of matrix products, see `minigrad.precision`.
+    """
     import minigrad
     from conformer.model import Conformer, parameter_groups
     from minigrad import functional as F
     from minigrad.nn import BatchNorm2d
     from minigrad.optim import AdamW, clip_grad_norm_
 
-    if precision != "float32":
-        raise NotImplementedError(f"minigrad has no precision {precision!r} yet")
     minigrad.manual_seed(0)
     model = Conformer(**asdict(network_of(case))).to(device="cuda")
     optimizer = AdamW(parameter_groups(model, WEIGHT_DECAY), lr=LEARNING_RATE)
@@ -41,9 +42,10 @@ def our_step(case: dict, precision: str = "float32") -> Callable[[], Any]:
             for name, tensor in buffers.items():
                 setattr(module, name, tensor)
         optimizer.zero_grad()
-        cnn, transformer = model(images)
-        loss = (F.cross_entropy(cnn, labels, label_smoothing=SMOOTHING) + F.cross_entropy(transformer, labels, label_smoothing=SMOOTHING)) * 0.5
-        loss.backward()
+        with minigrad.precision(precision):
+            cnn, transformer = model(images)
+            loss = (F.cross_entropy(cnn, labels, label_smoothing=SMOOTHING) + F.cross_entropy(transformer, labels, label_smoothing=SMOOTHING)) * 0.5
+            loss.backward()
         clip_grad_norm_(model.parameters(), CLIP_NORM)
         optimizer.step()
         return loss
@@ -74,7 +76,8 @@ def torch_step(case: dict, precision: str = "float32", compiled: str | None = No
     device = gpu.torch_device()
     set_torch_precision(precision)
     torch.manual_seed(0)
-    model = TorchConformer(network_of(case)).to(device=device, memory_format=torch.channels_last)
+    model = TorchConformer(network_of(case)).to(device)
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     images, labels = (torch.from_numpy(array).to(device) for array in batch_of(case))
     images = images.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
     optimizer = optimizer_of(model, LEARNING_RATE, WEIGHT_DECAY)
