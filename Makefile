@@ -11,7 +11,7 @@ RUN  := $(VENV)/bin/python
 FAST := env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE
 
 .DEFAULT_GOAL := help
-.PHONY: help venv train test coverage deep mutants lint bench notebooks docs
+.PHONY: help venv train test coverage deep mutants lint bench lab notebooks docs
 .NOTPARALLEL:
 
 help: ## this list
@@ -44,6 +44,9 @@ lint: $(VENV)/test.stamp ## style, types and the direction of imports
 bench: $(VENV)/test.stamp ## all benchmarks (25 minutes), or one of benchmarks/:  make bench BENCH=ops ARGS="--quick"
 	$(FAST) $(RUN) -m benchmarks.$(BENCH) $(ARGS)
 
+lab: $(VENV)/notebooks.stamp ## the notebooks in JupyterLab, in a browser
+	$(FAST) $(RUN) -m jupyterlab $(ARGS) notebooks
+
 notebooks: $(VENV)/test.stamp ## run the notebooks and write their .ipynb files:  make notebooks ARGS="01 05"
 	$(FAST) $(RUN) notebooks/build.py $(ARGS)
 
@@ -67,6 +70,11 @@ $(VENV)/app.stamp: pyproject.toml | $(RUN)
 $(VENV)/test.stamp: pyproject.toml | $(RUN)
 	@echo "installing the packages that the tests need into $(VENV)"
 	@$(RUN) -m pip install --quiet --editable '.[test]'
+	@touch $@ $(VENV)/app.stamp
+
+$(VENV)/notebooks.stamp: pyproject.toml | $(RUN)
+	@echo "installing JupyterLab into $(VENV)"
+	@$(RUN) -m pip install --quiet --editable '.[notebooks]'
 	@touch $@ $(VENV)/app.stamp
 
 $(VENV)/docs.stamp: pyproject.toml | $(RUN)
