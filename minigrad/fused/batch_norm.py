@@ -39,7 +39,7 @@ def batch_norm(
         mean, var: (C,), constants: evaluation, the running statistics. None: training, the statistics of this batch.
         residual: the shape of x.
         eps: added to the variance.
-        relu: end with a ReLU.
+        relu: end with a ReLU. (On the CPU an infinite upstream gradient becomes nan where y is 0: see `relu`.)
 
     Returns:
         y like x; the mean (C,) and the biased variance (C,) that were used (of an empty batch: zeros). No gradient goes through the last two.
