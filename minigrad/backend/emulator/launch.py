@@ -9,7 +9,7 @@ import ctypes
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from minigrad.backend.emulator import compiler, faults
 from minigrad.backend.emulator.memory import Memory
 from minigrad.backend.kernel_source import Source, line_of
 
-__all__ = ["MOST_SHARED", "ORDERS", "SHARED_WITHOUT_ASKING", "Core", "Function", "Library", "core"]
+__all__ = ["MOST_SHARED", "ORDERS", "SHARED_WITHOUT_ASKING", "Core", "Function", "Library", "Waste", "core"]
 
 ORDERS = ("ascending", "descending", "shuffled")  # Order in core.h
 
@@ -38,9 +38,12 @@ class _Kernel(ctypes.Structure):
 
 class _Library(ctypes.Structure):
     _fields_ = (
-        ("kernels", ctypes.POINTER(_Kernel)), ("shared_begin", ctypes.c_void_p), ("shared_end", ctypes.c_void_p), ("begin", ctypes.c_void_p),
-        ("end", ctypes.c_void_p),
+        ("kernels", ctypes.POINTER(_Kernel)), ("begin", ctypes.c_void_p), ("end", ctypes.c_void_p),
     )  # fmt: skip
+
+
+class _SharedArray(ctypes.Structure):
+    _fields_ = (("declaration", ctypes.c_void_p), ("name", ctypes.c_char_p), ("address", ctypes.c_void_p), ("bytes", ctypes.c_size_t))
 
 
 class _Launch(ctypes.Structure):
@@ -54,6 +57,7 @@ class _Report(ctypes.Structure):
     _fields_ = (
         ("fault", ctypes.c_int), ("block", _Uint3), ("thread", _Uint3), ("pc", ctypes.c_void_p), ("other_pc", ctypes.c_void_p),
         ("address", ctypes.c_void_p), ("line", ctypes.c_int), ("file", ctypes.c_char * 128), ("text", ctypes.c_char * 512),
+        ("idle_blocks", ctypes.c_uint64), ("unused_shared", ctypes.c_uint64),
     )  # fmt: skip
 
 
@@ -67,6 +71,8 @@ class Core:
         self.library.emulator_arena.restype = self.library.emulator_states.restype = ctypes.c_void_p
         self.library.emulator_arena.argtypes = (ctypes.c_size_t,)
         self.library.emulator_mark.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+        self.library.emulator_shared_at.restype = ctypes.POINTER(_SharedArray)
+        self.library.emulator_shared_at.argtypes = (ctypes.c_void_p,)
         self.library.emulator_launch.argtypes = (ctypes.POINTER(_Launch), ctypes.POINTER(_Report))
         self.memory = Memory(self.library, size=1 << (28 if address else 30))  # AddressSanitizer's notes about it are made at once
         self.lock = threading.Lock()  # one launch at a time: ctypes lets other Python threads run meanwhile
@@ -83,6 +89,16 @@ def core(build: str | None = None) -> Core:
     elif build is not None and _core.address != (build == "address"):
         raise RuntimeError("the build 'address' needs a process of its own: start Python with MINIGRAD_EMULATOR=address")
     return _core
+
+
+class Waste(NamedTuple):
+    """What a launch has asked for in vain, as far as the check build saw; the other builds see nothing and say 0.
+
+    idle_blocks: blocks that wrote to no array. unused_shared: bytes at the end of dynamic shared memory that no block wrote to.
+    """
+
+    idle_blocks: int
+    unused_shared: int
 
 
 class Library:
@@ -125,7 +141,7 @@ class Function:
                 "max_dynamic_shared_size_bytes says so"
             )
 
-    def _run(self, grid: tuple[int, int, int], block: tuple[int, int, int], values: Sequence[Any], shared: int, order: str, seconds: float) -> None:
+    def _run(self, grid: tuple[int, int, int], block: tuple[int, int, int], values: Sequence[Any], shared: int, order: str, seconds: float) -> Waste:
         """Run the grid once."""
         core, arguments = self.library.core, (ctypes.c_void_p * max(len(values), 1))(*[ctypes.addressof(v) for v in values])
         launch = _Launch(self.call, arguments, _Uint3(*grid), _Uint3(*block), shared, ctypes.pointer(self.library.info), ORDERS.index(order), seconds)
@@ -133,10 +149,11 @@ class Function:
         with core.lock:
             if core.library.emulator_launch(ctypes.byref(launch), ctypes.byref(report)):
                 raise self._fault(report, values)
+        return Waste(report.idle_blocks, report.unused_shared)
 
     def launch(
         self, grid: tuple[int, int, int], block: tuple[int, int, int], values: Sequence[Any], shared: int, orders: Sequence[str], seconds: float
-    ) -> None:
+    ) -> Waste:
         """Run the grid in every one of the orders, from the same memory each time, and compare what it writes bit for bit.
 
         Args:
@@ -148,16 +165,15 @@ class Function:
             KernelFault: the exception for what a thread did; NotRepeatable if two orders give different results.
         """
         if len(orders) == 1:
-            self._run(grid, block, values, shared, orders[0], seconds)
-            return
+            return self._run(grid, block, values, shared, orders[0], seconds)
         addresses = [v.value for v, kind in zip(values, self.kinds, strict=True) if kind == "p" and v.value]
         written = self._blocks([*addresses, *self._in_tables(values)])
         before = [(data.copy(), states.copy()) for _, data, states in written]
-        first = None
+        first, waste = None, Waste(0, 0)
         for order in orders:
             for (_, data, states), (data_then, states_then) in zip(written, before, strict=True):
                 data[...], states[...] = data_then, states_then
-            self._run(grid, block, values, shared, order, seconds)
+            waste = self._run(grid, block, values, shared, order, seconds)
             results = [data.copy() for _, data, _ in written]
             first = first or (order, results)
             for (address, _, _), result, other in zip(written, results, first[1], strict=True):
@@ -169,6 +185,7 @@ class Function:
                     )
                     fault.kernel = self.name
                     raise fault
+        return waste
 
     def _in_tables(self, values: Sequence[Any]) -> list[int]:
         """The addresses that the launch's tables of addresses hold; see the top of kernel_source.py."""
@@ -221,9 +238,10 @@ class Function:
         memory = self.library.core.memory
         place = memory.before(address)
         if place is None:
-            info = self.library.info
-            if info.shared_begin and info.shared_begin <= address < info.shared_end:
-                return f"; byte {address - info.shared_begin} of the static shared arrays"
+            shared = self.library.core.library.emulator_shared_at(address)
+            if shared:
+                array = shared.contents
+                return f"; byte {address - array.address} of {array.name.decode()}, which has {array.bytes} bytes"
             dynamic = ctypes.c_void_p.in_dll(self.library.core.library, "emulator_dynamic_shared").value or 0
             return f"; byte {address - dynamic} of dynamic shared memory" if 0 <= address - dynamic < 2**18 else ""
         start, nbytes = place
