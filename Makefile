@@ -11,7 +11,7 @@ RUN  := $(VENV)/bin/python
 FAST := env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE
 
 .DEFAULT_GOAL := help
-.PHONY: help venv train test coverage deep mutants lint bench bench-gpu notebooks docs
+.PHONY: help venv train test coverage deep mutants lint bench bench-gpu lab notebooks docs
 .NOTPARALLEL:
 
 help: ## this list
@@ -48,6 +48,9 @@ bench: $(VENV)/test.stamp ## all benchmarks (25 minutes), or one of benchmarks/:
 bench-gpu: $(if $(filter $(VENV)/%,$(RUN)),$(VENV)/test.stamp) ## the CUDA path on a GPU beside PyTorch (6 minutes); docs/benchmarks_gpu.md
 	$(FAST) $(RUN) -m benchmarks.gpu_suite $(ARGS)
 
+lab: $(VENV)/notebooks.stamp ## the notebooks in JupyterLab, in a browser
+	$(FAST) $(RUN) -m jupyterlab $(ARGS) notebooks
+
 notebooks: $(VENV)/test.stamp ## run the notebooks and write their .ipynb files:  make notebooks ARGS="01 05"
 	$(FAST) $(RUN) notebooks/build.py $(ARGS)
 
@@ -71,6 +74,11 @@ $(VENV)/app.stamp: pyproject.toml | $(RUN)
 $(VENV)/test.stamp: pyproject.toml | $(RUN)
 	@echo "installing the packages that the tests need into $(VENV)"
 	@$(RUN) -m pip install --quiet --editable '.[test]'
+	@touch $@ $(VENV)/app.stamp
+
+$(VENV)/notebooks.stamp: pyproject.toml | $(RUN)
+	@echo "installing JupyterLab into $(VENV)"
+	@$(RUN) -m pip install --quiet --editable '.[notebooks]'
 	@touch $@ $(VENV)/app.stamp
 
 $(VENV)/docs.stamp: pyproject.toml | $(RUN)

@@ -29,7 +29,7 @@ __all__ = [
 ]  # fmt: skip
 
 OPTIONS = ("-std=c++17", "-lineinfo")
-"""What NVRTC is given: line numbers for profilers cost nothing."""
+"""What NVRTC is given: line numbers for profilers cost nothing. CuPy adds -ftz=true: float32 numbers nearer to 0 than 1.2e-38 count as 0."""
 
 _MOST_GRID = (2**31 - 1, 65535, 65535)
 _SHARED_WITHOUT_ASKING = 48 * 1024
