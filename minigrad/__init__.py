@@ -13,6 +13,7 @@ from minigrad.tensor import Tensor  # first: see the end of tensor.py
 # isort: split
 from minigrad import functional, nn, optim
 from minigrad.autograd import grad
+from minigrad.backend.cublas import precision
 from minigrad.backend.cuda import emulated
 from minigrad.checkpoint import checkpoint
 from minigrad.gradcheck import gradcheck
@@ -21,5 +22,5 @@ from minigrad.random import manual_seed
 
 __all__ = [
     "Tensor", "anomaly", "checkpoint", "definitions", "emulated", "enable_grad", "functional", "grad", "gradcheck", "manual_seed", "nn", "no_grad",
-    "optim",
+    "optim", "precision",
 ]  # fmt: skip

@@ -109,6 +109,30 @@ def test_writes_in_place(device: object):
         y.backward()
 
 
+def test_a_view_of_windows_tells_of_writes(device: object):
+    """CuPy's strided views do not say whose memory they show."""
+    x = Tensor(rng(0).standard_normal((1, 4, 4, 2))).to(device="cuda")
+    patches = ops.windows(x, (2, 2))
+    y = (patches * Tensor(np.ones(patches.shape)).to(device="cuda").requires_grad_()).sum()
+    x[0, 0, 0, 0] = 1.0
+    with pytest.raises(RuntimeError, match="was written in place after the forward pass"):
+        y.backward()
+
+
+def test_gradients_of_numbers_without_axes(device: object):
+    x = Tensor(np.array(2.0)).to(device="cuda").requires_grad_()
+    (x[None] * 3.0).sum().backward()
+    assert x.grad is not None and x.grad.shape == () and x.grad.item() == 3.0
+
+
+def test_minus_zero_and_floats_as_indices_are_what_they_are_on_the_cpu(device: object):
+    x = Tensor([1.0, 2.0]).to(device="cuda")
+    assert not np.signbit((x * 0.0).to(device="cpu").numpy()).any() and np.signbit((x * -0.0).to(device="cpu").numpy()).all()
+    for here in (x, x.to(device="cpu")):
+        with pytest.raises(IndexError, match=r"a tensor is indexed by integers, slices, None, Ellipsis, .* not by 1\.5"):
+            here[1.5]
+
+
 def test_indices_given_twice_add_up(device: object):
     x = Tensor(np.arange(4.0), requires_grad=True)
     there = x.to(device="cuda")

@@ -13,29 +13,39 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Array", "add_at", "add_device", "as_strided", "device_of", "is_array", "number", "remove_device", "to_device"]
+__all__ = ["Array", "add_at", "add_device", "as_strided", "device_of", "is_array", "is_view", "matmul", "number", "remove_device", "to_device"]
 
 Array = Any  # a numpy.ndarray, or the array type of another backend
 
 
 class _Device:
-    """What the engine must know of a device: how to tell its arrays, how to bring an array there and back, and how to make a strided view."""
+    """What the engine must know of a device: how to tell its arrays, how to bring an array there and back, and what it calls by other names."""
 
-    __slots__ = ("add_at", "as_strided", "from_numpy", "name", "to_numpy")
+    __slots__ = ("add_at", "as_strided", "from_numpy", "matmul", "name", "to_numpy")
 
-    def __init__(self, name: str, from_numpy: Callable, to_numpy: Callable, as_strided: Callable, add_at: Callable):
-        self.name, self.from_numpy, self.to_numpy, self.as_strided, self.add_at = name, from_numpy, to_numpy, as_strided, add_at
+    def __init__(self, name: str, from_numpy: Callable, to_numpy: Callable, as_strided: Callable, add_at: Callable, matmul: Callable):
+        self.name, self.from_numpy, self.to_numpy, self.as_strided, self.add_at, self.matmul = name, from_numpy, to_numpy, as_strided, add_at, matmul
 
 
-_cpu = _Device("cpu", np.asarray, np.asarray, np.lib.stride_tricks.as_strided, np.add.at)
+_cpu = _Device("cpu", np.asarray, np.asarray, np.lib.stride_tricks.as_strided, np.add.at, np.matmul)
 _by_name: dict[str, _Device] = {"cpu": _cpu}
 _by_type: dict[type, _Device] = {np.ndarray: _cpu}
 _numbers: dict[tuple, Array] = {}  # see `number`
 
 
-def add_device(name: str, array_type: type, from_numpy: Callable, to_numpy: Callable, as_strided: Callable, add_at: Callable = np.add.at) -> None:
-    """Make the arrays of `array_type` known under the device `name`; the functions convert and view them, and add at places given more than once."""
-    _by_name[name] = _by_type[array_type] = _Device(name, from_numpy, to_numpy, as_strided, add_at)
+def add_device(
+    name: str,
+    array_type: type,
+    from_numpy: Callable,
+    to_numpy: Callable,
+    as_strided: Callable,
+    add_at: Callable = np.add.at,
+    matmul: Callable = np.matmul,
+) -> None:
+    """Make the arrays of `array_type` known under the device `name`; the functions convert and view them, add at places given more than once, and
+    multiply matrices.
+    """
+    _by_name[name] = _by_type[array_type] = _Device(name, from_numpy, to_numpy, as_strided, add_at, matmul)
     _numbers.clear()
 
 
@@ -86,7 +96,7 @@ def number(value: Any, dtype: Any, device: str) -> Array:
     """
     if device == "cpu":
         return np.asarray(value, dtype)
-    key = device, np.dtype(dtype), type(value), value
+    key = device, np.dtype(dtype), type(value), value or str(value)  # -0.0 == 0.0
     if key not in _numbers:
         if len(_numbers) > 1000:
             _numbers.clear()
@@ -94,9 +104,26 @@ def number(value: Any, dtype: Any, device: str) -> Array:
     return _numbers[key]
 
 
+def is_view(array: Array, of: Array) -> bool:
+    """Whether `array`, which was made from `of`, looks at the same memory."""
+    if array is of:
+        return True
+    base = array.base
+    while base is not None:  # NumPy's views point at the array that owns the memory, strided ones (windows) by way of others
+        if base is of or base is of.base:
+            return True
+        base = getattr(base, "base", None)
+    return type(array) is type(of) is not np.ndarray and array.data.mem is of.data.mem  # the views of CuPy's as_strided name no base
+
+
 def add_at(array: Array, index: Any, values: Array) -> None:
     """`array[index] += values`, where the index may pick an element more than once: it then receives each value."""
     _find(array).add_at(array, index, values)
+
+
+def matmul(x: Array, y: Array) -> Array:
+    """The product of matrices, or of stacks of matrices whose leading axes are broadcast: `numpy.matmul` without vectors."""
+    return np.matmul(x, y) if type(x) is np.ndarray else _find(x).matmul(x, y)
 
 
 def as_strided(array: Array, shape: tuple[int, ...], strides: tuple[int, ...]) -> Array:

@@ -9,6 +9,7 @@ from math import prod
 
 import numpy as np
 
+from minigrad import backend
 from minigrad.backend import cuda
 from minigrad.backend.cpu import parallel_rows
 from minigrad.op import fused
@@ -111,7 +112,7 @@ def cuda_column_sums(rows):
 def cuda_forward(x, weight, bias):
     """One product, by cuBLAS, and a pass over y for the bias."""
     features_out, features_in = weight.shape
-    y = x.reshape(prod(x.shape[:-1]), features_in) @ weight.T              # (R, O); cuBLAS reads the weight transposed, nothing is copied
+    y = backend.matmul(x.reshape(prod(x.shape[:-1]), features_in), weight.T)  # (R, O); cuBLAS reads the weight transposed, nothing is copied
     if bias is not None:
         number, width = cuda.c_type(x.dtype), cuda.vector_width(features_out, y, bias)
         types, packs = f"{number}, {number if width == 1 else 'float4'}", y.size // width
@@ -125,8 +126,8 @@ def cuda_backward(dy, saved, needs):
     features_out, features_in = weight.shape
     rows = x.reshape(prod(x.shape[:-1]), features_in)                      # (R, I)
     g = dy.reshape(len(rows), features_out)                                # (R, O)
-    dx = (g @ weight).reshape(x.shape) if needs[0] else None
-    return dx, g.T @ rows if needs[1] else None, cuda_column_sums(g) if needs[2] else None
+    dx = backend.matmul(g, weight).reshape(x.shape) if needs[0] else None
+    return dx, backend.matmul(g.T, rows) if needs[1] else None, cuda_column_sums(g) if needs[2] else None
 
 
 linear.kernel("cuda", cuda_forward, cuda_backward, fresh=True, reads={"x": "weight", "weight": "x", "bias": ""})

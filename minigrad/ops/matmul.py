@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
-
+from minigrad import backend
 from minigrad.op import primitive
 from minigrad.ops.movement import reshape, sum_to, swapaxes
 from minigrad.tensor import Tensor
@@ -15,7 +14,7 @@ from minigrad.tensor import Tensor
 @primitive(name="matmul")
 def product(x: Tensor, y: Tensor) -> Tensor:
     """The product of matrices, or of stacks of matrices whose leading axes are broadcast: matmul without vectors and checks."""
-    return np.matmul(x, y)
+    return backend.matmul(x, y)
 
 
 product.derivative(
@@ -23,8 +22,8 @@ product.derivative(
     y=lambda g, x, y_shape: sum_to(product(swapaxes(x, -1, -2), g), y_shape),  # (..., k, m) = (..., k, n) (..., n, m)
 )
 product.on_arrays(
-    x=lambda g, y, x_shape: _summed_to(np.matmul(g, y.swapaxes(-1, -2)), x_shape),
-    y=lambda g, x, y_shape: _summed_to(np.matmul(x.swapaxes(-1, -2), g), y_shape),
+    x=lambda g, y, x_shape: _summed_to(backend.matmul(g, y.swapaxes(-1, -2)), x_shape),
+    y=lambda g, x, y_shape: _summed_to(backend.matmul(x.swapaxes(-1, -2), g), y_shape),
 )
 
 

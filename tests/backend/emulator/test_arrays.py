@@ -8,6 +8,7 @@ import itertools
 import numpy as np
 import pytest
 
+from minigrad import backend
 from minigrad.backend import cuda
 from minigrad.backend.emulator import state
 from minigrad.backend.emulator.faults import UninitialisedRead
@@ -52,7 +53,7 @@ MIXED = {
 
 @pytest.mark.parametrize("what", MIXED)
 def test_arrays_of_the_two_sides_do_not_mix(cp, what):
-    with pytest.raises(TypeError):
+    with pytest.raises((TypeError, ValueError)):  # CuPy says ValueError for copyto and assignment
         MIXED[what](cp.asarray(PLAIN))
 
 
@@ -92,13 +93,35 @@ def test_computes_what_numpy_computes(cp, what):
     assert (found.dtype, found.shape) == (expected.dtype, np.shape(expected))
 
 
-def test_results_are_in_c_order_and_casts_keep_the_order(cp):
+def test_what_is_computed_is_in_c_order_and_what_is_copied_in_the_order_it_had(cp):
     turned = cp.asarray(PLAIN).T
     assert turned.flags.f_contiguous
     assert np.exp(turned).flags.c_contiguous
     assert (turned + turned).flags.c_contiguous
     assert turned.copy().flags.c_contiguous
-    assert not turned.astype(np.float64).flags.c_contiguous
+    for same in (
+        cp.asarray(PLAIN.T), turned.astype(np.float64), turned.copy("K"), cp.empty_like(turned), np.zeros_like(turned), np.ones_like(turned),
+        np.pad(turned, ((1, 1), (0, 0))),
+    ):  # fmt: skip
+        assert same.flags.f_contiguous and not same.flags.c_contiguous and same.base is None
+    moved = cp.asarray(numbers(2, 3, 4)).transpose(1, 0, 2)  # neither order
+    assert moved.astype(np.float64).strides == cp.empty_like(moved, dtype=np.float64).strides == (32, 96, 8)
+    assert cp.empty_like(moved, shape=(5, 2)).flags.c_contiguous  # another number of axes
+    assert cp.asarray(numbers(6, 4)[::2]).flags.c_contiguous
+
+
+def test_the_shape_of_no_axes_counts_as_none_given(cp):
+    """A mistake of CuPy 14.2; what makes 0-d arrays must not rely on it."""
+    x = cp.ones((2, 3))
+    assert np.zeros_like(x, shape=()).shape == cp.empty_like(x, shape=()).shape == cp.full_like(x, 1, shape=()).shape == (2, 3)
+    assert np.zeros_like(x, shape=(1,)).reshape(()).shape == cp.zeros(()).shape == ()
+
+
+def test_a_strided_view_names_no_owner_but_lies_in_the_same_memory(cp):
+    x = cp.asarray(PLAIN)
+    view = cp.lib.stride_tricks.as_strided(x[1:], (2, 2), (16, 4))
+    assert view.base is None and view.data.mem is x.data.mem and view.data.ptr == x.data.ptr + 16
+    assert backend.is_view(view, x) and backend.is_view(x.T, x) and not backend.is_view(x + 0, x) and not backend.is_view(x.T.reshape(-1), x)
 
 
 def test_views_share_memory_and_name_their_owner(cp):
@@ -125,6 +148,21 @@ def test_other_names_of_the_module_are_missing_and_say_so(cp):
         np.linalg.norm(cp.zeros(2))
 
 
+def test_what_no_function_of_cupy_takes(cp):
+    x, whole = cp.asarray(PLAIN), cp.zeros((3, 4), np.int64)
+    for refused, error in [
+        (lambda: range(cp.asarray(3)), TypeError),  # its arrays are no indices
+        (lambda: np.add(x, x, where=x > 0), TypeError),
+        (lambda: np.add(x, x, out=whole), TypeError),
+        (lambda: np.maximum.reduce(x), NotImplementedError),
+        (lambda: np.exp.at(x, 0), (NotImplementedError, TypeError)),
+        (lambda: np.concatenate([x[0, 0], x[0, 0]]), TypeError),
+    ]:
+        with pytest.raises(error):
+            refused()
+    np.testing.assert_array_equal(np.add.reduce(x, 1).get().shape, (3,))
+
+
 def test_the_host_waits_for_numbers_and_nothing_else(cp, device):
     x = cp.asarray(PLAIN)
     y = np.exp(x).sum() * 2
@@ -132,8 +170,12 @@ def test_the_host_waits_for_numbers_and_nothing_else(cp, device):
     np.add(x, 1, out=x)
     assert device.synchronisations == 0
     for count, wait in enumerate(
-        (x.get, y.item, lambda: float(y), lambda: int(y), lambda: bool(y > 0), lambda: x[x > 0], x.tolist, lambda: repr(x)), 1
-    ):
+        (
+            x.get, y.item, lambda: float(y), lambda: int(y), lambda: bool(y > 0), lambda: x[x > 0], x.tolist, lambda: repr(x),
+            lambda: x.__setitem__(x > 5, 0),
+        ),
+        1,
+    ):  # fmt: skip
         wait()
         assert device.synchronisations == count
 

@@ -1,0 +1,184 @@
+"""What the GPU benchmarks share: the card and what it is driven by, times by CUDA events, tables, the JSON file.
+
+Ours and PyTorch's work run in one process and, unless said otherwise, on the same stream: the events of one measure both. Every program here prints
+a short table last, writes what it measured, unreduced, to benchmarks/results/gpu/ (or --out), and on a machine without a GPU ends with the sentence
+that `minigrad` has for it. Read next: `gpu_networks.py`, the steps that are measured; `gpu_profile.py`, the shortest program.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import itertools
+import json
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import measure
+from benchmarks.measure import QUICK_RESULTS, RESULTS, ROOT
+
+GPU_RESULTS = RESULTS / "gpu"
+
+
+def connect() -> Any:
+    """CuPy, or its stand-in inside `minigrad.emulated()`. Where there is no GPU the program ends, with status 1 and a sentence that says why."""
+    from minigrad.backend import cuda
+
+    try:
+        return cuda.connect()
+    except RuntimeError as error:
+        raise SystemExit(str(error)) from None
+
+
+def emulated() -> bool:
+    """Whether the emulator plays the GPU: everything runs, and no time means anything."""
+    from minigrad.backend import cuda
+
+    return cuda.array_module().__name__ != "cupy"
+
+
+def torch_device() -> str:
+    """Where PyTorch's side runs: beside the emulator on the CPU, so that its code runs too."""
+    return "cpu" if emulated() else "cuda"
+
+
+# --- times
+
+
+def elapsed_ms(function: Callable[[], Any], repeats: int = 1) -> float:
+    """Milliseconds that the GPU took for one call of `function`, the mean of `repeats` calls between two events."""
+    cp = connect()
+    begin, end = cp.cuda.Event(), cp.cuda.Event()
+    begin.record()
+    for _ in range(repeats):
+        function()
+    end.record()
+    end.synchronize()
+    return cp.cuda.get_elapsed_time(begin, end) / repeats
+
+
+def each_ms(function: Callable[[], Any], count: int) -> list[float]:
+    """Milliseconds from the end of one call to the end of the next, for `count` calls, none of which is waited for."""
+    cp = connect()
+    events = [cp.cuda.Event() for _ in range(count + 1)]
+    events[0].record()
+    for event in events[1:]:
+        function()
+        event.record()
+    events[-1].synchronize()
+    return [round(cp.cuda.get_elapsed_time(before, after), 5) for before, after in itertools.pairwise(events)]
+
+
+def synchronise() -> None:
+    """Wait for the GPU."""
+    connect().cuda.Device().synchronize()
+
+
+def free_memory() -> None:
+    """Give what is unused in both frameworks' pools back to the card."""
+    import gc
+
+    gc.collect()
+    if emulated():
+        return
+    import torch
+
+    connect().get_default_memory_pool().free_all_blocks()
+    torch.cuda.empty_cache()
+
+
+# --- the command line, the table, the file
+
+
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """The options that all have."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the JSON file (default: benchmarks/results/gpu/NAME-CARD.json)")
+    parser.add_argument("--quick", action="store_true", help="tiny cases, to see that everything works; written to runs/benchmarks/gpu/")
+    return parser
+
+
+def environment() -> dict[str, Any]:
+    """The card, its driver, the versions, and the host."""
+    about: dict[str, Any] = {"device": "the emulator", **measure.environment()}
+    if not emulated():
+        cp = connect()
+        properties = cp.cuda.runtime.getDeviceProperties(0)
+        about.update(
+            device=properties["name"].decode(),
+            compute_capability=f"{properties['major']}.{properties['minor']}",
+            multiprocessors=int(properties["multiProcessorCount"]),
+            l2_bytes=int(properties["l2CacheSize"]),
+            memory_bytes=int(properties["totalGlobalMem"]),
+            driver=driver_version(),
+            cuda_driver_api=int(cp.cuda.runtime.driverGetVersion()),
+            cuda_runtime=int(cp.cuda.runtime.runtimeGetVersion()),
+        )
+    about["versions"] = {name: _version(name) for name in ("numpy", "cupy", "torch", "triton") if name in sys.modules}
+    if "torch" in sys.modules:
+        import torch
+
+        about["versions"]["cudnn"] = str(torch.backends.cudnn.version())
+    return about
+
+
+def _version(name: str) -> str:
+    return str(getattr(sys.modules[name], "__version__", None) or importlib.metadata.version(name))
+
+
+def driver_version() -> str | None:
+    """What the kernel module calls itself, such as 580.95.05; None where it does not say."""
+    try:
+        words = Path("/proc/driver/nvidia/version").read_text().split()
+    except OSError:
+        return None
+    return next((word for word in words if word[:1].isdigit() and word.count(".") >= 1), None)
+
+
+def path_of(name: str, options: argparse.Namespace, device: str, variant: str) -> Path:
+    """Where `save` writes: --out, or a file called after the benchmark, the card and what else tells two runs apart."""
+    words = [name, re.sub(r"[^a-z0-9]+", "-", device.removeprefix("NVIDIA ").lower()), variant]
+    return options.out or (QUICK_RESULTS / "gpu" if options.quick else GPU_RESULTS) / f"{'-'.join(word for word in words if word)}.json"
+
+
+def save(name: str, rows: Sequence[dict], options: argparse.Namespace, argv: Sequence[str] | None, variant: str = "", **more: Any) -> Path:
+    """Write what was measured, on what, when and by which command; returns the file. variant: part of its name."""
+    words = ["FILE" if os.path.isabs(word) else word for word in (sys.argv[1:] if argv is None else argv)]
+    record = {
+        "benchmark": name,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", "-m", f"benchmarks.{name}", *words]),
+        "quick": options.quick,
+        "environment": environment(),
+        **more,
+        "rows": [],
+    }
+    path = path_of(name, options, record["environment"]["device"], variant)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = ",\n".join(json.dumps(row) for row in rows)  # one row a line: a later run differs from this one line by line
+    path.write_text(json.dumps(record, indent=1).removesuffix("[]\n}") + f"[\n{text}\n]\n}}\n")
+    print(f"written: {path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}")
+    return path
+
+
+def text_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table for a terminal: the first column to the left, the others to the right."""
+    cells = [list(header), *([cell if isinstance(cell, str) else figure(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) if k == 0 else cell.rjust(width) for k, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
+        for row in cells
+    )
+
+
+def figure(value: float | None) -> str:
+    """A few significant digits; a dash for nothing."""
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.4g}"
