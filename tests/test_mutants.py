@@ -135,6 +135,8 @@ def test_the_sign_of_a_result_that_is_no_number_stays():
         "f(a, 1 + _GRAIN // n)",
         "parallel_rows(f, a, 1 + 2**18 // n)",
         "def _grain(y): return 1 + 1_000_000 // y.size",
+        "slices = max(1, min(256, n // 32))",
+        "class Grid:\n    def lay(self): self.of_rows = -(-n // 4), columns",
         "step = max(BLOCK // width, 1)",
         "a = n > LONG_ROW",
         "a.b()",
@@ -151,6 +153,10 @@ def test_a_speed_constant_that_is_added_to_a_position_is_no_excuse():
         "last = min(first - _BLOCK, stop)",
         "last = min(first, stop)",
     ]
+
+
+def test_a_grid_is_no_speed_constant():
+    assert set(changed("grid = slices * 2")) == {"grid = slices / 2", "grid = slices * 4"}
 
 
 def test_places_comments_and_letters_beyond_ascii():
