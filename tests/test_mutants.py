@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests import mutants as script
-from tests.mutants import Job, Outcome, Project, Stage, Workers
+from tests import mutants_workers
+from tests.mutants import Project
+from tests.mutants_workers import Job, Outcome, Stage, Workers
 from tests.mutations import mutants, operations
 
 REPOSITORY = Path(__file__).parent.parent
@@ -335,7 +337,7 @@ def test_some_of_the_changes(toy: Path):
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_change_that_hangs_is_noticed(toy: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(script, "_child", lambda *arguments: signal.pause())
+    monkeypatch.setattr(mutants_workers, "_child", lambda *arguments: signal.pause())
     mutant = mutants("minigrad/fused/area.py", TOY)[0]
     job = Job(mutant, TOY, set(), [Stage(("tests/fused/test_area.py",))])
     [(ended, outcome)] = Workers(toy, 1, limit=0.05).run(iter([job]))
