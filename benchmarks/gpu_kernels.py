@@ -81,7 +81,7 @@ def label(case: dict) -> str:
     shapes = " ".join("x".join(map(str, given["shape"])) for given in case["inputs"] if given and len(given["shape"]) > 1)
     kept = ("stride", "relu", "groups", "kernel_size", "scale_factor")
     extra = "".join(f" {key}={case['values'][key]}" for key in kept if case["values"].get(key) not in (None, False, 1, (1, 1), [1, 1]))
-    return f"{case['op']} {shapes}{extra}".replace("scaled_dot_product_attention", "attention")
+    return (f"{case['op']} {shapes}".strip() + extra).replace("scaled_dot_product_attention", "attention")
 
 
 def summary(row: dict, ceilings: list[dict], precision: str) -> dict[str, Any]:

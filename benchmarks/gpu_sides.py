@@ -53,7 +53,7 @@ class Data:
 
         self.case, self.device = case, gpu.torch_device()
         torch.manual_seed(0)
-        self.inputs = [[None if given is None else self._random(given) for given in case["inputs"]] for _ in range(copies)]
+        self.inputs: list[list[Any]] = [[None if given is None else self._random(given) for given in case["inputs"]] for _ in range(copies)]
         out: dict[str, Any] = {"shape": case["out"], "kind": "f", "order": range(len(case["out"]))}
         if case["op"] == "scaled_dot_product_attention":
             out["order"] = case["inputs"][0]["order"]  # its heads are put side by side again next

@@ -28,7 +28,7 @@ SIDES = {
 }
 MODES = {"torch-compile": "default", "torch-compile-graphs": "reduce-overhead"}
 COMPILED = {("cifar-micro", "torch-compile"), ("cifar-nano", "torch-compile-graphs")}  # what is compiled if no sides are named
-MILLISECONDS = 400.0  # that a turn measures, at least 5 steps
+MILLISECONDS, FEWEST, MOST = 400.0, 5, 50  # that a turn measures, and steps
 
 
 def prepare(side: str, case: dict, precision: str) -> tuple[Callable[[], Any], float]:
@@ -64,7 +64,7 @@ def measured(case: dict, precision: str, sides: Sequence[str], rounds: int, may_
     for _ in range(rounds):
         for side, step in steps.items():
             once = timed(step, 1, warm_ups=2)["ms"][0]
-            rows[side]["turns"].append(timed(step, int(min(50, max(5, MILLISECONDS / max(once, 0.01)))), warm_ups=0))
+            rows[side]["turns"].append(timed(step, int(min(MOST, max(FEWEST, MILLISECONDS / max(once, 0.01)))), warm_ups=0))
             gpu.free_memory()
     return list(rows.values())
 
