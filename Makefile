@@ -12,11 +12,11 @@ PYTHON_GPU ?= $(if $(wildcard $(RUN)),$(RUN),$(PYTHON))
 FAST := env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE
 
 .DEFAULT_GOAL := help
-.PHONY: help venv train test test-gpu sanitize coverage deep mutants lint bench notebooks docs
+.PHONY: help venv train test test-gpu sanitize coverage deep mutants lint bench bench-gpu lab notebooks docs
 .NOTPARALLEL:
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(VENV)/app.stamp ## the virtual environment .venv, with what training needs
 
@@ -50,6 +50,13 @@ lint: $(VENV)/test.stamp ## style, types and the direction of imports
 bench: $(VENV)/test.stamp ## all benchmarks (25 minutes), or one of benchmarks/:  make bench BENCH=ops ARGS="--quick"
 	$(FAST) $(RUN) -m benchmarks.$(BENCH) $(ARGS)
 
+# CuPy is not among the packages that the tests need: pip install '.[cuda13]' into .venv, or RUN=python3 where it is installed with PyTorch.
+bench-gpu: $(if $(filter $(VENV)/%,$(RUN)),$(VENV)/test.stamp) ## the CUDA path on a GPU beside PyTorch (6 minutes); docs/benchmarks_gpu.md
+	$(FAST) $(RUN) -m benchmarks.gpu_suite $(ARGS)
+
+lab: $(VENV)/notebooks.stamp ## the notebooks in JupyterLab, in a browser
+	$(FAST) $(RUN) -m jupyterlab $(ARGS) notebooks
+
 notebooks: $(VENV)/test.stamp ## run the notebooks and write their .ipynb files:  make notebooks ARGS="01 05"
 	$(FAST) $(RUN) notebooks/build.py $(ARGS)
 
@@ -73,6 +80,11 @@ $(VENV)/app.stamp: pyproject.toml | $(RUN)
 $(VENV)/test.stamp: pyproject.toml | $(RUN)
 	@echo "installing the packages that the tests need into $(VENV)"
 	@$(RUN) -m pip install --quiet --editable '.[test]'
+	@touch $@ $(VENV)/app.stamp
+
+$(VENV)/notebooks.stamp: pyproject.toml | $(RUN)
+	@echo "installing JupyterLab into $(VENV)"
+	@$(RUN) -m pip install --quiet --editable '.[notebooks]'
 	@touch $@ $(VENV)/app.stamp
 
 $(VENV)/docs.stamp: pyproject.toml | $(RUN)

@@ -10,8 +10,10 @@ from __future__ import annotations
 import argparse
 import datetime
 import importlib.metadata
+import itertools
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -25,7 +27,7 @@ GPU_RESULTS = RESULTS / "gpu"
 
 
 def connect() -> Any:
-    """CuPy, or its stand-in inside `minigrad.emulated()`; where there is no GPU the program ends with status 1 and a sentence that says what is missing."""
+    """CuPy, or its stand-in inside `minigrad.emulated()`. Where there is no GPU the program ends, with status 1 and a sentence that says why."""
     from minigrad.backend import cuda
 
     try:
@@ -70,7 +72,7 @@ def each_ms(function: Callable[[], Any], count: int) -> list[float]:
         function()
         event.record()
     events[-1].synchronize()
-    return [round(cp.cuda.get_elapsed_time(before, after), 5) for before, after in zip(events, events[1:], strict=False)]
+    return [round(cp.cuda.get_elapsed_time(before, after), 5) for before, after in itertools.pairwise(events)]
 
 
 def synchronise() -> None:
@@ -97,7 +99,7 @@ def free_memory() -> None:
 def arguments(description: str | None) -> argparse.ArgumentParser:
     """The options that all have."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the JSON file (default: benchmarks/results/gpu/NAME.json)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the JSON file (default: benchmarks/results/gpu/NAME-CARD.json)")
     parser.add_argument("--quick", action="store_true", help="tiny cases, to see that everything works; written to runs/benchmarks/gpu/")
     return parser
 
@@ -139,13 +141,14 @@ def driver_version() -> str | None:
     return next((word for word in words if word[:1].isdigit() and word.count(".") >= 1), None)
 
 
-def path_of(name: str, options: argparse.Namespace) -> Path:
-    """Where `save` writes."""
-    return options.out or (QUICK_RESULTS / "gpu" if options.quick else GPU_RESULTS) / f"{name}.json"
+def path_of(name: str, options: argparse.Namespace, device: str, variant: str) -> Path:
+    """Where `save` writes: --out, or a file called after the benchmark, the card and what else tells two runs apart."""
+    words = [name, re.sub(r"[^a-z0-9]+", "-", device.removeprefix("NVIDIA ").lower()), variant]
+    return options.out or (QUICK_RESULTS / "gpu" if options.quick else GPU_RESULTS) / f"{'-'.join(word for word in words if word)}.json"
 
 
-def save(name: str, rows: Sequence[dict], options: argparse.Namespace, argv: Sequence[str] | None, **more: Any) -> Path:
-    """Write what was measured, on what, when and by which command; returns the file."""
+def save(name: str, rows: Sequence[dict], options: argparse.Namespace, argv: Sequence[str] | None, variant: str = "", **more: Any) -> Path:
+    """Write what was measured, on what, when and by which command; returns the file. variant: part of its name."""
     words = ["FILE" if os.path.isabs(word) else word for word in (sys.argv[1:] if argv is None else argv)]
     record = {
         "benchmark": name,
@@ -156,7 +159,7 @@ def save(name: str, rows: Sequence[dict], options: argparse.Namespace, argv: Seq
         **more,
         "rows": [],
     }
-    path = path_of(name, options)
+    path = path_of(name, options, record["environment"]["device"], variant)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = ",\n".join(json.dumps(row) for row in rows)  # one row a line: a later run differs from this one line by line
     path.write_text(json.dumps(record, indent=1).removesuffix("[]\n}") + f"[\n{text}\n]\n}}\n")

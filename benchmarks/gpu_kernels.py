@@ -4,8 +4,8 @@
 
 The cases are those of `ops.py`: every call of a training step of the first configuration, and of each further one the largest call of each operation.
 Both sides take turns in one run; an operation is called on inputs that the cache does not hold (`gpu_sides.py`). What an operation must do is counted
-in `gpu_counts.py`, what the card can do is measured in `gpu_ceilings.py`, in the same run: a pass reaches so many percent of what would be its time at
-the speed of copying memory, or at that of cuBLAS's products, whichever it must wait for. The list of memory-bound passes below 70 % ends the output.
+in `gpu_counts.py`; what the card can do is measured in `gpu_ceilings.py`, in the same run. A pass then reaches so many percent of its ceiling: of the
+speed of copying memory, or of cuBLAS's products, whichever it must wait for. The list of memory-bound passes below 70 % ends the output.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def label(case: dict) -> str:
     shapes = " ".join("x".join(map(str, given["shape"])) for given in case["inputs"] if given and len(given["shape"]) > 1)
     kept = ("stride", "relu", "groups", "kernel_size", "scale_factor")
     extra = "".join(f" {key}={case['values'][key]}" for key in kept if case["values"].get(key) not in (None, False, 1, (1, 1), [1, 1]))
-    return f"{case['op']} {shapes}{extra}".replace("scaled_dot_product_attention", "attention")
+    return (f"{case['op']} {shapes}".strip() + extra).replace("scaled_dot_product_attention", "attention")
 
 
 def summary(row: dict, ceilings: list[dict], precision: str) -> dict[str, Any]:
@@ -105,10 +105,10 @@ def table_of(rows: list[dict], ceilings: list[dict], precision: str) -> str:
     for row in rows:
         found = summary(row, ceilings, precision)
         percent = "-" if found["share"] is None else f"{100 * found['share']:.0f} {found['bound'][:3]}"
-        cells.append([
-            f"{label(row['case'])} {row['pass'][:3]}", row["case"]["count"], *[None if ms is None else 1e3 * ms for ms in (found["ours"], found["theirs"])],
-            found["ours"] / found["theirs"] if found["ours"] and found["theirs"] else None, found["gb_s"], found["tflop_s"], percent,
-        ])  # fmt: skip
+        ours, theirs = (None if ms is None else 1e3 * ms for ms in (found["ours"], found["theirs"]))
+        ratio = ours / theirs if ours and theirs else None
+        name, count = f"{label(row['case'])} {row['pass'][:3]}", row["case"]["count"]
+        cells.append([name, count, ours, theirs, ratio, found["gb_s"], found["tflop_s"], percent])
     return gpu.text_table(["operation", "calls", "us", "torch us", "ratio", "GB/s", "TFLOP/s", "% of bound"], cells)
 
 
@@ -141,6 +141,8 @@ def sums(rows: list[dict], config: str, ceilings: list[dict], precision: str) ->
 
 
 def main(argv: list[str] | None = None) -> None:
+    import minigrad
+
     parser = gpu.arguments(__doc__)
     parser.add_argument("--configs", nargs="+", default=CONFIGS, metavar="NAME:BATCH:SIZE")
     parser.add_argument("--only", nargs="+", metavar="OPERATION", help="these operations alone")
@@ -155,12 +157,12 @@ def main(argv: list[str] | None = None) -> None:
     cache = 0 if gpu.emulated() else gpu.environment()["l2_bytes"]
     rows: list[dict] = []
     cases, began = cases_of(options.configs, options.only), time.monotonic()
-    with gpu_networks.our_precision(options.precision):
+    with minigrad.precision(options.precision):
         for case in cases:
             rows += measured(case, options.rounds, cache)
             gpu.free_memory()
     print(f"{len(cases)} cases in {time.monotonic() - began:.0f} s", flush=True)
-    gpu.save(NAME, rows, options, argv, precision=options.precision, ceilings=ceilings)
+    gpu.save(NAME, rows, options, argv, options.precision, precision=options.precision, ceilings=ceilings)
     print(gpu_ceilings.table_of(ceilings))
     print(table_of(rows, ceilings, options.precision))
     for config in options.configs:

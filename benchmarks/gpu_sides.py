@@ -17,11 +17,14 @@ from benchmarks.gpu_counts import BACKWARD, FORWARD, sizes_of
 
 
 class Timed(NamedTuple):
-    """launch: does all calls once. calls: how many there are in it. method: "graph", or "launches" where none could be captured."""
+    """launch: does all calls once. calls: how many there are in it. method: "graph", or "launches" where none could be captured. function: what was
+    captured; it holds the arrays, of which a graph knows only where they were.
+    """
 
     launch: Callable[[], Any]
     calls: int
     method: str
+    function: Callable[[], Any]
 
 
 class Side(NamedTuple):
@@ -50,7 +53,7 @@ class Data:
 
         self.case, self.device = case, gpu.torch_device()
         torch.manual_seed(0)
-        self.inputs = [[None if given is None else self._random(given) for given in case["inputs"]] for _ in range(copies)]
+        self.inputs: list[list[Any]] = [[None if given is None else self._random(given) for given in case["inputs"]] for _ in range(copies)]
         out: dict[str, Any] = {"shape": case["out"], "kind": "f", "order": range(len(case["out"]))}
         if case["op"] == "scaled_dot_product_attention":
             out["order"] = case["inputs"][0]["order"]  # its heads are put side by side again next
@@ -89,11 +92,12 @@ def torchs(x: Any) -> Any:
 def our_side(data: Data) -> Side:
     """The kernels as the engine calls them, on raw arrays; where the gradient is a rule on Tensors, the rule."""
     import minigrad
-    from minigrad.op import REGISTRY
+    from minigrad.op import REGISTRY, Fused
     from minigrad.tensor import wrap
 
     case = data.case
     op = REGISTRY[case["op"]]
+    assert isinstance(op, Fused)
     kernel, values = op.kernels["cuda"], _plain(case["values"])
     needs = tuple(bool(given and given["needs"]) for given in case["inputs"])
     inputs = [[ours(x) for x in given] for given in data.inputs]
@@ -109,15 +113,15 @@ def our_side(data: Data) -> Side:
     first = [torchs(output(made[0][0]))]
     passes = {FORWARD: _captured(forward, len(inputs))}
     if any(needs):
-        if kernel.backward is not None:
+        if (kernel_backward := kernel.backward) is not None:
 
             def backward() -> list:
-                return [kernel.backward(dy, saved, needs) for dy, (_, saved) in zip(upstream, made, strict=True)]
+                return [kernel_backward(dy, saved, needs) for dy, (_, saved) in zip(upstream, made, strict=True)]
 
             gradients = backward()[0]
         else:
             leaves = [[None if x is None else wrap(x).requires_grad_(need) for x, need in zip(given, needs, strict=True)] for given in inputs]
-            wanted = [[x for x, need in zip(given, needs, strict=True) if need] for given in leaves]
+            wanted = [[x for x in given if x is not None and x.requires_grad] for given in leaves]
             ready: list = []  # a graph of Tensors can be walked once
 
             def backward() -> list:
@@ -135,10 +139,10 @@ def _captured(function: Callable[[], Any], calls: int, warm_ups: int = 2) -> Tim
     from minigrad.backend import cuda
 
     try:
-        return Timed(cuda.Captured(function, warm_ups).launch, calls, "graph")
+        return Timed(cuda.Captured(function, warm_ups).launch, calls, "graph", function)
     except Exception as error:  # the kernels can be timed without
         print(f"not captured: {type(error).__name__}: {error}", flush=True)
-        return Timed(function, calls, "launches")
+        return Timed(function, calls, "launches", function)
 
 
 def _plain(values: dict) -> dict:
@@ -197,17 +201,18 @@ def torch_side(data: Data) -> Side:
 
 
 def _torch_graph(function: Callable[[], list], stream: Any, calls: int) -> Timed:
-    """The function's work as a CUDA graph, whose memory is kept with it; called inside `with torch.cuda.stream(stream)`."""
+    """The function's work as a CUDA graph, which keeps the memory it writes to; called inside `with torch.cuda.stream(stream)`."""
     if stream is None:
-        return Timed(function, calls, "launches")
+        return Timed(function, calls, "launches", function)
     import torch
 
     function()  # cuDNN looks for its fastest algorithm, which no capture allows
     graph = torch.cuda.CUDAGraph()
     stream.synchronize()
     with torch.cuda.graph(graph, stream=stream):
-        function()
-    return Timed(graph.replay, calls, "graph")
+        kept = function()
+    del kept  # only now: what is freed inside a capture is given to the next call
+    return Timed(graph.replay, calls, "graph", function)
 
 
 def differences(side: Side, other: Side) -> list[float]:

@@ -371,7 +371,7 @@ def notebooks() -> None:
                 cell["metadata"]["tags"].append("hide-cell")  # myst-nb folds it
         (folder / path.name).write_text(json.dumps(notebook), encoding="utf-8")
         names.append(path.stem)
-    text = "To be stepped through: `make notebooks` makes them, Jupyter opens them from `notebooks/`. Here they are as they came out."
+    text = "To be stepped through: `make lab` opens them in JupyterLab. Here they are as they came out of `make notebooks`, solutions folded."
     (folder / "index.md").write_text(f"# Notebooks\n\n{text}\n\n```{{toctree}}\n:maxdepth: 1\n\n{chr(10).join(names)}\n```\n", encoding="utf-8")
 
 

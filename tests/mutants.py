@@ -8,8 +8,8 @@
 Each change runs in a forked child of this process, which has imported NumPy, PyTorch, Hypothesis and pytest but nothing of the project: in the
 child an import hook hands out the changed source. First come the tests of the file the change is in (PLAN): those that noticed other changes of the
 same function, then those named for the operation, fast ones before slow ones, until one fails; then those of its users. A change that hangs, crashes
-or takes all the memory is noticed too. Each result is a line of a JSONL file; it holds as long as the changed file and its tests stay the same,
-comments aside.
+or takes all the memory is noticed too. Each result is a line of a JSONL file. That a test has
+failed holds as long as the changed file and the test's own stay the same, comments aside; that none has, as long as none of them changes.
 
 Changes that are none (another way to the same numbers) are listed with their reason in `tests/mutants_equivalent.toml`. Read next: `mutations.py`.
 """
@@ -325,6 +325,11 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(ast.dump(ast.parse(path.read_text(encoding="utf-8"))).encode()).hexdigest()
 
 
+def _file_of(row: dict[str, Any]) -> str:
+    """The file of the test that failed, "" where it was no test's failure."""
+    return row["by"].partition("::")[0] if "::" in row["by"] else ""
+
+
 class Project:
     """The changes there are, and what is known of them."""
 
@@ -339,13 +344,17 @@ class Project:
                 source = self.sources[file] = path.read_text(encoding="utf-8")
                 self.names[file] = operations(source)
                 self.mutants += mutants(file, source)
-        self.rows: dict[str, dict[str, Any]] = {}
+        self.rows: dict[str, dict[str, Any]] = {}  # by their key: of survivors, and of what no single test noticed
+        self.noticed: dict[str, dict[str, Any]] = {}  # by their key for the file of the test that failed
         self.latest: dict[tuple, dict[str, Any]] = {}  # by change alone, whatever the file and its tests said then
         if results.exists():
             for line in results.read_text(encoding="utf-8").splitlines():
                 with suppress(ValueError):  # the last line of a run that was broken off
-                    row = json.loads(line)
-                    self.rows[row["key"]] = self.latest[row["file"], row["before"], row["after"], row.get("number", 0)] = row
+                    self._keep(json.loads(line))
+
+    def _keep(self, row: dict[str, Any]) -> None:
+        known = self.noticed if _file_of(row) else self.rows
+        known[row["key"]] = self.latest[row["file"], row["before"], row["after"], row.get("number", 0)] = row
 
     def survived(self, mutant: Mutant) -> bool:
         """Whether nothing noticed a change when it was last run, though file and tests may have changed since."""
@@ -359,28 +368,34 @@ class Project:
         return {name for name in found if not name.startswith("_")} or {mutant.unit.strip("_")}
 
     @functools.cache  # noqa: B019 (one Project per run)
-    def _context(self, file: str) -> str:
+    def _context(self, file: str, test: str) -> str:
         shared = [path for path in sorted((self.root / "tests").glob("*.py")) if not path.name.startswith(("test_", "mutants", "mutations"))]
-        tests = [self.root / name for stage in stages(self.root, file) for name in stage.files]
+        tests = [self.root / test] if test else [self.root / name for stage in stages(self.root, file) for name in stage.files]
         return " ".join(_digest(path) for path in [self.root / file, *shared, *tests])
 
-    def key(self, mutant: Mutant) -> str:
-        """Names a change for as long as its file, its tests and what these share say the same."""
-        names = " ".join(sorted(self.names_of(mutant)))
-        parts = (mutant.file, mutant.before, mutant.after, str(mutant.number), names, self._context(mutant.file))
+    def key(self, mutant: Mutant, test: str = "") -> str:
+        """Names a change for as long as its file, its tests (or the file `test` alone) and what these share say the same."""
+        names = "" if test else " ".join(sorted(self.names_of(mutant)))
+        parts = (mutant.file, mutant.before, mutant.after, str(mutant.number), names, self._context(mutant.file, test))
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:20]
 
     def row(self, mutant: Mutant) -> dict[str, Any] | None:
+        """What is known of a change: the test that noticed it the last time is still there, or nothing has changed since then."""
+        latest = self.latest.get((mutant.file, mutant.before, mutant.after, mutant.number))
+        test = _file_of(latest) if latest else ""
+        if test and (self.root / test).exists() and (row := self.noticed.get(self.key(mutant, test))):
+            return row
         return self.rows.get(self.key(mutant))
 
     def add(self, job: Job, outcome: Outcome) -> None:
         mutant = job.mutant
         assert mutant is not None
         row = {
-            "key": self.key(mutant), "file": mutant.file, "line": mutant.line, "unit": mutant.unit, "before": mutant.before, "after": mutant.after,
-            "number": mutant.number, "killed": not outcome.passed, "by": outcome.by, "seconds": round(job.seconds, 2),
+            "key": self.key(mutant, _file_of({"by": outcome.by})), "file": mutant.file, "line": mutant.line, "unit": mutant.unit,
+            "before": mutant.before, "after": mutant.after, "number": mutant.number, "killed": not outcome.passed, "by": outcome.by,
+            "seconds": round(job.seconds, 2),
         }  # fmt: skip
-        self.rows[row["key"]] = row
+        self._keep(row)
         self.results.parent.mkdir(parents=True, exist_ok=True)
         with self.results.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row, ensure_ascii=False) + "\n")

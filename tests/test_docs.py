@@ -306,6 +306,7 @@ def _wrong_with_make(words: list[str]) -> str | None:
             return f"there is no target {target}"
         checks = {"train": lambda: _wrong_with_options(["train", *arguments]), "test": lambda: _wrong_with_tests(arguments)}
         checks["bench"] = lambda: _wrong_with_script(f"benchmarks/{settings.get('BENCH', 'suite')}.py", arguments)
+        checks["bench-gpu"] = lambda: _wrong_with_script("benchmarks/gpu_suite.py", arguments)
         checks["mutants"] = lambda: _wrong_with_script("tests/mutants.py", arguments)
         checks["deep"] = lambda: _wrong_with_script("tests/deep.py", arguments)
         if found := checks.get(target, lambda: None)():
@@ -362,7 +363,7 @@ def test_a_wrong_command_is_found(command: str, message: str) -> None:
 
 
 def test_every_target_of_make_is_in_the_table() -> None:
-    targets = set(re.findall(r"^([a-z]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)) - {"help"}
+    targets = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)) - {"help"}
     text = (DOCS / "contributing.md").read_text(encoding="utf-8")
     assert [target for target in sorted(targets) if f"`make {target}" not in text and f"make {target} " not in text] == []
 

@@ -10,6 +10,7 @@ Workers run array code only: no Tensor, no ContextVar. Read next: `minigrad/fuse
 from __future__ import annotations
 
 import ctypes
+import functools
 import itertools
 import os
 import queue
@@ -17,9 +18,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_info, threadpool_limits
 
-__all__ = ["keep_freed_memory", "parallel_rows", "row_blocks", "thread_count"]
+__all__ = ["has_small_products", "keep_freed_memory", "parallel_rows", "row_blocks", "thread_count"]
 
 
 def _threads_wanted() -> int:
@@ -127,6 +128,15 @@ def parallel_rows(work: Callable[[int, int], Any], rows: int, grain: int = 1) ->
     if pool.threads == 1 or rows < 2 * grain or getattr(_inside, "worker", False):
         return [work(0, rows)]
     return pool.run(work, row_blocks(rows, grain))
+
+
+@functools.cache
+def has_small_products() -> bool:
+    """Does this BLAS multiply small matrices as they lie, without packing them first? OpenBLAS does on processors with AVX-512, and on no older one.
+
+    Known at the first call, and the same for the life of the process.
+    """
+    return any(library.get("architecture") in ("SkylakeX", "Cooperlake", "SapphireRapids") for library in threadpool_info())
 
 
 def keep_freed_memory() -> bool:

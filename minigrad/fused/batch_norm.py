@@ -39,7 +39,7 @@ def batch_norm(
         mean, var: (C,), constants: evaluation, the running statistics. None: training, the statistics of this batch.
         residual: the shape of x.
         eps: added to the variance.
-        relu: end with a ReLU.
+        relu: end with a ReLU. (On the CPU an infinite upstream gradient becomes nan where y is 0: see `relu`.)
 
     Returns:
         y like x; the mean (C,) and the biased variance (C,) that were used (of an empty batch: zeros). No gradient goes through the last two.
@@ -99,6 +99,13 @@ def _channel_groups(rows: int, channels: int) -> int:
     return gcd(rows, 1 << max(LONG_ROW // channels, 1).bit_length() - 1)
 
 
+def _long(vector: np.ndarray, groups: int) -> np.ndarray:
+    """`groups` copies end to end (np.tile takes three times as long)."""
+    copies = np.empty((groups, len(vector)), vector.dtype)
+    copies[...] = vector
+    return copies.reshape(-1)
+
+
 def _walk(wide: np.ndarray, work: Callable[[slice, np.ndarray], None], channels: int) -> np.ndarray:
     """Call `work(block, sums)` for the row blocks of `wide`, on all threads.
 
@@ -131,9 +138,6 @@ def cpu_forward(x, weight, bias, mean, var, residual, eps, relu):
     residual_wide = None if residual is None else residual.reshape(x_wide.shape)
     ones, zeros = np.ones(len(x_wide), x.dtype), np.zeros(groups * channels, x.dtype)
 
-    def long(vector: np.ndarray) -> np.ndarray:
-        return np.tile(vector.astype(x.dtype), groups)
-
     def moments(pivot: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:  # (C,), (C,): the mean and the variance of x'
         def work(block: slice, sums: np.ndarray) -> None:
             part = x_wide[block] if pivot is None else x_wide[block] - pivot
@@ -149,14 +153,14 @@ def cpu_forward(x, weight, bias, mean, var, residual, eps, relu):
     if (mean * mean > FAR * (var + eps)).any():
         pivot = mean.astype(x.dtype)
         if training:
-            offset, var = moments(long(pivot))
+            offset, var = moments(_long(pivot, groups))
             mean = pivot + offset
         else:
             offset = np.zeros(channels)                                    # the statistics have x's dtype
     rstd = (var + eps) ** -0.5                                             # (C,)
     scale = rstd if weight is None else rstd * weight
     shift = -offset * scale if bias is None else bias - offset * scale
-    scale, shift, long_pivot = long(scale), long(shift), None if pivot is None else long(pivot)
+    scale, shift, long_pivot = (None if vector is None else _long(vector.astype(x.dtype), groups) for vector in (scale, shift, pivot))
 
     def affine(block: slice, _) -> None:
         part, out = x_wide[block], y_wide[block]
@@ -195,7 +199,7 @@ def cpu_backward(dy, saved, needs):
     groups = _channel_groups(x.size // channels, channels)
     x_wide, dy_wide = x.reshape(-1, groups * channels), dy.reshape(-1, groups * channels)
     ones = np.ones(len(x_wide), x.dtype)
-    long_pivot = None if pivot is None else np.tile(pivot, groups)
+    long_pivot = None if pivot is None else _long(pivot, groups)
 
     g_wide = dy_wide if y is None else np.empty_like(dy_wide)
     y_wide = None if y is None else y.reshape(dy_wide.shape)
@@ -217,7 +221,7 @@ def cpu_backward(dy, saved, needs):
         a = rstd if weight is None else weight * rstd
         b = -a * rstd * dweight / count
         c = -a * dbias / count - b * offset
-        a, b, c = (np.tile(vector.astype(x.dtype), groups) for vector in (a, b, c))
+        a, b, c = (_long(vector.astype(x.dtype), groups) for vector in (a, b, c))
         dx_wide = np.empty_like(g_wide) if y is None or wants_residual else g_wide
 
         def combine(block: slice, _) -> None:
