@@ -16,12 +16,14 @@ import pytest
 import minigrad
 from minigrad import Tensor
 from minigrad.backend import cuda, nvrtc
-from minigrad.backend.emulator.launch import ORDERS
 from minigrad.backend.kernel_source import Source, read
 from minigrad.fused import attention as page
 from minigrad.fused.attention import scaled_dot_product_attention
 from tests.backend.emulator.in_a_process import run_tests
+from tests.cuda_device import ORDERS, on_cuda
 from tests.support import assert_close, rng
+
+pytestmark = pytest.mark.cuda
 
 FILE = Path(minigrad.__file__).parent / "fused" / "attention.cu"
 
@@ -47,7 +49,7 @@ def check(arrays: list[np.ndarray], orders: tuple = ("ascending", "descending"),
     """The kernels equal the definition in float64 to the last digits, and in float32 are about as accurate as it is."""
     with minigrad.definitions():
         exact, single = run(arrays, np.float64, "cpu", **values), run(arrays, np.float32, "cpu", **values)
-    with cuda.emulated(orders=orders):
+    with on_cuda(orders):
         if np.float64 in dtypes:
             for k, (ours, reference) in enumerate(zip(run(arrays, np.float64, "cuda", **values), exact, strict=True)):
                 assert_close(ours, reference, f"result {k}")
@@ -65,7 +67,7 @@ def test_any_number_of_tokens(tokens: int) -> None:
 
 def test_many_tokens() -> None:
     """Three query tiles of 96 and nine key tiles, each last one with one row."""
-    with cuda.emulated("plain" if "MINIGRAD_EMULATOR" not in os.environ else None):
+    with on_cuda(build="plain"):
         ours = run(qkv(257, 257, 8), np.float64, "cuda")
     with minigrad.definitions():
         for k, (x, reference) in enumerate(zip(ours, run(qkv(257, 257, 8), np.float64, "cpu"), strict=True)):
@@ -99,7 +101,7 @@ def test_every_rung_of_the_ladder_computes_the_same(monkeypatch: pytest.MonkeyPa
         "dropout": {"dropout_mask": random.random((2, 2, 19, 35)) < 0.7, "dropout_p": 0.3},
         "dropout of floats": {"dropout_mask": (random.random((2, 2, 19, 35)) < 0.7).astype(np.float32), "dropout_p": 0.3},
     }[values]
-    with cuda.emulated(orders=ORDERS):
+    with on_cuda(ORDERS):
         used = run(arrays, np.float32, "cuda", **options)
         monkeypatch.setattr(page, "_WIDTHS", {"float": ()})
         naive = run(arrays, np.float32, "cuda", **options)
@@ -120,7 +122,7 @@ def test_a_saturated_query_has_no_gradient_at_all() -> None:
     query, key, value, upstream = qkv(3, 3, 5)
     query[...], key[...] = np.eye(5, dtype=np.float32)[:3], np.eye(5, dtype=np.float32)[:3]
     keep = np.ones((1, 1, 3, 3), bool)
-    with cuda.emulated():
+    with on_cuda():
         _, dquery, dkey, _ = run([query, key, value, upstream], np.float32, "cuda", scale=1000.0, dropout_mask=keep, dropout_p=0.3)
     assert not dquery.any() and not dkey.any()
 
@@ -129,12 +131,13 @@ def test_a_saturated_query_has_no_gradient_at_all() -> None:
 def test_a_score_that_is_no_number_stays_in_its_row(value: float) -> None:
     query, key, values, upstream = qkv(20, 40, 4)
     query[0, 0, 7] = value
-    with cuda.emulated(), np.errstate(invalid="ignore"):
+    with on_cuda(), np.errstate(invalid="ignore"):
         ours = run([query, key, values, upstream], np.float32, "cuda")[0]
     assert np.isnan(ours[0, 0, 7]).all()
     assert np.isfinite(np.delete(ours, 7, axis=2)).all()
 
 
+@pytest.mark.emulator
 @pytest.mark.parametrize(("dim", "heads"), [(8, 2), (12, 4)])  # head widths of 4, read as float4, and of 3
 def test_views_of_the_qkv_buffer_are_read_in_place(dim: int, heads: int) -> None:
     """No input is copied: what is allocated is the output and two numbers for every row; in backward one more, and the gradients."""
@@ -143,7 +146,7 @@ def test_views_of_the_qkv_buffer_are_read_in_place(dim: int, heads: int) -> None
     parts = [np.ascontiguousarray(buffer[:, :, k].swapaxes(1, 2)) for k in range(3)]
     with minigrad.definitions():
         expected = run([*parts, upstream], np.float64, "cpu")
-    with cuda.emulated(orders=ORDERS) as device:
+    with on_cuda(ORDERS) as device:
         on_device = Tensor(np.ascontiguousarray(buffer).astype(np.float32)).to(device="cuda").data
         query, key, value = (on_device[:, :, k].transpose(0, 2, 1, 3) for k in range(3))
         dy = cuda.array_module().asarray(np.ascontiguousarray(upstream.swapaxes(1, 2)).astype(np.float32)).swapaxes(1, 2)
@@ -161,11 +164,12 @@ def test_views_of_the_qkv_buffer_are_read_in_place(dim: int, heads: int) -> None
         assert_close(a, b, f"result {k}", 2e-6)
 
 
+@pytest.mark.emulator
 def test_no_array_of_all_scores_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """With 300 tokens of width 2 the largest array that is asked for is a gradient."""
     sizes: list[int] = []
     arrays = [Tensor(x.astype(np.float32)) for x in qkv(300, 300, 2)]
-    with cuda.emulated("plain" if "MINIGRAD_EMULATOR" not in os.environ else None):
+    with on_cuda(build="plain"):
         cp = cuda.array_module()
         *inputs, upstream = (x.to(device="cuda") for x in arrays)
         for x in inputs:
@@ -183,6 +187,7 @@ def test_nothing_to_do(shapes: tuple[int, int, int, int]) -> None:
     check(qkv(queries, keys, 4, heads=heads, batch=batch))
 
 
+@pytest.mark.emulator
 def test_rows_move_sixteen_bytes_at_a_time() -> None:
     source = read(FILE)
     names = ["attention_forward<float, 32>", "attention_backward<float, 64, true>"]
@@ -193,6 +198,7 @@ def test_rows_move_sixteen_bytes_at_a_time() -> None:
         assert ptx.count("st.global.v4.f32") == stores, name  # all that a thread stores
 
 
+@pytest.mark.emulator
 @pytest.mark.skipif("MINIGRAD_EMULATOR" in os.environ, reason="runs in the process that this test starts")
 def test_the_same_under_address_sanitizer() -> None:
     run_tests(__file__, MINIGRAD_EMULATOR="address")
