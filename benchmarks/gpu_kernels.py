@@ -170,7 +170,7 @@ def main(argv: list[str] | None = None) -> None:
             rows += measured(case, options.rounds, cache)
             gpu.free_memory()
     print(f"{len(cases)} cases in {time.monotonic() - began:.0f} s", flush=True)
-    gpu.save(NAME, rows, options, argv, options.precision, precision=options.precision, ceilings=ceilings)
+    gpu.told(gpu.save(NAME, rows, options, argv, options.precision, precision=options.precision, ceilings=ceilings))
     print(gpu_ceilings.table_of(ceilings))
     print(table_of(rows, ceilings, options.precision))
     for config in options.configs:

@@ -221,7 +221,7 @@ def torch_graph(function: Callable[[], Any], stream: Any, calls: int) -> Timed:
     function()  # cuDNN looks for its fastest algorithm, which no capture allows
     graph = torch.cuda.CUDAGraph()
     stream.synchronize()
-    with torch.cuda.graph(graph, stream=stream):
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="relaxed"):  # CuPy may free memory meanwhile
         kept = function()
     del kept  # only now: what is freed inside a capture is given to the next call
     return Timed(graph.replay, calls, "graph", function)

@@ -202,7 +202,7 @@ def test_a_profile_says_how_long_a_step_takes(
     record = json.loads((tmp_path / "profile.json").read_text())
     assert record["rows"] == gpu_profile.by_kernel(EVENTS, 2) and len(record["times"]["eager"]["ms"]) == 2
     assert record["environment"]["versions"]["torch"] == torch.__version__ and record["environment"]["device"] == "the emulator"
-    assert record["command"] == "python -m benchmarks.gpu_profile --quick --config tiny --side torch --out FILE"
+    assert record["command"] == "python -m benchmarks.gpu_profile --quick --config tiny --side torch --out PATH"
     assert "torch, tiny, batch 2, float32: the GPU works 0.004 ms a step" in capsys.readouterr().out
 
 
@@ -315,7 +315,8 @@ def test_the_page_says_what_the_files_hold(tmp_path: Path) -> None:
     assert "| linear 100x10 50x10, forward | 3 | 200 | 400 | 0.50 |" in page
     assert "a step takes eager 9.00 ms; the GPU works 4.00 ms" in page and "| `add<float>(int)` | 2 | 6 | 3 | 66.7 % |" in page
     assert page.count("NVIDIA A1, driver 1.2; Python 3.12.1, cupy 14.2, torch 2.11; 16 processors (A processor).") == 4
-    assert "something else" not in page and "--quick" not in page and "No figure" not in page
+    assert page.endswith("* [something else.json](../benchmarks/results/gpu/something else.json): something else\n")
+    assert "--quick" not in page and "No figure" not in page
 
 
 def test_the_page_says_when_there_is_no_figure_or_a_quick_one() -> None:
@@ -327,6 +328,14 @@ def test_the_page_says_when_there_is_no_figure_or_a_quick_one() -> None:
 def test_the_committed_page_is_made_of_the_committed_files() -> None:
     files = sorted((ROOT / "benchmarks" / "results" / "gpu").glob("*.json"))
     assert gpu_report.PAGE.read_text() == gpu_report.page_of([(file.name, json.loads(file.read_text())) for file in files])
+
+
+def test_a_file_is_called_after_the_card(tmp_path: Path) -> None:
+    options = gpu.arguments(None).parse_args(["--out", str(tmp_path)])
+    assert gpu.path_of("gpu_step", options, "NVIDIA H100 80GB HBM3", "tf32") == tmp_path / "gpu_step-h100-80gb-hbm3-tf32.json"
+    options.out = tmp_path / "a.json"
+    assert gpu.path_of("gpu_step", options, "NVIDIA H100 80GB HBM3", "") == tmp_path / "a.json"
+    assert gpu.path_of("gpu_step", gpu.arguments(None).parse_args([]), "NVIDIA A1", "") == gpu.GPU_RESULTS / "gpu_step-a1.json"
 
 
 def test_a_table_for_the_terminal() -> None:
