@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from conformer.budget import TIMED_STEPS, duration
+from conformer.devices import DEVICES
 
 __all__ = ["MAY_CHANGE", "TrainConfig", "from_plain", "plain", "resumed"]
 
-MAY_CHANGE = {"data_dir", "log_every", "checkpoint_steps", "checkpoint_minutes"}
-"""Options that a resumed run may be given anew: they change no weight."""
+MAY_CHANGE = {"data_dir", "device", "log_every", "checkpoint_steps", "checkpoint_minutes"}
+"""Options that a resumed run may be given anew: they change no weight, but for the last digits where the device is another."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class TrainConfig:
     max_steps: Annotated[int | None, "take at most this many steps; the learning rate's schedule is fitted to them"] = None
     batch_size: Annotated[int, "images a step"] = 128
     seed: Annotated[int, "fixes every random draw"] = 0
+    device: Annotated[str, "where to compute; auto is cuda where a GPU and CuPy are there, else cpu"] = "auto"
     lr: Annotated[float, "highest learning rate"] = 2e-3
     warmup: Annotated[float, "share of the steps over which the learning rate rises; after them it falls along a cosine"] = 0.1
     weight_decay: Annotated[float, "AdamW's decay of weight matrices and kernels"] = 0.05
@@ -48,6 +50,8 @@ class TrainConfig:
     checkpoint_minutes: Annotated[float, "minutes between two checkpoints, likewise"] = 5.0
 
     def __post_init__(self) -> None:
+        if self.device not in DEVICES:
+            raise ValueError(f"device is {self.device}; it must be one of {', '.join(DEVICES)}")
         least = {"batch_size": 2, "log_every": 1, "seed": 0, "weight_decay": 0, "clip_norm": 0}
         least |= {"accumulate": 1, "checkpoint_steps": 0, "checkpoint_minutes": 0}
         for name, bound in least.items():
