@@ -159,7 +159,8 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     gpu.connect()
     if options.quick:
-        options.configs, options.rounds = (["cifar-nano:2:32"] if options.configs == CONFIGS else options.configs), 1
+        name, _, size = options.configs[0].split(":")
+        options.configs, options.rounds = [f"{name}:2:{size}"], 1
     ceilings = gpu_ceilings.measure_ceilings(options.quick)
     gpu_networks.set_torch_precision(options.precision)
     cache = 0 if gpu.emulated() else gpu.environment()["l2_bytes"]

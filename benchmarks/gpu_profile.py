@@ -104,7 +104,6 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     gpu.connect()
     if options.quick:
-        options.config = "cifar-nano" if options.config == "cifar-micro" else options.config
         options.batch, options.steps = 2, 2
     case = {"config": options.config, "size": options.size, "batch": options.batch}
     if options.side == "minigrad":

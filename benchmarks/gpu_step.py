@@ -127,8 +127,8 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     gpu.connect()
     if options.quick:
-        options.cases = ["cifar-nano:2:32"] if options.cases == CASES else options.cases
-        options.rounds, options.precisions = 1, options.precisions[:1]
+        name, _, size = options.cases[0].split(":")
+        options.cases, options.rounds, options.precisions = [f"{name}:2:{size}"], 1, options.precisions[:1]
         options.sides = options.sides or [side for side in SIDES if side not in MODES]
     rows: list[dict] = []
     path = Path()

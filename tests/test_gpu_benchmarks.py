@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 import minigrad
-from benchmarks import gpu, gpu_ceilings, gpu_counts, gpu_kernels, gpu_profile, gpu_report, gpu_sides, gpu_step, gpu_updates, ops
+from benchmarks import gpu, gpu_ceilings, gpu_counts, gpu_kernels, gpu_profile, gpu_report, gpu_sides, gpu_step, gpu_suite, gpu_updates, ops
 from benchmarks.gpu_counts import BACKWARD, FORWARD, Work, work_of
 from benchmarks.measure import ROOT
 from conformer.config import named_config
@@ -211,6 +212,21 @@ def test_which_sides_are_compiled_unasked() -> None:
     assert gpu_step.sides_of(micro, None) == ["graph", "eager", "torch", "torch-compile"]
     assert gpu_step.sides_of(small, None) == ["graph", "eager", "torch"]
     assert gpu_step.sides_of(small, ["torch-compile", "graph"]) == ["graph", "torch-compile"]
+
+
+def test_the_suite_runs_every_program_and_counts_those_that_fail(device: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    commands: list[list[str]] = []
+
+    def run(command: list[str], cwd: Path) -> subprocess.CompletedProcess:
+        commands.append(command[2:])
+        return subprocess.CompletedProcess(command, int(command[2] == "benchmarks.gpu_step"))
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert gpu_suite.main(["--out", str(tmp_path)]) == 1
+    assert [command[0] for command in commands] == [f"benchmarks.{part.split()[0]}" for part in gpu_suite.PARTS.values()] + ["benchmarks.gpu_report"]
+    assert all(command[-2:] == ["--out", str(tmp_path)] for command in commands[:-1])
+    only = [command[command.index("--only") + 1 : -2] for command in commands if "--only" in command]
+    assert only and set(only[0]) <= gpu_counts.NAMES.keys()
 
 
 # --- what is made of the samples
