@@ -291,8 +291,7 @@ def cuda_forward(query, key, value, attn_mask, dropout_mask, dropout_p, scale):
 
 
 def cuda_backward(dy, saved, needs):
-    """The formulas of `cpu_backward`, with P made again from the scores: by one kernel for short sequences; else by a kernel for query and, with the
-    sides exchanged, one for key and value."""
+    """The formulas of `cpu_backward`, with P made again from the scores: one kernel for short sequences, else one for query and one for the rest."""
     query, key, value, attn_mask, dropout_mask, out, top, rescale, factors = saved
     cp, dtype, number = cuda.array_module(), query.dtype, cuda.c_type(query.dtype)
     (batch, heads, tokens, width), keys, value_width = query.shape, key.shape[2], value.shape[3]

@@ -14,7 +14,7 @@
 //                                    forward: short   tiles     backward: short    tiles
 //     multiply and add                       10,080  11,200              24,624   39,360
 //     reads of shared memory                    870   1,520               2,790    5,400
-//     exponentials                              162     300                 162      480
+//     exponentials                              162     300                 162      360
 //     shuffles                                  108     360                  54        0
 //
 // Every warp has 24 rows of its own, queries or keys. A product of rows (scores, dP) makes 24 x 24 W numbers in a warp, 6 x 3 W in each thread; a
@@ -288,17 +288,23 @@ attention_backward_short(const T* __restrict__ query, const T* __restrict__ key,
 
     T weight[R][C], ds[R][C], sum[R][4];
     products<T, C>(q_tile + own * APART, k_tile, weight);
-    products<T, C>(dy_tile + own * APART, v_tile, ds);
 #pragma unroll
     for (int i = 0; i < R; i++) {
         const int n = own + row_group() * R + i;
         const T largest = n < queries ? top[(long long)pair * queries + n] : T(0);
         const T reciprocal = n < queries ? rescale[(long long)pair * queries + n] : T(0);
+#pragma unroll
+        for (int j = 0; j < C; j++)
+            weight[i][j] = exp2(score<T, MASKED>(weight[i][j], masks, n, 8 * j + column_group(), queries, keys) - largest) * reciprocal;
+    }
+    products<T, C>(dy_tile + own * APART, v_tile, ds);
+#pragma unroll
+    for (int i = 0; i < R; i++) {
+        const int n = own + row_group() * R + i;
         T delta = 0;
 #pragma unroll
         for (int j = 0; j < C; j++) {
             const int m = 8 * j + column_group();
-            weight[i][j] = exp2(score<T, MASKED>(weight[i][j], masks, n, m, queries, keys) - largest) * reciprocal;
             if (MASKED) ds[i][j] *= n < queries && m < keys ? masks.keep(n, m) * keep_scale : T(0);
             delta += weight[i][j] * ds[i][j];
         }
