@@ -1,0 +1,54 @@
+// Products of small matrices on tensor cores, for kernels of float32 numbers.
+//
+// A tensor core multiplies numbers of 11 significant bits (tf32: float32 whose last 13 bits are not looked at) exactly and adds to float32, but cuts
+// the sums off where other additions round. Short chains of sums, added up outside, keep that from mattering.
+#pragma once
+
+// x rounded to the nearest number of 11 significant bits, as bits; halves go away from zero.
+__device__ __forceinline__ unsigned to_tf32(float x)
+{
+#ifdef __CUDA_ARCH__
+    unsigned bits;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+    return bits;
+#else
+    const unsigned bits = __float_as_uint(x);
+    return (bits & 0x7f800000) == 0x7f800000 ? bits : (bits + 0x1000) & 0xffffe000;
+#endif
+}
+
+// d += a b, of tf32 numbers, by a whole warp: a is 16 x 8, b 8 x 8, d 16 x 8. With g = lane / 4 and t = lane % 4 a lane holds
+//     a: (row, column) = (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4)     b: (t, g), (t + 4, g)     d: (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)
+// Source: https://docs.nvidia.com/cuda/parallel-thread-execution/, matrix fragments for mma.m16n8k8
+__device__ __forceinline__ void multiply_add(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2])
+{
+#ifdef __CUDA_ARCH__
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+    // The emulator: lanes hand each other what they hold, two numbers at a time. All terms of a sum are cut off at the last bit of the largest, which is
+    // no better than tensor cores are known to do (Fasi et al., Numerical behavior of NVIDIA tensor cores, PeerJ Computer Science 7:e330, 2021).
+    typedef unsigned long long Two;
+    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const Two held[3] = {(Two)a[1] << 32 | a[0], (Two)a[3] << 32 | a[2], (Two)b[1] << 32 | b[0]};
+    double left[2][8], right[8][2];
+    for (int k = 0; k < 4; k++) {
+        for (int half = 0; half < 2; half++) {
+            const Two rows = __shfl_sync(0xffffffff, held[half], g * 4 + k), column = __shfl_sync(0xffffffff, held[2], (2 * t + half) * 4 + k);
+            left[0][k + 4 * half] = __uint_as_float((unsigned)rows & 0xffffe000), left[1][k + 4 * half] = __uint_as_float(rows >> 32 & 0xffffe000);
+            right[k][half] = __uint_as_float((unsigned)column & 0xffffe000), right[k + 4][half] = __uint_as_float(column >> 32 & 0xffffe000);
+        }
+    }
+    for (int i = 0; i < 4; i++) {
+        double terms[9], largest = fabs(d[i]), sum = 0;
+        terms[8] = d[i];
+        for (int k = 0; k < 8; k++) terms[k] = left[i / 2][k] * right[k][i % 2], largest = fmax(largest, fabs(terms[k]));
+        int exponent;
+        frexp(largest, &exponent);
+        for (double term : terms) sum += largest > 0 && largest < INFINITY ? ldexp(trunc(ldexp(term, 24 - exponent)), exponent - 24) : term;
+        const float rounded = sum;
+        d[i] = fabs(rounded) > fabs(sum) ? nextafterf(rounded, 0) : rounded;
+    }
+#endif
+}
