@@ -20,12 +20,21 @@
 #include "tensor_core.cuh"
 #include "walk.cuh"
 
-// x = high + low, as tf32 bits. low's own last bits are cut off by the tensor core; it is nothing where one product is enough.
+// Four numbers as they go to shared memory: where one product is enough, they are rounded here, once and not for every tap.
+template <int PRODUCTS>
+__device__ __forceinline__ float4 prepared(const float4& x)
+{
+    if constexpr (PRODUCTS == 3) return x;
+    return make_float4(to_tf32(x.x), to_tf32(x.y), to_tf32(x.z), to_tf32(x.w));
+}
+
+// The bits of x = high + low. low's own last bits are cut off by the tensor core; it is nothing where one product is enough.
 template <int PRODUCTS>
 __device__ __forceinline__ void split(float x, unsigned& high, unsigned& low)
 {
-    high = to_tf32(x);
-    if constexpr (PRODUCTS == 3) low = __float_as_uint(x - __uint_as_float(high));
+    const float rounded = PRODUCTS == 3 ? to_tf32(x) : x;
+    high = __float_as_uint(rounded);
+    if constexpr (PRODUCTS == 3) low = __float_as_uint(x - rounded);
 }
 
 // --- y from x (gradient false), dx from dy (gradient true): target (B, h, w, G columns) from source (B, h', w', G depth)
@@ -89,14 +98,15 @@ conv2d_tensor(const float4* __restrict__ source, const float4* __restrict__ matr
             for (int i = lane; i < span_w * 4; i += 32) {
                 const int w = left + i / 4;
                 const bool there = inside && w >= 0 && w < source_w && first + i % 4 * 4 < depth;
-                pixels[row * span_w * 4 + i] = there ? line[w * groups * (depth / 4) + i % 4] : make_float4(0, 0, 0, 0);
+                pixels[row * span_w * 4 + i] = there ? prepared<PRODUCTS>(line[w * groups * (depth / 4) + i % 4]) : make_float4(0, 0, 0, 0);
             }
         }
         for (int i = threadIdx.x; i < down.taps * across.taps * COLUMNS * 4; i += 128) {
             const int channel = first + i % 4 * 4, column = first_column + i / 4 % COLUMNS, tap = i / 4 / COLUMNS;
             const int r = down.tap + tap / across.taps * down.tap_step, s = across.tap + tap % across.taps * across.tap_step;
             const int row = ((group * kernel_h + r) * kernel_w + s) * columns + column;
-            weights[i] = channel < depth && column < columns ? matrix[(row * depth + channel) / 4] : make_float4(0, 0, 0, 0);
+            const bool there = channel < depth && column < columns;
+            weights[i] = there ? prepared<PRODUCTS>(matrix[(row * depth + channel) / 4]) : make_float4(0, 0, 0, 0);
         }
         __syncthreads();
 
@@ -201,7 +211,8 @@ conv2d_tensor_weight_gradient(const float4* __restrict__ x, const float4* __rest
             for (int i = lane; i < columns * (CHANNELS / 4); i += 32) {
                 const int right = left + i / (CHANNELS / 4), channel = i % (CHANNELS / 4);
                 const bool there = inside && right >= 0 && right < w && first + channel * 4 < channels;
-                to[(row * columns + i / (CHANNELS / 4)) * PITCH + channel] = there ? line[right * groups * (channels / 4) + channel] : make_float4(0, 0, 0, 0);
+                to[(row * columns + i / (CHANNELS / 4)) * PITCH + channel] =
+                    there ? prepared<PRODUCTS>(line[right * groups * (channels / 4) + channel]) : make_float4(0, 0, 0, 0);
             }
         }
     };
