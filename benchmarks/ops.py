@@ -81,10 +81,12 @@ def calls_of(network: ConformerConfig, size: int, batch: int, by_definition: boo
     return calls
 
 
-def cases_of(config: str, batch: int) -> list[dict]:
-    """Each distinct call of a training step at this batch with the number of times it is made, then the operations that it does not call."""
+def cases_of(config: str, batch: int, size: int = 32) -> list[dict]:
+    """Each distinct call of a training step at this batch with the number of times it is made, then the operations that it does not call.
+
+    size: side of the images in pixels.
+    """
     network = named_config(config)
-    size = 32
     cases: list[dict] = []
 
     def extended(two: list[int], three: list[int]) -> list[int]:

@@ -1,9 +1,10 @@
 """What training does to a batch of images: shift, flip, normalise. Whole batches at once, no loop over images.
 
 The random draws come from a generator that the caller makes for each step (`minigrad.random.generator("augment", epoch, step)`),
-so a step draws the same whoever computes it and whenever. Read next: `conformer/batches.py`, which calls these.
+so a step draws the same whoever computes it and whenever; on the GPU too (`cuda_augment`, augment.cu), which then makes the very same numbers of
+them. Read next: `conformer/batches.py`, which calls these.
 
-Letters: B batch, H W rows and columns, C channels.
+Letters: N images of the data set, B batch, H W rows and columns, C channels.
 """
 
 from __future__ import annotations
@@ -12,7 +13,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["normalize", "shift_and_flip"]
+from minigrad.backend import Array, cuda
+
+__all__ = ["channel_constants", "cuda_augment", "draw_shifts", "normalize", "shift_and_flip"]
+
+_cuda = cuda.Kernels(__file__)
+
+
+def draw_shifts(generator: np.random.Generator, batch: int, shift: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    """Draw how each image of a batch is moved: pixels down and right, from -shift to shift, integers (2, B); and whether it is flipped, bools (B,)."""
+    moves = generator.integers(-shift, shift + 1, size=(2, batch))
+    return moves, generator.random(batch) < 0.5
 
 
 def shift_and_flip(images: np.ndarray, generator: np.random.Generator, shift: int = 4) -> np.ndarray:
@@ -30,11 +41,10 @@ def shift_and_flip(images: np.ndarray, generator: np.random.Generator, shift: in
         A new array like `images`.
     """
     batch, height, width, _ = images.shape
-    moves = generator.integers(-shift, shift + 1, size=(2, batch, 1))  # down and right
-    flips = generator.random((batch, 1)) < 0.5
-    rows = _mirror(np.arange(height) + moves[0], height)  # (B, H)
-    columns = _mirror(np.arange(width) + moves[1], width)  # (B, W)
-    columns = np.where(flips, columns[:, ::-1], columns)
+    moves, flips = draw_shifts(generator, batch, shift)
+    rows = _mirror(np.arange(height) + moves[0, :, None], height)  # (B, H)
+    columns = _mirror(np.arange(width) + moves[1, :, None], width)  # (B, W)
+    columns = np.where(flips[:, None], columns[:, ::-1], columns)
     return images[np.arange(batch)[:, None, None], rows[:, :, None], columns[:, None, :]]  # (B, H, W, C)
 
 
@@ -54,6 +64,28 @@ def normalize(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -
     Returns:
         A new float32 array (..., C).
     """
-    scale = np.array([1 / (255 * s) for s in std], np.float32)
-    offset = np.array([-m / s for m, s in zip(mean, std, strict=True)], np.float32)
+    scale, offset = channel_constants(mean, std)
     return images * scale + offset
+
+
+def channel_constants(mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """What `normalize` multiplies each channel by, and what it adds then: float32 (2, C)."""
+    return np.array([[1 / (255 * s) for s in std], [-m / s for m, s in zip(mean, std, strict=True)]], np.float32)
+
+
+def cuda_augment(images: Array, labels: Array, plan: Array, place: Array, constants: Array, x: Array, y: Array) -> None:
+    """Write a batch that is planned (`conformer.batches.plan`) into x and y, all arrays on the GPU; `normalize` of `shift_and_flip`, bit for bit.
+
+    Args:
+        images, labels: the data set, uint8 (N, H, W, C) and int64 (N,).
+        plan: int32 (batches, B, 4).
+        place: which of the batches, an array of one uint64.
+        constants: `channel_constants`, (2, C).
+        x, y: the batch, float32 or float64 (B, H, W, C) and int64 (B,).
+    """
+    batch, height, width, channels = x.shape
+    numbers = height * width * channels
+    pack = cuda.vector_width(numbers, x)
+    number = cuda.c_type(x.dtype)
+    arguments = (images, labels, plan, place, constants, x, y, height, width, channels)
+    _cuda.launch(f"augment<{number}, {number if pack == 1 else 'float4'}>", (batch, -(-numbers // pack // 256)), 256, *arguments)

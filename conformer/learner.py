@@ -7,7 +7,7 @@ files or a display. Read next: `conformer/train.py`, which calls this step by st
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 
 import numpy as np
@@ -22,7 +22,16 @@ from minigrad import random
 from minigrad.optim import EMA, AdamW, WarmupCosine, clip_grad_norm_
 from minigrad.tensor import Tensor
 
-__all__ = ["Learner"]
+__all__ = ["Learner", "check_loss"]
+
+Note = Callable[[int, Tensor, tuple[Tensor, Tensor], Tensor], None]
+"""What `Learner.update` tells of a part of a step."""
+
+
+def check_loss(loss: float, step: int, lr: float) -> None:
+    """Raise FloatingPointError if the loss of a step (from 1) is not finite."""
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"the loss is {loss} at step {step}; a lower --lr (now {lr:g}) or --clip-norm may help")
 
 
 class Learner:
@@ -32,6 +41,7 @@ class Learner:
         network: the network.
         config: the options of the run.
         steps: how many steps the learning rate's schedule is fitted to.
+        device: where the network is, "cpu" or "cuda".
 
     Attributes:
         model, optimizer, schedule: as they are after `step` steps.
@@ -40,46 +50,66 @@ class Learner:
         learning_rate: of the last of them.
     """
 
-    def __init__(self, network: ConformerConfig, config: TrainConfig, steps: int):
+    def __init__(self, network: ConformerConfig, config: TrainConfig, steps: int, device: str = "cpu"):
         random.manual_seed(config.seed)
         self.config = config
-        self.model = Conformer(**asdict(network))
+        self.model = Conformer(**asdict(network)).to(device=device)
         self.optimizer = AdamW(parameter_groups(self.model, config.weight_decay), lr=config.lr)
         self.schedule = WarmupCosine(self.optimizer, steps, int(config.warmup * steps))
         self.ema = EMA(self.model, config.ema) if config.ema else None
         self.step = 0
         self.learning_rate = 0.0
 
-    def train_step(self, batch: Batch) -> tuple[float, Accuracies]:
-        """Take one step of the optimiser; returns the loss and the accuracies on the batch, both from before the step.
-
-        The loss is the mean of both heads' cross entropies. Source: Peng et al. 2021, section 3, and the official code's engine.py.
-
-        Raises:
-            FloatingPointError: the loss is not finite any more.
-        """
-        config = self.config
+    def begin_step(self) -> float:
+        """Set the draws and the learning rate for the next step; returns the rate."""
         random.set_step(self.step)
         self.learning_rate = self.schedule.set(self.step)
+        return self.learning_rate
+
+    def update(self, parts: Iterable[tuple[Tensor, Tensor]], note: Note) -> None:
+        """What a step does: the gradient of the loss on its images and labels, taken in parts; clipping; the optimiser; the average.
+
+        It looks at no number, so that it may be captured as a CUDA graph (`conformer/gpu_steps.py`). The loss is the mean of both heads' cross
+        entropies. Source: Peng et al. 2021, section 3, and the official code's engine.py.
+
+        Args:
+            parts: `config.accumulate` equal parts of the batch, images (b, H, W, 3) and labels (b,).
+            note: is given each part's number, its share of the loss, both heads' logits and the labels, before its gradient is computed.
+        """
+        config = self.config
         self.optimizer.zero_grad()
-        value, heads = 0.0, []
-        for images, labels in zip(*(np.split(array, config.accumulate) for array in batch), strict=True):
-            logits = self.model(Tensor(images))  # of the CNN head and of the transformer head, (B / accumulate, K) each
-            losses = [F.cross_entropy(head, labels, label_smoothing=config.label_smoothing) for head in logits]
+        for number, (images, labels) in enumerate(parts):
+            heads = self.model(images)  # logits of the CNN head and of the transformer head, (b, K) each
+            losses = [F.cross_entropy(head, labels, label_smoothing=config.label_smoothing) for head in heads]
             loss = (losses[0] + losses[1]) * (0.5 / config.accumulate)
-            value += loss.item()
-            if not math.isfinite(value):
-                raise FloatingPointError(f"the loss is {value} at step {self.step + 1}; a lower --lr (now {config.lr:g}) or --clip-norm may help")
+            note(number, loss, heads, labels)
             loss.backward()
-            heads.append([head.numpy() for head in logits])
         if config.clip_norm:
             clip_grad_norm_(self.model.parameters(), config.clip_norm)
         self.optimizer.step()
         if self.ema:
             self.ema.update()
+
+    def train_step(self, batch: Batch) -> tuple[float, Accuracies]:
+        """Take one step of the optimiser on the CPU; returns the loss and the accuracies on the batch, both from before the step.
+
+        Raises:
+            FloatingPointError: the loss is not finite any more.
+        """
+        total, logits = 0.0, []
+
+        def note(number: int, loss: Tensor, heads: tuple[Tensor, Tensor], labels: Tensor) -> None:
+            nonlocal total
+            total += loss.item()
+            check_loss(total, self.step + 1, self.config.lr)
+            logits.append([head.numpy() for head in heads])
+
+        self.begin_step()
+        images, labels = (map(Tensor, np.split(array, self.config.accumulate)) for array in batch)
+        self.update(zip(images, labels, strict=True), note)
         self.step += 1
-        cnn, transformer = (np.concatenate(parts) for parts in zip(*heads, strict=True))  # (B, K)
-        return value, accuracies(cnn, transformer, batch.labels)
+        cnn, transformer = (np.concatenate(parts) for parts in zip(*logits, strict=True))  # (B, K)
+        return total, accuracies(cnn, transformer, batch.labels)
 
     def state(self) -> dict[str, np.ndarray]:
         """Weights, optimiser and average as arrays called "model.*", "optimizer.*" and "ema.*"; `step` and the draws need no more than its number."""

@@ -14,7 +14,7 @@ import operator
 import threading
 import zlib
 from contextvars import ContextVar
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,10 +22,10 @@ __all__ = ["Counter", "generator", "get_counter", "get_seed", "manual_seed", "ne
 
 
 class Counter(NamedTuple):
-    """Where this context's draws stand. `seed` is None where the context has no seed of its own and uses the process's."""
+    """Where this context's draws stand. `seed` is None where the context has no seed of its own and uses the process's; `step`: see `set_step`."""
 
     seed: int | None
-    step: int
+    step: Any
     draw: int
 
 
@@ -35,6 +35,8 @@ _counter: ContextVar[Counter] = ContextVar("minigrad.random", default=Counter(No
 
 def _word(value: int, name: str) -> int:
     """`value` as one 64-bit word of a Philox key or counter."""
+    if hasattr(getattr(value, "data", None), "ptr"):
+        raise TypeError(f"{name} is on the GPU (see `set_step`), and the host cannot draw for it: draw on the GPU, or take this step uncaptured")
     try:
         word = operator.index(value)
     except TypeError:
@@ -63,12 +65,18 @@ def manual_seed(seed: int) -> None:
     _counter.set(Counter(seed, 0, 0))
 
 
-def set_step(step: int) -> None:
-    """Begin training step `step` in this context: the next draw is its draw 0."""
-    _counter.set(Counter(_counter.get().seed, _word(step, "set_step: step"), 0))
+def set_step(step: Any) -> None:
+    """Begin training step `step` in this context: the next draw is its draw 0.
+
+    Args:
+        step: its number; or an array on the GPU that holds it, a uint64, for a step that is captured as a graph: draws that are made on the GPU look
+            there when the graph is launched, and a draw on the host, which could not be repeated, raises.
+    """
+    on_gpu = hasattr(getattr(step, "data", None), "ptr")
+    _counter.set(Counter(_counter.get().seed, step if on_gpu else _word(step, "set_step: step"), 0))
 
 
-def next_draw() -> tuple[int, int]:
+def next_draw() -> tuple[Any, int]:
     """Take the next draw of this context: `(step, draw)`, to be given to `generator` as its counters."""
     seed, step, draw = _counter.get()
     _counter.set(Counter(seed, step, draw + 1))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -192,8 +192,12 @@ class Captured:
             stream.begin_capture()
             try:
                 self.result = function()
-            finally:
-                self._graph = stream.end_capture()
+            except BaseException:
+                with suppress(Exception):  # that the capture has failed is known
+                    stream.end_capture()
+                _waiting.clear()
+                raise
+            self._graph = stream.end_capture()
             write_waiting()
         outer.wait_event(stream.record())
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["CompileError", "Kernel", "Parameter", "Source", "line_of", "parse", "read"]
+__all__ = ["CompileError", "Kernel", "Parameter", "Source", "line_of", "parse", "read", "split"]
 
 _NUMBERS = {
     "float": "float32", "double": "float64", "bool": "bool", "char": "int8", "signed char": "int8", "unsigned char": "uint8", "short": "int16",
@@ -116,23 +116,23 @@ def parse(name: str, text: str) -> Source:
     """The kernels of a CUDA source. Raises ValueError for a kernel that does not follow the rules at the top of this file."""
     instances: dict[str, list[str]] = {}
     for found in _INSTANCES.finditer(text):
-        for instance in _split(found[1]):
+        for instance in split(found[1]):
             instances.setdefault(instance.partition("<")[0], []).append(instance)
     code = _COMMENT.sub(lambda comment: re.sub(r"[^\n]", " ", comment[0]), text)
     kernels: dict[str, Kernel] = {}
     for found in _KERNEL.finditer(code):
-        template = [part.split() for part in _split(found["template"] or "")]
+        template = [part.split() for part in split(found["template"] or "")]
         names = instances.pop(found["name"], []) if template else [found["name"]]
         if not names:
             raise ValueError(
                 f'{name}.cu: nothing says which instances of the template {found["name"]} to compile: add "// instances: {found["name"]}<...>"'
             )
         for instance in names:
-            given = _split(instance.partition("<")[2].removesuffix(">"))
+            given = split(instance.partition("<")[2].removesuffix(">"))
             if len(given) != len(template):
                 raise ValueError(f"{name}.cu: {instance} has {len(given)} template arguments, the template has {len(template)}")
             values = {words[-1]: value for words, value in zip(template, given, strict=True)}
-            parameters = [_parameter(name, instance, part, values) for part in _split(found["parameters"])]
+            parameters = [_parameter(name, instance, part, values) for part in split(found["parameters"])]
             bounds = values.get(found["bounds"], found["bounds"]) if found["bounds"] else "1024"
             if not bounds.isdecimal():
                 bounds = _constant(code, bounds)
@@ -150,7 +150,7 @@ def _constant(code: str, name: str) -> str:
     return found[1]
 
 
-def _split(text: str) -> list[str]:
+def split(text: str) -> list[str]:
     """The parts between commas that stand outside <...>."""
     parts, depth = [""], 0
     for letter in text:

@@ -76,14 +76,15 @@ struct Philox {
 };
 
 // mask[i] = number i of a NumPy generator >= p, for float32 numbers from 0 to 1, bit for bit. NumPy counts in the first word of the counter, up by
-// one before each four words; a word gives two numbers, the lower half first, of whose 32 bits the upper 24 are used.
-__global__ void __launch_bounds__(256) keep_mask(bool* __restrict__ mask, long long count, float p, unsigned long long key_0,
-                                                 unsigned long long key_1, unsigned long long counter_0, unsigned long long counter_1,
-                                                 unsigned long long counter_2, unsigned long long counter_3)
+// one before each four words; a word gives two numbers, the lower half first, of whose 32 bits the upper 24 are used. Where `step` is not null, it
+// points at what counter_1 is to be: the launches of a captured graph differ in nothing but what is in memory.
+__global__ void __launch_bounds__(256) keep_mask(bool* __restrict__ mask, const unsigned long long* __restrict__ step, long long count, float p,
+                                                 unsigned long long key_0, unsigned long long key_1, unsigned long long counter_0,
+                                                 unsigned long long counter_1, unsigned long long counter_2, unsigned long long counter_3)
 {
     const long long i = blockIdx.x * 256LL + threadIdx.x;
     if (8 * i >= count) return;
-    const Philox random(counter_0 + 1 + i, counter_1, counter_2, counter_3, key_0, key_1);
+    const Philox random(counter_0 + 1 + i, step ? *step : counter_1, counter_2, counter_3, key_0, key_1);
     Pack<bool, 8> keep;
     #pragma unroll
     for (int k = 0; k < 8; k++) {

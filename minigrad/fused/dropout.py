@@ -136,12 +136,13 @@ dropout.kernel("cuda", cuda_forward, None)
 drop_path.kernel("cuda", cuda_forward_path, None)
 
 
-def cuda_keep_mask(generator: np.random.Generator, shape: tuple[int, ...], p: float) -> Array:
+def cuda_keep_mask(generator: np.random.Generator, shape: tuple[int, ...], p: float, step: Array | None = None) -> Array:
     """`generator.random(shape, dtype=np.float32) >= p`, made on the device "cuda" from the generator's key and counter, to the last bit the same.
 
     Args:
         generator: a new one of `minigrad.random.generator`, or another Philox from which nothing has been drawn yet; it is left as it is.
         shape: of the mask. p: the probability of False.
+        step: an array of one uint64 on the device, read when the kernel runs, in place of the first counter that the generator was made with.
 
     Returns:
         An array of bools on the device.
@@ -156,5 +157,5 @@ def cuda_keep_mask(generator: np.random.Generator, shape: tuple[int, ...], p: fl
     words = [int(word) for name in ("key", "counter") for word in state["state"][name]]
     if words[2] + 1 + mask.size // 8 >= 2**64:
         raise ValueError("cuda_keep_mask: the generator's counter is too near its end")
-    _cuda.launch("keep_mask", -(-mask.size // 2048), 256, mask, mask.size, float(p), *words)
+    _cuda.launch("keep_mask", -(-mask.size // 2048), 256, mask, step, mask.size, float(p), *words)
     return mask

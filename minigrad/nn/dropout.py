@@ -6,15 +6,20 @@ import numpy as np
 
 from minigrad import functional as F
 from minigrad import random
+from minigrad.fused.dropout import cuda_keep_mask
 from minigrad.nn.module import Module
-from minigrad.tensor import Tensor
+from minigrad.tensor import Tensor, wrap
 
 __all__ = ["DropPath", "Dropout"]
 
 
 def keep_mask(purpose: str, shape: tuple[int, ...], p: float, device: str) -> Tensor:
-    """Draw a mask of booleans, False (drop) with probability `p`: this context's next draw, the same on every device."""
-    keep = random.generator(purpose, *random.next_draw()).random(shape, dtype=np.float32) >= p
+    """Draw a mask of booleans, False (drop) with probability `p`: this context's next draw, the same on every device. On "cuda" it is drawn there."""
+    step, draw = random.next_draw()
+    if device == "cuda":
+        on_gpu = None if isinstance(step, int) else step  # see `random.set_step`
+        return wrap(cuda_keep_mask(random.generator(purpose, 0 if on_gpu is not None else step, draw), shape, p, on_gpu))
+    keep = random.generator(purpose, step, draw).random(shape, dtype=np.float32) >= p
     return Tensor(keep).to(device=device)
 
 

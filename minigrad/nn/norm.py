@@ -5,18 +5,23 @@ from __future__ import annotations
 import numpy as np
 
 from minigrad import functional as F
+from minigrad.backend import cuda
 from minigrad.modes import no_grad, recomputing
 from minigrad.nn.module import Module, Parameter
 from minigrad.tensor import Tensor, wrap
 
 __all__ = ["BatchNorm2d", "LayerNorm"]
 
+_cuda = cuda.Kernels(__file__)
+
 
 class BatchNorm2d(Module):
     """Normalises each channel of (B, H, W, C) maps over batch, rows and columns, then scales and shifts it.
 
     In training mode with the mean and biased variance of the batch, which also move the running statistics (there the variance is unbiased); in
-    eval mode with the running statistics. Those are replaced at every step, never written in place: a graph that read the old ones stays valid.
+    eval mode with the running statistics. On the CPU those are replaced at every step, never written in place: a graph that read the old ones stays
+    valid. On the GPU they are written in place, as parameters are by an optimiser, so that a captured step finds them where it left them; their
+    version counters tell, and a graph that would have to read the old ones refuses.
 
     Args:
         num_features: C.
@@ -67,12 +72,24 @@ class BatchNorm2d(Module):
     def _track(self, mean: Tensor, var: Tensor, count: int) -> None:
         """Move the running statistics towards those of a batch with `count` values per channel."""
         assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        if self.running_mean.device == "cuda":
+            self._track_on_gpu(mean, var, count)
+            return
         with no_grad():
             self.num_batches_tracked = self.num_batches_tracked + 1
         momentum = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
         # On arrays: six operations on C numbers, which as operations on Tensors would take five times as long.
         self.running_mean = wrap((1 - momentum) * self.running_mean.data + momentum * mean.data)
         self.running_var = wrap((1 - momentum) * self.running_var.data + (momentum * count / (count - 1)) * var.data)
+
+    def _track_on_gpu(self, mean: Tensor, var: Tensor, count: int) -> None:
+        """The same in one launch, in place: see norm.cu."""
+        buffers = [buffer for buffer in (self.running_mean, self.running_var, self.num_batches_tracked) if buffer is not None]
+        momentum = -1.0 if self.momentum is None else float(self.momentum)
+        arrays = (mean.data, var.data, *(buffer.data for buffer in buffers))
+        _cuda.launch(f"running_statistics<{cuda.c_type(mean.dtype)}>", 1, 256, *arrays, self.num_features, momentum, count / (count - 1))
+        for buffer in buffers:
+            buffer._bump()
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, track_running_stats={self.track_running_stats}"

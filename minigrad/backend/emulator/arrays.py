@@ -70,10 +70,19 @@ class ndarray(NDArrayOperatorsMixin):
 
     # --- to the host: these wait for the device
 
-    def get(self) -> np.ndarray:
-        """A copy in the host's memory, a NumPy array."""
-        state.synchronise("get()")
-        return _readable(self).copy()
+    def get(self, *, out: np.ndarray | None = None, blocking: bool = True) -> np.ndarray:
+        """A copy in the host's memory, a NumPy array; in `out`, whose contents are to be looked at after an event only, if not `blocking`."""
+        if not blocking:
+            if out is None or not out.flags.c_contiguous or (out.shape, out.dtype) != (self.shape, self.dtype):
+                raise TypeError(f"get: what is copied without waiting goes to a contiguous `out` of shape {self.shape} and dtype {self.dtype}")
+            if state.current().capturing is not None:
+                raise RuntimeError("get: an array is copied to the host while a graph is captured")
+        else:
+            state.synchronise("get()")
+        if out is None:
+            return _readable(self).copy()
+        out[...] = _readable(self)
+        return out
 
     def item(self) -> Any:
         """The only element as a Python number."""

@@ -5,7 +5,7 @@ and then renamed, so that workers which build the same file at once cannot see h
 
     plain     optimised, nothing is checked
     check     every access to memory goes through memory.cpp, and undefined behaviour is reported (the default)
-    address   AddressSanitizer and undefined behaviour; also sees red zones between shared arrays. One process has either this build or the others
+    address   AddressSanitizer and undefined behaviour; also sees local arrays. One process has either this build or the others
 
 Read next: `launch.py`, which loads what is built here.
 """
@@ -22,7 +22,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from minigrad.backend.kernel_source import CompileError
+from minigrad.backend.kernel_source import CompileError, split
 
 __all__ = ["BUILDS", "CompileError", "build_core", "build_kernels", "cache_folder"]
 
@@ -36,7 +36,7 @@ _KERNEL_FLAGS = (*_FLAGS, "-O1", "-fno-strict-aliasing", "-ffp-contract=off", "-
 BUILDS = {
     "plain": (),
     "check": ("-fsanitize=thread,undefined",),
-    "address": ("-fsanitize=address,undefined", "-fsanitize-recover=address", "-fsanitize-sections=emu_shared"),
+    "address": ("-fsanitize=address,undefined", "-fsanitize-recover=address"),
 }
 
 
@@ -102,7 +102,31 @@ def build_core(address: bool) -> Path:
     return _build("core", text, sources, (*_FLAGS, "-O2", *(["-DEMULATOR_ADDRESS"] if address else [])), ("-x", "none", "-lasan") if address else ())
 
 
-_DYNAMIC_SHARED = re.compile(r"extern\s+__shared__\s+(?:__align__\(\d+\)\s+)?([\w ]+?)\s+(\w+)\s*\[\s*\]\s*;")
+# At the beginning of a line or statement, so that comments are left alone. What does not match keeps its __shared__, and does not compile.
+_SHARED = re.compile(
+    r"(?:^|(?<=[;{}]))(?P<before>[ \t]*)(?P<dynamic>extern\s+)?__shared__\s+(?:__align__\((?P<alignment>\d+)\)\s+)?(?P<rest>[^;={}]+);", re.MULTILINE
+)
+_DECLARATOR = re.compile(r"(?P<type>.*?)\b(?P<name>[A-Za-z_]\w*)\s*(?P<sizes>(?:\[[^\]]*\]\s*)*)", re.DOTALL)
+
+
+def _ask_for_shared_memory(text: str) -> str:
+    """`text` with the declarations of shared memory replaced by calls that ask for it: see `dynamic_shared` in device.h."""
+
+    def calls(found: re.Match[str]) -> str:
+        type_, made = "", []
+        for part in split(found["rest"]):
+            declarator = _DECLARATOR.fullmatch(part)
+            if declarator is None:
+                return found[0]
+            type_, name = type_ or declarator["type"].strip(), declarator["name"]
+            if found["dynamic"]:
+                made.append(f"{type_}* {name} = dynamic_shared<{type_}>();")
+            else:
+                place = f'&{name}_declared, "{name}"' + (f", {found['alignment']}" if found["alignment"] else "")
+                made.append(f"static char {name}_declared; auto& {name} = static_shared<{type_}{declarator['sizes'].strip()}>({place});")
+        return found["before"] + " ".join(made) + "\n" * found["rest"].count("\n")
+
+    return _SHARED.sub(calls, text)
 
 
 def build_kernels(stem: str, text: str, names: tuple[str, ...], build: str) -> Path:
@@ -111,7 +135,6 @@ def build_kernels(stem: str, text: str, names: tuple[str, ...], build: str) -> P
     Raises:
         CompileError: with the compiler's message.
     """
-    body = _DYNAMIC_SHARED.sub(r"\1* \2 = dynamic_shared<\1>();", text)
     rows = ", ".join(f"EMULATOR_KERNEL({name})" for name in names)
-    wrapped = f'#include "device.h"\nnamespace {{\n#line 1 "{stem}.cu"\n{body}\n}}\nEMULATOR_LIBRARY({rows})\n'
+    wrapped = f'#include "device.h"\nnamespace {{\n#line 1 "{stem}.cu"\n{_ask_for_shared_memory(text)}\n}}\nEMULATOR_LIBRARY({rows})\n'
     return _build(stem, wrapped, ("-",), (*_KERNEL_FLAGS, *BUILDS[build]), ("-lm", "-lc"))

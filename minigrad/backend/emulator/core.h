@@ -18,8 +18,11 @@ enum WarpOperation { kSync, kShuffle, kVote };
 // One instance of a kernel: `call` unpacks the arguments; the other two have one entry per parameter (see the end of device.h).
 struct Kernel { const char* name; void (*call)(void** arguments); const char* kinds; const int* sizes; };
 
-// What a compiled kernel file consists of: its kernels, up to one without a name; its static __shared__ arrays; everything.
-struct Library { const Kernel* kernels; char *shared_begin, *shared_end, *begin, *end; };
+// What a compiled kernel file consists of: its kernels, up to one without a name; where its code and constants lie.
+struct Library { const Kernel* kernels; char *begin, *end; };
+
+// A static __shared__ array. declaration: an address that no other declaration, and no other instance of its template, has.
+struct SharedArray { const void* declaration; const char* name; char* address; size_t bytes; };
 
 enum Fault { kNone, kOutOfBounds, kUninitialised, kRace, kBarrier, kUndefined, kAssertion, kTime };
 enum Order { kAscending, kDescending, kShuffled };
@@ -50,6 +53,7 @@ extern "C" {
 void emulator_syncthreads(Site site);
 uint64_t emulator_warp(int operation, Site site, unsigned mask, int source_lane, uint64_t value);
 void emulator_atomic(void* address, unsigned size, const void* pc);
+char* emulator_shared_array(const void* declaration, const char* name, size_t bytes, size_t alignment);
 [[noreturn]] void emulator_assertion(const char* condition, Site site);
 
 // --- what Python calls
@@ -57,6 +61,7 @@ int emulator_launch(const Launch* launch, Report* report);   // the Fault
 char* emulator_arena(size_t bytes);                          // reserves the memory that arrays live in, once
 uint8_t* emulator_states();                                  // one State per byte of the arena
 void emulator_mark(char* address, size_t bytes, int state);  // sets the State of arena memory
+const SharedArray* emulator_shared_at(const char* address);  // the last launch's, that begins there or before; or null
 }
 
 // What is known of a byte.

@@ -1,7 +1,7 @@
 // What a .cu file finds when it is compiled for the emulator: CUDA's vocabulary in plain C++.
 //
-// The kernel's text is compiled as it is, inside an unnamed namespace after this header; see compiler.py. Barriers, shuffles and votes wait in
-// schedule.cpp; everything else is here. Fast intrinsics (__expf, rsqrtf) are exact here, so their error on a GPU is larger. What is missing is
+// The kernel's text is compiled as it is but for `__shared__`, inside an unnamed namespace after this header; see compiler.py. Barriers, shuffles and
+// votes wait in schedule.cpp; everything else is here. Fast intrinsics (__expf, rsqrtf) are exact here, so their error on a GPU is larger. What is missing is
 // missing on purpose: __activemask (what it returns is not defined), grid-wide barriers, tensor cores. Read next: schedule.cpp.
 #pragma once
 #include <math.h>
@@ -23,8 +23,6 @@
 #define __align__(n) __attribute__((aligned(n)))
 #define __constant__ static
 #define __restrict__ __restrict
-// All static shared arrays of a file lie in one section, so that they can be made unwritten before every block.
-#define __shared__ static __attribute__((section("emu_shared")))
 
 // For the compiler these never change: they do not while one thread runs, and a thread that waited finds its own again.
 extern "C" const Place emulator_place;
@@ -35,9 +33,15 @@ extern "C" char* const emulator_dynamic_shared;
 #define gridDim (emulator_place.grid_size)
 constexpr int warpSize = 32;
 
-// `extern __shared__ T s[];` becomes `T* s = dynamic_shared<T>();`: the only change to a kernel's text.
+// Shared memory is not declared but asked for, the only change to a kernel's text (compiler.py): `extern __shared__ T s[];` becomes
+// `T* s = dynamic_shared<T>();`, and `__shared__ T s[32];` becomes `static char s_declared; auto& s = static_shared<T[32]>(&s_declared, "s");`.
 template <class T>
 inline T* dynamic_shared() { return reinterpret_cast<T*>(emulator_dynamic_shared); }
+template <class T>
+inline __attribute__((always_inline)) T& static_shared(const char* declaration, const char* name, size_t alignment = 16)
+{
+    return reinterpret_cast<T&>(*emulator_shared_array(declaration, name, sizeof(T), alignof(T) > alignment ? alignof(T) : alignment));
+}
 
 // --- vectors
 
@@ -176,6 +180,8 @@ inline float __powf(float x, float y) { return powf(x, y); }
 inline float __fdividef(float x, float y) { return x / y; }
 inline float __frcp_rn(float x) { return 1 / x; }
 inline float __fsqrt_rn(float x) { return sqrtf(x); }
+inline float __fmul_rn(float x, float y) { return x * y; }
+inline float __fadd_rn(float x, float y) { return x + y; }
 inline float __fmaf_rn(float x, float y, float z) { return fmaf(x, y, z); }
 inline float __saturatef(float x) { return fminf(fmaxf(x, 0), 1); }
 inline float normcdff(float x) { return 0.5f * erfcf(-x * 0.70710678f); }
@@ -229,9 +235,7 @@ struct Of<kernel> {
 #define EMULATOR_KERNEL(...) {#__VA_ARGS__, emulator::Of<__VA_ARGS__>::call, emulator::Of<__VA_ARGS__>::kinds, emulator::Of<__VA_ARGS__>::sizes}
 #define EMULATOR_LIBRARY(...)                                                                                             \
     extern "C" {                                                                                                          \
-    __attribute__((visibility("hidden"), weak)) extern char __start_emu_shared[], __stop_emu_shared[];                    \
     __attribute__((visibility("hidden"))) extern char __ehdr_start[], _end[];                                             \
     __attribute__((visibility("default"))) extern const Kernel emulator_kernels[] = {__VA_ARGS__, {}};                    \
-    __attribute__((visibility("default"))) extern const Library emulator_library{                                         \
-        emulator_kernels, __start_emu_shared, __stop_emu_shared, __ehdr_start, _end};                                     \
+    __attribute__((visibility("default"))) extern const Library emulator_library{emulator_kernels, __ehdr_start, _end};   \
     }

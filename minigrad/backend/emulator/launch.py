@@ -38,9 +38,12 @@ class _Kernel(ctypes.Structure):
 
 class _Library(ctypes.Structure):
     _fields_ = (
-        ("kernels", ctypes.POINTER(_Kernel)), ("shared_begin", ctypes.c_void_p), ("shared_end", ctypes.c_void_p), ("begin", ctypes.c_void_p),
-        ("end", ctypes.c_void_p),
+        ("kernels", ctypes.POINTER(_Kernel)), ("begin", ctypes.c_void_p), ("end", ctypes.c_void_p),
     )  # fmt: skip
+
+
+class _SharedArray(ctypes.Structure):
+    _fields_ = (("declaration", ctypes.c_void_p), ("name", ctypes.c_char_p), ("address", ctypes.c_void_p), ("bytes", ctypes.c_size_t))
 
 
 class _Launch(ctypes.Structure):
@@ -67,6 +70,8 @@ class Core:
         self.library.emulator_arena.restype = self.library.emulator_states.restype = ctypes.c_void_p
         self.library.emulator_arena.argtypes = (ctypes.c_size_t,)
         self.library.emulator_mark.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+        self.library.emulator_shared_at.restype = ctypes.POINTER(_SharedArray)
+        self.library.emulator_shared_at.argtypes = (ctypes.c_void_p,)
         self.library.emulator_launch.argtypes = (ctypes.POINTER(_Launch), ctypes.POINTER(_Report))
         self.memory = Memory(self.library, size=1 << (28 if address else 30))  # AddressSanitizer's notes about it are made at once
         self.lock = threading.Lock()  # one launch at a time: ctypes lets other Python threads run meanwhile
@@ -221,9 +226,10 @@ class Function:
         memory = self.library.core.memory
         place = memory.before(address)
         if place is None:
-            info = self.library.info
-            if info.shared_begin and info.shared_begin <= address < info.shared_end:
-                return f"; byte {address - info.shared_begin} of the static shared arrays"
+            shared = self.library.core.library.emulator_shared_at(address)
+            if shared:
+                array = shared.contents
+                return f"; byte {address - array.address} of {array.name.decode()}, which has {array.bytes} bytes"
             dynamic = ctypes.c_void_p.in_dll(self.library.core.library, "emulator_dynamic_shared").value or 0
             return f"; byte {address - dynamic} of dynamic shared memory" if 0 <= address - dynamic < 2**18 else ""
         start, nbytes = place

@@ -13,6 +13,7 @@
 #include <cstring>
 #include <ctime>
 #include <initializer_list>
+#include <vector>
 
 #define EMULATOR_CORE
 #include "core.h"
@@ -46,7 +47,8 @@ struct Region {
     bool of_a_block;                             // shared memory: every block has its own
 };
 
-constexpr size_t kMostDynamic = 256 * 1024, kMostStatic = 16 << 20;   // bytes; static: of all kernels of a file together
+constexpr size_t kMostDynamic = 256 * 1024, kMostStatic = 48 * 1024;     // bytes that a block may have; the first is checked by launch.py
+constexpr size_t kGap = 256, kStaticRegion = 256 * 1024;                 // bytes behind a static shared array that belong to none; of them all
 constexpr uint8_t kSeveral = 255;
 
 Region arena{"global memory", 0, 0, nullptr, nullptr, false};
@@ -55,6 +57,9 @@ Region static_shared{"static shared memory", 0, 0, nullptr, nullptr, true};
 const Launch* launch;
 uintptr_t library, library_size;
 size_t dynamic_used;                             // bytes of dynamic shared memory that this launch has, or the one before
+char* static_memory;
+std::vector<SharedArray> static_arrays;          // that this launch has come across, in the order of their addresses
+size_t static_used, static_bytes;                // of them all, with gaps and without
 uint64_t accesses;
 timespec launched;
 
@@ -91,6 +96,12 @@ void fill_with_ones(char* memory, size_t bytes)  // floats of these bits are NaN
 #endif
 }
 
+void make_unwritten(const SharedArray& array)
+{
+    set_state(static_shared, array.address - static_memory, array.bytes, kAllocated);
+    fill_with_ones(array.address, array.bytes);
+}
+
 }  // namespace
 
 char* emulator_dynamic_shared;
@@ -99,13 +110,15 @@ char* emulator_arena(size_t bytes)
 {
     if (arena.base) return reinterpret_cast<char*>(arena.base);
     emulator_dynamic_shared = static_cast<char*>(reserve(kMostDynamic));
+    static_memory = static_cast<char*>(reserve(kStaticRegion));
     char* memory = static_cast<char*>(reserve(bytes));
     const bool watched = watch(arena, memory, bytes) && watch(dynamic_shared, emulator_dynamic_shared, kMostDynamic) &&
-                         watch(static_shared, nullptr, kMostStatic);   // where that one lies depends on the kernel
-    if (!memory || !emulator_dynamic_shared || !watched) return nullptr;
+                         watch(static_shared, static_memory, kStaticRegion);
+    if (!memory || !emulator_dynamic_shared || !static_memory || !watched) return nullptr;
 #ifdef EMULATOR_ADDRESS
     __asan_poison_memory_region(memory, bytes);
     __asan_poison_memory_region(emulator_dynamic_shared, kMostDynamic);
+    __asan_poison_memory_region(static_memory, kStaticRegion);
 #endif
     return memory;
 }
@@ -122,8 +135,9 @@ void memory_begin_launch(const Launch& the_launch)
     clock_gettime(CLOCK_MONOTONIC, &launched);
     set_state(dynamic_shared, 0, dynamic_used, kUnallocated);
     dynamic_used = launch->dynamic_bytes;
-    static_shared.base = reinterpret_cast<uintptr_t>(launch->library->shared_begin);
-    static_shared.size = launch->library->shared_end - launch->library->shared_begin;
+    set_state(static_shared, 0, static_used, kUnallocated);
+    static_arrays.clear();
+    static_used = static_bytes = 0;
 }
 
 void memory_begin_block()
@@ -132,10 +146,33 @@ void memory_begin_block()
         set_state(dynamic_shared, 0, launch->dynamic_bytes, kAllocated);
         fill_with_ones(emulator_dynamic_shared, launch->dynamic_bytes);
     }
-    if (static_shared.size) {
-        memset(static_shared.states, kAllocated, static_shared.size);   // AddressSanitizer has red zones of its own between these arrays
-        fill_with_ones(launch->library->shared_begin, static_shared.size);
-    }
+    for (const SharedArray& array : static_arrays) make_unwritten(array);
+}
+
+// The array of a declaration, which the first thread that comes there allocates. Not left to the compiler as a static variable: where it puts those of
+// templates cannot be told (GCC ignores their section attribute), and between two of them there would be no gap.
+char* emulator_shared_array(const void* declaration, const char* name, size_t bytes, size_t alignment)
+{
+    for (const SharedArray& array : static_arrays)
+        if (array.declaration == declaration) return array.address;
+    const size_t start = (static_used + alignment - 1) / alignment * alignment;
+    static_bytes += bytes;
+    if (static_bytes > kMostStatic || start + bytes + kGap > kStaticRegion)
+        fault(kOutOfBounds, {__builtin_return_address(0)}, "needs %zu bytes of static shared memory for %s and what comes before; a block may have %zu",
+              static_bytes, name, kMostStatic);
+    static_arrays.push_back({declaration, name, static_memory + start, bytes});
+    static_used = start + bytes + kGap;
+    make_unwritten(static_arrays.back());
+    return static_arrays.back().address;
+}
+
+const SharedArray* emulator_shared_at(const char* address)
+{
+    if (size_t(address - static_memory) >= kStaticRegion) return nullptr;
+    const SharedArray* found = nullptr;
+    for (const SharedArray& array : static_arrays)
+        if (array.address <= address) found = &array;
+    return found;
 }
 
 // --- the check of one access

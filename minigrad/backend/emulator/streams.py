@@ -81,6 +81,11 @@ class Event:
         """Note the moment."""
         self.seconds = time.perf_counter()
 
+    @property
+    def done(self) -> bool:
+        """Whether the moment has passed; asks, and does not wait."""
+        return True
+
     def synchronize(self) -> None:
         """Wait until the moment has passed."""
         synchronise("Event.synchronize()")

@@ -164,6 +164,64 @@ __global__ void shared_before_it_is_set(float* y)
     y[threadIdx.x] = s[threadIdx.x];
 }
 
+// --- the same in templates, where a compiler places static variables in its own way
+
+// instances: sum_by_template<float, 64>, sum_by_template<double, 64>
+template <class T, int N>
+__global__ void sum_by_template(const float* x, float* out)
+{
+    __shared__ T s[N];
+    s[threadIdx.x] = x[threadIdx.x];
+    for (int step = N / 2; step > 0; step /= 2) {                     // here too
+        if (threadIdx.x < step) s[threadIdx.x] += s[threadIdx.x + step];
+        __syncthreads();
+    }
+    if (threadIdx.x == 0) out[0] = s[0];
+}
+
+template <class T>
+struct Pair { T first, second; };
+
+template <class T, int N>
+__device__ T neighbours(T v)                                          // v of the thread before and the one after, added up
+{
+    __shared__ __align__(16) Pair<T> forth[N], back[N];
+    __shared__ T none;
+    if (threadIdx.x == 0) none = 0;
+    forth[threadIdx.x].first = v, back[threadIdx.x].second = v;
+    __syncthreads();
+    const T before = threadIdx.x ? forth[threadIdx.x - 1].first : none, after = threadIdx.x < N - 1 ? back[threadIdx.x + 1].second : none;
+    return before + after;
+}
+
+// instances: neighbours_twice<float, 32>, neighbours_twice<double, 32>
+template <class T, int N>
+__global__ void neighbours_twice(const float* x, float* y) { y[threadIdx.x] = neighbours<T, N>(neighbours<T, N>(x[threadIdx.x])); }
+
+// instances: neighbours_once<double, 32>
+template <class T, int N>
+__global__ void neighbours_once(const float* x, float* y) { y[threadIdx.x] = neighbours<T, N>(x[threadIdx.x]); }
+
+// instances: half_is_set<float, 32>
+template <class T, int N>
+__global__ void half_is_set(const float* x, float* y)
+{
+    __shared__ Pair<T> pairs[N];
+    pairs[threadIdx.x].first = x[threadIdx.x];
+    y[threadIdx.x] = pairs[threadIdx.x].second;
+}
+
+// instances: too_much_shared<double, 4096>
+template <class T, int N>
+__global__ void too_much_shared(float* y)
+{
+    __shared__ T first[N];
+    first[threadIdx.x] = 1;
+    __shared__ T second[N];                                           // 64 KB
+    second[threadIdx.x] = first[threadIdx.x];
+    y[threadIdx.x] = second[threadIdx.x];
+}
+
 // --- bounds
 
 __global__ void read_past_the_end(const float* x, float* y) { y[threadIdx.x] = x[threadIdx.x + 1]; }

@@ -70,6 +70,33 @@ def test_without_a_compiler_the_message_says_how_to_get_one(monkeypatch):
         compiler._compiler.__wrapped__()
 
 
+@pytest.mark.parametrize(
+    ("declaration", "called"),
+    [
+        ("{ extern __shared__ __align__(32) unsigned char s[];", "{ unsigned char* s = dynamic_shared<unsigned char>();"),
+        (
+            "__shared__ Row<T, 2> a; __shared__ int b;",
+            'static char a_declared; auto& a = static_shared<Row<T, 2>>(&a_declared, "a"); '
+            'static char b_declared; auto& b = static_shared<int>(&b_declared, "b");',
+        ),
+        (
+            "    __shared__ __align__(8) T a[N + 1][2],\n  b;",
+            '    static char a_declared; auto& a = static_shared<T[N + 1][2]>(&a_declared, "a", 8); '
+            'static char b_declared; auto& b = static_shared<T>(&b_declared, "b", 8);\n',
+        ),
+        ("// not a __shared__ T s[2]; but a comment", "// not a __shared__ T s[2]; but a comment"),
+    ],
+)
+def test_shared_memory_is_asked_for(declaration, called):
+    assert compiler._ask_for_shared_memory(declaration) == called
+
+
+@pytest.mark.parametrize("declaration", ["__shared__ int s = 1;", "volatile __shared__ int s;", "__shared__ int (*s)[2];"])
+def test_shared_memory_that_would_not_be_watched_does_not_compile(declaration):
+    with pytest.raises(CompileError, match="__shared__"):
+        compiler.build_kernels("odd", f'#line 1 "odd.cu"\n__global__ void odd() {{\n    {declaration}\n}}', ("odd",), "plain")
+
+
 def test_a_mistake_is_shown_with_its_line(tmp_path):
     (tmp_path / "helper.cuh").write_text("__device__ float twice(float x)\n{\n    return x + y;\n}\n")
     (tmp_path / "page.cu").write_text('#include "helper.cuh"\n__global__ void page(float* y)\n{\n    y[0] = twice(1);\n    y[1] = thrice(1);\n}\n')

@@ -37,7 +37,7 @@ def launch(name: str, *arguments, block: int = 32, grid: int = 1, shared: int = 
 def line_of(name: str, containing: str) -> int:
     """The line of `planted_bugs.cu` that has this text, inside the kernel `name` (or, where it is not there, in a function before it)."""
     text = FILE.read_text()
-    start = text.index(f" {name}(")
+    start = text.index(f" {name.partition('<')[0]}(")
     place = text.find(containing, start, text.index("__global__", start) if "__global__" in text[start:] else None)
     return text[: place if place >= 0 else text.index(containing)].count("\n") + 1
 
@@ -63,6 +63,14 @@ FOUND_BY_CHECK = {
     ),
     "write_the_same_byte": ((np.zeros(16, np.uint8),), {}, faults.DataRace, "y[threadIdx.x / 2]", r"\(1, 0, 0\): writes a word .*\(0, 0, 0\)"),
     "shared_before_it_is_set": ((Y,), {}, faults.UninitialisedRead, "y[threadIdx.x] =", "static shared memory that nobody"),
+    "sum_by_template<float, 64>": ((X, Y), {"block": 64}, faults.UninitialisedRead, "s[threadIdx.x] +=", "nobody has .*byte 128 of s, which has"),
+    "sum_by_template<double, 64>": ((X, Y), {"block": 64}, faults.UninitialisedRead, "s[threadIdx.x] +=", "byte 256 of s, which has 512 bytes"),
+    "neighbours_twice<float, 32>": ((X, Y), {}, faults.DataRace, "const T before", r"\(1, 0, 0\): reads .*\(0, 0, 0\) wrote.*byte 0 of forth"),
+    "neighbours_twice<double, 32>": ((X, Y), {}, faults.DataRace, "const T before", "byte 0 of forth, which has 512 bytes"),
+    "half_is_set<float, 32>": ((X, Y), {}, faults.UninitialisedRead, "y[threadIdx.x] =", "byte 4 of pairs, which has 256 bytes"),
+    "past_static_shared_by_a_pointer": (
+        (Y,), {}, faults.OutOfBounds, "return array[i]", r"\(31, 0, 0\): reads from static shared memory, where no array is; byte 128 of first",
+    ),
     "read_past_the_end": ((X, Y), {}, faults.OutOfBounds, "{ y[", r"byte 128 of x \(argument 1\), which has 128 bytes"),
     "write_past_the_end": ((X, Y), {}, faults.OutOfBounds, "{ y[", r"thread \(31, 0, 0\): writes to .* byte 128 of y \(argument 2\)"),
     "read_before_the_beginning": ((X, Y), {}, faults.OutOfBounds, "{ y[", r"thread \(0, 0, 0\): reads"),
@@ -77,6 +85,7 @@ FOUND_BY_ALL_BUILDS = {
     "two_shuffles": ((X, Y), {}, faults.BarrierFault, "v, 2)", r"is here with mask 0xf*, while lane 0 of its warp waits at planted_bugs.cu:\d+"),
     "two_masks": ((X, Y), {}, faults.BarrierFault, "__shfl", "with mask 0xffff0000, while lane 0 of its warp waits at .* with mask 0xffffffff"),
     "assertion": ((Y, 4), {}, faults.AssertionFailed, "assert(n", r"assert\(n < 4\) fails"),
+    "too_much_shared<double, 4096>": ((Y,), {}, faults.OutOfBounds, "T second[N]", "65536 bytes of static shared .* for second and what .* 49152"),
 }  # fmt: skip
 FOUND_BY_CHECK_AND_ADDRESS = {
     "past_static_shared": ((Y,), {}, faults.UndefinedBehaviour, "s[threadIdx.x + 1]", r"takes element 32 of an array 'float \[32\]'"),
@@ -91,7 +100,7 @@ FOUND_BY_ADDRESS = {
     "read_past_the_end": ((X, Y), {}, faults.OutOfBounds, "{ y[", r"thread \(31, 0, 0\): reads 4 bytes .* byte 128 of x \(argument 1\)"),
     "write_past_the_end": ((X, Y), {}, faults.OutOfBounds, "{ y[", r"thread \(31, 0, 0\): writes 4 bytes .* byte 128 of y"),
     "past_dynamic_shared": ((Y,), {"shared": 128}, faults.OutOfBounds, "y[threadIdx.x] =", "byte 128 of dynamic shared memory"),
-    "past_static_shared_by_a_pointer": ((Y,), {}, faults.OutOfBounds, "return array[i]", "global-buffer-overflow"),
+    "past_static_shared_by_a_pointer": ((Y,), {}, faults.OutOfBounds, "return array[i]", "use-after-poison.* byte 128 of first, which has 128"),
 }  # fmt: skip
 TABLE = FOUND_BY_ALL_BUILDS | {
     "check": FOUND_BY_CHECK | FOUND_BY_CHECK_AND_ADDRESS, "address": FOUND_BY_ADDRESS | FOUND_BY_CHECK_AND_ADDRESS, "plain": {},
@@ -111,7 +120,13 @@ def test_is_found(name):
             lines = [line for file, line in fault.trace if file == FILE.name]
             assert line_of(name, where) in lines, f"reported at {fault.trace}"
         assert fault.kernel == name
-        assert re.search(rf"{name}, block \(\d, 0, 0\), thread \(\d+, 0, 0\): ", str(fault))
+        assert re.search(rf"{re.escape(name)}, block \(\d, 0, 0\), thread \(\d+, 0, 0\): ", str(fault))
+
+
+def test_shared_arrays_of_a_template_hold_what_was_written():
+    _, out = launch("neighbours_once<double, 32>", X, Y, orders=("ascending", "descending", "shuffled"))
+    numbers = np.r_[0, np.arange(1, 33), 0]
+    np.testing.assert_array_equal(out, numbers[:-2] + numbers[2:])
 
 
 @pytest.mark.parametrize("name", ["sum_with_barrier", "pass_on_with_syncwarp"])
@@ -152,6 +167,7 @@ def test_waiting_for_another_block_ends():
     ("name", "order", "exception"),
     [
         ("sum_without_barrier", "descending", faults.DataRace),
+        ("sum_by_template<double, 64>", "descending", faults.DataRace),
         ("pass_on_without_syncwarp", "descending", faults.UninitialisedRead),
         ("write_what_all_read", "descending", faults.DataRace),
         ("write_what_another_block_has_read", "descending", faults.DataRace),

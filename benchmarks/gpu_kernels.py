@@ -1,0 +1,183 @@
+"""Every fused operation on the GPU, forward and backward, at the Conformers' shapes, beside PyTorch and beside what the card can do.
+
+    python -m benchmarks.gpu_kernels [--only conv2d ...] [--configs cifar-micro:512:32 ...] [--precision float32] [--rounds 3] [--quick]
+
+The cases are those of `ops.py`: every call of a training step of the first configuration, and of each further one the largest call of each operation.
+Both sides take turns in one run; an operation is called on inputs that the cache does not hold (`gpu_sides.py`). What an operation must do is counted
+in `gpu_counts.py`, what the card can do is measured in `gpu_ceilings.py`, in the same run: a pass reaches so many percent of what would be its time at
+the speed of copying memory, or at that of cuBLAS's products, whichever it must wait for. The list of memory-bound passes below 70 % ends the output.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from benchmarks import gpu, gpu_ceilings, gpu_networks, gpu_sides, ops
+from benchmarks.gpu_counts import BACKWARD, FORWARD, Work, work_of
+from benchmarks.measure import median
+
+NAME = "gpu_kernels"
+CONFIGS = ["cifar-micro:512:32", "cifar-small:512:32", "tiny-patch16:64:224"]
+ENOUGH = 0.7  # of the speed of copying memory
+TOLERANCE = {"float32": 1e-4, "tf32": 5e-3}  # of the difference of both sides, relative to the norm
+MILLISECONDS = 4.0  # that a turn measures, at least three launches
+
+
+def cases_of(configs: Iterable[str], only: Iterable[str] | None = None) -> list[dict]:
+    """What is measured. configs: "name:batch:size"."""
+    cases: list[dict] = []
+    for number, config in enumerate(configs):
+        name, batch, size = config.split(":")
+        found = ops.cases_of(name, int(batch), int(size))
+        if number:  # of the other networks the largest call of each operation
+            largest = {}
+            for case in found:
+                if case["op"] not in largest or ops.least_bytes(case) > ops.least_bytes(largest[case["op"]]):
+                    largest[case["op"]] = case
+            found = list(largest.values())
+        cases += [{**case, "size": int(size)} for case in found]
+    return [case for case in cases if not only or case["op"] in only]
+
+
+def measured(case: dict, rounds: int, cache: int) -> list[dict]:
+    """A row for the forward and one for the backward pass: samples in milliseconds of a call, of both sides, taken in turns."""
+    data = gpu_sides.Data(case, gpu_sides.copies_of(case, cache))
+    sides: dict[str, gpu_sides.Side] = {}
+    failed: dict[str, str] = {}
+    for name, prepare in (("minigrad", gpu_sides.our_side), ("torch", gpu_sides.torch_side)):
+        try:
+            sides[name] = prepare(data)
+        except Exception as error:  # the other side, and the other cases, are still worth measuring
+            failed[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+    gpu.synchronise()
+    rows = []
+    for which, work in work_of(case).items():
+        timed = {name: side.passes[which] for name, side in sides.items() if which in side.passes}
+        samples: dict[str, list[float]] = {name: [] for name in timed}
+        for _ in range(rounds):
+            for name, what in timed.items():
+                samples[name] += [ms / what.calls for ms in enough(what.launch)]
+        row = {"case": case, "pass": which, **work._asdict(), "copies": len(data.inputs), "ms": samples}
+        row["methods"] = {name: what.method for name, what in timed.items()}
+        if which == FORWARD and len(sides) == 2:
+            row["differences"] = gpu_sides.differences(sides["minigrad"], sides["torch"])
+        rows.append({**row, "failed": failed} if failed else row)
+    return rows
+
+
+def enough(launch: Callable[[], Any]) -> list[float]:
+    """Milliseconds of launches one after the other, the first left out: as many as `MILLISECONDS` hold, three to thirty."""
+    once = gpu.elapsed_ms(launch)
+    return gpu.each_ms(launch, int(min(30, max(3, MILLISECONDS / max(once, 1e-3)))))
+
+
+# --- what the samples say
+
+
+def label(case: dict) -> str:
+    """Operation, shapes, and what else tells it from others of its kind."""
+    shapes = " ".join("x".join(map(str, given["shape"])) for given in case["inputs"] if given and len(given["shape"]) > 1)
+    kept = ("stride", "relu", "groups", "kernel_size", "scale_factor")
+    extra = "".join(f" {key}={case['values'][key]}" for key in kept if case["values"].get(key) not in (None, False, 1, (1, 1), [1, 1]))
+    return f"{case['op']} {shapes}{extra}".replace("scaled_dot_product_attention", "attention")
+
+
+def summary(row: dict, ceilings: list[dict], precision: str) -> dict[str, Any]:
+    """ours and theirs: milliseconds (None where it failed). bound: "memory" or "products". share: of the ceiling that ours reaches. gb_s, tflop_s."""
+    work = Work(row["least"], row["moved"], row["flops"])
+    bandwidth, rate = gpu_ceilings.bandwidth(ceilings), gpu_ceilings.rate(ceilings, precision)
+    ours, theirs = (median(row["ms"][name]) if row["ms"].get(name) else None for name in ("minigrad", "torch"))
+    return {
+        "ours": ours,
+        "theirs": theirs,
+        "bound": work.bound(bandwidth, rate),
+        "share": work.ideal_ms(bandwidth, rate) / ours if ours else None,
+        "least_share": 1e3 * work.least / bandwidth / ours if ours else None,
+        "gb_s": work.moved / ours / 1e6 if ours else None,
+        "tflop_s": work.flops / ours / 1e9 if ours and work.flops else None,
+    }
+
+
+def table_of(rows: list[dict], ceilings: list[dict], precision: str) -> str:
+    cells = []
+    for row in rows:
+        found = summary(row, ceilings, precision)
+        percent = "-" if found["share"] is None else f"{100 * found['share']:.0f} {found['bound'][:3]}"
+        cells.append([
+            f"{label(row['case'])} {row['pass'][:3]}", row["case"]["count"], *[None if ms is None else 1e3 * ms for ms in (found["ours"], found["theirs"])],
+            found["ours"] / found["theirs"] if found["ours"] and found["theirs"] else None, found["gb_s"], found["tflop_s"], percent,
+        ])  # fmt: skip
+    return gpu.text_table(["operation", "calls", "us", "torch us", "ratio", "GB/s", "TFLOP/s", "% of bound"], cells)
+
+
+def exceptions(rows: list[dict], ceilings: list[dict], precision: str) -> list[tuple[dict, dict]]:
+    """The memory-bound passes below `ENOUGH` of the speed of copying, with their summaries; the one that loses most of a step first."""
+    found = [(row, summary(row, ceilings, precision)) for row in rows]
+    slow = [(row, what) for row, what in found if what["bound"] == "memory" and what["share"] is not None and what["share"] < ENOUGH]
+    return sorted(slow, key=lambda pair: -pair[0]["case"]["count"] * pair[1]["ours"] * (1 - pair[1]["share"]))
+
+
+def disagreeing(rows: list[dict], precision: str) -> list[tuple[dict, float]]:
+    """The cases whose output or gradient differs from PyTorch's by more than `TOLERANCE`."""
+    worst = [(row, max(row["differences"])) for row in rows if row.get("differences")]
+    return [(row, off) for row, off in worst if not off <= TOLERANCE[precision]]
+
+
+def sums(rows: list[dict], config: str, ceilings: list[dict], precision: str) -> list[list[Any]]:
+    """By operation, over the calls of a training step of `config`: ours and theirs in milliseconds, the ratio, and ours at the ceiling."""
+    total: dict[str, list[float]] = {}
+    for row in rows:
+        case, found = row["case"], summary(row, ceilings, precision)
+        if case["config"] == config and case["where"] == "training step" and found["ours"] and found["theirs"]:
+            of_op = total.setdefault(f"{case['op']} {row['pass']}", [0.0, 0.0, 0.0])
+            for k, value in enumerate((found["ours"], found["theirs"], found["share"] * found["ours"])):
+                of_op[k] += case["count"] * value
+    ordered = sorted(total.items(), key=lambda item: -item[1][0])
+    if ordered:
+        ordered.append(("all", [sum(values[k] for values in total.values()) for k in range(3)]))
+    return [[name, ours, theirs, ours / theirs, ideal] for name, (ours, theirs, ideal) in ordered]
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = gpu.arguments(__doc__)
+    parser.add_argument("--configs", nargs="+", default=CONFIGS, metavar="NAME:BATCH:SIZE")
+    parser.add_argument("--only", nargs="+", metavar="OPERATION", help="these operations alone")
+    parser.add_argument("--precision", choices=list(TOLERANCE), default="float32")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each side")
+    options = parser.parse_args(argv)
+    gpu.connect()
+    if options.quick:
+        options.configs, options.rounds = (["cifar-nano:2:32"] if options.configs == CONFIGS else options.configs), 1
+    ceilings = gpu_ceilings.measure_ceilings(options.quick)
+    gpu_networks.set_torch_precision(options.precision)
+    cache = 0 if gpu.emulated() else gpu.environment()["l2_bytes"]
+    rows: list[dict] = []
+    cases, began = cases_of(options.configs, options.only), time.monotonic()
+    with gpu_networks.our_precision(options.precision):
+        for case in cases:
+            rows += measured(case, options.rounds, cache)
+            gpu.free_memory()
+    print(f"{len(cases)} cases in {time.monotonic() - began:.0f} s", flush=True)
+    gpu.save(NAME, rows, options, argv, precision=options.precision, ceilings=ceilings)
+    print(gpu_ceilings.table_of(ceilings))
+    print(table_of(rows, ceilings, options.precision))
+    for config in options.configs:
+        of_step = sums(rows, config.partition(":")[0], ceilings, options.precision)
+        if of_step and config == options.configs[0]:
+            print(f"\n{config}, sums over a training step:")
+            print(gpu.text_table(["operation", "ms", "torch ms", "ratio", "ms at the ceiling"], of_step))
+    slow = exceptions(rows, ceilings, options.precision)
+    print(f"\nmemory-bound passes below {100 * ENOUGH:.0f} % of copying: {len(slow)} of {len(rows)}")
+    for row, what in slow:
+        print(f"  {100 * what['share']:.0f} %  {1e3 * what['ours']:.1f} us, {row['case']['count']} times: {label(row['case'])} {row['pass']}")
+    for row, off in disagreeing(rows, options.precision):
+        print(f"DIFFERENT from PyTorch by {off:.1e}: {label(row['case'])}")
+    for row in rows:
+        if row.get("failed") and row["pass"] != BACKWARD:
+            print(f"FAILED: {label(row['case'])}: {row['failed']}")
+
+
+if __name__ == "__main__":
+    main()

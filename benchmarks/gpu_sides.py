@@ -1,0 +1,221 @@
+"""One operation on the GPU, ours and PyTorch's, ready to be timed: forward and backward apart, each as a CUDA graph of many calls.
+
+Both sides work on the same memory: (B, H, W, C) for us is channels_last for PyTorch. A graph calls the operation once on each of several copies of
+its inputs and keeps every output, so that the cache holds nothing that the next launch reads, and launching costs nothing. Read next:
+`gpu_kernels.py`, which times them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks import gpu, ops
+from benchmarks.gpu_counts import BACKWARD, FORWARD, sizes_of
+
+
+class Timed(NamedTuple):
+    """launch: does all calls once. calls: how many there are in it. method: "graph", or "launches" where none could be captured."""
+
+    launch: Callable[[], Any]
+    calls: int
+    method: str
+
+
+class Side(NamedTuple):
+    """An operation on one side. passes: forward and backward. first: its output and its gradients on the first copy, as PyTorch tensors in our layout
+    (None: not asked for).
+    """
+
+    passes: dict[str, Timed]
+    first: list[Any]
+
+
+def copies_of(case: dict, cache: int) -> int:
+    """How many copies of the inputs must be worked through until none is in a cache of so many bytes any more: at least four times what it holds."""
+    traffic = sum(sizes_of(case).values())
+    return int(min(max(1, -(-4 * cache // max(traffic, 1))), 64))
+
+
+class Data:
+    """The case's inputs and upstream gradients on the GPU, `copies` of each: as PyTorch tensors in our layout; both sides make views of them.
+
+    Floats are normal, masks nine tenths True, labels 0 or 1.
+    """
+
+    def __init__(self, case: dict, copies: int):
+        import torch
+
+        self.case, self.device = case, gpu.torch_device()
+        torch.manual_seed(0)
+        self.inputs = [[None if given is None else self._random(given) for given in case["inputs"]] for _ in range(copies)]
+        out: dict[str, Any] = {"shape": case["out"], "kind": "f", "order": range(len(case["out"]))}
+        if case["op"] == "scaled_dot_product_attention":
+            out["order"] = case["inputs"][0]["order"]  # its heads are put side by side again next
+        self.upstream = [self._random(out) for _ in range(copies)]
+
+    def _random(self, given: dict) -> Any:
+        import torch
+
+        laid_out = [given["shape"][axis] for axis in given["order"]]
+        if given["kind"] == "f":
+            array = torch.randn(laid_out, device=self.device)
+        elif given["kind"] == "b":
+            array = torch.rand(laid_out, device=self.device) < 0.9
+        else:
+            array = torch.randint(0, 2, laid_out, device=self.device)
+        return array.permute([int(axis) for axis in np.argsort(given["order"])])
+
+
+def ours(x: Any) -> Any:
+    """CuPy's view of a PyTorch tensor's memory (on the emulator a copy in the same order)."""
+    if x is None or x.device.type == "cuda":
+        return x if x is None else gpu.connect().asarray(x)
+    axes = sorted(range(x.ndim), key=lambda axis: (-x.stride(axis), axis))
+    return gpu.connect().asarray(x.permute(axes).numpy()).transpose([int(axis) for axis in np.argsort(axes)])
+
+
+def torchs(x: Any) -> Any:
+    """PyTorch's view of a CuPy array's memory (from the emulator a copy)."""
+    import torch
+
+    if gpu.emulated():
+        return torch.from_numpy(np.array(gpu.connect().asnumpy(x)))
+    return torch.as_tensor(x, device="cuda")
+
+
+def our_side(data: Data) -> Side:
+    """The kernels as the engine calls them, on raw arrays; where the gradient is a rule on Tensors, the rule."""
+    import minigrad
+    from minigrad.op import REGISTRY
+    from minigrad.tensor import wrap
+
+    case = data.case
+    op = REGISTRY[case["op"]]
+    kernel, values = op.kernels["cuda"], _plain(case["values"])
+    needs = tuple(bool(given and given["needs"]) for given in case["inputs"])
+    inputs = [[ours(x) for x in given] for given in data.inputs]
+    upstream = [ours(dy) for dy in data.upstream]
+
+    def output(result: Any) -> Any:
+        return result[0] if isinstance(result, tuple) else result
+
+    def forward() -> list:
+        return [kernel.forward(*arrays, *values.values()) for arrays in inputs]
+
+    made = forward()
+    first = [torchs(output(made[0][0]))]
+    passes = {FORWARD: _captured(forward, len(inputs))}
+    if any(needs):
+        if kernel.backward is not None:
+
+            def backward() -> list:
+                return [kernel.backward(dy, saved, needs) for dy, (_, saved) in zip(upstream, made, strict=True)]
+
+            gradients = backward()[0]
+        else:
+            leaves = [[None if x is None else wrap(x).requires_grad_(need) for x, need in zip(given, needs, strict=True)] for given in inputs]
+            wanted = [[x for x, need in zip(given, needs, strict=True) if need] for given in leaves]
+            ready: list = []  # a graph of Tensors can be walked once
+
+            def backward() -> list:
+                outputs = ready.pop() if ready else [output(op(*given, **values)) for given in leaves]
+                return [minigrad.grad(y, xs, wrap(dy)) for y, xs, dy in zip(outputs, wanted, upstream, strict=True)]
+
+            gradients = [g.data for g in backward()[0]]
+            ready += [[output(op(*given, **values)) for given in leaves] for _ in range(2)]
+        first += [torchs(g) for g in gradients if g is not None]
+        passes[BACKWARD] = _captured(backward, len(inputs), warm_ups=1)
+    return Side(passes, first)
+
+
+def _captured(function: Callable[[], Any], calls: int, warm_ups: int = 2) -> Timed:
+    from minigrad.backend import cuda
+
+    try:
+        return Timed(cuda.Captured(function, warm_ups).launch, calls, "graph")
+    except Exception as error:  # the kernels can be timed without
+        print(f"not captured: {type(error).__name__}: {error}", flush=True)
+        return Timed(function, calls, "launches")
+
+
+def _plain(values: dict) -> dict:
+    """JSON has no tuples."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+
+
+def torch_side(data: Data) -> Side:
+    """What a PyTorch user would write: `ops.torch_operations`, on channels_last views of the same memory."""
+    import torch
+
+    case = data.case
+    operation, values = ops.torch_operations()[case["op"]], _plain(case["values"])
+    maps, cuda = ops.MAPS.get(case["op"], ()), data.device == "cuda"
+    stream = torch.cuda.Stream() if cuda else None
+    if stream is not None:
+        stream.wait_stream(torch.cuda.current_stream())
+
+    def view(x: Any, position: int) -> Any:
+        if x is None:
+            return None
+        x = x.detach()
+        if position in maps:
+            return x.permute(0, 3, 1, 2)
+        return x.contiguous(memory_format=torch.channels_last) if case["op"] == "conv2d" and x.ndim == 4 else x
+
+    in_maps = case["op"] in ops.MAPS and len(case["out"]) == 4
+    with torch.cuda.stream(stream) if stream is not None else torch.enable_grad():
+        inputs, leaves = [], []
+        for given in data.inputs:
+            tensors = [view(x, position) for position, x in enumerate(given)]
+            leaves.append([x.requires_grad_() for x, about in zip(tensors, case["inputs"], strict=True) if about and about["needs"]])
+            inputs.append(tensors)
+        upstream = [dy.permute(0, 3, 1, 2) if in_maps else dy for dy in data.upstream]
+
+        def forward() -> list:
+            return [operation(*tensors, **values) for tensors in inputs]
+
+        def backward() -> list:
+            return [torch.autograd.grad(y, xs, dy, retain_graph=True) for y, xs, dy in zip(made, leaves, upstream, strict=True)]
+
+        made = forward()  # on the stream that is captured later: backward runs where forward did
+        passes = {FORWARD: _torch_graph(forward, stream, len(inputs))}
+        first = [made[0].detach()]
+        if leaves[0]:
+            gradients = backward()[0]
+            passes[BACKWARD] = _torch_graph(backward, stream, len(inputs))
+            first += gradients
+    positions = [None, *[k for k, about in enumerate(case["inputs"]) if about and about["needs"]]]
+    laid_out = [
+        x.permute(0, 2, 3, 1) if (in_maps if position is None else position in maps) else x for x, position in zip(first, positions, strict=False)
+    ]
+    if stream is not None:
+        torch.cuda.current_stream().wait_stream(stream)
+    return Side(passes, laid_out)
+
+
+def _torch_graph(function: Callable[[], list], stream: Any, calls: int) -> Timed:
+    """The function's work as a CUDA graph, whose memory is kept with it; called inside `with torch.cuda.stream(stream)`."""
+    if stream is None:
+        return Timed(function, calls, "launches")
+    import torch
+
+    function()  # cuDNN looks for its fastest algorithm, which no capture allows
+    graph = torch.cuda.CUDAGraph()
+    stream.synchronize()
+    with torch.cuda.graph(graph, stream=stream):
+        function()
+    return Timed(graph.replay, calls, "graph")
+
+
+def differences(side: Side, other: Side) -> list[float]:
+    """Of the output and of each gradient: the norm of the difference over the norm of the other's."""
+    import torch
+
+    found = []
+    for x, y in zip(side.first, other.first, strict=True):
+        norm, off = (float(torch.linalg.vector_norm(z, dtype=torch.float64)) for z in (y, x - y))
+        found.append(off / norm if norm else off)
+    return found
