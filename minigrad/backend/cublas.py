@@ -38,8 +38,8 @@ def precision(name: str) -> Iterator[None]:
 
     Args:
         name: "float32" (24 bits of precision in each factor), "tf32" (11 bits; tensor cores read float32 and round it) or "bf16" (8 bits; factors are
-            converted to bfloat16 first; convolutions with larger windows than 1x1 take tf32 then, too). Sums and results are float32 always, and so is
-            everything that is no matrix product. Products of float64 tensors stay float64.
+            converted to bfloat16 first; convolutions other than 1x1 take tf32 then, too). Sums and results are float32 always, and so is everything
+            that is no matrix product. Products of float64 tensors stay float64.
 
     Raises:
         ValueError: there is no such precision.

@@ -15,8 +15,8 @@
 // array 9 times the image, written once and read once. A number of it takes part in 2 O / G operations for these 8 bytes, and up to O / G = 80 a GPU
 // like the H100 (67 TFLOP/s in float32 and 3.35 TB/s, says its data sheet: 20 operations a byte) would wait for memory. conv2d_implicit puts the
 // windows together where they are multiplied, in shared memory: x and y cross the bus about once, 4 (|x| + |y|) bytes, because what windows share is
-// still in the cache, and nothing is allocated. That is why it is used: by this reckoning, nothing was timed. Its 2 B Ho Wo K O / G operations
-// are float32 multiply-adds; where products may run on tensor cores in less than float32, or O is far larger, columns and cuBLAS would be.
+// still in the cache, and nothing is allocated. That is why it is used: by this reckoning, columns were not timed. Its 2 B Ho Wo K O / G
+// operations are float32 multiply-adds; where factors may have less than 24 bits, conv2d_tensor.cu takes its place.
 //
 // A tile: 4 C threads, each with 8 x 4 sums in registers; a step brings 64 bytes along K of both factors into shared memory, where each number is
 // read by C / 4 or 16 threads. While a step is multiplied, the next one is on its way from memory into registers; with two buffers one barrier a step
@@ -410,8 +410,8 @@ conv2d_weight_gradient(const V* __restrict__ x, const V* __restrict__ dy, T* __r
     }
 }
 
-// dweight (O, I/G, kh, kw) = sum of partial (S, G, kh kw, I/G, O/G) over S, relaid. A block has 256 / shares weights, and as many sums for each as there
-// are shares: of every so-manieth slice, then of these.
+// dweight (O, I/G, kh, kw) = sum of partial (S, G, kh kw, I/G, O/G) over S, relaid. A block has 256 / shares weights, and for each as many sums as
+// there are shares: share s has slices s, s + shares, ...
 // instances: conv2d_weight_gradient_sum<float>, conv2d_weight_gradient_sum<double>
 template <typename T>
 __global__ void __launch_bounds__(256) conv2d_weight_gradient_sum(const T* __restrict__ partial, T* __restrict__ dweight, int slices, int shares,

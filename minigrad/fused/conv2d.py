@@ -15,7 +15,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from minigrad import ops
-from minigrad.backend import cuda, cublas
+from minigrad.backend import cublas, cuda
 from minigrad.backend.cpu import parallel_rows
 from minigrad.fused import conv2d_tensor
 from minigrad.fused.linear import cuda_backward as linear_backward

@@ -1,22 +1,29 @@
-// Convolution and its two gradients on tensor cores: the products that conv2d.cu describes, for float32 arrays whose channels come by fours.
+// Convolution and its two gradients on tensor cores: the products that conv2d.cu describes, of float32 arrays whose channels come by fours.
 //
-// y, dx      conv2d_tensor                   a block per tile of pixels, C columns  grid (tiles, G columns, phases)     block 128
-// dweight    conv2d_tensor_weight_gradient   a block per tile of channels, slice    grid (channels, taps / 9, G S)      block 128
+// y, dx      conv2d_tensor                   a block per tile of pixels, C columns  grid (tiles, G columns / C, phases)     block 128
+// dweight    conv2d_tensor_weight_gradient   a block per tile of channels, slice    grid (channels, taps / 9, G S)          block 128
 //            conv2d_weight_gradient_sum      (of conv2d.cu) adds the slices
 //
-// A step of a warp multiplies 16 pixels x 16 channels of one tap by 16 channels x 8 columns: 2 mma instructions for what takes 64 multiply-adds of a
-// warp otherwise. What is left is bringing the numbers there. So a block reads its tile of the image, with the rim that the taps reach, into shared
-// memory once, 16 channels at a time, and takes every tap from it: a tap is an offset that all lanes share, and no index is computed in the loop.
+// Two mma instructions of a warp multiply 16 pixels x 16 channels by 16 channels x 8 columns, for which it takes 64 multiply-adds otherwise. What is
+// left is to bring the numbers there. So a block reads a tile of the images, with the rim that its taps reach, into shared memory, 16 channels at a
+// time, and takes all taps from it: a tap is an offset that all lanes share, and no index is computed in the loop. For 32 columns x is read once, but
+// for the rims of tiles, and y written once: 4 (|x| + |y|) bytes, and 2 B Ho Wo K O / G operations.
 //
 // PRODUCTS 1 (precision "tf32" and "bf16"): factors are rounded to 11 bits. PRODUCTS 3: x = high + low with 11 bits each, and
-// x y = low high + high low + high high, without low low, 2^-22 of it: float32, but for infinities, which become NaN. Tensor cores cut their sums off,
-// so these are added up elsewhere after every 16 (dweight: 8) numbers.
+// x y = low high + high low + high high, without low low, 2^-22 of it: as accurate as float32, though it makes infinities nan. Tensor cores cut sums
+// off, so these are added up outside them after every 16 (dweight: 8) numbers.
 //
-// Instructions of a warp for 16 pixels x 16 channels x 32 columns of one tap, without what is done once per tile (compiled for sm_90; `ffma` is
-// conv2d_implicit, which also computes the places of its rows anew for every 16 channels):
-//             mma    multiply-add   other arithmetic   reads of shared memory
-// STATIC_COUNTS
-// No GPU has timed these kernels yet.
+// Instructions of a warp for 8192 multiply-adds (16 pixels x 16 channels x 32 columns of a tap), as compiled for sm_90, in the main loop:
+//                                                all   multiply-adds or mma   reads of shared memory
+//     y, dx      conv2d_implicit, 32 columns     498   256                    26
+//                3 products                       99    24                     4
+//                1 product                        61     8                     4
+//     dweight    conv2d_weight_gradient, 32      468   256                    24
+//                3 products                      133    24                     9
+//                1 product                        72     8                     9
+// By the H100's data sheet (495 TFLOP/s in tf32, 67 in float32) an mma takes the time of 4.3 multiply-adds of a warp. No GPU has timed these kernels,
+// nor shown the error of three products. (On the emulator, which cuts sums off as harshly as tensor cores are known to, it is within the bound that
+// holds for float32 kernels.) So conv2d.py computes float32 without them.
 #include "tensor_core.cuh"
 #include "walk.cuh"
 
@@ -39,9 +46,10 @@ __device__ __forceinline__ void split(float x, unsigned& high, unsigned& low)
 
 // --- y from x (gradient false), dx from dy (gradient true): target (B, h, w, G columns) from source (B, h', w', G depth)
 
-// Warps of a block take 16 M pixels each, and 8 N columns, the same ones. The order of K is free: a lane takes channels 4 t to 4 t + 3 of a row with one
-// read, and the mma counts them as its columns t and t + 4, twice. matrix (G, kh, kw, columns, depth); depth and columns, of one group, are multiples
-// of 4. bias (G columns) or null. A tile is tile_n images x tile_h rows x tile_w columns of one phase, at most 64 M pixels; tile_pixels: room for its source.
+// Warps of a block take 16 M pixels each, and 8 N columns, the same ones. The order of K is free: a lane takes channels 4 t to 4 t + 3 of a row with
+// one read, and the mma counts them as its columns t and t + 4, twice. matrix (G, kh, kw, columns, depth); depth and columns, of one group, are
+// multiples of 4. bias (G columns) or null. A tile is tile_n images x tile_h rows x tile_w columns of one phase, at most 64 M pixels; tile_pixels:
+// room for its source.
 // instances: conv2d_tensor<4, 2, 1>, conv2d_tensor<2, 4, 1>, conv2d_tensor<4, 2, 3>, conv2d_tensor<2, 4, 3>
 template <int M, int N, int PRODUCTS>
 __global__ void __launch_bounds__(128, 3)
@@ -174,16 +182,16 @@ conv2d_tensor(const float4* __restrict__ source, const float4* __restrict__ matr
 // --- dweight: the windows transposed, (K, B Ho Wo), times dy, (B Ho Wo, O / G)
 
 // A block has 16 TILES input and as many output channels, a warp 16 x 16 of them for 9 taps; with TILES 1 the warps share the rows of a tile instead.
-// Slice s takes tiles s, s + S, ... of tile_n images x tile_h rows x tile_w columns of dy, tile_w a multiple of 8. Two neighbouring channels of a lane are
-// rows g and g + 8 of the mma, two neighbouring outputs its column g in two of them. partial (S, kh kw, I/G, O/G) per group; with TILES 1 there are four
-// times as many slices. inputs and outputs, of one group, are multiples of 4.
+// Slice s takes tiles s, s + S, ... of tile_n images x tile_h rows x tile_w columns of dy, tile_w a multiple of 8. Two neighbouring channels of a
+// lane are rows g and g + 8 of the mma, two neighbouring outputs its column g in two of them. partial (S, G, kh kw, I/G, O/G); with TILES 1 there
+// are four times as many slices. inputs and outputs, of one group, are multiples of 4.
 // instances: conv2d_tensor_weight_gradient<1, 1>, conv2d_tensor_weight_gradient<2, 1>, conv2d_tensor_weight_gradient<1, 3>
 // instances: conv2d_tensor_weight_gradient<2, 3>
 template <int TILES, int PRODUCTS>
 __global__ void __launch_bounds__(128, 3)
-conv2d_tensor_weight_gradient(const float4* __restrict__ x, const float4* __restrict__ dy, float2* __restrict__ partial, int batch, int height, int width,
-                              int out_height, int out_width, int inputs, int outputs, int groups, int kernel_h, int kernel_w, int stride_h, int stride_w,
-                              int pad_h, int pad_w, int dilation_h, int dilation_w, int tile_n, int tile_h, int tile_w)
+conv2d_tensor_weight_gradient(const float4* __restrict__ x, const float4* __restrict__ dy, float2* __restrict__ partial, int batch, int height,
+                              int width, int out_height, int out_width, int inputs, int outputs, int groups, int kernel_h, int kernel_w, int stride_h,
+                              int stride_w, int pad_h, int pad_w, int dilation_h, int dilation_w, int tile_n, int tile_h, int tile_w)
 {
     constexpr int TAPS = 9, SHARES = TILES == 1 ? 4 : 1, CHANNELS = 16 * TILES, PITCH = CHANNELS / 4 + 2;    // 8 numbers more: other banks
     extern __shared__ float4 shared[];

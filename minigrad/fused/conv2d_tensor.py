@@ -6,7 +6,7 @@ shapes alone, so that results are the same on all devices. Letters as in `conv2d
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from math import gcd, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -35,7 +35,7 @@ class Tile(NamedTuple):
     seen: int
 
 
-@lru_cache(maxsize=None)
+@cache
 def _tile(batch: int, size: Pair, steps: Pair, reach: Pair, most: int, multiple: int, room: tuple[int, int, int]) -> Tile | None:
     """The tile that needs the fewest blocks, then the fewest pixels; None if none fits into shared memory.
 
@@ -46,7 +46,7 @@ def _tile(batch: int, size: Pair, steps: Pair, reach: Pair, most: int, multiple:
         room: bytes for each pixel seen, for each pixel of the tile, and besides.
     """
     (rows, columns), tiles = size, []
-    for w in {-(-(-(-columns // n)) // multiple) * multiple for n in range(1, columns + 1)}:
+    for w in {-(-columns // (n * multiple)) * multiple for n in range(1, columns + 1)}:
         for h in {-(-rows // n) for n in range(1, rows + 1)}:
             whole = h == rows and w >= columns
             for n in range(1, min(batch, most // (h * w)) + 1 if whole else 2):
@@ -76,7 +76,7 @@ def _product(target: tuple[int, ...], columns: int, g: Geometry, gradient: bool)
     stride, dilation = [(int(a), int(b)) for a, b in (g.stride, g.dilation)]
     phases = (min(stride[0], target[1]), min(stride[1], target[2])) if gradient else (1, 1)
     size = -(-target[1] // phases[0]), -(-target[2] // phases[1])
-    apart = [s // gcd(s, d) if gradient else 1 for s, d in zip(stride, dilation, strict=True)]  # a phase sees every so-manieth tap
+    apart = [s // gcd(s, d) if gradient else 1 for s, d in zip(stride, dilation, strict=True)]  # from one tap of a phase to its next
     taps = [-(-k // a) for k, a in zip(g.kernel, apart, strict=True)]
     steps = [a * d // s if gradient else d for a, d, s in zip(apart, dilation, stride, strict=True)]
     reach = (taps[0] - 1) * steps[0], (taps[1] - 1) * steps[1]
@@ -127,7 +127,7 @@ def partial_weight_gradient(x, dy, weight: tuple[int, ...], g: Geometry, product
     assert tile is not None
     channels = -(-inputs // (16 * times)) * -(-outputs // (16 * times))
     tiles = prod(-(-n // m) for n, m in zip(dy.shape[:3], tile[:3], strict=True))
-    each = -(-tiles // max(1, _BLOCKS // (channels * -(-taps // _TAPS) * g.groups)))                 # tiles of a slice
+    each = -(-tiles // max(1, _BLOCKS // (channels * -(-taps // _TAPS) * g.groups)))  # tiles of a slice
     slices = -(-tiles // each)
     partial = cuda.array_module().empty((slices * (4 if times == 1 else 1), g.groups, taps, inputs, outputs), x.dtype)
     sizes = (*x.shape[:3], *dy.shape[1:3], inputs, outputs, g.groups, *_numbers(g), *tile[:3])
