@@ -16,10 +16,10 @@
 // Instructions of a warp for 8192 multiply-adds (16 pixels x 16 channels x 32 columns of a tap), as compiled for sm_90, in the main loop:
 //                                                all   multiply-adds or mma   reads of shared memory
 //     y, dx      conv2d_implicit, 32 columns     498   256                    26
-//                3 products                       99    24                     4
+//                3 products                      115    24                     4
 //                1 product                        61     8                     4
 //     dweight    conv2d_weight_gradient, 32      468   256                    24
-//                3 products                      133    24                     9
+//                3 products                      151    24                     9
 //                1 product                        72     8                     9
 // By the H100's data sheet (495 TFLOP/s in tf32, 67 in float32) an mma takes the time of 4.3 multiply-adds of a warp. No GPU has timed these kernels,
 // nor shown the error of three products. (On the emulator, which cuts sums off as harshly as tensor cores are known to, it is within the bound that
