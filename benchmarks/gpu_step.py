@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from benchmarks import gpu, gpu_networks
@@ -126,10 +127,11 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     gpu.connect()
     if options.quick:
-        options.cases = ["cifar-nano:2:32"] if options.cases == CASES else options.cases
-        options.rounds, options.precisions = 1, options.precisions[:1]
+        name, _, size = options.cases[0].split(":")
+        options.cases, options.rounds, options.precisions = [f"{name}:2:{size}"], 1, options.precisions[:1]
         options.sides = options.sides or [side for side in SIDES if side not in MODES]
     rows: list[dict] = []
+    path = Path()
 
     def may_compile() -> bool:
         return sum(row.get("prepared_s", 0.0) for row in rows if row["side"] in MODES) < options.compile_seconds
@@ -142,7 +144,8 @@ def main(argv: list[str] | None = None) -> None:
             rows += found
             told = ", ".join(f"{row['side']} {ms:.3f} ms" if (ms := step_ms(row)) is not None else f"{row['side']} -" for row in found)
             print(f"{text} {precision}: {told}", flush=True)
-    gpu.save(NAME, rows, options, argv)
+            path = gpu.save(NAME, rows, options, argv)  # each time: what follows may be stopped
+    gpu.told(path)
     print(gpu.text_table(*cells_of(rows)))
     for row in rows:
         if "failed" in row:

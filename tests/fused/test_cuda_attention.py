@@ -26,6 +26,7 @@ from tests.support import assert_close, rng
 pytestmark = pytest.mark.cuda
 
 FILE = Path(minigrad.__file__).parent / "fused" / "attention.cu"
+SHORT = FILE.with_name("attention_short.cu")
 
 
 def qkv(queries: int, keys: int, width: int, value_width: int | None = None, heads: int = 1, batch: int = 1, seed: int = 0) -> list[np.ndarray]:
@@ -60,9 +61,45 @@ def check(arrays: list[np.ndarray], orders: tuple = ("ascending", "descending"),
                 assert error <= bound, f"result {k}: float32 error {error:.3g} > {bound:.3g} (definition: {allowed:.3g})"
 
 
-@pytest.mark.parametrize("tokens", [1, 2, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65])
+@pytest.fixture
+def tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No sequence is short: all take the kernels with a block per tile."""
+    monkeypatch.setattr(page, "_SHORT", {"float": (), "double": ()})
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 23, 24, 25, 48, 65, 71, 72, 73])
 def test_any_number_of_tokens(tokens: int) -> None:
+    """A block per head up to 24 and up to 72, the latter in float32 only."""
+    check(qkv(tokens, tokens, 6, heads=2), dtypes=(np.float32, np.float64) if tokens < 48 else (np.float32,))
+
+
+@pytest.mark.usefixtures("tiles")
+@pytest.mark.parametrize("tokens", [1, 2, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65])
+def test_any_number_of_tokens_in_tiles(tokens: int) -> None:
     check(qkv(tokens, tokens, 6, heads=2))
+
+
+def test_the_conformers_sequences_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """17 and 65 tokens, heads of 32: one launch forward, one backward."""
+    launched: list[str] = []
+    launch = cuda.Kernels.launch
+    monkeypatch.setattr(cuda.Kernels, "launch", lambda self, name, *rest, **more: launched.append(name) or launch(self, name, *rest, **more))
+    with on_cuda():
+        for tokens in (17, 65):
+            run(qkv(tokens, tokens, 32), np.float32, "cuda")
+    assert launched == [f"attention_{which}_short<float, {threads}, false>" for threads in (32, 96) for which in ("forward", "backward")]
+
+
+@pytest.mark.parametrize("wanted", [0, 1, 2])
+def test_a_gradient_alone(wanted: int) -> None:
+    """The kernel that makes all three leaves out what nobody wants, and makes the same numbers."""
+    arrays = qkv(26, 30, 8)
+    with on_cuda(ORDERS):
+        *inputs, upstream = (Tensor(x).to(device="cuda") for x in arrays)
+        inputs[wanted].requires_grad_()
+        (alone,) = minigrad.grad([scaled_dot_product_attention(*inputs)], [inputs[wanted]], [upstream])
+        together = run(arrays, np.float32, "cuda")[1 + wanted]
+        np.testing.assert_array_equal(alone.to(device="cpu").numpy(), together)
 
 
 def test_many_tokens() -> None:
@@ -77,6 +114,12 @@ def test_many_tokens() -> None:
 @pytest.mark.parametrize(("queries", "keys"), [(1, 70), (70, 1), (17, 33), (40, 20)])
 def test_more_keys_than_queries_and_fewer(queries: int, keys: int) -> None:
     check(qkv(queries, keys, 5, 3))
+
+
+@pytest.mark.usefixtures("tiles")
+@pytest.mark.parametrize(("queries", "keys"), [(17, 33), (40, 20)])
+def test_more_keys_than_queries_and_fewer_in_tiles(queries: int, keys: int) -> None:
+    check(qkv(queries, keys, 5, 3), dtypes=(np.float32,))
 
 
 @pytest.mark.parametrize(("width", "value_width"), [(1, 1), (31, 32), (32, 32), (33, 7), (64, 64), (7, 65), (128, 128), (96, 127)])
@@ -102,23 +145,29 @@ def test_every_rung_of_the_ladder_computes_the_same(monkeypatch: pytest.MonkeyPa
         "dropout of floats": {"dropout_mask": (random.random((2, 2, 19, 35)) < 0.7).astype(np.float32), "dropout_p": 0.3},
     }[values]
     with on_cuda(ORDERS):
-        used = run(arrays, np.float32, "cuda", **options)
+        short = run(arrays, np.float32, "cuda", **options)
+        monkeypatch.setattr(page, "_SHORT", {"float": ()})
+        tiles = run(arrays, np.float32, "cuda", **options)
         monkeypatch.setattr(page, "_WIDTHS", {"float": ()})
         naive = run(arrays, np.float32, "cuda", **options)
     with minigrad.definitions():
         expected = run(arrays, np.float32, "cpu", **options)
-    for k, (x, y, z) in enumerate(zip(used, naive, expected, strict=True)):
-        assert_close(x, z, f"tiles, result {k}", 3e-6)
-        assert_close(y, z, f"a thread per row, result {k}", 3e-6)
+    for which, results in {"a block per head": short, "tiles": tiles, "a thread per row": naive}.items():
+        for k, (x, z) in enumerate(zip(results, expected, strict=True)):
+            assert_close(x, z, f"{which}, result {k}", 3e-6)
 
 
-def test_scores_of_some_thousand_lose_nothing_in_backward() -> None:
+@pytest.mark.parametrize("tokens", [{"float": (24, 72), "double": (24,)}, {"float": (), "double": ()}], ids=["short", "tiles"])
+def test_scores_of_some_thousand_lose_nothing_in_backward(monkeypatch: pytest.MonkeyPatch, tokens: dict) -> None:
     """What is kept is the largest score and the sum: the logarithm of their product would have lost the sum's digits."""
+    monkeypatch.setattr(page, "_SHORT", tokens)
     check(qkv(20, 40, 4), scale=300.0)
 
 
-def test_a_saturated_query_has_no_gradient_at_all() -> None:
+@pytest.mark.parametrize("tokens", [{"float": (24, 72)}, {"float": ()}], ids=["short", "tiles"])
+def test_a_saturated_query_has_no_gradient_at_all(monkeypatch: pytest.MonkeyPatch, tokens: dict) -> None:
     """Its one weight is 1: the gradient of the scores is P (dP - sum P dP) = 0, and not what rounding leaves of it, times a scale of 1,000."""
+    monkeypatch.setattr(page, "_SHORT", tokens)
     query, key, value, upstream = qkv(3, 3, 5)
     query[...], key[...] = np.eye(5, dtype=np.float32)[:3], np.eye(5, dtype=np.float32)[:3]
     keep = np.ones((1, 1, 3, 3), bool)
@@ -127,8 +176,10 @@ def test_a_saturated_query_has_no_gradient_at_all() -> None:
     assert not dquery.any() and not dkey.any()
 
 
+@pytest.mark.parametrize("tokens", [{"float": (24, 72)}, {"float": ()}], ids=["short", "tiles"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_score_that_is_no_number_stays_in_its_row(value: float) -> None:
+def test_a_score_that_is_no_number_stays_in_its_row(monkeypatch: pytest.MonkeyPatch, value: float, tokens: dict) -> None:
+    monkeypatch.setattr(page, "_SHORT", tokens)
     query, key, values, upstream = qkv(20, 40, 4)
     query[0, 0, 7] = value
     with on_cuda(), np.errstate(invalid="ignore"):
@@ -138,9 +189,11 @@ def test_a_score_that_is_no_number_stays_in_its_row(value: float) -> None:
 
 
 @pytest.mark.emulator
+@pytest.mark.parametrize("tokens", [{"float": (24, 72)}, {"float": ()}], ids=["short", "tiles"])
 @pytest.mark.parametrize(("dim", "heads"), [(8, 2), (12, 4)])  # head widths of 4, read as float4, and of 3
-def test_views_of_the_qkv_buffer_are_read_in_place(dim: int, heads: int) -> None:
-    """No input is copied: what is allocated is the output and two numbers for every row; in backward one more, and the gradients."""
+def test_views_of_the_qkv_buffer_are_read_in_place(monkeypatch: pytest.MonkeyPatch, dim: int, heads: int, tokens: dict) -> None:
+    """No input is copied: what is allocated is the output and two numbers for every row; in backward the gradients, and for tiles one more number."""
+    monkeypatch.setattr(page, "_SHORT", tokens)
     x, upstream = rng(1).standard_normal((2, 3, 5, heads, dim // heads)), rng(2).standard_normal((2, 5, heads, dim // heads)).swapaxes(1, 2)
     buffer = np.moveaxis(x, 1, 2)  # (B, N, 3, h, D)
     parts = [np.ascontiguousarray(buffer[:, :, k].swapaxes(1, 2)) for k in range(3)]
@@ -156,7 +209,7 @@ def test_views_of_the_qkv_buffer_are_read_in_place(dim: int, heads: int) -> None
         assert device.allocations - before == 3
         before = device.allocations
         gradients = page.cuda_backward(dy, saved, (True, True, True, False, False))[:3]
-        assert device.allocations - before == 4
+        assert device.allocations - before == (3 if tokens["float"] else 4)
         for array in (out, *gradients):
             assert array.swapaxes(1, 2).flags.c_contiguous  # merging the heads is a view
         ours = [array.get() for array in (out, *gradients)]
@@ -188,11 +241,18 @@ def test_nothing_to_do(shapes: tuple[int, int, int, int]) -> None:
 
 
 @pytest.mark.emulator
-def test_rows_move_sixteen_bytes_at_a_time() -> None:
-    source = read(FILE)
-    names = ["attention_forward<float, 32>", "attention_backward<float, 64, true>"]
-    compiled = nvrtc.compile_with_nvrtc(Source(source.name, source.text, {name: source.kernels[name] for name in names}), "sm_80")
-    for name, stores in zip(names, (4, 16), strict=True):
+@pytest.mark.parametrize(
+    ("file", "stores_of"),
+    [
+        (FILE, {"attention_forward<float, 32>": 4, "attention_backward<float, 64, true>": 16}),
+        (SHORT, {"attention_forward_short<float, 96, false>": 6, "attention_backward_short<float, 96, false>": 18}),
+    ],
+    ids=["tiles", "short"],
+)
+def test_rows_move_sixteen_bytes_at_a_time(file: Path, stores_of: dict[str, int]) -> None:
+    source = read(file)
+    compiled = nvrtc.compile_with_nvrtc(Source(source.name, source.text, {name: source.kernels[name] for name in stores_of}), "sm_80")
+    for name, stores in stores_of.items():
         ptx = compiled.ptx_of(name)
         assert "ld.global.nc.v4.f32" in ptx and "ld.shared.v4.f32" in ptx and "st.shared.v4.f32" in ptx, name
         assert ptx.count("st.global.v4.f32") == stores, name  # all that a thread stores
