@@ -160,7 +160,8 @@ def cpu_forward(x, weight, bias, mean, var, residual, eps, relu):
     rstd = (var + eps) ** -0.5                                             # (C,)
     scale = rstd if weight is None else rstd * weight
     shift = -offset * scale if bias is None else bias - offset * scale
-    scale, shift, long_pivot = (None if vector is None else _long(vector.astype(x.dtype), groups) for vector in (scale, shift, pivot))
+    scale, shift = (_long(vector.astype(x.dtype), groups) for vector in (scale, shift))
+    long_pivot = None if pivot is None else _long(pivot, groups)
 
     def affine(block: slice, _) -> None:
         part, out = x_wide[block], y_wide[block]
