@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +14,11 @@ import pytest
 import torch
 
 import minigrad
-from benchmarks import gpu, gpu_ceilings, gpu_counts, gpu_kernels, gpu_profile, gpu_report, gpu_sides, gpu_step, ops
+from benchmarks import gpu, gpu_ceilings, gpu_counts, gpu_kernels, gpu_profile, gpu_report, gpu_sides, gpu_step, gpu_suite, gpu_updates, ops
 from benchmarks.gpu_counts import BACKWARD, FORWARD, Work, work_of
 from benchmarks.measure import ROOT
+from conformer.config import named_config
+from conformer.model import Conformer
 from minigrad.backend import cuda
 from minigrad.op import REGISTRY, Fused
 
@@ -131,6 +135,17 @@ def test_an_operation_is_timed_on_both_sides_and_computes_the_same(case: dict, d
     assert len(gpu_kernels.disagreeing(rows, "float32")) == 1
 
 
+@pytest.mark.parametrize("op", gpu_counts.UPDATES)
+def test_an_update_of_all_parameters_is_timed_on_both_sides(op: str, device: object, tiny_network: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_kernels, "MILLISECONDS", 0.0)
+    case = next(case for case in gpu_updates.cases_of(tiny_network, 4, 32) if case["op"] == op)
+    parameters = sum(p.size for p in Conformer(**asdict(named_config(tiny_network))).parameters())
+    (row,) = gpu_kernels.measured(case, rounds=1, cache=0)
+    assert row["moved"] == 4 * gpu_counts.UPDATES[op] * parameters and row["flops"] == 0
+    assert "failed" not in row and row["pass"] == "update" and [len(samples) for samples in row["ms"].values()] == [3, 3]
+    assert gpu_kernels.label(case) == f"{op} tiny, {parameters:,} parameters"
+
+
 def test_a_side_that_fails_leaves_the_other(device: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_kernels, "MILLISECONDS", 0.0)
     monkeypatch.setattr(ops, "torch_operations", lambda: {})
@@ -156,8 +171,9 @@ def test_enough_copies_that_the_cache_holds_none() -> None:
 
 def test_the_largest_call_of_each_operation_stands_for_the_further_networks(tiny_network: str) -> None:
     first, both = (gpu_kernels.cases_of([f"{tiny_network}:4:32"] * times) for times in (1, 2))
-    further = both[len(first) :]
-    assert both[: len(first)] == first and len({case["op"] for case in further}) == len(further)
+    updates = first[-len(gpu_counts.UPDATES) :]
+    first, further = first[: -len(updates)], both[len(first) - len(updates) : -len(updates)]
+    assert both == first + further + updates and len({case["op"] for case in further}) == len(further)
     for case in further:
         assert ops.least_bytes(case) == max(ops.least_bytes(other) for other in first if other["op"] == case["op"])
     assert {case["op"] for case in gpu_kernels.cases_of([f"{tiny_network}:4:32"], ["gelu"])} == {"gelu"}
@@ -167,31 +183,50 @@ def test_the_largest_call_of_each_operation_stands_for_the_further_networks(tiny
 
 
 def test_all_sides_begin_with_the_same_loss(device: object, tiny_network: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_step, "FEWEST", 1)
-    monkeypatch.setattr(gpu_step, "MILLISECONDS", 0.0)
+    monkeypatch.setattr(gpu_step, "timed", lambda step, steps, warm_ups: {"ms": [float(step().item())], "wall_ms": 1.0})
     case = {"config": tiny_network, "batch": 2, "size": 32}
     rows = gpu_step.measured(case, "float32", ["graph", "eager", "torch", "torch-compile"], 1, lambda: False)
     assert gpu_step.losses_apart(rows) == [] and rows[1]["first_loss"] == pytest.approx(rows[2]["first_loss"], rel=1e-4)
     assert rows[0]["first_loss"] < rows[1]["first_loss"]  # the calls before the capture were steps
     assert [len(row["turns"]) for row in rows[:3]] == [1, 1, 1] and "spent" in rows[3]["failed"]
+    assert all(row["turns"][0]["ms"][0] < row["first_loss"] for row in rows[:3])  # each call took a step
     rows[2]["first_loss"] *= 1.01
     assert "torch" in gpu_step.losses_apart(rows)[0]
 
 
-def test_a_profile_says_how_long_a_step_takes(device: object, tiny_network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_profile_says_how_long_a_step_takes(
+    device: object, tiny_network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert gpu_profile.trace_of(lambda: None, 1) == []  # nothing runs on a GPU here
+    monkeypatch.setattr(gpu_profile, "trace_of", lambda step, calls: EVENTS)
     gpu_profile.main(["--quick", "--config", tiny_network, "--side", "torch", "--out", str(tmp_path / "profile.json")])
     record = json.loads((tmp_path / "profile.json").read_text())
-    assert record["rows"] == [] and len(record["times"]["eager"]["ms"]) == 2  # no kernels run on the CPU
+    assert record["rows"] == gpu_profile.by_kernel(EVENTS, 2) and len(record["times"]["eager"]["ms"]) == 2
     assert record["environment"]["versions"]["torch"] == torch.__version__ and record["environment"]["device"] == "the emulator"
-    assert record["command"].startswith("python -m benchmarks.gpu_profile --quick --config tiny --side torch --out FILE")
-    assert "torch, tiny, batch 2, float32: the GPU works 0.000 ms a step" in capsys.readouterr().out
+    assert record["command"] == "python -m benchmarks.gpu_profile --quick --config tiny --side torch --out PATH"
+    assert "torch, tiny, batch 2, float32: the GPU works 0.004 ms a step" in capsys.readouterr().out
 
 
 def test_which_sides_are_compiled_unasked() -> None:
     micro, small = ({"config": name, "batch": 1, "size": 32} for name in ("cifar-micro", "cifar-small"))
-    assert gpu_step.sides_of(micro, None) == ["graph", "eager", "torch", "torch-compile"]
-    assert gpu_step.sides_of(small, None) == ["graph", "eager", "torch"]
+    assert gpu_step.sides_of(micro, None) == ["graph", "eager", "torch", "torch-graph", "torch-compile"]
+    assert gpu_step.sides_of(small, None) == ["graph", "eager", "torch", "torch-graph"]
     assert gpu_step.sides_of(small, ["torch-compile", "graph"]) == ["graph", "torch-compile"]
+
+
+def test_the_suite_runs_every_program_and_counts_those_that_fail(device: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    commands: list[list[str]] = []
+
+    def run(command: list[str], cwd: Path) -> subprocess.CompletedProcess:
+        commands.append(command[2:])
+        return subprocess.CompletedProcess(command, int(command[2] == "benchmarks.gpu_step"))
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert gpu_suite.main(["--out", str(tmp_path)]) == 1
+    assert [command[0] for command in commands] == [f"benchmarks.{part.split()[0]}" for part in gpu_suite.PARTS.values()] + ["benchmarks.gpu_report"]
+    assert all(command[-2:] == ["--out", str(tmp_path)] for command in commands[:-1])
+    only = [command[command.index("--only") + 1 : -2] for command in commands if "--only" in command]
+    assert only and set(only[0]) <= gpu_counts.NAMES.keys()
 
 
 # --- what is made of the samples
@@ -288,7 +323,7 @@ def test_the_page_says_what_the_files_hold(tmp_path: Path) -> None:
         (tmp_path / f"{record['benchmark']}.json").write_text(json.dumps(record))
     gpu_report.main(["--results", str(tmp_path), "--page", str(tmp_path / "page.md")])
     page = (tmp_path / "page.md").read_text()
-    assert "| cifar-micro, 512 of 32x32, tf32 | 5 | 50 | 10 | – | 0.50 | – |" in page
+    assert "| cifar-micro, 512 of 32x32, tf32 | 5 | 50 | 10 | – | 0.50 | 0.50 |" in page
     assert "Not measured: cifar-micro, tf32, torch.compile: left out: the time for compiling was spent." in page
     assert "do not begin with the same loss**: cifar-micro, tf32: eager 2, torch 2.5." in page
     assert "copies memory at 2 GB/s" in page and "float32 0, tf32 0, bf16 0" in page
@@ -296,7 +331,8 @@ def test_the_page_says_what_the_files_hold(tmp_path: Path) -> None:
     assert "| linear 100x10 50x10, forward | 3 | 200 | 400 | 0.50 |" in page
     assert "a step takes eager 9.00 ms; the GPU works 4.00 ms" in page and "| `add<float>(int)` | 2 | 6 | 3 | 66.7 % |" in page
     assert page.count("NVIDIA A1, driver 1.2; Python 3.12.1, cupy 14.2, torch 2.11; 16 processors (A processor).") == 4
-    assert "something else" not in page and "--quick" not in page and "No figure" not in page
+    assert page.endswith("* [something else.json](../benchmarks/results/gpu/something else.json): something else\n")
+    assert "--quick" not in page and "No figure" not in page
 
 
 def test_the_page_says_when_there_is_no_figure_or_a_quick_one() -> None:
@@ -308,6 +344,14 @@ def test_the_page_says_when_there_is_no_figure_or_a_quick_one() -> None:
 def test_the_committed_page_is_made_of_the_committed_files() -> None:
     files = sorted((ROOT / "benchmarks" / "results" / "gpu").glob("*.json"))
     assert gpu_report.PAGE.read_text() == gpu_report.page_of([(file.name, json.loads(file.read_text())) for file in files])
+
+
+def test_a_file_is_called_after_the_card(tmp_path: Path) -> None:
+    options = gpu.arguments(None).parse_args(["--out", str(tmp_path)])
+    assert gpu.path_of("gpu_step", options, "NVIDIA H100 80GB HBM3", "tf32") == tmp_path / "gpu_step-h100-80gb-hbm3-tf32.json"
+    options.out = tmp_path / "a.json"
+    assert gpu.path_of("gpu_step", options, "NVIDIA H100 80GB HBM3", "") == tmp_path / "a.json"
+    assert gpu.path_of("gpu_step", gpu.arguments(None).parse_args([]), "NVIDIA A1", "") == gpu.GPU_RESULTS / "gpu_step-a1.json"
 
 
 def test_a_table_for_the_terminal() -> None:
