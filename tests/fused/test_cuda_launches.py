@@ -18,7 +18,7 @@ from minigrad.fused.dropout import cuda_keep_mask
 from minigrad.op import REGISTRY, Fused, Op
 from tests.support import rng
 
-PADDING = 16  # bytes that may be unused at the end of shared memory: rows there are longer than what they hold
+PADDING = 32  # bytes that may be unused at the end of shared memory: rows there are longer than what they hold
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ CALLS: dict[str, list[Call]] = {
     "batch_norm": batch_norms((2, 3, 23, 5), (2, 8, 8, 64), (65, 1, 1, 260), (9, 3, 3, 257)),
     "scaled_dot_product_attention": [
         Call([(1, 2, own, width), (1, 2, keys, width), (1, 2, keys, width)], (0, 1, 2))
-        for width in (8, 132)
-        for own, keys in ((16, 33), (64, 64), (65, 17), (130, 5))
+        for width in (8, 40, 132)  # 8: a block per head for up to 24 or 72 tokens, else tiles; 132: a thread per row
+        for own, keys in ((24, 16), (17, 25), (64, 64), (65, 17), (129, 5))
     ],
     "conv2d": [
         Call([shape, weight, weight[:1]], (0, 1, 2), values)
@@ -120,6 +120,12 @@ def test_nothing_is_in_vain(op, call):
 
 def test_every_operation_with_a_cuda_kernel_is_tried():
     assert set(CALLS) == {name for name, op in REGISTRY.items() if isinstance(op, Fused) and "cuda" in op.kernels}
+
+
+@pytest.mark.parametrize("call", [call for call in CALLS["conv2d"] if call.inputs[0][3] % 4 == 0], ids=str)
+def test_convolution_on_tensor_cores(call):
+    with minigrad.precision("tf32"):
+        assert wasteful(REGISTRY["conv2d"], call) == []
 
 
 @pytest.mark.parametrize("size", [2048, 2049])
