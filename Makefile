@@ -32,6 +32,9 @@ test-gpu: ## the tests of everything on CUDA, on a real GPU:  make test-gpu PYTH
 	@$(PYTHON_GPU) -m tests.gpu.compile_all
 	$(FAST) $(PYTHON_GPU) -m pytest --device=gpu -n 8 tests/backend tests/fused tests/optim tests/gpu tests/test_devices.py $(ARGS)
 
+sanitize: ## every CUDA kernel under NVIDIA's compute-sanitizer:  make sanitize PYTHON_GPU=python3 ARGS="--only memcheck"
+	@$(PYTHON_GPU) -m tests.gpu.sanitize $(ARGS)
+
 coverage: $(VENV)/test.stamp ## which lines and branches of minigrad/ the tests run; build/coverage.json
 	$(FAST) MINIGRAD_THREADS=2 $(RUN) -m pytest --cov --cov-report=term-missing:skip-covered --cov-report=json $(ARGS)
 

@@ -266,3 +266,13 @@ print(hashlib.sha256(x.grad.numpy().tobytes() + w.grad.numpy().tobytes()).hexdig
 def test_blas_keeps_one_thread():
     thread_count()
     assert {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"} == {1}
+
+
+@pytest.mark.parametrize(
+    ("architectures", "small"),
+    [(["Haswell"], False), (["SkylakeX"], True), (["Zen", "Cooperlake"], True), (["SapphireRapids"], True), ([None], False)],
+)
+def test_small_products_are_what_openblas_has_with_avx_512(monkeypatch: pytest.MonkeyPatch, architectures: list[str | None], small: bool) -> None:
+    """Other libraries (MKL, OpenMP) tell no architecture, or none of these."""
+    monkeypatch.setattr(cpu, "threadpool_info", lambda: [{} if name is None else {"architecture": name} for name in architectures])
+    assert cpu.has_small_products.__wrapped__() is small
