@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from conformer.budget import TIMED_STEPS, duration
 from conformer.devices import DEVICES
+from minigrad.backend.cublas import PRECISIONS
 
 __all__ = ["MAY_CHANGE", "TrainConfig", "from_plain", "plain", "resumed"]
 
@@ -31,6 +32,7 @@ class TrainConfig:
     dataset: Annotated[str, "the data set; auto is cifar10 where it can be found or downloaded, else coupling10, which is generated"] = "auto"
     data_dir: Annotated[Path | None, "an archive, its folder or their parent (if not given: $CONFORMER_DATA, the cache, then a download)"] = None
     out: Annotated[Path | None, "the run folder to make (if not given: runs/CONFIG-TIME)"] = None
+    precision: Annotated[str, "how a GPU computes matrix products, whose results are float32"] = "float32"
     epochs: Annotated[int | None, "times the training images are seen (if not given: 20, and 4 for coupling10)"] = None
     max_steps: Annotated[int | None, "take at most this many steps; the learning rate's schedule is fitted to them"] = None
     batch_size: Annotated[int, "images a step"] = 128
@@ -52,6 +54,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.device not in DEVICES:
             raise ValueError(f"device is {self.device}; it must be one of {', '.join(DEVICES)}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision is {self.precision}; it must be one of {', '.join(PRECISIONS)}")
         least = {"batch_size": 2, "log_every": 1, "seed": 0, "weight_decay": 0, "clip_norm": 0}
         least |= {"accumulate": 1, "checkpoint_steps": 0, "checkpoint_minutes": 0}
         for name, bound in least.items():

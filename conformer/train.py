@@ -35,6 +35,7 @@ from conformer.steps import CpuSteps, Outcome, Steps
 from conformer.stopping import StopSignals
 from conformer.weights import About
 from minigrad.backend import cpu
+from minigrad.backend.cublas import precision
 
 __all__ = ["TrainResult", "Trainer", "resume", "train"]
 
@@ -69,6 +70,8 @@ class Trainer:
         self.config = config
         self.display = display or Display()
         self.device = devices.choose(config.device)
+        if self.device == "cpu" and config.precision != "float32":
+            raise ValueError(f"precision is {config.precision}, which is for GPUs; the CPU computes in float32: leave --precision out")
         self.dataset = data.load(config.dataset, config.data_dir, self.display.message)
         self.steps_per_epoch = len(self.dataset.train) // config.batch_size
         if not self.steps_per_epoch:
@@ -195,7 +198,7 @@ class Trainer:
         cpu.keep_freed_memory()
         self.learner.model.train()
         try:
-            with StopSignals() as signals:
+            with StopSignals() as signals, precision(config.precision):
                 if not self.steps_fixed:
                     self._fit_to_budget(signals)
                 done = f", {self.step:,} of them taken" if self.step else ""
