@@ -78,6 +78,7 @@ class Trainer:
             raise ValueError(
                 f"batch_size is {config.batch_size}, but {self.dataset.source} has only {len(self.dataset.train)} training images: take a smaller one"
             )
+        self.evaluation_steps = config.eval_epochs * self.steps_per_epoch  # from one evaluation to the next
         limits = [config.epochs and config.epochs * self.steps_per_epoch, config.max_steps]
         self.steps = min(filter(None, limits), default=self.dataset.epochs * self.steps_per_epoch)
         self.steps_fixed = config.time_budget is None  # False until `_fit_to_budget` has fixed them
@@ -265,7 +266,7 @@ class Trainer:
         part = data.Split(self.dataset.test.images[:500], self.dataset.test.labels[:500])
         evaluate(self.learner.model, part, self.dataset)
         evaluation = (time.perf_counter() - began) * len(self.dataset.test) / len(part) * (2 if self.learner.ema else 1)
-        self.steps = steps_within(0.98 * budget - (time.perf_counter() - self._started), each, evaluation, self.steps_per_epoch)
+        self.steps = steps_within(0.98 * budget - (time.perf_counter() - self._started), each, evaluation, self.evaluation_steps)
         self.steps_fixed = True
         self.learner = Learner(self.network, self.config, self.steps, self.device)
         self.learner.model.train()
@@ -280,7 +281,7 @@ class Trainer:
         return {"device": "CPU", "numpy": np.__version__, "threads": self.header["threads"], "blas": self.header["blas"]}
 
     def _evaluation_due(self) -> bool:
-        return self.step > self.evaluated and (self.step % self.steps_per_epoch == 0 or self.step == self.steps)
+        return self.step > self.evaluated and (self.step % self.evaluation_steps == 0 or self.step == self.steps)
 
     def _save_due(self) -> bool:
         every, minutes = self.config.checkpoint_steps, self.config.checkpoint_minutes
@@ -332,7 +333,7 @@ class Trainer:
     def _progress(self, last: Outcome) -> Progress:
         losses, shares, seconds = zip(*self._recent, strict=True)
         each = sum(seconds) / len(seconds)
-        evaluations_left = -(-self.steps // self.steps_per_epoch) - last.step // self.steps_per_epoch
+        evaluations_left = -(-self.steps // self.evaluation_steps) - last.step // self.evaluation_steps
         return Progress(
             step=last.step,
             steps=self.steps,

@@ -51,7 +51,7 @@ def learner(device: str, dtype: str) -> Learner:
 
 @pytest.mark.parametrize(("dtype", "relative"), [("float64", 1e-9), ("float32", 2e-3)])
 def test_captured_steps_are_the_steps_of_the_cpu(dtype: str, relative: float, capsys: pytest.CaptureFixture[str]):
-    """In parts, with drop path, clipping and averaged weights, over the end of an epoch of 3 steps; in float32, as far as Adam lets roundings grow."""
+    """In parts, with drop path, clipping and averaged weights, over the end of an epoch of 3 steps; float32 as far as Adam lets roundings grow."""
     data, reference, expected = dataset(), learner("cpu", dtype), []
     for epoch in range(2):
         for batch in batches(data, 4, epoch):
@@ -74,9 +74,8 @@ def test_captured_steps_are_the_steps_of_the_cpu(dtype: str, relative: float, ca
         assert [outcome.learning_rate for outcome in outcomes] == [ours.schedule.set(step) for step in range(4)]
         assert state.keys() == expected_state.keys()
         for name, array in expected_state.items():
-            if dtype == "float64" or not name.endswith(
-                "conv_project.bias"
-            ):  # before a batch norm its gradient is rounding alone, which Adam scales up
+            # before a batch norm the gradient of a bias is nothing but rounding, which Adam scales up
+            if dtype == "float64" or not name.endswith("conv_project.bias"):
                 assert_close(state[name], array, name, relative)
         assert state["model.bn1.num_batches_tracked"] == 8
 
@@ -174,7 +173,7 @@ def test_a_batch_made_on_the_gpu_is_the_cpus_bit_for_bit(seed: int, batch: int, 
 @settings(max_examples=15)
 @given(st.integers(0, 2**32), st.integers(1, 40), st.integers(1, 40), st.sampled_from(["float32", "float64"]), st.booleans())
 def test_right_answers_are_counted_as_on_the_cpu(seed: int, images: int, classes: int, dtype: str, some_nan: bool):
-    """With many ties, of which the first counts, and with numbers that are none; a step in two parts adds up, and the next one has a row of its own."""
+    """With many ties, of which the first counts, and with nan; a step in two parts adds up, and the next one has a row of its own."""
     cnn, transformer = rng(seed).integers(-3, 3, (2, 2, images, classes)).astype(dtype)
     if some_nan:
         cnn[rng(seed + 1).uniform(size=cnn.shape) < 0.1] = np.nan
