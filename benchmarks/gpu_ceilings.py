@@ -8,7 +8,7 @@ products are of random 8192 x 8192 matrices. Read next: `gpu_kernels.py`, which 
 
 from __future__ import annotations
 
-from typing import Any
+import functools
 
 from benchmarks import gpu, gpu_networks
 from benchmarks.measure import median
@@ -23,19 +23,17 @@ def measure_ceilings(quick: bool = False) -> list[dict]:
     cp, rows = gpu.connect(), []
     count = 2**16 if quick else 2**28
     source, target = cp.zeros(count, "float32"), cp.empty(count, "float32")
-    gpu.each_ms(lambda: cp.copyto(target, source), 3)
-    rows.append({"what": "copy", "bytes": 2 * source.nbytes, "ms": gpu.each_ms(lambda: cp.copyto(target, source), 20)})
-    del source, target
+    copy = functools.partial(cp.copyto, target, source)
+    gpu.each_ms(copy, 3)
+    rows.append({"what": "copy", "bytes": 2 * source.nbytes, "ms": gpu.each_ms(copy, 20)})
+    del source, target, copy
     size = 64 if quick else 8192
     for precision in gpu_networks.PRECISIONS:
         gpu_networks.set_torch_precision(precision)
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         a, b = (torch.randn(size, size, device=gpu.torch_device(), dtype=dtype) for _ in range(2))
         out = torch.empty_like(a)
-
-        def multiply(a: Any = a, b: Any = b, out: Any = out) -> None:
-            torch.matmul(a, b, out=out)
-
+        multiply = functools.partial(torch.matmul, a, b, out=out)
         gpu.each_ms(multiply, 3)
         rows.append({"what": precision, "flops": 2 * size**3, "ms": gpu.each_ms(multiply, 10)})
     gpu.free_memory()
@@ -62,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     options = gpu.arguments(__doc__).parse_args(argv)
     gpu.connect()
     rows = measure_ceilings(options.quick)
-    gpu.save(NAME, rows, options, argv)
+    gpu.told(gpu.save(NAME, rows, options, argv))
     print(table_of(rows))
 
 

@@ -104,24 +104,24 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     gpu.connect()
     if options.quick:
-        options.config, options.batch, options.steps = "cifar-nano", 2, 2
+        options.batch, options.steps = 2, 2
     case = {"config": options.config, "size": options.size, "batch": options.batch}
     if options.side == "minigrad":
-        step = gpu_networks.our_step(case, options.precision)
+        step = ours = gpu_networks.OurStep(case, options.precision)
     else:
-        step = gpu_networks.torch_step(case, options.precision, "default" if options.side == "torch-compile" else None)
+        ours, step = None, gpu_networks.torch_step(case, options.precision, "default" if options.side == "torch-compile" else None)
     times = {"eager": timed(step, options.steps)}
     profiled = min(3, options.steps)
     events = trace_of(step, profiled)
     rows = by_kernel(events, profiled)
-    if options.side == "minigrad":
+    if ours is not None:
         try:
-            times["captured"] = timed(gpu_networks.captured(step), options.steps)
+            times["captured"] = timed(ours.captured(), options.steps)
         except Exception as error:  # what was seen of the uncaptured step is worth having all the same
             print(f"not captured: {type(error).__name__}: {error}")
     busy = covered_us(events) / profiled / 1e3
     what = {"case": case, "side": options.side, "precision": options.precision, "times": times, "busy_ms": round(busy, 4)}
-    gpu.save(NAME, rows, options, argv, **what)
+    gpu.told(gpu.save(NAME, rows, options, argv, f"{options.side}-{options.config}-{options.precision}", **what))
     if rows:
         print(table_of(rows, options.top))
     print(f"{options.side}, {options.config}, batch {options.batch}, {options.precision}: the GPU works {busy:.3f} ms a step")

@@ -21,7 +21,7 @@ _cuda = cuda.Kernels(__file__)
 
 
 def draw_shifts(generator: np.random.Generator, batch: int, shift: int = 4) -> tuple[np.ndarray, np.ndarray]:
-    """Draw how each image of a batch is moved: pixels down and right, from -shift to shift, integers (2, B); and whether it is flipped, bools (B,)."""
+    """Draw how each image of a batch is moved: pixels down and right, from -shift to shift, integers (2, B); whether it is flipped, bools (B,)."""
     moves = generator.integers(-shift, shift + 1, size=(2, batch))
     return moves, generator.random(batch) < 0.5
 

@@ -51,9 +51,9 @@ def plan(images: int, batch_size: int, epoch: int) -> np.ndarray:
     chosen = _shuffled(images, batch_size, epoch)
     planned = np.empty((*chosen.shape, 4), np.int32)
     planned[:, :, 0] = chosen
-    for number, rows in enumerate(planned):
+    for number in range(len(planned)):
         moves, flips = draw_shifts(_draws(epoch, number), batch_size)
-        rows[:, 1:3], rows[:, 3] = moves.T, flips
+        planned[number, :, 1:3], planned[number, :, 3] = moves.T, flips
     return planned
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from conformer import data
+from conformer import data, devices
 from conformer.augment import normalize
 from conformer.config import CONFIGS, named_config
 from conformer.display import Display
@@ -34,12 +34,14 @@ from conformer.stopping import Stopped
 from conformer.train import Trainer
 from conformer.weights import About, load_weights, weights_file
 from minigrad import functional as F
+from minigrad.backend import cuda
+from minigrad.backend.cublas import PRECISIONS
 from minigrad.modes import no_grad
 from minigrad.tensor import Tensor
 
 __all__ = ["main"]
 
-CHOICES = {"config": CONFIGS, "dataset": data.DATASETS}
+CHOICES = {"config": CONFIGS, "dataset": data.DATASETS, "device": devices.DEVICES, "precision": PRECISIONS}
 METAVARS = {"time_budget": "TIME"}
 EXTRAS = "pip install 'minigrad-conformer[app]'"
 WEIGHTS = "a run folder (its last weights are taken), or a weights file in it"
@@ -63,8 +65,8 @@ def _parser() -> Parser:
     more = ", all together and class by class, by the CNN head, the transformer head and the sum of both"
     measure = command("evaluate", _evaluate, "measure a trained network on the test images", more)
     measure.add_argument("run", type=Path, metavar="RUN", help=WEIGHTS)
-    add_options(measure, TrainConfig, CHOICES, METAVARS, ["data_dir"])
-    measure.add_argument("--batch-size", type=positive, default=500, metavar="N", help="images at a time (default: 500)")
+    add_options(measure, TrainConfig, CHOICES, METAVARS, ["data_dir", "device"])
+    measure.add_argument("--batch-size", type=positive, metavar="N", help="images at a time (if not given: 500, and 1,000 on a GPU)")
     text = "where to draw which classes are taken for which (if not given: confusion.png beside the weights)"
     measure.add_argument("--picture", type=Path, metavar="PATH", help=text)
 
@@ -72,18 +74,20 @@ def _parser() -> Parser:
     name = command("predict", _predict, "say what images show", more)
     name.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="an image file: JPEG, PNG, WebP, GIF, ...")
     name.add_argument("--run", type=Path, metavar="RUN", help=f"{WEIGHTS} (if not given: the newest run in runs)")
+    add_options(name, TrainConfig, CHOICES, METAVARS, ["device"])
     name.add_argument("--top", type=positive, default=5, metavar="N", help="how many classes to name (default: 5)")
 
     more = ": the places that speak for its answer in the CNN branch, and those that the transformer branch's class token is made of"
     look = command("explain", _explain, "draw what a network looks at in images", more)
     look.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="an image file: JPEG, PNG, WebP, GIF, ...")
     look.add_argument("--run", type=Path, metavar="RUN", help=f"{WEIGHTS} (if not given: the newest run in runs)")
+    add_options(look, TrainConfig, CHOICES, METAVARS, ["device"])
     look.add_argument("--out", type=Path, default=Path("explained.png"), metavar="PATH", help="the picture to make (default: explained.png)")
 
     more = ": its curves, its test images by class, those it is surest of and those it is not, and its options"
     report = command("report", _report, "make a page of a run, RUN/report.html", more)
     report.add_argument("run", type=Path, metavar="RUN", help="a run folder")
-    add_options(report, TrainConfig, CHOICES, METAVARS, ["data_dir"])
+    add_options(report, TrainConfig, CHOICES, METAVARS, ["data_dir", "device"])
 
     info = command("info", _info, "print a network's shapes, parameters and multiply-accumulates, block by block")
     add_options(info, TrainConfig, CHOICES, METAVARS, ["config"])
@@ -104,17 +108,22 @@ def _train(options: argparse.Namespace) -> None:
     _say_pins()
     try:
         trainer = Trainer.resume(options.resume, _display(), **given) if options.resume else Trainer(config, _display())
+    except devices.DeviceError as error:
+        raise Mistake(_sentence(error), 2) from error
     except (OSError, ValueError) as error:
         raise Mistake(_sentence(error), 1) from error
     run = trainer.folder.path
     if trainer.finished:
         print(f"the run in {run} is finished: {trainer.steps:,} steps, test accuracy {trainer.test} %")
-        _report_of(run, trainer.dataset, evaluate(load_weights(run)[0], trainer.dataset.test, trainer.dataset))
+        _report_of(run, trainer.dataset, evaluate(load_weights(run)[0].to(device=trainer.device), trainer.dataset.test, trainer.dataset))
         return
     try:
         trainer.run()
     except FloatingPointError as error:
         raise Mistake(_sentence(error), 1) from error
+    except MemoryError as error:
+        text = f"there is not enough memory ({_sentence(error)}); take a smaller --batch-size, or its images in parts with --accumulate"
+        raise Mistake(text, 1) from error
     except OSError as error:
         raise Mistake(f"{_sentence(error)}; {_way_on(trainer)}", 1) from error
     except KeyboardInterrupt as error:
@@ -155,16 +164,25 @@ def _draw_curves(run: Path) -> bool:
     return False
 
 
+def _device(options: argparse.Namespace) -> str:
+    """The device that was asked for."""
+    try:
+        return devices.choose(getattr(options, "device", TrainConfig.device))
+    except devices.DeviceError as error:
+        raise Mistake(_sentence(error), 2) from error
+
+
 def _evaluate(options: argparse.Namespace) -> None:
+    device = _device(options)
     picture = options.picture or weights_file(options.run).with_name("confusion.png")
     try:
         model, about = load_weights(options.run)
         dataset = _dataset_of(about, options)
     except (OSError, ValueError) as error:
         raise Mistake(_sentence(error), 1) from error
-    predictions = evaluate(model, dataset.test, dataset, options.batch_size)
+    predictions = evaluate(model.to(device=device), dataset.test, dataset, options.batch_size)
     title = f"{about.config} after {about.step:,} steps, on {len(dataset.test):,} test images of {dataset.name}"
-    print(f"{title} from {dataset.source}")
+    print(f"{title} from {dataset.source}, on {devices.describe(device)}")
     for name, share in zip(HEADS.values(), predictions.accuracies, strict=True):
         print(f"  {name:<17} {100 * share:6.2f} %")
     print(f"  loss              {predictions.loss:6.3f}")
@@ -205,6 +223,7 @@ def _load_images(options: argparse.Namespace) -> tuple[Conformer, About, np.ndar
         from conformer.image_files import read_image
     except ImportError as error:
         raise Mistake(f"reading image files needs pillow ({EXTRAS})", 1) from error
+    device = _device(options)
     run = options.run or _newest_run()
     try:
         model, about = load_weights(run)
@@ -213,7 +232,7 @@ def _load_images(options: argparse.Namespace) -> tuple[Conformer, About, np.ndar
         raise Mistake(_sentence(error), 1) from error
     if options.run is None:
         print(f"by {about.config} in {run}, trained on {about.dataset}")
-    return model, about, images
+    return model.to(device=device), about, images
 
 
 def _predict(options: argparse.Namespace) -> None:
@@ -242,8 +261,10 @@ def _explain(options: argparse.Namespace) -> None:
         from conformer.plots import save_explanation
     except ImportError as error:
         raise Mistake(f"pictures need matplotlib ({EXTRAS})", 1) from error
+    batch = Tensor(normalize(images, about.mean, about.std)).to(device=next(model.parameters()).device)
     with no_grad():
-        named = model.eval().intermediates(Tensor(normalize(images, about.mean, about.std)))
+        named = {name: tensor.to(device="cpu") for name, tensor in model.eval().intermediates(batch).items()}
+    model.to(device="cpu")  # what is read off a few images takes no time
     answers = (named["conv_cls_head"].numpy() + named["trans_cls_head"].numpy()).argmax(axis=1)  # (N,)
     maps, shares = class_activation_maps(model, named, answers), token_map(named, attention_rollout(model, named))
     try:
@@ -261,7 +282,7 @@ def _newest_run() -> Path:
 
 
 def _report(options: argparse.Namespace) -> None:
-    run = options.run
+    run, device = options.run, _device(options)
     try:
         from conformer.plots import save_curves
         from conformer.report import write_report
@@ -274,7 +295,7 @@ def _report(options: argparse.Namespace) -> None:
         if weights_file(run).is_file():
             model, about = load_weights(run)
             dataset = _dataset_of(about, options)
-            predictions = evaluate(model, dataset.test, dataset)
+            predictions = evaluate(model.to(device=device), dataset.test, dataset)
         save_curves(run, read_log(run))
         print(write_report(run, dataset, predictions))
     except (OSError, ValueError) as error:
@@ -286,6 +307,7 @@ def _info(options: argparse.Namespace) -> None:
         print(describe(named_config(getattr(options, "config", TrainConfig.config)), options.image_size))
     except ValueError as error:
         raise Mistake(_sentence(error), 2) from error
+    print(f"\nhere: {devices.describe('cpu')}; {cuda.availability().sentence}")
     _say_pins()
 
 

@@ -9,18 +9,20 @@ Letters: N images, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from conformer.augment import normalize
+from conformer.augment import channel_constants, cuda_augment, normalize
 from conformer.data import Dataset, Split
 from conformer.model import Conformer
+from minigrad import backend
 from minigrad import functional as F
+from minigrad.backend import cuda
 from minigrad.modes import no_grad
-from minigrad.tensor import Tensor
+from minigrad.tensor import Tensor, wrap
 
 __all__ = ["HEADS", "Accuracies", "Predictions", "accuracies", "evaluate", "predict"]
 
@@ -91,36 +93,59 @@ class Predictions:
         return np.bincount(self.labels * classes + self.sum.argmax(axis=1), minlength=classes * classes).reshape(classes, classes)
 
 
-def predict(model: Conformer, batches: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def predict(model: Conformer, batches: Iterable[np.ndarray | Tensor]) -> tuple[np.ndarray, np.ndarray]:
     """Run the network in evaluation mode, without a graph; the mode it was in is put back.
+
+    A GPU is waited for once, at the end.
 
     Args:
         model: the network.
-        batches: normalised images, (n, H, W, C) each; how they are divided changes nothing but rounding.
+        batches: normalised images, (n, H, W, C) each, on any device; how they are divided changes nothing but rounding.
 
     Returns:
         The CNN head's and the transformer head's logits, each (N, K).
     """
-    training = model.training
+    training, device = model.training, _device(model)
     model.eval()
     try:
         with no_grad():
-            parts = [[head.numpy() for head in model(Tensor(images))] for images in batches]
+            parts = [[head.data for head in model(Tensor(images).to(device=device))] for images in batches]
     finally:
         model.train(training)
-    cnn, transformer = zip(*parts, strict=True)
-    return np.concatenate(cnn), np.concatenate(transformer)
+    cnn, transformer = (backend.to_device(np.concatenate(head), "cpu") for head in zip(*parts, strict=True))
+    return cnn, transformer
 
 
-def evaluate(model: Conformer, split: Split, dataset: Dataset, batch_size: int = 500) -> Predictions:
+def _device(model: Conformer) -> str:
+    return next(model.parameters()).device
+
+
+def evaluate(model: Conformer, split: Split, dataset: Dataset, batch_size: int | None = None) -> Predictions:
     """The network's answers to a split.
 
     Args:
-        model: the network.
+        model: the network; it runs where it is.
         split: the images, not augmented.
         dataset: the data set the network was trained on: its constants normalise the images.
-        batch_size: images at a time.
+        batch_size: images at a time; None takes 500 on the CPU and 1,000 on a GPU, which is then busy longer than the host needs for the launches.
     """
+    on_gpu = _device(model) == "cuda"
+    batch_size = batch_size or (1000 if on_gpu else 500)
     starts = range(0, len(split), batch_size)
-    batches = (normalize(split.images[start : start + batch_size], dataset.mean, dataset.std) for start in starts)
-    return Predictions(*predict(model, batches), split.labels)
+    batches: Iterable[Any] = (normalize(split.images[start : start + batch_size], dataset.mean, dataset.std) for start in starts)
+    return Predictions(*predict(model, _on_gpu(split, dataset, batch_size) if on_gpu else batches), split.labels)
+
+
+def _on_gpu(split: Split, dataset: Dataset, batch_size: int) -> Iterator[Tensor]:
+    """The same batches made on the GPU: a quarter of the bytes is brought there."""
+    cp = cuda.array_module()
+    constants = cp.asarray(channel_constants(dataset.mean, dataset.std))
+    images, labels, place = cp.asarray(split.images), cp.asarray(split.labels), cp.asarray(np.zeros(1, np.uint64))
+    as_they_are = np.zeros((len(split), 4), np.int32)
+    as_they_are[:, 0] = range(len(split))
+    plan = cp.asarray(as_they_are)
+    for start in range(0, len(split), batch_size):
+        part = plan[start : start + batch_size]
+        x, y = cp.empty((len(part), *split.images.shape[1:]), np.float32), cp.empty(len(part), np.int64)
+        cuda_augment(images, labels, part, place, constants, x, y)
+        yield wrap(x)

@@ -9,8 +9,8 @@ launched again and again:
     learning rate, weights, gradients, the optimiser's state, running statistics, averaged weights: where the eager step has them
     records     loss and right answers of each step of the epoch (gpu_steps.cu)
 
-Rows of `records` are copied to the host every `interval` steps, and looked at when the copy has arrived. So the GPU never waits for the host; the host
-waits for the GPU only so that it is not more than two intervals ahead. Read next: `minigrad/backend/cuda.py`, `Captured`.
+Rows of `records` are copied to the host every `interval` steps, and looked at when the copy has arrived. So the GPU never waits for the host; the
+host waits for the GPU only so that it is not more than two intervals ahead. Read next: `minigrad/backend/cuda.py`, `Captured`.
 """
 
 from __future__ import annotations

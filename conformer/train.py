@@ -1,9 +1,9 @@
 """Training a Conformer, from options to weights on disk.
 
 `Trainer` sets a run up from a `TrainConfig` (what a user can get wrong is found there, before anything is written) and runs it;
-`train(config)` does both, and `resume(run)` goes on with a run that was broken off. Steps are taken by a `Learner` on what `batches`
-yields, files are written by `RunFolder`, and what is shown goes to a `Display`. Read next: `conformer/run_folder.py`, then `conformer/cli.py`, the
-command line around this.
+`train(config)` does both, and `resume(run)` goes on with a run that was broken off. Steps are taken by a `Learner`, through `CpuSteps` or `GpuSteps`,
+files are written by `RunFolder`, and what is shown goes to a `Display`. Read next: `conformer/steps.py`, `conformer/run_folder.py`, then
+`conformer/cli.py`, the command line around this.
 """
 
 from __future__ import annotations
@@ -20,20 +20,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from conformer import data
+from conformer import data, devices
 from conformer.batches import Batch, batches
 from conformer.budget import TIMED_STEPS, duration, steps_within
 from conformer.checkpoints import Checkpoint, fingerprint
 from conformer.config import named_config
 from conformer.display import Display, Progress
 from conformer.evaluate import Accuracies, Predictions, evaluate
+from conformer.gpu_steps import GpuSteps
 from conformer.learner import Learner
 from conformer.options import TrainConfig, plain, resumed
-from conformer.prefetch import prefetched
 from conformer.run_folder import RunFolder, environment, read_config
+from conformer.steps import CpuSteps, Outcome, Steps
 from conformer.stopping import StopSignals
 from conformer.weights import About
 from minigrad.backend import cpu
+from minigrad.backend.cublas import precision
 
 __all__ = ["TrainResult", "Trainer", "resume", "train"]
 
@@ -61,17 +63,22 @@ class Trainer:
     Raises:
         ValueError: an option that does not fit the data or the network, or data that is missing or damaged.
         OSError: the run folder holds a run already, or cannot be written.
+        DeviceError: there is no GPU, and the options ask for one.
     """
 
     def __init__(self, config: TrainConfig, display: Display | None = None, origin: tuple[RunFolder, Checkpoint | None] | None = None):
         self.config = config
         self.display = display or Display()
+        self.device = devices.choose(config.device)
+        if self.device == "cpu" and config.precision != "float32":
+            raise ValueError(f"precision is {config.precision}, which is for GPUs; the CPU computes in float32: leave --precision out")
         self.dataset = data.load(config.dataset, config.data_dir, self.display.message)
         self.steps_per_epoch = len(self.dataset.train) // config.batch_size
         if not self.steps_per_epoch:
             raise ValueError(
                 f"batch_size is {config.batch_size}, but {self.dataset.source} has only {len(self.dataset.train)} training images: take a smaller one"
             )
+        self.evaluation_steps = config.eval_epochs * self.steps_per_epoch  # from one evaluation to the next
         limits = [config.epochs and config.epochs * self.steps_per_epoch, config.max_steps]
         self.steps = min(filter(None, limits), default=self.dataset.epochs * self.steps_per_epoch)
         self.steps_fixed = config.time_budget is None  # False until `_fit_to_budget` has fixed them
@@ -86,8 +93,8 @@ class Trainer:
         self.predictions: Predictions | None = None  # of the last evaluation, if it was in this process
         self._recent: deque[tuple[float, Accuracies, float]] = deque(maxlen=WINDOW)  # loss, accuracies and seconds of the last steps
         self._evaluation_seconds = 0.0
-        self._started = self._saved_at = self._step_began = time.perf_counter()
-        self.learner = Learner(self.network, config, self.steps)
+        self._started = self._saved_at = time.perf_counter()
+        self.learner = Learner(self.network, config, self.steps, self.device)
 
         now = datetime.now().astimezone()
         self.header = {
@@ -100,6 +107,7 @@ class Trainer:
             "steps": self.steps if self.steps_fixed else None,
             "seed": config.seed,
             "started": now.isoformat(timespec="seconds"),
+            "device": devices.describe(self.device),
             **environment(),
         }
         if origin is None:
@@ -111,7 +119,7 @@ class Trainer:
 
     @classmethod
     def resume(cls, run: Path, display: Display | None = None, **given: Any) -> Trainer:
-        """Set a run up that was broken off; `run()` then ends in the weights of an unbroken one, on the CPU bit for bit.
+        """Set a run up that was broken off; `run()` then ends in the weights of an unbroken one, on the same device bit for bit.
 
         Args:
             run: its folder. A run that was broken off before its first checkpoint begins again.
@@ -148,7 +156,7 @@ class Trainer:
             raise ValueError(f"the run in {self.folder.path} has another network than this version calls {self.config.config}; it cannot go on")
         if checkpoint.steps != self.steps:  # fixed by a time budget
             self.steps, self.steps_fixed = checkpoint.steps, True
-            self.learner = Learner(self.network, self.config, self.steps)
+            self.learner = Learner(self.network, self.config, self.steps, self.device)
         self.learner.load_state(checkpoint.arrays, checkpoint.step, checkpoint.learning_rate)
         self.steps_fixed = True
         self.evaluated, self.test, self.best = checkpoint.evaluated, checkpoint.test, checkpoint.best
@@ -159,7 +167,8 @@ class Trainer:
         self.folder.rewind(checkpoint.lines, self.header)
         if self.finished:
             return
-        differs = {key: value for key, value in self._environment().items() if value != checkpoint.environment.get(key)}
+        before = {"device": "CPU"} | checkpoint.environment  # the first versions knew no other
+        differs = {key: value for key, value in self._environment().items() if value != before.get(key)}
         self.folder.log(step=self.step, resumed=self.header["started"], **differs)
         if differs:
             self.display.message(f"{' and '.join(differs)} differ from those the run was started with: the last digits of the weights will too")
@@ -186,10 +195,11 @@ class Trainer:
         if dataset.notice:
             show(dataset.notice)
         show(f"{config.config} on {dataset.name}: {len(dataset.train):,} training and {len(dataset.test):,} test images from {dataset.source}")
+        show(f"on {devices.describe(self.device)}")
         cpu.keep_freed_memory()
         self.learner.model.train()
         try:
-            with StopSignals() as signals:
+            with StopSignals() as signals, precision(config.precision):
                 if not self.steps_fixed:
                     self._fit_to_budget(signals)
                 done = f", {self.step:,} of them taken" if self.step else ""
@@ -198,17 +208,8 @@ class Trainer:
                 self._save()
                 if self._evaluation_due():  # the run was broken off in the middle of it
                     self._evaluate(signals)
-                with closing(prefetched(self._batches())) as stream:
-                    self._step_began = time.perf_counter()
-                    for batch in stream:
-                        self._timed_step(batch)
-                        if self._evaluation_due():
-                            self._save()
-                            self._evaluate(signals)
-                        elif signals.received is not None or self._save_due():
-                            self._save()
-                        signals.check()
-                        self._step_began = time.perf_counter()  # evaluating and saving are no part of a step
+                if self.step < self.steps:
+                    self._take_steps(signals)
         finally:
             self.display.close()
             self.folder.close()
@@ -217,6 +218,25 @@ class Trainer:
         weights = self.folder.path / "last.safetensors"
         show(f"{self.step:,} steps in {seconds / 60:.1f} minutes: test accuracy {self.test} %, weights in {weights}")
         return TrainResult(self.folder.path, self.step, self.test, self.best, seconds)
+
+    def _take_steps(self, signals: StopSignals) -> None:
+        """Take all steps that are left."""
+        with closing(self._stepper()) as steps:
+            while self.step < self.steps:
+                self._note(steps.take())
+                due = self._evaluation_due()
+                if due or signals.received is not None or self._save_due():
+                    self._note(steps.finish())
+                    self._save()
+                    if due:
+                        self._evaluate(signals)
+                signals.check()
+
+    def _stepper(self) -> Steps:
+        """What takes the steps that are left, where the network is."""
+        if self.device == "cuda":
+            return GpuSteps(self.learner, self.dataset, self.config.batch_size, self.config.log_every)
+        return CpuSteps(self.learner, self._batches())
 
     def _batches(self) -> Iterator[Batch]:
         """The batches of all steps that are left; whatever broke the run off, they are those of the unbroken one."""
@@ -233,22 +253,22 @@ class Trainer:
         assert self.config.time_budget is not None
         budget = duration(self.config.time_budget)
         started = time.perf_counter()
-        times = []
-        with closing(prefetched(self._batches())) as stream:
-            for batch in itertools.islice(stream, 1 + TIMED_STEPS):
-                self.learner.train_step(batch)
-                times.append(time.perf_counter() - started)
+        times: list[float] = []
+        with closing(self._stepper()) as steps:
+            for number in range(min(1 + TIMED_STEPS, self.steps)):
+                times += [outcome.seconds for outcome in steps.take()]
                 signals.check()
-                if len(times) > 1 and times[-1] > budget / 10:
+                if number and time.perf_counter() - started > budget / 10:
                     break
-        each = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else times[0]  # the first makes threads and memory
+            times += [outcome.seconds for outcome in steps.finish()]
+        each = sum(times[1:]) / len(times[1:]) if len(times) > 1 else times[0]  # the first makes threads and memory
         began = time.perf_counter()
         part = data.Split(self.dataset.test.images[:500], self.dataset.test.labels[:500])
         evaluate(self.learner.model, part, self.dataset)
         evaluation = (time.perf_counter() - began) * len(self.dataset.test) / len(part) * (2 if self.learner.ema else 1)
-        self.steps = steps_within(0.98 * budget - (time.perf_counter() - self._started), each, evaluation, self.steps_per_epoch)
+        self.steps = steps_within(0.98 * budget - (time.perf_counter() - self._started), each, evaluation, self.evaluation_steps)
         self.steps_fixed = True
-        self.learner = Learner(self.network, self.config, self.steps)
+        self.learner = Learner(self.network, self.config, self.steps, self.device)
         self.learner.model.train()
         self.folder.set_steps(self.steps)
         self.folder.log(step=0, time_budget=budget, seconds_per_step=each, seconds_per_evaluation=evaluation, steps=self.steps)
@@ -256,10 +276,12 @@ class Trainer:
 
     def _environment(self) -> dict[str, Any]:
         """What the last digits of the weights depend on."""
-        return {"numpy": np.__version__, "threads": self.header["threads"], "blas": self.header["blas"]}
+        if self.device == "cuda":
+            return {"device": self.header["device"]}
+        return {"device": "CPU", "numpy": np.__version__, "threads": self.header["threads"], "blas": self.header["blas"]}
 
     def _evaluation_due(self) -> bool:
-        return self.step > self.evaluated and (self.step % self.steps_per_epoch == 0 or self.step == self.steps)
+        return self.step > self.evaluated and (self.step % self.evaluation_steps == 0 or self.step == self.steps)
 
     def _save_due(self) -> bool:
         every, minutes = self.config.checkpoint_steps, self.config.checkpoint_minutes
@@ -292,36 +314,36 @@ class Trainer:
         self.saved = self.step, self.evaluated
         self._saved_at = time.perf_counter()
 
-    def _timed_step(self, batch: Batch) -> None:
-        """One step, with its lines in the log and on the display."""
-        loss, right = self.learner.train_step(batch)
-        self._recent.append((loss, right, time.perf_counter() - self._step_began))  # waiting for the batch counts
-        progress = self._progress()
-        self.display.progress(progress)
-        if self.step % self.config.log_every == 0 or self.step == self.steps:
-            self.folder.log(
-                step=self.step,
-                epoch=progress.epoch,
-                loss=progress.loss,
-                train_accuracy=progress.train._asdict(),
-                learning_rate=progress.learning_rate,
-                images_per_second=progress.images_per_second,
-            )
+    def _note(self, outcomes: list[Outcome]) -> None:
+        """Put what steps came to into the log and on the display."""
+        for outcome in outcomes:
+            self._recent.append((outcome.loss, outcome.right, outcome.seconds))
+            progress = self._progress(outcome)
+            self.display.progress(progress)
+            if outcome.step % self.config.log_every == 0 or outcome.step == self.steps:
+                self.folder.log(
+                    step=outcome.step,
+                    epoch=progress.epoch,
+                    loss=progress.loss,
+                    train_accuracy=progress.train._asdict(),
+                    learning_rate=progress.learning_rate,
+                    images_per_second=progress.images_per_second,
+                )
 
-    def _progress(self) -> Progress:
+    def _progress(self, last: Outcome) -> Progress:
         losses, shares, seconds = zip(*self._recent, strict=True)
         each = sum(seconds) / len(seconds)
-        evaluations_left = -(-self.steps // self.steps_per_epoch) - self.step // self.steps_per_epoch
+        evaluations_left = -(-self.steps // self.evaluation_steps) - last.step // self.evaluation_steps
         return Progress(
-            step=self.step,
+            step=last.step,
             steps=self.steps,
-            epoch=self.step / self.steps_per_epoch,
+            epoch=last.step / self.steps_per_epoch,
             loss=sum(losses) / len(losses),
             train=Accuracies(*(sum(column) / len(column) for column in zip(*shares, strict=True))),
             test=self.test,
-            learning_rate=self.learner.learning_rate,
+            learning_rate=last.learning_rate,
             images_per_second=self.config.batch_size / each,
-            seconds_left=(self.steps - self.step) * each + evaluations_left * self._evaluation_seconds,
+            seconds_left=(self.steps - last.step) * each + evaluations_left * self._evaluation_seconds,
         )
 
     def _evaluate(self, signals: StopSignals) -> None:

@@ -135,8 +135,8 @@ def _fused_page(page: str, ops: list[Fused]) -> str:
             for role, function in (("Forward", kernel.forward), ("Backward", kernel.backward)):
                 if function is not None and function.__name__ in functions:
                     parts += [f"**{role}**", _code(inspect.getsource(function))]
-    cuda = ROOT / "minigrad" / "fused" / f"{page}.cu"
-    if cuda.exists():
+    folder = ROOT / "minigrad" / "fused"
+    for cuda in [*folder.glob(f"{page}.cu"), *sorted(folder.glob(f"{page}_*.cu"))]:
         parts += ["## CUDA source", f"*File: `minigrad/fused/{cuda.name}`*", _code(cuda.read_text(encoding="utf-8"), "cuda")]
     parts += _proofs(ROOT / "tests" / "fused" / f"test_{page}.py", ops)
     parts += _speed(ops)
@@ -371,7 +371,7 @@ def notebooks() -> None:
                 cell["metadata"]["tags"].append("hide-cell")  # myst-nb folds it
         (folder / path.name).write_text(json.dumps(notebook), encoding="utf-8")
         names.append(path.stem)
-    text = "To be stepped through: `make notebooks` makes them, Jupyter opens them from `notebooks/`. Here they are as they came out."
+    text = "To be stepped through: `make lab` opens them in JupyterLab. Here they are as they came out of `make notebooks`, solutions folded."
     (folder / "index.md").write_text(f"# Notebooks\n\n{text}\n\n```{{toctree}}\n:maxdepth: 1\n\n{chr(10).join(names)}\n```\n", encoding="utf-8")
 
 

@@ -322,7 +322,7 @@ class Primitive(Op):
         if isinstance(out, tuple):
             return self._wrap_several(out, inputs, values, mode)
 
-        version = inputs[0].version if self.view and _shares_memory(out, arrays[0]) else None
+        version = inputs[0].version if self.view and backend.is_view(out, arrays[0]) else None
         mask = 0
         if mode.record and self.rules:
             bit = 1
@@ -348,7 +348,7 @@ class Primitive(Op):
         return result
 
     def _wrap_several(self, out: tuple, inputs: Sequence[Tensor], values: tuple, mode: Any) -> tuple[Tensor, ...]:
-        version = inputs[0].version if self.view and out and _shares_memory(out[0], inputs[0].data) else None
+        version = inputs[0].version if self.view and out and backend.is_view(out[0], inputs[0].data) else None
         if not (mode.record and any(x.requires_grad for x in inputs)):
             return tuple([wrap(array, None, 0, version) for array in out])
         node = _new(self, inputs, values, mode.anomaly)
@@ -453,18 +453,6 @@ def _broadcast(shapes: Sequence[tuple[int, ...]]) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _shares_memory(out: Any, array: Any) -> bool:
-    """Whether `out` is a view of `array`'s memory. NumPy's views point at the array that owns the memory, strided ones (windows) by way of others."""
-    if out is array:
-        return True
-    base = out.base
-    while base is not None:
-        if base is array or base is array.base:
-            return True
-        base = getattr(base, "base", None)
-    return False
 
 
 class Kernel:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Array", "add_at", "add_device", "as_strided", "device_of", "is_array", "matmul", "number", "remove_device", "to_device"]
+__all__ = ["Array", "add_at", "add_device", "as_strided", "device_of", "is_array", "is_view", "matmul", "number", "remove_device", "to_device"]
 
 Array = Any  # a numpy.ndarray, or the array type of another backend
 
@@ -96,12 +96,27 @@ def number(value: Any, dtype: Any, device: str) -> Array:
     """
     if device == "cpu":
         return np.asarray(value, dtype)
-    key = device, np.dtype(dtype), type(value), value
+    key = device, np.dtype(dtype), type(value), value or str(value)  # -0.0 == 0.0
     if key not in _numbers:
         if len(_numbers) > 1000:
             _numbers.clear()
         _numbers[key] = to_device(np.asarray(value, dtype), device)
     return _numbers[key]
+
+
+def is_view(array: Array, of: Array) -> bool:
+    """Whether `array`, which was made from `of`, looks at the same memory."""
+    if array is of:
+        return True
+    base = array.base
+    while base is not None:  # NumPy's views point at the array that owns the memory, strided ones (windows) by way of others
+        if base is of or base is of.base:
+            return True
+        base = getattr(base, "base", None)
+    if type(array) is np.ndarray or type(array) is not type(of):
+        return False
+    memory = getattr(array.data, "mem", None)  # the views of CuPy's as_strided name no base; arrays of other libraries have no such attribute
+    return memory is not None and memory is of.data.mem
 
 
 def add_at(array: Array, index: Any, values: Array) -> None:

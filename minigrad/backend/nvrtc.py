@@ -25,6 +25,8 @@ from minigrad.backend.kernel_source import CompileError, Source
 
 __all__ = ["ARCHITECTURES", "Compiled", "compile_with_nvcc", "compile_with_nvrtc", "nvrtc_library"]
 
+_AS_CUPY = ("-ftz=true", "--device-as-default-execution-space")  # what CuPy 14 adds to the options it is given
+
 ARCHITECTURES = ("sm_80", "sm_90")
 """What the kernels are compiled for in the tests: A100 and H100."""
 
@@ -89,7 +91,7 @@ def compile_with_nvrtc(source: Source, architecture: str) -> Compiled:
     try:
         for name in source.kernels:
             call("nvrtcAddNameExpression", name.encode())
-        options = [option.encode() for option in (*OPTIONS, f"-arch={architecture}")]
+        options = [option.encode() for option in (*OPTIONS, *_AS_CUPY, f"-arch={architecture}")]
         failed = nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
         log = text("ProgramLog").decode(errors="replace").rstrip("\0").strip()
         if failed:

@@ -1,7 +1,7 @@
 """GELU, the activation of the transformer's MLP: x times the probability that a standard normal variable is below x.
 
-The kernel computes that probability by `backend/erf.py` in float64, and in float32 by a polynomial inside a tanh: tanh has the right shape, and
-NumPy's is fast. Read next: `softmax.py`.
+The kernel computes that probability by `backend/erf.py` in float64, and in float32 by a polynomial inside an exp, which NumPy has a fast one of.
+Read next: `softmax.py`.
 """
 
 from __future__ import annotations
@@ -37,28 +37,34 @@ def _check(x) -> None:
         raise TypeError(f"gelu: x must be a float Tensor, it is {x.dtype}")
 
 
-# erf(x / sqrt(2)) = tanh(x Q(x^2)) with Q(s) = sum_k Q_k s^k, fitted so that the error of x / 2 times it is at most 6.7e-8 for |x| < 5.6 (least
-# squares, reweighted until the largest error was least). Beyond 5.75 x Q exceeds 10 and only grows, and tanh of that is 1 in float32.
+# Phi(x) = (1 + tanh(x Q(x^2))) / 2 = 1 / (1 + exp(-2 x Q(x^2))) with Q(s) = sum_k Q_k s^k, fitted so that the error of x Phi(x) is at most 6.7e-8 for
+# |x| < 5.6 (least squares, reweighted until the largest error was least). Beyond 5.75 x Q exceeds 10 and only grows: Phi is 0 or 1 to float32.
 _Q = (0.797884216, 3.63342835e-2, -3.3129994e-5, -5.52401585e-5, 3.96910946e-6, -1.3344641e-7, 1.80561642e-9)
+_MINUS_2Q = tuple([-2 * coefficient for coefficient in _Q])
 
 
-def _normal_distribution(x: np.ndarray, out: np.ndarray, square: np.ndarray) -> np.ndarray:
-    """Phi(x), written to `out`; `square` is working memory. Few arrays and no copies: the chain is as fast as the cache."""
+def _gelu(x: np.ndarray, out: np.ndarray, square: np.ndarray) -> None:
+    """Write x Phi(x) to `out`; `square` is working memory. Few arrays and no copies: the chain is as fast as the cache.
+
+    exp rather than tanh: without AVX-512 NumPy's takes half as long (2.4 and 4.8 ns a number), and dividing x by 1 + exp saves two passes.
+    """
     if x.dtype != np.float32:
         np.multiply(x, math.sqrt(0.5), out=out)
         out[...] = erf(out)
-    else:
-        np.multiply(x, x, out=square)
-        np.multiply(square, _Q[-1], out=out)
-        for coefficient in _Q[-2:0:-1]:  # Horner
-            out += coefficient
-            out *= square
-        out += _Q[0]
+        out += 1
+        out *= 0.5
         out *= x
-        np.tanh(out, out=out)
+        return
+    np.multiply(x, x, out=square)
+    np.multiply(square, _MINUS_2Q[-1], out=out)
+    for coefficient in _MINUS_2Q[-2:0:-1]:  # Horner
+        out += coefficient
+        out *= square
+    out += _MINUS_2Q[0]
+    out *= x
+    np.exp(out, out=out)
     out += 1
-    out *= 0.5
-    return out
+    np.divide(x, out, out=out)
 
 
 def _by_blocks(work, size: int, dtype: np.dtype) -> None:
@@ -78,8 +84,7 @@ def cpu_forward(x):
     x_flat, y_flat = x.reshape(-1), y.reshape(-1)
 
     def work(block: slice, memory: np.ndarray) -> None:
-        part = _normal_distribution(x_flat[block], y_flat[block], memory)
-        part *= x_flat[block]
+        _gelu(x_flat[block], y_flat[block], memory)
 
     _by_blocks(work, x.size, x.dtype)
     return y, (x, y)

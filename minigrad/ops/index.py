@@ -25,6 +25,8 @@ def plain_index(index: Any) -> Any:
     if isinstance(index, list):
         index = np.array(index)
         return index if index.size else index.astype(np.intp)  # NumPy makes floats of []
+    if isinstance(index, float | np.floating):  # CuPy would take 1.7 for 1
+        raise IndexError(f"a tensor is indexed by integers, slices, None, Ellipsis, and arrays of integers or booleans, not by {index!r}")
     return np.array(index) if isinstance(index, np.ndarray) else index
 
 
@@ -46,7 +48,7 @@ def pick(x: Tensor, index: Any) -> Tensor:
 @primitive
 def put(x: Tensor, index: Any, shape: tuple[int, ...]) -> Tensor:
     """The adjoint of getitem: zeros of `shape`, with x added at `index`; an element that was picked twice receives both."""
-    out = np.zeros_like(x, shape=shape)
+    out = np.zeros_like(x, shape=shape) if shape else np.zeros_like(x, shape=(1,)).reshape(())  # CuPy takes the shape () for none given
     if _is_basic(index):
         out[index] = x
     else:

@@ -237,3 +237,23 @@ def test_a_state_that_does_not_fit_lists_everything_and_changes_nothing():
         optim.AdamW(params[:2]).load_state_dict(before)
     with pytest.raises(ValueError, match="group 1 has no parameters, here 1"):
         optim.AdamW([{"params": params[:2]}, {"params": params[2:]}]).load_state_dict(before)
+
+
+@pytest.mark.parametrize("make", BOTH, ids=["adamw", "sgd"])
+def test_small_parameters_are_updated_end_to_end_to_the_same_bits(make: Callable, monkeypatch: pytest.MonkeyPatch):
+    """Of two groups, of two dtypes, one that had no gradient in the first step, one larger than those that are put together."""
+    shapes, results, calls = [(3, 4), (5,), (), (0,), (2, 3), (7, 3), (4,)], [], []
+    for limit in (0, 12):
+        monkeypatch.setattr("minigrad.optim.optimizer.SMALL", limit)
+        params = [nn.Parameter(rng(k).standard_normal(shape).astype(np.float64 if k == 4 else np.float32)) for k, shape in enumerate(shapes)]
+        optimizer = make([{"params": params[:3]}, {"params": params[3:], "lr": 0.3}], lr=0.1)
+        monkeypatch.setattr(optimizer, "_update", lambda *arguments, update=optimizer._update, limit=limit: (calls.append(limit), update(*arguments)))
+        for step in range(3):
+            give_gradients(params, step)
+            if step == 0:
+                params[1].grad = None
+            optimizer.step()
+        results.append([p.numpy().copy() for p in params] + list(optimizer.state_dict().values()))
+    assert calls.count(0) == 20 and calls.count(12) == 14  # the first group: 1, 2, 2 calls, the second 3 (one a dtype, one large) in each step
+    for together, alone in zip(*results, strict=True):
+        np.testing.assert_array_equal(together, alone)

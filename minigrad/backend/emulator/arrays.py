@@ -21,7 +21,7 @@ from minigrad.backend.emulator import state
 from minigrad.backend.emulator.faults import UninitialisedRead
 from minigrad.backend.emulator.memory import Block
 
-__all__ = ["VIEWS", "compute", "empty", "made", "ndarray", "operand", "upload"]
+__all__ = ["VIEWS", "compute", "empty", "empty_like", "made", "ndarray", "no_upload", "operand", "upload"]
 
 VIEWS = frozenset("broadcast_to expand_dims flip moveaxis ravel reshape squeeze swapaxes transpose".split())
 """NumPy's functions whose results share memory with their argument, where that is possible."""
@@ -35,10 +35,10 @@ class _Flags:
 
 
 class _Pointer:
-    """`x.data` in CuPy. ptr: the address."""
+    """`x.data` in CuPy. ptr: the address; mem: the memory it is in."""
 
-    def __init__(self, address: int):
-        self.ptr = address
+    def __init__(self, address: int, block: Block):
+        self.ptr, self.mem = address, block
 
 
 class ndarray(NDArrayOperatorsMixin):
@@ -59,7 +59,7 @@ class ndarray(NDArrayOperatorsMixin):
     itemsize = property(lambda self: self._values.itemsize)
     strides = property(lambda self: self._values.strides)
     flags = property(lambda self: _Flags(self._values.flags, self.base is None))
-    data = property(lambda self: _Pointer(self._values.__array_interface__["data"][0]))
+    data = property(lambda self: _Pointer(self._values.__array_interface__["data"][0], self._block))
     T = property(lambda self: self.transpose())
 
     def __len__(self) -> int:
@@ -97,9 +97,6 @@ class ndarray(NDArrayOperatorsMixin):
 
     def __int__(self) -> int:
         return int(self.get())
-
-    def __index__(self) -> int:
-        return self.get().__index__()
 
     def __bool__(self) -> bool:
         return bool(self.get())
@@ -141,7 +138,7 @@ class ndarray(NDArrayOperatorsMixin):
     # --- new arrays, and views
 
     def astype(self, dtype: Any, order: str = "K", copy: bool = True) -> ndarray:
-        """A copy in another dtype; keeps the order of the axes in memory, unlike other operations."""
+        """A copy in another dtype; keeps the order of the axes in memory, unlike what is computed."""
         if np.dtype(dtype) == self.dtype and not copy:
             return self
         return made("astype", lambda: cast(_readable(self), dtype), [self], order)
@@ -168,7 +165,7 @@ class ndarray(NDArrayOperatorsMixin):
 
     def __getitem__(self, index: Any) -> ndarray:
         index, used = _plain_index(index)
-        if any(isinstance(part, np.ndarray) and part.dtype == bool for part in index):
+        if _is_masked(index):
             state.synchronise("x[mask]")  # how many elements there are is known on the device only
         for part in used:
             _readable(part)
@@ -178,6 +175,10 @@ class ndarray(NDArrayOperatorsMixin):
 
     def __setitem__(self, index: Any, value: Any) -> None:
         index, used = _plain_index(index)
+        if isinstance(value, np.ndarray):
+            raise ValueError("non-scalar numpy.ndarray cannot be used for fill")
+        if _is_masked(index):
+            state.synchronise("x[mask] = y")
         source = operand(value)
         used += [value] if isinstance(value, ndarray) else []
         values, sources = self._values, [x._values for x in used]
@@ -236,18 +237,34 @@ def empty(shape: Any, dtype: Any = float, order: str = "C") -> ndarray:
     return _wrap(block, np.ndarray(shape, dtype, buffer, order="F" if order == "F" else "C"), None)
 
 
-def upload(values: np.ndarray) -> ndarray:
-    """A NumPy array copied to the device. Raises RuntimeError while a graph is captured, which would copy it again at every launch."""
+def empty_like(values: np.ndarray, dtype: Any = None, shape: Any = None) -> ndarray:
+    """An array that nobody has written yet, in the order that `values` has in memory, as far as `shape` has as many axes."""
+    like = np.empty_like(values, dtype, shape=shape)
+    axes = sorted(range(like.ndim), key=lambda axis: -like.strides[axis])
+    array = empty([like.shape[axis] for axis in axes], like.dtype)
+    return _wrap(array._block, array._values.transpose(np.argsort(axes)), None)
+
+
+def no_upload(what: str) -> None:
+    """Raise RuntimeError if a graph is being captured, which would copy from the host's memory again at every launch."""
     if state.current().capturing is not None:
-        raise RuntimeError("an array is copied to the device while a graph is captured: bring it there before")
-    return made("asarray", lambda: values, [])
+        raise RuntimeError(f"{what} copied to the device while a graph is captured: bring it there before")
+
+
+def upload(values: np.ndarray) -> ndarray:
+    """A NumPy array copied to the device, in C order, or in Fortran order if it is in that alone. Not while a graph is captured."""
+    no_upload("an array is")
+    return made("asarray", lambda: values, [], "F" if values.flags.fnc else "C")
 
 
 def made(what: str, make: Callable[[], np.ndarray], sources: list[ndarray], order: str = "C") -> ndarray:
-    """A new array with what `make` computes from the sources; while a graph is captured, whenever it is launched. order: "K" keeps Fortran order."""
+    """A new array with what `make` computes from the sources; while a graph is captured, whenever it is launched.
+
+    order: "C", "F", or "K": the axes lie in memory in the order in which they do in what `make` gives.
+    """
     with state.captured_values_unknown():
         values = make()  # while a graph is captured for the shape alone: what the arrays will hold is not known yet
-    array = empty(values.shape, values.dtype, "F" if order in "KF" and values.flags.f_contiguous and not values.flags.c_contiguous else "C")
+    array = empty_like(values) if order == "K" else empty(values.shape, values.dtype, order)
     if state.current().capturing is None:
         _write(array._values, values)
     else:
@@ -307,8 +324,13 @@ def _readable(x: ndarray) -> np.ndarray:
     return x._values
 
 
-def compute(function: Any, *args: Any, out: ndarray | None = None, view: bool = False, **options: Any) -> Any:
-    """`function(*args, **options)` of NumPy on arrays of the device: a new array, or `out`; with `view`, one on the same memory if NumPy's is."""
+def compute(
+    function: Any, *args: Any, out: ndarray | None = None, view: bool = False, order: str = "C", casting: str = "same_kind", **options: Any
+) -> Any:
+    """`function(*args, **options)` of NumPy on arrays of the device: a new array, or `out`; with `view`, one on the same memory if NumPy's is.
+
+    order: of a new array, see `made`. casting: how the result may differ in dtype from `out`.
+    """
     found: list[ndarray] = []
     plain, options = [_unwrap(x, found) for x in args], {name: _unwrap(x, found) for name, x in options.items()}
     sources = [x._values for x in found]
@@ -324,13 +346,20 @@ def compute(function: Any, *args: Any, out: ndarray | None = None, view: bool = 
         if not isinstance(out, ndarray):
             raise TypeError(f"{what}: out must be an array of this device, it is {type(out)}")
         target = out._values
-        state.submit(what, lambda: _write(target, result()), [out._block, *(x._block for x in found)])
+
+        def write() -> None:
+            values = result()
+            if not np.can_cast(values.dtype, target.dtype, casting):
+                raise TypeError(f"{what}: cannot cast the result from {values.dtype} to {target.dtype} with casting rule {casting!r}")
+            _write(target, values)
+
+        state.submit(what, write, [out._block, *(x._block for x in found)])
         return out
     if view:
         values = function(*plain, **options)
         if isinstance(values, np.ndarray) and (not values.size or np.may_share_memory(values, found[0]._values)):
             return _view(found[0], values)
-    return made(what, lambda: np.asarray(result()), found)
+    return made(what, lambda: np.asarray(result()), found, order)
 
 
 def cast(values: Any, dtype: Any) -> Any:
@@ -348,8 +377,14 @@ def cast(values: Any, dtype: Any) -> Any:
 def _plain_index(index: Any) -> tuple[tuple, list[ndarray]]:
     """The index with all arrays as NumPy arrays, and those of the device among them. CuPy takes lists and NumPy arrays here too."""
     found: list[ndarray] = []
-    parts = [np.asarray(p) if isinstance(p, list | np.ndarray) else _unwrap(p, found) for p in (index if isinstance(index, tuple) else (index,))]
-    return tuple(parts), found
+    parts = index if isinstance(index, tuple) else (index,)
+    if any(isinstance(part, list | np.ndarray) for part in parts):
+        no_upload("an index is")
+    return tuple([np.asarray(part) if isinstance(part, list | np.ndarray) else _unwrap(part, found) for part in parts]), found
+
+
+def _is_masked(index: tuple) -> bool:
+    return any(isinstance(part, np.ndarray) and part.dtype == bool for part in index)
 
 
 def _check_no_duplicates(values: np.ndarray, index: tuple) -> None:

@@ -46,6 +46,8 @@ struct Report {
     int line;                                    // the place in the source, 0 where it follows from pc alone
     char file[128];
     char text[512];
+    uint64_t idle_blocks;                        // in the check build: how many blocks wrote to no array,
+    uint64_t unused_shared;                      // and how many bytes at the end of dynamic shared memory no block wrote to
 };
 
 extern "C" {
@@ -87,5 +89,8 @@ bool on_a_stack(uintptr_t address);
 // --- memory.cpp
 void memory_begin_launch(const Launch& launch);
 void memory_begin_block();
+bool memory_was_written();                                  // to an array, by the block that ran last
+bool memory_was_watched();                                  // in this launch: it is one of the check build, and there was an access
+size_t memory_unused_shared();                              // bytes at the end of dynamic shared memory that were not written in this launch
 void raise_recorded();                                      // the address build's: faults if there has been a report
 #endif

@@ -9,7 +9,7 @@ import ctypes
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from minigrad.backend.emulator import compiler, faults
 from minigrad.backend.emulator.memory import Memory
 from minigrad.backend.kernel_source import Source, line_of
 
-__all__ = ["MOST_SHARED", "ORDERS", "SHARED_WITHOUT_ASKING", "Core", "Function", "Library", "core"]
+__all__ = ["MOST_SHARED", "ORDERS", "SHARED_WITHOUT_ASKING", "Core", "Function", "Library", "Waste", "core"]
 
 ORDERS = ("ascending", "descending", "shuffled")  # Order in core.h
 
@@ -57,6 +57,7 @@ class _Report(ctypes.Structure):
     _fields_ = (
         ("fault", ctypes.c_int), ("block", _Uint3), ("thread", _Uint3), ("pc", ctypes.c_void_p), ("other_pc", ctypes.c_void_p),
         ("address", ctypes.c_void_p), ("line", ctypes.c_int), ("file", ctypes.c_char * 128), ("text", ctypes.c_char * 512),
+        ("idle_blocks", ctypes.c_uint64), ("unused_shared", ctypes.c_uint64),
     )  # fmt: skip
 
 
@@ -88,6 +89,16 @@ def core(build: str | None = None) -> Core:
     elif build is not None and _core.address != (build == "address"):
         raise RuntimeError("the build 'address' needs a process of its own: start Python with MINIGRAD_EMULATOR=address")
     return _core
+
+
+class Waste(NamedTuple):
+    """What a launch has asked for in vain, as far as the check build saw; the other builds see nothing and say 0.
+
+    idle_blocks: blocks that wrote to no array. unused_shared: bytes at the end of dynamic shared memory that no block wrote to.
+    """
+
+    idle_blocks: int
+    unused_shared: int
 
 
 class Library:
@@ -130,7 +141,7 @@ class Function:
                 "max_dynamic_shared_size_bytes says so"
             )
 
-    def _run(self, grid: tuple[int, int, int], block: tuple[int, int, int], values: Sequence[Any], shared: int, order: str, seconds: float) -> None:
+    def _run(self, grid: tuple[int, int, int], block: tuple[int, int, int], values: Sequence[Any], shared: int, order: str, seconds: float) -> Waste:
         """Run the grid once."""
         core, arguments = self.library.core, (ctypes.c_void_p * max(len(values), 1))(*[ctypes.addressof(v) for v in values])
         launch = _Launch(self.call, arguments, _Uint3(*grid), _Uint3(*block), shared, ctypes.pointer(self.library.info), ORDERS.index(order), seconds)
@@ -138,10 +149,11 @@ class Function:
         with core.lock:
             if core.library.emulator_launch(ctypes.byref(launch), ctypes.byref(report)):
                 raise self._fault(report, values)
+        return Waste(report.idle_blocks, report.unused_shared)
 
     def launch(
         self, grid: tuple[int, int, int], block: tuple[int, int, int], values: Sequence[Any], shared: int, orders: Sequence[str], seconds: float
-    ) -> None:
+    ) -> Waste:
         """Run the grid in every one of the orders, from the same memory each time, and compare what it writes bit for bit.
 
         Args:
@@ -153,16 +165,15 @@ class Function:
             KernelFault: the exception for what a thread did; NotRepeatable if two orders give different results.
         """
         if len(orders) == 1:
-            self._run(grid, block, values, shared, orders[0], seconds)
-            return
+            return self._run(grid, block, values, shared, orders[0], seconds)
         addresses = [v.value for v, kind in zip(values, self.kinds, strict=True) if kind == "p" and v.value]
         written = self._blocks([*addresses, *self._in_tables(values)])
         before = [(data.copy(), states.copy()) for _, data, states in written]
-        first = None
+        first, waste = None, Waste(0, 0)
         for order in orders:
             for (_, data, states), (data_then, states_then) in zip(written, before, strict=True):
                 data[...], states[...] = data_then, states_then
-            self._run(grid, block, values, shared, order, seconds)
+            waste = self._run(grid, block, values, shared, order, seconds)
             results = [data.copy() for _, data, _ in written]
             first = first or (order, results)
             for (address, _, _), result, other in zip(written, results, first[1], strict=True):
@@ -174,6 +185,7 @@ class Function:
                     )
                     fault.kernel = self.name
                     raise fault
+        return waste
 
     def _in_tables(self, values: Sequence[Any]) -> list[int]:
         """The addresses that the launch's tables of addresses hold; see the top of kernel_source.py."""

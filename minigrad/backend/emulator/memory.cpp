@@ -57,10 +57,12 @@ Region static_shared{"static shared memory", 0, 0, nullptr, nullptr, true};
 const Launch* launch;
 uintptr_t library, library_size;
 size_t dynamic_used;                             // bytes of dynamic shared memory that this launch has, or the one before
+uintptr_t dynamic_written;                       // one past the last of them that has been written
 char* static_memory;
 std::vector<SharedArray> static_arrays;          // that this launch has come across, in the order of their addresses
 size_t static_used, static_bytes;                // of them all, with gaps and without
 uint64_t accesses;
+bool written;                                    // to global memory, by the running block
 timespec launched;
 
 void* reserve(size_t bytes)
@@ -135,13 +137,21 @@ void memory_begin_launch(const Launch& the_launch)
     clock_gettime(CLOCK_MONOTONIC, &launched);
     set_state(dynamic_shared, 0, dynamic_used, kUnallocated);
     dynamic_used = launch->dynamic_bytes;
+    dynamic_written = dynamic_shared.base;
     set_state(static_shared, 0, static_used, kUnallocated);
     static_arrays.clear();
     static_used = static_bytes = 0;
 }
 
+bool memory_was_written() { return written; }
+
+bool memory_was_watched() { return accesses > 0; }
+
+size_t memory_unused_shared() { return dynamic_shared.base + dynamic_used - dynamic_written; }
+
 void memory_begin_block()
 {
+    written = false;
     if (launch->dynamic_bytes) {
         set_state(dynamic_shared, 0, launch->dynamic_bytes, kAllocated);
         fill_with_ones(emulator_dynamic_shared, launch->dynamic_bytes);
@@ -272,6 +282,10 @@ inline void check(const void* pointer, size_t size, Use use, const void* pc)
     if (!region) {
         if (on_a_stack(address) || address - library < library_size) return;   // local and constant arrays: undefined.cpp sees their bounds
         fault(kOutOfBounds, {pc, {}, pointer}, "%s address %p, where no array is", use & kWrite ? "writes to" : "reads from", pointer);
+    }
+    if (use & kWrite) {
+        written = written || region == &arena;
+        if (region == &dynamic_shared && address + size > dynamic_written) dynamic_written = address + size;
     }
     if ((++accesses & 0xFFFFF) == 0) out_of_time(pc);
     for (size_t at = address - region->base, end = at + size; at < end;) {

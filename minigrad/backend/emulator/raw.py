@@ -95,7 +95,9 @@ class RawKernel:
         def action() -> None:
             device = state.current()
             device.launches += 1
-            function.launch(blocks_of_grid, threads, values, shared_mem, device.orders, device.seconds)
+            waste = function.launch(blocks_of_grid, threads, values, shared_mem, device.orders, device.seconds)
+            if any(waste):
+                device.wasteful.append((self.name, waste))
             if function.library.build != "check":  # nobody looked on while they were written
                 for x in written:
                     function.library.core.memory.written(x)

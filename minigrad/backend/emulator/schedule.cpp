@@ -287,8 +287,11 @@ int emulator_launch(const Launch* the_launch, Report* the_report)
         emulator_place.block = {unsigned(block % grid.x), unsigned(block / grid.x % grid.y), unsigned(block / (uint64_t(grid.x) * grid.y))};
         run_block();
         if (report->fault) break;
+        report->idle_blocks += !memory_was_written();
     }
     now.active = false;
+    report->unused_shared = memory_was_watched() ? memory_unused_shared() : 0;
+    if (!memory_was_watched()) report->idle_blocks = 0;
     if (report->fault) {                                          // the fibres of the other threads are forgotten where they stood
         idle.clear();
         for (Fibre* fibre : fibres) prepare(*fibre, run_threads), idle.push_back(fibre);

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.backend.emulator import state, streams
-from minigrad.backend.emulator.arrays import VIEWS, _view, compute, empty, made, ndarray, operand, upload
+from minigrad.backend.emulator import arrays, state, streams
+from minigrad.backend.emulator.arrays import VIEWS, _wrap, compute, empty, made, ndarray, no_upload, operand, upload
 from minigrad.backend.emulator.raw import RawModule
 
 __all__ = ["RawModule", "cuda", "empty", "ndarray"]
@@ -26,7 +26,9 @@ dtype, newaxis, pi, inf, nan = np.dtype, None, np.pi, np.inf, np.nan
 cuda = streams.cuda
 lib = SimpleNamespace(
     stride_tricks=SimpleNamespace(
-        as_strided=lambda x, shape, strides: _view(x, np.lib.stride_tricks.as_strided(x._values, shape, strides)),
+        as_strided=lambda x, shape, strides: _wrap(
+            x._block, np.lib.stride_tricks.as_strided(x._values, shape, strides), None
+        ),  # base: CuPy says none
     )
 )
 
@@ -76,13 +78,13 @@ def ones(shape: Any, dtype: Any = float) -> ndarray:
 
 
 def empty_like(prototype: ndarray, dtype: Any = None, shape: Any = None) -> ndarray:
-    """A new array, not written, like another one."""
-    return empty(prototype.shape if shape is None else shape, dtype or prototype.dtype)
+    """A new array, not written, like another one, and in its order. CuPy takes the shape () for none given, and so does this."""
+    return arrays.empty_like(prototype._values, dtype, shape or None)
 
 
 def full_like(a: ndarray, fill_value: Any, dtype: Any = None, shape: Any = None) -> ndarray:
-    """A new array of one number, like another one."""
-    return full(a.shape if shape is None else shape, fill_value, dtype or a.dtype)
+    """A new array of one number, like another one; see `empty_like`."""
+    return made("full_like", lambda: np.full_like(a._values, fill_value, dtype, shape=shape or None), [], "K")
 
 
 def zeros_like(a: ndarray, dtype: Any = None, shape: Any = None) -> ndarray:
@@ -107,6 +109,8 @@ def argsort(a: ndarray, axis: int = -1) -> ndarray:
 
 def copyto(dst: ndarray, src: Any, casting: Any = "same_kind") -> None:
     """Write `src`, broadcast, into `dst`."""
+    if isinstance(src, np.ndarray):
+        raise ValueError("non-scalar numpy.ndarray cannot be used for copyto")
     source = operand(src)
     given = source.dtype if isinstance(source, np.ndarray) else np.min_scalar_type(source)
     if not np.can_cast(given, dst.dtype, casting):
@@ -127,6 +131,10 @@ def may_share_memory(a: ndarray, b: ndarray) -> bool:
 # --- computing: NumPy's functions on the device's arrays
 
 
+_REDUCIBLE = ("add", "multiply")
+_AT = ("add", "bitwise_and", "bitwise_or", "bitwise_xor", "maximum", "minimum", "subtract")
+
+
 class Ufunc:
     """An elementwise function, as `cupy.exp`. `at` adds (or the like) at places that may be given more than once."""
 
@@ -135,16 +143,22 @@ class Ufunc:
 
     def __call__(self, *args: Any, out: ndarray | None = None, **options: Any) -> Any:
         """The function of arrays and numbers. Raises TypeError for NumPy arrays."""
+        if not options.keys() <= {"dtype", "casting"}:
+            raise TypeError(f"Wrong arguments {options}")
         for x in args:
             operand(x)
         return compute(self._ufunc, *args, out=out, **options)
 
     def reduce(self, a: ndarray, axis: Any = 0, dtype: Any = None, out: ndarray | None = None, keepdims: bool = False) -> Any:
         """As `numpy.add.reduce`."""
+        if self.__name__ not in _REDUCIBLE:
+            raise NotImplementedError(f"`{self.__name__}.reduce` is not supported yet")
         return compute(self._ufunc.reduce, a, axis=axis, dtype=dtype, out=out, keepdims=keepdims)
 
     def at(self, a: ndarray, indices: Any, b: Any) -> None:
         """As `numpy.add.at`. On a GPU the order of the additions differs from run to run."""
+        if self.__name__ not in _AT:
+            raise NotImplementedError(f"`{self.__name__}.at` is not supported yet")
         parts = [asarray(part) if isinstance(part, np.ndarray | list) else part for part in (indices if isinstance(indices, tuple) else (indices,))]
 
         def add(values: np.ndarray, index: Any, b: Any) -> np.ndarray:
@@ -171,9 +185,13 @@ def _function(name: str) -> Any:
     function, view = getattr(np, name), name in VIEWS
 
     def on_the_device(*args: Any, **options: Any) -> Any:
+        if name in ("concatenate", "stack") and len(args[0]) > 8:
+            no_upload("a list of more than 8 addresses is")  # by which CuPy then finds the arrays
+        if name == "concatenate" and 0 in [x.ndim for x in args[0]]:
+            raise TypeError("zero-dimensional arrays cannot be concatenated")
         if name in _BY_CUBLAS and state.current().capturing is not None:
             raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
-        return compute(function, *args, view=view, **options)
+        return compute(function, *args, view=view, order="K" if name == "pad" else "C", **options)
 
     on_the_device.__name__, on_the_device.__doc__ = name, f"As `numpy.{name}`, on arrays of the device."
     return on_the_device

@@ -39,14 +39,15 @@ class State:
     """The emulated device.
 
     build: see compiler.py. orders: every launch runs once in each, see launch.ORDERS. seconds: how long a launch may take in the check build. The
-    other attributes count what happened: kernel launches, launches of graphs, allocations, and `synchronisations`, the times the host waited for the
-    device.
+    other attributes count what happened: kernel launches, launches of graphs, allocations, `synchronisations`, the times the host waited for the
+    device. `wasteful` lists the launches of the check build with blocks or shared memory that nothing came of, as (kernel, Waste) pairs.
     """
 
     def __init__(self, build: str = "check", orders: Sequence[str] = ("ascending",)):
         self.build, self.orders = build, tuple(orders)
         self.seconds = 30.0
         self.launches = self.graph_launches = self.allocations = self.synchronisations = 0
+        self.wasteful: list[tuple[str, launch.Waste]] = []
         self.capturing: Graph | None = None
         self.unknown = False  # whether values are looked at for their shape alone, see `captured_values_unknown`
         self.pool: list[Block] | None = None  # the blocks of the memory pool in use, if it is not the common one

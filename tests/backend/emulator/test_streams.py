@@ -59,6 +59,8 @@ def test_what_a_captured_step_must_not_do(cp, stream):
         (lambda: cp.empty(3), "allocated while a graph is captured"),
         (lambda: cp.asarray(np.ones(3)), "copied to the device while a graph is captured"),
         (lambda: x.copy(), "allocated while a graph is captured"),
+        (lambda: x[np.array([0, 1])], "an index is copied to the device while a graph is captured"),
+        (lambda: np.stack([x] * 9), "a list of more than 8 addresses is copied to the device while a graph is captured"),
         (lambda: x.get(), "waits for the device while a graph is captured"),
         (lambda: float(x[0]), "waits for the device while a graph is captured"),
         (lambda: bool(x[0]), "waits for the device while a graph is captured"),

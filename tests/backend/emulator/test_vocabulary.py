@@ -119,6 +119,23 @@ def test_much_shared_memory_must_be_asked_for():
         kernel((1,), (8,), arguments, shared_mem=100 * 1024)
 
 
+@pytest.mark.parametrize("order", ORDERS)
+def test_blocks_and_shared_memory_that_nothing_comes_of_are_counted(order):
+    """Two tiles hold 9 x 8 numbers, and a running sum of 8 takes 128 bytes."""
+    with cuda.emulated("check", orders=(order,)) as device:
+        cp = cuda.array_module()
+        x, y = cp.zeros((9, 8), np.float32), cp.zeros((8, 9), np.float32)
+        for grid in ((2, 3), (1, 3), (1, 2)):
+            KERNELS.launch("transpose<float>", grid, (8, 8), x, y, 9, 8)
+        for shared in (128, 136):
+            KERNELS.launch("running_sum", 1, 8, cp.ones(8), cp.zeros(8), shared=shared)
+        assert device.wasteful == [("transpose<float>", (4, 0)), ("transpose<float>", (1, 0)), ("running_sum", (0, 8))]
+    with cuda.emulated("plain", orders=(order,)) as device:
+        cp = cuda.array_module()
+        KERNELS.launch("running_sum", 2, 8, cp.ones(8), cp.zeros(8), shared=136)
+        assert device.wasteful == []
+
+
 def test_the_three_orders_are_really_different():
     """Thread k adds to what it finds, times two: only the order can tell."""
     code = '#line 1 "order.cu"\n__global__ void order(double* x) { atomicExch(x, *x * 2 + threadIdx.x); }'

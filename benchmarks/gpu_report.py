@@ -1,0 +1,183 @@
+"""Write docs/benchmarks_gpu.md from the JSON files in benchmarks/results/gpu/: no figure on that page is typed by hand.
+
+    python -m benchmarks.gpu_report [--results DIR] [--page FILE]
+
+Each GPU benchmark has a function here that makes its section; where there is no file the page says so. Figures of different cards stand in sections
+of their own. Read before: `gpu.py`, which writes the files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from benchmarks import gpu_ceilings, gpu_kernels, gpu_profile, gpu_step
+from benchmarks.gpu import GPU_RESULTS
+from benchmarks.measure import ROOT, median
+from benchmarks.report import table
+
+PAGE = ROOT / "docs" / "benchmarks_gpu.md"
+LINK = "../benchmarks/results/gpu/"
+TOP = 25  # kernels of a profile that the page shows
+
+
+def step_section(record: dict) -> str:
+    """Milliseconds of a training step by side."""
+    header, cells = gpu_step.cells_of(record["rows"])
+    cells = [[*row[:-2], *(None if ratio is None else f"{ratio:.2f}" for ratio in row[-2:])] for row in cells]
+    parts = [
+        "Milliseconds from the end of one step to the end of the next, by CUDA events: forward, backward, clipping, AdamW; images and labels are "
+        "on the GPU. PyTorch: channels_last, `cudnn.benchmark`, fused AdamW; its bf16 is autocast, ours rounds the factors of matrix products. In "
+        "the ratios ours is the shorter of both; below 1.00 it is faster than PyTorch.",
+        table(header, cells),
+    ]
+    failed = [
+        f"{row['case']['config']}, {row['precision']}, {gpu_step.SIDES[row['side']]}: {row['failed']}" for row in record["rows"] if "failed" in row
+    ]
+    if failed:
+        parts.append("Not measured: " + "; ".join(failed) + ".")
+    parts += [f"**The sides do not begin with the same loss**: {line}." for line in gpu_step.losses_apart(record["rows"])]
+    return "\n\n".join(parts)
+
+
+def kernels_section(record: dict) -> str:
+    """Sums by operation, every pass, and the memory-bound ones below the goal."""
+    rows, ceilings, precision = record["rows"], record["ceilings"], record["precision"]
+    configs = list(dict.fromkeys((row["case"]["config"], row["case"]["batch"]) for row in rows))
+    parts = [
+        ceilings_section({"rows": ceilings}),
+        "What an operation must do is counted from its shapes (`benchmarks/gpu_counts.py`): arrays read and written, in as many passes as it "
+        "needs, and the multiplications and additions of its matrix products. *Of its ceiling* is the time that would take at the speed of "
+        "copying, or of cuBLAS's products, whichever is longer, over the time measured.",
+    ]
+    config, batch = configs[0]
+    of_step = [
+        [name, ours, theirs, f"{ratio:.2f}", f"{100 * ideal / ours:.0f} %"]
+        for name, ours, theirs, ratio, ideal in gpu_kernels.sums(rows, config, ceilings, precision)
+    ]
+    if of_step:
+        parts.append(f"### {config}, batch {batch}: sums over a training step")
+        parts.append(table(["operation", "minigrad, ms", "PyTorch, ms", "ratio", "of its ceiling"], of_step))
+    slow = gpu_kernels.exceptions(rows, ceilings, precision)
+    goal = f"{100 * gpu_kernels.ENOUGH:.0f} %"
+    memory = [row for row in rows if gpu_kernels.summary(row, ceilings, precision)["bound"] == "memory"]
+    parts.append(f"### Memory-bound passes below {goal} of the speed of copying: {len(slow)} of {len(memory)}")
+    if slow:
+        cells = [
+            [f"{gpu_kernels.label(row['case'])}, {row['pass']}", str(row["case"]["count"]), 1e3 * what["ours"], f"{100 * what['share']:.0f} %"]
+            for row, what in slow
+        ]
+        parts.append(table(["operation and inputs", "calls", "µs", "of copying"], cells))
+    for config, batch in configs:
+        cells = []
+        for row in rows:
+            if (row["case"]["config"], row["case"]["batch"]) == (config, batch):
+                what = gpu_kernels.summary(row, ceilings, precision)
+                ours, theirs = (None if ms is None else 1e3 * ms for ms in (what["ours"], what["theirs"]))
+                ratio = f"{ours / theirs:.2f}" if ours and theirs else "–"
+                share = "–" if what["share"] is None else f"{100 * what['share']:.0f} % ({what['bound']})"
+                name, count = f"{gpu_kernels.label(row['case'])}, {row['pass']}", str(row["case"]["count"])
+                cells.append([name, count, ours, theirs, ratio, what["gb_s"], what["tflop_s"], share])
+        header = ["operation and inputs", "calls", "µs", "PyTorch, µs", "ratio", "GB/s", "TFLOP/s", "of its ceiling"]
+        parts.append(f"<details><summary>{config}, batch {batch}: every pass</summary>\n\n{table(header, cells)}\n\n</details>")
+    off = gpu_kernels.disagreeing(rows, precision)
+    if off:
+        told = "; ".join(f"{gpu_kernels.label(row['case'])} ({error:.0e})" for row, error in off)
+        parts.append(f"**Both sides do not compute the same**: {told}.")
+    failed = [f"{gpu_kernels.label(row['case'])}, {side}: {why}" for row in rows for side, why in row.get("failed", {}).items()]
+    if failed:
+        parts.append("Not measured: " + "; ".join(dict.fromkeys(failed)) + ".")
+    return "\n\n".join(parts)
+
+
+def ceilings_section(record: dict) -> str:
+    """What the card reaches at most."""
+    rows = record["rows"]
+    products = [f"{precision} {gpu_ceilings.rate(rows, precision) / 1e12:.0f}" for precision in (row["what"] for row in rows) if precision != "copy"]
+    return (
+        f"The card copies memory at {gpu_ceilings.bandwidth(rows) / 1e9:,.0f} GB/s (bytes read and bytes written counted); cuBLAS multiplies large "
+        f"matrices at so many TFLOP/s: {', '.join(products)}."
+    )
+
+
+def profile_section(record: dict) -> str:
+    """The kernels that take longest."""
+    case, rows = record["case"], record["rows"]
+    whole = sum(row["us"] for row in rows)
+    cells = [
+        [f"`{gpu_profile.short(row['kernel'], 70)}`", f"{row['calls']:.0f}", row["us"], row["us"] / row["calls"], f"{100 * row['us'] / whole:.1f} %"]
+        for row in rows[:TOP]
+    ]
+    times = ", ".join(f"{name} {median(taken['ms']):.2f} ms" for name, taken in record["times"].items())
+    text = (
+        f"{record['side']}, {case['config']}, batch {case['batch']}, {record['precision']}: a step takes {times}; the GPU works "
+        f"{record['busy_ms']:.2f} ms in a step, on {sum(row['calls'] for row in rows):.0f} kernels and copies of {len(rows)} kinds."
+    )
+    return text + "\n\n" + table(["kernel", "calls a step", "µs a step", "µs a call", "share"], cells)
+
+
+SECTIONS: dict[str, tuple[str, Callable[[dict], str]]] = {
+    gpu_step.NAME: ("The training step", step_section),
+    gpu_kernels.NAME: ("Every fused operation", kernels_section),
+    gpu_ceilings.NAME: ("What the card can do", ceilings_section),
+    gpu_profile.NAME: ("Where a step's time goes", profile_section),
+}
+
+
+def origin(record: dict) -> str:
+    """The card, what drives it, and how the figures came about."""
+    e = record["environment"]
+    versions = ", ".join(f"{name} {version}" for name, version in e["versions"].items())
+    return (
+        f"{e['device']}, driver {e.get('driver') or 'unknown'}; Python {e['python']}, {versions}; {e['processors']} processors ({e['processor']}). "
+        f"Measured on {record['date'][:10]} at commit {e['revision'] or 'unknown'}:\n\n```sh\n{record['command']}\n```"
+    )
+
+
+def page_of(records: Sequence[tuple[str, dict]]) -> str:
+    """The page, from the files' names and contents."""
+    parts = [
+        "# Benchmarks on a GPU",
+        "Written by `python -m benchmarks.gpu_report` from the files in `benchmarks/results/gpu/`; do not edit. `make bench-gpu` measures, and "
+        "writes it anew. Ours and PyTorch's work run in one process and take turns.",
+    ]
+    known = sorted(
+        ((name, record) for name, record in records if record["benchmark"] in SECTIONS),
+        key=lambda pair: (list(SECTIONS).index(pair[1]["benchmark"]), pair[1]["environment"]["device"], pair[0]),
+    )
+    if not known:
+        parts.append("No figure has been measured with these programs yet.")
+    if any(record["quick"] for _, record in known):
+        parts.insert(1, "**Measured with --quick: these figures show that the benchmarks run, and nothing else.**")
+    for name, record in known:
+        heading, section = SECTIONS[record["benchmark"]]
+        card = record["environment"]["device"].removeprefix("NVIDIA ")
+        precision = f", {record['precision']}" if "precision" in record else ""
+        side = f", {record['side']}" if "side" in record else ""
+        parts += [f"## {heading}: {card}{precision}{side}", f"{origin(record)}\n\n[Raw figures]({LINK}{name}).", section(record)]
+    others = [f"* [{name}]({LINK}{name}): {record['benchmark']}" for name, record in records if record["benchmark"] not in SECTIONS]
+    if others:
+        parts.append("## Raw figures of other programs\n\n" + "\n".join(others))
+    return "\n\n".join(parts) + "\n"
+
+
+def write(folder: Path, page: Path) -> None:
+    """Write the page from the files of a folder."""
+    files = sorted(folder.glob("*.json"))
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(page_of([(file.name, json.loads(file.read_text(encoding="utf-8"))) for file in files]), encoding="utf-8")
+    print(f"written: {page.relative_to(ROOT) if page.is_relative_to(ROOT) else page}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=GPU_RESULTS, help="the folder with the JSON files (default: benchmarks/results/gpu)")
+    parser.add_argument("--page", type=Path, default=PAGE, help="the page to write (default: docs/benchmarks_gpu.md)")
+    options = parser.parse_args(argv)
+    write(options.results, options.page)
+
+
+if __name__ == "__main__":
+    main()

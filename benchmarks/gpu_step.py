@@ -1,0 +1,170 @@
+"""The whole training step on the GPU: ours, with a launch for each kernel and as one CUDA graph, beside PyTorch, eager, captured and compiled.
+
+    python -m benchmarks.gpu_step [--cases cifar-micro:512:32 ...] [--precisions float32 tf32 bf16] [--sides ...] [--compile-seconds 100] [--quick]
+
+All sides of a case begin with the same weights and take turns; a figure is the median over the steps of all turns. Compiling a network takes PyTorch
+a minute, so the compiled sides are prepared in the order of the cases until --compile-seconds are spent; the others are named as left out. Read
+before: `gpu_networks.py`, what a step is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import gpu, gpu_networks
+from benchmarks.gpu_profile import timed
+from benchmarks.measure import median
+
+NAME = "gpu_step"
+CASES = ["cifar-micro:512:32", "cifar-nano:64:32", "cifar-small:256:32", "tiny-patch16:64:224"]
+SIDES = {
+    "graph": "minigrad, one CUDA graph",
+    "eager": "minigrad, eager",
+    "torch": "PyTorch eager",
+    "torch-graph": "PyTorch, one CUDA graph",
+    "torch-compile": "torch.compile",
+    "torch-compile-graphs": "torch.compile, CUDA graphs",
+}
+MODES = {"torch-compile": "default", "torch-compile-graphs": "reduce-overhead"}
+COMPILED = {("cifar-micro", "torch-compile"), ("cifar-nano", "torch-compile-graphs")}  # what is compiled if no sides are named
+MILLISECONDS, FEWEST, MOST = 250.0, 5, 50  # that a turn measures, and steps
+
+
+def prepare(side: str, case: dict, precision: str) -> tuple[Callable[[], Any], float]:
+    """The step of a side, and the loss that its first step begins with (a captured step has taken others before, so its first loss says less)."""
+    if side in ("graph", "eager"):
+        ours = gpu_networks.OurStep(case, precision)
+        step = ours.captured() if side == "graph" else ours
+    else:
+        step = gpu_networks.torch_step(case, precision, MODES.get(side), graph=side == "torch-graph")
+    return step, float(step().item())
+
+
+def sides_of(case: dict, named: Sequence[str] | None) -> list[str]:
+    """Those that take part: the named ones; by default all but what takes long to compile and says little."""
+    return [side for side in SIDES if (side in named if named else side not in MODES or (case["config"], side) in COMPILED)]
+
+
+def measured(case: dict, precision: str, sides: Sequence[str], rounds: int, may_compile: Callable[[], bool]) -> list[dict]:
+    """A row for each side: `{"case", "precision", "side", "turns": [{"ms", "wall_ms"}, ...], "first_loss", "prepared_s"}`, or "failed"."""
+    steps: dict[str, Callable[[], Any]] = {}
+    rows: dict[str, dict] = {side: {"case": case, "precision": precision, "side": side} for side in sides}
+    for side in sides:
+        began = time.monotonic()
+        if side in MODES and not may_compile():
+            rows[side]["failed"] = "left out: the time for compiling was spent"
+            continue
+        try:
+            steps[side], rows[side]["first_loss"] = prepare(side, case, precision)
+            rows[side].update(prepared_s=round(time.monotonic() - began, 2), turns=[])
+        except Exception as error:  # the other sides are still worth measuring
+            rows[side]["failed"] = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        gpu.free_memory()
+    for _ in range(rounds):
+        for side, step in steps.items():
+            once = timed(step, 1, warm_ups=2)["ms"][0]
+            rows[side]["turns"].append(timed(step, int(min(MOST, max(FEWEST, MILLISECONDS / max(once, 0.01)))), warm_ups=0))
+            gpu.free_memory()
+    steps.clear()
+    if any("turns" in rows[side] for side in MODES if side in rows):
+        forget_compiled()
+    return list(rows.values())
+
+
+def forget_compiled() -> None:
+    """Let go of what torch.compile keeps of networks that are measured no more."""
+    import torch
+
+    torch.compiler.reset()
+    gpu.free_memory()
+
+
+# --- what the samples say
+
+
+def step_ms(row: dict) -> float | None:
+    """The median of all steps of all turns; None where nothing was measured."""
+    return median(ms for turn in row["turns"] for ms in turn["ms"]) if row.get("turns") else None
+
+
+def groups(rows: Sequence[dict]) -> list[tuple[dict, str, dict[str, dict]]]:
+    """The rows by case and precision: (case, precision, rows by side)."""
+    found: list[tuple[dict, str, dict[str, dict]]] = []
+    for row in rows:
+        place = next((by for case, precision, by in found if (case, precision) == (row["case"], row["precision"])), None)
+        if place is None:
+            found.append((row["case"], row["precision"], place := {}))
+        place[row["side"]] = row
+    return found
+
+
+def best(rows: dict[str, dict], sides: Sequence[str]) -> float | None:
+    """The shortest step of these sides."""
+    return min((ms for side in sides if side in rows and (ms := step_ms(rows[side])) is not None), default=None)
+
+
+def cells_of(rows: Sequence[dict]) -> tuple[list[str], list[list[Any]]]:
+    """Header and rows of a table: milliseconds by side, and our shorter time over PyTorch's eager and over its shortest one."""
+    sides = [side for side in SIDES if any(row["side"] == side for row in rows)]
+    cells = []
+    for case, precision, by_side in groups(rows):
+        ours, eager, fastest = (best(by_side, names) for names in (("graph", "eager"), ("torch",), [name for name in SIDES if "torch" in name]))
+        ratios = [ours / theirs if ours and theirs else None for theirs in (eager, fastest)]
+        times = [step_ms(by_side[side]) if side in by_side else None for side in sides]
+        cells.append([f"{case['config']}, {case['batch']} of {case['size']}x{case['size']}, {precision}", *times, *ratios])
+    return ["network, batch, precision", *(SIDES[side] for side in sides), "ratio to eager", "ratio to fastest"], cells
+
+
+def losses_apart(rows: Sequence[dict]) -> list[str]:
+    """The cases whose sides begin with different losses: they would not be the same step."""
+    apart = []
+    for case, precision, by_side in groups(rows):
+        first = {side: row["first_loss"] for side, row in by_side.items() if side not in ("graph", "torch-graph") and "first_loss" in row}
+        allowed = 1e-3 if precision == "float32" else 3e-2
+        if first and not max(first.values()) - min(first.values()) <= allowed * max(first.values()):
+            apart.append(f"{case['config']}, {precision}: {', '.join(f'{side} {loss:.6g}' for side, loss in first.items())}")
+    return apart
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = gpu.arguments(__doc__)
+    parser.add_argument("--cases", nargs="+", default=CASES, metavar="NAME:BATCH:SIZE")
+    parser.add_argument("--precisions", nargs="+", default=list(gpu_networks.PRECISIONS), choices=gpu_networks.PRECISIONS)
+    parser.add_argument("--sides", nargs="+", choices=SIDES, help="default: all, compiled ones for some cases only")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each side")
+    parser.add_argument("--compile-seconds", type=float, default=100.0, help="no compiling begins after so much time was spent on it")
+    options = parser.parse_args(argv)
+    gpu.connect()
+    if options.quick:
+        name, _, size = options.cases[0].split(":")
+        options.cases, options.rounds, options.precisions = [f"{name}:2:{size}"], 1, options.precisions[:1]
+        options.sides = options.sides or [side for side in SIDES if side not in MODES]
+    rows: list[dict] = []
+    path = Path()
+
+    def may_compile() -> bool:
+        return sum(row.get("prepared_s", 0.0) for row in rows if row["side"] in MODES) < options.compile_seconds
+
+    for text in options.cases:
+        config, batch, size = text.split(":")
+        case = {"config": config, "batch": int(batch), "size": int(size)}
+        for precision in options.precisions:
+            found = measured(case, precision, sides_of(case, options.sides), options.rounds, may_compile)
+            rows += found
+            told = ", ".join(f"{row['side']} {ms:.3f} ms" if (ms := step_ms(row)) is not None else f"{row['side']} -" for row in found)
+            print(f"{text} {precision}: {told}", flush=True)
+            path = gpu.save(NAME, rows, options, argv)  # each time: what follows may be stopped
+    gpu.told(path)
+    print(gpu.text_table(*cells_of(rows)))
+    for row in rows:
+        if "failed" in row:
+            print(f"{row['case']['config']}, {row['precision']}, {row['side']}: {row['failed']}")
+    for line in losses_apart(rows):
+        print(f"DIFFERENT first losses: {line}")
+
+
+if __name__ == "__main__":
+    main()

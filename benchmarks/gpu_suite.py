@@ -1,0 +1,57 @@
+"""Run every GPU benchmark with its default cases, then write docs/benchmarks_gpu.md: about 6 minutes on an H100.
+
+    make bench-gpu                               make bench-gpu ARGS="--quick"         (figures that mean nothing)
+    python -m benchmarks.gpu_suite               where CuPy and PyTorch are installed already
+
+Each runs in a process of its own; what one cannot measure leaves the others alone. Without a GPU the first one's sentence ends it. Read next:
+`gpu.py`, then `gpu_profile.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from benchmarks import gpu
+from benchmarks.measure import QUICK_RESULTS, ROOT
+
+PARTS = {
+    "step": "gpu_step",
+    "kernels": "gpu_kernels",
+    "kernels-tf32": "gpu_kernels --precision tf32 --configs cifar-micro:512:32 --only conv2d linear scaled_dot_product_attention",
+    "profile": "gpu_profile",
+}
+"""What is run, in this order."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The number of benchmarks that failed; the others are run all the same."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="these benchmarks")
+    parser.add_argument("--quick", action="store_true", help="tiny cases, to see that everything works; written to runs/benchmarks/gpu/")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where the JSON files and the page go (default: benchmarks/results/gpu and docs)")
+    options = parser.parse_args(argv)
+    gpu.connect()
+    folder = options.out or (QUICK_RESULTS / "gpu" if options.quick else None)
+    handed_on = [*(["--quick"] if options.quick else []), *(["--out", str(folder)] if options.out else [])]
+    failed = []
+    for name in options.only:
+        print(f"\n== {name}", flush=True)
+        began = time.monotonic()
+        program, *words = PARTS[name].split()
+        if subprocess.run([sys.executable, "-m", f"benchmarks.{program}", *words, *handed_on], cwd=ROOT).returncode:
+            failed.append(name)
+        print(f"== {name}: {time.monotonic() - began:.0f} seconds", flush=True)
+    where = ["--results", str(folder), "--page", str(folder / "benchmarks_gpu.md")] if folder else []
+    if subprocess.run([sys.executable, "-m", "benchmarks.gpu_report", *where], cwd=ROOT).returncode:
+        failed.append("report")
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return len(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
