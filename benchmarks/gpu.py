@@ -99,7 +99,7 @@ def free_memory() -> None:
 def arguments(description: str | None) -> argparse.ArgumentParser:
     """The options that all have."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the JSON file (default: benchmarks/results/gpu/NAME-CARD.json)")
+    parser.add_argument("--out", type=Path, metavar="PATH", help="a JSON file, or a folder for it (default: benchmarks/results/gpu)")
     parser.add_argument("--quick", action="store_true", help="tiny cases, to see that everything works; written to runs/benchmarks/gpu/")
     return parser
 
@@ -142,14 +142,16 @@ def driver_version() -> str | None:
 
 
 def path_of(name: str, options: argparse.Namespace, device: str, variant: str) -> Path:
-    """Where `save` writes: --out, or a file called after the benchmark, the card and what else tells two runs apart."""
+    """Where `save` writes: --out if that is a JSON file, else a file in that folder, called after benchmark, card and what else tells runs apart."""
+    if options.out and options.out.suffix == ".json":
+        return options.out
     words = [name, re.sub(r"[^a-z0-9]+", "-", device.removeprefix("NVIDIA ").lower()), variant]
-    return options.out or (QUICK_RESULTS / "gpu" if options.quick else GPU_RESULTS) / f"{'-'.join(word for word in words if word)}.json"
+    return (options.out or (QUICK_RESULTS / "gpu" if options.quick else GPU_RESULTS)) / f"{'-'.join(word for word in words if word)}.json"
 
 
 def save(name: str, rows: Sequence[dict], options: argparse.Namespace, argv: Sequence[str] | None, variant: str = "", **more: Any) -> Path:
     """Write what was measured, on what, when and by which command; returns the file. variant: part of its name."""
-    words = ["FILE" if os.path.isabs(word) else word for word in (sys.argv[1:] if argv is None else argv)]
+    words = ["PATH" if os.path.isabs(word) else word for word in (sys.argv[1:] if argv is None else argv)]
     record = {
         "benchmark": name,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -163,8 +165,12 @@ def save(name: str, rows: Sequence[dict], options: argparse.Namespace, argv: Seq
     path.parent.mkdir(parents=True, exist_ok=True)
     text = ",\n".join(json.dumps(row) for row in rows)  # one row a line: a later run differs from this one line by line
     path.write_text(json.dumps(record, indent=1).removesuffix("[]\n}") + f"[\n{text}\n]\n}}\n")
-    print(f"written: {path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}")
     return path
+
+
+def told(path: Path) -> None:
+    """Say where a file was written."""
+    print(f"written: {path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}")
 
 
 def text_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     options = gpu.arguments(__doc__).parse_args(argv)
     gpu.connect()
     rows = measure_ceilings(options.quick)
-    gpu.save(NAME, rows, options, argv)
+    gpu.told(gpu.save(NAME, rows, options, argv))
     print(table_of(rows))
 
 

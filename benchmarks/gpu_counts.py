@@ -12,7 +12,12 @@ from typing import NamedTuple
 WIDTHS = {"f": 4, "b": 1, "i": 8, "u": 8}
 """Bytes of a number of each kind: float32, bool, int64."""
 
-FORWARD, BACKWARD = "forward", "backward"
+FORWARD, BACKWARD, UPDATE = "forward", "backward", "update"
+
+UPDATES = {"adamw": 7, "clip_grad_norm": 3, "ema": 3}
+"""What is done to all parameters at once, and how many arrays of their size it reads or writes: AdamW reads parameter, gradient and two moments and
+writes all but the gradient; clipping reads the gradient for its norm, then reads and writes it; an average is read with the weights, and written.
+"""
 
 
 class Work(NamedTuple):
@@ -69,7 +74,10 @@ def wanted(case: dict) -> list[str]:
 
 
 def work_of(case: dict) -> dict[str, Work]:
-    """What the case has to do, forward and backward (no entry where nothing wants a gradient)."""
+    """What the case has to do, forward and backward (no entry where nothing wants a gradient); or in an update."""
+    if case["op"] in UPDATES:
+        moved = 4 * UPDATES[case["op"]] * prod(case["out"])
+        return {UPDATE: Work(moved, moved, 0)}
     sizes, gradients, op = sizes_of(case), wanted(case), case["op"]
     training = op == "batch_norm" and case["inputs"][3] is None
     vectors = 2 * sizes["weight"] if training and "weight" in sizes else 0  # mean and variance, which batch norm returns too

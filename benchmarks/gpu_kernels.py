@@ -11,11 +11,11 @@ speed of copying memory, or of cuBLAS's products, whichever it must wait for. Th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from benchmarks import gpu, gpu_ceilings, gpu_networks, gpu_sides, ops
-from benchmarks.gpu_counts import BACKWARD, FORWARD, Work, work_of
+from benchmarks import gpu, gpu_ceilings, gpu_networks, gpu_sides, gpu_updates, ops
+from benchmarks.gpu_counts import BACKWARD, FORWARD, UPDATES, Work, work_of
 from benchmarks.measure import median
 
 NAME = "gpu_kernels"
@@ -25,7 +25,7 @@ TOLERANCE = {"float32": 1e-4, "tf32": 5e-3}  # of the difference of both sides, 
 MILLISECONDS = 4.0  # that a turn measures, at least three launches
 
 
-def cases_of(configs: Iterable[str], only: Iterable[str] | None = None) -> list[dict]:
+def cases_of(configs: Sequence[str], only: Iterable[str] | None = None) -> list[dict]:
     """What is measured. configs: "name:batch:size"."""
     cases: list[dict] = []
     for number, config in enumerate(configs):
@@ -38,15 +38,21 @@ def cases_of(configs: Iterable[str], only: Iterable[str] | None = None) -> list[
                     largest[case["op"]] = case
             found = list(largest.values())
         cases += [{**case, "size": int(size)} for case in found]
+        if number == len(configs) - 1:  # the largest network: its parameters do not fit into the cache
+            cases += gpu_updates.cases_of(name, int(batch), int(size))
     return [case for case in cases if not only or case["op"] in only]
 
 
 def measured(case: dict, rounds: int, cache: int) -> list[dict]:
-    """A row for the forward and one for the backward pass: samples in milliseconds of a call, of both sides, taken in turns."""
-    data = gpu_sides.Data(case, gpu_sides.copies_of(case, cache))
+    """A row for each pass: samples in milliseconds of a call, of both sides, taken in turns."""
+    update = case["op"] in UPDATES
+    data = None if update else gpu_sides.Data(case, gpu_sides.copies_of(case, cache))
     sides: dict[str, gpu_sides.Side] = {}
     failed: dict[str, str] = {}
-    for name, prepare in (("minigrad", gpu_sides.our_side), ("torch", gpu_sides.torch_side)):
+    preparing: dict[str, Callable[[Any], gpu_sides.Side]] = {"minigrad": gpu_sides.our_side, "torch": gpu_sides.torch_side}
+    if update:
+        preparing = gpu_updates.sides(case)
+    for name, prepare in preparing.items():
         try:
             sides[name] = prepare(data)
         except Exception as error:  # the other side, and the other cases, are still worth measuring
@@ -59,7 +65,7 @@ def measured(case: dict, rounds: int, cache: int) -> list[dict]:
         for _ in range(rounds):
             for name, what in timed.items():
                 samples[name] += [ms / what.calls for ms in enough(what.launch)]
-        row = {"case": case, "pass": which, **work._asdict(), "copies": len(data.inputs), "ms": samples}
+        row = {"case": case, "pass": which, **work._asdict(), "copies": len(data.inputs) if data else 1, "ms": samples}
         row["methods"] = {name: what.method for name, what in timed.items()}
         if which == FORWARD and len(sides) == 2:
             row["differences"] = gpu_sides.differences(sides["minigrad"], sides["torch"])
@@ -78,10 +84,12 @@ def enough(launch: Callable[[], Any]) -> list[float]:
 
 def label(case: dict) -> str:
     """Operation, shapes, and what else tells it from others of its kind."""
+    if case["op"] in UPDATES:
+        return f"{case['op']} {case['config']}, {case['out'][0]:,} parameters"
     shapes = " ".join("x".join(map(str, given["shape"])) for given in case["inputs"] if given and len(given["shape"]) > 1)
     kept = ("stride", "relu", "groups", "kernel_size", "scale_factor")
     extra = "".join(f" {key}={case['values'][key]}" for key in kept if case["values"].get(key) not in (None, False, 1, (1, 1), [1, 1]))
-    return f"{case['op']} {shapes}{extra}".replace("scaled_dot_product_attention", "attention")
+    return (f"{case['op']} {shapes}".strip() + extra).replace("scaled_dot_product_attention", "attention")
 
 
 def summary(row: dict, ceilings: list[dict], precision: str) -> dict[str, Any]:
@@ -151,7 +159,8 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     gpu.connect()
     if options.quick:
-        options.configs, options.rounds = (["cifar-nano:2:32"] if options.configs == CONFIGS else options.configs), 1
+        name, _, size = options.configs[0].split(":")
+        options.configs, options.rounds = [f"{name}:2:{size}"], 1
     ceilings = gpu_ceilings.measure_ceilings(options.quick)
     gpu_networks.set_torch_precision(options.precision)
     cache = 0 if gpu.emulated() else gpu.environment()["l2_bytes"]
@@ -162,7 +171,7 @@ def main(argv: list[str] | None = None) -> None:
             rows += measured(case, options.rounds, cache)
             gpu.free_memory()
     print(f"{len(cases)} cases in {time.monotonic() - began:.0f} s", flush=True)
-    gpu.save(NAME, rows, options, argv, options.precision, precision=options.precision, ceilings=ceilings)
+    gpu.told(gpu.save(NAME, rows, options, argv, options.precision, precision=options.precision, ceilings=ceilings))
     print(gpu_ceilings.table_of(ceilings))
     print(table_of(rows, ceilings, options.precision))
     for config in options.configs:

@@ -104,7 +104,6 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     gpu.connect()
     if options.quick:
-        options.config = "cifar-nano" if options.config == "cifar-micro" else options.config
         options.batch, options.steps = 2, 2
     case = {"config": options.config, "size": options.size, "batch": options.batch}
     if options.side == "minigrad":
@@ -122,7 +121,7 @@ def main(argv: list[str] | None = None) -> None:
             print(f"not captured: {type(error).__name__}: {error}")
     busy = covered_us(events) / profiled / 1e3
     what = {"case": case, "side": options.side, "precision": options.precision, "times": times, "busy_ms": round(busy, 4)}
-    gpu.save(NAME, rows, options, argv, f"{options.side}-{options.config}-{options.precision}", **what)
+    gpu.told(gpu.save(NAME, rows, options, argv, f"{options.side}-{options.config}-{options.precision}", **what))
     if rows:
         print(table_of(rows, options.top))
     print(f"{options.side}, {options.config}, batch {options.batch}, {options.precision}: the GPU works {busy:.3f} ms a step")

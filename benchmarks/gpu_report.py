@@ -19,6 +19,7 @@ from benchmarks.measure import ROOT, median
 from benchmarks.report import table
 
 PAGE = ROOT / "docs" / "benchmarks_gpu.md"
+LINK = "../benchmarks/results/gpu/"
 TOP = 25  # kernels of a profile that the page shows
 
 
@@ -155,7 +156,10 @@ def page_of(records: Sequence[tuple[str, dict]]) -> str:
         card = record["environment"]["device"].removeprefix("NVIDIA ")
         precision = f", {record['precision']}" if "precision" in record else ""
         side = f", {record['side']}" if "side" in record else ""
-        parts += [f"## {heading}: {card}{precision}{side}", f"{origin(record)}\n\n[Raw figures](../benchmarks/results/gpu/{name}).", section(record)]
+        parts += [f"## {heading}: {card}{precision}{side}", f"{origin(record)}\n\n[Raw figures]({LINK}{name}).", section(record)]
+    others = [f"* [{name}]({LINK}{name}): {record['benchmark']}" for name, record in records if record["benchmark"] not in SECTIONS]
+    if others:
+        parts.append("## Raw figures of other programs\n\n" + "\n".join(others))
     return "\n\n".join(parts) + "\n"
 
 

@@ -7,7 +7,8 @@ its inputs and keeps every output, so that the cache holds nothing that the next
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,7 +54,7 @@ class Data:
 
         self.case, self.device = case, gpu.torch_device()
         torch.manual_seed(0)
-        self.inputs = [[None if given is None else self._random(given) for given in case["inputs"]] for _ in range(copies)]
+        self.inputs: list[list[Any]] = [[None if given is None else self._random(given) for given in case["inputs"]] for _ in range(copies)]
         out: dict[str, Any] = {"shape": case["out"], "kind": "f", "order": range(len(case["out"]))}
         if case["op"] == "scaled_dot_product_attention":
             out["order"] = case["inputs"][0]["order"]  # its heads are put side by side again next
@@ -111,7 +112,7 @@ def our_side(data: Data) -> Side:
 
     made = forward()
     first = [torchs(output(made[0][0]))]
-    passes = {FORWARD: _captured(forward, len(inputs))}
+    passes = {FORWARD: captured(forward, len(inputs))}
     if any(needs):
         if (kernel_backward := kernel.backward) is not None:
 
@@ -131,11 +132,12 @@ def our_side(data: Data) -> Side:
             gradients = [g.data for g in backward()[0]]
             ready += [[output(op(*given, **values)) for given in leaves] for _ in range(2)]
         first += [torchs(g) for g in gradients if g is not None]
-        passes[BACKWARD] = _captured(backward, len(inputs), warm_ups=1)
+        passes[BACKWARD] = captured(backward, len(inputs), warm_ups=1)
     return Side(passes, first)
 
 
-def _captured(function: Callable[[], Any], calls: int, warm_ups: int = 2) -> Timed:
+def captured(function: Callable[[], Any], calls: int, warm_ups: int = 2) -> Timed:
+    """The function's work as a CUDA graph of ours."""
     from minigrad.backend import cuda
 
     try:
@@ -156,10 +158,7 @@ def torch_side(data: Data) -> Side:
 
     case = data.case
     operation, values = ops.torch_operations()[case["op"]], _plain(case["values"])
-    maps, cuda = ops.MAPS.get(case["op"], ()), data.device == "cuda"
-    stream = torch.cuda.Stream() if cuda else None
-    if stream is not None:
-        stream.wait_stream(torch.cuda.current_stream())
+    maps = ops.MAPS.get(case["op"], ())
 
     def view(x: Any, position: int) -> Any:
         if x is None:
@@ -170,7 +169,7 @@ def torch_side(data: Data) -> Side:
         return x.contiguous(memory_format=torch.channels_last) if case["op"] == "conv2d" and x.ndim == 4 else x
 
     in_maps = case["op"] in ops.MAPS and len(case["out"]) == 4
-    with torch.cuda.stream(stream) if stream is not None else torch.enable_grad():
+    with capture_stream() as stream:
         inputs, leaves = [], []
         for given in data.inputs:
             tensors = [view(x, position) for position, x in enumerate(given)]
@@ -185,23 +184,36 @@ def torch_side(data: Data) -> Side:
             return [torch.autograd.grad(y, xs, dy, retain_graph=True) for y, xs, dy in zip(made, leaves, upstream, strict=True)]
 
         made = forward()  # on the stream that is captured later: backward runs where forward did
-        passes = {FORWARD: _torch_graph(forward, stream, len(inputs))}
+        passes = {FORWARD: torch_graph(forward, stream, len(inputs))}
         first = [made[0].detach()]
         if leaves[0]:
             gradients = backward()[0]
-            passes[BACKWARD] = _torch_graph(backward, stream, len(inputs))
+            passes[BACKWARD] = torch_graph(backward, stream, len(inputs))
             first += gradients
     positions = [None, *[k for k, about in enumerate(case["inputs"]) if about and about["needs"]]]
     laid_out = [
         x.permute(0, 2, 3, 1) if (in_maps if position is None else position in maps) else x for x, position in zip(first, positions, strict=False)
     ]
-    if stream is not None:
-        torch.cuda.current_stream().wait_stream(stream)
     return Side(passes, laid_out)
 
 
-def _torch_graph(function: Callable[[], list], stream: Any, calls: int) -> Timed:
-    """The function's work as a CUDA graph, which keeps the memory it writes to; called inside `with torch.cuda.stream(stream)`."""
+@contextmanager
+def capture_stream() -> Iterator[Any]:
+    """A stream of PyTorch's that work is captured on, the current one inside; None on the CPU."""
+    import torch
+
+    if gpu.torch_device() == "cpu":
+        yield None
+        return
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        yield stream
+    torch.cuda.current_stream().wait_stream(stream)
+
+
+def torch_graph(function: Callable[[], Any], stream: Any, calls: int) -> Timed:
+    """The function's work as a CUDA graph, which keeps the memory it writes to; called inside `capture_stream`."""
     if stream is None:
         return Timed(function, calls, "launches", function)
     import torch
@@ -209,7 +221,7 @@ def _torch_graph(function: Callable[[], list], stream: Any, calls: int) -> Timed
     function()  # cuDNN looks for its fastest algorithm, which no capture allows
     graph = torch.cuda.CUDAGraph()
     stream.synchronize()
-    with torch.cuda.graph(graph, stream=stream):
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="relaxed"):  # CuPy may free memory meanwhile
         kept = function()
     del kept  # only now: what is freed inside a capture is given to the next call
     return Timed(graph.replay, calls, "graph", function)

@@ -13,11 +13,18 @@ import argparse
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from benchmarks import gpu
 from benchmarks.measure import QUICK_RESULTS, ROOT
 
-PARTS = ("step", "kernels", "profile")
+PARTS = {
+    "step": "gpu_step",
+    "kernels": "gpu_kernels",
+    "kernels-tf32": "gpu_kernels --precision tf32 --configs cifar-micro:512:32 --only conv2d linear scaled_dot_product_attention",
+    "profile": "gpu_profile",
+}
+"""What is run, in this order."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,16 +32,20 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="these benchmarks")
     parser.add_argument("--quick", action="store_true", help="tiny cases, to see that everything works; written to runs/benchmarks/gpu/")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where the JSON files and the page go (default: benchmarks/results/gpu and docs)")
     options = parser.parse_args(argv)
     gpu.connect()
-    quick, failed = ["--quick"] if options.quick else [], []
+    folder = options.out or (QUICK_RESULTS / "gpu" if options.quick else None)
+    handed_on = [*(["--quick"] if options.quick else []), *(["--out", str(folder)] if options.out else [])]
+    failed = []
     for name in options.only:
         print(f"\n== {name}", flush=True)
         began = time.monotonic()
-        if subprocess.run([sys.executable, "-m", f"benchmarks.gpu_{name}", *quick], cwd=ROOT).returncode:
+        program, *words = PARTS[name].split()
+        if subprocess.run([sys.executable, "-m", f"benchmarks.{program}", *words, *handed_on], cwd=ROOT).returncode:
             failed.append(name)
         print(f"== {name}: {time.monotonic() - began:.0f} seconds", flush=True)
-    where = ["--results", str(QUICK_RESULTS / "gpu"), "--page", str(QUICK_RESULTS / "benchmarks_gpu.md")] if options.quick else []
+    where = ["--results", str(folder), "--page", str(folder / "benchmarks_gpu.md")] if folder else []
     if subprocess.run([sys.executable, "-m", "benchmarks.gpu_report", *where], cwd=ROOT).returncode:
         failed.append("report")
     if failed:

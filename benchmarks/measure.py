@@ -38,6 +38,10 @@ KEPT_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "-1", "MALLOC_MMAP_THRESHOLD_": "429496
 """glibc keeps what is freed. PyTorch has no allocator of its own on the CPU; ours is asked for the same by `keep_freed_memory`."""
 
 
+NOISY = 0.05
+"""Share of the processors that others may take before a turn, or a whole run, is called noisy."""
+
+
 @dataclass(frozen=True)
 class Side:
     """One of those compared: a framework and how it is used.
@@ -81,10 +85,12 @@ def arguments(description: str | None, sides: Sequence[str], rounds: int, second
     parser.add_argument("--rounds", type=int, default=rounds, help=f"turns of each side on each case (default: {rounds})")
     parser.add_argument("--seconds", type=float, default=seconds, help=f"how long a turn measures (default: {seconds:g}), at least three samples")
     parser.add_argument("--threads", type=int, help="of every side (default: as many as processors; 1 with --quick)")
+    parser.add_argument("--retakes", type=int, default=2, help="how often a noisy turn is taken again; the quietest counts (default: 2)")
     parser.add_argument("--pinned", action="store_true", help="with OPENBLAS_CORETYPE=Haswell, as some machines have it; goes to a file of its own")
     parser.add_argument("--quick", action="store_true", help="one sample of tiny cases, to see that everything works; written to runs/benchmarks/")
     parser.add_argument("--peers-python", default=sys.executable, metavar="PYTHON", help="interpreter with jax, tinygrad, autograd, mygrad")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the JSON file (default: benchmarks/results/NAME.json)")
+    parser.add_argument("--add", action="store_true", help="keep what the file holds of other cases and sides: for a long benchmark taken in pieces")
     parser.add_argument("--worker", metavar="SIDE", help=argparse.SUPPRESS)  # this process is one side's
     return parser
 
@@ -94,7 +100,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
     options = parser.parse_args(argv)
     options.least = 3
     if options.quick:
-        options.rounds, options.seconds, options.least = 1, 0.0, 1
+        options.rounds, options.seconds, options.least, options.retakes = 1, 0.0, 1, 0
     # On a busy machine threads that wait for each other wait long.
     options.threads = options.threads or (1 if options.quick else len(os.sched_getaffinity(0)))
     found = [f"{name}={os.environ[name]}" for name in PINS if name in os.environ]
@@ -242,6 +248,19 @@ class Worker:
             line = ""
         return json.loads(line) if line else {"failed": f"its process ended with status {self.process.wait()}", "about": {}}
 
+    def take_turn(self, case: dict, options: argparse.Namespace) -> dict:
+        """The reply for one turn; one in which other processes took more than `NOISY` of the processors is taken again, and the quietest returned.
+
+        Only time that was measured counts, so the choice looks at the others' time and not at the result; `retakes` says how often it was made.
+        """
+        replies = []
+        for _ in range(1 + options.retakes):
+            replies.append(self.ask(case=case, seconds=options.seconds, least=options.least))
+            if taken_by_others([replies[-1]], len(os.sched_getaffinity(0))) <= NOISY:
+                break
+        quietest = min(replies, key=lambda reply: taken_by_others([reply], 1))
+        return {**quietest, "retakes": len(replies) - 1} if "others_s" in quietest else quietest
+
     def __enter__(self) -> Worker:
         return self
 
@@ -255,7 +274,8 @@ class Worker:
 class Rows(list):
     """Rows `{"case", "side", "turns"}` (or "failed" for "turns"); `about` says what each side is made of, `skipped` why a side is missing."""
 
-    def __init__(self) -> None:
+    def __init__(self, rows: Iterable[dict] = ()) -> None:
+        super().__init__(rows)
         self.about: dict[str, Any] = {}
         self.skipped: dict[str, str] = {}
 
@@ -286,7 +306,7 @@ def interleaved(benchmark: str, cases: Iterable[dict], options: argparse.Namespa
                     if name in rows.skipped or name in failed:
                         continue
                     worker = workers.pop(name, None) or Worker(benchmark, SIDES[name], options)
-                    reply = worker.ask(case=case, seconds=options.seconds, least=options.least)
+                    reply = worker.take_turn(case, options)
                     rows.about[name] = reply.pop("about", None) or rows.about.get(name)
                     if fresh or reply.keys() & {"missing", "failed"}:
                         worker.__exit__()
@@ -300,13 +320,21 @@ def interleaved(benchmark: str, cases: Iterable[dict], options: argparse.Namespa
                         say(f"{SIDES[name].title}: failed on {label(case)}: {reply['failed']}")
                     else:
                         turns[name].append(reply)
-            rows += [{"case": case, "side": name, "failed": reason} for name, reason in failed.items()]
-            rows += [{"case": case, "side": name, "turns": taken} for name, taken in turns.items() if taken and name not in failed]
+            when = _now()
+            rows += [{"case": case, "side": name, "date": when, "failed": reason} for name, reason in failed.items()]
+            rows += [{"case": case, "side": name, "date": when, "turns": taken} for name, taken in turns.items() if taken and name not in failed]
             say(f"{label(case)}: " + ", ".join(f"{name} {summary(taken)}" for name, taken in turns.items() if taken))
     finally:
         for worker in workers.values():
             worker.__exit__()
     return rows
+
+
+def taken_by_others(turns: Iterable[dict], processors: int) -> float:
+    """The share of the processors that other processes took in these turns; 0 where the system does not tell."""
+    told = [turn for turn in turns if "others_s" in turn]
+    seconds = processors * sum(turn["seconds"] for turn in told)
+    return max(0.0, sum(turn["others_s"] for turn in told)) / seconds if seconds else 0.0
 
 
 def median(values: Iterable[float]) -> float:
@@ -349,6 +377,10 @@ def environment() -> dict[str, Any]:
     }
 
 
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
 def _revision() -> str | None:
     """The commit that was measured, "+" where files differ from it."""
     try:
@@ -367,13 +399,16 @@ def result_path(name: str, options: argparse.Namespace) -> Path:
 
 
 def save(name: str, rows: Rows, options: argparse.Namespace, argv: Sequence[str] | None = None, **more: Any) -> Path:
-    """Write everything that was measured, and on what; returns the file."""
+    """Write everything that was measured, and on what; returns the file.
+
+    With --add, rows of the file as it is that were not measured now stay, each with its date. What the file says of the machine is of the last time.
+    """
     words = ["DIR" if os.path.isabs(word) else word for word in (sys.argv[1:] if argv is None else argv)]
     record = {
         "benchmark": name,
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "date": _now(),
         "command": f"make bench BENCH={name}" + (f' ARGS="{shlex.join(words)}"' if words else ""),
-        "settings": {key: getattr(options, key) for key in ("rounds", "seconds", "threads", "pinned", "quick")},
+        "settings": {key: getattr(options, key) for key in ("rounds", "seconds", "threads", "retakes", "pinned", "quick")},
         "environment": environment(),
         "sides": {side: {"title": SIDES[side].title, "environment": SIDES[side].environment, **(what or {})} for side, what in rows.about.items()},
         "skipped": rows.skipped,
@@ -381,6 +416,12 @@ def save(name: str, rows: Rows, options: argparse.Namespace, argv: Sequence[str]
         "rows": list(rows),
     }
     path = result_path(name, options)
+    if options.add and path.exists():
+        before, measured = json.loads(path.read_text()), [(row["case"], row["side"]) for row in rows]
+        record["sides"] = {**before["sides"], **record["sides"]}
+        record["skipped"] = {**before["skipped"], **record["skipped"]}
+        record["command"] = "\n".join(dict.fromkeys([*before["command"].splitlines(), record["command"]]))
+        rows = Rows([row for row in before["rows"] if (row["case"], row["side"]) not in measured] + rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     # one row a line: a later run differs from this one line by line
     head, rows_text = {**record, "rows": []}, ",\n".join(json.dumps(row) for row in rows)

@@ -1,8 +1,8 @@
 """A whole network on either side: what the benchmarks of the training step, of growth, of memory and of inference time.
 
 A case is `{"config": "cifar-nano", "changes": {...}, "size": 32, "batch": 64}`: the configuration, what is changed in it, side of the images in
-pixels, images at a time. Both sides get the same images and run the same recipe: the mean of both heads' cross entropies with label smoothing 0.1,
-the gradient's norm clipped to 1, AdamW. Read next: `step.py`.
+pixels, images at a time; "checkpoint": True has our side run every ConvTransBlock again in backward. Both sides get the same images and run the same
+recipe: the mean of both heads' cross entropies with label smoothing 0.1, the gradient's norm clipped to 1, AdamW. Read next: `step.py`.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ def _our_step(side: Side, case: dict) -> Callable[[], None]:
     keep_freed_memory()  # as `conformer train` does
     learner = Learner(network_of(case), TrainConfig(batch_size=max(2, case["batch"])), steps=1000)
     learner.model.train()
+    learner.model.set_grad_checkpointing(case.get("checkpoint", False))
     batch = Batch(*batch_of(case))
     return lambda: learner.train_step(batch) and None
 

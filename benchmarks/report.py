@@ -15,10 +15,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import QUICK_RESULTS, RESULTS, ROOT, median, of_turns
+from benchmarks.measure import NOISY, QUICK_RESULTS, RESULTS, ROOT, median, of_turns, taken_by_others
 
 PAGE = ROOT / "docs" / "benchmarks.md"
-NOISY = 0.05  # share of the processors that others may take before a run is called noisy
 OURS = "minigrad"
 
 
@@ -58,8 +57,7 @@ class Result:
     def others(self) -> float | None:
         """The share of the processors that other processes took while something was measured."""
         told = [turn for turn in self.turns() if "others_s" in turn]
-        seconds = sum(turn["seconds"] for turn in told) * self.record["environment"]["processors_in_all"]
-        return max(0.0, sum(turn["others_s"] for turn in told)) / seconds if seconds else None
+        return taken_by_others(told, self.record["environment"]["processors_in_all"]) if told else None
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -225,7 +223,8 @@ def memory_section(result: Result, plots: Plots) -> str:
     for case, turns in result.cases():
         peak = medians(turns, "peak_mib")
         cells = [peak.get(side) for side in result.sides]
-        rows.append([f"{case['config']}, {case['batch']}", *cells, ratio(peak.get(OURS), best_torch(peak))])
+        name = f"{case['config']}, {case['batch']}{', blocks checkpointed' if case.get('checkpoint') else ''}"
+        rows.append([name, *cells, ratio(peak.get(OURS), best_torch(peak))])
     header = ["network, batch", *(f"{result.title(side)}, MiB" for side in result.sides), "minigrad / least of PyTorch"]
     return table(header, rows)
 
@@ -322,7 +321,7 @@ def quietness(results: Sequence[Result]) -> str:
         told = "–" if share is None else f"{100 * share:.0f} %" + (" **noisy**" if share > NOISY else "")
         rows.append([
             f"`{result.file.name}`", result.record["date"][:16].replace("T", " "), str(result.record["environment"]["revision"]),
-            f"{median(loads):.1f} (at most {max(loads):.1f})" if loads else "–", told, f"`{result.record['command']}`",
+            f"{median(loads):.1f} (at most {max(loads):.1f})" if loads else "–", told, f"`{'`, `'.join(result.record['command'].splitlines())}`",
         ])  # fmt: skip
     text = table(["file", "date (UTC)", "commit", "load average", "processors taken by others", "command"], rows)
     if any("**noisy**" in row[4] for row in rows):

@@ -18,6 +18,32 @@ from hypothesis import HealthCheck, settings
 from minigrad import random
 from minigrad.modes import MODE
 from minigrad.op import REGISTRY
+from tests import cuda_device
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", choices=["emulator", "gpu"], default="emulator", help='what the device "cuda" is: see tests/cuda_device.py')
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    try:
+        cuda_device.use_gpu(config.getoption("--device") == "gpu")
+    except RuntimeError as error:
+        raise pytest.UsageError(f"--device=gpu: {error}") from None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With a GPU, the tests of the device "cuda" that are not about the emulator; without one, all that need none."""
+
+    def chosen(item: pytest.Item) -> bool:
+        marks = {mark.name for mark in item.iter_markers()}
+        return bool(marks & {"cuda", "gpu"}) and "emulator" not in marks if cuda_device.on_gpu() else "gpu" not in marks
+
+    left_out = [item for item in items if not chosen(item)]
+    if left_out:
+        items[:] = [item for item in items if chosen(item)]
+        config.hook.pytest_deselected(items=left_out)
+
 
 # No deadline: the first call of a kernel is slow (it makes the thread pool), and machines that run tests are shared.
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=25, print_blob=True, suppress_health_check=[HealthCheck.too_slow])

@@ -5,13 +5,12 @@
     python -m tests.mutants --survivors              what nothing noticed the last time: does the new test bite?
     python -m tests.mutants --show-survivors         what the results on file say, without running anything
 
-Each change runs in a forked child of this process, which has imported NumPy, PyTorch, Hypothesis and pytest but nothing of the project: in the
-child an import hook hands out the changed source. First come the tests of the file the change is in (PLAN): those that noticed other changes of the
-same function, then those named for the operation, fast ones before slow ones, until one fails; then those of its users. A change that hangs, crashes
-or takes all the memory is noticed too. Each result is a line of a JSONL file. That a test has
-failed holds as long as the changed file and the test's own stay the same, comments aside; that none has, as long as none of them changes.
+Each change runs in a forked child of this process (`mutants_workers.py`). First come the tests of the file the change is in (PLAN), then those of its
+users. Each result is a line of a JSONL file. That a test has failed holds as long as the changed file and the test's own stay the same, comments
+aside; that none has, as long as none of the tests changes.
 
-Changes that are none (another way to the same numbers) are listed with their reason in `tests/mutants_equivalent.toml`. Read next: `mutations.py`.
+Changes that are none (another way to the same numbers) are listed with their reason in `tests/mutants_equivalent.toml`. Read next:
+`mutants_workers.py`.
 """
 
 from __future__ import annotations
@@ -22,28 +21,21 @@ import functools
 import gc
 import hashlib
 import importlib
-import importlib.abc
-import importlib.machinery
-import importlib.util
 import json
 import os
 import random
-import resource
-import selectors
 import signal
 import sys
 import time
 import tomllib
-from collections import Counter, deque
-from collections.abc import Iterator, Sequence, Set
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-import pytest
-
+from tests.mutants_workers import Job, Outcome, Stage, Workers
 from tests.mutations import Mutant, mutants, operations
 
 MUTATED = ("minigrad/ops/*.py", "minigrad/fused/*.py", "minigrad/autograd.py", "minigrad/optim/*.py")
@@ -59,36 +51,15 @@ PLAN: dict[str, tuple[tuple[str, ...], ...]] = {
         ("tests/test_autograd.py",), ("tests/test_graphs.py",), ("tests/test_versions.py", "tests/test_checkpoint.py", "tests/test_anomaly.py"),
         ("tests/test_memory.py",),
     ),
+    "minigrad/fused/conv2d_tensor.py": (("tests/fused/test_cuda_conv_tensor.py", "tests/fused/test_cuda_launches.py"),),
     "minigrad/optim/multi_tensor.py": (("tests/optim/test_cuda_optim.py",),),
     "minigrad/optim/optimizer.py": (("tests/optim/test_optimizer.py",), ("tests/optim/test_sgd.py", "tests/optim/test_adamw.py")),
 }  # fmt: skip
 """Files tried one after the other, as groups; for the other files see `stages`."""
-MEMORY = 16 << 30  # bytes of address space that a child may take; the CUDA emulator reserves 10 of these 16 GiB and uses little of them
-PYTEST = ["-o", "addopts=", "--import-mode=importlib", "--assert=plain", "-q", "-x", "-p", "no:cacheprovider", "-p", "pytest_timeout"]
-PYTEST += ["-k", "not under_address_sanitizer"]  # they run the other tests again, in a process that would not have the change
 
 
 class CannotRun(Exception):
     """Why nothing can be said about the changes."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Test files that run together; `named`: only those tests in them that name the changed operation."""
-
-    files: tuple[str, ...]
-    named: bool = False
-
-
-@dataclass
-class Outcome:
-    """passed; else `by`, the test that failed, or how else the change was noticed. tests: the seconds of each test, for the order next time."""
-
-    passed: bool
-    by: str
-    tests: dict[str, float] = field(default_factory=dict)
-    seconds: float = 0.0
-    error: str = ""
 
 
 def stages(root: Path, file: str) -> list[Stage]:
@@ -105,218 +76,6 @@ def stages(root: Path, file: str) -> list[Stage]:
     if not there[0].files:
         raise CannotRun(f"{file} has no tests: {' '.join(found[0].files)} is missing")
     return [stage for stage in there if stage.files]
-
-
-# --- in the child
-
-
-class _ChangedModule(importlib.machinery.SourceFileLoader, importlib.abc.MetaPathFinder):
-    """Finds and loads one module: changed."""
-
-    used = False
-
-    def __init__(self, root: Path, file: str, source: str):
-        super().__init__(".".join(Path(file).with_suffix("").parts).removesuffix(".__init__"), str(root / file))
-        self.changed = compile(source, self.path, "exec", dont_inherit=True)
-
-    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
-        return importlib.util.spec_from_file_location(fullname, self.path, loader=self) if fullname == self.name else None
-
-    def get_code(self, fullname: str) -> Any:
-        self.used = True
-        return self.changed
-
-
-class _Watcher:
-    """Puts the tests in order, and hands over the outcome at the end, without the seconds pytest takes to leave."""
-
-    def __init__(self, pipe: int, module: _ChangedModule | None, job: Job, known: dict[str, float], keen: Set[str]):
-        self.pipe, self.module, self.known, self.keen = pipe, module, known, keen
-        self.names, self.only_named = {_key(name) for name in job.names}, job.left[0].named and job.mutant is not None
-        self.failed, self.message, self.tests = "", "", Counter()
-
-    def pytest_sessionstart(self) -> None:
-        if "hypothesis" in sys.modules:
-            from hypothesis import Phase, settings
-
-            # the profile that conftest.py has loaded, but a failing example is not made smaller, which takes minutes
-            settings.register_profile("mutants", settings(phases=[Phase.explicit, Phase.generate, Phase.target], database=None))
-            settings.load_profile("mutants")
-
-    def pytest_collection_modifyitems(self, items: list) -> None:
-        named = {item.nodeid for item in items if self.is_named(item)}
-        chosen = [item for item in items if item.nodeid in named or not self.only_named]
-        items[:] = sorted(chosen, key=lambda item: (item.nodeid not in self.keen, item.nodeid not in named, self.known.get(item.nodeid, 0.0)))
-
-    def is_named(self, item: Any) -> bool:
-        operation = getattr(getattr(item, "cls", None), "op", None)
-        own = getattr(operation, "name", getattr(operation, "__name__", ""))
-        title = _key(item.nodeid.partition("::")[2] + " " + own)
-        return any(name in title for name in self.names)
-
-    def pytest_collectreport(self, report: Any) -> None:
-        if report.failed:
-            self.note(report, f"{report.nodeid or 'the tests'} (when imported)")
-
-    def pytest_runtest_logreport(self, report: Any) -> None:
-        self.tests[report.nodeid] += report.duration
-        if report.failed:
-            self.note(report, report.nodeid)
-
-    def note(self, report: Any, name: str) -> None:
-        if not self.failed:
-            self.failed = name
-            crash = getattr(report.longrepr, "reprcrash", None)
-            self.message = crash.message if crash else report.longreprtext
-
-    def pytest_sessionfinish(self, exitstatus: int) -> None:
-        self.leave(int(exitstatus))
-
-    def leave(self, status: int) -> None:
-        error = ""
-        if self.module is not None and not self.module.used and status in (0, 5):
-            error = f"the tests never imported {self.module.name}"
-        nothing = status == pytest.ExitCode.NO_TESTS_COLLECTED
-        by = self.failed or ("" if status == 0 else "no tests" if nothing else "when conftest.py was imported")
-        result = {"passed": status in (0, 5), "by": by, "tests": self.tests, "error": error, "message": self.message}
-        with os.fdopen(self.pipe, "w") as stream:
-            json.dump(result, stream)
-        os._exit(0)
-
-
-def _key(name: str) -> str:
-    """batch_norm and TestBatchNorm name the same thing."""
-    return name.replace("_", "").lower()
-
-
-def _child(pipe: int, root: Path, job: Job, known: dict[str, float], keen: Set[str]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    for stream in (0, 1, 2):
-        os.dup2(nowhere, stream)
-    module = None
-    if job.mutant is not None:
-        try:
-            module = _ChangedModule(root, job.mutant.file, job.mutant.apply(job.source))
-        except SyntaxError as error:  # a fault of mutations.py
-            os.write(pipe, json.dumps({"passed": False, "by": "", "error": f"not Python: {error}"}).encode())
-            os._exit(0)
-        sys.meta_path.insert(0, module)
-    watcher = _Watcher(pipe, module, job, known, keen)
-    status = pytest.main([*PYTEST, f"--rootdir={root}", *job.left[0].files], plugins=[watcher])
-    watcher.leave(int(status))  # reached where pytest has not come as far as a session
-
-
-# --- in the parent
-
-
-@dataclass
-class Job:
-    """A change (None: the library as it is, which must pass) and the tests still to run on it."""
-
-    mutant: Mutant | None
-    source: str
-    names: set[str]
-    left: list[Stage]
-    seconds: float = 0.0
-
-    @property
-    def place(self) -> tuple[str, str] | None:
-        return (self.mutant.file, self.mutant.unit) if self.mutant else None
-
-
-class Workers:
-    """Runs jobs in forked children, `count` at a time."""
-
-    def __init__(self, root: Path, count: int, limit: float):
-        self.root, self.count, self.limit = root, count, limit
-        self.known: dict[str, float] = {}  # seconds of every test
-        self.keen: dict[tuple, set[str]] = {}  # tests that noticed other changes of the same function: they come first
-        self.usual: dict[Stage, float] = {}  # seconds of every stage where all tests pass
-        self.selector = selectors.DefaultSelector()
-        self.running: dict[int, tuple[Job, int, float, float, bytearray]] = {}
-
-    def run(self, jobs: Iterator[Job]) -> Iterator[tuple[Job, Outcome]]:
-        """Each job with its outcome: the failure, or that all its stages passed."""
-        waiting: deque[Job] = deque()
-        try:
-            while True:
-                while len(self.running) < self.count:
-                    job = waiting.popleft() if waiting else next(jobs, None)
-                    if job is None:
-                        break
-                    self._start(job)
-                if not self.running:
-                    return
-                for job, outcome in self._ended():
-                    job.seconds += outcome.seconds
-                    done = job.left.pop(0)
-                    if job.mutant is None and outcome.passed:
-                        self.known.update(outcome.tests)
-                        self.usual[done] = outcome.seconds
-                    if not outcome.passed:
-                        self.keen.setdefault(job.place, set()).add(outcome.by)
-                    if outcome.passed and job.left:
-                        waiting.append(job)
-                    else:
-                        yield job, outcome
-        finally:
-            for pipe in list(self.running):
-                self._end(pipe)
-
-    def _start(self, job: Job) -> None:
-        reading, writing = os.pipe()
-        stage = job.left[0]
-        process = os.fork()
-        if process == 0:
-            try:
-                os.setpgrp()
-                _child(writing, self.root, job, self.known, self.keen.get(job.place, set()))
-            finally:
-                os._exit(70)
-        with suppress(OSError):  # whichever of the two comes first
-            os.setpgid(process, process)  # what it starts ends with it
-        os.close(writing)
-        limit = 5 + 5 * self.usual[stage] if stage in self.usual else self.limit  # a hang, not a busy machine
-        now = time.monotonic()
-        self.running[reading] = (job, process, now, now + limit, bytearray())
-        self.selector.register(reading, selectors.EVENT_READ)
-
-    def _ended(self) -> Iterator[tuple[Job, Outcome]]:
-        """Wait until some child is done, or past its time."""
-        nearest = min(deadline for *_, deadline, _ in self.running.values())
-        for key, _ in self.selector.select(max(0.0, nearest - time.monotonic())):
-            piece = os.read(key.fd, 1 << 16)
-            if piece:
-                self.running[key.fd][-1].extend(piece)
-            else:
-                yield self._end(key.fd)
-        for pipe, (*_, deadline, _) in list(self.running.items()):
-            if time.monotonic() > deadline:
-                yield self._end(pipe, late=True)
-
-    def _end(self, pipe: int, late: bool = False) -> tuple[Job, Outcome]:
-        job, process, start, _, text = self.running.pop(pipe)
-        self.selector.unregister(pipe)
-        os.close(pipe)
-        with suppress(ProcessLookupError):
-            os.killpg(process, signal.SIGKILL)
-        _, status = os.waitpid(process, 0)
-        seconds = time.monotonic() - start
-        if late:
-            return job, Outcome(False, "time limit", seconds=seconds)
-        try:
-            result = json.loads(text)
-        except ValueError:
-            how = signal.Signals(status & 127).name if status & 127 else f"exit status {status >> 8}"
-            return job, Outcome(False, f"crash ({how})", seconds=seconds)
-        outcome = Outcome(result["passed"], result["by"], result.get("tests", {}), seconds, result["error"])
-        if not outcome.passed and job.mutant is None:
-            outcome.error = result.get("message", "")
-        return job, outcome
 
 
 @functools.cache

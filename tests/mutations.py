@@ -13,7 +13,8 @@
     comparisons     turned round (< to >=), shifted (< to <=), == and !=, is and is not, in and not in
     statements      whatever writes in place deleted: x += y, x[i] = y, x.name = y (not in __init__), `out=`, calls for their effect alone
 
-What never is, by rule: `raise` and the errors and f-strings that make its messages, docstrings, annotations, `__all__`, and the constants of SPEED.
+What never is, by rule: `raise` and the errors and f-strings that make its messages, docstrings, annotations (and what is imported for them alone),
+`__all__`, and the constants of SPEED.
 """
 
 from __future__ import annotations
@@ -32,10 +33,17 @@ SPEED = {
     "LONG_ROW": "from which length on one of two ways to add up a row is the faster",
     "COLUMN_BYTES": "memory for the columns of a convolution at a time",
     "SMALL_PRODUCT": "up to how many multiplications a product is taken in one piece",
+    "PACKED_PRODUCT": "from how many multiplications on a product is taken in one piece",
+    "CHUNK_ROWS": "how many rows of a product are taken in one piece",
+    "TILE": "which pixels a block of a convolution works on: those of any tile that fits",
+    "slices": "into how many slices a GPU cuts a sum over rows: they are added up in the end, however many there are",
+    "of_rows": "blocks of a CUDA kernel whose threads go on to further rows until there is none left, however few they are",
 }
 """Module constants, with or without a leading underscore, that decide how fast something is done and not what comes out. Neither these numbers nor
 the products and quotients they are in (`1 + GRAIN // width`) nor the comparisons with them are changed; nor are functions of these names (`_grain`)
-and the last argument of `parallel_rows`, a grain."""
+and the last argument of `parallel_rows`, a grain. Of names in small letters only what is assigned to them stays as it is: `slices = ...`, not the
+grid that `slices` is in. (No CUDA grid is among these: one that is too small leaves numbers out, and one that is too large is for
+`tests/fused/test_cuda_launches.py` to notice.)"""
 
 _OPERATORS = {ast.Add: ("+", "-"), ast.Sub: ("-", "+"), ast.Mult: ("*", "/"), ast.Div: ("/", "*"), ast.FloorDiv: ("//", "*")}
 _OPERATORS_BY_NAME = {"add": "subtract", "subtract": "add", "multiply": "divide", "divide": "multiply", "true_divide": "multiply"}
@@ -278,7 +286,7 @@ class _Changes:
         if names in (["__all__"], ["__slots__"]):
             return False
         flat = [x for target in node.targets for x in (target.elts if isinstance(target, ast.Tuple) else [target])]
-        if all(isinstance(x, ast.Name) and _is_speed_name(x.id) for x in flat):
+        if all(isinstance(x, ast.Name | ast.Attribute) and _is_speed_name(x.id if isinstance(x, ast.Name) else x.attr) for x in flat):
             return False
         if all(isinstance(x, ast.Subscript) or (isinstance(x, ast.Attribute) and self.function not in ("", "__init__")) for x in flat):
             self.replace(node, "pass")
@@ -332,8 +340,11 @@ class _Changes:
         for operand in node.values:
             self.condition(operand)
 
-    def visit_If(self, node: ast.If) -> None:
+    def visit_If(self, node: ast.If) -> bool | None:
+        if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            return False
         self.condition(node.test)
+        return None
 
     visit_While = visit_IfExp = visit_Assert = visit_If
 
@@ -447,7 +458,7 @@ def _is_speed_name(name: str) -> bool:
 
 
 def _has_speed_name(node: ast.AST) -> bool:
-    return any(isinstance(part, ast.Name) and _is_speed_name(part.id) for part in ast.walk(node))
+    return any(isinstance(part, ast.Name) and part.id.isupper() and _is_speed_name(part.id) for part in ast.walk(node))
 
 
 def _speed(node: ast.AST) -> bool:

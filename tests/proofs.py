@@ -43,7 +43,7 @@ import gc
 import importlib
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FunctionType
@@ -57,10 +57,10 @@ from hypothesis import strategies as st
 
 import minigrad
 from minigrad import Tensor, backend, random
-from minigrad.backend import cuda
 from minigrad.modes import mode
 from minigrad.op import REGISTRY, Fused, Op, Primitive
 from minigrad.tensor import wrap
+from tests import cuda_device
 from tests.support import RELATIVE, as_numpy, assert_close, rng
 
 LAYOUTS = ("contiguous", "strided", "repeated")
@@ -165,16 +165,17 @@ class Proof:
         """
         self.for_each(self.kernel_equals_definition)
 
+    @pytest.mark.cuda
     def test_cuda_kernel_equals_definition(self) -> None:
-        """The same on the GPU, or where there is none on the emulator, which runs every kernel in two orders of threads and blocks: results must be
-        equal bit for bit. In float32, where kernels read four numbers at once, no drawn case is far off, and the kernel is about as accurate as the
-        definition, as in `test_float32_accuracy`: on the emulator for the four smallest cases.
+        """The same on the emulator, which runs every kernel in two orders of threads and blocks, or with --device=gpu on a GPU, which runs it twice:
+        results must be equal bit for bit. In float32, where kernels read four numbers at once, no drawn case is far off, and the kernel is about as
+        accurate as the definition, as in `test_float32_accuracy`: on the emulator for the four smallest cases.
         """
         self.for_each(self.cuda_kernel_equals_definition, 0.3)
         for pin in () if isinstance(self.pins, str) else self.pins:
             self.cuda_kernel_equals_definition(pin.case)
         size = lambda case: sum(0 if x is None else x.size for x in case.inputs)  # noqa: E731
-        for case in self.float32 if cuda.availability().usable else sorted(self.float32, key=size)[:4]:
+        for case in self.float32 if cuda_device.on_gpu() else sorted(self.float32, key=size)[:4]:
             self.float32_is_accurate(case, ON_CUDA)
 
     def test_float32_accuracy(self) -> None:
@@ -862,10 +863,8 @@ NO_CUDA = "It has no CUDA kernel: on a GPU its definition runs."
 
 
 def on_cuda() -> AbstractContextManager:
-    """The device "cuda": a GPU, or where there is none the emulator."""
-    if cuda.availability().usable:
-        return nullcontext()
-    return cuda.emulated(orders=("ascending", "descending"))
+    """The device "cuda", where every launch must give the same bits twice."""
+    return cuda_device.on_cuda(("ascending", "descending"))
 
 
 GENERIC = tuple(name for name in vars(Proof) if name.startswith("test_"))

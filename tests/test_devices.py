@@ -1,6 +1,6 @@
 """Tensors on the device "cuda": a whole network gives what it gives on the CPU, devices are never mixed, and a machine without a GPU says so.
 
-They run on the emulator (`minigrad.emulated`), so no GPU is needed.
+They run on the emulator, or on a GPU: see `cuda_device.py`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ from minigrad import Tensor, nn, ops
 from minigrad import functional as F
 from minigrad.backend import cuda
 from minigrad.optim import SGD
+from tests.cuda_device import nothing_waits, on_cuda, on_gpu
 from tests.support import assert_close, rng
+
+pytestmark = pytest.mark.cuda
 
 
 @pytest.fixture
 def device() -> Iterator[object]:
-    with minigrad.emulated() as state:
+    with on_cuda() as state:
         yield state
 
 
@@ -49,7 +52,7 @@ def train_once(device: str, training: bool, definitions: bool) -> tuple[float, d
 @pytest.mark.parametrize(("training", "definitions"), [(True, False), (False, False), (True, True)])
 def test_a_whole_conformer_is_the_same_on_both_devices(training: bool, definitions: bool):
     loss, gradients, state = train_once("cpu", training, False)
-    with minigrad.emulated(build="plain"):
+    with on_cuda(build="plain"):
         cuda_loss, cuda_gradients, cuda_state = train_once("cuda", training, definitions)
     assert_close(np.array(cuda_loss), np.array(loss), "loss", 1e-10)
     for name, gradient in gradients.items():
@@ -86,6 +89,7 @@ def test_devices_are_not_mixed(device: object):
         there.copy_(here)
 
 
+@pytest.mark.emulator
 def test_numbers_go_where_the_tensor_is_and_only_once(device):
     x = Tensor([1.0, 2.0]).to(device="cuda")
     (x * 0.5 + 3).sum()
@@ -156,6 +160,7 @@ def test_a_module_moves_and_its_state_is_the_same(device: object):
     np.testing.assert_allclose(model.state_dict()["bias"], expected, rtol=1e-6)
 
 
+@pytest.mark.emulator
 def test_without_a_gpu_one_sentence_says_what_is_missing(monkeypatch: pytest.MonkeyPatch):
     def no_driver() -> None:
         raise OSError("libcuda.so.1: cannot open shared object file")
@@ -186,27 +191,27 @@ def test_a_captured_training_step_is_the_step(device):
         graph = cuda.Captured(step) if captured else None
         model.load_state_dict(start)  # the calls before the capture were steps too
         losses = []
-        waited = device.synchronisations
-        for batch, target in zip(images, targets, strict=True):
-            with minigrad.no_grad():
-                x.copy_(Tensor(batch).to(device=name))
-                y.copy_(Tensor(target).to(device=name))
-            if graph is None:
-                losses.append(step())
-            else:
-                optimizer.upload()
-                graph.launch()
-                losses.append(graph.result + 0)
-        assert device.synchronisations == waited
+        with nothing_waits(device):
+            for batch, target in zip(images, targets, strict=True):
+                with minigrad.no_grad():
+                    x.copy_(Tensor(batch).to(device=name))
+                    y.copy_(Tensor(target).to(device=name))
+                if graph is None:
+                    losses.append(step())
+                else:
+                    optimizer.upload()
+                    graph.launch()
+                    losses.append(graph.result + 0)
         return [loss.item() for loss in losses] + list(model.state_dict().values())
 
     expected = steps("cpu", False)
     for captured in (False, True):
         for ours, reference in zip(steps("cuda", captured), expected, strict=True):
             np.testing.assert_allclose(ours, reference, rtol=1e-12)
-    assert device.graph_launches == 3
+    assert on_gpu() or device.graph_launches == 3
 
 
+@pytest.mark.emulator
 def test_a_capture_that_fails_leaves_the_device_usable(device: object):
     x = Tensor(np.ones(3)).to(device="cuda")
     with pytest.raises(RuntimeError, match="waits for the device while a graph is captured"):

@@ -30,6 +30,7 @@ WRITTEN = [ROOT / "README.md", *sorted(path for path in DOCS.glob("*.md") if pat
 # Warnings are errors but for one: OpenBLAS now and then sets the processor's flag for an invalid operation in small products of ones, which NumPy
 # then reports (seen in 1 of 240 runs of docs/map.md); a NaN would show in what is printed.
 STRICT = ("-W", "error", "-W", "ignore:invalid value encountered in matmul:RuntimeWarning")
+MADE = shutil.ignore_patterns("_build", "api", "notebooks", "operations", "paper.md", "__pycache__", ".jupyter_cache", "jupyter_execute")
 SITE = ("sphinx", "myst_nb", "furo", "sphinx_copybutton")
 
 spec = importlib.util.spec_from_file_location("docs_generate", DOCS / "generate.py")
@@ -87,8 +88,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for path in ROOT.iterdir():
         if path.name != "docs" and not path.name.startswith("."):
             (tree / path.name).symlink_to(path)
-    made = shutil.ignore_patterns("_build", "api", "notebooks", "operations", "paper.md", "__pycache__", ".jupyter_cache", "jupyter_execute")
-    shutil.copytree(DOCS, tree / "docs", ignore=made)
+    shutil.copytree(DOCS, tree / "docs", ignore=MADE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(generate, "DOCS", tree / "docs")
         generate.main()
@@ -235,8 +235,8 @@ def test_code_runs_and_prints_what_it_says(page: Path, tmp_path: Path) -> None:
     folder, commands = ROOT, []
     if followed(page):
         folder = tmp_path / "project"
-        for part in ("minigrad", "conformer", "tests"):
-            shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+        for part in ("minigrad", "conformer", "tests", "docs"):
+            shutil.copytree(ROOT / part, folder / part, ignore=MADE)
         shutil.copy(ROOT / "pyproject.toml", folder)
         commands = follow(page, folder)
         assert commands, "a page that changes the project gives commands that test it"

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests import mutants as script
-from tests.mutants import Job, Outcome, Project, Stage, Workers
+from tests import mutants_workers
+from tests.mutants import Project
+from tests.mutants_workers import Job, Outcome, Stage, Workers
 from tests.mutations import mutants, operations
 
 REPOSITORY = Path(__file__).parent.parent
@@ -135,9 +137,13 @@ def test_the_sign_of_a_result_that_is_no_number_stays():
         "f(a, 1 + _GRAIN // n)",
         "parallel_rows(f, a, 1 + 2**18 // n)",
         "def _grain(y): return 1 + 1_000_000 // y.size",
+        "slices = max(1, min(256, n // 32))",
+        "class Grid:\n    def lay(self): self.of_rows = -(-n // 4), columns",
         "step = max(BLOCK // width, 1)",
         "a = n > LONG_ROW",
         "a.b()",
+        "def _tile(n): return n + 1",
+        "if TYPE_CHECKING:\n    from a import b",
     ],
 )
 def test_messages_annotations_and_speed_constants_stay(source: str):
@@ -151,6 +157,10 @@ def test_a_speed_constant_that_is_added_to_a_position_is_no_excuse():
         "last = min(first - _BLOCK, stop)",
         "last = min(first, stop)",
     ]
+
+
+def test_a_grid_is_no_speed_constant():
+    assert set(changed("grid = slices * 2")) == {"grid = slices / 2", "grid = slices * 4"}
 
 
 def test_places_comments_and_letters_beyond_ascii():
@@ -317,6 +327,11 @@ def test_an_equivalent_change_needs_a_reason(tmp_path: Path):
         script.read_equivalent(path)
 
 
+def test_every_file_that_is_changed_has_tests():
+    project = Project(REPOSITORY, REPOSITORY / "no-results.jsonl")
+    assert all(script.stages(REPOSITORY, file) for file in project.sources if mutants(file, project.sources[file]))
+
+
 def test_some_of_the_changes(toy: Path):
     project = Project(toy, toy / "results.jsonl")
     assert {m.unit for m in script.choose(project, ["half"], None, 0)} == {"half"}
@@ -329,7 +344,7 @@ def test_some_of_the_changes(toy: Path):
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_change_that_hangs_is_noticed(toy: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(script, "_child", lambda *arguments: signal.pause())
+    monkeypatch.setattr(mutants_workers, "_child", lambda *arguments: signal.pause())
     mutant = mutants("minigrad/fused/area.py", TOY)[0]
     job = Job(mutant, TOY, set(), [Stage(("tests/fused/test_area.py",))])
     [(ended, outcome)] = Workers(toy, 1, limit=0.05).run(iter([job]))

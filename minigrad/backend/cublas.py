@@ -24,7 +24,7 @@ import numpy as np
 
 from minigrad.backend import cuda
 
-__all__ = ["PRECISIONS", "Matrices", "matmul", "precision"]
+__all__ = ["PRECISIONS", "Matrices", "current_precision", "matmul", "precision"]
 
 PRECISIONS = ("float32", "tf32", "bf16")
 
@@ -34,12 +34,12 @@ _cuda = cuda.Kernels(__file__)
 
 @contextmanager
 def precision(name: str) -> Iterator[None]:
-    """`with precision("tf32"):` how matrix products of float32 tensors are computed on a GPU, forward and backward; on a CPU nothing changes.
+    """`with precision("tf32"):` how products of float32 matrices are computed on a GPU, forward and backward; on a CPU nothing changes.
 
     Args:
         name: "float32" (24 bits of precision in each factor), "tf32" (11 bits; tensor cores read float32 and round it) or "bf16" (8 bits; factors are
-            converted to bfloat16 first). Sums and results are float32 always, and so is everything that is no matrix product. Products of float64
-            tensors stay float64.
+            converted to bfloat16 first; convolutions other than 1x1 take tf32 then, too). Sums and results are float32 always, and so is everything
+            that is no matrix product. Products of float64 tensors stay float64.
 
     Raises:
         ValueError: there is no such precision.
@@ -51,6 +51,11 @@ def precision(name: str) -> Iterator[None]:
         yield
     finally:
         _precision.reset(token)
+
+
+def current_precision() -> str:
+    """What `precision` says at present."""
+    return _precision.get()
 
 
 class Matrices(NamedTuple):

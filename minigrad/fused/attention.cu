@@ -1,5 +1,6 @@
 // Scaled dot-product attention, forward and backward; the formulas are in attention.py. No array of N x M numbers is made: scores are computed where
-// they are needed, and again in backward. Letters: B batch, h heads, N queries, M keys, D head width, D' width of the values.
+// they are needed, and again in backward. Letters: B batch, h heads, N queries, M keys, D head width, D' width of the values. Where all of a head fits in
+// a block (N, M <= 72, D <= 32), the kernels of attention_short.cu are used; those marked here are for everything else.
 //
 // Forward              attention_forward_naive           a thread per query                 grid ceil(B h N / 128)     block 128
 //                      attention_forward                 a block per head and 16 W queries  grid B h ceil(N / 16 W)    block 32 W     used
@@ -28,51 +29,13 @@
 // as float4. Masks, null where there is none: `bias` is added to the scores, where `allowed` is false they are -infinity (both with strides s_b ...
 // s_m); weights are multiplied by `keeping` or `kept`, contiguous (B, h, N, M), and by
 // keep_scale, which is given to the values. What is written lies in the order (B, N, h, D).
-#include "pack.cuh"
+#include "attention.cuh"
 
 constexpr int OWN = 16;               // a warp's own rows
 constexpr int TILE = 32;              // rows of the other side in shared memory
 constexpr int TILE_APART = TILE + 4;  // between the rows of a warp's scores in shared memory
 
-template <typename T>
-__device__ __forceinline__ T infinity() { return __int_as_float(0x7f800000); }
-
-// The masks of one head, and what they make of a score and of a weight.
-template <typename T>
-struct Masks {
-    const T* bias;
-    const bool* allowed;
-    const T* keeping;
-    const bool* kept;
-    int s_n, s_m, keys;
-    T scale;
-
-    __device__ __forceinline__ Masks(const T* bias, const bool* allowed, const T* keeping, const bool* kept, long long head, long long weights_before,
-                                     int s_n, int s_m, int keys, T scale)
-        : bias(bias ? bias + head : bias), allowed(allowed ? allowed + head : allowed), keeping(keeping ? keeping + weights_before : keeping),
-          kept(kept ? kept + weights_before : kept), s_n(s_n), s_m(s_m), keys(keys), scale(scale)
-    {
-    }
-    __device__ __forceinline__ T score(T product, int n, int m) const
-    {
-        T s = product * scale;
-        const long long at = (long long)n * s_n + (long long)m * s_m;
-        if (bias) s += bias[at];
-        if (allowed && !allowed[at]) s = -infinity<T>();
-        return s;
-    }
-    __device__ __forceinline__ T keep(int n, int m) const
-    {
-        const long long at = (long long)n * keys + m;
-        if (kept) return kept[at];
-        return keeping ? keeping[at] : T(1);
-    }
-};
-
 // --- what the kernels with a block per tile share
-
-template <typename T>
-__device__ __forceinline__ Pack<T, 4> pack_at(const T* place) { return *reinterpret_cast<const Pack<T, 4>*>(place); }
 
 // `rows` rows of an array in global memory, `apart` numbers apart, times `factor`, into shared memory; zeros for rows from `count` on and columns from
 // `width` on.

@@ -2,12 +2,13 @@
 
 The kernel takes its inputs with any strides, and what it makes lies in memory in the order (B, N, h, D), in which the linear layers before and after
 attention want it; the shape (B, h, N, D) is a view. Splitting and merging heads then moves no data. Letters: B batch, h heads, N query tokens, M key
-tokens, D head width. Read next: `minigrad/nn/attention.py`.
+tokens, D head width. The CUDA kernels are in `attention.cu` (any length) and `attention_short.cu`. Read next: `minigrad/nn/attention.py`.
 """
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 
@@ -163,7 +164,12 @@ def cpu_backward(dy, saved, needs):
     """
     query, key, value, weights, out, dropout_mask, dropout_p, scale = saved
     batch, heads, tokens, keys = weights.shape
-    dquery, dkey, dvalue = (_token_major(*x.shape, dtype=x.dtype) if need else None for x, need in zip((query, key, value), needs, strict=False))
+    if all(needs[:3]) and query.shape == key.shape == value.shape:
+        # Slices of one array (B, N, 3, h, D): where `unbind` made the three, this is the gradient of what they were cut from, and nothing is copied.
+        together = np.empty((batch, tokens, 3, heads, query.shape[3]), query.dtype)
+        dquery, dkey, dvalue = (together[:, :, k].swapaxes(1, 2) for k in range(3))
+    else:
+        dquery, dkey, dvalue = (_token_major(*x.shape, dtype=x.dtype) if need else None for x, need in zip((query, key, value), needs, strict=False))
 
     def work(block: slice) -> None:
         p, g = weights[block], dy[block]                                   # (b, h, N, M), (b, h, N, D')
@@ -191,7 +197,9 @@ _READS = {"query": "key value out dropout_mask", "key": "query value out dropout
 scaled_dot_product_attention.kernel("cpu", cpu_forward, cpu_backward, strided=True, fresh=True, reads=_READS)
 
 
-_cuda = cuda.Kernels(__file__)
+_cuda, _cuda_short = cuda.Kernels(__file__), cuda.Kernels(Path(__file__).with_name("attention_short.cu"))
+_SHORT = {"float": (24, 72), "double": (24,)}  # queries, and keys, up to which the kernels with a block per head are compiled
+_SHORT_WIDTH = 32  # of a head, for these
 _WIDTHS = {"float": (32, 64, 128), "double": (32,)}  # head widths that the kernels with a block per tile are compiled for
 _SHARED = 64 * 1024  # bytes of shared memory that a block may take: what every GPU since 2018 has
 
@@ -250,8 +258,23 @@ def _cuda_launch(kernel: str, template: str, own: int, width: int, own_arrays: i
     _cuda.launch(f"{kernel}<{template.format(f', {wide}')}>", heads * blocks, 32 * warps, *arguments, shared=shared(warps))
 
 
+def _short_tokens(query, key, value) -> int | None:
+    """How many tokens the smallest kernel with a block per head has room for, that these fit in; None if there is none."""
+    if max(query.shape[3], value.shape[3]) > _SHORT_WIDTH:
+        return None
+    return next((n for n in _SHORT[cuda.c_type(query.dtype)] if n >= max(query.shape[2], key.shape[2])), None)
+
+
+def _cuda_launch_short(kernel: str, tokens: int, shared: int, heads: int, dtype: np.dtype, masks: list, arguments: list) -> None:
+    """Launch the kernel with a block per head. shared: numbers in shared memory. heads: of all examples together."""
+    masked = "true" if any(mask is not None for mask in masks) else "false"
+    threads = tokens // 24 * 32
+    name = f"{kernel}<{cuda.c_type(dtype)}, {threads}, {masked}>"
+    _cuda_short.launch(name, heads, threads, *arguments, shared=dtype.itemsize * shared)
+
+
 def cuda_forward(query, key, value, attn_mask, dropout_mask, dropout_p, scale):
-    """Blocks of queries, tiles of keys, and no (N, M) array: see attention.cu."""
+    """A block per head (attention_short.cu), or blocks of queries and tiles of keys (attention.cu); and no (N, M) array."""
     cp = cuda.array_module()
     (batch, heads, tokens, width), keys, value_width = query.shape, key.shape[2], value.shape[3]
     factors = [float(1 / math.sqrt(width) if scale is None else scale), 1 / (1 - dropout_p)]
@@ -261,40 +284,51 @@ def cuda_forward(query, key, value, attn_mask, dropout_mask, dropout_p, scale):
     arrays, apart = _rows(query, key, value)
     packs = cuda.vector_width(math.gcd(width, value_width, *apart), *arrays, out) == 4
     arguments = [*arrays, *masks, out, top, rescale, *apart, *masks_apart, heads, tokens, keys, width, value_width, *factors, packs]
-    template = cuda.c_type(query.dtype) + "{}"
-    _cuda_launch("attention_forward", template, tokens, max(width, value_width), 1, batch * heads, query.dtype, arguments)
+    short = _short_tokens(query, key, value)
+    if short:
+        shared = 36 * short + short * max(72, short + 4)
+        _cuda_launch_short("attention_forward_short", short, shared, batch * heads, query.dtype, masks, arguments)
+    else:
+        template = cuda.c_type(query.dtype) + "{}"
+        _cuda_launch("attention_forward", template, tokens, max(width, value_width), 1, batch * heads, query.dtype, arguments)
     out = out.swapaxes(1, 2)                                               # (B, h, N, D')
     return out, (query, key, value, attn_mask, dropout_mask, out, top, rescale, factors)
 
 
 def cuda_backward(dy, saved, needs):
-    """The formulas of `cpu_backward`, with P made again from the scores: a kernel for query, and with the sides exchanged for key and value."""
+    """The formulas of `cpu_backward`, with P made again from the scores: one kernel for short sequences, else one for query and one for the rest."""
     query, key, value, attn_mask, dropout_mask, out, top, rescale, factors = saved
     cp, dtype, number = cuda.array_module(), query.dtype, cuda.c_type(query.dtype)
     (batch, heads, tokens, width), keys, value_width = query.shape, key.shape[2], value.shape[3]
     masks, masks_apart = _masks(attn_mask, dropout_mask, (batch, heads, tokens, keys), dtype)
     arrays, apart = _rows(query, key, value, dy)
-    delta = cp.empty((batch, heads, tokens), dtype)                        # (B, h, N), sum_d dY Y
-    numbers = [*apart[9:], heads, tokens, value_width, delta.size]         # dy's steps first
-    _cuda.launch(f"attention_delta<{number}>", -(-delta.size // 128), 128, arrays[3], _memory(out)[0], delta, *numbers)
-
-    def gradients(kernel_of: str, own: int, first, second) -> None:
-        made = [x for x in (first, second) if x is not None]
-        packs = cuda.vector_width(math.gcd(width, value_width, *apart), *arrays, *made) == 4
-        arguments = [*arrays, *masks, top, rescale, delta, first, second, *apart, *masks_apart]
-        arguments += [heads, tokens, keys, width, value_width, *factors, packs]
-        template = f"{number}{{}}, {kernel_of}"
-        _cuda_launch("attention_backward", template, own, max(width, value_width), 2, batch * heads, dtype, arguments)
 
     def like(x, need: bool):
         return cp.empty((batch, x.shape[2], heads, x.shape[3]), dtype) if need else None  # (B, N, h, D)
 
-    dquery, dkey, dvalue = (like(x, need) for x, need in zip((query, key, value), needs, strict=False))
-    if dquery is not None:
-        gradients("false", tokens, dquery, None)
-    if dkey is not None or dvalue is not None:
-        gradients("true", keys, dkey, dvalue)
-    return *(None if x is None else x.swapaxes(1, 2) for x in (dquery, dkey, dvalue)), None, None
+    def arguments(statistics: list, gradients: list) -> list:
+        packs = cuda.vector_width(math.gcd(width, value_width, *apart), *arrays, *gradients) == 4
+        numbers = [*apart, *masks_apart, heads, tokens, keys, width, value_width, *factors, packs]
+        return [*arrays, *masks, top, rescale, *statistics, *gradients, *numbers]
+
+    def by_tiles(kernel_of: str, own: int, first, second) -> None:
+        template = f"{number}{{}}, {kernel_of}"
+        _cuda_launch("attention_backward", template, own, max(width, value_width), 2, batch * heads, dtype, arguments([delta], [first, second]))
+
+    dquery, dkey, dvalue = made = [like(x, need) for x, need in zip((query, key, value), needs, strict=False)]
+    short = _short_tokens(query, key, value)
+    if short:
+        shared = 108 * short + short * max(36, short + 4)
+        _cuda_launch_short("attention_backward_short", short, shared, batch * heads, dtype, masks, arguments([], made))
+    else:
+        delta = cp.empty((batch, heads, tokens), dtype)                    # (B, h, N), sum_d dY Y
+        numbers = [*apart[9:], heads, tokens, value_width, delta.size]     # dy's steps first
+        _cuda.launch(f"attention_delta<{number}>", -(-delta.size // 128), 128, arrays[3], _memory(out)[0], delta, *numbers)
+        if dquery is not None:
+            by_tiles("false", tokens, dquery, None)
+        if dkey is not None or dvalue is not None:
+            by_tiles("true", keys, dkey, dvalue)
+    return *(None if x is None else x.swapaxes(1, 2) for x in made), None, None
 
 
 _SCORES = "query key attn_mask dropout_mask"  # made again, whatever the gradient

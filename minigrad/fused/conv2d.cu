@@ -8,15 +8,15 @@
 // dweight    conv2d_weight_gradient_naive    a thread per weight                   grid ceil(n / 128)               block 128
 //            conv2d_weight_gradient_direct   a thread per weight and slice of S    grid (O / 32, K / 8, S)          block (32, 8)   few channels
 //            conv2d_weight_gradient          a block per tile of 128 x C, slice    grid (rows, columns, G S)        block 4 C       used
-//            conv2d_weight_gradient_sum      adds the slices                       grid ceil(n / 256)               block 256       used
+//            conv2d_weight_gradient_sum      adds the slices                       grid ceil(n / 32 or 256)         block 256       used
 //
 // A convolution is a product of matrices: the windows as rows, (B Ho Wo, K) with K = kh kw I / G, times the weight, (K, O / G). A 1x1 convolution is
 // that as it stands, and goes to cuBLAS (conv2d.py). For the others there are two ways. conv2d_columns writes the windows out for cuBLAS: for 3x3 an
 // array 9 times the image, written once and read once. A number of it takes part in 2 O / G operations for these 8 bytes, and up to O / G = 80 a GPU
 // like the H100 (67 TFLOP/s in float32 and 3.35 TB/s, says its data sheet: 20 operations a byte) would wait for memory. conv2d_implicit puts the
 // windows together where they are multiplied, in shared memory: x and y cross the bus about once, 4 (|x| + |y|) bytes, because what windows share is
-// still in the cache, and nothing is allocated. That is why it is used: by this reckoning, nothing was timed. Its 2 B Ho Wo K O / G operations
-// are float32 multiply-adds; where products may run on tensor cores in less than float32, or O is far larger, columns and cuBLAS would be.
+// still in the cache, and nothing is allocated. That is why it is used: by this reckoning, columns were not timed. Its 2 B Ho Wo K O / G
+// operations are float32 multiply-adds; where factors may have less than 24 bits, conv2d_tensor.cu takes its place.
 //
 // A tile: 4 C threads, each with 8 x 4 sums in registers; a step brings 64 bytes along K of both factors into shared memory, where each number is
 // read by C / 4 or 16 threads. While a step is multiplied, the next one is on its way from memory into registers; with two buffers one barrier a step
@@ -31,32 +31,7 @@
 //
 // T is the type of a number, V what is read at once: float, float4 or double.
 #include "pack.cuh"
-
-// --- how a launch walks over one axis (rows, or columns) of the images
-
-// Target pixel u of the phase lies at `first + u * spacing`; its tap t reads the source at `base + u * scale + t * step`, and the weight at
-// `tap + t * tap_step`.
-struct Walk {
-    int first, spacing, count, base, scale, step, taps, tap, tap_step;
-};
-
-// y from x: y[u] = sum over r of x[u stride + r dilation - pad] weight[r]
-__device__ __forceinline__ Walk output_walk(int size, int kernel, int stride, int pad, int dilation)
-{
-    return {0, 1, size, -pad, stride, dilation, kernel, 0, 1};
-}
-
-// dx from dy: dx[h] = sum over r of dy[(h + pad - r dilation) / stride] weight[r], for the r where the division leaves nothing. h = phase + u stride
-// has such an r, then another every tap_step.
-__device__ __forceinline__ Walk input_walk(int phase, int size, int kernel, int stride, int pad, int dilation)
-{
-    int tap = 0, tap_step = 1;
-    while (tap < kernel && (phase + pad - tap * dilation) % stride != 0) tap++;
-    while (tap_step * dilation % stride != 0) tap_step++;
-    const int taps = tap < kernel ? (kernel - 1 - tap) / tap_step + 1 : 0;
-    const int base = taps ? (phase + pad - tap * dilation) / stride : 0;
-    return {phase, stride, (size - 1 - phase) / stride + 1, base, 1, -tap_step * dilation / stride, taps, tap, tap_step};
-}
+#include "walk.cuh"
 
 // --- y, and dx, by a thread for every number
 
@@ -435,17 +410,25 @@ conv2d_weight_gradient(const V* __restrict__ x, const V* __restrict__ dy, T* __r
     }
 }
 
-// dweight (O, I/G, kh, kw) = sum of partial (S, G, kh kw, I/G, O/G) over S, relaid
+// dweight (O, I/G, kh, kw) = sum of partial (S, G, kh kw, I/G, O/G) over S, relaid. A block has 256 / shares weights, and for each as many sums as
+// there are shares: share s has slices s, s + shares, ...
 // instances: conv2d_weight_gradient_sum<float>, conv2d_weight_gradient_sum<double>
 template <typename T>
-__global__ void __launch_bounds__(256) conv2d_weight_gradient_sum(const T* __restrict__ partial, T* __restrict__ dweight, int slices, int count,
-                                                                  int taps, int inputs, int outputs)
+__global__ void __launch_bounds__(256) conv2d_weight_gradient_sum(const T* __restrict__ partial, T* __restrict__ dweight, int slices, int shares,
+                                                                  int count, int taps, int inputs, int outputs)
 {
-    const int i = blockIdx.x * 256 + threadIdx.x;                     // of a slice: the slices are read in order, dweight is written across
-    if (i >= count) return;
+    __shared__ T sums[256];
+    const int weights = 256 / shares, share = threadIdx.x / weights;
+    const int i = blockIdx.x * weights + threadIdx.x % weights;       // of a slice: the slices are read in order, dweight is written across
     T sum = 0;
+    if (i < count) {
 #pragma unroll 4
-    for (int s = 0; s < slices; s++) sum += partial[(long long)s * count + i];
+        for (int s = share; s < slices; s += shares) sum += partial[(long long)s * count + i];
+    }
+    sums[threadIdx.x] = sum;
+    __syncthreads();
+    if (share > 0 || i >= count) return;
+    for (int w = 1; w < shares; w++) sum += sums[threadIdx.x + w * weights];
     const int o = i % outputs, c = i / outputs % inputs, tap = i / outputs / inputs % taps, group = i / outputs / inputs / taps;
     dweight[((group * outputs + o) * inputs + c) * taps + tap] = sum;
 }

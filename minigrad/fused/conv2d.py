@@ -14,8 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from minigrad import ops
-from minigrad.backend import cuda
+from minigrad.backend import cublas, cuda
 from minigrad.backend.cpu import has_small_products, parallel_rows
+from minigrad.fused import conv2d_tensor
 from minigrad.fused.linear import cuda_backward as linear_backward
 from minigrad.fused.linear import cuda_column_sums
 from minigrad.fused.linear import cuda_forward as linear_forward
@@ -382,24 +383,43 @@ def _cuda_implicit(source, matrix, bias, target, g: Geometry, gradient: bool) ->
     _cuda.launch(f"conv2d_implicit<{types}>", grid, 4 * wide, source, matrix, bias, target, gradient, *sizes)
 
 
+def _on_tensor_cores(x_shape: tuple[int, ...], weight, y_shape: tuple[int, ...], g: Geometry, *arrays) -> bool:
+    """May the products be less than float32, and are the arrays such that `conv2d_tensor.cu` computes them?"""
+    if cublas.current_precision() == "float32" or _few(weight, g.groups):
+        return False
+    by_fours = cuda.vector_width(gcd(weight.shape[0] // g.groups, weight.shape[1]), *arrays) == 4
+    return by_fours and conv2d_tensor.fits(x_shape, weight.shape, y_shape, g)
+
+
 def _cuda_weight_gradient(x, weight, dy, g: Geometry):
     """dweight in two steps, each with one order of addition: slices of the output pixels, then the slices."""
-    cp, number, groups = cuda.array_module(), cuda.c_type(x.dtype), g.groups
-    outputs, inputs, rows = weight.shape[0] // groups, weight.shape[1], prod(dy.shape[:3])
+    cp, number = cuda.array_module(), cuda.c_type(x.dtype)
+    if _on_tensor_cores(x.shape, weight, dy.shape, g, x, dy):
+        partial = conv2d_tensor.partial_weight_gradient(x, dy, weight.shape, g)
+    else:
+        partial = _cuda_partial_weight_gradient(x, weight, dy, g)
+    dweight, (slices, _, taps, inputs, outputs) = cp.empty(weight.shape, x.dtype), partial.shape
+    shares = 8 if slices >= 32 else 1
+    grid, sizes = -(-weight.size // (256 // shares)), (slices, shares, weight.size, taps, inputs, outputs)
+    _cuda.launch(f"conv2d_weight_gradient_sum<{number}>", grid, 256, partial, dweight, *sizes)
+    return dweight
+
+
+def _cuda_partial_weight_gradient(x, weight, dy, g: Geometry):
+    """The first of these steps without tensor cores: (S, G, kh kw, I/G, O/G)."""
+    groups, outputs, inputs, rows = g.groups, weight.shape[0] // g.groups, weight.shape[1], prod(dy.shape[:3])
     depth = prod(weight.shape[1:])                                         # K = kh kw I/G
     sizes = (*x.shape[:3], *dy.shape[1:3], inputs, outputs, groups, *_sizes(g))
     types, wide = _tiles(outputs, gcd(inputs, outputs), x.dtype, x, dy)
     tiles = (-(-weight.shape[0] // 32), -(-depth // 8)) if _few(weight, groups) else (-(-depth // 128), -(-outputs // wide) * groups)
     slices = max(1, min(-(-512 // prod(tiles)), rows // 128))              # by the shapes alone, not by the device: results are the same on all
-    partial, dweight = cp.empty((slices, groups, depth, outputs), x.dtype), cp.empty(weight.shape, x.dtype)
+    partial = cuda.array_module().empty((slices, groups, depth // inputs, inputs, outputs), x.dtype)
     if _few(weight, groups):
-        _cuda.launch(f"conv2d_weight_gradient_direct<{number}>", (*tiles, slices), (32, 8), x, dy, partial, *sizes)
+        _cuda.launch(f"conv2d_weight_gradient_direct<{cuda.c_type(x.dtype)}>", (*tiles, slices), (32, 8), x, dy, partial, *sizes)
     else:
         length, grid = -(-rows // slices), (tiles[0], -(-outputs // wide), groups * slices)
         _cuda.launch(f"conv2d_weight_gradient<{types}>", grid, 4 * wide, x, dy, partial, length, *sizes)
-    taps = depth // inputs
-    _cuda.launch(f"conv2d_weight_gradient_sum<{number}>", -(-weight.size // 256), 256, partial, dweight, slices, weight.size, taps, inputs, outputs)
-    return dweight
+    return partial
 
 
 def cuda_forward(x, weight, bias, stride, padding, dilation, groups):
@@ -411,6 +431,8 @@ def cuda_forward(x, weight, bias, stride, padding, dilation, groups):
     if _few(weight, g.groups):
         sizes = (*x.shape[1:3], *y.shape[1:3], weight.shape[1], weight.shape[0] // g.groups, g.groups, *_sizes(g))
         _cuda.launch(f"conv2d_naive<{cuda.c_type(x.dtype)}>", -(-y.size // 128), 128, x, weight, bias, y, y.size, *sizes)
+    elif _on_tensor_cores(x.shape, weight, y.shape, g, x):
+        conv2d_tensor.fill(x, _relaid(weight, g.groups, (0, 3, 4, 1, 2)), bias, y, g, gradient=False)  # the matrix (G, kh, kw, O/G, I/G)
     else:
         _cuda_implicit(x, _relaid(weight, g.groups, (0, 3, 4, 2, 1)), bias, y, g, gradient=False)  # the matrix (G, kh, kw, I/G, O/G)
     return y, (x, weight, g)
@@ -428,6 +450,8 @@ def cuda_backward(dy, saved, needs):
         if _few(weight, g.groups):
             sizes = (*x.shape[1:3], *dy.shape[1:3], weight.shape[1], weight.shape[0] // g.groups, g.groups, *_sizes(g))
             _cuda.launch(f"conv2d_input_gradient_naive<{cuda.c_type(x.dtype)}>", -(-x.size // 128), 128, dy, weight, dx, x.size, *sizes)
+        elif _on_tensor_cores(x.shape, weight, dy.shape, g, dy):
+            conv2d_tensor.fill(dy, _relaid(weight, g.groups, (0, 3, 4, 2, 1)), None, dx, g, gradient=True)  # the matrix (G, kh, kw, I/G, O/G)
         else:
             _cuda_implicit(dy, _relaid(weight, g.groups, (0, 3, 4, 1, 2)), None, dx, g, gradient=True)  # the matrix (G, kh, kw, O/G, I/G)
     dweight = _cuda_weight_gradient(x, weight, dy, g) if needs[1] else None

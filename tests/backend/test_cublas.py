@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 import minigrad
 from minigrad import Tensor, functional
 from minigrad.backend import cublas, cuda
+from tests.cuda_device import on_cuda, on_gpu
 from tests.support import assert_close, rng
+
+pytestmark = pytest.mark.cuda
 
 
 @st.composite
@@ -45,15 +48,16 @@ def on_the_device(x: np.ndarray):
 @given(factors())
 def test_products_of_any_layout(drawn: tuple[np.ndarray, np.ndarray]):
     x, y = drawn
-    with minigrad.emulated(build="plain"):
+    with on_cuda(build="plain"):
         product = cublas.matmul(on_the_device(x), on_the_device(y))
         assert product.flags.c_contiguous
         assert_close(product.get(), x @ y)
 
 
+@pytest.mark.emulator
 def test_no_copy_of_transposed_views():
     x, y = rng(0).standard_normal((2, 3, 4)), rng(1).standard_normal((2, 5, 4))
-    with minigrad.emulated(build="plain") as device:
+    with on_cuda(build="plain") as device:
         left, right = cuda.array_module().asarray(x), cuda.array_module().asarray(y)
         before = device.allocations
         product = cublas.matmul(left, right.swapaxes(1, 2))
@@ -62,7 +66,7 @@ def test_no_copy_of_transposed_views():
 
 
 def test_lengths_that_do_not_fit():
-    with minigrad.emulated(build="plain"), pytest.raises(ValueError, match=r"matmul: shapes \(2, 3\) and \(4, 5\) do not fit"):
+    with on_cuda(build="plain"), pytest.raises(ValueError, match=r"matmul: shapes \(2, 3\) and \(4, 5\) do not fit"):
         cublas.matmul(cuda.array_module().ones((2, 3)), cuda.array_module().ones((4, 5)))
 
 
@@ -78,12 +82,13 @@ def test_factors_are_rounded_and_sums_are_not(name: str, bits: int, turned: bool
     """Against float64 on rounded factors, with float32's accuracy. An odd width makes the conversion go number by number."""
     x, y = rng(0).standard_normal((9, 65), np.float32), rng(1).standard_normal((65, 7), np.float32)
     expected = rounded(x, bits).astype(np.float64) @ rounded(y, bits).astype(np.float64)
-    with minigrad.emulated(), minigrad.precision(name):
+    with on_cuda(), minigrad.precision(name):
         left, right = (Tensor(np.ascontiguousarray(a.T)).to(device="cuda").T if turned else Tensor(a).to(device="cuda") for a in (x, y))
         product = (left @ right).to(device="cpu").numpy()
     assert product.dtype == np.float32
-    assert_close(product, expected, relative=1e-6)
-    if bits < 23:
+    by_tensor_cores = name == "tf32" and on_gpu()  # which cut digits off instead of rounding, or are left alone by cuBLAS for so small a product
+    assert_close(product, expected, relative=2.0**-bits if by_tensor_cores else 1e-6)
+    if bits < 23 and not by_tensor_cores:
         assert np.abs(product - x.astype(np.float64) @ y).max() > 2.0 ** -(bits + 3)  # it is not float32
 
 
@@ -91,7 +96,7 @@ def test_bfloat16_of_every_kind_of_number():
     numbers = np.array([0.0, -0.0, 1.0, -1.00390625, 1.01171875, 3.4e38, -np.inf, np.nan, 1e-40, 65504.0, 2.0**-133], np.float32)
     nan_of_low_bits = np.array([0x7F800001], np.uint32).view(np.float32)
     numbers = np.concatenate([numbers, nan_of_low_bits, rng(0).standard_normal(20, np.float32)])
-    with minigrad.emulated():
+    with on_cuda():
         bits = cublas._bfloat16(cuda.array_module().asarray(numbers)).get()
     widened = (bits.astype(np.uint32) << 16).view(np.float32)
     torch = pytest.importorskip("torch")
@@ -101,7 +106,7 @@ def test_bfloat16_of_every_kind_of_number():
 
 def test_backward_is_in_the_precision_too():
     x, w, g = (rng(seed).standard_normal(shape, np.float32) for seed, shape in enumerate([(6, 8), (4, 8), (6, 4)]))
-    with minigrad.emulated(build="plain"), minigrad.precision("bf16"):
+    with on_cuda(build="plain"), minigrad.precision("bf16"):
         weight = Tensor(w).to(device="cuda").detach().requires_grad_()
         functional.linear(Tensor(x).to(device="cuda"), weight).backward(Tensor(g).to(device="cuda"))
         assert weight.grad is not None
@@ -120,13 +125,12 @@ def test_an_exception_leaves_no_precision_behind():
 def test_products_are_captured():
     """CuPy's own refuse to be, and the stand-in with it."""
     x = rng(0).standard_normal((3, 3))
-    with minigrad.emulated(build="plain") as device:
+    with on_cuda(build="plain"):
         left = Tensor(x).to(device="cuda")
         graph = cuda.Captured(lambda: left @ left.T)
         with minigrad.no_grad():
             left.copy_(left * 2)
         graph.launch()
-        assert device.graph_launches == 1
         assert_close(graph.result.to(device="cpu"), 4 * x @ x.T)
         with pytest.raises(NotImplementedError, match="calling cuBLAS API during stream capture"):
             cuda.Captured(lambda: left.data @ left.data)

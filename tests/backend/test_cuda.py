@@ -11,6 +11,9 @@ import pytest
 
 from minigrad import Tensor, backend
 from minigrad.backend import cuda
+from tests.cuda_device import on_cuda
+
+pytestmark = pytest.mark.cuda
 
 SOURCE = """
 __global__ void scale_rows(const float* x, const float* weight, float* y, int rows, int columns, float by)
@@ -37,7 +40,7 @@ def kernels(tmp_path) -> cuda.Kernels:
 
 @pytest.fixture
 def device():
-    with cuda.emulated() as device:
+    with on_cuda() as device:
         yield device
 
 
@@ -118,6 +121,7 @@ def test_vectors_must_lie_at_multiples_of_sixteen_bytes(kernels, cp):
     assert cuda.vector_width(4, x.astype(np.float64)) == 1
 
 
+@pytest.mark.emulator
 def test_launch_bounds_and_limits(kernels, cp):
     x = cp.zeros(4, np.float32)
     with pytest.raises(ValueError, match=r"copy4: block \(65, 1, 1\) has 65 threads; its __launch_bounds__ are 64"):
@@ -136,6 +140,7 @@ def test_an_empty_launch_is_none(kernels, cp, device):
     assert device.launches == 1
 
 
+@pytest.mark.emulator
 def test_without_the_launcher_cupy_checks_little_and_the_stand_in_more(kernels, cp):
     """What CuPy passes on as it is, and a kernel then reads as garbage, raises here."""
     module = cp.RawModule(code=kernels.source.text, options=cuda.OPTIONS, name_expressions=("scale_rows",))
@@ -168,6 +173,7 @@ def test_tensors_on_the_emulated_device(device):
         x + Tensor(np.ones(3))
 
 
+@pytest.mark.emulator
 def test_outside_the_block_the_device_is_gone_but_its_arrays_can_be_brought_back(monkeypatch):
     monkeypatch.setattr(cuda, "_load_driver", lambda: (_ for _ in ()).throw(OSError("libcuda.so.1: cannot open")))
     with cuda.emulated("plain") as outer:
@@ -183,6 +189,7 @@ def test_outside_the_block_the_device_is_gone_but_its_arrays_can_be_brought_back
         cuda.array_module()
 
 
+@pytest.mark.emulator
 @pytest.mark.parametrize(
     ("build", "orders", "message"),
     [("fast", ("ascending",), "no build 'fast'"), ("check", ("random",), "orders are some of"), ("check", (), "orders")],
@@ -200,6 +207,7 @@ def driver(version: int = 13000, init: int = 0, count: int = 1):
     return lambda: SimpleNamespace(cuDriverGetVersion=lambda p: put(p, version), cuInit=lambda _: init, cuDeviceGetCount=lambda p: put(p, count))
 
 
+@pytest.mark.emulator
 @pytest.mark.parametrize(
     ("load", "sentence"),
     [
@@ -219,6 +227,7 @@ def test_one_sentence_says_what_is_missing(monkeypatch, load, sentence):
         cuda.connect()
 
 
+@pytest.mark.emulator
 def test_with_driver_gpu_and_cupy_the_device_is_there(monkeypatch):
     """CuPy is played by a module of its name: only how it is found and registered is tested."""
     played = ModuleType("cupy")

@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 import minigrad
 from minigrad import Tensor, ops
 from minigrad.backend import cuda, nvrtc
-from minigrad.backend.emulator.launch import ORDERS
 from minigrad.backend.kernel_source import read
 from minigrad.backend.scatter import add_at
 from tests.backend.emulator.in_a_process import run_tests
+from tests.cuda_device import ORDERS, last_digits, on_cuda
 from tests.support import assert_close, rng
+
+pytestmark = pytest.mark.cuda
 
 FILES = sorted((Path(minigrad.__file__).parent / "backend").glob("*.cu"))
 
@@ -30,27 +32,27 @@ def test_erf_and_its_gradient_are_the_cpu_s(dtype: type, shape: tuple[int, ...])
     here = Tensor(x, requires_grad=True)
     expected = ops.erf(here)
     expected.sum().backward()
-    with cuda.emulated(orders=ORDERS):
+    with on_cuda(ORDERS):
         there = Tensor(x).to(device="cuda").requires_grad_()
         out = ops.erf(there)
         out.sum().backward()
         assert out.dtype == dtype
-        assert_close(out, expected, relative=1e-15 if dtype == np.float64 else 1e-7)
+        assert_close(out, expected, relative=1e-15 if dtype == np.float64 else last_digits(1e-7))
         assert there.grad is not None
         assert_close(there.grad, here.grad, relative=1e-14 if dtype == np.float64 else 1e-6)
 
 
 def test_erf_at_the_ends_and_of_strided_arrays() -> None:
     x = np.array([[np.nan, -0.0, 0.0, 1e-300], [np.inf, -np.inf, 7.0, -7.0]])
-    with cuda.emulated():
+    with on_cuda():
         out = ops.erf(Tensor(x).to(device="cuda").transpose(1, 0)).to(device="cpu").numpy()
-    np.testing.assert_array_equal(out, ops.erf(Tensor(x.T.copy())).numpy())
+    np.testing.assert_allclose(out, ops.erf(Tensor(x.T.copy())).numpy(), rtol=last_digits(1e-16))
     np.testing.assert_array_equal(np.signbit(out), np.signbit(ops.erf(Tensor(x.T.copy())).numpy()))
 
 
 def added(array: np.ndarray, index: Any, values: np.ndarray) -> np.ndarray:
     """By the kernel, in every order of threads."""
-    with cuda.emulated(orders=ORDERS):
+    with on_cuda(ORDERS):
         target = cuda.array_module().asarray(array)
         add_at(target, index, cuda.array_module().asarray(values))
         return target.get()
@@ -87,7 +89,7 @@ def test_any_index(index: Any) -> None:
 
 
 def test_an_array_of_any_strides_and_a_value_for_all() -> None:
-    with cuda.emulated():
+    with on_cuda():
         cp = cuda.array_module()
         base = cp.zeros((3, 4))
         add_at(base.T, np.array([1, 1, 3]), cp.asarray(np.array([1.0, 2.0, 4.0])))
@@ -96,6 +98,7 @@ def test_an_array_of_any_strides_and_a_value_for_all() -> None:
         np.testing.assert_array_equal(base.get().T[[0, 2]], 0.0)
 
 
+@pytest.mark.emulator
 @pytest.mark.parametrize("architecture", nvrtc.ARCHITECTURES)
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 def test_compiles_with_nvrtc(file: Path, architecture: str) -> None:
@@ -105,6 +108,7 @@ def test_compiles_with_nvrtc(file: Path, architecture: str) -> None:
     assert not compiled.log, compiled.log
 
 
+@pytest.mark.emulator
 @pytest.mark.skipif("MINIGRAD_EMULATOR" in os.environ, reason="runs in the process that this test starts")
 def test_the_same_under_address_sanitizer() -> None:
     run_tests(__file__, MINIGRAD_EMULATOR="address")

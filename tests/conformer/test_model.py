@@ -5,7 +5,9 @@ Parity with PyTorch is in test_oracle.py and test_parity.py.
 
 from __future__ import annotations
 
+import gc
 import re
+import tracemalloc
 from functools import cache
 from math import sqrt
 from typing import Any
@@ -266,6 +268,27 @@ def test_running_statistics_move_in_training_and_rest_in_evaluation():
     model.eval()(images)
     for name, value in model.state_dict().items():
         assert_array_equal(value, moved[name])
+
+
+def test_checkpointed_blocks_give_the_same_bits_in_less_than_half_of_the_memory():
+    """Drop path and the running statistics included. The memory is that of all arrays alive at once, from the forward pass on."""
+    images, found = normal(16, 8, 8, 3), []
+    for enable in (False, True):
+        model = small(drop_path_rate=0.3, depth=12).train()
+        model.set_grad_checkpointing(enable)
+        minigrad.random.set_step(3)
+        gc.collect()
+        tracemalloc.start()
+        cnn, transformer = model(images)
+        (cnn * cnn + transformer).sum().backward()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        gradients = {name: parameter.grad.numpy().copy() for name, parameter in model.named_parameters()}
+        found.append((peak, {**gradients, **model.state_dict(), "logits": transformer.numpy().copy()}))
+    (whole, expected), (peak, actual) = found
+    assert peak < whole / 2, f"{peak / 2**20:.1f} MiB of {whole / 2**20:.1f}"
+    for name, array in expected.items():
+        assert_array_equal(actual[name], array, err_msg=name)
 
 
 def test_drop_path_is_in_the_transformer_alone_and_grows():

@@ -16,14 +16,17 @@ import pytest
 import minigrad
 from minigrad import Tensor
 from minigrad.backend import cuda, nvrtc
-from minigrad.backend.emulator.launch import ORDERS
 from minigrad.backend.kernel_source import Source, read
 from minigrad.fused import attention as page
 from minigrad.fused.attention import scaled_dot_product_attention
 from tests.backend.emulator.in_a_process import run_tests
+from tests.cuda_device import ORDERS, on_cuda
 from tests.support import assert_close, rng
 
+pytestmark = pytest.mark.cuda
+
 FILE = Path(minigrad.__file__).parent / "fused" / "attention.cu"
+SHORT = FILE.with_name("attention_short.cu")
 
 
 def qkv(queries: int, keys: int, width: int, value_width: int | None = None, heads: int = 1, batch: int = 1, seed: int = 0) -> list[np.ndarray]:
@@ -47,7 +50,7 @@ def check(arrays: list[np.ndarray], orders: tuple = ("ascending", "descending"),
     """The kernels equal the definition in float64 to the last digits, and in float32 are about as accurate as it is."""
     with minigrad.definitions():
         exact, single = run(arrays, np.float64, "cpu", **values), run(arrays, np.float32, "cpu", **values)
-    with cuda.emulated(orders=orders):
+    with on_cuda(orders):
         if np.float64 in dtypes:
             for k, (ours, reference) in enumerate(zip(run(arrays, np.float64, "cuda", **values), exact, strict=True)):
                 assert_close(ours, reference, f"result {k}")
@@ -58,14 +61,50 @@ def check(arrays: list[np.ndarray], orders: tuple = ("ascending", "descending"),
                 assert error <= bound, f"result {k}: float32 error {error:.3g} > {bound:.3g} (definition: {allowed:.3g})"
 
 
-@pytest.mark.parametrize("tokens", [1, 2, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65])
+@pytest.fixture
+def tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No sequence is short: all take the kernels with a block per tile."""
+    monkeypatch.setattr(page, "_SHORT", {"float": (), "double": ()})
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 23, 24, 25, 48, 65, 71, 72, 73])
 def test_any_number_of_tokens(tokens: int) -> None:
+    """A block per head up to 24 and up to 72, the latter in float32 only."""
+    check(qkv(tokens, tokens, 6, heads=2), dtypes=(np.float32, np.float64) if tokens < 48 else (np.float32,))
+
+
+@pytest.mark.usefixtures("tiles")
+@pytest.mark.parametrize("tokens", [1, 2, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65])
+def test_any_number_of_tokens_in_tiles(tokens: int) -> None:
     check(qkv(tokens, tokens, 6, heads=2))
+
+
+def test_the_conformers_sequences_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """17 and 65 tokens, heads of 32: one launch forward, one backward."""
+    launched: list[str] = []
+    launch = cuda.Kernels.launch
+    monkeypatch.setattr(cuda.Kernels, "launch", lambda self, name, *rest, **more: launched.append(name) or launch(self, name, *rest, **more))
+    with on_cuda():
+        for tokens in (17, 65):
+            run(qkv(tokens, tokens, 32), np.float32, "cuda")
+    assert launched == [f"attention_{which}_short<float, {threads}, false>" for threads in (32, 96) for which in ("forward", "backward")]
+
+
+@pytest.mark.parametrize("wanted", [0, 1, 2])
+def test_a_gradient_alone(wanted: int) -> None:
+    """The kernel that makes all three leaves out what nobody wants, and makes the same numbers."""
+    arrays = qkv(26, 30, 8)
+    with on_cuda(ORDERS):
+        *inputs, upstream = (Tensor(x).to(device="cuda") for x in arrays)
+        inputs[wanted].requires_grad_()
+        (alone,) = minigrad.grad([scaled_dot_product_attention(*inputs)], [inputs[wanted]], [upstream])
+        together = run(arrays, np.float32, "cuda")[1 + wanted]
+        np.testing.assert_array_equal(alone.to(device="cpu").numpy(), together)
 
 
 def test_many_tokens() -> None:
     """Three query tiles of 96 and nine key tiles, each last one with one row."""
-    with cuda.emulated("plain" if "MINIGRAD_EMULATOR" not in os.environ else None):
+    with on_cuda(build="plain"):
         ours = run(qkv(257, 257, 8), np.float64, "cuda")
     with minigrad.definitions():
         for k, (x, reference) in enumerate(zip(ours, run(qkv(257, 257, 8), np.float64, "cpu"), strict=True)):
@@ -75,6 +114,12 @@ def test_many_tokens() -> None:
 @pytest.mark.parametrize(("queries", "keys"), [(1, 70), (70, 1), (17, 33), (40, 20)])
 def test_more_keys_than_queries_and_fewer(queries: int, keys: int) -> None:
     check(qkv(queries, keys, 5, 3))
+
+
+@pytest.mark.usefixtures("tiles")
+@pytest.mark.parametrize(("queries", "keys"), [(17, 33), (40, 20)])
+def test_more_keys_than_queries_and_fewer_in_tiles(queries: int, keys: int) -> None:
+    check(qkv(queries, keys, 5, 3), dtypes=(np.float32,))
 
 
 @pytest.mark.parametrize(("width", "value_width"), [(1, 1), (31, 32), (32, 32), (33, 7), (64, 64), (7, 65), (128, 128), (96, 127)])
@@ -99,51 +144,62 @@ def test_every_rung_of_the_ladder_computes_the_same(monkeypatch: pytest.MonkeyPa
         "dropout": {"dropout_mask": random.random((2, 2, 19, 35)) < 0.7, "dropout_p": 0.3},
         "dropout of floats": {"dropout_mask": (random.random((2, 2, 19, 35)) < 0.7).astype(np.float32), "dropout_p": 0.3},
     }[values]
-    with cuda.emulated(orders=ORDERS):
-        used = run(arrays, np.float32, "cuda", **options)
+    with on_cuda(ORDERS):
+        short = run(arrays, np.float32, "cuda", **options)
+        monkeypatch.setattr(page, "_SHORT", {"float": ()})
+        tiles = run(arrays, np.float32, "cuda", **options)
         monkeypatch.setattr(page, "_WIDTHS", {"float": ()})
         naive = run(arrays, np.float32, "cuda", **options)
     with minigrad.definitions():
         expected = run(arrays, np.float32, "cpu", **options)
-    for k, (x, y, z) in enumerate(zip(used, naive, expected, strict=True)):
-        assert_close(x, z, f"tiles, result {k}", 3e-6)
-        assert_close(y, z, f"a thread per row, result {k}", 3e-6)
+    for which, results in {"a block per head": short, "tiles": tiles, "a thread per row": naive}.items():
+        for k, (x, z) in enumerate(zip(results, expected, strict=True)):
+            assert_close(x, z, f"{which}, result {k}", 3e-6)
 
 
-def test_scores_of_some_thousand_lose_nothing_in_backward() -> None:
+@pytest.mark.parametrize("tokens", [{"float": (24, 72), "double": (24,)}, {"float": (), "double": ()}], ids=["short", "tiles"])
+def test_scores_of_some_thousand_lose_nothing_in_backward(monkeypatch: pytest.MonkeyPatch, tokens: dict) -> None:
     """What is kept is the largest score and the sum: the logarithm of their product would have lost the sum's digits."""
+    monkeypatch.setattr(page, "_SHORT", tokens)
     check(qkv(20, 40, 4), scale=300.0)
 
 
-def test_a_saturated_query_has_no_gradient_at_all() -> None:
+@pytest.mark.parametrize("tokens", [{"float": (24, 72)}, {"float": ()}], ids=["short", "tiles"])
+def test_a_saturated_query_has_no_gradient_at_all(monkeypatch: pytest.MonkeyPatch, tokens: dict) -> None:
     """Its one weight is 1: the gradient of the scores is P (dP - sum P dP) = 0, and not what rounding leaves of it, times a scale of 1,000."""
+    monkeypatch.setattr(page, "_SHORT", tokens)
     query, key, value, upstream = qkv(3, 3, 5)
     query[...], key[...] = np.eye(5, dtype=np.float32)[:3], np.eye(5, dtype=np.float32)[:3]
     keep = np.ones((1, 1, 3, 3), bool)
-    with cuda.emulated():
+    with on_cuda():
         _, dquery, dkey, _ = run([query, key, value, upstream], np.float32, "cuda", scale=1000.0, dropout_mask=keep, dropout_p=0.3)
     assert not dquery.any() and not dkey.any()
 
 
+@pytest.mark.parametrize("tokens", [{"float": (24, 72)}, {"float": ()}], ids=["short", "tiles"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_score_that_is_no_number_stays_in_its_row(value: float) -> None:
+def test_a_score_that_is_no_number_stays_in_its_row(monkeypatch: pytest.MonkeyPatch, value: float, tokens: dict) -> None:
+    monkeypatch.setattr(page, "_SHORT", tokens)
     query, key, values, upstream = qkv(20, 40, 4)
     query[0, 0, 7] = value
-    with cuda.emulated(), np.errstate(invalid="ignore"):
+    with on_cuda(), np.errstate(invalid="ignore"):
         ours = run([query, key, values, upstream], np.float32, "cuda")[0]
     assert np.isnan(ours[0, 0, 7]).all()
     assert np.isfinite(np.delete(ours, 7, axis=2)).all()
 
 
+@pytest.mark.emulator
+@pytest.mark.parametrize("tokens", [{"float": (24, 72)}, {"float": ()}], ids=["short", "tiles"])
 @pytest.mark.parametrize(("dim", "heads"), [(8, 2), (12, 4)])  # head widths of 4, read as float4, and of 3
-def test_views_of_the_qkv_buffer_are_read_in_place(dim: int, heads: int) -> None:
-    """No input is copied: what is allocated is the output and two numbers for every row; in backward one more, and the gradients."""
+def test_views_of_the_qkv_buffer_are_read_in_place(monkeypatch: pytest.MonkeyPatch, dim: int, heads: int, tokens: dict) -> None:
+    """No input is copied: what is allocated is the output and two numbers for every row; in backward the gradients, and for tiles one more number."""
+    monkeypatch.setattr(page, "_SHORT", tokens)
     x, upstream = rng(1).standard_normal((2, 3, 5, heads, dim // heads)), rng(2).standard_normal((2, 5, heads, dim // heads)).swapaxes(1, 2)
     buffer = np.moveaxis(x, 1, 2)  # (B, N, 3, h, D)
     parts = [np.ascontiguousarray(buffer[:, :, k].swapaxes(1, 2)) for k in range(3)]
     with minigrad.definitions():
         expected = run([*parts, upstream], np.float64, "cpu")
-    with cuda.emulated(orders=ORDERS) as device:
+    with on_cuda(ORDERS) as device:
         on_device = Tensor(np.ascontiguousarray(buffer).astype(np.float32)).to(device="cuda").data
         query, key, value = (on_device[:, :, k].transpose(0, 2, 1, 3) for k in range(3))
         dy = cuda.array_module().asarray(np.ascontiguousarray(upstream.swapaxes(1, 2)).astype(np.float32)).swapaxes(1, 2)
@@ -153,7 +209,7 @@ def test_views_of_the_qkv_buffer_are_read_in_place(dim: int, heads: int) -> None
         assert device.allocations - before == 3
         before = device.allocations
         gradients = page.cuda_backward(dy, saved, (True, True, True, False, False))[:3]
-        assert device.allocations - before == 4
+        assert device.allocations - before == (3 if tokens["float"] else 4)
         for array in (out, *gradients):
             assert array.swapaxes(1, 2).flags.c_contiguous  # merging the heads is a view
         ours = [array.get() for array in (out, *gradients)]
@@ -161,11 +217,12 @@ def test_views_of_the_qkv_buffer_are_read_in_place(dim: int, heads: int) -> None
         assert_close(a, b, f"result {k}", 2e-6)
 
 
+@pytest.mark.emulator
 def test_no_array_of_all_scores_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """With 300 tokens of width 2 the largest array that is asked for is a gradient."""
     sizes: list[int] = []
     arrays = [Tensor(x.astype(np.float32)) for x in qkv(300, 300, 2)]
-    with cuda.emulated("plain" if "MINIGRAD_EMULATOR" not in os.environ else None):
+    with on_cuda(build="plain"):
         cp = cuda.array_module()
         *inputs, upstream = (x.to(device="cuda") for x in arrays)
         for x in inputs:
@@ -183,16 +240,25 @@ def test_nothing_to_do(shapes: tuple[int, int, int, int]) -> None:
     check(qkv(queries, keys, 4, heads=heads, batch=batch))
 
 
-def test_rows_move_sixteen_bytes_at_a_time() -> None:
-    source = read(FILE)
-    names = ["attention_forward<float, 32>", "attention_backward<float, 64, true>"]
-    compiled = nvrtc.compile_with_nvrtc(Source(source.name, source.text, {name: source.kernels[name] for name in names}), "sm_80")
-    for name, stores in zip(names, (4, 16), strict=True):
+@pytest.mark.emulator
+@pytest.mark.parametrize(
+    ("file", "stores_of"),
+    [
+        (FILE, {"attention_forward<float, 32>": 4, "attention_backward<float, 64, true>": 16}),
+        (SHORT, {"attention_forward_short<float, 96, false>": 6, "attention_backward_short<float, 96, false>": 18}),
+    ],
+    ids=["tiles", "short"],
+)
+def test_rows_move_sixteen_bytes_at_a_time(file: Path, stores_of: dict[str, int]) -> None:
+    source = read(file)
+    compiled = nvrtc.compile_with_nvrtc(Source(source.name, source.text, {name: source.kernels[name] for name in stores_of}), "sm_80")
+    for name, stores in stores_of.items():
         ptx = compiled.ptx_of(name)
         assert "ld.global.nc.v4.f32" in ptx and "ld.shared.v4.f32" in ptx and "st.shared.v4.f32" in ptx, name
         assert ptx.count("st.global.v4.f32") == stores, name  # all that a thread stores
 
 
+@pytest.mark.emulator
 @pytest.mark.skipif("MINIGRAD_EMULATOR" in os.environ, reason="runs in the process that this test starts")
 def test_the_same_under_address_sanitizer() -> None:
     run_tests(__file__, MINIGRAD_EMULATOR="address")

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 import minigrad
 from minigrad import Tensor, random
 from minigrad.backend import cuda
-from minigrad.backend.emulator.launch import ORDERS
 from minigrad.fused.batch_norm import batch_norm
 from minigrad.fused.cross_entropy import cross_entropy
 from minigrad.fused.dropout import cuda_keep_mask, drop_path, dropout
@@ -27,7 +26,10 @@ from minigrad.fused.log_softmax import log_softmax
 from minigrad.fused.softmax import softmax
 from minigrad.op import Fused
 from tests.backend.emulator.in_a_process import run_tests
+from tests.cuda_device import ORDERS, nothing_waits, on_cuda
 from tests.support import RELATIVE, assert_close, rng
+
+pytestmark = pytest.mark.cuda
 
 FOLDER = Path(minigrad.__file__).parent / "fused"
 
@@ -51,7 +53,7 @@ def check_cuda(op: Fused, inputs: list, values: dict | None = None, needs: list[
     with minigrad.definitions():
         exact = run(op, inputs, values, np.float64, "cpu", needs, seed)
         single = run(op, inputs, values, np.float32, "cpu", needs, seed)
-    with cuda.emulated(orders=ORDERS) as device:
+    with on_cuda(ORDERS) as device:
         double = run(op, inputs, values, np.float64, "cuda", needs, seed)
         assert device.launches > 0 or not exact[0].size
         for k, (ours, reference) in enumerate(zip(double, exact, strict=True)):
@@ -86,7 +88,7 @@ def test_a_large_mean_costs_the_variance_no_digits():
     x = (rng(5).standard_normal((64, 96)) + 1e3).astype(np.float32)
     exact = x.astype(np.float64)
     exact = (exact - exact.mean(-1, keepdims=True)) / np.sqrt(exact.var(-1, keepdims=True) + 1e-5)
-    with cuda.emulated():
+    with on_cuda():
         assert np.abs(layer_norm(Tensor(x).to(device="cuda")).data.get() - exact).max() < 2e-4
 
 
@@ -106,7 +108,7 @@ def test_gelu_far_from_zero():
 
 
 def test_arrays_that_do_not_lie_at_sixteen_bytes_take_the_kernel_for_single_numbers():
-    with cuda.emulated():
+    with on_cuda():
         x = Tensor(rng(1).standard_normal(33).astype(np.float32)).to(device="cuda")
         shifted = x[1:].reshape(4, 8)  # starts 4 bytes past a multiple of 16
         expected = layer_norm(gelu(Tensor(x.data.get()[1:].reshape(4, 8)))).numpy()
@@ -118,7 +120,7 @@ def test_every_rung_of_layer_norm_s_ladder_computes_the_same(rows, channels):
     kernels = cuda.Kernels(FOLDER / "layer_norm.cu")
     x, weight, bias = (a.astype(np.float32) for a in layer_norm_inputs(rows, channels))
     upstream = rng(5).standard_normal(x.shape).astype(np.float32)
-    with cuda.emulated(orders=ORDERS):
+    with on_cuda(ORDERS):
         cp = cuda.array_module()
         x_, weight_, bias_, dy = (cp.asarray(a) for a in (x, weight, bias, upstream))
         y, mean, rstd, dx, dweight, dbias = (cp.empty(s, np.float32) for s in (x.shape, rows, rows, x.shape, channels, channels))
@@ -137,7 +139,7 @@ def test_every_rung_of_layer_norm_s_ladder_computes_the_same(rows, channels):
 def test_the_naive_gelu_computes_the_same():
     kernels = cuda.Kernels(FOLDER / "gelu.cu")
     x = rng(2).standard_normal(300).astype(np.float32)
-    with cuda.emulated():
+    with on_cuda():
         cp = cuda.array_module()
         y = cp.empty(300, np.float32)
         kernels.launch("gelu_forward_naive<float>", 2, 256, cp.asarray(x), y, 300)
@@ -174,7 +176,7 @@ def test_batch_norm_of_several_slices_and_blocks_of_channels(rows, channels, eva
     with minigrad.definitions():
         exact = run_batch_norm(inputs, np.float64, "cpu")
     for dtype, relative in ((np.float64, 1e-11), (np.float32, 1e-5)):
-        with cuda.emulated():
+        with on_cuda():
             for k, (ours, reference) in enumerate(zip(run_batch_norm(inputs, dtype, "cuda"), exact, strict=True)):
                 if k in (3, 6) and dtype == np.float32:  # rounding switches a ReLU here and there: not at all is seen in float64
                     ours = np.where(np.abs(exact[0]) < 1e-5, reference, ours)
@@ -191,7 +193,7 @@ def test_a_mean_of_a_thousand_costs_batch_norm_no_digits(first):
         inputs[0][0] = first
     with minigrad.definitions():
         exact = run_batch_norm(inputs, np.float64, "cpu", relu=False)
-    with cuda.emulated():
+    with on_cuda():
         ours = run_batch_norm(inputs, np.float32, "cuda", relu=False)
     for k, (a, b) in enumerate(zip(ours, exact, strict=True)):
         assert_close(a, b, f"result {k}", relative=1e-6 if first is None else 1e-5, terms=30 if k in (4, 5) else None)
@@ -199,7 +201,7 @@ def test_a_mean_of_a_thousand_costs_batch_norm_no_digits(first):
 
 def test_an_infinite_gradient_stops_at_a_relu_that_cut():
     inputs = batch_norm_inputs((2, 3, 3, 4))
-    with cuda.emulated():
+    with on_cuda():
         y = run_batch_norm(inputs, np.float32, "cuda")[0]
         assert 0 < (y == 0).sum() < y.size
         for gradient in run_batch_norm(inputs, np.float32, "cuda", upstream=np.where(y == 0, np.inf, 1.0))[3:]:
@@ -209,7 +211,7 @@ def test_an_infinite_gradient_stops_at_a_relu_that_cut():
 def test_nan_stays_in_its_channel_through_a_relu():
     inputs = batch_norm_inputs((2, 3, 3, 4))
     inputs[0][1, 0, 2, 1] = np.nan
-    with cuda.emulated():
+    with on_cuda():
         y = run_batch_norm(inputs, np.float32, "cuda")[0]
     assert np.isnan(y[..., 1]).all() and np.isfinite(y[..., [0, 2, 3]]).all()
 
@@ -219,7 +221,7 @@ def test_every_rung_of_batch_norm_s_ladder_computes_the_same(rows, channels):
     kernels = cuda.Kernels(FOLDER / "batch_norm.cu")
     inputs = batch_norm_inputs((rows, channels))
     upstream = rng(9).uniform(-1, 1, (rows, channels)).astype(np.float32)
-    with cuda.emulated(orders=ORDERS):
+    with on_cuda(ORDERS):
         cp = cuda.array_module()
         x, weight, bias, residual, dy = (cp.asarray(a.astype(np.float32)) for a in (*inputs[:3], inputs[5], upstream))
         statistics, mean, var, dweight, dbias = (cp.empty(shape, np.float32) for shape in [(3, channels), *[channels] * 4])
@@ -235,25 +237,25 @@ def test_every_rung_of_batch_norm_s_ladder_computes_the_same(rows, channels):
 
 
 def test_normalising_never_waits_for_the_device():
-    with cuda.emulated() as device:
+    with on_cuda() as device:
         tensors = [None if x is None else Tensor(x).to(device="cuda").requires_grad_() for x in batch_norm_inputs((4, 4, 4, 8))]
-        y, _, _ = batch_norm(*tensors, relu=True)
-        minigrad.grad([y], [t for t in tensors if t is not None], [y.detach()])
-        assert device.synchronisations == 0
+        with nothing_waits(device):
+            y, _, _ = batch_norm(*tensors, relu=True)
+            minigrad.grad([y], [t for t in tensors if t is not None], [y.detach()])
 
 
 # --- softmax and log_softmax
 
 
+ROWS = [
+    *[((5, 33), -1), ((3, 257), -1), ((2, 1023), 1), ((5, 128), -1), ((2, 132), -1), ((3, 1024), -1)],  # a warp per row
+    *[((2, 1028), -1), ((2, 1030), -1)],  # a block per row
+    *[((3, 5, 60), 1), ((40, 7), 0), ((2, 9, 1), 1)],  # other axes, of which only the last one's numbers are neighbours
+]
+
+
 @pytest.mark.parametrize("op", [softmax, log_softmax])
-@pytest.mark.parametrize(
-    ("shape", "axis"),
-    [
-        *[((5, 33), -1), ((3, 257), -1), ((2, 1023), 1), ((5, 128), -1), ((2, 132), -1), ((3, 1024), -1)],  # a warp per row
-        *[((2, 1028), -1), ((2, 1030), -1)],  # a block per row
-        *[((3, 5, 60), 1), ((40, 7), 0), ((2, 9, 1), 1)],  # other axes, of which only the last one's numbers are neighbours
-    ],
-)
+@pytest.mark.parametrize(("shape", "axis"), ROWS)
 def test_softmax_of_rows_of_all_lengths(op, shape, axis):
     check_cuda(op, [3 * rng(1).standard_normal(shape)], {"axis": axis})
 
@@ -271,7 +273,7 @@ def test_softmax_of_ties_and_of_rows_with_infinities_is_the_definition_s(op, len
     x = x if axis == 1 else np.ascontiguousarray(x.T)
     with minigrad.definitions(), np.errstate(invalid="ignore"):
         expected = op(Tensor(x), axis=axis).numpy()
-    with cuda.emulated():
+    with on_cuda():
         ours = op(Tensor(x).to(device="cuda"), axis=axis).data.get()
     np.testing.assert_allclose(ours, expected, rtol=1e-5, equal_nan=True)
     first = ours[0] if axis == 1 else ours[:, 0]
@@ -285,7 +287,7 @@ def test_softmax_of_ties_and_of_rows_with_infinities_is_the_definition_s(op, len
 def test_the_naive_softmax_computes_the_same(op, length):
     kernels = cuda.Kernels(FOLDER / f"{op.name}.cu")
     x, upstream = rng(3).uniform(-3, 3, (2, 5, length)).astype(np.float32)
-    with cuda.emulated(orders=ORDERS):
+    with on_cuda(ORDERS):
         cp = cuda.array_module()
         x_, dy, y, dx = cp.asarray(x), cp.asarray(upstream), cp.empty((5, length), np.float32), cp.empty((5, length), np.float32)
         kernels.launch(f"{op.name}_forward_columns<float>", 1, 128, x_, y, 5, length, 1)
@@ -321,7 +323,7 @@ def test_cross_entropy_of_long_rows_and_of_many(batch, classes, soft, smoothing)
     with minigrad.definitions():
         exact = cross_entropy_results(logits, labels, smoothing, "cpu")
     single = logits.astype(np.float32), labels.astype(np.float32) if soft else labels
-    with cuda.emulated(orders=ORDERS[:2]):
+    with on_cuda(ORDERS[:2]):
         for ours, reference in zip(cross_entropy_results(logits, labels, smoothing, "cuda"), exact, strict=True):
             assert_close(ours, reference)
         for ours, reference in zip(cross_entropy_results(*single, smoothing, "cuda"), exact, strict=True):
@@ -334,7 +336,7 @@ def test_a_target_of_zero_for_a_class_ruled_out():
     for smoothing, expected in ((0.0, np.nan), (0.1, np.inf)):
         with minigrad.definitions(), np.errstate(invalid="ignore"):
             exact = cross_entropy_results(logits, labels, smoothing, "cpu")
-        with cuda.emulated():
+        with on_cuda():
             ours = cross_entropy_results(logits, labels, smoothing, "cuda")
         np.testing.assert_array_equal(ours[0], expected)
         for a, b in zip(ours, exact, strict=True):
@@ -346,18 +348,19 @@ def test_labels_of_every_integer_type_are_looked_at_on_the_device_only(dtype):
     logits, labels = rng(1).uniform(-3, 3, (4, 6)), np.array([0, 5, 2, 2])
     with minigrad.definitions():
         exact = cross_entropy_results(logits, labels, 0.1, "cpu")
-    with cuda.emulated() as device:
+    with on_cuda() as device:
         cp = cuda.array_module()
-        loss, saved = CROSS_ENTROPY.cuda_forward(cp.asarray(logits), cp.asarray(labels.astype(dtype)), 0.1)
-        gradient, nothing = CROSS_ENTROPY.cuda_backward(cp.asarray(np.array(0.7)), saved, (True, True))
-        assert device.synchronisations == 0 and nothing is None
+        with nothing_waits(device):
+            loss, saved = CROSS_ENTROPY.cuda_forward(cp.asarray(logits), cp.asarray(labels.astype(dtype)), 0.1)
+            gradient, nothing = CROSS_ENTROPY.cuda_backward(cp.asarray(np.array(0.7)), saved, (True, True))
+        assert nothing is None
         assert_close(loss.get(), exact[0])
         assert_close(gradient.get(), exact[1])
 
 
 @pytest.mark.parametrize("label", [-1, 6, -100, 2**40])
 def test_a_label_that_is_no_class_gives_nan_and_reads_nothing_else(label):
-    with cuda.emulated():
+    with on_cuda():
         cp = cuda.array_module()
         logits, labels = cp.asarray(rng(1).uniform(-3, 3, (3, 6))), cp.asarray(np.array([1, label, 2]))
         loss, saved = CROSS_ENTROPY.cuda_forward(logits, labels, 0.0)
@@ -370,7 +373,7 @@ def test_a_label_that_is_no_class_gives_nan_and_reads_nothing_else(label):
 def test_the_naive_cross_entropy_computes_the_same(classes):
     kernels = cuda.Kernels(FOLDER / "cross_entropy.cu")
     logits, labels = rng(1).uniform(-3, 3, (5, classes)).astype(np.float32), rng(2).integers(0, classes, 5)
-    with cuda.emulated(orders=ORDERS):
+    with on_cuda(ORDERS):
         cp = cuda.array_module()
         logits_, labels_, dy = cp.asarray(logits), cp.asarray(labels), cp.asarray(np.array(0.7, np.float32))
         log_p, losses, dlogits = cp.empty_like(logits_), cp.empty(5, np.float32), cp.empty_like(logits_)
@@ -395,7 +398,7 @@ def test_dropout_by_packs_and_by_single_numbers(shape, as_bool):
             leaf = Tensor(x).requires_grad_()
             y = op(leaf, Tensor(mask), 0.3)
             expected = y.numpy(), minigrad.grad([y], [leaf], [Tensor(upstream)])[0].numpy()
-        with cuda.emulated(orders=ORDERS):
+        with on_cuda(ORDERS):
             leaf = Tensor(x).to(device="cuda").requires_grad_()
             y = op(leaf, Tensor(mask).to(device="cuda"), 0.3)
             for ours, reference in zip((y, *minigrad.grad([y], [leaf], [Tensor(upstream).to(device="cuda")])), expected, strict=True):
@@ -403,7 +406,7 @@ def test_dropout_by_packs_and_by_single_numbers(shape, as_bool):
 
 
 def test_a_mask_of_bools_may_start_at_any_byte():
-    with cuda.emulated():
+    with on_cuda():
         x = Tensor(rng(1).standard_normal(64).astype(np.float32)).to(device="cuda")
         mask = Tensor(rng(2).uniform(0, 1, 65) < 0.5).to(device="cuda")
         y = dropout(x, mask[1:], 0.5).data.get()
@@ -413,7 +416,7 @@ def test_a_mask_of_bools_may_start_at_any_byte():
 def test_the_naive_dropout_computes_the_same():
     kernels = cuda.Kernels(FOLDER / "dropout.cu")
     x, mask = rng(1).standard_normal(300).astype(np.float32), rng(2).uniform(0, 1, 300) < 0.5
-    with cuda.emulated():
+    with on_cuda():
         cp = cuda.array_module()
         y = cp.empty(300, np.float32)
         kernels.launch("dropout_forward_naive<float, bool>", 2, 256, cp.asarray(x), cp.asarray(mask), y, 300, 2.0)
@@ -430,9 +433,9 @@ def test_the_naive_dropout_computes_the_same():
 def test_a_mask_drawn_on_the_device_is_the_one_that_numpy_draws(seed, counters, shape, p):
     random.manual_seed(seed)
     expected = np.asarray(random.generator("dropout", *counters).random(shape, dtype=np.float32) >= p)
-    with cuda.emulated() as device:
-        ours = cuda_keep_mask(random.generator("dropout", *counters), shape, p)
-        assert device.synchronisations == 0
+    with on_cuda() as device:
+        with nothing_waits(device):
+            ours = cuda_keep_mask(random.generator("dropout", *counters), shape, p)
         np.testing.assert_array_equal(ours.get(), expected)
         assert ours.shape == shape and ours.dtype == np.bool_
 
@@ -441,7 +444,7 @@ def test_every_one_of_the_24_bits_of_a_number_counts():
     """With p equal to a number that is drawn, or to its neighbour above, the mask changes at that number."""
     random.manual_seed(3)
     numbers = random.generator("dropout").random(400, dtype=np.float32)
-    with cuda.emulated():
+    with on_cuda():
         for p in numbers[:40]:
             for limit in (p, np.nextafter(p, np.float32(1))):
                 ours = cuda_keep_mask(random.generator("dropout"), (400,), float(limit))
@@ -452,7 +455,7 @@ def test_generators_whose_numbers_the_device_cannot_draw_are_refused():
     used = random.generator("dropout")
     used.random()
     for generator in (used, np.random.default_rng(0)):
-        with cuda.emulated(), pytest.raises(ValueError, match="must be a Philox from which nothing has been drawn"):
+        with on_cuda(), pytest.raises(ValueError, match="must be a Philox from which nothing has been drawn"):
             cuda_keep_mask(generator, (3,), 0.5)
 
 
@@ -460,10 +463,11 @@ def test_generators_whose_numbers_the_device_cannot_draw_are_refused():
 
 
 def test_other_dtypes_are_refused():
-    with cuda.emulated(), pytest.raises(TypeError, match="CUDA kernels compute in float32 and float64, not in float16"):
+    with on_cuda(), pytest.raises(TypeError, match="CUDA kernels compute in float32 and float64, not in float16"):
         gelu(Tensor(np.ones(4, np.float16)).to(device="cuda"))
 
 
+@pytest.mark.emulator
 @pytest.mark.skipif("MINIGRAD_EMULATOR" in os.environ, reason="runs in the process that this test starts")
 def test_the_same_under_address_sanitizer():
     run_tests(__file__, MINIGRAD_EMULATOR="address")

@@ -18,11 +18,13 @@ import minigrad
 from minigrad import Tensor, nn, optim
 from minigrad import functional as F
 from minigrad.backend import cuda, nvrtc
-from minigrad.backend.emulator.launch import ORDERS
 from minigrad.backend.kernel_source import read
 from minigrad.optim import multi_tensor
 from tests.backend.emulator.in_a_process import run_tests
+from tests.cuda_device import ORDERS, Waits, last_digits, nothing_waits, on_cuda
 from tests.support import assert_close, rng
+
+pytestmark = pytest.mark.cuda
 
 FILES = sorted((Path(minigrad.__file__).parent / "optim").glob("*.cu"))
 SHAPES = [(3, 7), (), (0, 4), (13,), (5, 4), (2, 2, 9)]
@@ -38,7 +40,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def device() -> Iterator[Any]:
     """Every launch runs in three orders of threads and blocks, which must give the same bits."""
-    with cuda.emulated(orders=ORDERS) as state:
+    with on_cuda(ORDERS) as state:
         yield state
 
 
@@ -58,7 +60,7 @@ def set_gradients(params: list[Tensor], step: int, missing: float = 0.0) -> None
 
 def assert_same(ours: list[Tensor], reference: list[Tensor], what: str = "") -> None:
     for k, (p, q) in enumerate(zip(ours, reference, strict=True)):
-        eps = LAST_DIGITS if p.dtype == np.float64 else 2e-7
+        eps = last_digits(LAST_DIGITS) if p.dtype == np.float64 else 2e-7
         assert_close(p.to(device="cpu"), q, f"{what}: parameter {k}", eps)
 
 
@@ -88,7 +90,7 @@ def test_steps_are_those_of_the_cpu(device: Any, kind: type[optim.Optimizer], op
     ours_state, their_state = ours.state_dict(), theirs.state_dict()
     assert list(ours_state) == list(their_state)
     for name, value in their_state.items():
-        assert_close(ours_state[name], value, name, LAST_DIGITS if value.dtype == np.float64 else 2e-7)
+        assert_close(ours_state[name], value, name, last_digits(LAST_DIGITS) if value.dtype == np.float64 else 2e-7)
 
 
 @pytest.mark.parametrize("kind", [optim.AdamW, optim.SGD])
@@ -155,28 +157,28 @@ def test_parameters_of_both_devices_and_of_any_strides(device: Any):
 
 
 def test_one_launch_for_all_parameters_and_nothing_is_waited_for():
-    with cuda.emulated() as device:
+    with on_cuda() as device:
         params = [Tensor(rng(k).standard_normal((5, k + 1)).astype(np.float32)).to(device="cuda").requires_grad_() for k in range(20)]
         optimizer = optim.AdamW([{"params": params[:10]}, {"params": params[10:], "weight_decay": 0.0}])
         schedule = optim.WarmupCosine(optimizer, 10, 2)
         for step in range(3):
             schedule.set(step)
             set_gradients(params, step)
-            launches, waited = device.launches, device.synchronisations
-            optimizer.step()
-            norm = optim.clip_grad_norm_(params, 1.0)
-            assert (device.launches - launches, device.synchronisations - waited) == (1 + 3, 0)
-        assert isinstance(norm, Tensor) and norm.device == "cuda" and norm.shape == ()
-        assert device.synchronisations == waited
-        float(norm)
-        assert device.synchronisations == waited + 1
+            launches = device.launches
+            with nothing_waits(device):
+                optimizer.step()
+                norm = optim.clip_grad_norm_(params, 1.0)
+                assert norm.device == "cuda" and norm.shape == ()
+            assert device.launches - launches == 1 + 3
+        with pytest.raises(Waits), nothing_waits(device):
+            float(norm)
 
 
 def test_the_naive_kernel_computes_the_same():
     kernels = cuda.Kernels(FILES[0])
     assert FILES[0].name == "adamw.cu"
     arrays = [rng(k).uniform(0.1, 1, 300) for k in range(4)]
-    with cuda.emulated(orders=ORDERS):
+    with on_cuda(ORDERS):
         cp = cuda.array_module()
         p, g, m, v = map(cp.asarray, arrays)
         kernels.launch("adamw_naive<double>", 2, 256, p, g, m, v, 0.1, 0.9, 0.99, 1e-8, 0.2, 5, 300)
@@ -215,7 +217,7 @@ def test_a_captured_step_follows_the_schedule_and_counts_steps(kind: type[optim.
         expected.param_groups[0]["lr"] = 0.1 / (step + 1)
         set_gradients(reference, step)
         expected.step()
-    with cuda.emulated():
+    with on_cuda():
         params = parameters("cuda")
         optimizer = kind(params, lr=0.1, **options)
         set_gradients(params, 0)
@@ -239,7 +241,7 @@ def test_a_captured_step_follows_the_schedule_and_counts_steps(kind: type[optim.
 
 
 def test_two_graphs_have_a_table_of_addresses_each():
-    with cuda.emulated():
+    with on_cuda():
         params, reference = parameters("cuda", (np.float64,)), parameters("cpu", (np.float64,))
         optimizer, expected = optim.SGD(params, lr=1.0), optim.SGD(reference, lr=1.0)
         set_gradients(params, 0)
@@ -286,7 +288,7 @@ def test_a_whole_captured_training_step(taken: int):
         return loss, norm
 
     here = made("cpu")
-    with cuda.emulated() as device:
+    with on_cuda() as device:
         there = made("cuda")
         cp = cuda.array_module()
         x, y = (Tensor(a).to(device="cuda") for a in batches[0])
@@ -297,22 +299,20 @@ def test_a_whole_captured_training_step(taken: int):
         graph = cuda.Captured(lambda: step(*there, x, y))
         for part, state in zip(there, states, strict=True):
             part.load_state_dict(state)
-        waited = device.synchronisations
         results = []
         for k, (images, labels) in enumerate(batches):
             there[1].param_groups[0]["lr"] = here[1].param_groups[0]["lr"] = 0.1 / (k + 1)
-            x.data[...], y.data[...] = cp.asarray(images), cp.asarray(labels)
-            there[1].upload()
-            graph.launch()
-            results.append([part + 0 for part in graph.result])
-            expected = step(*here, Tensor(images), Tensor(labels))
-            if k == 3:
-                with there[2].swapped(), here[2].swapped():
-                    pass
-            assert device.synchronisations == waited
+            with nothing_waits(device):
+                x.data[...], y.data[...] = cp.asarray(images), cp.asarray(labels)
+                there[1].upload()
+                graph.launch()
+                results.append([part + 0 for part in graph.result])
+                expected = step(*here, Tensor(images), Tensor(labels))
+                if k == 3:
+                    with there[2].swapped(), here[2].swapped():
+                        pass
             assert_close(results[-1][0], expected[0], relative=1e-13)
             assert float(results[-1][1]) == pytest.approx(expected[1], rel=1e-12)
-            waited = device.synchronisations
         for ours, reference in zip(there, here, strict=True):
             mine = ours.state_dict()
             for name, value in reference.state_dict().items():
@@ -349,7 +349,7 @@ def test_the_average_is_the_cpu_s(device: Any):
     assert list(averages) == list(references)
     for name, value in references.items():
         assert averages[name].dtype == value.dtype
-        assert_close(averages[name], value, name, LAST_DIGITS)
+        assert_close(averages[name], value, name, last_digits(LAST_DIGITS))
 
 
 # --- clipping
@@ -366,7 +366,7 @@ def test_clipping_is_the_cpu_s(device: Any, dtypes: tuple, scale: float, max_nor
             if p.grad is not None:
                 p.grad = Tensor((p.grad.to(device="cpu").numpy() * scale).astype(p.dtype)).to(device=p.device)
     norm, expected = optim.clip_grad_norm_(params, max_norm), optim.clip_grad_norm_(reference, max_norm)
-    exact = LAST_DIGITS * 10 if dtypes == (np.float64,) else 1e-6
+    exact = last_digits(LAST_DIGITS) * 10 if dtypes == (np.float64,) else 1e-6
     assert float(norm) == pytest.approx(expected, rel=exact)
     for p, q in zip(params, reference, strict=True):
         if q.grad is not None:
@@ -400,6 +400,7 @@ def test_a_gradient_that_is_no_number_is_shown(device: Any, value: float, dtype:
 # --- for real GPUs
 
 
+@pytest.mark.emulator
 @pytest.mark.parametrize("architecture", nvrtc.ARCHITECTURES)
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 def test_compiles_with_nvrtc(file: Path, architecture: str):
@@ -414,6 +415,7 @@ def test_compiles_with_nvrtc(file: Path, architecture: str):
                 assert "st.v4.f32" in compiled.ptx_of(name), f"{name} writes no float4"
 
 
+@pytest.mark.emulator
 @pytest.mark.skipif("MINIGRAD_EMULATOR" in os.environ, reason="runs in the process that this test starts")
 def test_the_same_under_address_sanitizer():
     run_tests(__file__, MINIGRAD_EMULATOR="address")

@@ -247,7 +247,7 @@ def test_small_parameters_are_updated_end_to_end_to_the_same_bits(make: Callable
         monkeypatch.setattr("minigrad.optim.optimizer.SMALL", limit)
         params = [nn.Parameter(rng(k).standard_normal(shape).astype(np.float64 if k == 4 else np.float32)) for k, shape in enumerate(shapes)]
         optimizer = make([{"params": params[:3]}, {"params": params[3:], "lr": 0.3}], lr=0.1)
-        monkeypatch.setattr(optimizer, "_update", lambda *arguments, update=optimizer._update: (calls.append(limit), update(*arguments)))
+        monkeypatch.setattr(optimizer, "_update", lambda *arguments, update=optimizer._update, limit=limit: (calls.append(limit), update(*arguments)))
         for step in range(3):
             give_gradients(params, step)
             if step == 0:

@@ -12,11 +12,14 @@ from minigrad import backend
 from minigrad.backend import cuda
 from minigrad.backend.emulator import state
 from minigrad.backend.emulator.faults import UninitialisedRead
+from tests.cuda_device import on_cuda, on_gpu
+
+pytestmark = pytest.mark.cuda
 
 
 @pytest.fixture
 def device():
-    with cuda.emulated() as device:
+    with on_cuda() as device:
         yield device
 
 
@@ -89,7 +92,7 @@ SAME = {
 def test_computes_what_numpy_computes(cp, what):
     expected, found = SAME[what](np, PLAIN), SAME[what](np, cp.asarray(PLAIN))
     assert isinstance(found, cp.ndarray)
-    np.testing.assert_array_equal(found.get(), expected)
+    np.testing.assert_allclose(found.get(), expected, rtol=1e-5 if on_gpu() else 0, atol=1e-6 if on_gpu() else 0)  # a GPU has an exp of its own
     assert (found.dtype, found.shape) == (expected.dtype, np.shape(expected))
 
 
@@ -134,12 +137,14 @@ def test_views_share_memory_and_name_their_owner(cp):
     assert x.T.reshape(-1).base is None  # cannot be a view
 
 
+@pytest.mark.emulator
 @pytest.mark.parametrize("name", ["mT", "__array_interface__", "tofile", "strides_"])
 def test_other_attributes_are_missing(cp, name):
     with pytest.raises(AttributeError):
         getattr(cp.zeros((2, 2)), name)
 
 
+@pytest.mark.emulator
 def test_other_names_of_the_module_are_missing_and_say_so(cp):
     with pytest.raises(AttributeError, match="the emulator's stand-in for CuPy has no 'fft'"):
         cp.fft
@@ -163,6 +168,7 @@ def test_what_no_function_of_cupy_takes(cp):
     np.testing.assert_array_equal(np.add.reduce(x, 1).get().shape, (3,))
 
 
+@pytest.mark.emulator
 def test_the_host_waits_for_numbers_and_nothing_else(cp, device):
     x = cp.asarray(PLAIN)
     y = np.exp(x).sum() * 2
@@ -180,6 +186,7 @@ def test_the_host_waits_for_numbers_and_nothing_else(cp, device):
         assert device.synchronisations == count
 
 
+@pytest.mark.emulator
 def test_what_nobody_has_written_is_not_read(cp):
     x = cp.empty((3, 4), np.float32)
     for read in (x.get, lambda: x + 1, lambda: x.sum(), lambda: np.concatenate([x, x]), lambda: cp.zeros(4)[x.argmax(0)]):
@@ -192,6 +199,7 @@ def test_what_nobody_has_written_is_not_read(cp):
     np.testing.assert_array_equal(x.get(), np.tile([1, 2], (3, 2)))
 
 
+@pytest.mark.emulator
 def test_an_assignment_writes_an_element_once(cp):
     x = cp.zeros(4)
     x[[2, 0]] = cp.asarray([1.0, 2.0])
@@ -211,6 +219,7 @@ def test_adding_at_places_given_more_than_once(cp):
     np.testing.assert_array_equal(x.get(), [[5, 6], [2, 2], [2, 0]])
 
 
+@pytest.mark.emulator
 @pytest.mark.parametrize(("number", "dtype"), [(np.inf, np.int32), (-1.0, np.uint8), (256.0, np.uint8), (np.nan, np.int64)])
 def test_a_cast_that_does_not_fit_raises(cp, number, dtype):
     with pytest.raises(ValueError, match="which cannot hold it"):
@@ -223,6 +232,7 @@ def test_casts_that_fit(cp):
     np.testing.assert_array_equal(cp.asarray([0.0, 255.9, -0.5]).astype(np.uint8).get(), [0, 255, 0])
 
 
+@pytest.mark.emulator
 def test_memory_is_given_back_and_kept_back_for_a_while(cp):
     memory = state.memory()
     before = len(memory.in_use)
@@ -237,6 +247,7 @@ def test_memory_is_given_back_and_kept_back_for_a_while(cp):
     assert cp.zeros(1000).data.ptr != address
 
 
+@pytest.mark.emulator
 def test_memory_is_used_again_in_the_end(cp):
     memory = state.memory()
     tops = set()
@@ -247,6 +258,7 @@ def test_memory_is_used_again_in_the_end(cp):
     assert len(tops) <= 2
 
 
+@pytest.mark.emulator
 def test_the_ends_of_arrays_lie_apart_and_arrays_on_multiples_of_256(cp):
     arrays = [cp.zeros(n, np.uint8) for n in (1, 255, 256, 257)]
     for first, second in itertools.pairwise(arrays):
