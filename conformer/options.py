@@ -44,6 +44,7 @@ class TrainConfig:
     label_smoothing: Annotated[float, "share of the target that is spread over all classes"] = 0.1
     clip_norm: Annotated[float, "largest norm of the gradient, 0 for no limit"] = 1.0
     drop_path: Annotated[float, "stochastic depth of the last transformer block"] = 0.0
+    cutout: Annotated[int, "side of a square that is blanked in each training image, in pixels, 0 for none"] = 0
     ema: Annotated[float, "decay of an average of the weights that is measured and saved too, 0 for none"] = 0.0
     accumulate: Annotated[int, "parts that a step's images are taken in, for less memory; batch norm sees one part at a time"] = 1
     time_budget: Annotated[str | None, f"time to train for, like 30m; {TIMED_STEPS} steps are timed, undone, and fix the number of steps"] = None
@@ -58,7 +59,7 @@ class TrainConfig:
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision is {self.precision}; it must be one of {', '.join(PRECISIONS)}")
         least = {"batch_size": 2, "log_every": 1, "seed": 0, "weight_decay": 0, "clip_norm": 0}
-        least |= {"accumulate": 1, "eval_epochs": 1, "checkpoint_steps": 0, "checkpoint_minutes": 0}
+        least |= {"accumulate": 1, "eval_epochs": 1, "cutout": 0, "checkpoint_steps": 0, "checkpoint_minutes": 0}
         for name, bound in least.items():
             if not getattr(self, name) >= bound:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {bound}")

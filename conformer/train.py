@@ -241,7 +241,8 @@ class Trainer:
     def _batches(self) -> Iterator[Batch]:
         """The batches of all steps that are left; whatever broke the run off, they are those of the unbroken one."""
         epoch, first = divmod(self.step, self.steps_per_epoch)
-        rest = (batches(self.dataset, self.config.batch_size, epoch + later, 0 if later else first) for later in itertools.count())
+        size, cutout = self.config.batch_size, self.config.cutout
+        rest = (batches(self.dataset, size, epoch + later, 0 if later else first, cutout) for later in itertools.count())
         return itertools.islice(itertools.chain.from_iterable(rest), self.steps - self.step)
 
     def _fit_to_budget(self, signals: StopSignals) -> None:
