@@ -321,7 +321,7 @@ def quietness(results: Sequence[Result]) -> str:
         told = "–" if share is None else f"{100 * share:.0f} %" + (" **noisy**" if share > NOISY else "")
         rows.append([
             f"`{result.file.name}`", result.record["date"][:16].replace("T", " "), str(result.record["environment"]["revision"]),
-            f"{median(loads):.1f} (at most {max(loads):.1f})" if loads else "–", told, f"`{result.record['command']}`",
+            f"{median(loads):.1f} (at most {max(loads):.1f})" if loads else "–", told, f"`{'`, `'.join(result.record['command'].splitlines())}`",
         ])  # fmt: skip
     text = table(["file", "date (UTC)", "commit", "load average", "processors taken by others", "command"], rows)
     if any("**noisy**" in row[4] for row in rows):

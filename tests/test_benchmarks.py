@@ -248,6 +248,25 @@ def test_a_real_process_measures_and_the_file_says_when_where_and_how(tmp_path: 
     assert turn["wall_ms"][0] > 0 and turn["cpu_ms"][0] > 0 and turn["load"] >= 0
 
 
+def test_pieces_of_a_long_benchmark_go_into_one_file(tmp_path: Path) -> None:
+    """A row measured again is replaced, the others stay; the file names every command."""
+    out = str(tmp_path / "step.json")
+
+    def piece(argv: list[str], side: str, config: str, wall: float) -> dict:
+        rows = measure.Rows([{"case": {"config": config}, "side": side, "turns": [{"wall_ms": [wall]}]}])
+        rows.about[side] = {"versions": {"numpy": "1"}}
+        measure.save("step", rows, options_of("--out", out, *argv), argv)
+        return json.loads(Path(out).read_text())
+
+    piece(["--add"], "minigrad", "a", 1.0)
+    piece(["--add", "--sides", "torch-tuned"], "torch-tuned", "a", 2.0)
+    record = piece(["--add"], "minigrad", "a", 3.0)
+    assert [(row["side"], row["turns"][0]["wall_ms"]) for row in record["rows"]] == [("torch-tuned", [2.0]), ("minigrad", [3.0])]
+    assert record["sides"].keys() == {"minigrad", "torch-tuned"}
+    assert record["command"].splitlines() == ['make bench BENCH=step ARGS="--add"', 'make bench BENCH=step ARGS="--add --sides torch-tuned"']
+    assert len(piece([], "minigrad", "b", 4.0)["rows"]) == 1
+
+
 def test_medians_of_turns() -> None:
     assert measure.median([3, 1, 2]) == 2 and measure.median([4, 1, 2, 3]) == 2.5
     assert measure.of_turns([{"wall_ms": [1, 9, 2]}, {"wall_ms": [5]}, {"wall_ms": [7, 8]}]) == 5

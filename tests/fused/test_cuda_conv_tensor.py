@@ -1,4 +1,4 @@
-"""Convolution on tensor cores, on the emulator: with one product as accurate as factors of 11 bits allow, with three as float32.
+"""Convolution on tensor cores, of a GPU or of the emulator: with one product as accurate as factors of 11 bits allow, with three as float32.
 
 The emulator multiplies as `mma` instructions do and cuts sums off as harshly as tensor cores are known to (`tensor_core.cuh`). Read first:
 `test_cuda_conv.py`.
@@ -15,12 +15,14 @@ from hypothesis import given, settings
 import minigrad
 from minigrad import Tensor
 from minigrad.backend import cuda
-from minigrad.backend.emulator.launch import ORDERS
 from minigrad.fused import conv2d_tensor
 from minigrad.fused.conv2d import Geometry, conv2d, cuda_backward, cuda_forward
+from tests.cuda_device import ORDERS, on_cuda
 from tests.fused.test_cuda_conv import conv_inputs, conv_values, packed_convolutions, uniform
 from tests.fused.test_cuda_kernels import run
 from tests.support import rng
+
+pytestmark = pytest.mark.cuda
 
 EPS = np.finfo(np.float32).eps
 
@@ -53,7 +55,7 @@ def check_tf32(inputs: list, values: dict, seed: int = 0) -> None:
     single = [None if a is None else Tensor(a) for a in (x, weight, bias)]
     dy = rng(seed + 1).uniform(-1, 1, conv2d(*single, **values).shape).astype(np.float32)
     references = [definition(tf32(x), tf32(weight), bias, tf32(dy), values, dtype) for dtype in (np.float32, np.float64)]
-    with cuda.emulated(orders=ORDERS), minigrad.precision("tf32"):
+    with on_cuda(ORDERS), minigrad.precision("tf32"):
         tensors = [Tensor(a).to(device="cuda").requires_grad_() for a in (x, weight)]
         y = conv2d(*tensors, None if bias is None else Tensor(bias).to(device="cuda"), **values)
         ours = [t.data.get() for t in (y, *minigrad.grad([y], tensors, [Tensor(dy).to(device="cuda")]))]
@@ -91,7 +93,7 @@ def test_three_products_are_as_accurate_as_float32(case):
     shape = (x.shape[0], *g.output_size(*x.shape[1:3]), weight.shape[0])
     dy = uniform(shape, seed=7)[0].astype(np.float32)
     single, exact = (definition(x, weight, bias, dy, values, dtype) for dtype in (np.float32, np.float64))
-    with cuda.emulated(orders=ORDERS):
+    with on_cuda(ORDERS):
         cp, by_group = cuda.array_module(), weight.reshape(g.groups, -1, *weight.shape[1:])
         y, dx = cp.empty(shape, np.float32), cp.empty(x.shape, np.float32)
         matrices = [cp.asarray(np.ascontiguousarray(by_group.transpose(axes))) for axes in ((0, 3, 4, 1, 2), (0, 3, 4, 2, 1))]
@@ -113,7 +115,7 @@ def test_which_convolutions_take_tensor_cores():
         with minigrad.precision("float32"):
             return not np.array_equal(y.data.get(), conv2d(*inputs, padding=1, groups=sizes.get("groups", 1)).data.get())
 
-    with cuda.emulated():
+    with on_cuda():
         assert launched("tf32") and launched("bf16") and launched("tf32", inputs=8, outputs=12)
         assert not launched("float32")
         assert not launched("tf32", inputs=6)
@@ -128,7 +130,7 @@ def test_nan_is_not_lost_in_rounding():
     x = np.ones((1, 6, 6, 4), np.float32)
     x[0, 0, 0, 1] = np.array(0x7FFFFFFF, np.uint32).view(np.float32)
     weight = np.ones((4, 4, 3, 3), np.float32)
-    with cuda.emulated(), minigrad.precision("tf32"):
+    with on_cuda(), minigrad.precision("tf32"):
         cp = cuda.array_module()
         y, saved = cuda_forward(cp.asarray(x), cp.asarray(weight), None, 1, 0, 1, 1)
         assert np.isnan(y.get()[0, 0, 0]).all() and np.isfinite(y.get()[0, 1:]).all()

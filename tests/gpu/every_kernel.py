@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, settings
 
 from minigrad import Tensor, nn, optim
@@ -26,6 +27,7 @@ from tests.backend import test_cublas, test_cuda_backend
 from tests.cuda_device import on_cuda, use_gpu
 from tests.fused import test_cuda_attention as attention
 from tests.fused import test_cuda_conv as conv
+from tests.fused import test_cuda_conv_tensor as conv_tensor
 from tests.fused import test_cuda_kernels as kernels
 from tests.gpu.compile_all import FILES
 from tests.optim import test_cuda_optim
@@ -38,6 +40,9 @@ def calls() -> Iterator[Callable[[], Any]]:
     """What launches them, page by page."""
     for case in conv.TILES:
         yield lambda case=case: conv.test_tiles_of_a_convolution(case)
+    for case in conv_tensor.CASES:
+        yield lambda case=case: conv_tensor.test_tf32(case)
+        yield lambda case=case: conv_tensor.test_three_products_are_as_accurate_as_float32(case)
     yield conv.test_the_numbers_may_be_numpy_s
     yield conv.test_arrays_that_do_not_lie_at_sixteen_bytes_take_the_kernel_for_single_numbers
     for values in ({"padding": 1}, {"groups": 2, "dilation": (2, 1)}):
@@ -75,10 +80,11 @@ def calls() -> Iterator[Callable[[], Any]]:
     yield kernels.test_the_naive_dropout_computes_the_same
     yield kernels.test_a_mask_drawn_on_the_device_is_the_one_that_numpy_draws
 
-    for tokens in (1, 33):
+    for tokens in (1, 33, 65):
         yield lambda tokens=tokens: attention.test_any_number_of_tokens(tokens)
     for widths in ((33, 7), (96, 127), (32, 32)):
         yield lambda widths=widths: attention.test_any_head_width(*widths)
+    yield _attention
     for dtype in (np.float32, np.float64):
         yield lambda dtype=dtype: attention.test_wider_heads_take_the_kernels_with_a_thread_per_row(dtype)
         yield lambda dtype=dtype: test_cuda_backend.test_erf_and_its_gradient_are_the_cpu_s(dtype, (300,))
@@ -105,6 +111,21 @@ def _dropout() -> None:
         x, mask, y = cp.asarray(rng(1).standard_normal((2, 300), np.float32)[0]), cp.ones(300, np.float32), cp.empty(300, np.float32)
         kernels_naive.launch("dropout_forward_naive<float, float>", 2, 256, x, mask, y, 300, 2.0)
         np.testing.assert_array_equal(y.get(), 2 * x.get())
+
+
+def _attention() -> None:
+    """With every kind of mask, by each rung, also where the short sequences' kernels would do."""
+    for short in (attention.page._SHORT, {"float": (), "double": ()}):
+        for values in ("bias", "allowed", "dropout", "dropout of floats"):
+            with pytest.MonkeyPatch.context() as changes:
+                changes.setattr(attention.page, "_SHORT", short)
+                attention.test_every_rung_of_the_ladder_computes_the_same(changes, values)
+        with pytest.MonkeyPatch.context() as changes:
+            changes.setattr(attention.page, "_SHORT", short)
+            random = rng(3)
+            for tokens in (17, 33):
+                keep = random.random((1, 2, tokens, tokens)) < 0.7
+                attention.check(attention.qkv(tokens, tokens, 6, heads=2), dropout_mask=keep, dropout_p=0.3)
 
 
 def _optimisers() -> None:
