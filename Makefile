@@ -32,6 +32,9 @@ test-gpu: ## the tests of everything on CUDA, on a real GPU:  make test-gpu PYTH
 	@$(PYTHON_GPU) -m tests.gpu.compile_all
 	$(FAST) $(PYTHON_GPU) -m pytest --device=gpu -n 8 tests/backend tests/fused tests/optim tests/gpu tests/test_devices.py $(ARGS)
 
+sanitize: ## every CUDA kernel under NVIDIA's compute-sanitizer:  make sanitize PYTHON_GPU=python3 ARGS="--only memcheck"
+	@$(PYTHON_GPU) -m tests.gpu.sanitize $(ARGS)
+
 coverage: $(VENV)/test.stamp ## which lines and branches of minigrad/ the tests run; build/coverage.json
 	$(FAST) MINIGRAD_THREADS=2 $(RUN) -m pytest --cov --cov-report=term-missing:skip-covered --cov-report=json $(ARGS)
 
@@ -50,9 +53,9 @@ lint: $(VENV)/test.stamp ## style, types and the direction of imports
 bench: $(VENV)/test.stamp ## all benchmarks (25 minutes), or one of benchmarks/:  make bench BENCH=ops ARGS="--quick"
 	$(FAST) $(RUN) -m benchmarks.$(BENCH) $(ARGS)
 
-# CuPy is not among the packages that the tests need: pip install '.[cuda13]' into .venv, or RUN=python3 where it is installed with PyTorch.
-bench-gpu: $(if $(filter $(VENV)/%,$(RUN)),$(VENV)/test.stamp) ## the CUDA path on a GPU beside PyTorch (6 minutes); docs/benchmarks_gpu.md
-	$(FAST) $(RUN) -m benchmarks.gpu_suite $(ARGS)
+bench-gpu: ## the CUDA path on a GPU beside PyTorch, 6 minutes; docs/benchmarks_gpu.md:  make bench-gpu PYTHON_GPU=python3
+	@$(PYTHON_GPU) -m tests.gpu.compile_all
+	$(FAST) $(PYTHON_GPU) -m benchmarks.gpu_suite $(ARGS)
 
 lab: $(VENV)/notebooks.stamp ## the notebooks in JupyterLab, in a browser
 	$(FAST) $(RUN) -m jupyterlab $(ARGS) notebooks

@@ -8,14 +8,17 @@ the GPU. Read next: `gpu_step.py`, which times them, and `gpu_profile.py`, which
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import minigrad
-from benchmarks import gpu
+from benchmarks import gpu, gpu_sides
 from benchmarks.networks import batch_of, network_of
 from conformer.learner import Learner
 from conformer.options import TrainConfig
 from minigrad.backend import cuda
+
+if TYPE_CHECKING:
+    import torch
 
 STEPS = 100_000  # that the learning rate's schedule is fitted to: none of the benchmarks takes as many
 PRECISIONS = ("float32", "tf32", "bf16")
@@ -70,13 +73,14 @@ class OurStep:
         return launch
 
 
-def torch_step(case: dict, precision: str = "float32", compiled: str | None = None) -> Callable[[], Any]:
+def torch_step(case: dict, precision: str = "float32", compiled: str | None = None, graph: bool = False) -> Callable[[], Any]:
     """The same in PyTorch: channels_last, cuDNN's fastest algorithms (cudnn.benchmark), fused AdamW; the loss stays on the GPU.
 
     Args:
         case: the network, the images' size and how many.
         precision: float32; tf32: products and convolutions in TensorFloat-32; bf16: that, and autocast to bfloat16.
         compiled: the mode of torch.compile for the forward and backward pass, None for eager.
+        graph: capture the whole step as one CUDA graph, as a PyTorch user can by hand.
     """
     import torch
     import torch.nn.functional as F
@@ -102,20 +106,52 @@ def torch_step(case: dict, precision: str = "float32", compiled: str | None = No
 
     forward = torch.compile(loss_of, mode=compiled) if compiled else loss_of
 
-    def step() -> torch.Tensor:
-        set_torch_precision(precision)  # other steps of the process may have another
-        if compiled == "reduce-overhead":
-            torch.compiler.cudagraph_mark_step_begin()
-        optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = learner.begin_step()
+    def update() -> torch.Tensor:
         optimizer.zero_grad()
         loss = forward()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm, foreach=True)
         optimizer.step()
-        learner.step += 1
         return loss.detach()
 
+    take: Callable[[], torch.Tensor] = _torch_captured(update, optimizer) if graph and device == "cuda" else update
+
+    def step() -> torch.Tensor:
+        set_torch_precision(precision)  # other steps of the process may have another
+        if compiled == "reduce-overhead":
+            torch.compiler.cudagraph_mark_step_begin()
+        rate = learner.begin_step()
+        for group in optimizer.param_groups:
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+        learner.step += 1
+        return take()
+
     return step
+
+
+def _torch_captured(update: Callable[[], torch.Tensor], optimizer: torch.optim.Optimizer) -> Callable[[], torch.Tensor]:
+    """The update as one CUDA graph, with learning rates that it reads from the GPU's memory."""
+    import torch
+
+    for group in optimizer.param_groups:
+        group.update(capturable=True, lr=torch.tensor(float(group["lr"]), device="cuda"))
+    with gpu_sides.capture_stream() as stream:
+        for _ in range(3):
+            update()
+        graph = torch.cuda.CUDAGraph()
+        stream.synchronize()
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="relaxed"):
+            loss = update()
+    kept = loss, update  # the function holds the arrays, of which a graph knows only where they were
+
+    def launch() -> torch.Tensor:
+        graph.replay()
+        return kept[0]
+
+    return launch
 
 
 def set_torch_precision(precision: str) -> None:

@@ -135,8 +135,8 @@ def _fused_page(page: str, ops: list[Fused]) -> str:
             for role, function in (("Forward", kernel.forward), ("Backward", kernel.backward)):
                 if function is not None and function.__name__ in functions:
                     parts += [f"**{role}**", _code(inspect.getsource(function))]
-    cuda = ROOT / "minigrad" / "fused" / f"{page}.cu"
-    if cuda.exists():
+    folder = ROOT / "minigrad" / "fused"
+    for cuda in [*folder.glob(f"{page}.cu"), *sorted(folder.glob(f"{page}_*.cu"))]:
         parts += ["## CUDA source", f"*File: `minigrad/fused/{cuda.name}`*", _code(cuda.read_text(encoding="utf-8"), "cuda")]
     parts += _proofs(ROOT / "tests" / "fused" / f"test_{page}.py", ops)
     parts += _speed(ops)

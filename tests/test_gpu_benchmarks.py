@@ -209,8 +209,8 @@ def test_a_profile_says_how_long_a_step_takes(
 
 def test_which_sides_are_compiled_unasked() -> None:
     micro, small = ({"config": name, "batch": 1, "size": 32} for name in ("cifar-micro", "cifar-small"))
-    assert gpu_step.sides_of(micro, None) == ["graph", "eager", "torch", "torch-compile"]
-    assert gpu_step.sides_of(small, None) == ["graph", "eager", "torch"]
+    assert gpu_step.sides_of(micro, None) == ["graph", "eager", "torch", "torch-graph", "torch-compile"]
+    assert gpu_step.sides_of(small, None) == ["graph", "eager", "torch", "torch-graph"]
     assert gpu_step.sides_of(small, ["torch-compile", "graph"]) == ["graph", "torch-compile"]
 
 
@@ -323,7 +323,7 @@ def test_the_page_says_what_the_files_hold(tmp_path: Path) -> None:
         (tmp_path / f"{record['benchmark']}.json").write_text(json.dumps(record))
     gpu_report.main(["--results", str(tmp_path), "--page", str(tmp_path / "page.md")])
     page = (tmp_path / "page.md").read_text()
-    assert "| cifar-micro, 512 of 32x32, tf32 | 5 | 50 | 10 | – | 0.50 | – |" in page
+    assert "| cifar-micro, 512 of 32x32, tf32 | 5 | 50 | 10 | – | 0.50 | 0.50 |" in page
     assert "Not measured: cifar-micro, tf32, torch.compile: left out: the time for compiling was spent." in page
     assert "do not begin with the same loss**: cifar-micro, tf32: eager 2, torch 2.5." in page
     assert "copies memory at 2 GB/s" in page and "float32 0, tf32 0, bf16 0" in page

@@ -106,10 +106,22 @@ def _long(vector: np.ndarray, groups: int) -> np.ndarray:
     return copies.reshape(-1)
 
 
-def _walk(wide: np.ndarray, work: Callable[[slice, np.ndarray], None], channels: int) -> np.ndarray:
-    """Call `work(block, sums)` for the row blocks of `wide`, on all threads.
+def _by_blocks(work: Callable[[slice], None], wide: np.ndarray) -> None:
+    """Call `work(block)` for the row blocks of `wide`, on all threads."""
+    rows, width = wide.shape
+    step = max(BLOCK // width, 1)
 
-    The work may add to `sums`, two long rows. Returned is (2, C): their total by channel, in float64 from here on, as C numbers cost nothing.
+    def share(start: int, stop: int) -> None:
+        for row in range(start, stop, step):
+            work(slice(row, min(row + step, stop)))
+
+    parallel_rows(share, rows, max(GRAIN // width, 1))
+
+
+def _totals(work: Callable[[slice, np.ndarray], None], wide: np.ndarray, channels: int) -> np.ndarray:
+    """Call `work(block, sums)` for the row blocks of `wide`, on all threads; it adds to `sums`, two long rows.
+
+    Returned is (2, C): their total by channel, in float64 from here on, as C numbers cost nothing.
     """
     rows, width = wide.shape
     step = max(BLOCK // width, 1)
@@ -120,8 +132,9 @@ def _walk(wide: np.ndarray, work: Callable[[slice, np.ndarray], None], channels:
             work(slice(row, min(row + step, stop)), sums)
         return sums
 
-    total = np.add.reduce(parallel_rows(share, rows, max(GRAIN // width, 1)))
-    return total.astype(np.float64).reshape(2, -1, channels).sum(1)
+    parts = parallel_rows(share, rows, max(GRAIN // width, 1))
+    total = parts[0] if len(parts) == 1 else np.add.reduce(parts)
+    return np.add.reduce(total.astype(np.float64).reshape(2, -1, channels), 1)
 
 
 def cpu_forward(x, weight, bias, mean, var, residual, eps, relu):
@@ -144,8 +157,9 @@ def cpu_forward(x, weight, bias, mean, var, residual, eps, relu):
             sums[0] += ones[block] @ part
             sums[1] += np.einsum("rw,rw->w", part, part)
 
-        mean, square = _walk(x_wide, work, channels) / count
-        return mean, np.maximum(square - mean * mean, 0)
+        mean, square = _totals(work, x_wide, channels) / count
+        square -= mean * mean
+        return mean, np.maximum(square, 0, out=square)
 
     training = mean is None
     mean, var = moments(None) if training else (mean.astype(np.float64), var.astype(np.float64))
@@ -157,13 +171,13 @@ def cpu_forward(x, weight, bias, mean, var, residual, eps, relu):
             mean = pivot + offset
         else:
             offset = np.zeros(channels)                                    # the statistics have x's dtype
-    rstd = (var + eps) ** -0.5                                             # (C,)
+    rstd = 1 / np.sqrt(var + eps)                                          # (C,)
     scale = rstd if weight is None else rstd * weight
     shift = -offset * scale if bias is None else bias - offset * scale
     scale, shift = (_long(vector.astype(x.dtype), groups) for vector in (scale, shift))
     long_pivot = None if pivot is None else _long(pivot, groups)
 
-    def affine(block: slice, _) -> None:
+    def affine(block: slice) -> None:
         part, out = x_wide[block], y_wide[block]
         if long_pivot is not None:
             part = np.subtract(part, long_pivot, out=out)
@@ -174,7 +188,7 @@ def cpu_forward(x, weight, bias, mean, var, residual, eps, relu):
         if relu:
             np.maximum(out, zeros, out=out)                                # with a scalar zero NumPy takes five times as long
 
-    _walk(x_wide, affine, channels)
+    _by_blocks(affine, x_wide)
     return (y, mean.astype(x.dtype), var.astype(x.dtype)), (x, weight, y if relu else None, pivot, offset, rstd, training)
 
 
@@ -214,7 +228,7 @@ def cpu_backward(dy, saved, needs):
         sums[0] += ones[block] @ g
         sums[1] += np.einsum("rw,rw->w", g, part)
 
-    dbias, dweight = _walk(x_wide, products, channels)                     # float64
+    dbias, dweight = _totals(products, x_wide, channels)                     # float64
     dweight = (dweight - offset * dbias) * rstd
 
     dx = None
@@ -225,14 +239,14 @@ def cpu_backward(dy, saved, needs):
         a, b, c = (_long(vector.astype(x.dtype), groups) for vector in (a, b, c))
         dx_wide = np.empty_like(g_wide) if y is None or wants_residual else g_wide
 
-        def combine(block: slice, _) -> None:
+        def combine(block: slice) -> None:
             out = np.multiply(g_wide[block], a, out=dx_wide[block])
             if training:
                 part = x_wide[block] * b if pivot is None else (x_wide[block] - long_pivot) * b
                 part += c
                 out += part
 
-        _walk(x_wide, combine, channels)
+        _by_blocks(combine, x_wide)
         dx = dx_wide.reshape(x.shape)
     dresidual = g_wide.reshape(x.shape) if wants_residual else None
     dweight, dbias = dweight.astype(x.dtype), dbias.astype(x.dtype)

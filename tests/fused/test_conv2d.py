@@ -166,15 +166,24 @@ class TestConv2d(Proof):
     def test_products_in_chunks(self, monkeypatch: pytest.MonkeyPatch, kernel: tuple[int, int], outputs: int, groups: int) -> None:
         """Chunks of 64 rows, and what is left over; the weight's gradient with either operand the wider one."""
         chunks, cut = PAGE._chunks, []
-        monkeypatch.setattr(PAGE, "SMALL_PRODUCT", 64 * kernel[0] * kernel[1] * (4 // groups) * (outputs // groups))
+        for limit in ("SMALL_PRODUCT", "PACKED_PRODUCT"):  # whichever this machine's BLAS goes by
+            monkeypatch.setattr(PAGE, limit, 64 * kernel[0] * kernel[1] * (4 // groups) * (outputs // groups))
         monkeypatch.setattr(PAGE, "_chunks", lambda rows, chunk: cut.append((rows.shape[1], chunk)) or chunks(rows, chunk))
         monkeypatch.setattr(PAGE, "_grain", lambda y, weight: 1000)
         self.kernel_equals_definition(case(3, 7, 9, 4, outputs, kernel, groups=groups, padding=kernel[0] // 2))  # 189 rows
         assert set(cut) == {(128, 64)}
 
+    @pytest.mark.parametrize(("small", "limit"), [(True, 1_000_000), (False, 10_000_000)])
+    def test_chunks_suit_the_machines_blas(self, monkeypatch: pytest.MonkeyPatch, small: bool, limit: int) -> None:
+        monkeypatch.setattr(PAGE, "has_small_products", lambda: small)
+        for each in (12 * 48, 9 * 16 * 16, limit, limit + 1):
+            rows = PAGE._chunk_rows(each)
+            assert rows % 64 == 0 and rows * each <= limit < (rows + 64) * each
+
     def test_a_transposed_product_of_few_long_rows(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """More columns than a chunk has rows, and fewer rows than that."""
-        monkeypatch.setattr(PAGE, "SMALL_PRODUCT", 64 * 70 * 80)
+        for limit in ("SMALL_PRODUCT", "PACKED_PRODUCT"):
+            monkeypatch.setattr(PAGE, limit, 64 * 70 * 80)
         left, right = rng(0).uniform(-1, 1, (1, 50, 70)), rng(1).uniform(-1, 1, (1, 50, 80))
         assert_close(PAGE.multiply_transposed(left, right), left.swapaxes(1, 2) @ right)
 

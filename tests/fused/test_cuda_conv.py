@@ -51,6 +51,7 @@ def conv_values(stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: in
 
 TILES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "three tiles of rows, the last not full": ({"batch": 3, "height": 10, "width": 9, "outputs": 12}, {"padding": 1}),
+    "64 columns": ({"inputs": 8, "outputs": 64, "height": 4}, {"padding": 1}),
     "64 columns, and 4 more": ({"inputs": 8, "outputs": 68}, {"padding": 1}),
     "32 columns": ({"inputs": 24, "outputs": 24}, {"padding": 1, "stride": 2}),
     "32 columns twice": ({"inputs": 4, "outputs": 96, "height": 3}, {}),

@@ -247,15 +247,15 @@ def test_normalising_never_waits_for_the_device():
 # --- softmax and log_softmax
 
 
+ROWS = [
+    *[((5, 33), -1), ((3, 257), -1), ((2, 1023), 1), ((5, 128), -1), ((2, 132), -1), ((3, 1024), -1)],  # a warp per row
+    *[((2, 1028), -1), ((2, 1030), -1)],  # a block per row
+    *[((3, 5, 60), 1), ((40, 7), 0), ((2, 9, 1), 1)],  # other axes, of which only the last one's numbers are neighbours
+]
+
+
 @pytest.mark.parametrize("op", [softmax, log_softmax])
-@pytest.mark.parametrize(
-    ("shape", "axis"),
-    [
-        *[((5, 33), -1), ((3, 257), -1), ((2, 1023), 1), ((5, 128), -1), ((2, 132), -1), ((3, 1024), -1)],  # a warp per row
-        *[((2, 1028), -1), ((2, 1030), -1)],  # a block per row
-        *[((3, 5, 60), 1), ((40, 7), 0), ((2, 9, 1), 1)],  # other axes, of which only the last one's numbers are neighbours
-    ],
-)
+@pytest.mark.parametrize(("shape", "axis"), ROWS)
 def test_softmax_of_rows_of_all_lengths(op, shape, axis):
     check_cuda(op, [3 * rng(1).standard_normal(shape)], {"axis": axis})
 

@@ -10,12 +10,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import conformer
 import minigrad
 from minigrad.backend import cuda
 
 __all__ = ["FILES", "compile_file"]
 
-FILES = sorted(Path(minigrad.__file__).parent.glob("**/*.cu"))
+FILES = sorted(file for package in (minigrad, conformer) for file in Path(package.__file__).parent.glob("**/*.cu"))
 
 
 def compile_file(file: Path) -> list[str]:
