@@ -157,7 +157,7 @@ def convolution(channels: int, outputs: int, groups: int = 1, kernel: int = 3, b
     ("columns", "wide"),
     [(4, 16), (16, 16), (20, 32), (32, 32), (36, 64), (48, 64), (64, 64), (68, 16), (80, 16), (84, 32), (96, 32), (100, 64), (128, 64)],
 )
-def test_convolution_takes_the_widest_tile_that_is_more_than_half_full(columns, wide):
+def test_conv2d_takes_the_widest_tile_that_is_more_than_half_full(columns, wide):
     """Of 64, 32 and 16 columns; where packs cannot be read there is one tile only."""
     forward, dx, dweight = (
         launch for launch in convolution(columns, columns, kernel=2) if "implicit" in launch.kernel or "gradient<" in launch.kernel
@@ -173,14 +173,14 @@ def test_convolution_takes_the_widest_tile_that_is_more_than_half_full(columns, 
 @pytest.mark.parametrize(
     ("channels", "outputs", "groups", "few"), [(8, 8, 2, False), (7, 8, 2, True), (8, 7, 2, True), (1, 1, 2, True), (1, 1, 1, False)]
 )
-def test_convolution_of_small_groups_takes_a_thread_per_number(channels, outputs, groups, few):
+def test_conv2d_of_small_groups_takes_a_thread_per_number(channels, outputs, groups, few):
     kernels = [launch.kernel.partition("<")[0] for launch in convolution(channels, outputs, groups)]
     direct = ["conv2d_naive", "conv2d_input_gradient_naive", "conv2d_weight_gradient_direct"]
     assert [name in kernels for name in direct] == [few] * 3
     assert [name in kernels for name in ("conv2d_implicit", "conv2d_weight_gradient")] == [not few] * 2
 
 
-def test_which_convolutions_take_which_tiles_of_tensor_cores():
+def test_conv2d_takes_tiles_of_tensor_cores_by_the_channels():
     def taken(inputs: int, outputs: int) -> list[str]:
         kernels = [launch.kernel for launch in convolution(inputs, outputs, precision="tf32")]
         return [name.removeprefix("conv2d_tensor") for name in kernels if "tensor" in name]

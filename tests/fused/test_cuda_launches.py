@@ -160,7 +160,7 @@ def test_every_operation_with_a_cuda_kernel_is_tried():
 
 
 @pytest.mark.parametrize("call", [call for call in CALLS["conv2d"] if call.inputs[0][3] % 4 == 0], ids=str)
-def test_convolution_on_tensor_cores(call):
+def test_conv2d_on_tensor_cores(call):
     with minigrad.precision("tf32"):
         assert wasteful(REGISTRY["conv2d"], call) == []
 
