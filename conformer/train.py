@@ -235,7 +235,10 @@ class Trainer:
     def _stepper(self) -> Steps:
         """What takes the steps that are left, where the network is."""
         if self.device == "cuda":
-            return GpuSteps(self.learner, self.dataset, self.config.batch_size, self.config.log_every)
+            began = time.perf_counter()
+            steps = GpuSteps(self.learner, self.dataset, self.config.batch_size, self.config.log_every)
+            self.display.message(f"a step captured as one CUDA graph in {time.perf_counter() - began:.1f} s (its kernels are compiled the first time)")
+            return steps
         return CpuSteps(self.learner, self._batches())
 
     def _batches(self) -> Iterator[Batch]:
