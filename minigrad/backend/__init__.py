@@ -113,7 +113,8 @@ def is_view(array: Array, of: Array) -> bool:
         if base is of or base is of.base:
             return True
         base = getattr(base, "base", None)
-    return type(array) is type(of) is not np.ndarray and array.data.mem is of.data.mem  # the views of CuPy's as_strided name no base
+    memory = None if isinstance(array, np.ndarray) else getattr(array.data, "mem", None)  # the views of CuPy's as_strided name no base
+    return memory is not None and memory is getattr(of.data, "mem", None)
 
 
 def add_at(array: Array, index: Any, values: Array) -> None:
