@@ -1,6 +1,6 @@
 """The whole training step on the GPU: ours, with a launch for each kernel and as one CUDA graph, beside PyTorch, eager, captured and compiled.
 
-    python -m benchmarks.gpu_step [--cases cifar-micro:512:32 ...] [--precisions float32 tf32 bf16] [--sides ...] [--compile-seconds 150] [--quick]
+    python -m benchmarks.gpu_step [--cases cifar-micro:512:32 ...] [--precisions float32 tf32 bf16] [--sides ...] [--compile-seconds 100] [--quick]
 
 All sides of a case begin with the same weights and take turns; a figure is the median over the steps of all turns. Compiling a network takes PyTorch
 a minute, so the compiled sides are prepared in the order of the cases until --compile-seconds are spent; the others are named as left out. Read
@@ -30,7 +30,7 @@ SIDES = {
 }
 MODES = {"torch-compile": "default", "torch-compile-graphs": "reduce-overhead"}
 COMPILED = {("cifar-micro", "torch-compile"), ("cifar-nano", "torch-compile-graphs")}  # what is compiled if no sides are named
-MILLISECONDS, FEWEST, MOST = 400.0, 5, 50  # that a turn measures, and steps
+MILLISECONDS, FEWEST, MOST = 250.0, 5, 50  # that a turn measures, and steps
 
 
 def prepare(side: str, case: dict, precision: str) -> tuple[Callable[[], Any], float]:
@@ -68,7 +68,18 @@ def measured(case: dict, precision: str, sides: Sequence[str], rounds: int, may_
             once = timed(step, 1, warm_ups=2)["ms"][0]
             rows[side]["turns"].append(timed(step, int(min(MOST, max(FEWEST, MILLISECONDS / max(once, 0.01)))), warm_ups=0))
             gpu.free_memory()
+    steps.clear()
+    if any("turns" in rows[side] for side in MODES if side in rows):
+        forget_compiled()
     return list(rows.values())
+
+
+def forget_compiled() -> None:
+    """Let go of what torch.compile keeps of networks that are measured no more."""
+    import torch
+
+    torch.compiler.reset()
+    gpu.free_memory()
 
 
 # --- what the samples say
@@ -124,7 +135,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--precisions", nargs="+", default=list(gpu_networks.PRECISIONS), choices=gpu_networks.PRECISIONS)
     parser.add_argument("--sides", nargs="+", choices=SIDES, help="default: all, compiled ones for some cases only")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each side")
-    parser.add_argument("--compile-seconds", type=float, default=150.0, help="no compiling begins after so much time was spent on it")
+    parser.add_argument("--compile-seconds", type=float, default=100.0, help="no compiling begins after so much time was spent on it")
     options = parser.parse_args(argv)
     gpu.connect()
     if options.quick:

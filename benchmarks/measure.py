@@ -90,6 +90,7 @@ def arguments(description: str | None, sides: Sequence[str], rounds: int, second
     parser.add_argument("--quick", action="store_true", help="one sample of tiny cases, to see that everything works; written to runs/benchmarks/")
     parser.add_argument("--peers-python", default=sys.executable, metavar="PYTHON", help="interpreter with jax, tinygrad, autograd, mygrad")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the JSON file (default: benchmarks/results/NAME.json)")
+    parser.add_argument("--add", action="store_true", help="keep what the file holds of other cases and sides: for a long benchmark taken in pieces")
     parser.add_argument("--worker", metavar="SIDE", help=argparse.SUPPRESS)  # this process is one side's
     return parser
 
@@ -273,7 +274,8 @@ class Worker:
 class Rows(list):
     """Rows `{"case", "side", "turns"}` (or "failed" for "turns"); `about` says what each side is made of, `skipped` why a side is missing."""
 
-    def __init__(self) -> None:
+    def __init__(self, rows: Iterable[dict] = ()) -> None:
+        super().__init__(rows)
         self.about: dict[str, Any] = {}
         self.skipped: dict[str, str] = {}
 
@@ -318,8 +320,9 @@ def interleaved(benchmark: str, cases: Iterable[dict], options: argparse.Namespa
                         say(f"{SIDES[name].title}: failed on {label(case)}: {reply['failed']}")
                     else:
                         turns[name].append(reply)
-            rows += [{"case": case, "side": name, "failed": reason} for name, reason in failed.items()]
-            rows += [{"case": case, "side": name, "turns": taken} for name, taken in turns.items() if taken and name not in failed]
+            when = _now()
+            rows += [{"case": case, "side": name, "date": when, "failed": reason} for name, reason in failed.items()]
+            rows += [{"case": case, "side": name, "date": when, "turns": taken} for name, taken in turns.items() if taken and name not in failed]
             say(f"{label(case)}: " + ", ".join(f"{name} {summary(taken)}" for name, taken in turns.items() if taken))
     finally:
         for worker in workers.values():
@@ -374,6 +377,10 @@ def environment() -> dict[str, Any]:
     }
 
 
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
 def _revision() -> str | None:
     """The commit that was measured, "+" where files differ from it."""
     try:
@@ -392,11 +399,14 @@ def result_path(name: str, options: argparse.Namespace) -> Path:
 
 
 def save(name: str, rows: Rows, options: argparse.Namespace, argv: Sequence[str] | None = None, **more: Any) -> Path:
-    """Write everything that was measured, and on what; returns the file."""
+    """Write everything that was measured, and on what; returns the file.
+
+    With --add, rows of the file as it is that were not measured now stay, each with its date. What the file says of the machine is of the last time.
+    """
     words = ["DIR" if os.path.isabs(word) else word for word in (sys.argv[1:] if argv is None else argv)]
     record = {
         "benchmark": name,
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "date": _now(),
         "command": f"make bench BENCH={name}" + (f' ARGS="{shlex.join(words)}"' if words else ""),
         "settings": {key: getattr(options, key) for key in ("rounds", "seconds", "threads", "retakes", "pinned", "quick")},
         "environment": environment(),
@@ -406,6 +416,12 @@ def save(name: str, rows: Rows, options: argparse.Namespace, argv: Sequence[str]
         "rows": list(rows),
     }
     path = result_path(name, options)
+    if options.add and path.exists():
+        before, measured = json.loads(path.read_text()), [(row["case"], row["side"]) for row in rows]
+        record["sides"] = {**before["sides"], **record["sides"]}
+        record["skipped"] = {**before["skipped"], **record["skipped"]}
+        record["command"] = "\n".join(dict.fromkeys([*before["command"].splitlines(), record["command"]]))
+        rows = Rows([row for row in before["rows"] if (row["case"], row["side"]) not in measured] + rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     # one row a line: a later run differs from this one line by line
     head, rows_text = {**record, "rows": []}, ",\n".join(json.dumps(row) for row in rows)

@@ -115,6 +115,31 @@ def step_section(result: Result, plots: Plots) -> str:
     return text + table(header, rows) + picture("step", "Milliseconds of a training step")
 
 
+def profile_section(result: Result, plots: Plots) -> str:
+    """What takes at least a hundredth of the step."""
+    parts = [
+        "Each operation without those it calls. The floor is what its matrix products would take at the speed of a large one, or the arrays that it "
+        "is given and returns at the speed of copying memory, whichever is longer; what lies in a cache is read faster than that."
+    ]
+    for case, turns in result.cases():
+        turn = turns[OURS][0]
+        total = sum(row["ms"] for row in turn["operations"])
+        rows: list[list] = [
+            [
+                row["operation"], row["ms"], f"{100 * row['ms'] / total:.0f} %", row.get("calls"), row["mb"] / row["ms"] if row.get("mb") else None,
+                1e3 * row["gflop"] / row["ms"] if row.get("gflop") else None, row.get("floor_ms"), ratio(row["ms"], row.get("floor_ms")),
+            ]
+            for row in turn["operations"]
+            if row["ms"] >= total / 100
+        ]  # fmt: skip
+        floor = sum(row.get("floor_ms", 0) for row in turn["operations"])
+        rows.append(["**all**", total, "100 %", None, None, None, floor, ratio(total, floor)])
+        header = ["operation", "ms", "share", "calls", "GB/s", "GFLOP/s", "floor, ms", "of the floor"]
+        best = f"{number(turn['gflops'])} GFLOP/s and {number(turn['copy_gbs'])} GB/s"
+        parts.append(f"### {case['config']}, batch {case['batch']}: the machine reached {best}\n\n" + table(header, rows))
+    return "\n\n".join(parts)
+
+
 def ops_section(result: Result, plots: Plots) -> str:
     """Sums by operation over a step, then every call."""
     copies = [of_turns(row["turns"]) for row in result.rows if row["case"]["op"] == "copy"]
@@ -274,6 +299,7 @@ def inference_section(result: Result, plots: Plots) -> str:
 
 SECTIONS: dict[str, tuple[str, Callable[[Result, Plots], str]]] = {
     "step": ("The training step", step_section),
+    "step_profile": ("Where the time of our step goes", profile_section),
     "end_to_end": ("A whole training run against the bare step", end_to_end_section),
     "block": ("One block beside other frameworks", block_section),
     "ops": ("Every fused operation", ops_section),
@@ -321,7 +347,7 @@ def quietness(results: Sequence[Result]) -> str:
         told = "–" if share is None else f"{100 * share:.0f} %" + (" **noisy**" if share > NOISY else "")
         rows.append([
             f"`{result.file.name}`", result.record["date"][:16].replace("T", " "), str(result.record["environment"]["revision"]),
-            f"{median(loads):.1f} (at most {max(loads):.1f})" if loads else "–", told, f"`{result.record['command']}`",
+            f"{median(loads):.1f} (at most {max(loads):.1f})" if loads else "–", told, f"`{'`, `'.join(result.record['command'].splitlines())}`",
         ])  # fmt: skip
     text = table(["file", "date (UTC)", "commit", "load average", "processors taken by others", "command"], rows)
     if any("**noisy**" in row[4] for row in rows):

@@ -1,23 +1,27 @@
-"""Where the time of a training step goes: every operation's share, beside what the machine could do at best.
+"""Where the time of our training step goes: every operation's share, beside what the machine could do at best.
 
-    make bench BENCH=step_profile ARGS="[--config cifar-nano] [--batch 128] [--threads 1] [--shapes] [--top 30]"
+    make bench BENCH=step_profile ARGS="[--configs cifar-nano] [--batches 128] [--threads 1] [--shapes] [--top 30]"
 
 The step is that of `step.py`. Each operation is timed on its own (what it calls is taken off), forward and backward apart. Its bytes are those of
 the arrays it is given and returns, each once: the least it must move. Its operations are those of its matrix products. The floor is the longer of
 what the two would take at the speeds of this machine, measured at the start: a large matrix product, and copying an array out of memory. An array
 that is still in a cache is read faster than that, so an operation can be below its floor. With one thread the clock counts processor time, which
-other processes do not lengthen. Nothing is written. Read next: `networks.py`, the step.
+other processes lengthen less. Read next: `networks.py`, the step.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from typing import Any
+
+from benchmarks import measure
+from benchmarks.measure import Side, median
+
+NAME = "step_profile"
+REST = "everything else: modules, nodes, the walk"
 
 
 @dataclass
@@ -154,7 +158,7 @@ def speeds(clock: Callable[[], float], seconds: float = 0.3) -> tuple[float, flo
 
     def best(work: Callable[[int, int], Any], rows: int) -> float:
         fastest, end = float("inf"), time.perf_counter() + seconds
-        while time.perf_counter() < end:
+        while fastest == float("inf") or time.perf_counter() < end:
             began = clock()
             parallel_rows(work, rows)
             fastest = min(fastest, clock() - began)
@@ -168,35 +172,8 @@ def speeds(clock: Callable[[], float], seconds: float = 0.3) -> tuple[float, flo
     return 2 * n**3 / product, 2 * source.nbytes / copy
 
 
-def report(profile: Profile, steps: int, total: float, operations: float, bandwidth: float, top: int) -> list[str]:
-    """The table, an operation a line, most expensive first."""
-    lines = [f"{'ms':>8} {'share':>6} {'calls':>6} {'MB':>8} {'GB/s':>6} {'GFLOP/s':>8} {'floor ms':>8} {'x floor':>7}  operation"]
-    rest = total
-    for name, spent in sorted(profile.spent.items(), key=lambda item: -item[1].seconds)[:top]:
-        seconds, moved, count = spent.seconds / steps, spent.bytes / steps, spent.operations / steps
-        rest -= seconds
-        floor = max(moved / bandwidth, count / operations)
-        numbers = f"{1e3 * seconds:8.2f} {seconds / total:6.1%} {spent.calls / steps:6.0f} {moved / 1e6:8.1f} {moved / seconds / 1e9:6.1f}"
-        product = f"{count / seconds / 1e9:8.1f}" if count else " " * 8
-        lines.append(f"{numbers} {product} {1e3 * floor:8.2f} {seconds / floor if floor else 0:7.1f}  {name}")
-    lines.append(f"{1e3 * rest:8.2f} {rest / total:6.1%} {'':47} everything else: modules, nodes, the walk")
-    lines.append(f"{1e3 * total:8.2f} 100.0% {'':47} the step")
-    return lines
-
-
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="cifar-nano")
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--size", type=int, default=32, help="side of the images in pixels")
-    parser.add_argument("--threads", type=int, help="default: as many as processors")
-    parser.add_argument("--steps", type=int, default=5, help="steps to take the mean of (default: 5), after two others")
-    parser.add_argument("--shapes", action="store_true", help="a line for every shape of an operation's arrays")
-    parser.add_argument("--top", type=int, default=30, help="lines (default: 30)")
-    options = parser.parse_args(argv)
-    if options.threads:
-        os.environ["MINIGRAD_THREADS"] = str(options.threads)
-
+def answer(side: Side, request: dict) -> dict:
+    """Profile the steps of a case: milliseconds of a bare step, the machine's speeds, and each operation's share of a step."""
     from benchmarks.networks import batch_of, network_of
     from conformer.batches import Batch
     from conformer.learner import Learner
@@ -204,29 +181,70 @@ def main(argv: list[str] | None = None) -> None:
     from minigrad.backend.cpu import keep_freed_memory, thread_count
 
     keep_freed_memory()
-    case = {"config": options.config, "batch": options.batch, "size": options.size}
-    learner = Learner(network_of(case), TrainConfig(batch_size=options.batch), steps=1000)
+    case = request["case"]
+    clock = time.thread_time if thread_count() == 1 else time.perf_counter
+    learner = Learner(network_of(case), TrainConfig(batch_size=max(2, case["batch"])), steps=1000)
     learner.model.train()
     batch = Batch(*batch_of(case))
-    clock = time.thread_time if thread_count() == 1 else time.perf_counter
-    profile = Profile(options.shapes, clock)
-    operations, bandwidth = speeds(clock)
-    bare = []
-    for _ in range(2 + options.steps):
-        began = clock()
-        learner.train_step(batch)
-        bare.append(clock() - began)
+    operations, bandwidth = speeds(clock, min(0.3, request["seconds"]))
+    bare = measure.timed(lambda: learner.train_step(batch) and None, request["seconds"], request["least"])
+    profile = Profile(case["shapes"], clock)
     instrument(profile, learner)
     learner.train_step(batch)
     profile.spent.clear()
-    profile.counting = 0.0
-    began = clock()
-    for _ in range(options.steps):
+    profile.counting, before, cpu = 0.0, measure.cpu_times(), time.process_time()
+    began, steps = clock(), len(bare["wall_ms"])
+    for _ in range(steps):
         learner.train_step(batch)
-    total = (clock() - began - profile.counting) / options.steps
-    print(f"{options.config}, batch {options.batch}, {thread_count()} threads: {1e3 * sorted(bare[2:])[options.steps // 2]:.1f} ms a step unwatched")
-    print(f"this machine at best: {operations / 1e9:.0f} GFLOP/s, {bandwidth / 1e9:.0f} GB/s\n")
-    print("\n".join(report(profile, options.steps, total, operations, bandwidth, options.top)))
+    total = (clock() - began - profile.counting) / steps
+    rows = [
+        {"operation": name, "ms": 1e3 * spent.seconds / steps, "calls": spent.calls / steps, "mb": spent.bytes / steps / 1e6,
+         "gflop": spent.operations / steps / 1e9, "floor_ms": 1e3 * max(spent.bytes / bandwidth, spent.operations / operations) / steps}
+        for name, spent in sorted(profile.spent.items(), key=lambda item: -item[1].seconds)
+    ]  # fmt: skip
+    rows.append({"operation": REST, "ms": 1e3 * total - sum(row["ms"] for row in rows)})
+    return {
+        "wall_ms": bare["wall_ms"],
+        "cpu_ms": bare["cpu_ms"],
+        "gflops": operations / 1e9,
+        "copy_gbs": bandwidth / 1e9,
+        "operations": [{key: round(value, 6) if isinstance(value, float) else value for key, value in row.items()} for row in rows],
+        **measure.noise(before, time.process_time() - cpu),
+    }
+
+
+def table(turn: dict, top: int) -> list[str]:
+    """What `answer` returned, an operation a line, the most expensive first."""
+    total = sum(row["ms"] for row in turn["operations"])
+    lines = [f"{'ms':>9} {'share':>6} {'calls':>6} {'MB':>8} {'GB/s':>6} {'GFLOP/s':>8} {'floor ms':>8} {'x floor':>7}  operation"]
+    for row in turn["operations"][:-1][:top]:
+        ms, floor = max(row["ms"], 1e-6), row["floor_ms"]
+        numbers = f"{ms:9.2f} {ms / total:6.1%} {row['calls']:6.0f} {row['mb']:8.1f} {row['mb'] / ms:6.1f}"
+        product = f"{1e3 * row['gflop'] / ms:8.1f}" if row["gflop"] else " " * 8
+        lines.append(f"{numbers} {product} {floor:8.2f} {ms / floor if floor else 0:7.1f}  {row['operation']}")
+    rest = turn["operations"][-1]
+    return [*lines, f"{rest['ms']:9.2f} {rest['ms'] / total:6.1%} {'':47} {rest['operation']}", f"{total:9.2f} 100.0% {'':47} the step"]
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = measure.arguments(__doc__, ["minigrad"], rounds=1, seconds=2.0)
+    parser.add_argument("--configs", nargs="+", default=["cifar-nano", "cifar-micro", "cifar-small"])
+    parser.add_argument("--batches", nargs="+", type=int, default=[128])
+    parser.add_argument("--shapes", action="store_true", help="a line for every shape of an operation's arrays")
+    parser.add_argument("--top", type=int, default=30, help="lines that are printed (default: 30); the file has all")
+    options = measure.parse(parser, argv)
+    if options.worker:
+        return measure.serve(options, answer)
+    if options.quick:
+        options.configs, options.batches = options.configs[:1], [2]
+    cases = [{"config": config, "size": 32, "batch": batch, "shapes": options.shapes} for config in options.configs for batch in options.batches]
+    rows = measure.interleaved(NAME, cases, options, fresh=True)
+    for row in rows:
+        for turn in row.get("turns", []):
+            best = f"this machine at best {turn['gflops']:.0f} GFLOP/s, {turn['copy_gbs']:.0f} GB/s"
+            print(f"\n{row['case']['config']}, batch {row['case']['batch']}: {median(turn['wall_ms']):.1f} ms a step unwatched; {best}\n")
+            print("\n".join(table(turn, options.top)))
+    measure.save(NAME, rows, options, argv)
 
 
 if __name__ == "__main__":

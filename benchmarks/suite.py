@@ -15,7 +15,7 @@ import time
 
 from benchmarks.measure import ROOT
 
-DEFAULT = ["step", "ops", "block", "end_to_end", "memory", "growth", "inference"]
+DEFAULT = ["step", "step_profile", "ops", "block", "end_to_end", "memory", "growth", "inference"]
 PINNED = ["step", "ops"]
 
 

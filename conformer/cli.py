@@ -35,12 +35,13 @@ from conformer.train import Trainer
 from conformer.weights import About, load_weights, weights_file
 from minigrad import functional as F
 from minigrad.backend import cuda
+from minigrad.backend.cublas import PRECISIONS
 from minigrad.modes import no_grad
 from minigrad.tensor import Tensor
 
 __all__ = ["main"]
 
-CHOICES = {"config": CONFIGS, "dataset": data.DATASETS, "device": devices.DEVICES}
+CHOICES = {"config": CONFIGS, "dataset": data.DATASETS, "device": devices.DEVICES, "precision": PRECISIONS}
 METAVARS = {"time_budget": "TIME"}
 EXTRAS = "pip install 'minigrad-conformer[app]'"
 WEIGHTS = "a run folder (its last weights are taken), or a weights file in it"

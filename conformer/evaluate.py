@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from conformer.augment import channel_constants, cuda_augment, normalize
+from conformer.augment import PLAN, channel_constants, cuda_augment, normalize
 from conformer.data import Dataset, Split
 from conformer.model import Conformer
 from minigrad import backend
@@ -141,7 +141,7 @@ def _on_gpu(split: Split, dataset: Dataset, batch_size: int) -> Iterator[Tensor]
     cp = cuda.array_module()
     constants = cp.asarray(channel_constants(dataset.mean, dataset.std))
     images, labels, place = cp.asarray(split.images), cp.asarray(split.labels), cp.asarray(np.zeros(1, np.uint64))
-    as_they_are = np.zeros((len(split), 4), np.int32)
+    as_they_are = np.zeros((len(split), PLAN), np.int32)
     as_they_are[:, 0] = range(len(split))
     plan = cp.asarray(as_they_are)
     for start in range(0, len(split), batch_size):

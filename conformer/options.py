@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from conformer.budget import TIMED_STEPS, duration
 from conformer.devices import DEVICES
+from minigrad.backend.cublas import PRECISIONS
 
 __all__ = ["MAY_CHANGE", "TrainConfig", "from_plain", "plain", "resumed"]
 
@@ -31,6 +32,7 @@ class TrainConfig:
     dataset: Annotated[str, "the data set; auto is cifar10 where it can be found or downloaded, else coupling10, which is generated"] = "auto"
     data_dir: Annotated[Path | None, "an archive, its folder or their parent (if not given: $CONFORMER_DATA, the cache, then a download)"] = None
     out: Annotated[Path | None, "the run folder to make (if not given: runs/CONFIG-TIME)"] = None
+    precision: Annotated[str, "how a GPU computes matrix products, whose results are float32"] = "float32"
     epochs: Annotated[int | None, "times the training images are seen (if not given: 20, and 4 for coupling10)"] = None
     max_steps: Annotated[int | None, "take at most this many steps; the learning rate's schedule is fitted to them"] = None
     batch_size: Annotated[int, "images a step"] = 128
@@ -42,18 +44,22 @@ class TrainConfig:
     label_smoothing: Annotated[float, "share of the target that is spread over all classes"] = 0.1
     clip_norm: Annotated[float, "largest norm of the gradient, 0 for no limit"] = 1.0
     drop_path: Annotated[float, "stochastic depth of the last transformer block"] = 0.0
+    cutout: Annotated[int, "side of a square that is blanked in each training image, in pixels, 0 for none"] = 0
     ema: Annotated[float, "decay of an average of the weights that is measured and saved too, 0 for none"] = 0.0
     accumulate: Annotated[int, "parts that a step's images are taken in, for less memory; batch norm sees one part at a time"] = 1
     time_budget: Annotated[str | None, f"time to train for, like 30m; {TIMED_STEPS} steps are timed, undone, and fix the number of steps"] = None
+    eval_epochs: Annotated[int, "epochs between two evaluations; there is one at the end in any case"] = 1
     log_every: Annotated[int, "steps between two lines of metrics.jsonl"] = 20
-    checkpoint_steps: Annotated[int, "steps between two checkpoints, beside those at the end of each epoch; 0 for no such limit"] = 0
+    checkpoint_steps: Annotated[int, "steps between two checkpoints, beside those at each evaluation; 0 for no such limit"] = 0
     checkpoint_minutes: Annotated[float, "minutes between two checkpoints, likewise"] = 5.0
 
     def __post_init__(self) -> None:
         if self.device not in DEVICES:
             raise ValueError(f"device is {self.device}; it must be one of {', '.join(DEVICES)}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision is {self.precision}; it must be one of {', '.join(PRECISIONS)}")
         least = {"batch_size": 2, "log_every": 1, "seed": 0, "weight_decay": 0, "clip_norm": 0}
-        least |= {"accumulate": 1, "checkpoint_steps": 0, "checkpoint_minutes": 0}
+        least |= {"accumulate": 1, "eval_epochs": 1, "cutout": 0, "checkpoint_steps": 0, "checkpoint_minutes": 0}
         for name, bound in least.items():
             if not getattr(self, name) >= bound:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {bound}")

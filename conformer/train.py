@@ -35,6 +35,7 @@ from conformer.steps import CpuSteps, Outcome, Steps
 from conformer.stopping import StopSignals
 from conformer.weights import About
 from minigrad.backend import cpu
+from minigrad.backend.cublas import precision
 
 __all__ = ["TrainResult", "Trainer", "resume", "train"]
 
@@ -69,12 +70,15 @@ class Trainer:
         self.config = config
         self.display = display or Display()
         self.device = devices.choose(config.device)
+        if self.device == "cpu" and config.precision != "float32":
+            raise ValueError(f"precision is {config.precision}, which is for GPUs; the CPU computes in float32: leave --precision out")
         self.dataset = data.load(config.dataset, config.data_dir, self.display.message)
         self.steps_per_epoch = len(self.dataset.train) // config.batch_size
         if not self.steps_per_epoch:
             raise ValueError(
                 f"batch_size is {config.batch_size}, but {self.dataset.source} has only {len(self.dataset.train)} training images: take a smaller one"
             )
+        self.evaluation_steps = config.eval_epochs * self.steps_per_epoch  # from one evaluation to the next
         limits = [config.epochs and config.epochs * self.steps_per_epoch, config.max_steps]
         self.steps = min(filter(None, limits), default=self.dataset.epochs * self.steps_per_epoch)
         self.steps_fixed = config.time_budget is None  # False until `_fit_to_budget` has fixed them
@@ -195,7 +199,7 @@ class Trainer:
         cpu.keep_freed_memory()
         self.learner.model.train()
         try:
-            with StopSignals() as signals:
+            with StopSignals() as signals, precision(config.precision):
                 if not self.steps_fixed:
                     self._fit_to_budget(signals)
                 done = f", {self.step:,} of them taken" if self.step else ""
@@ -237,7 +241,8 @@ class Trainer:
     def _batches(self) -> Iterator[Batch]:
         """The batches of all steps that are left; whatever broke the run off, they are those of the unbroken one."""
         epoch, first = divmod(self.step, self.steps_per_epoch)
-        rest = (batches(self.dataset, self.config.batch_size, epoch + later, 0 if later else first) for later in itertools.count())
+        size, cutout = self.config.batch_size, self.config.cutout
+        rest = (batches(self.dataset, size, epoch + later, 0 if later else first, cutout) for later in itertools.count())
         return itertools.islice(itertools.chain.from_iterable(rest), self.steps - self.step)
 
     def _fit_to_budget(self, signals: StopSignals) -> None:
@@ -262,7 +267,7 @@ class Trainer:
         part = data.Split(self.dataset.test.images[:500], self.dataset.test.labels[:500])
         evaluate(self.learner.model, part, self.dataset)
         evaluation = (time.perf_counter() - began) * len(self.dataset.test) / len(part) * (2 if self.learner.ema else 1)
-        self.steps = steps_within(0.98 * budget - (time.perf_counter() - self._started), each, evaluation, self.steps_per_epoch)
+        self.steps = steps_within(0.98 * budget - (time.perf_counter() - self._started), each, evaluation, self.evaluation_steps)
         self.steps_fixed = True
         self.learner = Learner(self.network, self.config, self.steps, self.device)
         self.learner.model.train()
@@ -277,7 +282,7 @@ class Trainer:
         return {"device": "CPU", "numpy": np.__version__, "threads": self.header["threads"], "blas": self.header["blas"]}
 
     def _evaluation_due(self) -> bool:
-        return self.step > self.evaluated and (self.step % self.steps_per_epoch == 0 or self.step == self.steps)
+        return self.step > self.evaluated and (self.step % self.evaluation_steps == 0 or self.step == self.steps)
 
     def _save_due(self) -> bool:
         every, minutes = self.config.checkpoint_steps, self.config.checkpoint_minutes
@@ -329,7 +334,7 @@ class Trainer:
     def _progress(self, last: Outcome) -> Progress:
         losses, shares, seconds = zip(*self._recent, strict=True)
         each = sum(seconds) / len(seconds)
-        evaluations_left = -(-self.steps // self.steps_per_epoch) - last.step // self.steps_per_epoch
+        evaluations_left = -(-self.steps // self.evaluation_steps) - last.step // self.evaluation_steps
         return Progress(
             step=last.step,
             steps=self.steps,

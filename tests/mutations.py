@@ -13,7 +13,8 @@
     comparisons     turned round (< to >=), shifted (< to <=), == and !=, is and is not, in and not in
     statements      whatever writes in place deleted: x += y, x[i] = y, x.name = y (not in __init__), `out=`, calls for their effect alone
 
-What never is, by rule: `raise` and the errors and f-strings that make its messages, docstrings, annotations, `__all__`, and the constants of SPEED.
+What never is, by rule: `raise` and the errors and f-strings that make its messages, docstrings, annotations (and what is imported for them alone),
+`__all__`, and the constants of SPEED.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ SPEED = {
     "SMALL_PRODUCT": "up to how many multiplications a product is taken in one piece",
     "PACKED_PRODUCT": "from how many multiplications on a product is taken in one piece",
     "CHUNK_ROWS": "how many rows of a product are taken in one piece",
+    "TILE": "which pixels a block of a convolution works on: those of any tile that fits",
     "slices": "into how many slices a GPU cuts a sum over rows: they are added up in the end, however many there are",
     "of_rows": "blocks of a CUDA kernel whose threads go on to further rows until there is none left, however few they are",
 }
@@ -338,8 +340,11 @@ class _Changes:
         for operand in node.values:
             self.condition(operand)
 
-    def visit_If(self, node: ast.If) -> None:
+    def visit_If(self, node: ast.If) -> bool | None:
+        if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            return False
         self.condition(node.test)
+        return None
 
     visit_While = visit_IfExp = visit_Assert = visit_If
 

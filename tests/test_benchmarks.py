@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import block, end_to_end, growth, measure, memory, networks, ops, peers, report, step, torch_model, torch_train
+from benchmarks import block, end_to_end, growth, measure, memory, networks, ops, peers, report, step, step_profile, torch_model, torch_train
 from benchmarks.measure import SIDES
 from conformer.config import CONFIGS, named_config
+from conformer.info import count
 from conformer.model import Conformer
 from conformer.model import parameter_groups as our_groups
 from minigrad.op import REGISTRY, Fused
 from tests.conformer import torch_conformer
 
-BENCHMARKS = {"step", "ops", "block", "end_to_end", "memory", "growth", "inference"}
+BENCHMARKS = {"step", "step_profile", "ops", "block", "end_to_end", "memory", "growth", "inference"}
 
 
 @pytest.fixture(autouse=True)
@@ -248,6 +249,25 @@ def test_a_real_process_measures_and_the_file_says_when_where_and_how(tmp_path: 
     assert turn["wall_ms"][0] > 0 and turn["cpu_ms"][0] > 0 and turn["load"] >= 0
 
 
+def test_pieces_of_a_long_benchmark_go_into_one_file(tmp_path: Path) -> None:
+    """A row measured again is replaced, the others stay; the file names every command."""
+    out = str(tmp_path / "step.json")
+
+    def piece(argv: list[str], side: str, config: str, wall: float) -> dict:
+        rows = measure.Rows([{"case": {"config": config}, "side": side, "turns": [{"wall_ms": [wall]}]}])
+        rows.about[side] = {"versions": {"numpy": "1"}}
+        measure.save("step", rows, options_of("--out", out, *argv), argv)
+        return json.loads(Path(out).read_text())
+
+    piece(["--add"], "minigrad", "a", 1.0)
+    piece(["--add", "--sides", "torch-tuned"], "torch-tuned", "a", 2.0)
+    record = piece(["--add"], "minigrad", "a", 3.0)
+    assert [(row["side"], row["turns"][0]["wall_ms"]) for row in record["rows"]] == [("torch-tuned", [2.0]), ("minigrad", [3.0])]
+    assert record["sides"].keys() == {"minigrad", "torch-tuned"}
+    assert record["command"].splitlines() == ['make bench BENCH=step ARGS="--add"', 'make bench BENCH=step ARGS="--add --sides torch-tuned"']
+    assert len(piece([], "minigrad", "b", 4.0)["rows"]) == 1
+
+
 def test_medians_of_turns() -> None:
     assert measure.median([3, 1, 2]) == 2 and measure.median([4, 1, 2, 3]) == 2.5
     assert measure.of_turns([{"wall_ms": [1, 9, 2]}, {"wall_ms": [5]}, {"wall_ms": [7, 8]}]) == 5
@@ -280,6 +300,19 @@ def test_every_network_that_growth_measures_can_be_built(quick: bool) -> None:
         networks.network_of(case).stem_size(case["size"], case["size"])
     wide = next(case for case in cases if case["varied"] == "width" and case["value"] == 2)
     assert networks.network_of(wide).widths[0] == 2 * CONFIGS["cifar-nano"].widths[0]
+
+
+def test_a_profile_finds_the_whole_step_and_counts_products_as_they_are(tmp_path: Path) -> None:
+    """Batch 2 of cifar-nano: the products of a forward pass are its multiplications, and nearly all time is found in operations."""
+    step_profile.main(["--quick", "--out", str(tmp_path / "profile.json")])
+    (row,) = json.loads((tmp_path / "profile.json").read_text())["rows"]
+    (turn,) = row["turns"]
+    found = {line["operation"]: line for line in turn["operations"]}
+    forward = sum(line["gflop"] for name, line in found.items() if name.endswith(" forward") and name != step_profile.REST)
+    macs = count(named_config("cifar-nano"), 32).macs
+    assert forward == pytest.approx(2 * 2 * macs / 1e9, rel=0.02)
+    assert found["conv2d forward"]["calls"] == 49 and found["AdamW"]["calls"] == 1
+    assert all(line["ms"] > 0 for line in turn["operations"])
 
 
 def test_memory_is_measured_from_before_the_model_exists(tmp_path: Path) -> None:
@@ -326,6 +359,8 @@ def all_made_up() -> list[dict]:
     images = {"bare_images_per_second": [400.0]}
     grown = [row for value in (3, 6) for row in rows_of({**network, "varied": "depth", "value": value}, [10.0 * value], [20.0 * value])]
     facts = {"loss": 10.0, "dx_norm": 100.0}
+    products = {"operation": "linear forward", "ms": 20.0, "calls": 6.0, "mb": 80.0, "gflop": 1.5, "floor_ms": 15.0}
+    profile = {"wall_ms": [25.0], "gflops": 100.0, "copy_gbs": 10.0, "operations": [products, {"operation": "everything else", "ms": 5.0}]}
     return [
         made_up("step", rows_of(network, [100, 300, 120], [150, 160, 170])),
         made_up("ops", [copy, *rows_of(call, [1.5], [1.0])], skipped={"jax": "jax is not installed"}),
@@ -334,6 +369,7 @@ def all_made_up() -> list[dict]:
         made_up("memory", rows_of(network, [100.0], [250.0], "peak_mib") + rows_of({**network, "checkpoint": True}, [40.0], [], "peak_mib")[:1]),
         made_up("growth", grown),
         made_up("inference", rows_of({**network, "batch": 1}, [4.0], [8.0]) + rows_of({**network, "batch": 256}, [512.0], [256.0])),
+        made_up("step_profile", [{"case": {**network, "shapes": False}, "side": "minigrad", "turns": [profile]}]),
     ]
 
 
@@ -348,6 +384,7 @@ def written(folder: Path, records: list[dict]) -> str:
 def test_the_page_says_what_the_files_hold(tmp_path: Path) -> None:
     page = written(tmp_path, all_made_up())
     assert "| cifar-nano, 64 | 120 (240) | 160 (320) | 0.75 |" in page  # the step: medians of three turns
+    assert "| linear forward | 20 | 80 % | 6 | 4 | 75 | 15 | 1.33 |" in page and "| **all** | 25 | 100 % | – | – | – | 15 | 1.67 |" in page
     assert "Copying memory reaches 20 GB/s" in page
     assert "| gelu | 6 | 9 | 6 | 1.50 | 4 |" in page  # 6 calls of 1.5 ms, 6 MB in 1.5 ms
     assert "| gelu 64×17×384 | 6 | 1.5 | 1 | 1.50 | 0.375 | 6 | 4 | 20 % |" in page

@@ -209,3 +209,15 @@ def test_a_captured_training_step_is_the_step(device):
         for ours, reference in zip(steps("cuda", captured), expected, strict=True):
             np.testing.assert_allclose(ours, reference, rtol=1e-12)
     assert on_gpu() or device.graph_launches == 3
+
+
+@pytest.mark.emulator
+def test_a_capture_that_fails_leaves_the_device_usable(device: object):
+    x = Tensor(np.ones(3)).to(device="cuda")
+    with pytest.raises(RuntimeError, match="captur"):
+        cuda.Captured(lambda: (x * 2).sum().item(), warm_ups=1)
+    assert (x + 1).sum().item() == 6
+    doubled = cuda.Captured(lambda: x * 2)
+    x[0] = 5.0
+    doubled.launch()
+    assert doubled.result.to(device="cpu").numpy().tolist() == [10, 2, 2]

@@ -142,6 +142,8 @@ def test_the_sign_of_a_result_that_is_no_number_stays():
         "step = max(BLOCK // width, 1)",
         "a = n > LONG_ROW",
         "a.b()",
+        "def _tile(n): return n + 1",
+        "if TYPE_CHECKING:\n    from a import b",
     ],
 )
 def test_messages_annotations_and_speed_constants_stay(source: str):
@@ -323,6 +325,11 @@ def test_an_equivalent_change_needs_a_reason(tmp_path: Path):
     path.write_text('[[equivalent]]\nfile = "a"\nline = "b"\nbecomes = "c"\nreason = ""\n')
     with pytest.raises(script.CannotRun, match="has file, line, becomes, reason"):
         script.read_equivalent(path)
+
+
+def test_every_file_that_is_changed_has_tests():
+    project = Project(REPOSITORY, REPOSITORY / "no-results.jsonl")
+    assert all(script.stages(REPOSITORY, file) for file in project.sources if mutants(file, project.sources[file]))
 
 
 def test_some_of_the_changes(toy: Path):

@@ -113,8 +113,10 @@ def is_view(array: Array, of: Array) -> bool:
         if base is of or base is of.base:
             return True
         base = getattr(base, "base", None)
-    memory = None if isinstance(array, np.ndarray) else getattr(array.data, "mem", None)  # the views of CuPy's as_strided name no base
-    return memory is not None and memory is getattr(of.data, "mem", None)
+    if type(array) is np.ndarray or type(array) is not type(of):
+        return False
+    memory = getattr(array.data, "mem", None)  # the views of CuPy's as_strided name no base; arrays of other libraries have no such attribute
+    return memory is not None and memory is of.data.mem
 
 
 def add_at(array: Array, index: Any, values: Array) -> None:

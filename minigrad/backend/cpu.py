@@ -18,9 +18,10 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from threadpoolctl import threadpool_info, threadpool_limits
 
-__all__ = ["has_small_products", "keep_freed_memory", "parallel_rows", "row_blocks", "thread_count"]
+__all__ = ["add", "has_small_products", "keep_freed_memory", "parallel_rows", "row_blocks", "thread_count"]
 
 
 def _threads_wanted() -> int:
@@ -128,6 +129,24 @@ def parallel_rows(work: Callable[[int, int], Any], rows: int, grain: int = 1) ->
     if pool.threads == 1 or rows < 2 * grain or getattr(_inside, "worker", False):
         return [work(0, rows)]
     return pool.run(work, row_blocks(rows, grain))
+
+
+ADD_GRAIN = 1 << 17  # elements that a thread is worth
+
+
+def add(x: Any, y: Any, out: Any = None) -> Any:
+    """x + y, written to `out` if given; large NumPy arrays of one shape on all threads.
+
+    The residual sums of a network are large, and so is the sum of the two gradients that arrive at each: 1.5 M numbers take about a millisecond.
+    """
+    if type(x) is not np.ndarray or x.size < 2 * ADD_GRAIN or type(y) is not np.ndarray or x.shape != y.shape or x.dtype != y.dtype:
+        return x + y if out is None else np.add(x, y, out=out)
+    total = np.empty_like(x) if out is None else out
+    if not (x.flags.c_contiguous and y.flags.c_contiguous and total.flags.c_contiguous):
+        return np.add(x, y, out=total)
+    first, second, sums = x.reshape(-1), y.reshape(-1), total.reshape(-1)
+    parallel_rows(lambda start, stop: np.add(first[start:stop], second[start:stop], out=sums[start:stop]), x.size, ADD_GRAIN)
+    return total
 
 
 @functools.cache

@@ -164,7 +164,12 @@ def cpu_backward(dy, saved, needs):
     """
     query, key, value, weights, out, dropout_mask, dropout_p, scale = saved
     batch, heads, tokens, keys = weights.shape
-    dquery, dkey, dvalue = (_token_major(*x.shape, dtype=x.dtype) if need else None for x, need in zip((query, key, value), needs, strict=False))
+    if all(needs[:3]) and query.shape == key.shape == value.shape:
+        # Slices of one array (B, N, 3, h, D): where `unbind` made the three, this is the gradient of what they were cut from, and nothing is copied.
+        together = np.empty((batch, tokens, 3, heads, query.shape[3]), query.dtype)
+        dquery, dkey, dvalue = (together[:, :, k].swapaxes(1, 2) for k in range(3))
+    else:
+        dquery, dkey, dvalue = (_token_major(*x.shape, dtype=x.dtype) if need else None for x, need in zip((query, key, value), needs, strict=False))
 
     def work(block: slice) -> None:
         p, g = weights[block], dy[block]                                   # (b, h, N, M), (b, h, N, D')
@@ -200,9 +205,8 @@ _SHARED = 64 * 1024  # bytes of shared memory that a block may take: what every 
 
 
 def _memory(x) -> tuple:
-    """The memory that an array lies in, as a 1-d array that starts at its first element, and how many elements apart the steps along its axes are."""
-    span = 1 + sum((n - 1) * apart for n, apart in zip(x.shape, x.strides, strict=True)) // x.itemsize if x.size else 0
-    return backend.as_strided(x, (span,), (x.itemsize,)), [apart // x.itemsize for apart in x.strides]
+    """An array that begins where x does, which is all that a kernel is told of it, and how many elements apart the steps along x's axes are."""
+    return backend.as_strided(x, (1,), (x.itemsize,)), [apart // x.itemsize for apart in x.strides]
 
 
 def _rows(*arrays) -> tuple[list, list[int]]:

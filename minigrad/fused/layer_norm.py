@@ -109,18 +109,16 @@ def cpu_backward(dy, saved, needs):
     average = np.full(channels, 1 / channels, x.dtype) if weight is None else weight / channels  # dy @ average = mean(g)
 
     def work(block: slice) -> np.ndarray:
-        g = dy_rows[block]
-        x_hat = rows[block] - mean[block, None]
-        x_hat *= rstd[block, None]
-        product = g * x_hat
-        ones = np.ones(len(g), x.dtype)
-        sums = np.stack([ones @ product, ones @ g])                        # (2, C): dweight and dbias of these rows
+        g, scale = dy_rows[block], rstd[block]
+        centered = rows[block] - mean[block, None]                         # x_hat is this times scale, which the sums and the row's factor take in
+        product = g * centered
+        sums = np.stack([scale @ product, np.ones(len(g), x.dtype) @ g])   # (2, C): dweight and dbias of these rows
         if dx is not None:
-            x_hat *= (product @ average)[:, None]
+            centered *= (scale * scale * (product @ average))[:, None]     # x_hat * mean(g * x_hat)
             out = np.multiply(g, 1 if weight is None else weight, out=dx[block])
-            out -= x_hat
+            out -= centered
             out -= (g @ average)[:, None]
-            out *= rstd[block, None]
+            out *= scale[:, None]
         return sums
 
     dweight, dbias = np.zeros((2, channels), x.dtype) + sum(_by_blocks(work, len(rows), channels))

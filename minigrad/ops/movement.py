@@ -118,6 +118,16 @@ def _stack_gradients(g: tuple[Tensor | None, ...], axis: int) -> Tensor:
     return stack([wrap(np.zeros_like(_first(g).data)) if x is None else x for x in g], axis)
 
 
+def _stack_arrays(g: tuple, axis: int) -> Any:
+    """The same on arrays. Where they are, in order, all the slices of one array already, as attention makes them: that array."""
+    whole = getattr(g[0], "base", None)
+    if type(whole) is np.ndarray and whole.ndim == g[0].ndim + 1 and whole.shape[axis] == len(g):
+        slices = [(x.__array_interface__["data"][0], x.shape, x.strides, x.dtype) for x in unbind.function(whole, axis)]
+        if slices == [None if x is None else (x.__array_interface__["data"][0], x.shape, x.strides, x.dtype) for x in g]:
+            return whole
+    return np.stack([np.zeros_like(_first(g)) if x is None else x for x in g], axis)
+
+
 def _first(g: tuple) -> Any:
     return next(x for x in g if x is not None)
 
@@ -126,7 +136,7 @@ concatenate.derivative(tensors=lambda g, tensors_shape, axis: _pieces(g, tensors
 concatenate.on_arrays()
 stack.derivative(tensors=lambda g, axis: unbind(g, axis))
 unbind.derivative(x=lambda g, axis: _stack_gradients(g, axis))
-unbind.on_arrays(x=lambda g, axis: np.stack([np.zeros_like(_first(g)) if x is None else x for x in g], axis))
+unbind.on_arrays(x=lambda g, axis: _stack_arrays(g, axis))
 
 
 # --- sliding windows over images (B, H, W, C)

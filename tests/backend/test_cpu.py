@@ -276,3 +276,31 @@ def test_small_products_are_what_openblas_has_with_avx_512(monkeypatch: pytest.M
     """Other libraries (MKL, OpenMP) tell no architecture, or none of these."""
     monkeypatch.setattr(cpu, "threadpool_info", lambda: [{} if name is None else {"architecture": name} for name in architectures])
     assert cpu.has_small_products.__wrapped__() is small
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
+def test_adding_large_arrays_on_all_threads_gives_the_same_bits(dtype: type, pool: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """New arrays, a given one, one of the summands; and what is not split: other layouts, broadcasting, mixed dtypes, numbers, empty arrays."""
+    monkeypatch.setattr(cpu, "ADD_GRAIN", 5)
+    parts: list[int] = []
+    monkeypatch.setattr(
+        cpu, "parallel_rows", lambda work, rows, grain: parts.append(len(row_blocks(rows, grain))) or parallel_rows(work, rows, grain)
+    )
+    x, y = (np.random.default_rng(seed).integers(-99, 99, (7, 11)).astype(dtype) for seed in (0, 1))
+    expected = x + y
+    assert_array_equal(cpu.add(x, y), expected)
+    out = np.empty_like(x)
+    assert cpu.add(x, y, out=out) is out
+    assert_array_equal(out, expected)
+    total = x.copy()
+    assert cpu.add(total, y, out=total) is total
+    assert_array_equal(total, expected)
+    assert parts == [pool] * 3 and out.dtype == dtype
+    parts.clear()
+    assert_array_equal(cpu.add(x.T, y.T), expected.T)
+    assert_array_equal(cpu.add(x, y[0]), x + y[0])
+    assert_array_equal(cpu.add(x, y.astype(np.float16)), x + y.astype(np.float16))
+    assert_array_equal(cpu.add(x, 2), x + 2)
+    assert_array_equal(cpu.add(x[:0], y[:0]), expected[:0])
+    assert_array_equal(cpu.add(x[0, :3], y[0, :3], out=out[0, :3]), expected[0, :3])
+    assert not parts

@@ -12,7 +12,8 @@ import minigrad
 from minigrad.backend import nvrtc
 from minigrad.backend.kernel_source import CompileError, Source, parse, read
 
-FILES = sorted((Path(minigrad.__file__).parent / "fused").glob("*.cu"))
+ROOT = Path(minigrad.__file__).parent
+FILES = [file for folder in (ROOT / "fused", ROOT / "nn", ROOT.parent / "conformer") for file in sorted(folder.glob("*.cu"))]
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed; NVRTC compiles the same files")
 
 
@@ -29,7 +30,7 @@ def test_compiles_with_nvrtc(file, architecture):
 
 def check_types(name: str, ptx: str) -> None:
     """A float kernel that has a `0.5` for a `0.5f` computes in double, 32 times slower on most GPUs; a float4 kernel moves 16 bytes at a time."""
-    if "double" not in name:
+    if "double" not in name and name != "note<float>":  # whose records, three sums, are in double
         assert not re.findall(r"\S+\.f64", ptx), f"{name} computes in double"
     if "float4" in name:
         moves = re.findall(r"(?:ld|st)\.global\S*\.v4", ptx)

@@ -29,6 +29,7 @@ from conformer.plots import save_curves
 from conformer.prefetch import prefetched
 from conformer.run_folder import RunFolder
 from conformer.run_log import read_log
+from conformer.steps import Outcome
 from conformer.stopping import Stopped, StopSignals
 from conformer.train import Trainer
 from minigrad import random, safetensors_io
@@ -330,15 +331,15 @@ def test_a_resumed_run_keeps_the_steps_of_its_budget(config: TrainConfig, monkey
     whole = train.train(config).folder
     other = replace(config, out=whole.with_name("other"))
     trainer = Trainer(other)
-    original = Trainer._timed_step
+    original = Trainer._note
 
-    def step(self: Trainer, batch: train.Batch) -> None:
+    def note(self: Trainer, outcomes: list[Outcome]) -> None:
+        original(self, outcomes)
         if self.step == 8:
             raise RuntimeError("broken off")
-        original(self, batch)
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="broken off"):
-        patch.setattr(Trainer, "_timed_step", step)
+        patch.setattr(Trainer, "_note", note)
         trainer.run()
     monkeypatch.setattr(train, "steps_within", None)  # not measured again
     assert train.resume(folder(other)).steps == 12

@@ -4,8 +4,11 @@ other tests see it; one that is too large only takes time, which they do not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -13,40 +16,35 @@ import pytest
 import minigrad
 from minigrad import Tensor, random
 from minigrad.backend import cuda
-from minigrad.fused.attention import scaled_dot_product_attention
-from minigrad.fused.avg_pool2d import avg_pool2d, global_avg_pool2d
-from minigrad.fused.batch_norm import batch_norm
-from minigrad.fused.conv2d import conv2d
-from minigrad.fused.cross_entropy import cross_entropy
-from minigrad.fused.dropout import cuda_keep_mask, drop_path, dropout
-from minigrad.fused.gelu import gelu
-from minigrad.fused.layer_norm import layer_norm
-from minigrad.fused.linear import linear
-from minigrad.fused.log_softmax import log_softmax
-from minigrad.fused.max_pool2d import max_pool2d
-from minigrad.fused.softmax import softmax
-from minigrad.fused.upsample_nearest import upsample_nearest
-from minigrad.op import Fused
+from minigrad.fused.attention import cuda_forward
+from minigrad.fused.dropout import cuda_keep_mask
+from minigrad.op import REGISTRY, Fused, Op
 from tests.support import rng
 
-PADDING = 16  # bytes that may be unused at the end of shared memory: rows there are longer than what they hold
+PADDING = 32  # bytes that may be unused at the end of shared memory: rows there are longer than what they hold
 
 
-def wasteful(op: Fused, inputs: Sequence[Any], wanted: Sequence[int] = (0,), **values: Any) -> list:
-    """The launches, forward and backward in float32, with blocks or shared memory that nothing comes of.
+@dataclass(frozen=True)
+class Call:
+    """inputs: shapes of float32 arrays, other arrays, or None. wanted: which of them gradients are for. values: the plain arguments."""
 
-    inputs: shapes, arrays that are no floats, or None. wanted: which of them gradients are for.
-    """
+    inputs: Sequence[Any]
+    wanted: Sequence[int] = (0,)
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+
+def wasteful(op: Op, call: Call) -> list:
+    """The launches, forward and backward, with blocks or shared memory that nothing comes of."""
 
     def tensor(k: int, given: Any) -> Tensor | None:
         if given is None:
             return None
         array = given if isinstance(given, np.ndarray) else rng(k).uniform(0.5, 1, given).astype(np.float32)
-        return Tensor(array).to(device="cuda").requires_grad_(k in wanted)
+        return Tensor(array).to(device="cuda").requires_grad_(k in call.wanted)
 
     with cuda.emulated() as device:
-        tensors = [tensor(k, given) for k, given in enumerate(inputs)]
-        y = op(*tensors, **values)
+        tensors = [tensor(k, given) for k, given in enumerate(call.inputs)]
+        y = op(*tensors, **call.values)
         y = y[0] if isinstance(y, tuple) else y
         upstream = Tensor(rng(99).standard_normal(y.shape).astype(np.float32)).to(device="cuda")
         minigrad.grad([y], [t for t in tensors if t is not None and t.requires_grad], [upstream])
@@ -54,14 +52,86 @@ def wasteful(op: Fused, inputs: Sequence[Any], wanted: Sequence[int] = (0,), **v
         return [(kernel, waste) for kernel, waste in device.wasteful if waste.idle_blocks or waste.unused_shared > PADDING]
 
 
+def batch_norms(*shapes: tuple[int, ...]) -> list[Call]:
+    """In training, with residual and ReLU; in evaluation."""
+    calls = []
+    for shape in shapes:
+        vector = shape[-1:]
+        calls += [Call([shape, vector, vector, None, None, shape], (0, 1, 2, 5), {"relu": True}), Call([shape, *[vector] * 4], (0, 1, 2))]
+    return calls
+
+
 # Sizes at a multiple of what a block works on, and just behind one: a block more, or one for every half of what there is, is then one too many.
+SIZES = [(1024,), (1028,), (4, 257), (256,)]
+ROWS = [
+    Call([shape], values={"axis": axis})
+    for shape, axis in (((4, 32), 1), ((5, 33), 1), ((3, 1028), 1), ((3, 1025), -1), ((2, 3, 64), 1), ((1, 3, 129), 1))
+]
+POOLS = [
+    Call([shape], values={"kernel_size": size}) for shape, size in (((2, 6, 86, 4), 2), ((2, 4, 66, 4), 2), ((1, 2, 128, 12), 1), ((1, 2, 43, 3), 1))
+]
+CALLS: dict[str, list[Call]] = {
+    "gelu": [Call([shape]) for shape in SIZES],
+    "dropout": [Call([shape, rng(1).random(shape) < 0.5], values={"p": 0.5}) for shape in SIZES],
+    "drop_path": [Call([(3, *shape), np.array([True, False, True])], values={"p": 0.5}) for shape in SIZES],
+    "layer_norm": [Call([shape, shape[-1:], shape[-1:]], (0, 1, 2)) for shape in ((4, 32), (5, 33), (128, 128), (64, 65))],
+    "softmax": ROWS,
+    "log_softmax": ROWS,
+    "cross_entropy": [
+        call
+        for batch, classes in ((4, 10), (5, 3), (8, 1024), (3, 1025))
+        for call in (
+            Call([(batch, classes), rng(0).integers(0, classes, batch)]),
+            Call([(batch, classes), (batch, classes)], (0, 1), {"label_smoothing": 0.1}),
+        )
+    ],
+    "linear": [Call([(rows, 3), (features, 3), (features,)], (0, 1, 2)) for rows, features in ((32, 128), (33, 129), (64, 32), (1, 33))],
+    "avg_pool2d": POOLS,
+    "max_pool2d": POOLS,
+    "global_avg_pool2d": [Call([(2, 3, 3, channels)]) for channels in (32, 33)],
+    "upsample_nearest": [
+        Call([shape], values={"scale_factor": factors}) for shape, factors in (((2, 2, 64, 4), (3, 2)), ((1, 2, 43, 3), 1), ((1, 1, 129, 4), (2, 1)))
+    ],
+    "batch_norm": batch_norms((2, 3, 23, 5), (2, 8, 8, 64), (65, 1, 1, 260), (9, 3, 3, 257)),
+    "scaled_dot_product_attention": [
+        Call([(1, 2, own, width), (1, 2, keys, width), (1, 2, keys, width)], (0, 1, 2))
+        for width in (8, 40, 132)  # 8: a block per head for up to 24 or 72 tokens, else tiles; 132: a thread per row
+        for own, keys in ((24, 16), (17, 25), (64, 64), (65, 17), (129, 5))
+    ]
+    + [
+        Call([(1, 2, 80, 8)] * 3, wanted) for wanted in ((0,), (1,), (2,))
+    ],
+    "conv2d": [
+        Call([shape, weight, weight[:1]], (0, 1, 2), values)
+        for shape, weight, values in (
+            ((2, 8, 8, 8), (64, 8, 3, 3), {"padding": 1}),
+            ((1, 9, 15, 4), (36, 4, 3, 3), {"padding": 1}),
+            ((2, 8, 16, 16), (16, 16, 2, 2), {"stride": 2}),
+            ((1, 17, 16, 3), (65, 3, 2, 2), {}),
+            ((1, 12, 12, 32), (32, 16, 3, 3), {"groups": 2}),
+            ((1, 12, 11, 6), (6, 1, 3, 3), {"groups": 6, "padding": 1}),
+            ((2, 4, 4, 8), (12, 8, 1, 1), {}),
+        )
+    ],
+}  # fmt: skip
+PAGES = {"drop_path": "dropout"}  # whose page an operation is on, if not on one of its own: it is in the name of the test, for `tests/mutants.py`
 
 
-@pytest.mark.parametrize("shape", [(1024,), (1028,), (4, 257), (256,)])
-def test_gelu_and_dropout(shape):
-    assert wasteful(gelu, [shape]) == []
-    assert wasteful(dropout, [shape, rng(1).random(shape) < 0.5], p=0.5) == []
-    assert wasteful(drop_path, [(3, *shape), np.array([True, False, True])], p=0.5) == []
+@pytest.mark.parametrize(
+    ("op", "call"), [pytest.param(op, call, id=f"{PAGES.get(op, op)}-{op}-{k}") for op, calls in CALLS.items() for k, call in enumerate(calls)]
+)
+def test_nothing_is_in_vain(op, call):
+    assert wasteful(REGISTRY[op], call) == []
+
+
+def test_every_operation_with_a_cuda_kernel_is_tried():
+    assert set(CALLS) == {name for name, op in REGISTRY.items() if isinstance(op, Fused) and "cuda" in op.kernels}
+
+
+@pytest.mark.parametrize("call", [call for call in CALLS["conv2d"] if call.inputs[0][3] % 4 == 0], ids=str)
+def test_convolution_on_tensor_cores(call):
+    with minigrad.precision("tf32"):
+        assert wasteful(REGISTRY["conv2d"], call) == []
 
 
 @pytest.mark.parametrize("size", [2048, 2049])
@@ -71,69 +141,163 @@ def test_dropout_s_mask(size):
         assert device.launches and device.wasteful == []
 
 
-@pytest.mark.parametrize("shape", [(4, 32), (5, 33), (128, 128), (64, 65)])
-def test_layer_norm(shape):
-    assert wasteful(layer_norm, [shape, shape[-1:], shape[-1:]], (0, 1, 2)) == []
+# --- which kernel is launched: where several compute the same, only this tells
 
 
-@pytest.mark.parametrize("op", [softmax, log_softmax])
-@pytest.mark.parametrize(("shape", "axis"), [((4, 32), 1), ((5, 33), 1), ((3, 1028), 1), ((3, 1025), -1), ((2, 3, 64), 1), ((1, 3, 129), 1)])
-def test_softmax_and_log_softmax(op, shape, axis):
-    assert wasteful(op, [shape], axis=axis) == []
+class Launch(NamedTuple):
+    """What `cuda.Kernels.launch` was given."""
+
+    kernel: str
+    grid: int | tuple[int, ...]
+    block: int | tuple[int, ...]
+    arguments: tuple
+    shared: int
 
 
-@pytest.mark.parametrize(("batch", "classes"), [(4, 10), (5, 3), (8, 1024), (3, 1025)])
-def test_cross_entropy(batch, classes):
-    assert wasteful(cross_entropy, [(batch, classes), rng(0).integers(0, classes, batch)]) == []
-    assert wasteful(cross_entropy, [(batch, classes), (batch, classes)], (0, 1), label_smoothing=0.1) == []
+def launches(op: str, call: Call, dtype: type = np.float32, precision: str = "float32") -> list[Launch]:
+    """The launches, forward and backward, that would be made: results are 0."""
+    noted: list[Launch] = []
+
+    def note(self: Any, name: str, grid: Any, block: Any, *arguments: Any, shared: int = 0) -> None:
+        noted.append(Launch(name, grid, block, arguments, shared))
+        for parameter, x in zip(self.source.kernels[name].parameters, arguments, strict=True):
+            if parameter.pointer and not parameter.const and x is not None:
+                x.fill(0)
+
+    with cuda.emulated("plain"), minigrad.precision(precision), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cuda.Kernels, "launch", note)
+        tensors = [
+            None if x is None else Tensor(x if isinstance(x, np.ndarray) else np.ones(x, dtype)).to(device="cuda").requires_grad_(k in call.wanted)
+            for k, x in enumerate(call.inputs)
+        ]
+        y = REGISTRY[op](*tensors, **call.values)
+        minigrad.grad([y], [t for t in tensors if t is not None and t.requires_grad], [Tensor(np.ones(y.shape, dtype)).to(device="cuda")])
+    return noted
 
 
-@pytest.mark.parametrize(("rows", "features"), [(32, 128), (33, 129), (64, 32), (1, 33)])
-def test_linear(rows, features):
-    assert wasteful(linear, [(rows, 3), (features, 3), (features,)], (0, 1, 2)) == []
+def attention(own: int, keys: int, width: int, value_width: int | None = None, **options: Any) -> list[Launch]:
+    inputs = [(2, 1, own, width), (2, 1, keys, width), (2, 1, keys, value_width or width)]
+    return launches("scaled_dot_product_attention", Call(inputs, (0, 1, 2)), **options)
 
 
-@pytest.mark.parametrize("op", [avg_pool2d, max_pool2d])
-@pytest.mark.parametrize(("shape", "kernel"), [((2, 6, 86, 4), 2), ((2, 4, 66, 4), 2), ((1, 2, 128, 12), 1), ((1, 2, 43, 3), 1)])
-def test_avg_pool2d_and_max_pool2d(op, shape, kernel):
-    assert wasteful(op, [shape], kernel_size=kernel) == []
+def numbers_in(kernel: str) -> list[int]:
+    """The numbers among the template arguments of a kernel."""
+    return [int(n) for n in re.findall(r"(?<=[<, ])\d+", kernel)]
 
 
-@pytest.mark.parametrize("channels", [32, 33])
-def test_global_avg_pool2d(channels):
-    assert wasteful(global_avg_pool2d, [(2, 3, 3, channels)]) == []
+def compiled(page: str, kernel: str, number: str) -> set[int]:
+    """The first number of every instance of a kernel for this type."""
+    kernels = cuda.Kernels(Path(minigrad.__file__).parent / "fused" / page).source.kernels
+    return {numbers_in(name)[0] for name in kernels if name.startswith(f"{kernel}<{number},")}
 
 
-@pytest.mark.parametrize(("shape", "factors"), [((2, 2, 64, 4), (3, 2)), ((1, 2, 43, 3), 1), ((1, 1, 129, 4), (2, 1))])
-def test_upsample_nearest(shape, factors):
-    assert wasteful(upsample_nearest, [shape], scale_factor=factors) == []
+@pytest.mark.parametrize(("dtype", "number"), [(np.float32, "float"), (np.float64, "double")])
+@pytest.mark.parametrize("width", [1, 31, 32, 33, 64, 65, 128, 129])
+def test_attention_by_tiles_takes_the_narrowest_kernel(dtype, number, width):
+    fitting = [n for n in compiled("attention.cu", "attention_forward", number) if n >= width]
+    for each in (attention(100, 2, width, dtype=dtype), attention(2, 100, 1, width, dtype=dtype)):
+        names = [launch.kernel for launch in each if "delta" not in launch.kernel]
+        assert len(names) == 3
+        for name in names:
+            assert "naive" in name if not fitting else numbers_in(name) == [min(fitting)]
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 23, 5), (2, 8, 8, 64), (65, 1, 1, 260), (9, 3, 3, 257)])
-def test_batch_norm(shape):
-    vector = shape[-1:]
-    assert wasteful(batch_norm, [shape, vector, vector, None, None, shape], (0, 1, 2, 5), relu=True) == []
-    assert wasteful(batch_norm, [shape, vector, vector, vector, vector], (0, 1, 2)) == []
+@pytest.mark.parametrize(("dtype", "number"), [(np.float32, "float"), (np.float64, "double")])
+@pytest.mark.parametrize("tokens", [1, 23, 24, 25, 72, 73])
+def test_attention_of_few_tokens_takes_a_block_per_head(dtype, number, tokens):
+    threads = {tokens // 24 * 32: tokens for tokens in (24, 72)}  # of the kernel for so many: attention_short.cu
+    fitting = [n for n in compiled("attention_short.cu", "attention_forward_short", number) if threads[n] >= tokens]
+    for own, keys in ((tokens, 1), (1, tokens), (tokens, tokens)):
+        for width, value_width, short in ((32, 1, True), (1, 32, True), (33, 1, False), (1, 33, False)):
+            for launch in attention(own, keys, width, value_width, dtype=dtype):
+                assert ("short" in launch.kernel) == (short and fitting != [])
+                if "short" in launch.kernel:
+                    assert numbers_in(launch.kernel) == [min(fitting)] and launch.block == min(fitting) and launch.grid == 2
 
 
-@pytest.mark.parametrize("tokens", [(16, 33), (64, 64), (65, 17), (130, 5)])
-@pytest.mark.parametrize("width", [8, 132])
-def test_attention(tokens, width):
-    own, others = ((1, 2, n, width) for n in tokens)
-    assert wasteful(scaled_dot_product_attention, [own, others, others], (0, 1, 2)) == []
+@pytest.mark.parametrize("width", [32, 64, 128])
+def test_attention_s_blocks_are_as_large_as_64_kb_allow_and_of_equal_sizes(width):
+    def by_kernel(own: int) -> dict[str, Launch]:
+        return {launch.kernel: launch for launch in attention(own, own, width) if "delta" not in launch.kernel}
+
+    for kernel in by_kernel(200):
+        shared = {launch.block // 32: launch.shared for launch in (by_kernel(own)[kernel] for own in range(73, 300, 8))}  # bytes by warps
+        most = max(shared)
+        assert shared[most] <= 64 * 1024 and (most == 4 or 2 * shared[most] - shared.get(most - 1, 0) > 64 * 1024)
+        for own in (73, 80, 81, 129, 200):
+            launch = by_kernel(own)[kernel]
+            blocks = launch.grid // 2
+            assert blocks == -(-own // (16 * most)) and launch.block // 32 == -(-own // (16 * blocks))
+
+
+def test_attention_reads_packs_where_there_are_some_and_masks_where_there_is_one():
+    def said(call: Call) -> list[tuple[bool, bool]]:
+        """(reads packs, asks for masks) of every launch of a kernel with a block per head."""
+        noted = launches("scaled_dot_product_attention", call)
+        return [(any(x is True for x in launch.arguments), "true" in launch.kernel) for launch in noted if "short" in launch.kernel]
+
+    heads, mask = [(2, 1, 5, 8)] * 3, np.ones((5, 5), bool)
+    assert said(Call(heads, (0, 1, 2))) == [(True, False)] * 2
+    assert said(Call([*heads, mask], (0, 1, 2))) == [(True, True)] * 2
+    assert said(Call([*heads, None, np.ones((2, 1, 5, 5), bool)], (0, 1, 2), {"dropout_p": 0.5})) == [(True, True)] * 2
+    assert said(Call([(2, 1, 5, 7)] * 3, (0, 1, 2))) == [(False, False)] * 2
+    long = launches("scaled_dot_product_attention", Call([(2, 1, 80, 8)] * 3, (0, 1, 2)))
+    assert [any(x is True for x in launch.arguments) for launch in long] == [True, False, True, True]  # not for dY * Y
+
+
+def test_attention_copies_only_what_it_cannot_read():
+    def copies(query: Any, dropout_mask: Any = None) -> int:
+        """How many arrays are allocated besides the three that are results."""
+        with cuda.emulated("plain") as device:
+            cp = cuda.array_module()
+            other, mask = cp.ones((2, 3, 5, query(cp).shape[3]), np.float32), None if dropout_mask is None else dropout_mask(cp)
+            arrays = query(cp), other, other
+            before = device.allocations
+            cuda_forward(*arrays, None, mask, 0.5 if mask is not None else 0.0, None)
+            return device.allocations - before - 3
+
+    assert copies(lambda cp: cp.ones((2, 5, 9, 4), np.float32).transpose(0, 2, 1, 3)[:, :3]) == 0
+    assert copies(lambda cp: cp.broadcast_to(cp.ones((1, 3, 5, 4), np.float32), (2, 3, 5, 4))) == 0
+    assert copies(lambda cp: cp.ones((2, 3, 1, 5), np.float32).transpose(0, 1, 3, 2)) == 0  # width 1: the steps along it do not matter
+    assert copies(lambda cp: cp.ones((2, 3, 5, 2), np.float32)[..., :1]) == 0
+    assert copies(lambda cp: cp.ones((2, 3, 2, 5), np.float32).transpose(0, 1, 3, 2)) == 1
+    assert copies(lambda cp: cp.ones((2, 3, 5, 4), np.float32)[:, ::-1]) == 1
+    whole, mask = (lambda cp: cp.ones((2, 3, 5, 4), np.float32)), (lambda cp: cp.ones((2, 3, 5, 5), bool))
+    assert copies(whole, mask) == 0
+    assert copies(whole, lambda cp: mask(cp).astype(np.float32)) == 0
+    assert copies(whole, lambda cp: mask(cp).transpose(0, 1, 3, 2)) == 1
+
+
+# --- convolution
+
+
+def convolution(channels: int, outputs: int, groups: int = 1, kernel: int = 3, batch: int = 1, **options: Any) -> list[Launch]:
+    shapes = [(batch, 5, 5, channels * groups), (outputs * groups, channels, kernel, kernel), (outputs * groups,)]
+    return launches("conv2d", Call(shapes, (0, 1, 2), {"groups": groups, "padding": 1}), **options)
 
 
 @pytest.mark.parametrize(
-    ("shape", "weight", "values"),
-    [
-        ((2, 8, 8, 8), (64, 8, 3, 3), {"padding": 1}),
-        ((1, 9, 15, 4), (36, 4, 3, 3), {"padding": 1}),
-        ((2, 8, 16, 16), (16, 16, 2, 2), {"stride": 2}),
-        ((1, 17, 16, 3), (65, 3, 2, 2), {}),
-        ((1, 12, 12, 32), (32, 16, 3, 3), {"groups": 2}),
-        ((1, 12, 11, 6), (6, 1, 3, 3), {"groups": 6, "padding": 1}),
-        ((2, 4, 4, 8), (12, 8, 1, 1), {}),
-    ],
+    ("columns", "wide"),
+    [(4, 16), (16, 16), (20, 32), (32, 32), (36, 64), (48, 64), (64, 64), (68, 16), (80, 16), (84, 32), (96, 32), (100, 64), (128, 64)],
 )
-def test_conv2d(shape, weight, values):
-    assert wasteful(conv2d, [shape, weight, weight[:1]], (0, 1, 2), **values) == []
+def test_convolution_takes_the_widest_tile_that_is_more_than_half_full(columns, wide):
+    """Of 64, 32 and 16 columns; where packs cannot be read there is one tile only."""
+    forward, dx, dweight = (
+        launch for launch in convolution(columns, columns, kernel=2) if "implicit" in launch.kernel or "gradient<" in launch.kernel
+    )
+    for launch in (forward, dx, dweight):
+        assert launch.kernel.endswith(f"<float, float4, {4 * wide}>") and launch.block == 4 * wide
+    assert forward.grid[1] == dweight.grid[1] == -(-columns // wide)
+    for dtype, types, block in ((np.float32, "float, float", 256), (np.float64, "double, double", 64)):
+        odd = [launch for launch in convolution(columns + 1, columns + 1, kernel=2, dtype=dtype) if "implicit" in launch.kernel]
+        assert all(launch.kernel.endswith(f"<{types}, {block}>") and launch.block == block for launch in odd) and len(odd) == 2
+
+
+@pytest.mark.parametrize(
+    ("channels", "outputs", "groups", "few"), [(8, 8, 2, False), (7, 8, 2, True), (8, 7, 2, True), (1, 1, 2, True), (1, 1, 1, False)]
+)
+def test_convolution_of_small_groups_takes_a_thread_per_number(channels, outputs, groups, few):
+    kernels = [launch.kernel.partition("<")[0] for launch in convolution(channels, outputs, groups)]
+    direct = ["conv2d_naive", "conv2d_input_gradient_naive", "conv2d_weight_gradient_direct"]
+    assert [name in kernels for name in direct] == [few] * 3
+    assert [name in kernels for name in ("conv2d_implicit", "conv2d_weight_gradient")] == [not few] * 2

@@ -10,6 +10,7 @@ import pytest
 
 import minigrad
 from minigrad import Tensor, nn, random
+from minigrad.backend import cuda
 
 
 @pytest.fixture(autouse=True)
@@ -136,3 +137,45 @@ def test_attention_drops_weights_and_result_in_training_only():
     weights_only.load_state_dict({"qkv.weight": np.concatenate([np.zeros((10, 5)), np.eye(5)]), "proj.weight": np.eye(5), "proj.bias": np.zeros(5)})
     out = weights_only(Tensor(np.eye(5, dtype=np.float32)[None])).numpy()  # all scores are equal: each weight is 1/5
     assert set(np.round(np.unique(out).astype(np.float64), 6).tolist()) == {0.0, 0.4}
+
+
+# --- on the GPU, where masks are drawn
+
+
+@pytest.mark.parametrize("layer", [nn.Dropout(0.4), nn.DropPath(0.4)])
+def test_on_the_gpu_the_same_masks_are_drawn_there(layer: nn.Module):
+    x = ones(37, 3)
+    random.set_step(6)
+    expected = [layer(x).numpy().copy() for _ in range(2)]
+    with minigrad.emulated() as device:
+        there = x.to(device="cuda")
+        before = device.synchronisations
+        random.set_step(6)
+        ours = [layer(there) for _ in range(2)]
+        assert device.synchronisations == before
+        for mask, reference in zip(ours, expected, strict=True):
+            np.testing.assert_array_equal(mask.data.get(), reference)
+
+
+def test_a_captured_step_draws_for_the_step_that_is_in_memory():
+    layer, x = nn.DropPath(0.4), ones(37, 3)
+    expected = []
+    for step in (2**40, 3):
+        random.set_step(step)
+        layer(x)  # so that it is the step's second mask
+        expected.append(layer(x).numpy().copy())
+    with minigrad.emulated():
+        step, there = cuda.array_module().asarray(np.array([0], np.uint64)), x.to(device="cuda")
+
+        def draw() -> Tensor:
+            random.set_step(step)
+            layer(there)
+            return layer(there)
+
+        captured = cuda.Captured(draw)
+        for number, reference in zip((2**40, 3), expected, strict=True):
+            cuda.write(step, np.array([number], np.uint64))
+            captured.launch()
+            np.testing.assert_array_equal(captured.result.data.get(), reference)
+        with pytest.raises(TypeError, match="is on the GPU .*, and the host cannot draw for it"):
+            layer(x)

@@ -17,8 +17,9 @@ from numpy.testing import assert_array_equal
 
 import minigrad
 from minigrad import Tensor, ops
+from minigrad import functional as F
 from tests.proofs import Case, Proof, Refusal, check_op
-from tests.support import rng, shapes
+from tests.support import assert_close, rng, shapes
 
 
 def draw(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
@@ -290,6 +291,36 @@ def test_unbind_with_slices_that_nothing_uses():
 def test_the_slices_of_a_vector_are_arrays():
     for piece in Tensor(np.array([1.0, 2.0]), requires_grad=True).unbind():
         assert type(piece.data) is np.ndarray and piece.shape == () and piece.requires_grad
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2, -1])
+def test_gradients_that_are_the_slices_of_one_array_are_not_copied(axis: int):
+    """In their order and all of them; otherwise they are stacked. Attention makes its three gradients so."""
+    rule = ops.unbind.array_rules["x"]
+    whole = rng(0).standard_normal((3, 3, 3))
+    slices = tuple(np.moveaxis(whole, axis, 0))
+    assert rule(slices, axis) is whole
+    for g in (
+        (slices[1], slices[0], slices[2]),
+        (slices[0], None, slices[2]),
+        tuple(x.copy() for x in slices),
+        tuple(np.moveaxis(whole, axis - 1, 0)),
+    ):
+        stacked = rule(g, axis)
+        assert not np.shares_memory(stacked, whole)
+        np.testing.assert_array_equal(stacked, np.stack([np.zeros((3, 3)) if x is None else x for x in g], axis))
+
+
+@pytest.mark.parametrize("needs", [(True, True, True), (True, False, True)])
+def test_attention_hands_unbind_the_slices_of_one_array(needs: tuple[bool, ...]):
+    """Which is then the gradient of the array they were cut from; the same numbers as with a gradient apart for each."""
+    qkv, upstream = Tensor(rng(1).standard_normal((2, 5, 3, 2, 4)), requires_grad=True), rng(2).standard_normal((2, 2, 5, 4))
+    parts = [part.transpose(0, 2, 1, 3) if need else part.transpose(0, 2, 1, 3).detach() for part, need in zip(qkv.unbind(2), needs, strict=True)]
+    (gradient,) = minigrad.grad(F.scaled_dot_product_attention(*parts), [qkv], upstream)
+    leaves = [Tensor(part.numpy().copy(), requires_grad=True) for part in parts]
+    apart = minigrad.grad(F.scaled_dot_product_attention(*leaves), leaves, upstream)
+    expected = [g.numpy() if need else np.zeros(g.shape) for g, need in zip(apart, needs, strict=True)]
+    assert_close(gradient, np.stack([g.transpose(0, 2, 1, 3) for g in expected], 2))
 
 
 def test_unbind_of_nothing():

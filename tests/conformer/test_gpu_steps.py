@@ -1,0 +1,200 @@
+"""Training on the device "cuda", on the emulator: the captured step is the CPU's step, nothing waits, and runs go on where they were broken off."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
+
+import minigrad
+from conformer import train
+from conformer.augment import channel_constants, cuda_augment
+from conformer.batches import Batch, batches, plan
+from conformer.config import CONFIGS
+from conformer.data import Dataset, Split
+from conformer.evaluate import accuracies, evaluate
+from conformer.gpu_steps import GpuSteps, _cuda
+from conformer.learner import Learner
+from conformer.model import Conformer
+from conformer.options import TrainConfig
+from conformer.train import Trainer
+from minigrad import random, safetensors_io
+from minigrad.backend import cuda
+from minigrad.backend.emulator.launch import ORDERS
+from minigrad.optim import EMA
+from tests.support import assert_close, rng
+
+SMALL = replace(CONFIGS["cifar-nano"], channel_ratio=0.25, embed_dim=16, depth=3, num_heads=2, stem_channels=8, drop_path_rate=0.3)
+CONFIG = TrainConfig(batch_size=4, accumulate=2, ema=0.5, drop_path=0.3, cutout=9, lr=1e-2, clip_norm=1.0, label_smoothing=0.1)
+
+
+def dataset(images: int = 14) -> Dataset:
+    numbers = rng(images)
+    train, test = (Split(numbers.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8), numbers.integers(0, 10, n)) for n in (images, 5))
+    return Dataset("noise", tuple("abcdefghij"), (0.5, 0.4, 0.45), (0.25, 0.2, 0.21), train, test, "a test")
+
+
+def learner(device: str, dtype: str) -> Learner:
+    made = Learner(SMALL, CONFIG, 10, device)
+    made.model.to(dtype=dtype).train()
+    made.ema = EMA(made.model, CONFIG.ema)
+    return made
+
+
+@pytest.mark.parametrize(("dtype", "relative"), [("float64", 1e-9), ("float32", 2e-3)])
+def test_captured_steps_are_the_steps_of_the_cpu(dtype: str, relative: float, capsys: pytest.CaptureFixture[str]):
+    """In parts, with drop path, clipping and averaged weights, over the end of an epoch of 3 steps; float32 as far as Adam lets roundings grow."""
+    data, reference, expected = dataset(), learner("cpu", dtype), []
+    for epoch in range(2):
+        for batch in batches(data, 4, epoch, cutout=9):
+            if len(expected) < 4:
+                expected.append(reference.train_step(Batch(batch.images.astype(dtype), batch.labels)))
+    with minigrad.emulated(build="plain") as device:
+        ours = learner("cuda", dtype)
+        steps = GpuSteps(ours, data, batch_size=4, interval=2)
+        before, launches = device.synchronisations, device.launches
+        outcomes = steps.take() + steps.take() + steps.take() + steps.take()
+        assert (device.synchronisations, device.graph_launches) == (before, 4)
+        with capsys.disabled():
+            print(f" {(device.launches - launches) // 4} launches a step ", end="")
+        outcomes += steps.finish()
+        state, expected_state = ours.state(), reference.state()
+        assert [outcome.step for outcome in outcomes] == [1, 2, 3, 4]
+        for outcome, (loss, right) in zip(outcomes, expected, strict=True):
+            assert_close(np.array(outcome.loss), np.array(loss), "loss", max(1e-3 * relative, 1e-10))
+            assert outcome.right == right and outcome.seconds > 0
+        assert [outcome.learning_rate for outcome in outcomes] == [ours.schedule.set(step) for step in range(4)]
+        assert state.keys() == expected_state.keys()
+        for name, array in expected_state.items():
+            # before a batch norm the gradient of a bias is nothing but rounding, which Adam scales up
+            if dtype == "float64" or not name.endswith("conv_project.bias"):
+                assert_close(state[name], array, name, relative)
+        assert state["model.bn1.num_batches_tracked"] == 8
+
+        with minigrad.no_grad():
+            ours.model.cls_token.copy_(np.nan)
+        with pytest.raises(FloatingPointError, match=r"the loss is nan at step 5; a lower --lr \(now 0.01\)"):
+            steps.take() + steps.finish()
+
+
+@pytest.fixture
+def config(cifar: Callable[..., Path], tiny_network: str, tmp_path: Path) -> TrainConfig:
+    """Two epochs of 2 steps on 10 images, with everything that has a state or draws."""
+    options: dict[str, Any] = {"epochs": 2, "batch_size": 5, "log_every": 1, "ema": 0.5, "drop_path": 0.3, "device": "cuda"}
+    return TrainConfig(config=tiny_network, data_dir=cifar(records=2), out=tmp_path / "run", **options)
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("images_per_second", "seconds", "started")} for line in found if "resumed" not in line]
+
+
+def test_a_resumed_run_is_the_unbroken_one(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """On the GPU bit for bit; on the other device it goes on, and says so."""
+    other = replace(config, out=config.out.with_name("other"), checkpoint_steps=1)
+    with minigrad.emulated(build="plain"):
+        result = train.train(config)
+        with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="broken off"):
+            original = GpuSteps.take
+
+            def take(self: GpuSteps) -> list:
+                if self._learner.step == 3:
+                    raise RuntimeError("broken off")
+                return original(self)
+
+            patch.setattr(GpuSteps, "take", take)
+            train.train(other)
+        kept = {path.name: path.read_bytes() for path in other.out.iterdir()}
+        assert train.resume(other.out).test == result.test
+        assert "on CUDA: the emulator runs the kernels on the CPU" in capsys.readouterr().out
+    assert result.steps == 4
+    for name in ("last", "ema"):
+        state, expected = (safetensors_io.load_state(folder / f"{name}.safetensors")[0] for folder in (other.out, config.out))
+        for key, array in expected.items():
+            assert_array_equal(state[key], array, err_msg=key)
+    assert lines(other.out) == lines(config.out)
+    assert lines(config.out)[0]["device"].startswith("CUDA")
+
+    for name, content in kept.items():
+        (other.out / name).write_bytes(content)
+    with pytest.raises(RuntimeError, match="No CUDA: "):
+        train.resume(other.out)
+    Trainer.resume(other.out, device="cpu").run()
+    assert "device and numpy and threads and blas differ from those the run was started with" in capsys.readouterr().out
+    for ours, expected in zip(lines(other.out)[1:], lines(config.out)[1:], strict=True):
+        assert_close(np.array(ours.get("loss", 0)), np.array(expected.get("loss", 0)), "loss", 1e-4)
+
+
+def test_evaluation_on_the_gpu_waits_once_for_each_head(tiny_network: str):
+    data, model = dataset(), Conformer(**{**vars(SMALL)})
+    expected = evaluate(model, data.test, data)
+    with minigrad.emulated(build="plain") as device:
+        model.to(device="cuda")
+        before = device.synchronisations
+        ours = evaluate(model, data.test, data, batch_size=2)
+        assert device.synchronisations == before + 2
+    assert model.training
+    for head in ("cnn", "transformer"):
+        assert_close(getattr(ours, head), getattr(expected, head), head, 1e-5)
+
+
+@settings(max_examples=15)
+@given(
+    seed=st.integers(0, 2**32),
+    batch=st.integers(1, 4),
+    height=st.integers(5, 9),
+    width=st.integers(5, 9),
+    channels=st.integers(1, 4),
+    cutout=st.integers(0, 6),
+    dtype=st.sampled_from(["float32", "float64"]),
+)
+def test_a_batch_made_on_the_gpu_is_the_cpus_bit_for_bit(seed: int, batch: int, height: int, width: int, channels: int, cutout: int, dtype: str):
+    images, labels = rng(seed).integers(0, 256, (2 * batch + 1, height, width, channels), dtype=np.uint8), rng(seed).integers(0, 9, 2 * batch + 1)
+    mean, std = rng(seed).uniform(0.1, 0.9, (2, channels))
+    random.manual_seed(seed)
+    data = replace(dataset(), train=Split(images, labels), mean=mean, std=std)
+    planned = plan(data, batch, epoch=3, cutout=cutout)
+    with cuda.emulated(orders=ORDERS):
+        cp = cuda.array_module()
+        arrays = [cp.asarray(a) for a in (images, labels, planned, np.array([1], np.uint64), channel_constants(mean, std))]
+        x, y = cp.empty((batch, height, width, channels), dtype), cp.empty(batch, np.int64)
+        cuda_augment(*arrays, x, y)
+        naive, number = cp.empty(x.shape, dtype), cuda.c_type(np.dtype(dtype))
+        kernels = cuda.Kernels(Path(train.__file__).with_name("augment.cu"))
+        blocks = -(-height * width * channels // 64)
+        kernels.launch(f"augment_naive<{number}>", (batch, blocks), 64, *arrays, naive, cp.empty(batch, np.int64), height, width, channels)
+        got, got_labels, got_naive = x.get(), y.get(), naive.get()
+    expected = list(batches(data, batch, epoch=3, cutout=cutout))[1]
+    assert_array_equal(got, expected.images.astype(dtype))
+    assert_array_equal(got_naive, got)
+    assert_array_equal(got_labels, expected.labels)
+
+
+@settings(max_examples=15)
+@given(st.integers(0, 2**32), st.integers(1, 40), st.integers(1, 40), st.sampled_from(["float32", "float64"]), st.booleans())
+def test_right_answers_are_counted_as_on_the_cpu(seed: int, images: int, classes: int, dtype: str, some_nan: bool):
+    """With many ties, of which the first counts, and with nan; a step in two parts adds up, and the next one has a row of its own."""
+    cnn, transformer = rng(seed).integers(-3, 3, (2, 2, images, classes)).astype(dtype)
+    if some_nan:
+        cnn[rng(seed + 1).uniform(size=cnn.shape) < 0.1] = np.nan
+    labels, losses = rng(seed + 2).integers(0, classes, (2, images)), rng(seed + 3).uniform(0, 3, 2).astype(dtype)
+    with cuda.emulated(orders=ORDERS):
+        cp, number = cuda.array_module(), cuda.c_type(np.dtype(dtype))
+        records, counters = cp.asarray(np.full((3, 4), -1.0)), cp.asarray(np.array([6, 1], np.uint64))
+        for part in range(2):
+            arrays = [cp.asarray(a[part]) for a in (cnn, transformer, labels)] + [cp.asarray(np.asarray(losses[part]))]
+            _cuda.launch(f"note<{number}>", 1, 1024, *arrays, records, counters, images, classes, part == 0, part == 1)
+        got, counted = records.get(), counters.get()
+    shares = [accuracies(*(a.reshape(-1, classes) for a in (cnn, transformer)), labels.reshape(-1))]
+    assert_array_equal(got[[0, 2]], np.full((2, 4), -1.0))
+    assert_array_equal(got[1, 1:], np.round(np.array(shares[0]) * 2 * images))
+    assert got[1, 0] == float(losses[0]) + float(losses[1])
+    assert_array_equal(counted, [7, 2])
