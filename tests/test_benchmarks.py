@@ -212,7 +212,8 @@ def test_a_noisy_turn_is_taken_again_in_the_same_process_and_the_quietest_counts
 def test_no_turn_begins_when_the_time_is_up_and_what_was_measured_is_kept(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.setattr(measure, "Worker", FakeWorker)
     monkeypatch.setattr(FakeWorker, "log", [], raising=False)
-    monkeypatch.setattr(measure.time, "monotonic", iter([0, 10, 20, 30, 61, 62, 63, 64, 65]).__next__)
+    times = iter([0, 10, 20, 30])
+    monkeypatch.setattr(measure.time, "monotonic", lambda: next(times, 61))
     rows = measure.interleaved("x", [{"name": "a"}, {"name": "b"}], options_of("--minutes", "1"), False, lambda case: case["name"])
     assert [(row["case"]["name"], row["side"], len(row["turns"])) for row in rows] == [("a", "minigrad", 2), ("a", "torch-tuned", 1)]
     assert "b: no time left" in capsys.readouterr().out
