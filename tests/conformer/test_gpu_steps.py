@@ -1,4 +1,4 @@
-"""Training on the device "cuda", on the emulator: the captured step is the CPU's step, nothing waits, and runs go on where they were broken off."""
+"""Training on the device "cuda": the captured step is the CPU's step, nothing waits, and runs go on where they were broken off."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from conformer.options import TrainConfig
 from conformer.train import Trainer
 from minigrad import random, safetensors_io
 from minigrad.backend import cuda
-from minigrad.backend.emulator.launch import ORDERS
 from minigrad.optim import EMA
+from tests.cuda_device import ORDERS, nothing_waits, on_cuda, on_gpu
 from tests.support import assert_close, rng
 
 SMALL = replace(CONFIGS["cifar-nano"], channel_ratio=0.25, embed_dim=16, depth=3, num_heads=2, stem_channels=8, drop_path_rate=0.3)
@@ -51,6 +51,7 @@ def learner(device: str, dtype: str) -> Learner:
     return made
 
 
+@pytest.mark.cuda
 @pytest.mark.parametrize(("dtype", "relative"), [("float64", 1e-9), ("float32", 2e-3)])
 def test_captured_steps_are_the_steps_of_the_cpu(dtype: str, relative: float, capsys: pytest.CaptureFixture[str]):
     """In parts, with drop path, clipping and averaged weights, over the end of an epoch of 3 steps; float32 as far as Adam lets roundings grow."""
@@ -59,12 +60,13 @@ def test_captured_steps_are_the_steps_of_the_cpu(dtype: str, relative: float, ca
         for batch in batches(data, 4, epoch, cutout=9):
             if len(expected) < 4:
                 expected.append(reference.train_step(Batch(batch.images.astype(dtype), batch.labels)))
-    with minigrad.emulated(build="plain") as device:
+    with on_cuda(build="plain") as device:
         ours = learner("cuda", dtype)
         steps = GpuSteps(ours, data, batch_size=4, interval=2)
-        before, launches = device.synchronisations, device.launches
-        outcomes = steps.take() + steps.take() + steps.take() + steps.take()
-        assert (device.synchronisations, device.graph_launches) == (before, 4)
+        launches = device.launches
+        with nothing_waits(device):
+            outcomes = steps.take() + steps.take() + steps.take() + steps.take()
+        assert on_gpu() or device.graph_launches == 4
         with capsys.disabled():
             print(f" {(device.launches - launches) // 4} launches a step ", end="")
         outcomes += steps.finish()
@@ -149,6 +151,7 @@ def test_evaluation_on_the_gpu_waits_once_for_each_head(tta: str, waits: int):
         assert_close(getattr(ours, head), getattr(expected, head), head, 1e-5)
 
 
+@pytest.mark.cuda
 @settings(max_examples=15)
 @given(
     seed=st.integers(0, 2**32),
@@ -165,7 +168,7 @@ def test_a_batch_made_on_the_gpu_is_the_cpus_bit_for_bit(seed: int, batch: int, 
     random.manual_seed(seed)
     data = replace(dataset(), train=Split(images, labels), mean=mean, std=std)
     planned = plan(data, batch, epoch=3, cutout=cutout)
-    with cuda.emulated(orders=ORDERS):
+    with on_cuda(ORDERS):
         cp = cuda.array_module()
         arrays = [cp.asarray(a) for a in (images, labels, planned, np.array([1], np.uint64), channel_constants(mean, std))]
         x, y = cp.empty((batch, height, width, channels), dtype), cp.empty(batch, np.int64)
@@ -181,6 +184,7 @@ def test_a_batch_made_on_the_gpu_is_the_cpus_bit_for_bit(seed: int, batch: int, 
     assert_array_equal(got_labels, expected.labels)
 
 
+@pytest.mark.cuda
 @settings(max_examples=15)
 @given(st.integers(0, 2**32), st.integers(1, 40), st.integers(1, 40), st.sampled_from(["float32", "float64"]), st.booleans())
 def test_right_answers_are_counted_as_on_the_cpu(seed: int, images: int, classes: int, dtype: str, some_nan: bool):
@@ -189,7 +193,7 @@ def test_right_answers_are_counted_as_on_the_cpu(seed: int, images: int, classes
     if some_nan:
         cnn[rng(seed + 1).uniform(size=cnn.shape) < 0.1] = np.nan
     labels, losses = rng(seed + 2).integers(0, classes, (2, images)), rng(seed + 3).uniform(0, 3, 2).astype(dtype)
-    with cuda.emulated(orders=ORDERS):
+    with on_cuda(ORDERS):
         cp, number = cuda.array_module(), cuda.c_type(np.dtype(dtype))
         records, counters = cp.asarray(np.full((3, 4), -1.0)), cp.asarray(np.array([6, 1], np.uint64))
         for part in range(2):

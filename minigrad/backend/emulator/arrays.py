@@ -325,7 +325,7 @@ def _readable(x: ndarray) -> np.ndarray:
 
 
 def compute(
-    function: Any, *args: Any, out: ndarray | None = None, view: bool = False, order: str = "C", casting: str = "same_kind", **options: Any
+    function: Any, *args: Any, out: ndarray | None = None, view: bool = False, order: str = "C", casting: Any = "same_kind", **options: Any
 ) -> Any:
     """`function(*args, **options)` of NumPy on arrays of the device: a new array, or `out`; with `view`, one on the same memory if NumPy's is.
 
