@@ -173,16 +173,16 @@ def _device(options: argparse.Namespace) -> str:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    device = _device(options)
+    device, tta = _device(options), getattr(options, "tta", TrainConfig.tta)
     picture = options.picture or weights_file(options.run).with_name("confusion.png")
     try:
         model, about = load_weights(options.run)
         dataset = _dataset_of(about, options)
     except (OSError, ValueError) as error:
         raise Mistake(_sentence(error), 1) from error
-    predictions = evaluate(model.to(device=device), dataset.test, dataset, options.batch_size, getattr(options, "tta", TrainConfig.tta))
+    predictions = evaluate(model.to(device=device), dataset.test, dataset, options.batch_size, tta)
     title = f"{about.config} after {about.step:,} steps, on {len(dataset.test):,} test images of {dataset.name}"
-    print(f"{title} from {dataset.source}, on {devices.describe(device)}")
+    print(f"{title} from {dataset.source}, on {devices.describe(device)}{', with mirror images' * (tta == 'mirror')}")
     for name, share in zip(HEADS.values(), predictions.accuracies, strict=True):
         print(f"  {name:<17} {100 * share:6.2f} %")
     print(f"  loss              {predictions.loss:6.3f}")

@@ -237,9 +237,7 @@ class Trainer:
         if self.device == "cuda":
             began = time.perf_counter()
             steps = GpuSteps(self.learner, self.dataset, self.config.batch_size, self.config.log_every)
-            self.display.message(
-                f"a step captured as one CUDA graph in {time.perf_counter() - began:.1f} s (its kernels are compiled the first time)"
-            )
+            self.display.message(f"a step is captured in {time.perf_counter() - began:.1f} s (its kernels are compiled the first time)")
             return steps
         return CpuSteps(self.learner, self._batches())
 

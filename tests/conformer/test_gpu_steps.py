@@ -13,11 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
+from PIL import Image
 
 import minigrad
 from conformer import train
 from conformer.augment import channel_constants, cuda_augment
 from conformer.batches import Batch, batches, plan
+from conformer.cli import main
 from conformer.config import CONFIGS
 from conformer.data import Dataset, Split
 from conformer.evaluate import accuracies, evaluate
@@ -203,3 +205,26 @@ def test_right_answers_are_counted_as_on_the_cpu(seed: int, images: int, classes
     assert_array_equal(got[1, 1:], np.round(np.array(shares[0]) * 2 * images))
     assert got[1, 0] == float(losses[0]) + float(losses[1])
     assert_array_equal(counted, [7, 2])
+
+
+def test_evaluate_predict_and_explain_on_the_gpu(config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """They print what they print on the CPU, where the network was trained."""
+    run, photo = str(config.out), tmp_path / "photo.png"
+    train.train(replace(config, device="cpu", max_steps=1))
+    Image.fromarray(rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(photo)
+    commands = [
+        ["evaluate", run, "--tta", "mirror", "--data-dir", str(config.data_dir)],
+        ["predict", str(photo), "--run", run],
+        ["explain", str(photo), "--run", run, "--out", str(tmp_path / "explained.png")],
+    ]
+    capsys.readouterr()
+    assert [main([*command, "--device", "cpu"]) for command in commands] == [0, 0, 0]
+    expected = capsys.readouterr().out
+    with minigrad.emulated(build="plain") as device:
+        for command in commands:
+            before = device.launches
+            assert main([*command, "--device", "cuda"]) == 0
+            assert device.launches > before
+    ours = capsys.readouterr().out
+    assert "on CUDA: the emulator runs the kernels on the CPU, with mirror images" in ours
+    assert ours.splitlines()[1:] == expected.splitlines()[1:]
