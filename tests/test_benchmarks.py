@@ -310,7 +310,8 @@ def test_a_profile_finds_the_whole_step_and_counts_products_as_they_are(tmp_path
     found = {line["operation"]: line for line in turn["operations"]}
     forward = sum(line["gflop"] for name, line in found.items() if name.endswith(" forward") and name != step_profile.REST)
     macs = count(named_config("cifar-nano"), 32).macs
-    assert forward == pytest.approx(2 * 2 * macs / 1e9, rel=0.02)
+    pooled_first = 12 * 96 * (16 * 16 - 4 * 4) + 2 * 24 * 96 * (8 * 8 - 4 * 4)  # pixels that FCUDown's convolutions are spared, which `count` counts
+    assert forward == pytest.approx(2 * 2 * (macs - pooled_first) / 1e9, rel=1e-4)  # two images, and an addition to each multiplication
     assert found["conv2d forward"]["calls"] == 49 and found["AdamW"]["calls"] == 1
     assert all(line["ms"] > 0 for line in turn["operations"])
 

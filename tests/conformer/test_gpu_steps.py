@@ -135,14 +135,15 @@ def test_a_resumed_run_is_the_unbroken_one(config: TrainConfig, monkeypatch: pyt
         assert_close(np.array(ours.get("loss", 0)), np.array(expected.get("loss", 0)), "loss", 1e-4)
 
 
-def test_evaluation_on_the_gpu_waits_once_for_each_head(tiny_network: str):
-    data, model = dataset(), Conformer(**{**vars(SMALL)})
-    expected = evaluate(model, data.test, data)
+@pytest.mark.parametrize(("tta", "waits"), [("none", 2), ("mirror", 4)])
+def test_evaluation_on_the_gpu_waits_once_for_each_head(tta: str, waits: int):
+    data, model = dataset(), Conformer(**vars(SMALL))
+    expected = evaluate(model, data.test, data, tta=tta)
     with minigrad.emulated(build="plain") as device:
         model.to(device="cuda")
         before = device.synchronisations
-        ours = evaluate(model, data.test, data, batch_size=2)
-        assert device.synchronisations == before + 2
+        ours = evaluate(model, data.test, data, batch_size=2, tta=tta)
+        assert device.synchronisations == before + waits
     assert model.training
     for head in ("cnn", "transformer"):
         assert_close(getattr(ours, head), getattr(expected, head), head, 1e-5)
