@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from conformer.budget import TIMED_STEPS, duration
 from conformer.devices import DEVICES
+from conformer.evaluate import TTA
 from minigrad.backend.cublas import PRECISIONS
 
 __all__ = ["MAY_CHANGE", "TrainConfig", "from_plain", "plain", "resumed"]
@@ -49,6 +50,7 @@ class TrainConfig:
     accumulate: Annotated[int, "parts that a step's images are taken in, for less memory; batch norm sees one part at a time"] = 1
     time_budget: Annotated[str | None, f"time to train for, like 30m; {TIMED_STEPS} steps are timed, undone, and fix the number of steps"] = None
     eval_epochs: Annotated[int, "epochs between two evaluations; there is one at the end in any case"] = 1
+    tta: Annotated[str, "test-time augmentation; mirror: the mean of the answers to an image and to its mirror image"] = "none"
     log_every: Annotated[int, "steps between two lines of metrics.jsonl"] = 20
     checkpoint_steps: Annotated[int, "steps between two checkpoints, beside those at each evaluation; 0 for no such limit"] = 0
     checkpoint_minutes: Annotated[float, "minutes between two checkpoints, likewise"] = 5.0
@@ -58,6 +60,8 @@ class TrainConfig:
             raise ValueError(f"device is {self.device}; it must be one of {', '.join(DEVICES)}")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision is {self.precision}; it must be one of {', '.join(PRECISIONS)}")
+        if self.tta not in TTA:
+            raise ValueError(f"tta is {self.tta}; it must be one of {', '.join(TTA)}")
         least = {"batch_size": 2, "log_every": 1, "seed": 0, "weight_decay": 0, "clip_norm": 0}
         least |= {"accumulate": 1, "eval_epochs": 1, "cutout": 0, "checkpoint_steps": 0, "checkpoint_minutes": 0}
         for name, bound in least.items():

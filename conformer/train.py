@@ -235,7 +235,10 @@ class Trainer:
     def _stepper(self) -> Steps:
         """What takes the steps that are left, where the network is."""
         if self.device == "cuda":
-            return GpuSteps(self.learner, self.dataset, self.config.batch_size, self.config.log_every)
+            began = time.perf_counter()
+            steps = GpuSteps(self.learner, self.dataset, self.config.batch_size, self.config.log_every)
+            self.display.message(f"a step is captured in {time.perf_counter() - began:.1f} s (its kernels are compiled the first time)")
+            return steps
         return CpuSteps(self.learner, self._batches())
 
     def _batches(self) -> Iterator[Batch]:
@@ -265,7 +268,7 @@ class Trainer:
         each = sum(times[1:]) / len(times[1:]) if len(times) > 1 else times[0]  # the first makes threads and memory
         began = time.perf_counter()
         part = data.Split(self.dataset.test.images[:500], self.dataset.test.labels[:500])
-        evaluate(self.learner.model, part, self.dataset)
+        evaluate(self.learner.model, part, self.dataset, tta=self.config.tta)
         evaluation = (time.perf_counter() - began) * len(self.dataset.test) / len(part) * (2 if self.learner.ema else 1)
         self.steps = steps_within(0.98 * budget - (time.perf_counter() - self._started), each, evaluation, self.evaluation_steps)
         self.steps_fixed = True
@@ -355,7 +358,7 @@ class Trainer:
         began = time.perf_counter()
         averaged: Accuracies | None = None
         with signals.at_once():
-            self.predictions = evaluate(self.learner.model, self.dataset.test, self.dataset)
+            self.predictions = evaluate(self.learner.model, self.dataset.test, self.dataset, tta=self.config.tta)
         test, loss = self.predictions.accuracies, self.predictions.loss
         about = About.of(self.network, self.config.config, self.dataset, self.step, test._asdict())
         self.folder.save("last", self.learner.model, about)
@@ -365,7 +368,7 @@ class Trainer:
         if self.learner.ema:
             with self.learner.ema.swapped():
                 with signals.at_once():
-                    averaged = evaluate(self.learner.model, self.dataset.test, self.dataset).accuracies
+                    averaged = evaluate(self.learner.model, self.dataset.test, self.dataset, tta=self.config.tta).accuracies
                 self.folder.save("ema", self.learner.model, replace(about, test_accuracy=averaged._asdict()))
         self.test, self.evaluated = test, self.step
         self._evaluation_seconds = time.perf_counter() - began

@@ -304,3 +304,25 @@ def test_adding_large_arrays_on_all_threads_gives_the_same_bits(dtype: type, poo
     assert_array_equal(cpu.add(x[:0], y[:0]), expected[:0])
     assert_array_equal(cpu.add(x[0, :3], y[0, :3], out=out[0, :3]), expected[0, :3])
     assert not parts
+
+
+@pytest.mark.skipif(not hasattr(os, "confstr") or "CS_GNU_LIBC_VERSION" not in os.confstr_names, reason="asks glibc")
+def test_freed_memory_is_kept_and_large_arrays_take_it_again() -> None:
+    """48 MiB: more than glibc before 2.35 can be asked to keep, unless there is room in what it keeps already."""
+    script = """if True:
+        import resource
+        import numpy as np
+        from minigrad.backend.cpu import keep_freed_memory
+
+        def faults() -> int:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            np.ones(48 << 20, np.uint8)
+            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+        assert keep_freed_memory()
+        first, *later = [faults() for _ in range(5)]
+        assert first > 10 * max(later), (first, later)
+    """
+    libc = tuple(int(part) for part in str(os.confstr("CS_GNU_LIBC_VERSION")).split()[1].split("."))
+    done = run(script, None)
+    assert done.returncode == 0 or libc < (2, 35), done.stderr

@@ -1,4 +1,4 @@
-"""Training on the device "cuda", on the emulator: the captured step is the CPU's step, nothing waits, and runs go on where they were broken off."""
+"""Training on the device "cuda": the captured step is the CPU's step, nothing waits, and runs go on where they were broken off."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
+from PIL import Image
 
 import minigrad
 from conformer import train
 from conformer.augment import channel_constants, cuda_augment
 from conformer.batches import Batch, batches, plan
+from conformer.cli import main
 from conformer.config import CONFIGS
 from conformer.data import Dataset, Split
 from conformer.evaluate import accuracies, evaluate
@@ -28,8 +30,8 @@ from conformer.options import TrainConfig
 from conformer.train import Trainer
 from minigrad import random, safetensors_io
 from minigrad.backend import cuda
-from minigrad.backend.emulator.launch import ORDERS
 from minigrad.optim import EMA
+from tests.cuda_device import ORDERS, nothing_waits, on_cuda, on_gpu
 from tests.support import assert_close, rng
 
 SMALL = replace(CONFIGS["cifar-nano"], channel_ratio=0.25, embed_dim=16, depth=3, num_heads=2, stem_channels=8, drop_path_rate=0.3)
@@ -49,6 +51,7 @@ def learner(device: str, dtype: str) -> Learner:
     return made
 
 
+@pytest.mark.cuda
 @pytest.mark.parametrize(("dtype", "relative"), [("float64", 1e-9), ("float32", 2e-3)])
 def test_captured_steps_are_the_steps_of_the_cpu(dtype: str, relative: float, capsys: pytest.CaptureFixture[str]):
     """In parts, with drop path, clipping and averaged weights, over the end of an epoch of 3 steps; float32 as far as Adam lets roundings grow."""
@@ -57,12 +60,13 @@ def test_captured_steps_are_the_steps_of_the_cpu(dtype: str, relative: float, ca
         for batch in batches(data, 4, epoch, cutout=9):
             if len(expected) < 4:
                 expected.append(reference.train_step(Batch(batch.images.astype(dtype), batch.labels)))
-    with minigrad.emulated(build="plain") as device:
+    with on_cuda(build="plain") as device:
         ours = learner("cuda", dtype)
         steps = GpuSteps(ours, data, batch_size=4, interval=2)
-        before, launches = device.synchronisations, device.launches
-        outcomes = steps.take() + steps.take() + steps.take() + steps.take()
-        assert (device.synchronisations, device.graph_launches) == (before, 4)
+        launches = device.launches
+        with nothing_waits(device):
+            outcomes = steps.take() + steps.take() + steps.take() + steps.take()
+        assert on_gpu() or device.graph_launches == 4
         with capsys.disabled():
             print(f" {(device.launches - launches) // 4} launches a step ", end="")
         outcomes += steps.finish()
@@ -133,19 +137,21 @@ def test_a_resumed_run_is_the_unbroken_one(config: TrainConfig, monkeypatch: pyt
         assert_close(np.array(ours.get("loss", 0)), np.array(expected.get("loss", 0)), "loss", 1e-4)
 
 
-def test_evaluation_on_the_gpu_waits_once_for_each_head(tiny_network: str):
-    data, model = dataset(), Conformer(**{**vars(SMALL)})
-    expected = evaluate(model, data.test, data)
+@pytest.mark.parametrize(("tta", "waits"), [("none", 2), ("mirror", 4)])
+def test_evaluation_on_the_gpu_waits_once_for_each_head(tta: str, waits: int):
+    data, model = dataset(), Conformer(**vars(SMALL))
+    expected = evaluate(model, data.test, data, tta=tta)
     with minigrad.emulated(build="plain") as device:
         model.to(device="cuda")
         before = device.synchronisations
-        ours = evaluate(model, data.test, data, batch_size=2)
-        assert device.synchronisations == before + 2
+        ours = evaluate(model, data.test, data, batch_size=2, tta=tta)
+        assert device.synchronisations == before + waits
     assert model.training
     for head in ("cnn", "transformer"):
         assert_close(getattr(ours, head), getattr(expected, head), head, 1e-5)
 
 
+@pytest.mark.cuda
 @settings(max_examples=15)
 @given(
     seed=st.integers(0, 2**32),
@@ -162,7 +168,7 @@ def test_a_batch_made_on_the_gpu_is_the_cpus_bit_for_bit(seed: int, batch: int, 
     random.manual_seed(seed)
     data = replace(dataset(), train=Split(images, labels), mean=mean, std=std)
     planned = plan(data, batch, epoch=3, cutout=cutout)
-    with cuda.emulated(orders=ORDERS):
+    with on_cuda(ORDERS):
         cp = cuda.array_module()
         arrays = [cp.asarray(a) for a in (images, labels, planned, np.array([1], np.uint64), channel_constants(mean, std))]
         x, y = cp.empty((batch, height, width, channels), dtype), cp.empty(batch, np.int64)
@@ -178,6 +184,7 @@ def test_a_batch_made_on_the_gpu_is_the_cpus_bit_for_bit(seed: int, batch: int, 
     assert_array_equal(got_labels, expected.labels)
 
 
+@pytest.mark.cuda
 @settings(max_examples=15)
 @given(st.integers(0, 2**32), st.integers(1, 40), st.integers(1, 40), st.sampled_from(["float32", "float64"]), st.booleans())
 def test_right_answers_are_counted_as_on_the_cpu(seed: int, images: int, classes: int, dtype: str, some_nan: bool):
@@ -186,7 +193,7 @@ def test_right_answers_are_counted_as_on_the_cpu(seed: int, images: int, classes
     if some_nan:
         cnn[rng(seed + 1).uniform(size=cnn.shape) < 0.1] = np.nan
     labels, losses = rng(seed + 2).integers(0, classes, (2, images)), rng(seed + 3).uniform(0, 3, 2).astype(dtype)
-    with cuda.emulated(orders=ORDERS):
+    with on_cuda(ORDERS):
         cp, number = cuda.array_module(), cuda.c_type(np.dtype(dtype))
         records, counters = cp.asarray(np.full((3, 4), -1.0)), cp.asarray(np.array([6, 1], np.uint64))
         for part in range(2):
@@ -198,3 +205,26 @@ def test_right_answers_are_counted_as_on_the_cpu(seed: int, images: int, classes
     assert_array_equal(got[1, 1:], np.round(np.array(shares[0]) * 2 * images))
     assert got[1, 0] == float(losses[0]) + float(losses[1])
     assert_array_equal(counted, [7, 2])
+
+
+def test_evaluate_predict_and_explain_on_the_gpu(config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """They print what they print on the CPU, where the network was trained."""
+    run, photo = str(config.out), tmp_path / "photo.png"
+    train.train(replace(config, device="cpu", max_steps=1))
+    Image.fromarray(rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(photo)
+    commands = [
+        ["evaluate", run, "--tta", "mirror", "--data-dir", str(config.data_dir)],
+        ["predict", str(photo), "--run", run],
+        ["explain", str(photo), "--run", run, "--out", str(tmp_path / "explained.png")],
+    ]
+    capsys.readouterr()
+    assert [main([*command, "--device", "cpu"]) for command in commands] == [0, 0, 0]
+    expected = capsys.readouterr().out
+    with minigrad.emulated(build="plain") as device:
+        for command in commands:
+            before = device.launches
+            assert main([*command, "--device", "cuda"]) == 0
+            assert device.launches > before
+    ours = capsys.readouterr().out
+    assert "on CUDA: the emulator runs the kernels on the CPU, with mirror images" in ours
+    assert ours.splitlines()[1:] == expected.splitlines()[1:]

@@ -58,6 +58,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
         ({"time_budget": "5m", "max_steps": 3}, "time_budget is 5m and max_steps is 3; give one of the two"),
         ({"eval_epochs": 0}, "eval_epochs is 0; it must be at least 1"),
         ({"device": "tpu"}, "device is tpu; it must be one of auto, cpu, cuda"),
+        ({"tta": "crops"}, "tta is crops; it must be one of none, mirror"),
         ({"precision": "half"}, "precision is half; it must be one of float32, tf32, bf16"),
         ({"ema": 1.0}, "ema is 1.0; it must be at least 0 and below 1"),
     ],
@@ -246,6 +247,18 @@ def test_evaluation_changes_nothing(config: TrainConfig) -> None:
     assert trainer.learner.model.training
     for name, array in trainer.learner.model.state_dict().items():
         assert_array_equal(before[name], array, err_msg=name)
+
+
+def test_the_mirror_image_counts_as_much_as_the_image(config: TrainConfig) -> None:
+    trainer = Trainer(config)
+    model, test = trainer.learner.model, trainer.dataset.test
+    mirrored = replace(test, images=test.images[:, :, ::-1])
+    both = evaluate(model, test, trainer.dataset, tta="mirror")
+    one, other = (evaluate(model, split, trainer.dataset) for split in (test, mirrored))
+    for head in ("cnn", "transformer"):
+        assert_allclose(getattr(both, head), (getattr(one, head) + getattr(other, head)) / 2, rtol=1e-6)
+    assert not np.allclose(one.cnn, other.cnn)
+    assert both.labels is test.labels
 
 
 def test_three_accuracies() -> None:
