@@ -219,7 +219,7 @@ def answers(model, split):
 
 
 def train(model, steps, every=50):
-    """Take `steps` steps; returns a log: losses by head and gradient norms, step by step, and test logits now and then."""
+    """Take `steps` steps; returns a log: losses by head and gradient norms by step, and test logits now and then."""
     optimizer = AdamW(parameter_groups(model, recipe.weight_decay), lr=recipe.lr)
     schedule = WarmupCosine(optimizer, steps, int(recipe.warmup * steps))
     log = {"losses": [], "norms": [], "tests": {}, "seconds": -time.perf_counter()}
