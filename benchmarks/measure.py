@@ -86,6 +86,7 @@ def arguments(description: str | None, sides: Sequence[str], rounds: int, second
     parser.add_argument("--seconds", type=float, default=seconds, help=f"how long a turn measures (default: {seconds:g}), at least three samples")
     parser.add_argument("--threads", type=int, help="of every side (default: as many as processors; 1 with --quick)")
     parser.add_argument("--retakes", type=int, default=2, help="how often a noisy turn is taken again; the quietest counts (default: 2)")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no turn after so long; what was measured until then is written")
     parser.add_argument("--pinned", action="store_true", help="with OPENBLAS_CORETYPE=Haswell, as some machines have it; goes to a file of its own")
     parser.add_argument("--quick", action="store_true", help="one sample of tiny cases, to see that everything works; written to runs/benchmarks/")
     parser.add_argument("--peers-python", default=sys.executable, metavar="PYTHON", help="interpreter with jax, tinygrad, autograd, mygrad")
@@ -296,6 +297,7 @@ def interleaved(benchmark: str, cases: Iterable[dict], options: argparse.Namespa
         print(line, flush=True)
 
     rows, workers = Rows(), {}
+    end = time.monotonic() + 60 * options.minutes
     try:
         for case in cases:
             turns: dict[str, list] = {name: [] for name in options.sides if name in case.get("sides", options.sides)}
@@ -303,7 +305,7 @@ def interleaved(benchmark: str, cases: Iterable[dict], options: argparse.Namespa
             failed: dict[str, str] = {}
             for _ in range(options.rounds):
                 for name in turns:
-                    if name in rows.skipped or name in failed:
+                    if name in rows.skipped or name in failed or time.monotonic() > end:
                         continue
                     worker = workers.pop(name, None) or Worker(benchmark, SIDES[name], options)
                     reply = worker.take_turn(case, options)
@@ -323,7 +325,7 @@ def interleaved(benchmark: str, cases: Iterable[dict], options: argparse.Namespa
             when = _now()
             rows += [{"case": case, "side": name, "date": when, "failed": reason} for name, reason in failed.items()]
             rows += [{"case": case, "side": name, "date": when, "turns": taken} for name, taken in turns.items() if taken and name not in failed]
-            say(f"{label(case)}: " + ", ".join(f"{name} {summary(taken)}" for name, taken in turns.items() if taken))
+            say(f"{label(case)}: " + (", ".join(f"{name} {summary(taken)}" for name, taken in turns.items() if taken) or "no time left"))
     finally:
         for worker in workers.values():
             worker.__exit__()

@@ -209,6 +209,16 @@ def test_a_noisy_turn_is_taken_again_in_the_same_process_and_the_quietest_counts
                    "start minigrad", "minigrad a", "end minigrad"]  # fmt: skip
 
 
+def test_no_turn_begins_when_the_time_is_up_and_what_was_measured_is_kept(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(measure, "Worker", FakeWorker)
+    monkeypatch.setattr(FakeWorker, "log", [], raising=False)
+    times = iter([0, 10, 20, 30])
+    monkeypatch.setattr(measure.time, "monotonic", lambda: next(times, 61))
+    rows = measure.interleaved("x", [{"name": "a"}, {"name": "b"}], options_of("--minutes", "1"), False, lambda case: case["name"])
+    assert [(row["case"]["name"], row["side"], len(row["turns"])) for row in rows] == [("a", "minigrad", 2), ("a", "torch-tuned", 1)]
+    assert "b: no time left" in capsys.readouterr().out
+
+
 def test_fresh_processes_serve_one_turn_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "Worker", FakeWorker)
     monkeypatch.setattr(FakeWorker, "log", log := [], raising=False)

@@ -147,9 +147,9 @@ class ndarray(NDArrayOperatorsMixin):
         """A copy, in C order."""
         return made("copy", lambda: _readable(self), [self], order)
 
-    def view(self) -> ndarray:
-        """Another array on the same memory."""
-        return _view(self, self._values.view())
+    def view(self, dtype: Any = None) -> ndarray:
+        """Another array on the same memory, which may read its bytes as another dtype."""
+        return _view(self, self._values.view() if dtype is None else self._values.view(dtype))
 
     def fill(self, value: Any) -> None:
         """Set all elements to a number."""
