@@ -16,6 +16,7 @@ from numpy.testing import assert_array_equal
 from PIL import Image
 
 import minigrad
+from benchmarks.launches import launches
 from conformer import train
 from conformer.augment import channel_constants, cuda_augment
 from conformer.batches import Batch, batches, plan
@@ -228,3 +229,10 @@ def test_evaluate_predict_and_explain_on_the_gpu(config: TrainConfig, tmp_path: 
     ours = capsys.readouterr().out
     assert "on CUDA: the emulator runs the kernels on the CPU, with mirror images" in ours
     assert ours.splitlines()[1:] == expected.splitlines()[1:]
+
+
+def test_what_a_step_launches_is_counted(tiny_network: str):
+    counts, ours = launches(tiny_network)
+    assert counts["note<float>"] == counts["augment<float, float4>"] == counts["adamw<float>"] == 1
+    assert counts["running_statistics<float>"] == counts["batch_norm_forward<float, float4>"] + counts["batch_norm_forward<float, float>"]
+    assert 0 < ours < counts.total()
