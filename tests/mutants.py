@@ -181,9 +181,10 @@ def preload(root: Path, files: Sequence[str]) -> None:
 def check_tests_pass(workers: Workers, project: Project, files: Sequence[str]) -> None:
     """Run every stage once without a change: seconds per test for the order, and an end with a reason if one fails."""
     needed = list(dict.fromkeys(stage for file in files for stage in stages(project.root, file)))
-    for _, outcome in workers.run(Job(None, "", set(), [stage]) for stage in needed):
+    for job, outcome in workers.run(Job(None, "", set(), [stage]) for stage in needed):
         if not outcome.passed or outcome.by:
-            raise CannotRun(f"without any change, {outcome.by} fails: {outcome.error}")
+            what = f"the tests are not done after {workers.limit:.0f} seconds (--seconds)" if outcome.by == "time limit" else f"{outcome.by} fails"
+            raise CannotRun(f"without any change, {what}: {outcome.error or ' '.join(job.ran)}")
 
 
 def run(project: Project, chosen: Sequence[Mutant], jobs: int, limit: float) -> None:
@@ -324,7 +325,7 @@ def command(argv: Sequence[str] | None) -> int:
     parser.add_argument("--sample", type=int, metavar="N", help="a random N of them")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--limit", type=int, metavar="N", help="run at most N that have no result yet")
-    parser.add_argument("--seconds", type=float, default=300.0, help="that some tests may take without a change; with one, 5 times what they took")
+    parser.add_argument("--seconds", type=float, default=1800.0, help="that tests may take without a change; with one, 5 times what they took")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="at a time (default: one per core)")
     parser.add_argument("--least", type=float, default=98.0, metavar="PERCENT", help="of the changes that must be noticed (default 98)")
     parser.add_argument("--results", type=Path, default=Path(".mutants/results.jsonl"), help="default .mutants/results.jsonl")

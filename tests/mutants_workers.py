@@ -167,6 +167,7 @@ class Job:
     names: set[str]
     left: list[Stage]
     seconds: float = 0.0
+    ran: tuple[str, ...] = ()  # the files of the stage that ended last
 
     @property
     def place(self) -> tuple[str, str] | None:
@@ -199,6 +200,7 @@ class Workers:
                 for job, outcome in self._ended():
                     job.seconds += outcome.seconds
                     done = job.left.pop(0)
+                    job.ran = done.files
                     if job.mutant is None and outcome.passed:
                         self.known.update(outcome.tests)
                         self.usual[done] = outcome.seconds

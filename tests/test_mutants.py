@@ -255,6 +255,12 @@ def test_tests_that_fail_without_a_change(toy: Path):
     assert "without any change, tests/fused/test_area.py::test_nothing fails: " in done.stderr and "the reason" in done.stderr
 
 
+def test_tests_that_take_too_long_without_a_change(toy: Path):
+    done = run(toy, "--seconds", "0.001")
+    assert done.returncode == 2
+    assert "the tests are not done after 0 seconds (--seconds): tests/fused/test_area.py" in done.stderr
+
+
 def with_results(root: Path, survivor: str) -> Project:
     """A project whose changes have all been run; all but one were noticed."""
     project = Project(root, root / "results.jsonl")
