@@ -30,7 +30,7 @@ test: lint ## all checks and tests:  make test ARGS="tests/fused -k conv2d"
 # On a GPU machine, with any Python that has CuPy, PyTorch, pytest, pytest-timeout, pytest-xdist and hypothesis: nothing is installed here.
 test-gpu: ## the tests of everything on CUDA, on a real GPU:  make test-gpu PYTHON_GPU=python3
 	@$(PYTHON_GPU) -m tests.gpu.compile_all
-	$(FAST) $(PYTHON_GPU) -m pytest --device=gpu -n 8 tests/backend tests/fused tests/optim tests/gpu tests/test_devices.py $(ARGS)
+	$(FAST) $(PYTHON_GPU) -m pytest --device=gpu -n 8 tests/backend tests/fused tests/nn tests/optim tests/conformer/test_gpu_steps.py tests/gpu tests/test_devices.py $(ARGS)
 
 sanitize: ## every CUDA kernel under NVIDIA's compute-sanitizer:  make sanitize PYTHON_GPU=python3 ARGS="--only memcheck"
 	@$(PYTHON_GPU) -m tests.gpu.sanitize $(ARGS)

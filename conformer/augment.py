@@ -1,4 +1,4 @@
-"""What training does to a batch of images: shift, flip, normalise. Whole batches at once, no loop over images.
+"""What training does to a batch of images: shift, flip, normalise, cut a square out. Whole batches at once, no loop over images.
 
 The random draws come from a generator that the caller makes for each step (`minigrad.random.generator("augment", epoch, step)`),
 so a step draws the same whoever computes it and whenever; on the GPU too (`cuda_augment`, augment.cu), which then makes the very same numbers of
@@ -15,7 +15,9 @@ import numpy as np
 
 from minigrad.backend import Array, cuda
 
-__all__ = ["channel_constants", "cuda_augment", "draw_shifts", "normalize", "shift_and_flip"]
+__all__ = ["PLAN", "channel_constants", "cuda_augment", "cut_out", "draw_shifts", "draw_squares", "normalize", "shift_and_flip"]
+
+PLAN = 8  # numbers in a row of a plan for the GPU: see augment.cu
 
 _cuda = cuda.Kernels(__file__)
 
@@ -48,6 +50,33 @@ def shift_and_flip(images: np.ndarray, generator: np.random.Generator, shift: in
     return images[np.arange(batch)[:, None, None], rows[:, :, None], columns[:, None, :]]  # (B, H, W, C)
 
 
+def draw_squares(generator: np.random.Generator, batch: int, height: int, width: int, side: int) -> np.ndarray:
+    """Draw where a square of `side` pixels lies in each image: its top and left, integers (2, B). Its middle is in the image."""
+    middles = [generator.integers(0, length, size=batch) for length in (height, width)]
+    return np.stack(middles) - side // 2
+
+
+def cut_out(images: np.ndarray, generator: np.random.Generator, side: int) -> np.ndarray:
+    """Set a square of `side` pixels in every image to 0, which is the mean of normalised ones.
+
+    Args:
+        images: (B, H, W, C) of any dtype; not written to.
+        generator: where the squares come from (`draw_squares`).
+        side: in pixels.
+
+    Returns:
+        A new array like `images`.
+
+    Source: DeVries and Taylor 2017, "Improved regularization of convolutional neural networks with cutout".
+    """
+    batch, height, width, _ = images.shape
+    top, left = draw_squares(generator, batch, height, width, side)[:, :, None]  # (B, 1) each
+    rows, columns = np.arange(height), np.arange(width)
+    inside_rows, inside_columns = (rows >= top) & (rows < top + side), (columns >= left) & (columns < left + side)  # (B, H), (B, W)
+    kept = ~(inside_rows[:, :, None] & inside_columns[:, None, :])  # (B, H, W)
+    return np.where(kept[..., None], images, images.dtype.type(0))
+
+
 def _mirror(index: np.ndarray, size: int) -> np.ndarray:
     """Numbers outside `range(size)` mirrored at the first and the last pixel, which are not repeated: -1 becomes 1, and `size` becomes `size - 2`."""
     return size - 1 - np.abs(size - 1 - np.abs(index))
@@ -74,11 +103,11 @@ def channel_constants(mean: Sequence[float], std: Sequence[float]) -> np.ndarray
 
 
 def cuda_augment(images: Array, labels: Array, plan: Array, place: Array, constants: Array, x: Array, y: Array) -> None:
-    """Write a batch that is planned (`conformer.batches.plan`) into x and y, all arrays on the GPU; `normalize` of `shift_and_flip`, bit for bit.
+    """Write a batch that is planned (`conformer.batches.plan`) into x and y, all arrays on the GPU: the batch that the CPU makes, bit for bit.
 
     Args:
         images, labels: the data set, uint8 (N, H, W, C) and int64 (N,).
-        plan: int32 (batches, B, 4).
+        plan: int32 (batches, B, PLAN).
         place: which of the batches, an array of one uint64.
         constants: `channel_constants`, (2, C).
         x, y: the batch, float32 or float64 (B, H, W, C) and int64 (B,).

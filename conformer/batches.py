@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from conformer.augment import draw_shifts, normalize, shift_and_flip
+from conformer.augment import PLAN, cut_out, draw_shifts, draw_squares, normalize, shift_and_flip
 from conformer.data import Dataset
 from minigrad import random
 
@@ -24,8 +24,8 @@ class Batch(NamedTuple):
     labels: np.ndarray
 
 
-def batches(dataset: Dataset, batch_size: int, epoch: int, first: int = 0) -> Iterator[Batch]:
-    """The training batches of one epoch, shuffled, shifted and flipped; a last batch that is not full is dropped.
+def batches(dataset: Dataset, batch_size: int, epoch: int, first: int = 0, cutout: int = 0) -> Iterator[Batch]:
+    """The training batches of one epoch, shuffled, shifted, flipped and cut out; a last batch that is not full is dropped.
 
     What a batch holds depends on the seed, `epoch` and its place in the epoch only, so it may be made ahead of time, or again.
 
@@ -34,26 +34,26 @@ def batches(dataset: Dataset, batch_size: int, epoch: int, first: int = 0) -> It
         batch_size: images in each batch.
         epoch: number of the epoch, from 0.
         first: number of the batch to begin with.
+        cutout: side of the square that is cut out of each image, in pixels; 0 for none.
     """
     for number, chosen in enumerate(_shuffled(len(dataset.train), batch_size, epoch)[first:], first):
-        images = shift_and_flip(dataset.train.images[chosen], _draws(epoch, number))
-        yield Batch(normalize(images, dataset.mean, dataset.std), dataset.train.labels[chosen])
+        generator = _draws(epoch, number)
+        images = normalize(shift_and_flip(dataset.train.images[chosen], generator), dataset.mean, dataset.std)
+        yield Batch(cut_out(images, generator, cutout) if cutout else images, dataset.train.labels[chosen])
 
 
-def plan(images: int, batch_size: int, epoch: int) -> np.ndarray:
-    """What the batches of an epoch hold, int32 (batches, B, 4): the number of the image, pixels it moves down and right, whether it is flipped.
-
-    `batches` draws the same.
-
-    Args:
-        images: how many there are. batch_size, epoch: as for `batches`.
-    """
+def plan(dataset: Dataset, batch_size: int, epoch: int, cutout: int = 0) -> np.ndarray:
+    """How a GPU makes the batches that `batches` yields, int32 (batches, B, PLAN): see augment.cu; takes the same arguments."""
+    images, height, width, _ = dataset.train.images.shape
     chosen = _shuffled(images, batch_size, epoch)
-    planned = np.empty((*chosen.shape, 4), np.int32)
+    planned = np.zeros((*chosen.shape, PLAN), np.int32)
     planned[:, :, 0] = chosen
     for number in range(len(planned)):
-        moves, flips = draw_shifts(_draws(epoch, number), batch_size)
+        generator = _draws(epoch, number)
+        moves, flips = draw_shifts(generator, batch_size)
         planned[number, :, 1:3], planned[number, :, 3] = moves.T, flips
+        if cutout:
+            planned[number, :, 4:6], planned[number, :, 6] = draw_squares(generator, batch_size, height, width, cutout).T, cutout
     return planned
 
 
@@ -64,5 +64,5 @@ def _shuffled(images: int, batch_size: int, epoch: int) -> np.ndarray:
 
 
 def _draws(epoch: int, number: int) -> np.random.Generator:
-    """Where the shifts and flips of a batch come from."""
+    """Where what is done to the images of a batch comes from."""
     return random.generator("augment", epoch, number)

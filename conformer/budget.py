@@ -24,14 +24,14 @@ def duration(text: str) -> float:
     return seconds
 
 
-def steps_within(seconds: float, step: float, epoch_end: float, steps_per_epoch: int) -> int:
+def steps_within(seconds: float, step: float, evaluation: float, between: int) -> int:
     """How many steps can be taken in `seconds`; at least 1.
 
     Args:
         seconds: the time there is.
         step: seconds of a step.
-        epoch_end: seconds of evaluating and saving, after each epoch and after the last step.
-        steps_per_epoch: steps of an epoch.
+        evaluation: seconds of evaluating and saving, which is done every `between` steps and after the last one.
+        between: steps.
     """
-    epochs, rest = divmod(seconds, steps_per_epoch * step + epoch_end)
-    return max(1, int(epochs) * steps_per_epoch + max(0, int((rest - epoch_end) / step)))
+    rounds, rest = divmod(seconds, between * step + evaluation)
+    return max(1, int(rounds) * between + max(0, int((rest - evaluation) / step)))

@@ -23,7 +23,7 @@ from conformer import data, devices
 from conformer.augment import normalize
 from conformer.config import CONFIGS, named_config
 from conformer.display import Display
-from conformer.evaluate import HEADS, Predictions, evaluate, predict
+from conformer.evaluate import HEADS, TTA, Predictions, evaluate, predict
 from conformer.info import describe
 from conformer.model import Conformer
 from conformer.options import MAY_CHANGE, TrainConfig
@@ -41,7 +41,7 @@ from minigrad.tensor import Tensor
 
 __all__ = ["main"]
 
-CHOICES = {"config": CONFIGS, "dataset": data.DATASETS, "device": devices.DEVICES, "precision": PRECISIONS}
+CHOICES = {"config": CONFIGS, "dataset": data.DATASETS, "device": devices.DEVICES, "precision": PRECISIONS, "tta": TTA}
 METAVARS = {"time_budget": "TIME"}
 EXTRAS = "pip install 'minigrad-conformer[app]'"
 WEIGHTS = "a run folder (its last weights are taken), or a weights file in it"
@@ -65,7 +65,7 @@ def _parser() -> Parser:
     more = ", all together and class by class, by the CNN head, the transformer head and the sum of both"
     measure = command("evaluate", _evaluate, "measure a trained network on the test images", more)
     measure.add_argument("run", type=Path, metavar="RUN", help=WEIGHTS)
-    add_options(measure, TrainConfig, CHOICES, METAVARS, ["data_dir", "device"])
+    add_options(measure, TrainConfig, CHOICES, METAVARS, ["data_dir", "device", "tta"])
     measure.add_argument("--batch-size", type=positive, metavar="N", help="images at a time (if not given: 500, and 1,000 on a GPU)")
     text = "where to draw which classes are taken for which (if not given: confusion.png beside the weights)"
     measure.add_argument("--picture", type=Path, metavar="PATH", help=text)
@@ -173,16 +173,16 @@ def _device(options: argparse.Namespace) -> str:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    device = _device(options)
+    device, tta = _device(options), getattr(options, "tta", TrainConfig.tta)
     picture = options.picture or weights_file(options.run).with_name("confusion.png")
     try:
         model, about = load_weights(options.run)
         dataset = _dataset_of(about, options)
     except (OSError, ValueError) as error:
         raise Mistake(_sentence(error), 1) from error
-    predictions = evaluate(model.to(device=device), dataset.test, dataset, options.batch_size)
+    predictions = evaluate(model.to(device=device), dataset.test, dataset, options.batch_size, tta)
     title = f"{about.config} after {about.step:,} steps, on {len(dataset.test):,} test images of {dataset.name}"
-    print(f"{title} from {dataset.source}, on {devices.describe(device)}")
+    print(f"{title} from {dataset.source}, on {devices.describe(device)}{', with mirror images' * (tta == 'mirror')}")
     for name, share in zip(HEADS.values(), predictions.accuracies, strict=True):
         print(f"  {name:<17} {100 * share:6.2f} %")
     print(f"  loss              {predictions.loss:6.3f}")

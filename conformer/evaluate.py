@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from conformer.augment import channel_constants, cuda_augment, normalize
+from conformer.augment import PLAN, channel_constants, cuda_augment, normalize
 from conformer.data import Dataset, Split
 from conformer.model import Conformer
 from minigrad import backend
@@ -24,10 +24,13 @@ from minigrad.backend import cuda
 from minigrad.modes import no_grad
 from minigrad.tensor import Tensor, wrap
 
-__all__ = ["HEADS", "Accuracies", "Predictions", "accuracies", "evaluate", "predict"]
+__all__ = ["HEADS", "TTA", "Accuracies", "Predictions", "accuracies", "evaluate", "predict"]
 
 HEADS = {"cnn": "CNN head", "transformer": "transformer head", "sum": "sum of both"}
 """What the three answers are called, by the names of `Accuracies`."""
+
+TTA = "none", "mirror"
+"""Test-time augmentations: see `evaluate`."""
 
 
 class Accuracies(NamedTuple):
@@ -120,7 +123,7 @@ def _device(model: Conformer) -> str:
     return next(model.parameters()).device
 
 
-def evaluate(model: Conformer, split: Split, dataset: Dataset, batch_size: int | None = None) -> Predictions:
+def evaluate(model: Conformer, split: Split, dataset: Dataset, batch_size: int | None = None, tta: str = "none") -> Predictions:
     """The network's answers to a split.
 
     Args:
@@ -128,22 +131,31 @@ def evaluate(model: Conformer, split: Split, dataset: Dataset, batch_size: int |
         split: the images, not augmented.
         dataset: the data set the network was trained on: its constants normalise the images.
         batch_size: images at a time; None takes 500 on the CPU and 1,000 on a GPU, which is then busy longer than the host needs for the launches.
+        tta: test-time augmentation, one of `TTA`: with "mirror" an image's logits are the means of its own and its mirror image's.
     """
     on_gpu = _device(model) == "cuda"
     batch_size = batch_size or (1000 if on_gpu else 500)
-    starts = range(0, len(split), batch_size)
-    batches: Iterable[Any] = (normalize(split.images[start : start + batch_size], dataset.mean, dataset.std) for start in starts)
-    return Predictions(*predict(model, _on_gpu(split, dataset, batch_size) if on_gpu else batches), split.labels)
+    batches = _on_gpu if on_gpu else _on_cpu
+    answers = [predict(model, batches(split, dataset, batch_size, mirrored)) for mirrored in ([False, True] if tta == "mirror" else [False])]
+    cnn, transformer = (np.mean(logits, axis=0) for logits in zip(*answers, strict=True))  # (N, K) each
+    return Predictions(cnn, transformer, split.labels)
 
 
-def _on_gpu(split: Split, dataset: Dataset, batch_size: int) -> Iterator[Tensor]:
+def _on_cpu(split: Split, dataset: Dataset, batch_size: int, mirrored: bool) -> Iterator[np.ndarray]:
+    """A split's images, normalised, batch by batch."""
+    images = split.images[:, :, ::-1] if mirrored else split.images
+    for start in range(0, len(split), batch_size):
+        yield normalize(images[start : start + batch_size], dataset.mean, dataset.std)
+
+
+def _on_gpu(split: Split, dataset: Dataset, batch_size: int, mirrored: bool) -> Iterator[Tensor]:
     """The same batches made on the GPU: a quarter of the bytes is brought there."""
     cp = cuda.array_module()
     constants = cp.asarray(channel_constants(dataset.mean, dataset.std))
     images, labels, place = cp.asarray(split.images), cp.asarray(split.labels), cp.asarray(np.zeros(1, np.uint64))
-    as_they_are = np.zeros((len(split), 4), np.int32)
-    as_they_are[:, 0] = range(len(split))
-    plan = cp.asarray(as_they_are)
+    rows = np.zeros((len(split), PLAN), np.int32)
+    rows[:, 0], rows[:, 3] = range(len(split)), mirrored
+    plan = cp.asarray(rows)
     for start in range(0, len(split), batch_size):
         part = plan[start : start + batch_size]
         x, y = cp.empty((len(part), *split.images.shape[1:]), np.float32), cp.empty(len(part), np.int64)

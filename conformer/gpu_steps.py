@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from conformer.augment import channel_constants, cuda_augment
+from conformer.augment import PLAN, channel_constants, cuda_augment
 from conformer.batches import plan
 from conformer.data import Dataset
 from conformer.evaluate import Accuracies
@@ -34,6 +34,8 @@ from minigrad.tensor import Tensor, wrap
 __all__ = ["GpuSteps"]
 
 _cuda = cuda.Kernels(__file__)
+
+WARM_UPS = 2  # steps before the one that is captured
 
 
 class _Interval(NamedTuple):
@@ -61,11 +63,13 @@ class GpuSteps:
         self._learner, self._batch_size, self._interval = learner, batch_size, interval
         self._steps_per_epoch = len(train) // batch_size
         dtype = next(learner.model.parameters()).dtype
+        self._dataset = dataset
         self._data = cp.asarray(train.images), cp.asarray(train.labels)
         self._constants = cp.asarray(channel_constants(dataset.mean, dataset.std))
-        self._plan = cp.asarray(np.zeros((self._steps_per_epoch, batch_size, 4), np.int32))
+        rows = max(self._steps_per_epoch, WARM_UPS)
+        self._plan = cp.asarray(np.zeros((rows, batch_size, PLAN), np.int32))
         self._counters = cp.asarray(np.zeros(2, np.uint64))
-        self._records = cp.asarray(np.zeros((self._steps_per_epoch, 4)))
+        self._records = cp.asarray(np.zeros((rows, 4)))
         self._x, self._y = cp.empty((batch_size, *train.images.shape[1:]), dtype), cp.empty(batch_size, np.int64)
         self._on_the_way: deque[_Interval] = deque()
         self._rates: list[float] = []  # of the steps since the last copy
@@ -77,8 +81,9 @@ class GpuSteps:
         learner = self._learner
         before, step, rate = learner.state(), learner.step, learner.learning_rate
         self._start_epoch()
+        cuda.write(self._counters, np.array([step, 0], np.uint64))  # from the epoch's end they would count out of its tables
         draws = random.get_counter()
-        self._graph = cuda.Captured(self._step)
+        self._graph = cuda.Captured(self._step, WARM_UPS)
         random.set_counter(draws)
         learner.optimizer.zero_grad()
         learner.load_state(before, step, rate)
@@ -100,7 +105,8 @@ class GpuSteps:
     def _start_epoch(self) -> None:
         """Bring the plan of the epoch that the next step belongs to to the GPU, and where in it the step is."""
         epoch, place = divmod(self._learner.step, self._steps_per_epoch)
-        cuda.write(self._plan, plan(len(self._data[1]), self._batch_size, epoch))
+        planned = plan(self._dataset, self._batch_size, epoch, self._learner.config.cutout)
+        cuda.write(self._plan[: self._steps_per_epoch], planned)
         cuda.write(self._counters, np.array([self._learner.step, place], np.uint64))
 
     def take(self) -> list[Outcome]:

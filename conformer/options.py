@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from conformer.budget import TIMED_STEPS, duration
 from conformer.devices import DEVICES
+from conformer.evaluate import TTA
 from minigrad.backend.cublas import PRECISIONS
 
 __all__ = ["MAY_CHANGE", "TrainConfig", "from_plain", "plain", "resumed"]
@@ -44,11 +45,14 @@ class TrainConfig:
     label_smoothing: Annotated[float, "share of the target that is spread over all classes"] = 0.1
     clip_norm: Annotated[float, "largest norm of the gradient, 0 for no limit"] = 1.0
     drop_path: Annotated[float, "stochastic depth of the last transformer block"] = 0.0
+    cutout: Annotated[int, "side of a square that is blanked in each training image, in pixels, 0 for none"] = 0
     ema: Annotated[float, "decay of an average of the weights that is measured and saved too, 0 for none"] = 0.0
     accumulate: Annotated[int, "parts that a step's images are taken in, for less memory; batch norm sees one part at a time"] = 1
     time_budget: Annotated[str | None, f"time to train for, like 30m; {TIMED_STEPS} steps are timed, undone, and fix the number of steps"] = None
+    eval_epochs: Annotated[int, "epochs between two evaluations; there is one at the end in any case"] = 1
+    tta: Annotated[str, "test-time augmentation; mirror: the mean of the answers to an image and to its mirror image"] = "none"
     log_every: Annotated[int, "steps between two lines of metrics.jsonl"] = 20
-    checkpoint_steps: Annotated[int, "steps between two checkpoints, beside those at the end of each epoch; 0 for no such limit"] = 0
+    checkpoint_steps: Annotated[int, "steps between two checkpoints, beside those at each evaluation; 0 for no such limit"] = 0
     checkpoint_minutes: Annotated[float, "minutes between two checkpoints, likewise"] = 5.0
 
     def __post_init__(self) -> None:
@@ -56,8 +60,10 @@ class TrainConfig:
             raise ValueError(f"device is {self.device}; it must be one of {', '.join(DEVICES)}")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision is {self.precision}; it must be one of {', '.join(PRECISIONS)}")
+        if self.tta not in TTA:
+            raise ValueError(f"tta is {self.tta}; it must be one of {', '.join(TTA)}")
         least = {"batch_size": 2, "log_every": 1, "seed": 0, "weight_decay": 0, "clip_norm": 0}
-        least |= {"accumulate": 1, "checkpoint_steps": 0, "checkpoint_minutes": 0}
+        least |= {"accumulate": 1, "eval_epochs": 1, "cutout": 0, "checkpoint_steps": 0, "checkpoint_minutes": 0}
         for name, bound in least.items():
             if not getattr(self, name) >= bound:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {bound}")

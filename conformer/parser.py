@@ -96,7 +96,8 @@ def one_of(allowed: Collection[str]) -> Callable[[str], str]:
     def check(text: str) -> str:
         if text not in allowed:
             close = [name for name in allowed if text and text in name] or difflib.get_close_matches(text, allowed, n=1)
-            meant = f"did you mean {close[0]}?" if close else f"choose from {', '.join(allowed)}"
+            few = len(allowed) <= 3  # where a guess is likelier to mislead: "gpu" is not meant to be "cpu"
+            meant = f"did you mean {close[0]}?" if close and not few else f"choose from {', '.join(allowed)}"
             raise argparse.ArgumentTypeError(f"there is no {text!r}; {meant}")
         return text
 

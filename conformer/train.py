@@ -78,6 +78,7 @@ class Trainer:
             raise ValueError(
                 f"batch_size is {config.batch_size}, but {self.dataset.source} has only {len(self.dataset.train)} training images: take a smaller one"
             )
+        self.evaluation_steps = config.eval_epochs * self.steps_per_epoch  # from one evaluation to the next
         limits = [config.epochs and config.epochs * self.steps_per_epoch, config.max_steps]
         self.steps = min(filter(None, limits), default=self.dataset.epochs * self.steps_per_epoch)
         self.steps_fixed = config.time_budget is None  # False until `_fit_to_budget` has fixed them
@@ -234,13 +235,17 @@ class Trainer:
     def _stepper(self) -> Steps:
         """What takes the steps that are left, where the network is."""
         if self.device == "cuda":
-            return GpuSteps(self.learner, self.dataset, self.config.batch_size, self.config.log_every)
+            began = time.perf_counter()
+            steps = GpuSteps(self.learner, self.dataset, self.config.batch_size, self.config.log_every)
+            self.display.message(f"a step is captured in {time.perf_counter() - began:.1f} s (its kernels are compiled the first time)")
+            return steps
         return CpuSteps(self.learner, self._batches())
 
     def _batches(self) -> Iterator[Batch]:
         """The batches of all steps that are left; whatever broke the run off, they are those of the unbroken one."""
         epoch, first = divmod(self.step, self.steps_per_epoch)
-        rest = (batches(self.dataset, self.config.batch_size, epoch + later, 0 if later else first) for later in itertools.count())
+        size, cutout = self.config.batch_size, self.config.cutout
+        rest = (batches(self.dataset, size, epoch + later, 0 if later else first, cutout) for later in itertools.count())
         return itertools.islice(itertools.chain.from_iterable(rest), self.steps - self.step)
 
     def _fit_to_budget(self, signals: StopSignals) -> None:
@@ -263,9 +268,9 @@ class Trainer:
         each = sum(times[1:]) / len(times[1:]) if len(times) > 1 else times[0]  # the first makes threads and memory
         began = time.perf_counter()
         part = data.Split(self.dataset.test.images[:500], self.dataset.test.labels[:500])
-        evaluate(self.learner.model, part, self.dataset)
+        evaluate(self.learner.model, part, self.dataset, tta=self.config.tta)
         evaluation = (time.perf_counter() - began) * len(self.dataset.test) / len(part) * (2 if self.learner.ema else 1)
-        self.steps = steps_within(0.98 * budget - (time.perf_counter() - self._started), each, evaluation, self.steps_per_epoch)
+        self.steps = steps_within(0.98 * budget - (time.perf_counter() - self._started), each, evaluation, self.evaluation_steps)
         self.steps_fixed = True
         self.learner = Learner(self.network, self.config, self.steps, self.device)
         self.learner.model.train()
@@ -280,7 +285,7 @@ class Trainer:
         return {"device": "CPU", "numpy": np.__version__, "threads": self.header["threads"], "blas": self.header["blas"]}
 
     def _evaluation_due(self) -> bool:
-        return self.step > self.evaluated and (self.step % self.steps_per_epoch == 0 or self.step == self.steps)
+        return self.step > self.evaluated and (self.step % self.evaluation_steps == 0 or self.step == self.steps)
 
     def _save_due(self) -> bool:
         every, minutes = self.config.checkpoint_steps, self.config.checkpoint_minutes
@@ -332,7 +337,7 @@ class Trainer:
     def _progress(self, last: Outcome) -> Progress:
         losses, shares, seconds = zip(*self._recent, strict=True)
         each = sum(seconds) / len(seconds)
-        evaluations_left = -(-self.steps // self.steps_per_epoch) - last.step // self.steps_per_epoch
+        evaluations_left = -(-self.steps // self.evaluation_steps) - last.step // self.evaluation_steps
         return Progress(
             step=last.step,
             steps=self.steps,
@@ -353,7 +358,7 @@ class Trainer:
         began = time.perf_counter()
         averaged: Accuracies | None = None
         with signals.at_once():
-            self.predictions = evaluate(self.learner.model, self.dataset.test, self.dataset)
+            self.predictions = evaluate(self.learner.model, self.dataset.test, self.dataset, tta=self.config.tta)
         test, loss = self.predictions.accuracies, self.predictions.loss
         about = About.of(self.network, self.config.config, self.dataset, self.step, test._asdict())
         self.folder.save("last", self.learner.model, about)
@@ -363,7 +368,7 @@ class Trainer:
         if self.learner.ema:
             with self.learner.ema.swapped():
                 with signals.at_once():
-                    averaged = evaluate(self.learner.model, self.dataset.test, self.dataset).accuracies
+                    averaged = evaluate(self.learner.model, self.dataset.test, self.dataset, tta=self.config.tta).accuracies
                 self.folder.save("ema", self.learner.model, replace(about, test_accuracy=averaged._asdict()))
         self.test, self.evaluated = test, self.step
         self._evaluation_seconds = time.perf_counter() - began

@@ -172,15 +172,16 @@ assert [v.grad for v in w] == on_paper
 # %% [markdown]
 # ## Why backwards, and why in that order
 #
-# `backward` handles a value only after everything that was made of it: in reverse order of making. **Predict:** what would go wrong in `d * d + d`
-# if `d` were
-# handled as soon as it is first met?
+# `backward` handles a value only after everything that was made of it: in reverse order of making.
+#
+# **Predict:** what would go wrong in `d * d + d` if `d` were handled as soon as it is first met?
 #
 # <details><summary>Answer</summary>
 #
 # It would pass on a gradient that is not complete yet. Its second contribution comes later and would never reach the weights.
 # </details>
-#
+
+# %% [markdown]
 # And why not forwards, from the weights to the loss? Nudging is the forward way: one evaluation *per weight*. Backwards it is one walk for *all*
 # weights. The smallest network in this project has a million of them.
 
@@ -196,12 +197,11 @@ for count in (3, 1000, 1_000_000):
 
 # %%
 w = Tensor(weights, requires_grad=True)
-product = w * Tensor(inputs)
-score = product.sum()
+score = (w * Tensor(inputs)).sum()
 loss = (score - 1.0) ** 2
 loss.backward()
 assert np.allclose(w.grad.numpy(), on_paper)
-graph(loss, {"w": w, "product": product, "score": score, "loss": loss})
+graph(loss, {"w": w, "score": score, "loss": loss})
 
 # %% [markdown]
 # An operation in minigrad is its forward computation, and one rule for each input: what happens to the gradient `g` on the way back. This is the
@@ -210,10 +210,10 @@ graph(loss, {"w": w, "product": product, "score": score, "loss": loss})
 # %%
 from minigrad.ops import elementwise
 
-lines = inspect.getsource(elementwise).splitlines()
-first = lines.index("# --- arithmetic")
-rules = [line for line in lines if line.startswith(("add.derivative", "sub.derivative", "mul.derivative"))]
-Code("\n".join([*lines[first + 2 : first + 15], "", *rules]), language="python")
+forwards = [inspect.getsource(operation.function) for operation in (elementwise.add, elementwise.sub, elementwise.mul)]
+beginnings = ("add.derivative", "sub.derivative", "mul.derivative")
+rules = [line for line in inspect.getsource(elementwise).splitlines() if line.startswith(beginnings)]
+Code("\n".join([*forwards, *rules]), language="python")
 
 # %% [markdown]
 # If PyTorch is installed, ask it too:
@@ -238,9 +238,9 @@ else:
 #
 # <details><summary>Answer</summary>
 #
-# Each step multiplies d by $1 - 2 \eta \sum_i x_i^2 = 1 - 28 \eta$: by 0.16 for a step of 0.03, so it falls fast; by -1.24 for 0.08, so d changes
-# sign every time and grows.
-# The border is at $\eta = 1/14 = 0.0714$.
+# Let $\eta$ be the factor. Each step multiplies d by $1 - 2 \eta \sum_i x_i^2 = 1 - 28 \eta$: by 0.16 for 0.03, so the loss falls fast and never
+# rises (until it is 0, or as near as float32 can tell); by -1.24 for 0.08, so d changes sign every time and grows. The border is at
+# $\eta = 1/14 = 0.0714$.
 # </details>
 
 
@@ -272,9 +272,8 @@ plt.show()
 #
 # **1.** Give `Value` a division, `a / b`, from what it has and one new rule. Check it against a nudge.
 #
-# **2.** `Value.backward` calls itself once for every level of the graph. Build a chain of 5,000 additions and see what happens; then write `visit`
-# with a list
-# instead of recursion. (minigrad's walk, in `minigrad/autograd.py`, handles chains of 100,000.)
+# **2.** In `Value.backward`, `visit` calls itself once for every level of the graph. Build a chain of 5,000 additions and see what happens; then
+# write `visit` with a list instead of recursion. (minigrad's walk, in `minigrad/autograd.py`, handles chains of 100,000.)
 #
 # **3.** A neuron: $\tanh(w_1 x_1 + w_2 x_2 + b)$. Find weights by gradient descent with which it says 0.5 for the inputs (1, 2).
 #
@@ -333,5 +332,4 @@ assert abs(answer.data - 0.5) < 1e-3
 
 # %% [markdown]
 # **You now have** an engine that differentiates any formula of additions and multiplications, and the idea behind every larger one. **Next:** `02`
-# replaces
-# the numbers by arrays, where the only new question is what to do when shapes differ.
+# replaces the numbers by arrays, where the only new question is what to do when shapes differ.

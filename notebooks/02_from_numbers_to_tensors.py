@@ -163,7 +163,10 @@ class Array:
         self.made_of = made_of  # pairs: (another Array, how its gradient follows from the gradient of self)
 
     def __add__(self, other):
-        return Array(self.data + other.data, [(self, lambda g: sum_to(g, self.data.shape)), (other, lambda g: sum_to(g, other.data.shape))])
+        return Array(
+            self.data + other.data,
+            [(self, lambda g: sum_to(g, self.data.shape)), (other, lambda g: sum_to(g, other.data.shape))],
+        )
 
     def __mul__(self, other):
         to_self = self, lambda g: sum_to(g * other.data, self.data.shape)
@@ -226,7 +229,7 @@ print("gradient of a", grad_of_a, "   gradient of b", grad_of_b, "  but b's is 1
 
 # %%
 def some_images(count):
-    """CIFAR-10's first training images if they are on this machine, else generated ones; their labels, and the data set's name."""
+    """CIFAR-10's first training images if they are here, else generated ones; their labels, and the data set's name."""
     try:
         dataset = data.load("cifar10", os.environ.get("CONFORMER_DATA") or data.cache_folder())
     except data.DataError:
@@ -264,7 +267,9 @@ except ImportError:
 else:
     torches = [torch.tensor(p, requires_grad=True) for p in start]
     network(torch.tensor(pixels), *torches, torch.tensor(-targets)).backward()
-    assert all(np.allclose(ours.grad, theirs.grad.numpy(), rtol=1e-9) for ours, theirs in zip(arrays, torches, strict=True))
+    assert all(
+        np.allclose(ours.grad, theirs.grad.numpy(), rtol=1e-9) for ours, theirs in zip(arrays, torches, strict=True)
+    )
     print("PyTorch agrees")
 
 # %% [markdown]
@@ -293,7 +298,7 @@ assert losses[-1] < losses[0]
 # a node has:
 
 # %%
-Code("\n".join(inspect.getsource(Node).splitlines()[:20]), language="python")
+Code(inspect.getsource(Node).split("\n    __slots__")[0], language="python")
 
 # %% [markdown]
 # A small graph to look at, in which `h` is used twice. Stop here as a debugger would, and look at it.
@@ -325,7 +330,10 @@ def nodes_below(result):
 
 
 for node in nodes_below(loss):
-    edges = ["None" if e is None else f"{e[0].op.name} (output {e[1]})" if isinstance(e[0], Node) else "leaf" for e in node.edges]
+    edges = [
+        "None" if e is None else f"{e[0].op.name} (output {e[1]})" if isinstance(e[0], Node) else "leaf"
+        for e in node.edges
+    ]
     print(f"{node.op.name:8} gradients go to: {', '.join(edges)}")
 graph(loss, {"w": w, "h": h, "loss": loss})
 
@@ -451,7 +459,11 @@ x = Tensor(np.arange(1.0, 7.0).reshape(2, 3), requires_grad=True)
 for operation, *values in ((ops.exp,), (ops.log,), (ops.sum, 0), (ops.relu,), (ops.reshape, (3, 2))):
     node = operation(x, *values).node
     rule = inspect.signature(operation.rules["x"])
-    kept = [f"input {t.shape}" for t in node.saved] + [f"fact {fact}" for fact in node.facts] + ["output"] * (node.out is not None)
+    kept = (
+        [f"input {t.shape}" for t in node.saved]
+        + [f"fact {fact}" for fact in node.facts]
+        + ["output"] * (node.out is not None)
+    )
     print(f"{operation.name:8} rule{rule!s:24} keeps {', '.join(kept)}")
 
 # %% [markdown]

@@ -48,7 +48,7 @@ FAST = bool(os.environ.get("MINIGRAD_FAST"))
 
 # %%
 steps = 10.0 ** np.arange(-14, 0.1, 0.25)
-places = np.linspace(0.5, 1.5, 200)[:, None]  # the average error over 200 places: at a single one, rounding is a matter of luck
+places = np.linspace(0.5, 1.5, 200)[:, None]  # the error is averaged over them: at one, rounding is a matter of luck
 plt.figure(figsize=(6, 3.6))
 for dtype, color in ((np.float32, "tab:orange"), (np.float64, "tab:blue")):
     x, h = places.astype(dtype), steps.astype(dtype)
@@ -85,7 +85,9 @@ def check(function, x, seed=0, step=1e-5):
     v /= np.sqrt((v * v).sum())
     y.backward(u)
     by_backward = (leaf.grad.numpy() * v).sum()
-    by_differences = (u * (function(Tensor(x + step * v)).numpy() - function(Tensor(x - step * v)).numpy())).sum() / (2 * step)
+    by_differences = (u * (function(Tensor(x + step * v)).numpy() - function(Tensor(x - step * v)).numpy())).sum() / (
+        2 * step
+    )
     return by_backward, by_differences
 
 
@@ -151,7 +153,12 @@ def spread(g, shape, axis):
 
 average.derivative(x=lambda g, x_shape, axis: spread(g, x_shape, axis) / x_shape[-1])
 for axis in (0, 1, -1):
-    print("axis", axis, "passes:", minigrad.gradcheck(lambda x, axis=axis: average(x, axis), Tensor(np.eye(3), requires_grad=True)))
+    print(
+        "axis",
+        axis,
+        "passes:",
+        minigrad.gradcheck(lambda x, axis=axis: average(x, axis), Tensor(np.eye(3), requires_grad=True)),
+    )
 
 # %% [markdown]
 # The cure is not to think of better examples, but to have them drawn. **Hypothesis** draws arguments until the test fails, and then makes them as
@@ -293,7 +300,8 @@ curve = ops.tanh(line)
 plt.figure(figsize=(6, 3))
 for order in range(4):
     plt.plot(line.numpy(), curve.numpy(), label=["tanh", "first derivative", "second", "third"][order])
-    (curve,) = minigrad.grad(curve.sum(), line, create_graph=True)  # each number's derivative is its own: here .sum() is right
+    # each number's derivative is its own: here .sum() is right
+    (curve,) = minigrad.grad(curve.sum(), line, create_graph=True)
 plt.legend(fontsize=8)
 plt.xlabel("x")
 plt.show()
@@ -385,7 +393,7 @@ silu.kernel("cpu", silu_forward, silu_backward, fresh=True)
 
 # %%
 def prove(op, reference, shape, seed=0):
-    """Definition == `reference` (of PyTorch), kernel == definition, derivatives == differences; no input or gradient is written to."""
+    """Definition == `reference` (PyTorch's), kernel == definition, derivatives == differences, inputs unchanged."""
     generator = np.random.default_rng(seed)
     x, g = generator.uniform(-3, 3, shape), generator.uniform(-1, 1, shape)
     results = {}
@@ -395,7 +403,9 @@ def prove(op, reference, shape, seed=0):
             y = op(leaf)
             (dx,) = minigrad.grad(y, leaf, upstream)
         results[way] = y.numpy(), dx.numpy()
-        assert np.array_equal(leaf.numpy(), x) and np.array_equal(upstream.numpy(), g), f"{way}: an input or the gradient was written to"
+        assert np.array_equal(leaf.numpy(), x) and np.array_equal(upstream.numpy(), g), (
+            f"{way}: an input or the gradient was written to"
+        )
     pairs = [("kernel", results["kernel"], "definition", results["definition"])]
     try:
         import torch
@@ -409,9 +419,13 @@ def prove(op, reference, shape, seed=0):
     for first, ours, second, theirs in pairs:
         for what, a, b in zip(("value", "gradient"), ours, theirs, strict=True):
             error = np.abs(a - b).max(initial=0)
-            assert error <= 1e-11 * max(1, np.abs(b).max(initial=0)), f"{what}: {first} and {second} differ by {error:.2g} for shape {shape}"
+            assert error <= 1e-11 * max(1, np.abs(b).max(initial=0)), (
+                f"{what}: {first} and {second} differ by {error:.2g} for shape {shape}"
+            )
     single = Tensor(x.astype(np.float32), requires_grad=True)
-    assert op(single).dtype == minigrad.grad(op(single), single, g.astype(np.float32))[0].dtype == np.float32, "float32 did not stay float32"
+    assert op(single).dtype == minigrad.grad(op(single), single, g.astype(np.float32))[0].dtype == np.float32, (
+        "float32 did not stay float32"
+    )
     minigrad.gradcheck(op, Tensor(x, requires_grad=True), order=2)
 
 
@@ -525,7 +539,7 @@ for shape in ((), (0, 3), (4, 5), (70, 1000)):  # the last has several blocks
 
 # %%
 def some_images(count):
-    """CIFAR-10's first training images if they are on this machine, else generated ones; their labels, and the data set's name."""
+    """CIFAR-10's first training images if they are here, else generated ones; their labels, and the data set's name."""
     try:
         dataset = data.load("cifar10", os.environ.get("CONFORMER_DATA") or data.cache_folder())
     except data.DataError:
@@ -545,7 +559,8 @@ def loss_of(filters, last):
 
 
 assert minigrad.gradcheck(loss_of, [filters, last], order=2)
-print(f"loss on {len(labels)} images of {name}: {loss_of(filters, last).item():.4f}; its first and second derivatives are right")
+print(f"loss on {len(labels)} images of {name}: {loss_of(filters, last).item():.4f}")
+print("its first and second derivatives are right")
 
 # %% [markdown]
 # In the repository, `silu` would be a page of its own, `minigrad/fused/silu.py`, with a line in `minigrad/functional.py` and its test in

@@ -104,7 +104,11 @@ passed = g - g.mean() - x_hat * (g * x_hat).mean()
 tip, pull, slide = plane @ x_hat, plane @ g, plane @ passed
 plt.figure(figsize=(4.2, 4.2))
 plt.gca().add_patch(plt.Circle((0, 0), np.sqrt(3), fill=False, color="lightgray"))
-arrows = (([0, 0], tip, "black", r"$\hat x$"), (tip, pull, "tab:red", r"$g - \overline{g}$"), (tip, slide, "tab:blue", "what passes"))
+arrows = (
+    ([0, 0], tip, "black", r"$\hat x$"),
+    (tip, pull, "tab:red", r"$g - \overline{g}$"),
+    (tip, slide, "tab:blue", "what passes"),
+)
 for start, arrow, color, label in arrows:
     plt.quiver(*start, *arrow, color=color, label=label, angles="xy", scale_units="xy", scale=1, width=0.012)
 plt.axis([-2.3, 2.3, -2.9, 2.1])
@@ -166,7 +170,7 @@ else:
 
 # %%
 def some_images(count):
-    """CIFAR-10's first training images if they are on this machine, else generated ones, with pixels from 0 to 1; and the data set's name."""
+    """CIFAR-10's first training images if they are here, else generated ones, from 0 to 1; the data set's name."""
     try:
         dataset = data.load("cifar10", os.environ.get("CONFORMER_DATA") or data.cache_folder())
     except data.DataError:
@@ -323,8 +327,10 @@ def kept_arrays(result):
     arrays, seen, stack = {}, {result.node}, [result.node]
     while stack:
         node = stack.pop()
-        held = [t.data for t in (*(getattr(node, "saved", ()) or ()), *(getattr(node, "inputs", ()) or ())) if t is not None]
-        held += [a for a in (*(getattr(node, "kept", ()) or ()), *(getattr(node, "out", ()) or ())[:1]) if isinstance(a, np.ndarray)]
+        tensors = (*(getattr(node, "saved", ()) or ()), *(getattr(node, "inputs", ()) or ()))
+        others = (*(getattr(node, "kept", ()) or ()), *(getattr(node, "out", ()) or ())[:1])
+        held = [tensor.data for tensor in tensors if tensor is not None]
+        held += [array for array in others if isinstance(array, np.ndarray)]
         for array in held:
             while isinstance(array.base, np.ndarray):
                 array = array.base  # a view: its owner is what stays in memory
@@ -336,7 +342,8 @@ def kept_arrays(result):
     return arrays
 
 
-tokens = Tensor(generator.standard_normal((64, 65, 96)).astype(np.float32), requires_grad=True)  # (B, N, C), cifar-nano's
+# (B, N, C): 64 images, 64 patches and the class token, cifar-nano's width
+tokens = Tensor(generator.standard_normal((64, 65, 96)).astype(np.float32), requires_grad=True)
 weight, bias = (Tensor(a.astype(np.float32), requires_grad=True) for a in (np.ones(96), np.zeros(96)))
 inputs = {id(t.data) for t in (tokens, weight, bias)}
 for way in ("definition", "kernel"):
@@ -375,7 +382,10 @@ residual = Tensor(generator.standard_normal(feature_map.shape).astype(np.float32
 leaves = tokens, feature_map, residual, weight, bias
 runs = {
     "layer_norm": (lambda: F.layer_norm(tokens, weight, bias), tokens),
-    "batch_norm + sum + relu": (lambda: F.batch_norm(feature_map, weight, bias, residual=residual, relu=True)[0], feature_map),
+    "batch_norm + sum + relu": (
+        lambda: F.batch_norm(feature_map, weight, bias, residual=residual, relu=True)[0],
+        feature_map,
+    ),
 }
 figure, axes = plt.subplots(1, 2, figsize=(7.5, 2.8), sharey=True, layout="constrained")
 for axis, (title, (run, x)) in zip(axes, runs.items(), strict=True):
@@ -385,7 +395,9 @@ for axis, (title, (run, x)) in zip(axes, runs.items(), strict=True):
     axis.set_xticks([0, 1, 2.5, 3.5], ["definition", "kernel"] * 2, fontsize=8)
     axis.set_xlabel("held after forward          most at any time", fontsize=9)
     axis.set_title(title, fontsize=10)
-    print(f"{title:24} held: {sizes[0, 0]:.1f} and {sizes[1, 0]:.1f} times x, highest: {sizes[0, 1]:.1f} and {sizes[1, 1]:.1f}")
+    (held, highest), (held_by_kernel, highest_by_kernel) = sizes
+    print(f"{title:24} held: {held:.1f} and {held_by_kernel:.1f} times x, ", end="")
+    print(f"highest: {highest:.1f} and {highest_by_kernel:.1f}")
     assert sizes[1, 0] < 0.5 * sizes[0, 0]
 axes[0].set_ylabel("memory, in units of x")
 plt.show()
@@ -518,7 +530,7 @@ assert np.allclose(folded.numpy(), norm(convolution(batch)).numpy(), atol=1e-4)
 
 # %% tags=["solution"]
 def group_norm(x, groups):
-    """Nothing has to be derived: each group is one row of a layer norm, and the movements have their adjoints already."""
+    """Nothing has to be derived: a group is one row of a layer norm, and the movements have their adjoints already."""
     batch, height, width, channels = x.shape
     rows = x.reshape(batch, height * width, groups, channels // groups).transpose(0, 2, 1, 3)  # (B, G, H W, C / G)
     normalised = F.layer_norm(rows.reshape(batch, groups, -1)).reshape(rows.shape)

@@ -268,7 +268,7 @@ assert (x_leaf.grad.numpy()[0, :, :, 0] == dimage).all()
 def both_gradients(x, weight, dy, padding):
     """dX and dW of a convolution of stride 1, from the windows of dY alone."""
     outputs, inputs, kh, kw = weight.shape
-    rows, places = columns_of(dy, (kh, kw), padding=kh - 1 - padding)  # (B H W, kh kw O), the only windows that are written out
+    rows, places = columns_of(dy, (kh, kw), padding=kh - 1 - padding)  # (B H W, kh kw O), the only windows written out
     turned = weight[:, :, ::-1, ::-1].transpose(2, 3, 0, 1).reshape(-1, inputs)  # (kh kw O, I)
     dx = (rows @ turned).reshape(*places, inputs)  # (B, H, W, I)
     dw = x.reshape(-1, inputs).T @ rows  # (I, kh kw O)
@@ -282,9 +282,11 @@ for padding in (0, 1, 2):
     dy = Tensor(random.standard_normal(y.shape))
     theirs = minigrad.grad(y, [x_leaf, w_leaf], [dy])
     mine = both_gradients(x, weight, dy, padding)
-    print("padding", padding, "largest differences", [f"{np.abs(a.numpy() - b.numpy()).max():.0e}" for a, b in zip(mine, theirs, strict=True)])
-    assert all(np.abs(a.numpy() - b.numpy()).max() < 1e-11 for a, b in zip(mine, theirs, strict=True))
-assert minigrad.gradcheck(lambda a, b: convolution(a, b, 0.0, 2, 1, 2), (x_leaf, w_leaf))  # any stride and dilation, the first way
+    differences = [np.abs(a.numpy() - b.numpy()).max() for a, b in zip(mine, theirs, strict=True)]
+    print("padding", padding, "largest differences", [f"{difference:.0e}" for difference in differences])
+    assert max(differences) < 1e-11
+# any stride and dilation, the first way
+assert minigrad.gradcheck(lambda a, b: convolution(a, b, 0.0, 2, 1, 2), (x_leaf, w_leaf))
 
 # %% [markdown]
 # The library's kernel is this, a few images at a time, shared out to the threads. `mirrored` are your windows over dY, `turned` is your turned

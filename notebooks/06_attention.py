@@ -178,7 +178,9 @@ else:
     out = torch.nn.functional.scaled_dot_product_attention(qt, kt, vt)
     out.backward(torch.tensor(upstream.numpy()))
     assert np.abs(out.detach().numpy() - mine.numpy()).max() < 1e-12
-    assert all(np.abs(a.grad.numpy() - b.numpy()).max() < 1e-12 for a, b in zip((qt, kt, vt), my_gradients, strict=True))
+    assert all(
+        np.abs(a.grad.numpy() - b.numpy()).max() < 1e-12 for a, b in zip((qt, kt, vt), my_gradients, strict=True)
+    )
     print("and to PyTorch's")
 
 # %% [markdown]
@@ -274,7 +276,9 @@ axes[0].imshow(photo)
 axes[0].set_title(name)
 for ax, (row, column) in zip(axes[1:], ((2, 1), (6, 5), (0, 3)), strict=True):
     ax.imshow(photo.mean(2), cmap="gray", alpha=0.5, extent=(0, 8, 8, 0))
-    shown = ax.imshow(shares[8 * row + column].reshape(8, 8), vmin=0, vmax=shares.max(), alpha=0.75, extent=(0, 8, 8, 0))
+    shown = ax.imshow(
+        shares[8 * row + column].reshape(8, 8), vmin=0, vmax=shares.max(), alpha=0.75, extent=(0, 8, 8, 0)
+    )
     ax.add_patch(plt.Rectangle((column, row), 1, 1, fill=False, color="red", linewidth=2))
     ax.set_title(f"asked by ({row}, {column})")
 fig.colorbar(shown, ax=axes, label="share", shrink=0.8)
@@ -318,7 +322,9 @@ assert np.abs(plain[1:][order] - shuffled[1:]).max() < 1e-12 and np.abs(plain[0]
 
 turned = patches.reshape(8, 8, 48).transpose(1, 0, 2).reshape(64, 48)  # rows of patches become columns of patches
 fig, axes = plt.subplots(1, 3, figsize=(9, 2.8))
-for ax, (title, shown) in zip(axes, {"image": patches, "shuffled": patches[order], "rows to columns": turned}.items(), strict=True):
+for ax, (title, shown) in zip(
+    axes, {"image": patches, "shuffled": patches[order], "rows to columns": turned}.items(), strict=True
+):
     ax.imshow(shown.reshape(8, 8, 4, 4, 3).transpose(0, 2, 1, 3, 4).reshape(32, 32, 3))
     away = np.abs(transformer(shown)[0] - plain[0]).max()
     ax.set(title=title, xticks=[], yticks=[])

@@ -84,7 +84,8 @@ for plan in model.plans:
     with minigrad.no_grad():
         before = named["conv_1"] if plan.number == 2 else named[f"conv_trans_{plan.number - 1}"]
         m, t = inner.cnn_block(before)[1].numpy(), tokens.numpy()[:, 1:]
-    print(f"{plan.number:5}{m.mean():14.2f}{np.sqrt((m**2).mean()):6.2f}{(m == 0).mean():6.0%}{t.mean():18.2f}{np.sqrt((t**2).mean()):6.2f}")
+    m_rms, t_rms = (np.sqrt((values**2).mean()) for values in (m, t))
+    print(f"{plan.number:5}{m.mean():14.2f}{m_rms:6.2f}{(m == 0).mean():6.0%}{t.mean():18.2f}{t_rms:6.2f}")
     tokens = named[f"{plan.name}.trans_block"]
 
 fig, axes = plt.subplots(1, 2, figsize=(8, 2.6), sharey=True)
@@ -277,7 +278,7 @@ with minigrad.no_grad():
     down_weight = block.squeeze_block.conv_project.weight.reshape(128, 16)
     up_weight = block.expand_block.conv_project.weight.reshape(16, 128)
     projected_down = average(x2, 4).reshape(4, 64, 16) @ down_weight.T  # (B, N - 1, E)
-    projected_up = x_t[:, 1:] @ up_weight.T  # (B, N - 1, C); up-sampling repeats values, which leaves their mean square as it is
+    projected_up = x_t[:, 1:] @ up_weight.T  # (B, N - 1, C); up-sampling would leave the mean square as it is
 
 
 def batch_norm(x):
@@ -291,7 +292,9 @@ def share(sent, there):
 
 volumes = np.logspace(-1.5, 1.5, 13)
 curves = {
-    ("FCUDown", "with layer norm"): [share(gelu(layer_norm(v * projected_down, 1.0, 0.0)), x_t[:, 1:]) for v in volumes],
+    ("FCUDown", "with layer norm"): [
+        share(gelu(layer_norm(v * projected_down, 1.0, 0.0)), x_t[:, 1:]) for v in volumes
+    ],
     ("FCUDown", "without"): [share(gelu(v * projected_down), x_t[:, 1:]) for v in volumes],
     ("FCUUp", "with batch norm"): [share(batch_norm(v * projected_up).relu(), entering) for v in volumes],
     ("FCUUp", "without"): [share((v * projected_up).relu(), entering) for v in volumes],
@@ -357,7 +360,11 @@ plt.show()
 small_map = average(x2, 4)  # (B, 8, 8, 16)
 as_tokens = small_map.reshape(4, 64, 16)
 again = as_tokens.reshape(4, 8, 8, 16)
-print("map and tokens share memory:", np.shares_memory(small_map.numpy(), as_tokens.numpy()), np.shares_memory(small_map.numpy(), again.numpy()))
+print(
+    "map and tokens share memory:",
+    np.shares_memory(small_map.numpy(), as_tokens.numpy()),
+    np.shares_memory(small_map.numpy(), again.numpy()),
+)
 print("bytes from one channel of a token to the next, channels last: ", as_tokens.numpy().strides[2])
 channels_first = np.ascontiguousarray(small_map.numpy().transpose(0, 3, 1, 2))
 tokens_view = channels_first.reshape(4, 16, 64).transpose(0, 2, 1)
@@ -422,7 +429,11 @@ for head, number in (("CNN head", 0), ("transformer head", 1)):
     minigrad.functional.cross_entropy(logits, np.arange(4)).backward()
     for i in numbers:
         for part in parts:
-            grads = [p.grad.numpy() for p in getattr(getattr(model, f"conv_trans_{i}"), part).parameters() if p.grad is not None]
+            grads = [
+                p.grad.numpy()
+                for p in getattr(getattr(model, f"conv_trans_{i}"), part).parameters()
+                if p.grad is not None
+            ]
             gradients[head, i, part] = np.sqrt(sum((g**2).sum() for g in grads))
         print(f"{head:16} block {i}" + "".join(f"{gradients[head, i, part]:15.2e}" for part in parts))
 assert gradients["transformer head", 9, "expand_block"] == gradients["transformer head", 9, "fusion_block"] == 0
@@ -463,7 +474,7 @@ def cnn_maps(images):
 
 
 def reacts_to(maps, images, block, place):
-    """How strongly the pixel at `place` (0 to 1, down and across) of a block's map reacts to each pixel of the images: (32, 32)."""
+    """How strongly the pixel at `place` (0 to 1, down and across) of a map reacts to each input pixel: (32, 32)."""
     feature_map = maps[block]
     row, column = (int(p * side) for p, side in zip(place, feature_map.shape[1:3], strict=True))
     (gradient,) = minigrad.grad(feature_map[:, row, column].sum(), images, retain_graph=True)
@@ -472,7 +483,9 @@ def reacts_to(maps, images, block, place):
 
 watched = Tensor(few.numpy(), requires_grad=True)
 place = (0.3, 0.25)
-alone, coupled = (reacts_to(maps, watched, "conv_trans_2", place) for maps in (cnn_maps(watched), model.intermediates(watched)))
+alone, coupled = (
+    reacts_to(maps, watched, "conv_trans_2", place) for maps in (cnn_maps(watched), model.intermediates(watched))
+)
 row, column = (int(p * 32) for p in place)
 
 fig, axes = plt.subplots(1, 3, figsize=(10.5, 3.2), width_ratios=(1, 1.3, 1.3))
@@ -491,7 +504,8 @@ plt.show()
 near = np.zeros((32, 32), bool)
 near[row - 4 : row + 5, column - 4 : column + 5] = True
 assert (alone[~near] == 0).all() and (alone[near] > 0).all() and (coupled > 0).all()
-print(f"outside the 9 x 9: {100 * coupled[~near].sum() / coupled.sum():.0f} % of the Conformer's gradient, 0 of the CNN branch's")
+outside = coupled[~near].sum() / coupled.sum()
+print(f"outside the 9 x 9: {outside:.0%} of the Conformer's gradient, 0 of the CNN branch's")
 
 # %% [markdown]
 # Block by block: what part of the image can the pixel in the middle react to at all?
@@ -571,7 +585,9 @@ for label, source, which in (
     ("class token, not doubled", plain_named, slice(0, 1)),
     ("patch tokens", named, slice(1, None)),
 ):
-    plt.semilogy(range(1, 10), [np.linalg.norm(source[key].numpy()[:, which], axis=2).mean() for key in after], "o-", label=label)
+    plt.semilogy(
+        range(1, 10), [np.linalg.norm(source[key].numpy()[:, which], axis=2).mean() for key in after], "o-", label=label
+    )
 start = np.linalg.norm(named["trans_1"].numpy()[:, 0], axis=1).mean()
 plt.semilogy(range(1, 10), start * 2.0 ** np.arange(9), "k:", label="times 2 in each block")
 plt.gcf().set_size_inches(6, 3.4)
@@ -611,7 +627,9 @@ for label, network in (("doubled", model), ("not doubled", plain)):
 # %%
 model32 = conformer_cifar_micro().eval()
 model32.load_state_dict(model.state_dict())
-arrays = [np.resize(named[key].numpy().astype(np.float32), (16, *named[key].shape[1:])) for key in ("conv_1", "trans_1")]
+arrays = [
+    np.resize(named[key].numpy().astype(np.float32), (16, *named[key].shape[1:])) for key in ("conv_1", "trans_1")
+]
 
 
 def forward_and_backward():
@@ -625,7 +643,8 @@ def forward_and_backward():
 with minigrad.definitions():
     slow, *defined = min((forward_and_backward() for _ in range(4)), key=lambda timed: timed[0])
 fast, *kernels = min((forward_and_backward() for _ in range(4)), key=lambda timed: timed[0])
-print(f"one ConvTransBlock: definitions {1000 * slow:.0f} ms, kernels {1000 * fast:.0f} ms: {slow / fast:.1f} times as fast")
+times = f"definitions {1000 * slow:.0f} ms, kernels {1000 * fast:.0f} ms"
+print(f"one ConvTransBlock: {times}: {slow / fast:.1f} times as fast")
 assert all(np.abs(a - b).max() < 1e-3 for a, b in zip(defined, kernels, strict=True))
 
 # %% [markdown]

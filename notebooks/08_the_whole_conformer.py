@@ -86,10 +86,16 @@ assert [plan.dw_stride for plan in tiny.blocks()] == [4] * 3 + [2] * 4 + [1] * 4
 # only counted here; the tests build it.)
 
 # %%
-published = {"tiny-patch16": (23.5, 5.2), "small-patch16": (37.7, 10.6), "base-patch16": (83.3, 23.3), "small-patch32": (38.8, 7.0)}
+published = {
+    "tiny-patch16": (23.5, 5.2),
+    "small-patch16": (37.7, 10.6),
+    "base-patch16": (83.3, 23.3),
+    "small-patch32": (38.8, 7.0),
+}
 for name, (millions, billions) in published.items():
     counted = count(CONFIGS[name])
-    print(f"{name:<14}{counted.parameters:>12,} parameters {counted.macs / 1e9:6.2f} G multiply-accumulates; published {millions} M, {billions} G")
+    print(f"{name:<14}{counted.parameters:>12,} parameters {counted.macs / 1e9:6.2f} G multiply-accumulates;", end=" ")
+    print(f"published {millions} M, {billions} G")
     assert abs(counted.parameters / 1e6 - millions) < 0.06
     assert abs(counted.macs / 1e9 - billions) < 0.06
 
@@ -115,7 +121,9 @@ assert parameters_of(model) == count(tiny).parameters == 23_524_704
 # %%
 figure, panels = plt.subplots(1, 2, figsize=(9, 2.6), sharey=True, layout="constrained")
 names = ["tiny-patch16", "small-patch16", "base-patch16"]
-for axes, which, unit, title in zip(panels, (0, 1), (1e6, 1e9), ("parameters, millions", "multiply-accumulates, billions"), strict=True):
+for axes, which, unit, title in zip(
+    panels, (0, 1), (1e6, 1e9), ("parameters, millions", "multiply-accumulates, billions"), strict=True
+):
     left = np.zeros(len(names))
     for branch in ("CNN", "transformer", "FCU", "heads"):
         size = np.array([count(CONFIGS[name]).by_branch()[branch][which] / unit for name in names])
@@ -135,7 +143,8 @@ plt.show()
 # %%
 try:  # CIFAR-10 where it is on this machine already, else images that are generated; nothing is downloaded
     dataset = data.load("cifar10", os.environ.get("CONFORMER_DATA") or data.cache_folder())
-    name, pixels, labels, mean, std = dataset.name, dataset.test.images[:32], dataset.test.labels[:32], dataset.mean, dataset.std
+    name, mean, std = dataset.name, dataset.mean, dataset.std
+    pixels, labels = dataset.test.images[:32], dataset.test.labels[:32]
 except data.DataError:
     name, (pixels, labels), mean, std = "coupling10", coupling10.generate(32, split=1), coupling10.MEAN, coupling10.STD
 images = Tensor(normalize(pixels, mean, std))
@@ -147,12 +156,13 @@ with no_grad():
     named = nano.intermediates(images)
 for key, tensor in named.items():
     if not key.endswith((".norm1", ".attn", ".norm2", ".mlp")):  # the steps inside a transformer block
-        indent = "" if tensor.ndim == 4 or "conv" in key or key == "pooling" else " " * 52
-        print(f"{indent}{key:<28}{tensor.shape}")
+        of_map = tensor.ndim == 4 or key in ("pooling", "conv_cls_head")
+        print(f"{'' if of_map else ' ' * 52}{key:<28}{tensor.shape}")
 
 # %% [markdown]
-# On the left the feature maps (B, H, W, C), on the right the tokens (B, N, E). The patch embedding `trans_patch_conv` starts as a map, reads the
-# stem's output and becomes the tokens: both branches start from the same features.
+# On the left the feature maps (B, H, W, C) and what is made of them, on the right the tokens (B, N, E). In every coupled block the way goes from the
+# left to the right and back: `squeeze_block` is FCUDown, `expand_block` FCUUp. The patch embedding `trans_patch_conv` reads the stem's output; it is
+# a map first and then becomes the tokens. So both branches start from the same features.
 #
 # **Predict:** `named` holds what the parts give. Writing the forward pass from the *modules* takes how many lines? What must each coupled block get,
 # and what does it hand on?
@@ -224,7 +234,11 @@ def run(model):
     heads = model(wide_images)
     sum((F.cross_entropy(head, labels[:8]) for head in heads), start=Tensor(0.0).astype("float64")).backward()
     seconds = time.perf_counter() - began
-    return [head.numpy() for head in heads], {key: p.grad.numpy().copy() for key, p in model.named_parameters()}, seconds
+    return (
+        [head.numpy() for head in heads],
+        {key: p.grad.numpy().copy() for key, p in model.named_parameters()},
+        seconds,
+    )
 
 
 run(twin)  # the first pass makes threads and memory
@@ -236,7 +250,8 @@ apart = max(np.abs(by_kernels[1][key] - by_definitions[1][key]).max() for key in
 for a, b, head in zip(by_kernels[0], by_definitions[0], ("CNN", "transformer"), strict=True):
     print(f"logits of the {head} head: {np.abs(a - b).max() / np.abs(a).max():.1e} of the largest apart")
     assert np.allclose(a, b, rtol=1e-9, atol=1e-9)
-print(f"{len(by_kernels[1])} gradients: {apart:.1e} of the largest apart;  definitions take {by_definitions[2] / by_kernels[2]:.1f} times as long")
+print(f"{len(by_kernels[1])} gradients: {apart:.1e} of the largest apart")
+print(f"definitions take {by_definitions[2] / by_kernels[2]:.1f} times as long")
 assert apart < 1e-9
 
 # %% [markdown]
@@ -262,7 +277,8 @@ if recording.exists():
     with no_grad():
         conv_logits, trans_logits = ours(Tensor(given))
     for head, logits in (("conv", conv_logits), ("trans", trans_logits)):
-        print(f"{head:>5} head: largest difference to the official code {np.abs(logits.numpy() - recorded[f'eval_{head}']).max():.1e}")
+        difference = np.abs(logits.numpy() - recorded[f"eval_{head}"]).max()
+        print(f"{head:>5} head: largest difference to the official code {difference:.1e}")
         assert np.allclose(logits.numpy(), recorded[f"eval_{head}"], rtol=1e-9, atol=1e-9)
 else:
     print("no recording here")
@@ -278,8 +294,15 @@ except ImportError:
     print("PyTorch is not installed; that is fine")
 else:
     block, state = nano.trans_1, nano.trans_1.state_dict()
-    theirs = torch.nn.TransformerEncoderLayer(96, 3, 384, dropout=0.0, activation="gelu", layer_norm_eps=1e-6, batch_first=True, norm_first=True)
-    their_names = {"attn.qkv.": "self_attn.in_proj_", "attn.proj": "self_attn.out_proj", "mlp.fc1": "linear1", "mlp.fc2": "linear2"}
+    theirs = torch.nn.TransformerEncoderLayer(
+        96, 3, 384, dropout=0.0, activation="gelu", layer_norm_eps=1e-6, batch_first=True, norm_first=True
+    )
+    their_names = {
+        "attn.qkv.": "self_attn.in_proj_",
+        "attn.proj": "self_attn.out_proj",
+        "mlp.fc1": "linear1",
+        "mlp.fc2": "linear2",
+    }
     renamed = {}
     for key, value in state.items():
         for our_name, their_name in their_names.items():
@@ -314,7 +337,8 @@ fresh = Conformer(**asdict(CONFIGS["cifar-nano"]))
 for mode, heads in (("training", nano(images)), ("evaluation", fresh.eval()(images))):
     losses = [F.cross_entropy(head, labels).item() for head in heads]
     spreads = [head.numpy().std() for head in heads]
-    print(f"{mode:<11} loss: CNN head {losses[0]:7.3f}, transformer head {losses[1]:6.3f}, mean {np.mean(losses):7.3f}", end="")
+    print(f"{mode:<11} loss: CNN head {losses[0]:7.3f}, transformer head {losses[1]:6.3f},", end=" ")
+    print(f"mean {np.mean(losses):7.3f}", end="")
     print(f"   spread of the logits: {spreads[0]:8.2f}, {spreads[1]:5.2f}")
 print(f"ln 10       {np.log(10):.3f}")
 
@@ -352,7 +376,7 @@ if keys.exists():
     official = {key: tuple(shape) for key, shape, *_ in json.loads(keys.read_text())["keys"]}
     assert {key: value.shape for key, value in state.items()} == official and list(state) == list(official)
     print(f"Conformer-Ti has {len(state)} names, all as in the official code:")
-print("\n".join(f"  {key:<48}{state[key].shape}" for key in list(state)[::80]))
+print("\n".join(f"  {key:<49}{state[key].shape}" for key in list(state)[::80]))
 
 with tempfile.TemporaryDirectory() as folder:
     file = Path(folder) / "nano.safetensors"
@@ -388,7 +412,8 @@ with no_grad():
         conv_logits, trans_logits = model(picture)
         times.append(time.perf_counter() - began)
 print(f"one picture: {min(times):.2f} s, {count(tiny).macs / min(times) / 1e9:.0f} G multiply-accumulates a second")
-print(f"largest logit of the CNN head {conv_logits.numpy().max():.0f}, of the transformer head {trans_logits.numpy().max():.2f}")
+largest = conv_logits.numpy().max(), trans_logits.numpy().max()
+print(f"largest logit of the CNN head {largest[0]:.0f}, of the transformer head {largest[1]:.2f}")
 
 # %% [markdown]
 # ## Exercises
@@ -409,7 +434,8 @@ small, large = count(tiny, 224), count(tiny, 448)
 attention = [counted.macs - counted.macs_without_attention for counted in (small, large)]
 print(f"all {large.macs / small.macs:.2f} times, attention's products {attention[1] / attention[0]:.2f} times")
 assert large.macs > 4 * small.macs
-assert np.isclose(attention[1] / attention[0], (1 + 28 * 28) ** 2 / (1 + 14 * 14) ** 2)  # the square of the number of tokens
+# attention grows as the square of the number of tokens
+assert np.isclose(attention[1] / attention[0], (1 + 28 * 28) ** 2 / (1 + 14 * 14) ** 2)
 
 # %% tags=["solution"]
 lean = replace(CONFIGS["cifar-nano"], stem_channels=32, embed_dim=60, num_heads=2, channel_ratio=0.625)
@@ -425,7 +451,8 @@ cut = Conformer(**asdict(CONFIGS["cifar-nano"])).eval()
 with no_grad():
     for plan in cut.plans:
         up, down = getattr(cut, plan.name).expand_block, getattr(cut, plan.name).squeeze_block
-        for parameter in (up.bn.weight, up.bn.bias, down.ln.weight, down.ln.bias):  # norms that answer 0, whatever comes; relu(0) = gelu(0) = 0
+        # norms that answer 0, whatever comes; relu(0) = gelu(0) = 0
+        for parameter in (up.bn.weight, up.bn.bias, down.ln.weight, down.ln.bias):
             parameter.copy_(np.zeros(parameter.shape, np.float32))
 alone = CNNBranch(CONFIGS["cifar-nano"]).eval()
 alone.load_state_dict({key: value for key, value in cut.state_dict().items() if key in alone.state_dict()})

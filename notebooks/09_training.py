@@ -33,7 +33,8 @@ from minigrad.optim.schedule import warmup_cosine
 
 cpu.keep_freed_memory()  # notebook 12 says what this does
 FAST = bool(os.environ.get("MINIGRAD_FAST"))  # a few steps only: the notebook runs, the networks learn nothing
-network = replace(CONFIGS["cifar-nano"], depth=3, channel_ratio=1)  # half the blocks of cifar-nano, a little wider: trained in half a minute
+# half the blocks of cifar-nano, a little wider
+network = replace(CONFIGS["cifar-nano"], depth=3, channel_ratio=1)
 
 # %% [markdown]
 # ## The data
@@ -47,8 +48,13 @@ try:  # nothing is downloaded
     dataset = data.load("cifar10", os.environ.get("CONFORMER_DATA") or data.cache_folder())
     dataset = replace(dataset, test=Split(dataset.test.images[:2000], dataset.test.labels[:2000]))
 except data.DataError:
-    splits = [Split(*coupling10.generate(count, split=split)) for split, count in enumerate((1000, 200) if FAST else (20_000, 2000))]
-    dataset = Dataset("coupling10", coupling10.CLASSES, coupling10.MEAN, coupling10.STD, *splits, source="its generator")
+    splits = [
+        Split(*coupling10.generate(count, split=split))
+        for split, count in enumerate((1000, 200) if FAST else (20_000, 2000))
+    ]
+    dataset = Dataset(
+        "coupling10", coupling10.CLASSES, coupling10.MEAN, coupling10.STD, *splits, source="its generator"
+    )
 generated = dataset.name == "coupling10"
 
 shown = [np.flatnonzero(dataset.train.labels == number)[0] for number in range(10)]
@@ -173,7 +179,10 @@ def overfit(labels, steps):
 
 
 plt.figure(figsize=(5, 2.6))
-for labels, name in ((dataset.train.labels[:32], "their labels"), (np.random.default_rng(0).integers(0, 10, 32), "random labels")):
+for labels, name in (
+    (dataset.train.labels[:32], "their labels"),
+    (np.random.default_rng(0).integers(0, 10, 32), "random labels"),
+):
     losses = overfit(labels, 5 if FAST else 40)
     plt.plot(losses, label=name)
     assert losses[-1] < (losses[0] if FAST else 0.15)
@@ -201,13 +210,16 @@ def answers(model, split):
     """Every head's logits for the images of a split, in evaluation mode."""
     model.eval()
     with no_grad():
-        parts = [heads_of(model, normalize(split.images[i : i + 500], dataset.mean, dataset.std)) for i in range(0, len(split), 500)]
+        parts = [
+            heads_of(model, normalize(split.images[i : i + 500], dataset.mean, dataset.std))
+            for i in range(0, len(split), 500)
+        ]
     model.train()
     return [np.concatenate([head.numpy() for head in heads]) for heads in zip(*parts, strict=True)]
 
 
 def train(model, steps, every=50):
-    """Train on `steps` batches; returns a log: each head's loss and the gradient's norm at every step, all heads' test logits every so often."""
+    """Take `steps` steps; returns a log: losses by head and gradient norms by step, and test logits now and then."""
     optimizer = AdamW(parameter_groups(model, recipe.weight_decay), lr=recipe.lr)
     schedule = WarmupCosine(optimizer, steps, int(recipe.warmup * steps))
     log = {"losses": [], "norms": [], "tests": {}, "seconds": -time.perf_counter()}
@@ -217,7 +229,9 @@ def train(model, steps, every=50):
         random.set_step(step)
         schedule.set(step)
         optimizer.zero_grad()
-        losses = [F.cross_entropy(head, labels, label_smoothing=recipe.label_smoothing) for head in heads_of(model, images)]
+        losses = [
+            F.cross_entropy(head, labels, label_smoothing=recipe.label_smoothing) for head in heads_of(model, images)
+        ]
         loss = sum(losses[1:], losses[0]) * (1 / len(losses))  # the mean of the heads' losses
         loss.backward()
         log["norms"].append(clip_grad_norm_(model.parameters(), recipe.clip_norm))
@@ -255,11 +269,10 @@ print(f"after two steps all {len(mine.state_dict())} arrays are equal")
 #
 # On coupling10 all three have the textures early; the arrangement is a comparison over a distance, and the table below says who has found it. The
 # CNN can make it where its layers are stacked high enough to see two discs at once; for the ViT, comparing tokens is a single layer's work, but it
-# has to learn
-# *where* tokens are, and what a disc is, at the same time. The Conformer's CNN branch has the same layers as the CNN alone, and tokens that can carry
-# a colour across the image in one step. It also has more parameters than the other two, and this is one run with one seed: an observation, not a law.
-# `docs/coupling10.md` has longer runs. (On CIFAR-10, 400 steps are half an epoch, and all are far from done; the ViT is usually behind: it has to
-# learn from data what a convolution has by construction.)
+# has to learn *where* tokens are, and what a disc is, at the same time. The Conformer's CNN branch has the same layers as the CNN alone, and tokens
+# that can carry a colour across the image in one step. It also has more parameters than the other two, and this is one run with one seed: an
+# observation, not a law. `docs/coupling10.md` has longer runs. (On CIFAR-10, 400 steps are half an epoch, and all are far from done; the ViT is
+# usually behind: it has to learn from data what a convolution has by construction.)
 # </details>
 
 # %%
@@ -272,7 +285,8 @@ for name, build in {
     minigrad.manual_seed(0)
     networks[name] = build()
     logs[name] = train(networks[name], steps)
-    print(f"{name}: {sum(p.size for p in networks[name].parameters()):,} parameters, {steps} steps in {logs[name]['seconds']:.0f} s", flush=True)
+    size = sum(parameter.size for parameter in networks[name].parameters())
+    print(f"{name}: {size:,} parameters, {steps} steps in {logs[name]['seconds']:.0f} s", flush=True)
 
 # %% [markdown]
 # ## Reading the curves
@@ -290,7 +304,9 @@ for name, build in {
 # %%
 targets = np.full(10, 0.01) + np.eye(10)[0] * 0.9
 both = np.full(10, 0.01) + np.eye(10)[[0, 5]].sum(0) * 0.45
-floors = {"perfect": -(targets * np.log(targets)).sum()} | ({"texture only": -(targets * np.log(both)).sum()} if generated else {})
+floors = {"perfect": -(targets * np.log(targets)).sum()} | (
+    {"texture only": -(targets * np.log(both)).sum()} if generated else {}
+)
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
 smooth = np.ones(min(10, steps)) / min(10, steps)
 for head, losses in zip(("cnn", "transformer"), np.transpose(logs["Conformer"]["losses"]), strict=True):
@@ -358,7 +374,8 @@ for name, heads in finished.items():
 
 # %%
 predictions = evaluate(networks["Conformer"], dataset.test, dataset)
-print("Conformer, test images:", predictions.accuracies, "% by CNN head/transformer head/sum, loss", round(predictions.loss, 3))
+print(f"Conformer, test images: {predictions.accuracies} % by CNN head/transformer head/sum", end=", ")
+print(f"loss {predictions.loss:.3f}")
 by_class = predictions.class_accuracies()
 for number, title in enumerate(dataset.classes):
     print(f"{title:<30}", " ".join(f"{100 * by_class[head][number]:6.1f}" for head in HEADS))
@@ -366,7 +383,8 @@ for number, title in enumerate(dataset.classes):
 logits = finished["transformer branch alone"][0]
 alone = np.bincount(dataset.test.labels * 10 + logits.argmax(1), minlength=100).reshape(10, 10)
 figure, panels = plt.subplots(1, 2, figsize=(12, 5.6), layout="constrained")
-for axes, matrix, title in zip(panels, (predictions.confusion_matrix(), alone), ("Conformer", "transformer branch alone"), strict=True):
+matrices = {"Conformer": predictions.confusion_matrix(), "transformer branch alone": alone}
+for axes, (title, matrix) in zip(panels, matrices.items(), strict=True):
     draw_confusion_matrix(axes, matrix, dataset.classes)
     axes.set_title(f"{title}, percent")
 plt.show()
@@ -435,7 +453,8 @@ labels = dataset.test.labels
 together = accuracies(finished["CNN branch alone"][0], finished["transformer branch alone"][0], labels)
 print(f"CNN alone {together.cnn:.3f}, transformer alone {together.transformer:.3f}, summed {together.sum:.3f}")
 print(f"Conformer {predictions.accuracies.sum:.3f}")
-assert together.sum == ((finished["CNN branch alone"][0] + finished["transformer branch alone"][0]).argmax(1) == labels).mean()
+summed = finished["CNN branch alone"][0] + finished["transformer branch alone"][0]
+assert together.sum == (summed.argmax(1) == labels).mean()
 
 # %% tags=["solution"]
 groups = np.arange(10) % 5 if generated else np.array([0, 0, 1, 1, 1, 1, 1, 1, 0, 0])  # CIFAR-10: 0 vehicles, 1 animals

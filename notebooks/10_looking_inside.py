@@ -35,9 +35,9 @@ run = os.environ.get("CONFORMER_RUN")  # a run folder of `conformer train`, to l
 # %% [markdown]
 # ## A network to look into
 #
-# Any run of `conformer train` will do: name its folder in the environment variable `CONFORMER_RUN`. Without one, `cifar-nano` is trained here, less
-# than a minute. With coupling10 we have the advantage of knowing the truth: the *texture* is everywhere, the *arrangement* is only in the four
-# discs, and only in their comparison.
+# Any run of `conformer train` will do: name its folder in the environment variable `CONFORMER_RUN`. Without one, `cifar-nano` is trained here, about
+# a minute. With coupling10 we have the advantage of knowing the truth: the *texture* is everywhere, the *arrangement* is
+# only in the four discs, and only in their comparison.
 
 # %%
 model, about = load_weights(run) if run else (None, None)
@@ -47,8 +47,13 @@ try:  # CIFAR-10 where it is on this machine already, else images that are gener
     dataset = data.load("cifar10", os.environ.get("CONFORMER_DATA") or data.cache_folder())
     dataset = replace(dataset, test=Split(dataset.test.images[:2000], dataset.test.labels[:2000]))
 except data.DataError:
-    splits = [Split(*coupling10.generate(count, split=split)) for split, count in enumerate((1000, 400) if FAST else (20_000, 2000))]
-    dataset = Dataset("coupling10", coupling10.CLASSES, coupling10.MEAN, coupling10.STD, *splits, source="its generator")
+    splits = [
+        Split(*coupling10.generate(count, split=split))
+        for split, count in enumerate((1000, 400) if FAST else (20_000, 2000))
+    ]
+    dataset = Dataset(
+        "coupling10", coupling10.CLASSES, coupling10.MEAN, coupling10.STD, *splits, source="its generator"
+    )
 generated = dataset.name == "coupling10"
 
 if model is None:
@@ -65,7 +70,10 @@ predictions = evaluate(model, dataset.test, dataset)
 print(f"right, percent, of {len(labels):,} test images by CNN head/transformer head/sum: {predictions.accuracies}")
 if generated:
     for cue, part in (("arrangement", lambda c: c // 5), ("texture", lambda c: c % 5)):
-        by_head = [(part(logits.argmax(1)) == part(labels)).mean() for logits in (predictions.cnn, predictions.transformer, predictions.sum)]
+        by_head = [
+            (part(logits.argmax(1)) == part(labels)).mean()
+            for logits in (predictions.cnn, predictions.transformer, predictions.sum)
+        ]
         print(f"  {cue}: " + " / ".join(f"{100 * share:.1f}" for share in by_head))
 
 # %% [markdown]
@@ -109,7 +117,9 @@ for (upper, lower), index in zip(panels.T, shown, strict=True):
     upper.imshow(pixels[index])
     upper.set_title(f"shows {dataset.classes[labels[index]]},\nnamed {dataset.classes[answers[index]]}", fontsize=7)
     lower.imshow(pixels[index], alpha=0.3)
-    lower.imshow(maps[index], cmap="coolwarm", alpha=0.7, extent=place, vmin=-abs(maps[index]).max(), vmax=abs(maps[index]).max())
+    lower.imshow(
+        maps[index], cmap="coolwarm", alpha=0.7, extent=place, vmin=-abs(maps[index]).max(), vmax=abs(maps[index]).max()
+    )
     upper.set_axis_off()
     lower.set_axis_off()
 plt.show()
@@ -141,7 +151,10 @@ plt.show()
 
 # %%
 few = images[: 20 if FAST else 100]
-signs = {offset: np.eye(10)[answers[: len(few)]] - np.roll(np.eye(10), offset, axis=1)[answers[: len(few)]] for offset in (5, 1)}
+signs = {
+    offset: np.eye(10)[answers[: len(few)]] - np.roll(np.eye(10), offset, axis=1)[answers[: len(few)]]
+    for offset in (5, 1)
+}
 
 
 def summed(inputs):
@@ -183,7 +196,8 @@ for axes, (offset, kind) in zip(panels[1:], heats, strict=True):
     axes.set_title(f"{kind},\nc against c + {offset}", fontsize=8)
     if generated:
         cue = "arrangement" if offset == 5 else "texture"
-        print(f"{kind:<9} of the {cue:<11}: {heat[discs].sum() / heat.sum():.0%} inside the discs, {discs.mean():.0%} of the image")
+        share = heat[discs].sum() / heat.sum()
+        print(f"{kind:<9} of the {cue:<11}: {share:.0%} inside the discs, {discs.mean():.0%} of the image")
 for axes in panels:
     axes.set_axis_off()
 plt.show()
@@ -258,12 +272,16 @@ updates = [named[f"{name}.attn"].numpy()[:, 0] + named[f"{name}.mlp"].numpy()[:,
 shares = explain.class_token_shares(model)
 factors = shares / shares[-1]
 start = 2.0 ** (len(blocks) - 1) if model.config.double_class_token else 1.0
-rebuilt = start * named["tokens"].numpy()[:, 0] + sum(factor * update for factor, update in zip(factors, updates, strict=True))
+rebuilt = start * named["tokens"].numpy()[:, 0] + sum(
+    factor * update for factor, update in zip(factors, updates, strict=True)
+)
 final = named[blocks[-1]].numpy()[:, 0]
 assert np.allclose(rebuilt, final, rtol=1e-3, atol=1e-3 * np.abs(final).max())
 print("factors:", factors)
 figure, axes = plt.subplots(figsize=(6, 2.6), layout="constrained")
-sizes = np.array([np.linalg.norm(factor * update, axis=1).mean() for factor, update in zip(factors, updates, strict=True)])
+sizes = np.array(
+    [np.linalg.norm(factor * update, axis=1).mean() for factor, update in zip(factors, updates, strict=True)]
+)
 position = np.arange(len(blocks))
 axes.bar(position - 0.2, shares, 0.4, label="the factor alone")
 axes.bar(position + 0.2, sizes / sizes.sum(), 0.4, label="factor times size of the update")
@@ -289,9 +307,11 @@ plt.show()
 entering = named["tokens"].numpy()[:, 0]
 for number, name in enumerate(blocks):
     if number:
-        entering = entering + named[name.replace("trans_block", "squeeze_block")].numpy()[:, 0]  # the doubling: the FCU's copy of it
+        copied = named[name.replace("trans_block", "squeeze_block")].numpy()[:, 0]
+        entering = entering + copied  # the doubling: the FCU's copy of it
     own, added = np.linalg.norm(entering, axis=1), np.linalg.norm(named[f"{name}.attn"].numpy()[:, 0], axis=1)
-    print(f"block {number + 1}: length {own.mean():6.1f}, attention adds {added.mean():5.1f}: keeps {(own / (own + added)).mean():.0%}")
+    keeps = (own / (own + added)).mean()
+    print(f"block {number + 1}: length {own.mean():6.1f}, attention adds {added.mean():5.1f}: keeps {keeps:.0%}")
     entering = named[name].numpy()[:, 0]
 
 measured = explain.attention_rollout(model, named)
@@ -340,7 +360,7 @@ plt.show()
 
 # %%
 def probe(features, targets):
-    """Percent right on the second half of the images, of a linear classifier (ridge regression) fitted on the first half."""
+    """Percent right on the second half of the images, of a ridge regression fitted on the first half."""
     half = len(targets) // 2
     scaled = (features - features[:half].mean(0)) / (features[:half].std(0) + 1e-6)
     scaled = np.concatenate([scaled, np.ones((len(scaled), 1))], axis=1)
@@ -352,7 +372,9 @@ def probe(features, targets):
 features = {"CNN branch": [], "patch tokens": [], "class token": []}
 for first in range(0, len(labels), 200):
     with no_grad():
-        part = model.intermediates(Tensor(normalize(dataset.test.images[first : first + 200], dataset.mean, dataset.std)))
+        part = model.intermediates(
+            Tensor(normalize(dataset.test.images[first : first + 200], dataset.mean, dataset.std))
+        )
     features["CNN branch"].append([part[name].numpy().mean((1, 2)) for name in cnn_names])
     features["patch tokens"].append([part[name].numpy()[:, 1:].mean(1) for name in blocks])
     features["class token"].append([part[name].numpy()[:, 0] for name in blocks])
@@ -385,7 +407,9 @@ figure, axes = plt.subplots(figsize=(6, 2.6), layout="constrained")
 for network, tensors, style in ((fresh, fresh_named, "--"), (model, named, "-")):
     strengths = np.array(list(explain.coupling_strength(network, tensors).values()))  # (blocks, 2)
     for direction, color in ((0, "tab:blue"), (1, "tab:orange")):
-        label = f"{('down: map to tokens', 'up: tokens to map')[direction]}, {'fresh' if network is fresh else 'trained'}"
+        label = (
+            f"{('down: map to tokens', 'up: tokens to map')[direction]}, {'fresh' if network is fresh else 'trained'}"
+        )
         axes.plot(range(2, len(strengths) + 2), strengths[:, direction], style, marker="o", color=color, label=label)
 axes.axhline(1, color="gray", linestyle=":")
 axes.set(xlabel="block", ylabel="added / already there", ylim=(0, None), xticks=range(2, len(blocks) + 1))
@@ -422,7 +446,12 @@ def accuracies_without(direction):
 
 
 print("CNN head / transformer head / sum of both")
-for direction, title in ((None, "as trained"), ("up", "no tokens to map"), ("down", "no map to tokens"), ("both", "neither")):
+for direction, title in (
+    (None, "as trained"),
+    ("up", "no tokens to map"),
+    ("down", "no map to tokens"),
+    ("both", "neither"),
+):
     print(f"  {title:<18}{accuracies_without(direction)}")
 
 # %% [markdown]
@@ -444,8 +473,11 @@ exchanged = dataset.test.images.copy()
 exchanged[:, :16, 16:], exchanged[:, 16:, :16] = dataset.test.images[:, 16:, :16], dataset.test.images[:, :16, 16:]
 after = evaluate(model, Split(exchanged, labels), dataset).sum.argmax(1)
 before = predictions.sum.argmax(1)
-print(f"same texture {(after % 5 == before % 5).mean():.1%}, other arrangement {(after // 5 != before // 5).mean():.1%}")
-if generated and predictions.accuracies.sum > 0.95:  # rows become columns: two discs beside each other are now above each other
+print(
+    f"same texture {(after % 5 == before % 5).mean():.1%}, other arrangement {(after // 5 != before // 5).mean():.1%}"
+)
+# rows become columns: two discs beside each other are now above each other
+if generated and predictions.accuracies.sum > 0.95:
     assert (after // 5 != before // 5).mean() > 0.8
 
 # %% tags=["solution"]
@@ -464,7 +496,9 @@ for name, block in weights.items():
     print(f"{name:<28}stays with itself, by head:", block[:, :, 0, 0].mean(0).round(2))
 last = weights[blocks[-1]]
 assert np.allclose(last.sum(-1), 1, atol=1e-5)
-single = [np.einsum("bn,bnm->bm", np.eye(last.shape[2])[[0] * len(last)], last[:, head]) for head in range(last.shape[1])]
+single = [
+    np.einsum("bn,bnm->bm", np.eye(last.shape[2])[[0] * len(last)], last[:, head]) for head in range(last.shape[1])
+]
 assert all(np.allclose(rows, last[:, head, 0]) for head, rows in enumerate(single))
 
 # %% [markdown]

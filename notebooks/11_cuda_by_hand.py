@@ -55,7 +55,7 @@ def kernels(name, source):
 
 
 def run(kernels, name, grid, block, *arguments, orders=("ascending",), build="check"):
-    """Launch a kernel on the emulator with `grid` blocks of `block` threads. Returns its arrays as they are afterwards."""
+    """Launch a kernel on the emulator: `grid` blocks of `block` threads. Returns its arrays as they are afterwards."""
     with minigrad.emulated(build, orders):
         cp = cuda.array_module()  # the stand-in for CuPy
         given = [cp.asarray(x) if isinstance(x, np.ndarray) else x for x in arguments]
@@ -121,7 +121,11 @@ block, thread = run(vectors, "who", 3, 4, np.zeros(10, np.int32), np.zeros(10, n
 box = {"width": 0.8, "height": 0.8, "edgecolor": "black"}
 plt.figure(figsize=(8, 2))
 for started in range(12):
-    plt.gca().add_patch(plt.Rectangle((started, 2), facecolor=f"C{started // 4}", alpha=0.6, linestyle="-" if started < 10 else ":", **box))
+    plt.gca().add_patch(
+        plt.Rectangle(
+            (started, 2), facecolor=f"C{started // 4}", alpha=0.6, linestyle="-" if started < 10 else ":", **box
+        )
+    )
     plt.text(started + 0.4, 2.4, f"{started // 4},{started % 4}", ha="center", va="center")
 for i in range(10):
     plt.gca().add_patch(plt.Rectangle((i, 0), facecolor="white", **box))
@@ -253,7 +257,8 @@ for step, apart in enumerate((16, 8, 4, 2, 1)):
     for lane in range(32):
         plt.plot([lane, lane, lane ^ apart], [step + 1, step, step + 1], color=f"C{step}", linewidth=0.6, zorder=0)
 for step, lane in np.ndindex(6, 32):
-    plt.text(lane, step, f"{trace[step, lane]:.0f}", ha="center", va="center", fontsize=7, bbox={"pad": 0.8, "fc": "white", "ec": "white"})
+    white = {"pad": 0.8, "fc": "white", "ec": "white"}
+    plt.text(lane, step, f"{trace[step, lane]:.0f}", ha="center", va="center", fontsize=7, bbox=white)
 plt.axis([-1, 32, 5.4, -0.4])
 plt.yticks(range(6), ["x", "16 apart", "8", "4", "2", "1"])
 plt.xlabel("lane")
@@ -314,7 +319,8 @@ many = np.random.default_rng(0).standard_normal(5000).astype(np.float32)
 for order in orders:
     atomics = run(sums, "total_by_atomics", 40, 128, many, zero, many.size, orders=(order,))[1][0]
     _, parts = run(sums, "total_in_parts", 40, 128, many, np.zeros(40, np.float32), many.size, orders=(order,))
-    print(f"{order:10}  atomics {atomics.item().hex()}   in parts {run(sums, 'total_in_parts', 1, 128, parts, zero, 40)[1][0].item().hex()}")
+    total = run(sums, "total_in_parts", 1, 128, parts, zero, 40)[1][0]
+    print(f"{order:10}  atomics {atomics.item().hex()}   in parts {total.item().hex()}")
 print(f"NumPy, in float64: {many.sum(dtype=np.float64):.7f}; atomics {atomics:.7f}\n")
 assert np.allclose(atomics, many.sum(dtype=np.float64), atol=1e-4)
 found = fault(sums, "total_by_atomics", 40, 128, many, zero, many.size, orders=orders)
@@ -345,7 +351,8 @@ ways = {  # the addresses of each load of a warp, in the order of time: (loads, 
 }
 for name, addresses in ways.items():
     lines, sectors = (np.unique(addresses[0] // unit).size for unit in (128, 32))
-    print(f"{name:17}: {len(addresses)} loads; the first touches {lines:2} lines, moves {32 * sectors:4} bytes, uses 128 ({128 / 32 / sectors:.1%})")
+    print(f"{name:17}: {len(addresses)} loads; the first touches {lines:2} lines,", end=" ")
+    print(f"moves {32 * sectors:4} bytes, uses 128 ({128 / 32 / sectors:.1%})")
 assert all(np.array_equal(np.sort(addresses, axis=None), 4 * np.arange(ROWS * C)) for addresses in ways.values())
 
 # %%
@@ -398,7 +405,10 @@ plt.ylabel("KB from memory")
 plt.ylim(0)
 plt.legend()
 plt.show()
-assert moved["a thread per row"][5] == 8 * moved["a warp per row"][5] and moved["a thread per row"][6] == moved["a warp per row"][6]
+assert (
+    moved["a thread per row"][5] == 8 * moved["a warp per row"][5]
+    and moved["a thread per row"][6] == moved["a warp per row"][6]
+)
 
 # %% [markdown]
 # ## LayerNorm, forward
@@ -410,7 +420,8 @@ assert moved["a thread per row"][5] == 8 * moved["a warp per row"][5] and moved[
 forward_by_thread = kernels(
     "forward_by_thread",
     """
-__global__ void forward_by_thread(const float* x, const float* w, const float* b, float* y, float* mean, float* r, int rows, int C, float eps)
+__global__ void forward_by_thread(const float* x, const float* w, const float* b, float* y, float* mean, float* r,
+                                  int rows, int C, float eps)
 {
     const int row = blockIdx.x * blockDim.x + threadIdx.x;
     if (row >= rows) return;
@@ -444,7 +455,8 @@ def empty(*shape):
     return np.zeros(shape, np.float32)
 
 
-*_, y, mean, r = run(forward_by_thread, "forward_by_thread", 2, 32, x, w, b, empty(rows, C), empty(rows), empty(rows), rows, C, 1e-5)
+outputs = empty(rows, C), empty(rows), empty(rows)
+*_, y, mean, r = run(forward_by_thread, "forward_by_thread", 2, 32, x, w, b, *outputs, rows, C, 1e-5)
 compare("y, thread per row", y, exact)
 
 # %% [markdown]
@@ -465,7 +477,8 @@ forward_by_warp = kernels(
     "forward_by_warp",
     SUMS
     + """
-__global__ void forward_by_warp(const float* x, const float* w, const float* b, float* y, float* mean, float* r, int rows, int C, float eps)
+__global__ void forward_by_warp(const float* x, const float* w, const float* b, float* y, float* mean, float* r,
+                                int rows, int C, float eps)
 {
     const int row = (blockIdx.x * blockDim.x + threadIdx.x) / 32, lane = threadIdx.x % 32;
     if (row >= rows) return;
@@ -480,7 +493,8 @@ __global__ void forward_by_warp(const float* x, const float* w, const float* b, 
 }
 """,
 )
-*_, y, mean, r = run(forward_by_warp, "forward_by_warp", 10, 128, x, w, b, empty(rows, C), empty(rows), empty(rows), rows, C, 1e-5, orders=orders)
+outputs = empty(rows, C), empty(rows), empty(rows)
+*_, y, mean, r = run(forward_by_warp, "forward_by_warp", 10, 128, x, w, b, *outputs, rows, C, 1e-5, orders=orders)
 compare("y, warp per row", y, exact)
 
 # %% [markdown]
@@ -507,7 +521,8 @@ backward = kernels(
     "backward",
     SUMS
     + """
-__global__ void dx_by_thread(const float* dy, const float* x, const float* w, const float* mean, const float* r, float* dx, int rows, int C)
+__global__ void dx_by_thread(const float* dy, const float* x, const float* w, const float* mean, const float* r,
+                             float* dx, int rows, int C)
 {
     const int row = blockIdx.x * blockDim.x + threadIdx.x;
     if (row >= rows) return;
@@ -516,7 +531,8 @@ __global__ void dx_by_thread(const float* dy, const float* x, const float* w, co
     for (int c = 0; c < C; c++) sum += dy[c] * w[c], product += dy[c] * w[c] * (x[c] - mean[row]) * r[row];
     for (int c = 0; c < C; c++) dx[c] = r[row] * (dy[c] * w[c] - sum / C - (x[c] - mean[row]) * r[row] * product / C);
 }
-__global__ void dx_by_warp(const float* dy, const float* x, const float* w, const float* mean, const float* r, float* dx, int rows, int C)
+__global__ void dx_by_warp(const float* dy, const float* x, const float* w, const float* mean, const float* r,
+                           float* dx, int rows, int C)
 {
     const int row = (blockIdx.x * blockDim.x + threadIdx.x) / 32, lane = threadIdx.x % 32;
     if (row >= rows) return;
@@ -524,20 +540,26 @@ __global__ void dx_by_warp(const float* dy, const float* x, const float* w, cons
     float sum = 0, product = 0;
     for (int c = lane; c < C; c += 32) sum += dy[c] * w[c], product += dy[c] * w[c] * (x[c] - mean[row]) * r[row];
     sum = warp_sum(sum), product = warp_sum(product);
-    for (int c = lane; c < C; c += 32) dx[c] = r[row] * (dy[c] * w[c] - sum / C - (x[c] - mean[row]) * r[row] * product / C);
+    for (int c = lane; c < C; c += 32)
+        dx[c] = r[row] * (dy[c] * w[c] - sum / C - (x[c] - mean[row]) * r[row] * product / C);
 }
-__global__ void columns(const float* dy, const float* x, const float* mean, const float* r, float* dw, float* db, int rows, int C)
+__global__ void columns(const float* dy, const float* x, const float* mean, const float* r, float* dw, float* db,
+                        int rows, int C)
 {
     const int c = blockIdx.x * blockDim.x + threadIdx.x;
     if (c >= C) return;
     float product = 0, sum = 0;
-    for (int row = 0; row < rows; row++) product += dy[row * C + c] * (x[row * C + c] - mean[row]) * r[row], sum += dy[row * C + c];
+    for (int row = 0; row < rows; row++) {
+        const float g = dy[row * C + c];
+        product += g * (x[row * C + c] - mean[row]) * r[row], sum += g;
+    }
     dw[c] = product, db[c] = sum;
 }
 """,
 )
 for name, grid, threads in (("dx_by_thread", 2, 32), ("dx_by_warp", 10, 128)):
-    compare(name, run(backward, name, grid, threads, dy, x, w, mean, r, empty(rows, C), rows, C, orders=orders)[-1], exact_gradients[0])
+    *_, dx = run(backward, name, grid, threads, dy, x, w, mean, r, empty(rows, C), rows, C, orders=orders)
+    compare(name, dx, exact_gradients[0])
 *_, dw, db = run(backward, "columns", 3, 32, dy, x, mean, r, empty(C), empty(C), rows, C, orders=orders)
 compare("dw", dw, exact_gradients[1])
 compare("db", db, exact_gradients[2])
@@ -577,12 +599,14 @@ try:  # CIFAR-10 where it is on this machine already, else images that are gener
     source, images, labels = dataset.name, dataset.test.images[:8], dataset.test.labels[:8]
 except data.DataError:
     source, (images, labels) = "coupling10", coupling10.generate(8, split=1)
-tokens = (images / 255.0).reshape(8, 8, 4, 8, 4, 3).swapaxes(2, 3).reshape(8, 64, 48).astype(np.float32)  # (B, N, pixels of a patch)
+patches = (images / 255.0).reshape(8, 8, 4, 8, 4, 3).swapaxes(2, 3)  # (B, rows, columns, 4, 4, 3)
+tokens = patches.reshape(8, 64, 48).astype(np.float32)  # (B, N, pixels of a patch)
 
 
 def loss_and_gradients(device):
     minigrad.manual_seed(0)
-    network = nn.Sequential(nn.LayerNorm(48), nn.Linear(48, 96), nn.GELU(), nn.LayerNorm(96), nn.Linear(96, 10)).to(device=device)
+    network = nn.Sequential(nn.LayerNorm(48), nn.Linear(48, 96), nn.GELU(), nn.LayerNorm(96), nn.Linear(96, 10))
+    network.to(device=device)
     scores = network(Tensor(tokens).to(device=device)).mean(1)  # (B, 10)
     loss = F.cross_entropy(scores, Tensor(labels.astype(np.int64)).to(device=device))
     loss.backward()
@@ -597,7 +621,8 @@ loss_cpu, gradients_cpu = loss_and_gradients("cpu")
 with minigrad.emulated() as device:
     loss_cuda, gradients_cuda = loss_and_gradients("cuda")
 print(f"{source}: loss {loss_cpu:.6f} on cpu, {loss_cuda:.6f} on cuda; {device.launches} launches")
-print(f"gradients of {len(gradients_cpu)} parameters: largest relative difference {largest_difference(gradients_cuda, gradients_cpu):.1e}")
+difference = largest_difference(gradients_cuda, gradients_cpu)
+print(f"gradients of {len(gradients_cpu)} parameters: largest relative difference {difference:.1e}")
 assert device.launches == 18 and largest_difference(gradients_cuda, gradients_cpu) < 1e-4
 
 # %% [markdown]
@@ -611,16 +636,17 @@ assert device.launches == 18 and largest_difference(gradients_cuda, gradients_cp
 
 # %%
 def gigabytes_per_second(rows, C, repeats=20):
-    """Of a copy and of three LayerNorm kernels, on whatever device "cuda" is; the median over the runs, by the device's clock."""
+    """Of a copy and of three LayerNorm kernels, on whatever device "cuda" is; the median run, by the device's clock."""
     cp = cuda.array_module()
     x = cp.asarray(np.random.default_rng(0).standard_normal((rows, C), np.float32))
     y, ones, zeros = cp.empty_like(x), cp.ones(C, np.float32), cp.zeros(C, np.float32)
     mean, r = cp.empty(rows, np.float32), cp.empty(rows, np.float32)
     arguments, on_device = (x, ones, zeros, y, mean, r, rows, C, 1e-5), Tensor(x)
+    by_thread, by_warp = forward_by_thread, forward_by_warp
     work = {
         "copy": lambda: cp.copyto(y, x),
-        "yours, thread per row": lambda: forward_by_thread.launch("forward_by_thread", -(-rows // 128), 128, *arguments),
-        "yours, warp per row": lambda: forward_by_warp.launch("forward_by_warp", -(-rows // 4), 128, *arguments),
+        "yours, thread per row": lambda: by_thread.launch("forward_by_thread", -(-rows // 128), 128, *arguments),
+        "yours, warp per row": lambda: by_warp.launch("forward_by_warp", -(-rows // 4), 128, *arguments),
         "the library's": lambda: F.layer_norm(on_device),
     }
     speeds = {}
@@ -644,7 +670,8 @@ found = cuda.availability()
 print(found.sentence)
 if found.usable:
     loss_cuda, gradients_cuda = loss_and_gradients("cuda")
-    print(f"loss {loss_cuda:.6f}, gradients within {largest_difference(gradients_cuda, gradients_cpu):.1e} of the CPU's")
+    difference = largest_difference(gradients_cuda, gradients_cpu)
+    print(f"loss {loss_cuda:.6f}, gradients within {difference:.1e} of the CPU's")
     speeds = gigabytes_per_second(rows=65536, C=768)
     for name, speed in speeds.items():
         print(f"{name:22} {speed:7.0f} GB/s, {speed / speeds['copy']:.0%} of the copy")
@@ -702,12 +729,12 @@ __global__ void softmax(const float* x, float* y, int rows, int C)
     const int row = (blockIdx.x * blockDim.x + threadIdx.x) / 32, lane = threadIdx.x % 32;
     if (row >= rows) return;
     x += row * C, y += row * C;
-    float most = x[0], sum = 0;                                        // x[0] is a safe start for every lane, also with C < 32
+    float most = x[0], sum = 0;                                        // a safe start for every lane, also with C < 32
     for (int c = lane; c < C; c += 32) most = max(most, x[c]);
     most = warp_max(most);
     for (int c = lane; c < C; c += 32) sum += y[c] = expf(x[c] - most);
     sum = warp_sum(sum);
-    for (int c = lane; c < C; c += 32) y[c] /= sum;                    // each lane reads back what it wrote itself: no barrier
+    for (int c = lane; c < C; c += 32) y[c] /= sum;                    // a lane reads what it wrote itself: no barrier
 }
 """,
 )
@@ -717,7 +744,8 @@ for width in (5, 80):
     assert np.allclose(ours, F.softmax(Tensor(scores)).numpy(), atol=1e-6)
 
 # %% tags=["solution"]
-# Why 33 columns? Shared memory lies in 32 banks, word after word, and a bank serves one address at a time. Down a column of a tile 32 wide all
+# A tile of 33 columns.
+# Why 33? Shared memory lies in 32 banks, word after word, and a bank serves one address at a time. Down a column of a tile 32 wide all
 # lanes would want the same bank. The emulator does not see this; like cache lines, banks can be counted.
 transposes = kernels(
     "transposes",
@@ -727,10 +755,12 @@ __global__ void transpose_by_tile(const float* x, float* y, int rows, int column
     __shared__ float tile[32][33];
     const int row = blockIdx.y * 32, column = blockIdx.x * 32;          // where my block's tile begins in x
     for (int k = threadIdx.y; k < 32; k += 8)
-        if (row + k < rows && column + threadIdx.x < columns) tile[k][threadIdx.x] = x[(row + k) * columns + column + threadIdx.x];
+        if (row + k < rows && column + threadIdx.x < columns)
+            tile[k][threadIdx.x] = x[(row + k) * columns + column + threadIdx.x];
     __syncthreads();                                                   // before the if: everybody comes
     for (int k = threadIdx.y; k < 32; k += 8)
-        if (column + k < columns && row + threadIdx.x < rows) y[(column + k) * rows + row + threadIdx.x] = tile[threadIdx.x][k];
+        if (column + k < columns && row + threadIdx.x < rows)
+            y[(column + k) * rows + row + threadIdx.x] = tile[threadIdx.x][k];
 }
 """,
 )
@@ -740,9 +770,11 @@ for shape in ((64, 96), (5, 40)):
     _, turned = run(transposes, "transpose_by_tile", grid, (32, 8), matrix, empty(*shape[::-1]), *shape, orders=orders)
     assert np.array_equal(turned, matrix.T)
 
-a_row_of_x, a_column_of_y = 4 * lanes, 4 * 64 * lanes  # addresses of a warp's load and store without the tile; with it both are like the first
+# addresses of a warp's load and store without the tile; with it both are like the first
+a_row_of_x, a_column_of_y = 4 * lanes, 4 * 64 * lanes
 assert [np.unique(addresses // 128).size for addresses in (a_row_of_x, a_column_of_y)] == [1, 32]
-assert [np.bincount(width * lanes % 32).max() for width in (32, 33)] == [32, 1]  # lanes that want the same bank, down a column of the tile
+# lanes that want the same bank, down a column of the tile
+assert [np.bincount(width * lanes % 32).max() for width in (32, 33)] == [32, 1]
 
 # %% tags=["solution"]
 x64 = generator.standard_normal(64).astype(np.float32)

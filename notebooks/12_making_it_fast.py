@@ -36,7 +36,8 @@ from minigrad.op import REGISTRY, Fused, fused
 
 FAST = bool(os.environ.get("MINIGRAD_FAST"))  # fewer repetitions, smaller arrays
 about = environment()
-print(f"{about['processors']} processors, {thread_count()} threads, BLAS kernels for {', '.join(b['architecture'] for b in about['blas'])}")
+architectures = ", ".join(blas["architecture"] for blas in about["blas"])
+print(f"{about['processors']} processors, {thread_count()} threads, BLAS kernels for {architectures}")
 
 # %% [markdown]
 # ## How to time
@@ -59,7 +60,8 @@ for _ in range(30):
     began = time.perf_counter()
     square @ square
     times.append(1e3 * (time.perf_counter() - began))
-print(f"ms: first {times[0]:.2f}, minimum {min(times):.2f}, median {np.median(times):.2f}, mean {np.mean(times):.2f}, maximum {max(times):.2f}")
+print(f"ms: first {times[0]:.2f}, minimum {min(times):.2f}, median {np.median(times):.2f},", end=" ")
+print(f"mean {np.mean(times):.2f}, maximum {max(times):.2f}")
 
 
 def best(function, repetitions=3 if FAST else 7):
@@ -112,7 +114,7 @@ class Stopwatch:
 
 
 def profile(function):
-    """Run the function with a stopwatch around every operation; returns (its seconds by operation and direction, the seconds of all)."""
+    """Run it with a stopwatch around every operation; returns seconds by operation and direction, and of all."""
     watch, undo = Stopwatch(), []
     for name, op in REGISTRY.items():
         target, attribute = (op.kernels["cpu"], "forward") if isinstance(op, Fused) else (op, "function")
@@ -139,7 +141,10 @@ learner.train_step(batch)  # the first step makes threads and memory
 steps = 2 if FAST else 6
 seconds, total = profile(lambda: [learner.train_step(batch) for _ in range(steps)])
 seconds, total = {key: value / steps for key, value in seconds.items()}, total / steps
-names = sorted({name for name, _ in seconds}, key=lambda name: -seconds.get((name, "forward"), 0) - seconds.get((name, "backward"), 0))[:12]
+names = sorted(
+    {name for name, _ in seconds},
+    key=lambda name: -seconds.get((name, "forward"), 0) - seconds.get((name, "backward"), 0),
+)[:12]
 left = np.zeros(len(names))
 figure, axes = plt.subplots(figsize=(7, 3.4), layout="constrained")
 for direction in ("forward", "backward"):
@@ -181,8 +186,10 @@ def copy(start, stop):
 with no_grad():
     peak = 2 * side**3 / best(lambda: F.linear(matrix, matrix))
 bandwidth = 2 * source.nbytes / best(lambda: parallel_rows(copy, len(source), 1 << 16))
-print(f"{peak / 1e9:.0f} G operations a second, {bandwidth / 1e9:.1f} GB a second: {peak / bandwidth:.1f} operations a byte")
-work = 3 * 2 * batch_size * count(CONFIGS["cifar-nano"]).macs  # forward and twice that for backward; a multiply-accumulate is 2 operations
+print(f"{peak / 1e9:.0f} G operations a second, {bandwidth / 1e9:.1f} GB a second:", end=" ")
+print(f"{peak / bandwidth:.1f} operations a byte")
+# forward and twice that for backward; a multiply-accumulate is 2 operations
+work = 3 * 2 * batch_size * count(CONFIGS["cifar-nano"]).macs
 print(f"the step above: {work / total / 1e9:.0f} G operations a second, {work / total / peak:.0%} of the first limit")
 
 # %% [markdown]
@@ -224,8 +231,9 @@ with no_grad():
         reached = flop / best(run)
         plt.loglog(flop / moved, reached / 1e9, "o")
         plt.annotate(name, (flop / moved, reached / 1e9), textcoords="offset points", xytext=(6, -12), fontsize=8)
+        roof = min(peak, flop / moved * bandwidth)
         print(
-            f"{name:<11}{flop / moved:7.1f} FLOP/byte {reached / 1e9:7.1f} GFLOP/s, {reached / min(peak, flop / moved * bandwidth):5.0%} of the roof"
+            f"{name:<11}{flop / moved:7.1f} FLOP/byte {reached / 1e9:7.1f} GFLOP/s, {reached / roof:5.0%} of the roof"
         )
 plt.xlabel("operations a byte")
 plt.ylabel("G operations a second")
@@ -240,7 +248,7 @@ plt.show()
 #
 # ## What fusing saves
 #
-# The definition of layer norm is six lines, and each makes a whole array.
+# The definition of layer norm is five lines, and each makes an array as large as x.
 #
 # **Predict:** x has n numbers, in float32, and no cache holds it. Count the arrays of full size that the definition writes, weight and bias
 # included, and those that the kernel writes.
@@ -351,8 +359,8 @@ import sys, time
 import numpy as np
 from minigrad import Tensor, no_grad, functional as F
 rng, few = np.random.default_rng(0), int(sys.argv[1])
-tokens, weight = Tensor(rng.standard_normal((few, 197, 384), np.float32)), Tensor(rng.standard_normal((1536, 384), np.float32))
-images = Tensor(rng.standard_normal((few, 56, 56, 64), np.float32))
+shapes = (few, 197, 384), (1536, 384), (few, 56, 56, 64)
+tokens, weight, images = (Tensor(rng.standard_normal(shape, np.float32)) for shape in shapes)
 with no_grad():
     for run in (lambda: F.linear(tokens, weight), lambda: F.batch_norm(images)):
         times = []
@@ -403,12 +411,11 @@ else:
 
     def rounds(title):
         for number in range(3):
-            faults, began = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter()
+            before, began = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter()
             fill_and_free()
             milliseconds = 1e3 * (time.perf_counter() - began)
-            print(
-                f"{title}, round {number + 1}: {resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults:>7,} page faults, {milliseconds:6.1f} ms"
-            )
+            faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+            print(f"{title}, round {number + 1}: {faults:>7,} page faults, {milliseconds:6.1f} ms")
 
     rounds("before")
     print("kept from here on:", keep_freed_memory())
@@ -432,7 +439,7 @@ else:
 
 # %%
 worker = '''
-"""What one process does: the gradient of its share of the batch. Imported by the processes that multiprocessing spawns."""
+"""What one process does: the gradient of its share of the batch. The spawned processes import this."""
 from dataclasses import asdict
 
 import minigrad
@@ -473,8 +480,14 @@ both_images = batch.images.astype(np.float64)
 halves = [slice(0, batch_size // 2), slice(batch_size // 2, batch_size)]
 difference = {}
 with multiprocessing.get_context("spawn").Pool(2) as pool:
-    for title, network, training in (("patches", "patches", True), ("conformer", "conformer", True), ("conformer, evaluation", "conformer", False)):
-        parts = pool.starmap(gradient_worker.gradients, [(network, training, both_images[half], labels[half]) for half in halves])
+    for title, network, training in (
+        ("patches", "patches", True),
+        ("conformer", "conformer", True),
+        ("conformer, evaluation", "conformer", False),
+    ):
+        parts = pool.starmap(
+            gradient_worker.gradients, [(network, training, both_images[half], labels[half]) for half in halves]
+        )
         whole = gradient_worker.gradients(network, training, both_images, labels)
         mean = {name: sum(part[name] for part in parts) / len(parts) for name in whole}
         size = math.sqrt(sum((gradient**2).sum() for gradient in whole.values()))
@@ -546,6 +559,7 @@ assert np.allclose(mean, values.mean(0)) and np.allclose(variance, values.var(0)
 # In backward the sums over the batch, of dy and of dy * x_hat (notebook 04), are taken over both halves too: two numbers a channel.
 
 # %% tags=["solution"]
+# The corner of the roof.
 # 2 C^2 operations a row for 4 (C + C) bytes, the weights' bytes vanish among many rows: C / 4 operations a byte. C / 4 = peak / bandwidth.
 least = 4 * peak / bandwidth
 print(f"C = {least:.0f}")

@@ -72,7 +72,14 @@ def run(source: Path, fast: bool = False) -> tuple[nbformat.NotebookNode, float]
     if fast:
         environment["MINIGRAD_FAST"] = "1"
     where = {"metadata": {"path": str(FOLDER)}}
-    client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources=where, record_timing=False, extra_arguments=["--log-level=ERROR"])
+    client = NotebookClient(
+        notebook,
+        timeout=300,
+        kernel_name="python3",
+        resources=where,
+        record_timing=False,
+        extra_arguments=["--log-level=ERROR"],
+    )
     began = time.perf_counter()
     client.execute(env=environment)
     for cell in notebook.cells:
@@ -90,7 +97,9 @@ def write(source: Path, notebook: nbformat.NotebookNode) -> Path:
     """
     text = nbformat.writes(notebook) + "\n"
     if len(text) > LARGEST:
-        raise ValueError(f"{source.stem}.ipynb would have {len(text):,} bytes, and {LARGEST:,} are allowed: fewer or smaller pictures")
+        raise ValueError(
+            f"{source.stem}.ipynb would have {len(text):,} bytes, and {LARGEST:,} are allowed: fewer or smaller pictures"
+        )
     path = source.with_suffix(".ipynb")
     path.write_text(text, encoding="utf-8")
     return path
@@ -103,7 +112,9 @@ def differences(source: Path) -> list[str]:
         return [f"{path.name} is missing; run `make notebooks`"]
     expected, found = read(source), nbformat.read(path, as_version=4)
     wrong = []
-    texts, shown = ([(cell.cell_type, cell.source, cell.metadata) for cell in notebook.cells] for notebook in (expected, found))
+    texts, shown = (
+        [(cell.cell_type, cell.source, cell.metadata) for cell in notebook.cells] for notebook in (expected, found)
+    )
     if texts != shown:
         wrong.append(f"{path.name} has other cells than {source.name}; run `make notebooks`")
     if not all(cell.execution_count for cell in found.cells if cell.cell_type == "code" and cell.source.strip()):
@@ -119,7 +130,9 @@ def differences(source: Path) -> list[str]:
 def main() -> int:
     """Run and write notebooks, or check them."""
     parser = argparse.ArgumentParser(description="Run the notebooks and write their .ipynb files.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="notebooks that begin so, for example 01 (if not given: all)")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="notebooks that begin so, for example 01 (if not given: all)"
+    )
     parser.add_argument("--fast", action="store_true", help="with MINIGRAD_FAST=1: fewer steps, smaller data")
     parser.add_argument("--keep-none", action="store_true", help="write nothing")
     parser.add_argument("--check", action="store_true", help="run nothing; exit 1 if an .ipynb differs from its source")

@@ -51,7 +51,9 @@ PLAN: dict[str, tuple[tuple[str, ...], ...]] = {
         ("tests/test_autograd.py",), ("tests/test_graphs.py",), ("tests/test_versions.py", "tests/test_checkpoint.py", "tests/test_anomaly.py"),
         ("tests/test_memory.py",),
     ),
-    "minigrad/fused/conv2d_tensor.py": (("tests/fused/test_cuda_conv_tensor.py", "tests/fused/test_cuda_launches.py"),),
+    "minigrad/fused/conv2d_tensor.py": (
+        ("tests/fused/test_cuda_choices.py",), ("tests/fused/test_cuda_conv_tensor.py",), ("tests/fused/test_cuda_launches.py",),
+    ),
     "minigrad/optim/multi_tensor.py": (("tests/optim/test_cuda_optim.py",),),
     "minigrad/optim/optimizer.py": (("tests/optim/test_optimizer.py",), ("tests/optim/test_sgd.py", "tests/optim/test_adamw.py")),
 }  # fmt: skip

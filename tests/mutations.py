@@ -36,6 +36,8 @@ SPEED = {
     "PACKED_PRODUCT": "from how many multiplications on a product is taken in one piece",
     "CHUNK_ROWS": "how many rows of a product are taken in one piece",
     "TILE": "which pixels a block of a convolution works on: those of any tile that fits",
+    "each": "how many tiles a GPU adds up before there is a slice",
+    "shares": "how many threads of a GPU add up the slices of a number: a power of 2",
     "slices": "into how many slices a GPU cuts a sum over rows: they are added up in the end, however many there are",
     "of_rows": "blocks of a CUDA kernel whose threads go on to further rows until there is none left, however few they are",
 }

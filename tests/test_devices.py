@@ -214,7 +214,7 @@ def test_a_captured_training_step_is_the_step(device):
 @pytest.mark.emulator
 def test_a_capture_that_fails_leaves_the_device_usable(device: object):
     x = Tensor(np.ones(3)).to(device="cuda")
-    with pytest.raises(RuntimeError, match="waits for the device while a graph is captured"):
+    with pytest.raises(RuntimeError, match="captur"):
         cuda.Captured(lambda: (x * 2).sum().item(), warm_ups=1)
     assert (x + 1).sum().item() == 6
     doubled = cuda.Captured(lambda: x * 2)

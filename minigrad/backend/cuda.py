@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -164,6 +165,18 @@ def write_waiting() -> None:
     _waiting.clear()
 
 
+_of_thread = threading.local()
+
+
+def _capture_stream(cp: Any) -> Any:
+    """The stream that this thread captures on: always the same one, since cuBLAS has 32 MiB of workspace for each stream it has seen."""
+    streams = _of_thread.__dict__.setdefault("streams", {})
+    key = id(cp), cp.cuda.Device().id
+    if key not in streams:
+        streams[key] = cp.cuda.Stream(non_blocking=True)
+    return streams[key]
+
+
 class Captured:
     """What a function does on the GPU as one CUDA graph: `launch()` does all of it again, on the same memory, for the price of one launch.
 
@@ -183,7 +196,7 @@ class Captured:
 
     def __init__(self, function: Callable[[], Any], warm_ups: int = 2):
         cp = array_module()
-        outer, stream = cp.cuda.get_current_stream(), cp.cuda.Stream(non_blocking=True)
+        outer, stream = cp.cuda.get_current_stream(), _capture_stream(cp)
         self._pool = cp.cuda.MemoryPool()
         stream.wait_event(outer.record())
         with stream, cp.cuda.using_allocator(self._pool.malloc):

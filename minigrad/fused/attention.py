@@ -205,9 +205,8 @@ _SHARED = 64 * 1024  # bytes of shared memory that a block may take: what every 
 
 
 def _memory(x) -> tuple:
-    """The memory that an array lies in, as a 1-d array that starts at its first element, and how many elements apart the steps along its axes are."""
-    span = 1 + sum((n - 1) * apart for n, apart in zip(x.shape, x.strides, strict=True)) // x.itemsize if x.size else 0
-    return backend.as_strided(x, (span,), (x.itemsize,)), [apart // x.itemsize for apart in x.strides]
+    """An array that begins where x does, which is all that a kernel is told of it, and how many elements apart the steps along x's axes are."""
+    return backend.as_strided(x, (1,), (x.itemsize,)), [apart // x.itemsize for apart in x.strides]
 
 
 def _rows(*arrays) -> tuple[list, list[int]]:

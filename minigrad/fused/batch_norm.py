@@ -248,13 +248,13 @@ def cpu_backward(dy, saved, needs):
 
         _by_blocks(combine, x_wide)
         dx = dx_wide.reshape(x.shape)
-    dresidual = g_wide.reshape(x.shape) if wants_residual else None
+    dresidual = (dy.copy() if y is None else g_wide.reshape(x.shape)) if wants_residual else None
     dweight, dbias = dweight.astype(x.dtype), dbias.astype(x.dtype)
     return dx, dweight if wants_weight else None, dbias if wants_bias else None, None, None, dresidual
 
 
 READS = {"x": "x weight out", "weight": "x out", "bias": "out", "residual": "out"}
-batch_norm.kernel("cpu", cpu_forward, cpu_backward, reads=READS)
+batch_norm.kernel("cpu", cpu_forward, cpu_backward, fresh=True, reads=READS)
 
 
 _cuda = cuda.Kernels(__file__)
@@ -293,7 +293,10 @@ def cuda_forward(x, weight, bias, mean, var, residual, eps, relu):
 
 
 def cuda_backward(dy, saved, needs):
-    """One pass for the sums, which in training dx needs too; one for dx and dresidual. Without ReLU, dresidual is dy."""
+    """One pass for the sums, which in training dx needs too; one for dx and dresidual. Without ReLU, dresidual is a copy of dy.
+
+    It could be dy itself; but then nothing here would count as fresh, and each weight's and bias's gradient be copied when it arrives.
+    """
     x, weight, y, statistics, training = saved
     wants_x, wants_weight, wants_bias, _, _, wants_residual = needs
     cp, channels, number = cuda.array_module(), x.shape[-1], cuda.c_type(x.dtype)
@@ -310,8 +313,8 @@ def cuda_backward(dy, saved, needs):
         arguments = (dy, x, y, weight, statistics, gradients if wants_x and training else None, dx, dresidual, rows, grid.packs)
         _cuda.launch(f"batch_norm_backward{grid.types}", grid.of_rows, grid.block, *arguments)
     dbias, dweight = gradients[0], gradients[1]
-    dresidual = dy if wants_residual and y is None else dresidual
+    dresidual = dy.copy() if wants_residual and y is None else dresidual
     return dx, dweight if wants_weight else None, dbias if wants_bias else None, None, None, dresidual
 
 
-batch_norm.kernel("cuda", cuda_forward, cuda_backward, reads=READS)
+batch_norm.kernel("cuda", cuda_forward, cuda_backward, fresh=True, reads=READS)

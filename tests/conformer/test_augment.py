@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
-from conformer.augment import normalize, shift_and_flip
+from conformer.augment import cut_out, normalize, shift_and_flip
 from minigrad import random
 
 
@@ -65,3 +65,16 @@ def test_normalize() -> None:
     assert_allclose(result, (images / 255 - np.array(mean)) / np.array(std), rtol=1e-6, atol=1e-6)
     with pytest.raises(ValueError, match="zip"):
         normalize(images, mean, std[:2])
+
+
+@given(st.integers(0, 2**32), st.integers(1, 4), st.integers(5, 9), st.integers(5, 9), st.integers(1, 7))
+def test_a_square_is_cut_out_of_each_image(seed: int, batch: int, height: int, width: int, side: int) -> None:
+    images = np.random.default_rng(seed).uniform(0.5, 1, (batch, height, width, 3)).astype(np.float32)
+    mine, generator = cut_out(images, np.random.default_rng(seed), side), np.random.default_rng(seed)
+    rows, columns = generator.integers(0, height, batch), generator.integers(0, width, batch)
+    expected = images.copy()
+    for image, row, column in zip(expected, rows, columns, strict=True):
+        top, left = row - side // 2, column - side // 2
+        image[max(top, 0) : top + side, max(left, 0) : left + side] = 0
+    assert mine.dtype == np.float32
+    assert_array_equal(mine, expected)

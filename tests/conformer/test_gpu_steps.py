@@ -1,4 +1,4 @@
-"""Training on the device "cuda", on the emulator: the captured step is the CPU's step, nothing waits, and runs go on where they were broken off."""
+"""Training on the device "cuda": the captured step is the CPU's step, nothing waits, and runs go on where they were broken off."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
+from PIL import Image
 
 import minigrad
+from benchmarks.launches import launches
 from conformer import train
-from conformer.augment import channel_constants, cuda_augment, normalize, shift_and_flip
+from conformer.augment import channel_constants, cuda_augment
 from conformer.batches import Batch, batches, plan
+from conformer.cli import main
 from conformer.config import CONFIGS
 from conformer.data import Dataset, Split
 from conformer.evaluate import accuracies, evaluate
@@ -28,12 +31,12 @@ from conformer.options import TrainConfig
 from conformer.train import Trainer
 from minigrad import random, safetensors_io
 from minigrad.backend import cuda
-from minigrad.backend.emulator.launch import ORDERS
 from minigrad.optim import EMA
+from tests.cuda_device import ORDERS, nothing_waits, on_cuda, on_gpu
 from tests.support import assert_close, rng
 
 SMALL = replace(CONFIGS["cifar-nano"], channel_ratio=0.25, embed_dim=16, depth=3, num_heads=2, stem_channels=8, drop_path_rate=0.3)
-CONFIG = TrainConfig(batch_size=4, accumulate=2, ema=0.5, drop_path=0.3, lr=1e-2, clip_norm=1.0, label_smoothing=0.1)
+CONFIG = TrainConfig(batch_size=4, accumulate=2, ema=0.5, drop_path=0.3, cutout=9, lr=1e-2, clip_norm=1.0, label_smoothing=0.1)
 
 
 def dataset(images: int = 14) -> Dataset:
@@ -49,20 +52,22 @@ def learner(device: str, dtype: str) -> Learner:
     return made
 
 
+@pytest.mark.cuda
 @pytest.mark.parametrize(("dtype", "relative"), [("float64", 1e-9), ("float32", 2e-3)])
 def test_captured_steps_are_the_steps_of_the_cpu(dtype: str, relative: float, capsys: pytest.CaptureFixture[str]):
-    """In parts, with drop path, clipping and averaged weights, over the end of an epoch of 3 steps; in float32, as far as Adam lets roundings grow."""
+    """In parts, with drop path, clipping and averaged weights, over the end of an epoch of 3 steps; float32 as far as Adam lets roundings grow."""
     data, reference, expected = dataset(), learner("cpu", dtype), []
     for epoch in range(2):
-        for batch in batches(data, 4, epoch):
+        for batch in batches(data, 4, epoch, cutout=9):
             if len(expected) < 4:
                 expected.append(reference.train_step(Batch(batch.images.astype(dtype), batch.labels)))
-    with minigrad.emulated(build="plain") as device:
+    with on_cuda(build="plain") as device:
         ours = learner("cuda", dtype)
         steps = GpuSteps(ours, data, batch_size=4, interval=2)
-        before, launches = device.synchronisations, device.launches
-        outcomes = steps.take() + steps.take() + steps.take() + steps.take()
-        assert (device.synchronisations, device.graph_launches) == (before, 4)
+        launches = device.launches
+        with nothing_waits(device):
+            outcomes = steps.take() + steps.take() + steps.take() + steps.take()
+        assert on_gpu() or device.graph_launches == 4
         with capsys.disabled():
             print(f" {(device.launches - launches) // 4} launches a step ", end="")
         outcomes += steps.finish()
@@ -74,9 +79,8 @@ def test_captured_steps_are_the_steps_of_the_cpu(dtype: str, relative: float, ca
         assert [outcome.learning_rate for outcome in outcomes] == [ours.schedule.set(step) for step in range(4)]
         assert state.keys() == expected_state.keys()
         for name, array in expected_state.items():
-            if dtype == "float64" or not name.endswith(
-                "conv_project.bias"
-            ):  # before a batch norm its gradient is rounding alone, which Adam scales up
+            # before a batch norm the gradient of a bias is nothing but rounding, which Adam scales up
+            if dtype == "float64" or not name.endswith("conv_project.bias"):
                 assert_close(state[name], array, name, relative)
         assert state["model.bn1.num_batches_tracked"] == 8
 
@@ -134,27 +138,38 @@ def test_a_resumed_run_is_the_unbroken_one(config: TrainConfig, monkeypatch: pyt
         assert_close(np.array(ours.get("loss", 0)), np.array(expected.get("loss", 0)), "loss", 1e-4)
 
 
-def test_evaluation_on_the_gpu_waits_once_for_each_head(tiny_network: str):
-    data, model = dataset(), Conformer(**{**vars(SMALL)})
-    expected = evaluate(model, data.test, data)
+@pytest.mark.parametrize(("tta", "waits"), [("none", 2), ("mirror", 4)])
+def test_evaluation_on_the_gpu_waits_once_for_each_head(tta: str, waits: int):
+    data, model = dataset(), Conformer(**vars(SMALL))
+    expected = evaluate(model, data.test, data, tta=tta)
     with minigrad.emulated(build="plain") as device:
         model.to(device="cuda")
         before = device.synchronisations
-        ours = evaluate(model, data.test, data, batch_size=2)
-        assert device.synchronisations == before + 2
+        ours = evaluate(model, data.test, data, batch_size=2, tta=tta)
+        assert device.synchronisations == before + waits
     assert model.training
     for head in ("cnn", "transformer"):
         assert_close(getattr(ours, head), getattr(expected, head), head, 1e-5)
 
 
+@pytest.mark.cuda
 @settings(max_examples=15)
-@given(st.integers(0, 2**32), st.integers(1, 4), st.integers(5, 9), st.integers(5, 9), st.integers(1, 4), st.sampled_from(["float32", "float64"]))
-def test_a_batch_made_on_the_gpu_is_the_cpus_bit_for_bit(seed: int, batch: int, height: int, width: int, channels: int, dtype: str):
+@given(
+    seed=st.integers(0, 2**32),
+    batch=st.integers(1, 4),
+    height=st.integers(5, 9),
+    width=st.integers(5, 9),
+    channels=st.integers(1, 4),
+    cutout=st.integers(0, 6),
+    dtype=st.sampled_from(["float32", "float64"]),
+)
+def test_a_batch_made_on_the_gpu_is_the_cpus_bit_for_bit(seed: int, batch: int, height: int, width: int, channels: int, cutout: int, dtype: str):
     images, labels = rng(seed).integers(0, 256, (2 * batch + 1, height, width, channels), dtype=np.uint8), rng(seed).integers(0, 9, 2 * batch + 1)
     mean, std = rng(seed).uniform(0.1, 0.9, (2, channels))
     random.manual_seed(seed)
-    planned = plan(len(images), batch, epoch=3)
-    with cuda.emulated(orders=ORDERS):
+    data = replace(dataset(), train=Split(images, labels), mean=mean, std=std)
+    planned = plan(data, batch, epoch=3, cutout=cutout)
+    with on_cuda(ORDERS):
         cp = cuda.array_module()
         arrays = [cp.asarray(a) for a in (images, labels, planned, np.array([1], np.uint64), channel_constants(mean, std))]
         x, y = cp.empty((batch, height, width, channels), dtype), cp.empty(batch, np.int64)
@@ -164,22 +179,22 @@ def test_a_batch_made_on_the_gpu_is_the_cpus_bit_for_bit(seed: int, batch: int, 
         blocks = -(-height * width * channels // 64)
         kernels.launch(f"augment_naive<{number}>", (batch, blocks), 64, *arrays, naive, cp.empty(batch, np.int64), height, width, channels)
         got, got_labels, got_naive = x.get(), y.get(), naive.get()
-    order = random.generator("shuffle", 3).permutation(len(images))[batch : 2 * batch]
-    expected = normalize(shift_and_flip(images[order], random.generator("augment", 3, 1)), mean, std)
-    assert_array_equal(got, expected.astype(dtype))
+    expected = list(batches(data, batch, epoch=3, cutout=cutout))[1]
+    assert_array_equal(got, expected.images.astype(dtype))
     assert_array_equal(got_naive, got)
-    assert_array_equal(got_labels, labels[order])
+    assert_array_equal(got_labels, expected.labels)
 
 
+@pytest.mark.cuda
 @settings(max_examples=15)
 @given(st.integers(0, 2**32), st.integers(1, 40), st.integers(1, 40), st.sampled_from(["float32", "float64"]), st.booleans())
 def test_right_answers_are_counted_as_on_the_cpu(seed: int, images: int, classes: int, dtype: str, some_nan: bool):
-    """With many ties, of which the first counts, and with numbers that are none; a step in two parts adds up, and the next one has a row of its own."""
+    """With many ties, of which the first counts, and with nan; a step in two parts adds up, and the next one has a row of its own."""
     cnn, transformer = rng(seed).integers(-3, 3, (2, 2, images, classes)).astype(dtype)
     if some_nan:
         cnn[rng(seed + 1).uniform(size=cnn.shape) < 0.1] = np.nan
     labels, losses = rng(seed + 2).integers(0, classes, (2, images)), rng(seed + 3).uniform(0, 3, 2).astype(dtype)
-    with cuda.emulated(orders=ORDERS):
+    with on_cuda(ORDERS):
         cp, number = cuda.array_module(), cuda.c_type(np.dtype(dtype))
         records, counters = cp.asarray(np.full((3, 4), -1.0)), cp.asarray(np.array([6, 1], np.uint64))
         for part in range(2):
@@ -191,3 +206,33 @@ def test_right_answers_are_counted_as_on_the_cpu(seed: int, images: int, classes
     assert_array_equal(got[1, 1:], np.round(np.array(shares[0]) * 2 * images))
     assert got[1, 0] == float(losses[0]) + float(losses[1])
     assert_array_equal(counted, [7, 2])
+
+
+def test_evaluate_predict_and_explain_on_the_gpu(config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """They print what they print on the CPU, where the network was trained."""
+    run, photo = str(config.out), tmp_path / "photo.png"
+    train.train(replace(config, device="cpu", max_steps=1))
+    Image.fromarray(rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(photo)
+    commands = [
+        ["evaluate", run, "--tta", "mirror", "--data-dir", str(config.data_dir)],
+        ["predict", str(photo), "--run", run],
+        ["explain", str(photo), "--run", run, "--out", str(tmp_path / "explained.png")],
+    ]
+    capsys.readouterr()
+    assert [main([*command, "--device", "cpu"]) for command in commands] == [0, 0, 0]
+    expected = capsys.readouterr().out
+    with minigrad.emulated(build="plain") as device:
+        for command in commands:
+            before = device.launches
+            assert main([*command, "--device", "cuda"]) == 0
+            assert device.launches > before
+    ours = capsys.readouterr().out
+    assert "on CUDA: the emulator runs the kernels on the CPU, with mirror images" in ours
+    assert ours.splitlines()[1:] == expected.splitlines()[1:]
+
+
+def test_what_a_step_launches_is_counted(tiny_network: str):
+    counts, ours = launches(tiny_network)
+    assert counts["note<float>"] == counts["augment<float, float4>"] == counts["adamw<float>"] == 1
+    assert counts["running_statistics<float>"] == counts["batch_norm_forward<float, float4>"] + counts["batch_norm_forward<float, float>"]
+    assert 0 < ours < counts.total()

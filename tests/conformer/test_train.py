@@ -15,6 +15,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from conformer import data, learner, train
 from conformer.batches import batches
+from conformer.devices import DeviceError
 from conformer.display import Display, Progress
 from conformer.evaluate import Accuracies, accuracies, evaluate
 from conformer.options import TrainConfig
@@ -55,6 +56,10 @@ def lines(folder: Path) -> list[dict[str, Any]]:
         ({"time_budget": "soon"}, "time_budget 'soon' is not a time; write it like 90s, 30m or 1h30m"),
         ({"time_budget": "0m"}, "time_budget '0m' leaves no time to train"),
         ({"time_budget": "5m", "max_steps": 3}, "time_budget is 5m and max_steps is 3; give one of the two"),
+        ({"eval_epochs": 0}, "eval_epochs is 0; it must be at least 1"),
+        ({"device": "tpu"}, "device is tpu; it must be one of auto, cpu, cuda"),
+        ({"tta": "crops"}, "tta is crops; it must be one of none, mirror"),
+        ({"precision": "half"}, "precision is half; it must be one of float32, tf32, bf16"),
         ({"ema": 1.0}, "ema is 1.0; it must be at least 0 and below 1"),
     ],
 )
@@ -176,6 +181,11 @@ def test_schedule_is_fitted_to_the_steps(config: TrainConfig) -> None:
     assert_allclose(rates[3:], [0.5e-3 * (1 + math.cos(math.pi * i / 6)) / 2 for i in range(1, 6)], rtol=1e-6)
 
 
+def test_evaluation_every_few_epochs_and_at_the_end(config: TrainConfig) -> None:
+    result = train.train(replace(config, epochs=3, eval_epochs=2))
+    assert [line["step"] for line in lines(result.folder) if "test_accuracy" in line] == [10, 15]
+
+
 def test_average_of_the_weights(config: TrainConfig) -> None:
     result = train.train(replace(config, ema=0.5, max_steps=4))
     last, average = (safetensors_io.load_state(result.folder / f"{name}.safetensors")[0] for name in ("last", "ema"))
@@ -211,6 +221,10 @@ def test_mistakes_leave_no_folder(config: TrainConfig) -> None:
         Trainer(replace(config, config="nano"))
     with pytest.raises(data.DataError, match="no folder"):
         Trainer(replace(config, data_dir=Path("nowhere")))
+    with pytest.raises(ValueError, match="precision is tf32, which is for GPUs; the CPU computes in float32: leave --precision out"):
+        Trainer(replace(config, precision="tf32"))
+    with pytest.raises(DeviceError, match="No CUDA: "):
+        Trainer(replace(config, device="cuda"))
     assert not config.out.exists()
 
 
@@ -233,6 +247,18 @@ def test_evaluation_changes_nothing(config: TrainConfig) -> None:
     assert trainer.learner.model.training
     for name, array in trainer.learner.model.state_dict().items():
         assert_array_equal(before[name], array, err_msg=name)
+
+
+def test_the_mirror_image_counts_as_much_as_the_image(config: TrainConfig) -> None:
+    trainer = Trainer(config)
+    model, test = trainer.learner.model, trainer.dataset.test
+    mirrored = replace(test, images=test.images[:, :, ::-1])
+    both = evaluate(model, test, trainer.dataset, tta="mirror")
+    one, other = (evaluate(model, split, trainer.dataset) for split in (test, mirrored))
+    for head in ("cnn", "transformer"):
+        assert_allclose(getattr(both, head), (getattr(one, head) + getattr(other, head)) / 2, rtol=1e-6)
+    assert not np.allclose(one.cnn, other.cnn)
+    assert both.labels is test.labels
 
 
 def test_three_accuracies() -> None:

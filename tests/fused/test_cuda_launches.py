@@ -1,10 +1,12 @@
-"""The CUDA kernels are launched with the blocks and the shared memory they need and not more. A grid that is too small leaves numbers unwritten, and
-other tests see it; one that is too large only takes time, which they do not.
+"""The CUDA kernels are launched with the blocks and the memory they need and not more. A grid that is too small leaves numbers unwritten, and other
+tests see it; one that is too large only takes time, which they do not. Read next: `test_cuda_choices.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +16,8 @@ import pytest
 import minigrad
 from minigrad import Tensor, random
 from minigrad.backend import cuda
+from minigrad.backend.emulator import state
+from minigrad.backend.emulator.memory import ALLOCATED, Block
 from minigrad.fused.dropout import cuda_keep_mask
 from minigrad.op import REGISTRY, Fused, Op
 from tests.support import rng
@@ -30,8 +34,38 @@ class Call:
     values: Mapping[str, Any] = field(default_factory=dict)
 
 
+@contextmanager
+def arrays_without_use() -> Iterator[list[tuple[str, int]]]:
+    """A list of ("unwritten bytes", their number) for every array of the device that ends so, or is there in the end."""
+    memory, found, alive = state.memory(), [], {}
+
+    def check(block: Block) -> None:
+        start = block.address - memory.base
+        unwritten = int((memory.states[start : start + block.nbytes] == ALLOCATED).sum())
+        if alive.pop(block.address, None) is not None and unwritten:
+            found.append(("unwritten bytes", unwritten))
+
+    def allocate(nbytes: int) -> Block:
+        block = type(memory).allocate(memory, nbytes)
+        alive[block.address] = weakref.ref(block)
+        return block
+
+    def free(block: Block) -> None:
+        check(block)
+        type(memory).free(memory, block)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, "allocate", allocate)
+        patch.setattr(memory, "free", free)
+        yield found
+        for reference in list(alive.values()):
+            block = reference()
+            assert block is not None
+            check(block)
+
+
 def wasteful(op: Op, call: Call) -> list:
-    """The launches, forward and backward, with blocks or shared memory that nothing comes of."""
+    """What nothing comes of, forward and backward: launches with blocks or shared memory, and arrays that are never written."""
 
     def tensor(k: int, given: Any) -> Tensor | None:
         if given is None:
@@ -39,14 +73,14 @@ def wasteful(op: Op, call: Call) -> list:
         array = given if isinstance(given, np.ndarray) else rng(k).uniform(0.5, 1, given).astype(np.float32)
         return Tensor(array).to(device="cuda").requires_grad_(k in call.wanted)
 
-    with cuda.emulated() as device:
+    with cuda.emulated() as device, arrays_without_use() as unwritten:
         tensors = [tensor(k, given) for k, given in enumerate(call.inputs)]
         y = op(*tensors, **call.values)
         y = y[0] if isinstance(y, tuple) else y
         upstream = Tensor(rng(99).standard_normal(y.shape).astype(np.float32)).to(device="cuda")
         minigrad.grad([y], [t for t in tensors if t is not None and t.requires_grad], [upstream])
         assert device.launches
-        return [(kernel, waste) for kernel, waste in device.wasteful if waste.idle_blocks or waste.unused_shared > PADDING]
+    return unwritten + [(kernel, waste) for kernel, waste in device.wasteful if waste.idle_blocks or waste.unused_shared > PADDING]
 
 
 def batch_norms(*shapes: tuple[int, ...]) -> list[Call]:
@@ -94,6 +128,9 @@ CALLS: dict[str, list[Call]] = {
         Call([(1, 2, own, width), (1, 2, keys, width), (1, 2, keys, width)], (0, 1, 2))
         for width in (8, 40, 132)  # 8: a block per head for up to 24 or 72 tokens, else tiles; 132: a thread per row
         for own, keys in ((24, 16), (17, 25), (64, 64), (65, 17), (129, 5))
+    ]
+    + [
+        Call([(1, 2, 80, 8)] * 3, wanted) for wanted in ((0,), (1,), (2,))
     ],
     "conv2d": [
         Call([shape, weight, weight[:1]], (0, 1, 2), values)
@@ -123,7 +160,7 @@ def test_every_operation_with_a_cuda_kernel_is_tried():
 
 
 @pytest.mark.parametrize("call", [call for call in CALLS["conv2d"] if call.inputs[0][3] % 4 == 0], ids=str)
-def test_convolution_on_tensor_cores(call):
+def test_conv2d_on_tensor_cores(call):
     with minigrad.precision("tf32"):
         assert wasteful(REGISTRY["conv2d"], call) == []
 

@@ -147,9 +147,9 @@ class ndarray(NDArrayOperatorsMixin):
         """A copy, in C order."""
         return made("copy", lambda: _readable(self), [self], order)
 
-    def view(self) -> ndarray:
-        """Another array on the same memory."""
-        return _view(self, self._values.view())
+    def view(self, dtype: Any = None) -> ndarray:
+        """Another array on the same memory, which may read its bytes as another dtype."""
+        return _view(self, self._values.view() if dtype is None else self._values.view(dtype))
 
     def fill(self, value: Any) -> None:
         """Set all elements to a number."""
@@ -325,7 +325,7 @@ def _readable(x: ndarray) -> np.ndarray:
 
 
 def compute(
-    function: Any, *args: Any, out: ndarray | None = None, view: bool = False, order: str = "C", casting: str = "same_kind", **options: Any
+    function: Any, *args: Any, out: ndarray | None = None, view: bool = False, order: str = "C", casting: Any = "same_kind", **options: Any
 ) -> Any:
     """`function(*args, **options)` of NumPy on arrays of the device: a new array, or `out`; with `view`, one on the same memory if NumPy's is.
 

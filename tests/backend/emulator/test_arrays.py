@@ -135,6 +135,8 @@ def test_views_share_memory_and_name_their_owner(cp):
     x.T[0] = 7
     assert (x.get()[:, 0] == 7).all()
     assert x.T.reshape(-1).base is None  # cannot be a view
+    assert x.reshape(-1).view(np.uint8).base is x
+    np.testing.assert_array_equal(x.reshape(-1).view(np.uint8).get(), x.get().reshape(-1).view(np.uint8))
 
 
 @pytest.mark.emulator
