@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 __all__ = [
-    "Array", "add_at", "add_device", "as_strided", "device_of", "is_array", "is_view", "kept_numbers", "matmul", "number", "remove_device", "to_device",
+    "Array", "add_at", "add_device", "as_strided", "device_of", "is_array", "is_view", "kept_numbers", "matmul", "number", "remove_device",
+    "to_device",
 ]  # fmt: skip
 
 Array = Any  # a numpy.ndarray, or the array type of another backend
