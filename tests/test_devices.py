@@ -12,7 +12,7 @@ import pytest
 
 import minigrad
 from conformer import Conformer
-from minigrad import Tensor, nn, ops
+from minigrad import Tensor, backend, nn, ops
 from minigrad import functional as F
 from minigrad.backend import cuda
 from minigrad.optim import SGD
@@ -221,3 +221,14 @@ def test_a_capture_that_fails_leaves_the_device_usable(device: object):
     x[0] = 5.0
     doubled.launch()
     assert doubled.result.to(device="cpu").numpy().tolist() == [10, 2, 2]
+
+
+@pytest.mark.emulator
+def test_a_graph_keeps_the_numbers_it_reads(device: object):
+    """The engine keeps a thousand numbers on the GPU, then forgets them; a graph knows no more of them than where they lie."""
+    x = Tensor(np.ones(3)).to(device="cuda")
+    graph = cuda.Captured(lambda: x * 0.1234)
+    for number in range(1200):
+        backend.number(number / 7, np.float64, "cuda")
+    graph.launch()
+    np.testing.assert_array_equal(graph.result.to(device="cpu").numpy(), np.full(3, 0.1234))

@@ -13,7 +13,10 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Array", "add_at", "add_device", "as_strided", "device_of", "is_array", "is_view", "matmul", "number", "remove_device", "to_device"]
+__all__ = [
+    "Array", "add_at", "add_device", "as_strided", "device_of", "is_array", "is_view", "kept_numbers", "matmul", "number", "remove_device",
+    "to_device",
+]  # fmt: skip
 
 Array = Any  # a numpy.ndarray, or the array type of another backend
 
@@ -102,6 +105,11 @@ def number(value: Any, dtype: Any, device: str) -> Array:
             _numbers.clear()
         _numbers[key] = to_device(np.asarray(value, dtype), device)
     return _numbers[key]
+
+
+def kept_numbers() -> list[Array]:
+    """All arrays of `number` that are kept at present: a captured graph, which knows their addresses only, must keep them as long as itself."""
+    return list(_numbers.values())
 
 
 def is_view(array: Array, of: Array) -> bool:

@@ -211,6 +211,7 @@ class Captured:
                 _waiting.clear()
                 raise
             self._graph = stream.end_capture()
+            self._constants = backend.kept_numbers()
             write_waiting()
         outer.wait_event(stream.record())
 
