@@ -125,7 +125,7 @@ def test_broken_off_in_an_evaluation(config: TrainConfig, monkeypatch: pytest.Mo
     trainer = Trainer(other)
     original = train.evaluate
 
-    def interrupted(*arguments: Any) -> Any:
+    def interrupted(*arguments: Any, **options: Any) -> Any:
         signal.raise_signal(signal.SIGTERM)  # obeyed at once
         raise AssertionError("the evaluation went on")
 
