@@ -188,15 +188,9 @@ conv2d_implicit(const V* __restrict__ source, const V* __restrict__ matrix, cons
     __shared__ Row places[ROWS];                                      // of the rows of the tile
 
     const int tiles = (columns + COLUMNS - 1) / COLUMNS, group = blockIdx.y / tiles, first_column = blockIdx.y % tiles * COLUMNS;
-    Walk down, across;
-    if (gradient) {
-        const int phases = min(stride_w, target_w);
-        down = input_walk(blockIdx.z / phases, target_h, kernel_h, stride_h, pad_h, dilation_h);
-        across = input_walk(blockIdx.z % phases, target_w, kernel_w, stride_w, pad_w, dilation_w);
-    } else {
-        down = output_walk(target_h, kernel_h, stride_h, pad_h, dilation_h);
-        across = output_walk(target_w, kernel_w, stride_w, pad_w, dilation_w);
-    }
+    const int phases_w = min(stride_w, target_w);                     // of dx: each phase has blocks of its own
+    const Walk down = walk(gradient, blockIdx.z / phases_w, target_h, kernel_h, stride_h, pad_h, dilation_h);
+    const Walk across = walk(gradient, blockIdx.z % phases_w, target_w, kernel_w, stride_w, pad_w, dilation_w);
 
     for (int i = threadIdx.x; i < ROWS; i += THREADS) {
         const long long row = blockIdx.x * (long long)ROWS + i;

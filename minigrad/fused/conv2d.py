@@ -52,6 +52,11 @@ class Geometry(NamedTuple):
         return self.dilation[0] * (self.kernel[0] - 1), self.dilation[1] * (self.kernel[1] - 1)
 
     @property
+    def numbers(self) -> list[int]:
+        """What all CUDA kernels are told of the windows; those of the fields may be NumPy's."""
+        return [int(n) for n in (*self.kernel, *self.stride, *self.padding, *self.dilation)]
+
+    @property
     def pointwise(self) -> bool:
         """Is each window one pixel, and each pixel one window (a 1x1 convolution)?"""
         return self.kernel == self.stride == (1, 1) and self.padding == (0, 0)
@@ -355,11 +360,6 @@ def _is_linear(g: Geometry) -> bool:
     return g.pointwise and g.groups == 1
 
 
-def _sizes(g: Geometry) -> list[int]:
-    """What all kernels are told of the windows; the numbers may be NumPy's."""
-    return [int(n) for n in (*g.kernel, *g.stride, *g.padding, *g.dilation)]
-
-
 def _tiles(columns: int, length: int, dtype: np.dtype, *arrays) -> tuple[str, int]:
     """Template arguments and columns of a tile, for a product that is this wide, of arrays with rows of a `length`.
 
@@ -379,7 +379,7 @@ def _cuda_implicit(source, matrix, bias, target, g: Geometry, gradient: bool) ->
     phases = [min(int(s), size) if gradient else 1 for s, size in zip(g.stride, target.shape[1:3], strict=True)]
     rows = target.shape[0] * prod(-(-size // n) for size, n in zip(target.shape[1:3], phases, strict=True))  # of the largest phase
     grid = -(-rows // 128), -(-columns // wide) * g.groups, prod(phases)
-    sizes = (target.shape[0], *source.shape[1:3], *target.shape[1:3], depth, columns, g.groups, *_sizes(g))
+    sizes = (target.shape[0], *source.shape[1:3], *target.shape[1:3], depth, columns, g.groups, *g.numbers)
     _cuda.launch(f"conv2d_implicit<{types}>", grid, 4 * wide, source, matrix, bias, target, gradient, *sizes)
 
 
@@ -409,7 +409,7 @@ def _cuda_partial_weight_gradient(x, weight, dy, g: Geometry):
     """The first of these steps without tensor cores: (S, G, kh kw, I/G, O/G)."""
     groups, outputs, inputs, rows = g.groups, weight.shape[0] // g.groups, weight.shape[1], prod(dy.shape[:3])
     depth = prod(weight.shape[1:])                                         # K = kh kw I/G
-    sizes = (*x.shape[:3], *dy.shape[1:3], inputs, outputs, groups, *_sizes(g))
+    sizes = (*x.shape[:3], *dy.shape[1:3], inputs, outputs, groups, *g.numbers)
     types, wide = _tiles(outputs, gcd(inputs, outputs), x.dtype, x, dy)
     tiles = (-(-weight.shape[0] // 32), -(-depth // 8)) if _few(weight, groups) else (-(-depth // 128), -(-outputs // wide) * groups)
     slices = max(1, min(-(-512 // prod(tiles)), rows // 128))              # by the shapes alone, not by the device: results are the same on all
@@ -429,7 +429,7 @@ def cuda_forward(x, weight, bias, stride, padding, dilation, groups):
         return linear_forward(x, weight.reshape(weight.shape[:2]), bias)[0], (x, weight, g)
     y = cuda.array_module().empty((x.shape[0], *map(int, g.output_size(*x.shape[1:3])), weight.shape[0]), x.dtype)  # (B, Ho, Wo, O)
     if _few(weight, g.groups):
-        sizes = (*x.shape[1:3], *y.shape[1:3], weight.shape[1], weight.shape[0] // g.groups, g.groups, *_sizes(g))
+        sizes = (*x.shape[1:3], *y.shape[1:3], weight.shape[1], weight.shape[0] // g.groups, g.groups, *g.numbers)
         _cuda.launch(f"conv2d_naive<{cuda.c_type(x.dtype)}>", -(-y.size // 128), 128, x, weight, bias, y, y.size, *sizes)
     elif _on_tensor_cores(x.shape, weight, y.shape, g, x):
         conv2d_tensor.fill(x, _relaid(weight, g.groups, (0, 3, 4, 1, 2)), bias, y, g, gradient=False)  # the matrix (G, kh, kw, O/G, I/G)
@@ -448,7 +448,7 @@ def cuda_backward(dy, saved, needs):
     if needs[0]:
         dx = cuda.array_module().empty(x.shape, x.dtype)                   # (B, H, W, I)
         if _few(weight, g.groups):
-            sizes = (*x.shape[1:3], *dy.shape[1:3], weight.shape[1], weight.shape[0] // g.groups, g.groups, *_sizes(g))
+            sizes = (*x.shape[1:3], *dy.shape[1:3], weight.shape[1], weight.shape[0] // g.groups, g.groups, *g.numbers)
             _cuda.launch(f"conv2d_input_gradient_naive<{cuda.c_type(x.dtype)}>", -(-x.size // 128), 128, dy, weight, dx, x.size, *sizes)
         elif _on_tensor_cores(x.shape, weight, dy.shape, g, dy):
             conv2d_tensor.fill(dy, _relaid(weight, g.groups, (0, 3, 4, 2, 1)), None, dx, g, gradient=True)  # the matrix (G, kh, kw, I/G, O/G)

@@ -64,15 +64,9 @@ conv2d_tensor(const float4* __restrict__ source, const float4* __restrict__ matr
     float4* const weights = shared + tile_pixels * 4;                 // (taps, COLUMNS, 16 channels)
 
     const int tiles = (columns + COLUMNS - 1) / COLUMNS, group = blockIdx.y / tiles, first_column = blockIdx.y % tiles * COLUMNS;
-    Walk down, across;
-    if (gradient) {
-        const int phases = min(stride_w, target_w);
-        down = input_walk(blockIdx.z / phases, target_h, kernel_h, stride_h, pad_h, dilation_h);
-        across = input_walk(blockIdx.z % phases, target_w, kernel_w, stride_w, pad_w, dilation_w);
-    } else {
-        down = output_walk(target_h, kernel_h, stride_h, pad_h, dilation_h);
-        across = output_walk(target_w, kernel_w, stride_w, pad_w, dilation_w);
-    }
+    const int phases_w = min(stride_w, target_w);                     // of dx: each phase has blocks of its own
+    const Walk down = walk(gradient, blockIdx.z / phases_w, target_h, kernel_h, stride_h, pad_h, dilation_h);
+    const Walk across = walk(gradient, blockIdx.z % phases_w, target_w, kernel_w, stride_w, pad_w, dilation_w);
     const int tiles_w = (across.count + tile_w - 1) / tile_w, tiles_h = (down.count + tile_h - 1) / tile_h;
     const int v0 = blockIdx.x % tiles_w * tile_w, u0 = blockIdx.x / tiles_w % tiles_h * tile_h, image0 = blockIdx.x / tiles_w / tiles_h * tile_n;
     if (image0 >= batch) return;                                      // phases may differ by a tile

@@ -115,7 +115,7 @@ def fill(source, matrix, bias, target, g: Geometry, gradient: bool, products: in
     phases, size, wide, most, tile, room = _product(target.shape, columns, g, gradient)
     assert tile is not None
     blocks = prod(-(-n // m) for n, m in zip((target.shape[0], *size), tile[:3], strict=True))
-    sizes = (target.shape[0], *source.shape[1:3], *target.shape[1:3], depth, columns, g.groups, *_numbers(g), *tile)
+    sizes = (target.shape[0], *source.shape[1:3], *target.shape[1:3], depth, columns, g.groups, *g.numbers, *tile)
     grid, name = (blocks, -(-columns // wide) * g.groups, prod(phases)), f"conv2d_tensor<{most // 64}, {wide // 8}, {products}>"
     _cuda.launch(name, grid, 128, source, matrix, bias, target, gradient, *sizes, shared=_shared(tile, room))
 
@@ -130,12 +130,7 @@ def partial_weight_gradient(x, dy, weight: tuple[int, ...], g: Geometry, product
     each = -(-tiles // max(1, _BLOCKS // (channels * -(-taps // _TAPS) * g.groups)))  # tiles of a slice
     slices = -(-tiles // each)
     partial = cuda.array_module().empty((slices * (4 if times == 1 else 1), g.groups, taps, inputs, outputs), x.dtype)
-    sizes = (*x.shape[:3], *dy.shape[1:3], inputs, outputs, g.groups, *_numbers(g), *tile[:3])
+    sizes = (*x.shape[:3], *dy.shape[1:3], inputs, outputs, g.groups, *g.numbers, *tile[:3])
     grid, name = (channels, -(-taps // _TAPS), g.groups * slices), f"conv2d_tensor_weight_gradient<{times}, {products}>"
     _cuda.launch(name, grid, 128, x, dy, partial, *sizes, shared=_shared(tile, room))
     return partial
-
-
-def _numbers(g: Geometry) -> list[int]:
-    """What the kernels are told of the windows; the numbers may be NumPy's."""
-    return [int(n) for n in (*g.kernel, *g.stride, *g.padding, *g.dilation)]

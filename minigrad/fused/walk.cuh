@@ -24,3 +24,9 @@ __device__ __forceinline__ Walk input_walk(int phase, int size, int kernel, int 
     const int base = taps ? (phase + pad - tap * dilation) / stride : 0;
     return {phase, stride, (size - 1 - phase) / stride + 1, base, 1, -tap_step * dilation / stride, taps, tap, tap_step};
 }
+
+// Either of them.
+__device__ __forceinline__ Walk walk(bool gradient, int phase, int size, int kernel, int stride, int pad, int dilation)
+{
+    return gradient ? input_walk(phase, size, kernel, stride, pad, dilation) : output_walk(size, kernel, stride, pad, dilation);
+}
