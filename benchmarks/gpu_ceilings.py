@@ -12,6 +12,7 @@ import functools
 
 from benchmarks import gpu, gpu_networks
 from benchmarks.measure import median
+from minigrad.backend.cublas import PRECISIONS
 
 NAME = "gpu_ceilings"
 
@@ -28,7 +29,7 @@ def measure_ceilings(quick: bool = False) -> list[dict]:
     rows.append({"what": "copy", "bytes": 2 * source.nbytes, "ms": gpu.each_ms(copy, 20)})
     del source, target, copy
     size = 64 if quick else 8192
-    for precision in gpu_networks.PRECISIONS:
+    for precision in PRECISIONS:
         gpu_networks.set_torch_precision(precision)
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         a, b = (torch.randn(size, size, device=gpu.torch_device(), dtype=dtype) for _ in range(2))

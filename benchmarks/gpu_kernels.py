@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks import gpu, gpu_ceilings, gpu_networks, gpu_sides, gpu_updates, ops
 from benchmarks.gpu_counts import BACKWARD, FORWARD, UPDATES, Work, work_of
-from benchmarks.measure import median
+from benchmarks.measure import failure, median
 
 NAME = "gpu_kernels"
 CONFIGS = ["cifar-micro:512:32", "cifar-small:512:32", "tiny-patch16:64:224"]
@@ -56,7 +56,7 @@ def measured(case: dict, rounds: int, cache: int) -> list[dict]:
         try:
             sides[name] = prepare(data)
         except Exception as error:  # the other side, and the other cases, are still worth measuring
-            failed[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+            failed[name] = failure(error)
     gpu.synchronise()
     rows = []
     for which, work in work_of(case).items():

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import torch
 
 STEPS = 100_000  # that the learning rate's schedule is fitted to: none of the benchmarks takes as many
-PRECISIONS = ("float32", "tf32", "bf16")
 
 
 def _learner(case: dict, device: str) -> Learner:

@@ -17,6 +17,7 @@ from typing import Any
 
 from benchmarks import gpu, gpu_networks
 from benchmarks.measure import median
+from minigrad.backend.cublas import PRECISIONS
 
 NAME = "gpu_profile"
 ON_DEVICE = {"kernel", "gpu_memcpy", "gpu_memset"}  # what CUPTI's records are called in a trace
@@ -97,7 +98,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--config", default="cifar-micro")
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--size", type=int, default=32, help="side of the images in pixels")
-    parser.add_argument("--precision", choices=gpu_networks.PRECISIONS, default="float32")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32")
     parser.add_argument("--side", choices=["minigrad", "torch", "torch-compile"], default="minigrad")
     parser.add_argument("--top", type=int, default=40, help="kernels in the table")
     parser.add_argument("--steps", type=int, default=20, help="that are timed; 3 are profiled")

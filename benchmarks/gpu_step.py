@@ -16,7 +16,8 @@ from typing import Any
 
 from benchmarks import gpu, gpu_networks
 from benchmarks.gpu_profile import timed
-from benchmarks.measure import median
+from benchmarks.measure import failure, median
+from minigrad.backend.cublas import PRECISIONS
 
 NAME = "gpu_step"
 CASES = ["cifar-micro:512:32", "cifar-nano:64:32", "cifar-small:256:32", "tiny-patch16:64:224"]
@@ -61,7 +62,7 @@ def measured(case: dict, precision: str, sides: Sequence[str], rounds: int, may_
             steps[side], rows[side]["first_loss"] = prepare(side, case, precision)
             rows[side].update(prepared_s=round(time.monotonic() - began, 2), turns=[])
         except Exception as error:  # the other sides are still worth measuring
-            rows[side]["failed"] = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+            rows[side]["failed"] = failure(error)
         gpu.free_memory()
     for _ in range(rounds):
         for side, step in steps.items():
@@ -132,7 +133,7 @@ def losses_apart(rows: Sequence[dict]) -> list[str]:
 def main(argv: list[str] | None = None) -> None:
     parser = gpu.arguments(__doc__)
     parser.add_argument("--cases", nargs="+", default=CASES, metavar="NAME:BATCH:SIZE")
-    parser.add_argument("--precisions", nargs="+", default=list(gpu_networks.PRECISIONS), choices=gpu_networks.PRECISIONS)
+    parser.add_argument("--precisions", nargs="+", default=list(PRECISIONS), choices=PRECISIONS)
     parser.add_argument("--sides", nargs="+", choices=SIDES, help="default: all, compiled ones for some cases only")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each side")
     parser.add_argument("--compile-seconds", type=float, default=100.0, help="no compiling begins after so much time was spent on it")

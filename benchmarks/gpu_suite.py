@@ -10,13 +10,11 @@ Each runs in a process of its own; what one cannot measure leaves the others alo
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 from benchmarks import gpu
-from benchmarks.measure import QUICK_RESULTS, ROOT
+from benchmarks.measure import QUICK_RESULTS, run_all
 
 PARTS = {
     "step": "gpu_step",
@@ -37,20 +35,8 @@ def main(argv: list[str] | None = None) -> int:
     gpu.connect()
     folder = options.out or (QUICK_RESULTS / "gpu" if options.quick else None)
     handed_on = [*(["--quick"] if options.quick else []), *(["--out", str(folder)] if options.out else [])]
-    failed = []
-    for name in options.only:
-        print(f"\n== {name}", flush=True)
-        began = time.monotonic()
-        program, *words = PARTS[name].split()
-        if subprocess.run([sys.executable, "-m", f"benchmarks.{program}", *words, *handed_on], cwd=ROOT).returncode:
-            failed.append(name)
-        print(f"== {name}: {time.monotonic() - began:.0f} seconds", flush=True)
     where = ["--results", str(folder), "--page", str(folder / "benchmarks_gpu.md")] if folder else []
-    if subprocess.run([sys.executable, "-m", "benchmarks.gpu_report", *where], cwd=ROOT).returncode:
-        failed.append("report")
-    if failed:
-        print(f"failed: {', '.join(failed)}", file=sys.stderr)
-    return len(failed)
+    return run_all({name: [*PARTS[name].split(), *handed_on] for name in options.only}, ["gpu_report", *where])
 
 
 if __name__ == "__main__":

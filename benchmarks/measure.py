@@ -20,7 +20,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -175,9 +175,14 @@ def serve(options: argparse.Namespace, answer: Callable[[Side, dict], dict]) -> 
         except ModuleNotFoundError as error:
             reply = {"missing": f"{error.name} is not installed"}
         except Exception as error:  # reported beside the sides that can do it
-            reply = {"failed": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"}
+            reply = {"failed": failure(error)}
         replies.write(json.dumps({**reply, "about": about()}) + "\n")
         replies.flush()
+
+
+def failure(error: Exception) -> str:
+    """What is reported of a side that cannot do something: the exception's name and its first line."""
+    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
 
 
 def timed_answers(prepare: Callable[[Side, dict], Callable[[], dict[str, float] | None]], warm_up: int = 2) -> Callable[[Side, dict], dict]:
@@ -353,6 +358,35 @@ def of_turns(turns: Sequence[dict], quantity: str = "wall_ms") -> float:
 def summary(turns: Sequence[dict]) -> str:
     quantity = next(iter(turns[0]))  # the first that a turn holds
     return f"{of_turns(turns, quantity):.4g} {'ms' if quantity == 'wall_ms' else quantity}"
+
+
+# --- all benchmarks
+
+
+def run_all(programs: Mapping[str, Sequence[str]], report: Sequence[str]) -> int:
+    """Run programs of benchmarks/ one after the other, each in a process of its own, then the one that writes the page; how many failed.
+
+    Args:
+        programs: by what they are called in the progress that is printed: the module's name and its arguments.
+        report: the same of the one that writes the page.
+    """
+
+    def fails(command: Sequence[str]) -> bool:
+        module, *words = command
+        return bool(subprocess.run([sys.executable, "-m", f"benchmarks.{module}", *words], cwd=ROOT).returncode)
+
+    failed = []
+    for name, command in programs.items():
+        print(f"\n== {name}", flush=True)
+        began = time.monotonic()
+        if fails(command):
+            failed.append(name)
+        print(f"== {name}: {(time.monotonic() - began) / 60:.1f} minutes", flush=True)
+    if fails(report):
+        failed.append("report")
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return len(failed)
 
 
 # --- the file

@@ -9,11 +9,9 @@ Everything given here but --only is handed to each of them. Read next: `measure.
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
-import time
 
-from benchmarks.measure import ROOT
+from benchmarks.measure import run_all
 
 DEFAULT = ["step", "step_profile", "ops", "block", "end_to_end", "memory", "growth", "inference"]
 PINNED = ["step", "ops"]
@@ -24,19 +22,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=DEFAULT, help="these benchmarks")
     options, handed_on = parser.parse_known_args(argv)
-    failed = []
-    for name in options.only or (PINNED if "--pinned" in handed_on else DEFAULT):
-        print(f"\n== {name}", flush=True)
-        began = time.monotonic()
-        if subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *handed_on], cwd=ROOT).returncode:
-            failed.append(name)
-        print(f"== {name}: {(time.monotonic() - began) / 60:.1f} minutes", flush=True)
+    names = options.only or (PINNED if "--pinned" in handed_on else DEFAULT)
     quick = ["--quick"] if "--quick" in handed_on else []
-    if subprocess.run([sys.executable, "-m", "benchmarks.report", *quick], cwd=ROOT).returncode:
-        failed.append("report")
-    if failed:
-        print(f"failed: {', '.join(failed)}", file=sys.stderr)
-    return len(failed)
+    return run_all({name: [name, *handed_on] for name in names}, ["report", *quick])
 
 
 if __name__ == "__main__":
