@@ -33,9 +33,14 @@ _process_seed = 0  # what contexts without a seed of their own use
 _counter: ContextVar[Counter] = ContextVar("minigrad.random", default=Counter(None, 0, 0))  # noqa: B039 - a tuple
 
 
+def _on_gpu(value: Any) -> bool:
+    """Whether `value` is an array in the GPU's memory: this file knows no array library."""
+    return hasattr(getattr(value, "data", None), "ptr")
+
+
 def _word(value: int, name: str) -> int:
     """`value` as one 64-bit word of a Philox key or counter."""
-    if hasattr(getattr(value, "data", None), "ptr"):
+    if _on_gpu(value):
         raise TypeError(f"{name} is on the GPU (see `set_step`), and the host cannot draw for it: draw on the GPU, or take this step uncaptured")
     try:
         word = operator.index(value)
@@ -72,8 +77,7 @@ def set_step(step: Any) -> None:
         step: its number; or an array on the GPU that holds it, a uint64, for a step that is captured as a graph: draws that are made on the GPU look
             there when the graph is launched, and a draw on the host, which could not be repeated, raises.
     """
-    on_gpu = hasattr(getattr(step, "data", None), "ptr")
-    _counter.set(Counter(_counter.get().seed, step if on_gpu else _word(step, "set_step: step"), 0))
+    _counter.set(Counter(_counter.get().seed, step if _on_gpu(step) else _word(step, "set_step: step"), 0))
 
 
 def next_draw() -> tuple[Any, int]:

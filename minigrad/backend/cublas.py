@@ -106,10 +106,6 @@ def _matrices(x: Any, batch: tuple[int, ...]) -> Matrices:
         transposed, apart = True, across if columns > 1 else rows
     else:
         return _matrices(x.copy(), batch)
-    if not batch:
-        return Matrices(x, transposed, apart, 0)
-    if x.ndim == 2:
-        return Matrices(x, transposed, apart, 0)
     further = _one_step(x, batch)
     if further is None:
         copied = cuda.array_module().broadcast_to(x, (*batch, rows, columns)).copy()
@@ -139,10 +135,9 @@ def _bfloat16(x: Any) -> Any:
         turned = x.swapaxes(-1, -2)
         return _bfloat16(turned).swapaxes(-1, -2) if turned.flags.c_contiguous else _bfloat16(x.copy())
     y = cuda.array_module().empty(x.shape, np.uint16)
-    width = cuda.vector_width(x.size, x) if x.size else 1
-    _cuda.launch(
-        f"to_bfloat16<{'float4, ushort4' if width == 4 else 'float, unsigned short'}>", -(-x.size // width // 256), 256, x, y, x.size // width
-    )
+    width = cuda.vector_width(x.size, x)
+    types, packs = "float4, ushort4" if width == 4 else "float, unsigned short", x.size // width
+    _cuda.launch(f"to_bfloat16<{types}>", -(-packs // 256), 256, x, y, packs)
     return y
 
 

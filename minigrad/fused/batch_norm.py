@@ -7,7 +7,7 @@ Read next: `minigrad/fused/layer_norm.py`, the same formula along the other axis
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import gcd
 
 import numpy as np
@@ -106,14 +106,19 @@ def _long(vector: np.ndarray, groups: int) -> np.ndarray:
     return copies.reshape(-1)
 
 
+def _blocks(start: int, stop: int, width: int) -> Iterator[slice]:
+    """Rows `start` to `stop` of this width, as many at a time as stay in the cache."""
+    step = max(BLOCK // width, 1)
+    return (slice(row, min(row + step, stop)) for row in range(start, stop, step))
+
+
 def _by_blocks(work: Callable[[slice], None], wide: np.ndarray) -> None:
     """Call `work(block)` for the row blocks of `wide`, on all threads."""
     rows, width = wide.shape
-    step = max(BLOCK // width, 1)
 
     def share(start: int, stop: int) -> None:
-        for row in range(start, stop, step):
-            work(slice(row, min(row + step, stop)))
+        for block in _blocks(start, stop, width):
+            work(block)
 
     parallel_rows(share, rows, max(GRAIN // width, 1))
 
@@ -124,12 +129,11 @@ def _totals(work: Callable[[slice, np.ndarray], None], wide: np.ndarray, channel
     Returned is (2, C): their total by channel, in float64 from here on, as C numbers cost nothing.
     """
     rows, width = wide.shape
-    step = max(BLOCK // width, 1)
 
     def share(start: int, stop: int) -> np.ndarray:
         sums = np.zeros((2, width), wide.dtype)
-        for row in range(start, stop, step):
-            work(slice(row, min(row + step, stop)), sums)
+        for block in _blocks(start, stop, width):
+            work(block, sums)
         return sums
 
     parts = parallel_rows(share, rows, max(GRAIN // width, 1))
@@ -228,7 +232,7 @@ def cpu_backward(dy, saved, needs):
         sums[0] += ones[block] @ g
         sums[1] += np.einsum("rw,rw->w", g, part)
 
-    dbias, dweight = _totals(products, x_wide, channels)                     # float64
+    dbias, dweight = _totals(products, x_wide, channels)                   # float64
     dweight = (dweight - offset * dbias) * rstd
 
     dx = None

@@ -26,9 +26,8 @@ dtype, newaxis, pi, inf, nan = np.dtype, None, np.pi, np.inf, np.nan
 cuda = streams.cuda
 lib = SimpleNamespace(
     stride_tricks=SimpleNamespace(
-        as_strided=lambda x, shape, strides: _wrap(
-            x._block, np.lib.stride_tricks.as_strided(x._values, shape, strides), None
-        ),  # base: CuPy says none
+        # of CuPy's views, too, these name no base
+        as_strided=lambda x, shape, strides: _wrap(x._block, np.lib.stride_tricks.as_strided(x._values, shape, strides), None),
     )
 )
 
