@@ -5,6 +5,7 @@ They run on the emulator, or on a GPU: see `cuda_device.py`.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 
 import numpy as np
@@ -232,3 +233,24 @@ def test_a_graph_keeps_the_numbers_it_reads(device: object):
         backend.number(number / 7, np.float64, "cuda")
     graph.launch()
     np.testing.assert_array_equal(graph.result.to(device="cpu").numpy(), np.full(3, 0.1234))
+
+
+@pytest.mark.emulator
+def test_a_graph_keeps_what_is_written_after_its_capture_and_no_longer_than_itself(device: object):
+    """Such as the table of the tensors that an optimiser updates in one launch."""
+    x = Tensor(np.zeros(3)).to(device="cuda")
+    tables: list[weakref.ref] = []
+
+    def add_table() -> None:
+        table = cuda.array_module().empty(3)  # zeros would be part of the graph
+        cuda.write(table, np.array([1.0, 2.0, 3.0]))
+        x.data[...] += table
+        tables.append(weakref.ref(table))
+
+    graph = cuda.Captured(add_table, warm_ups=0)
+    for _ in range(2):
+        graph.launch()
+    np.testing.assert_array_equal(x.to(device="cpu").numpy(), [2, 4, 6])
+    assert tables[0]() is not None
+    del graph
+    assert tables[0]() is None

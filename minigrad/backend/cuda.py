@@ -151,7 +151,10 @@ _waiting: list[tuple[Any, np.ndarray]] = []  # (array, values): what `write` was
 
 
 def write(array: Any, values: np.ndarray) -> None:
-    """Let an array on the GPU be `values` of the host, without waiting for the GPU; while work is captured, which allows no copies, after that."""
+    """Let an array on the GPU be `values` of the host, without waiting for the GPU; while work is captured, which allows no copies, after that.
+
+    What is written after a capture is there for the graph, so `Captured` keeps the array.
+    """
     _waiting.append((array, values))
     write_waiting()
 
@@ -211,7 +214,7 @@ class Captured:
                 _waiting.clear()
                 raise
             self._graph = stream.end_capture()
-            self._constants = backend.kept_numbers()
+            self._arrays = [*backend.kept_numbers(), *(array for array, _ in _waiting)]  # what the graph reads: it keeps addresses only
             write_waiting()
         outer.wait_event(stream.record())
 

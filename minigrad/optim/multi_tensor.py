@@ -20,8 +20,6 @@ __all__ = ["CHUNK", "Chunks", "Numbers", "together"]
 
 CHUNK = 4096  # numbers: the largest part of a tensor that one block works on
 
-_of_graphs: list[Any] = []  # tables that captured graphs read; a graph keeps addresses, not arrays
-
 
 def together(array: Any, dtypes: str = "fd") -> bool:
     """Whether an array can be among those of one launch: on the GPU, contiguous, of a dtype (by its letter in NumPy) that the kernel has."""
@@ -86,5 +84,4 @@ class Chunks:
             raise RuntimeError("the same tensors are updated in two captured graphs with nothing between: take a step that is not captured first")
         table, self._spare = self._spare, None
         cuda.write(table, values)
-        _of_graphs.append(table)
         return table

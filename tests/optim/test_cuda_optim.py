@@ -194,19 +194,6 @@ def test_the_naive_kernel_computes_the_same():
 # --- captured graphs
 
 
-def captured(function: Any) -> Any:
-    """What a function does as a graph; it is not done now."""
-    cp = cuda.array_module()
-    stream = cp.cuda.Stream(non_blocking=True)
-    with stream:
-        stream.begin_capture()
-        try:
-            function()
-        finally:
-            graph = stream.end_capture()
-    return graph
-
-
 @pytest.mark.parametrize("kind", [optim.AdamW, optim.SGD])
 def test_a_captured_step_follows_the_schedule_and_counts_steps(kind: type[optim.Optimizer]):
     """Steps that are not captured, with gradients elsewhere, may come between."""
@@ -224,7 +211,7 @@ def test_a_captured_step_follows_the_schedule_and_counts_steps(kind: type[optim.
         optimizer.step()  # makes the tables
         set_gradients(params, 1)
         fixed = [p.grad for p in params]
-        graph = captured(optimizer.step)
+        graph = cuda.Captured(optimizer.step, warm_ups=0)
         for step in range(1, 6):
             optimizer.param_groups[0]["lr"] = 0.1 / (step + 1)
             set_gradients(params, step)
@@ -250,10 +237,10 @@ def test_two_graphs_have_a_table_of_addresses_each():
         for step in (1, 2):
             set_gradients(params, step)
             kept.append([p.grad for p in params])
-            graphs.append(captured(optimizer.step))
+            graphs.append(cuda.Captured(optimizer.step, warm_ups=0))
             if step == 1:
                 with pytest.raises(RuntimeError, match="in two captured graphs with nothing between: take a step that is not captured first"):
-                    captured(optimizer.step)
+                    cuda.Captured(optimizer.step, warm_ups=0)
                 set_gradients(params, 3)
                 optimizer.step()
         optimizer.upload()
