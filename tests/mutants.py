@@ -54,8 +54,11 @@ PLAN: dict[str, tuple[tuple[str, ...], ...]] = {
     "minigrad/fused/conv2d_tensor.py": (
         ("tests/fused/test_cuda_choices.py",), ("tests/fused/test_cuda_conv_tensor.py",), ("tests/fused/test_cuda_launches.py",),
     ),
+    "minigrad/ops/index.py": (("tests/ops/test_index.py",), ("tests/test_checkpoint.py",)),
     "minigrad/optim/multi_tensor.py": (("tests/optim/test_cuda_optim.py",),),
-    "minigrad/optim/optimizer.py": (("tests/optim/test_optimizer.py",), ("tests/optim/test_sgd.py", "tests/optim/test_adamw.py")),
+    "minigrad/optim/optimizer.py": (
+        ("tests/optim/test_optimizer.py",), ("tests/optim/test_sgd.py", "tests/optim/test_adamw.py"), ("tests/optim/test_cuda_optim.py",),
+    ),
 }  # fmt: skip
 """Files tried one after the other, as groups; for the other files see `stages`."""
 
@@ -71,7 +74,7 @@ def stages(root: Path, file: str) -> list[Stage]:
     if file in PLAN:
         found = [Stage(files) for files in PLAN[file]]
     elif family == "optim":
-        found = [Stage((f"tests/optim/test_{path.stem}.py",)), Stage(("tests/optim/test_optimizer.py",))]
+        found = [Stage((f"tests/optim/test_{name}.py",)) for name in (path.stem, "optimizer", "cuda_optim")]
     else:
         found = [Stage((f"tests/{family}/test_{path.stem}.py",)), Stage(USERS, named=True)]
     there = [Stage(tuple(str(p.relative_to(root)) for f in s.files for p in sorted(root.glob(f))), s.named) for s in found]

@@ -63,6 +63,8 @@ def refusals(name: str) -> list[Refusal]:
         ((2, 4, 4), {"kernel_size": 2}, r"x must be a float Tensor \(B, H, W, C\), it is float64 of shape \(2, 4, 4\)"),
         ((2, 3, 8, 8), {"kernel_size": 4}, r"does not fit in 3 pixels.*transpose\(0, 2, 3, 1\)"),
         ((2, 8, 3, 8), {"kernel_size": 4}, r"does not fit in 3 pixels with padding 0 \(x shape \(2, 8, 3, 8\)\)$"),
+        ((2, 3, 3, 3), {"kernel_size": 4}, r"does not fit in 3 pixels with padding 0 \(x shape \(2, 3, 3, 3\)\)$"),
+        ((2, 8, 2, 3), {"kernel_size": 5, "stride": 1, "padding": 1}, "does not fit in 2 pixels with padding 1"),
         ((2, 0, 8, 3), {"kernel_size": 2}, "does not fit in 0 pixels"),
         ((2, 8, 8, 3), {"kernel_size": 3, "stride": 1, "padding": 2}, "padding must be at most half of the window, it is 2 and the window 3"),
         ((2, 8, 8, 3), {"kernel_size": 0}, "kernel_size must be a whole number of at least 1 or a pair .rows, columns. of them, it is 0"),
@@ -115,13 +117,16 @@ class TestGlobalAvgPool2d(Proof):
     op = global_avg_pool2d
     in_torch = staticmethod(lambda x: torch.nn.functional.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), 1).flatten(1))
     cases = st.builds(lambda shape, seed: Case([rng(seed).uniform(-2, 2, shape)]), st.tuples(sides, sides, sides, sides), st.integers(0, 9999))
-    examples = [Case([rng(0).uniform(-2, 2, shape)]) for shape in [(1, 1, 1, 1), (0, 2, 2, 3), (3, 7, 1, 2)]]
+    examples = [Case([rng(0).uniform(-2, 2, shape)]) for shape in [(1, 1, 1, 1), (0, 2, 2, 3), (3, 7, 1, 2), (2, 1, 2, 0)]]
     keeps = {"x": ""}
     float32 = [Case([rng(5).standard_normal(shape)]) for shape in [(4, 2, 2, 192), (4, 4, 4, 384), (2, 7, 7, 256)]]
     pins = "It is linear: there are no kinks."
     errors = [
         Refusal(Case([np.zeros((2, 3))]), ValueError, r"global_avg_pool2d: x must be a float Tensor .* of shape \(2, 3\)"),
-        Refusal(Case([np.zeros((2, 0, 3, 1))]), ValueError, "with at least one pixel", "The mean of nothing is nan to PyTorch."),
+        *[
+            Refusal(Case([np.zeros(shape)]), ValueError, "with at least one pixel", "The mean of nothing is nan to PyTorch.")
+            for shape in [(2, 0, 3, 1), (2, 3, 0, 1)]
+        ],
         Refusal(Case([np.zeros((2, 3, 3, 1), np.int64)]), ValueError, "global_avg_pool2d: x must be a float Tensor .* it is int64"),
     ]
 

@@ -173,6 +173,20 @@ class TestConv2d(Proof):
         self.kernel_equals_definition(case(3, 7, 9, 4, outputs, kernel, groups=groups, padding=kernel[0] // 2))  # 189 rows
         assert set(cut) == {(128, 64)}
 
+    @pytest.mark.parametrize(("limit", "cut"), [(64 * 6 - 1, 0), (64 * 6, 2)])
+    def test_a_product_is_cut_where_64_of_its_rows_are_within_the_limit(self, monkeypatch: pytest.MonkeyPatch, limit: int, cut: int) -> None:
+        chunks, seen = PAGE._chunks, []
+        for name in ("SMALL_PRODUCT", "PACKED_PRODUCT"):
+            monkeypatch.setattr(PAGE, name, limit)
+        monkeypatch.setattr(PAGE, "_chunks", lambda rows, chunk: seen.append((rows.shape[1], chunk)) or chunks(rows, chunk))
+        rows, matrix, other = rng(0).uniform(-1, 1, (2, 150, 2)), rng(1).uniform(-1, 1, (2, 2, 3)), rng(2).uniform(-1, 1, (2, 150, 3))
+        out = np.empty((2, 150, 3))
+        PAGE.multiply(rows, matrix, out)
+        assert seen == [(128, 64)] * cut
+        assert_close(out, rows @ matrix)
+        assert_close(PAGE.multiply_transposed(rows, other), rows.swapaxes(1, 2) @ other)
+        assert seen == [(128, 64)] * cut * 2
+
     @pytest.mark.parametrize(("small", "limit"), [(True, 1_000_000), (False, 10_000_000)])
     def test_chunks_suit_the_machines_blas(self, monkeypatch: pytest.MonkeyPatch, small: bool, limit: int) -> None:
         monkeypatch.setattr(PAGE, "has_small_products", lambda: small)

@@ -11,11 +11,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import minigrad
 from minigrad import Tensor
 from minigrad.backend import cuda
+from minigrad.fused import conv2d_tensor
 from minigrad.fused.attention import cuda_forward
+from minigrad.fused.conv2d import Geometry
 from minigrad.op import REGISTRY
 from tests.fused.test_cuda_launches import Call
 
@@ -193,6 +197,106 @@ def test_conv2d_takes_tiles_of_tensor_cores_by_the_channels():
     assert taken(8, 6) == taken(6, 8) == taken(7, 8) == []
 
 
+def test_conv2d_s_weight_gradient_is_sliced_by_the_output_s_pixels():
+    """So that about 512 blocks work, each on 128 pixels at least; the slices' sum takes 8 threads a number where there are many."""
+
+    def of(*arguments: int) -> tuple[Launch, Launch, int]:
+        noted = [launch for launch in convolution(*arguments[:3], batch=arguments[3]) if "weight_gradient" in launch.kernel]
+        first, total = noted
+        return first, total, len(total.arguments[0])
+
+    for channels, outputs, groups, batch, tiles in ((8, 8, 1, 30, 1), (8, 8, 1, 164, 1), (8, 20, 32, 100, 32), (8, 20, 32, 2, 32)):
+        first, total, slices = of(channels, outputs, groups, batch)
+        pixels = 25 * batch
+        assert slices == max(1, min(512 // tiles, pixels // 128)) and first.grid == (1, 1, groups * slices)
+        assert first.arguments[3] == -(-pixels // slices)
+        assert total.grid == -(-outputs * groups * channels * 9 // (32 if slices >= 32 else 256))
+    first, _, slices = of(8, 7, 10, 100)  # a thread per number: 70 outputs, 72 weights each
+    assert first.grid == (3, 9, slices) and slices == min(-(-512 // 27), 2500 // 128)
+
+
+def test_conv2d_s_input_gradient_has_blocks_for_every_pixel_of_the_largest_phase():
+    for size, blocks in ((16, 1), (17, 2)):  # 2 images of 8 x 8 or 9 x 9 pixels, 128 pixels a block
+        call = Call([(2, size, size, 4), (4, 4, 3, 3), None], (0,), {"stride": 2, "padding": 1})
+        (dx,) = (launch for launch in launches("conv2d", call)[1:] if "implicit" in launch.kernel)
+        assert dx.grid == (blocks, 1, 4)
+
+
+def test_conv2d_takes_tensor_cores_only_where_every_group_s_channels_come_by_fours():
+    assert not any("tensor" in launch.kernel for launch in convolution(8, 10, groups=2, precision="tf32"))
+    assert any("tensor" in launch.kernel for launch in convolution(8, 12, groups=2, precision="tf32"))
+
+
+geometries = st.builds(
+    lambda kernel, stride, dilation, groups: Geometry(kernel, stride, (0, 0), dilation, groups),
+    *[st.tuples(st.integers(1, most), st.integers(1, most)) for most in (5, 4, 3)],
+    st.integers(1, 3),
+)
+
+
+@settings(max_examples=60)
+@given(geometries, st.tuples(st.integers(1, 9), st.integers(1, 12), st.integers(1, 12)), st.sampled_from([4, 16, 20]), st.booleans())
+def test_conv2d_on_tensor_cores_has_room_for_all_pixels_that_a_tile_s_windows_see(g, target, columns, gradient):
+    """Counted pixel by pixel, by the definition: output p sees the pixels p stride + k dilation, k = 0 .. kernel - 1; its gradient goes there."""
+    product = conv2d_tensor._product(target, columns, g, gradient)
+    taps, reach = [], []
+    for kernel, stride, dilation, size, phases, most in zip(g.kernel, g.stride, g.dilation, target[1:], product.phases, product.size, strict=True):
+        seen = [[k * dilation for k in range(kernel)]]
+        if gradient:
+            seen = [[-k * dilation // stride for k in range(kernel) if (p - k * dilation) % stride == 0] for p in range(stride)]
+        taps.append(max(len(pixels) for pixels in seen))
+        reach.append(max(max(pixels) - min(pixels) for pixels in seen if pixels))
+        assert phases == (min(stride, size) if gradient else 1) and most == max(len(range(p, size, phases)) for p in range(phases))
+    wide = 16 if columns <= 16 else 32
+    assert (product.wide, product.most, product.room) == (wide, 4096 // wide, (64, 0, 64 * wide * taps[0] * taps[1]))
+    steps = (1, 1) if gradient else g.stride
+    assert product.tile == conv2d_tensor._tile(target[0], product.size, steps, tuple(reach), product.most, 1, product.room)
+
+
+@settings(max_examples=60)
+@given(geometries, st.tuples(st.integers(1, 9), st.integers(1, 12), st.integers(1, 12)), st.sampled_from([4, 16, 20]), st.sampled_from([4, 16, 20]))
+def test_conv2d_on_tensor_cores_shares_the_output_s_pixels_out_for_the_weight_s_gradient(g, dy, inputs, outputs):
+    times, tile, room = conv2d_tensor._weight_tile((*dy, outputs * g.groups), inputs, outputs, g)
+    assert times == (1 if max(inputs, outputs) <= 16 else 2) and room == (64 * times + 32, 64 * times + 32, 0)
+    assert tile == conv2d_tensor._tile(dy[0], dy[1:], g.stride, g.reach, 256 // times, 8, room)
+
+
+def test_conv2d_on_tensor_cores_needs_room_in_shared_memory_for_each_of_its_three_products():
+    def missing(kernel: int, inputs: int, outputs: int, groups: int, dilation: int, stride: int = 1) -> list[bool]:
+        """Of y, dx and dweight: does no tile fit? Images are such that one output has one pixel."""
+        g = Geometry((kernel, kernel), (stride, stride), (0, 0), (dilation, dilation), groups)
+        side = dilation * (kernel - 1) + 1
+        x, weight, y = (1, side, side, inputs * groups), (outputs * groups, inputs, kernel, kernel), (1, 1, 1, outputs * groups)
+        tiles = [
+            conv2d_tensor._product(y, outputs, g, False).tile,
+            conv2d_tensor._product(x, inputs, g, True).tile,
+            conv2d_tensor._weight_tile(y, inputs, outputs, g)[1],
+        ]
+        found = [tile is None for tile in tiles]
+        assert conv2d_tensor.fits(x, weight, y, g) == (not any(found))
+        return found
+
+    assert missing(3, 8, 8, 1, 1) == [False, False, False]
+    assert missing(3, 16, 20, 1, 10) == [False, False, True]
+    assert missing(3, 20, 16, 1, 10) == [False, False, True]
+    assert missing(3, 16, 16, 1, 10) == [False, False, False]
+    assert missing(6, 16, 20, 1, 1) == [True, False, False]
+    assert missing(6, 20, 16, 1, 1) == [False, True, False]
+    assert missing(6, 16, 16, 2, 1) == [False, False, False]
+
+
+def test_conv2d_on_tensor_cores_slices_the_weight_s_gradient_for_384_blocks():
+    def of(channels: int, outputs: int, batch: int) -> tuple[Launch, int]:
+        (launch,) = (x for x in convolution(channels, outputs, batch=batch, precision="tf32") if "tensor_weight_gradient" in x.kernel)
+        return launch, len(launch.arguments[2])
+
+    few, _ = of(40, 72, 3)
+    pixels, images = 25, few.arguments[-3]
+    assert few.grid == (2 * 3, 1, -(-3 // images))  # a tile of the pixels for each slice
+    many, slices = of(40, 72, 900)
+    assert 192 < 6 * slices <= 384 and many.grid == (6, 1, slices) and pixels * many.arguments[-3] <= 128
+
+
 # --- batch norm
 
 
@@ -215,3 +319,17 @@ def test_batch_norm_computes_only_what_is_wanted(training, relu, wanted, backwar
     kernels = [x.kernel for x in launches("batch_norm", Call([shape, vector, vector, *statistics, shape], wanted, {"relu": relu}))]
     forward = ["statistics", "merge", "forward"] if training else ["given", "forward"]
     assert [name.removeprefix("batch_norm_").partition("<")[0] for name in kernels] == forward + backward
+
+
+# --- softmax, cross entropy
+
+
+@pytest.mark.parametrize(
+    ("length", "softmax", "cross_entropy"),
+    [(128, "warp<float, float4, 1>", "float, 32"), (1024, "warp<float, float4, 8>", "float, 32"), (1025, "block<float, float>", "float, 256")],
+)
+def test_a_row_of_up_to_1024_numbers_is_a_warp_s(length, softmax, cross_entropy):
+    for launch in launches("softmax", Call([(5, length)], (0,), {"axis": -1})):
+        assert launch.kernel.endswith(softmax) and (launch.grid, launch.block) == ((2, 128) if "warp" in softmax else (5, 256))
+    rows = [x for x in launches("cross_entropy", Call([(5, length), np.arange(5)], (0,))) if x.kernel.endswith(f"<{cross_entropy}>")]
+    assert rows and all((launch.grid, launch.block) == ((2, 128) if cross_entropy.endswith("32") else (5, 256)) for launch in rows)

@@ -405,12 +405,13 @@ def test_dropout_by_packs_and_by_single_numbers(shape, as_bool):
                 np.testing.assert_array_equal(ours.data.get(), reference)
 
 
-def test_a_mask_of_bools_may_start_at_any_byte():
+def test_a_mask_of_dropout_may_start_at_any_number():
     with on_cuda():
         x = Tensor(rng(1).standard_normal(64).astype(np.float32)).to(device="cuda")
-        mask = Tensor(rng(2).uniform(0, 1, 65) < 0.5).to(device="cuda")
-        y = dropout(x, mask[1:], 0.5).data.get()
-        np.testing.assert_array_equal(y, x.data.get() * mask.data.get()[1:] * np.float32(2))
+        for dtype in (np.bool_, np.float32, np.int64):
+            mask = Tensor((rng(2).uniform(0, 1, 65) < 0.5).astype(dtype)).to(device="cuda")
+            y = dropout(x, mask[1:], 0.5).data.get()
+            np.testing.assert_array_equal(y, x.data.get() * mask.data.get()[1:] * np.float32(2))
 
 
 def test_the_naive_dropout_computes_the_same():
@@ -430,7 +431,7 @@ def test_the_naive_dropout_computes_the_same():
     st.sampled_from([(), (0,), (1,), (7,), (8,), (3, 11), (2, 3, 5), (2051,)]),
     st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]) | st.floats(0, 1),
 )
-def test_a_mask_drawn_on_the_device_is_the_one_that_numpy_draws(seed, counters, shape, p):
+def test_a_mask_of_dropout_drawn_on_the_device_is_the_one_that_numpy_draws(seed, counters, shape, p):
     random.manual_seed(seed)
     expected = np.asarray(random.generator("dropout", *counters).random(shape, dtype=np.float32) >= p)
     with on_cuda() as device:
@@ -440,7 +441,7 @@ def test_a_mask_drawn_on_the_device_is_the_one_that_numpy_draws(seed, counters, 
         assert ours.shape == shape and ours.dtype == np.bool_
 
 
-def test_every_one_of_the_24_bits_of_a_number_counts():
+def test_every_one_of_the_24_bits_of_a_number_counts_for_a_mask_of_dropout():
     """With p equal to a number that is drawn, or to its neighbour above, the mask changes at that number."""
     random.manual_seed(3)
     numbers = random.generator("dropout").random(400, dtype=np.float32)
@@ -451,7 +452,18 @@ def test_every_one_of_the_24_bits_of_a_number_counts():
                 np.testing.assert_array_equal(ours.get(), numbers >= limit)
 
 
-def test_generators_whose_numbers_the_device_cannot_draw_are_refused():
+def test_a_mask_of_dropout_may_take_a_generator_to_the_end_of_its_counter_and_not_beyond():
+    """Philox makes four numbers of 64 bits, hence eight of the mask, for each value of its counter; the first value is the one after the start's."""
+    with on_cuda():
+        for left, size in ((2, 8), (3, 16), (3, 23), (4, 24)):
+            generator = np.random.Generator(np.random.Philox(key=5, counter=np.array([2**64 - 1 - left, 1, 0, 0], np.uint64)))
+            ours = cuda_keep_mask(generator, (size,), 0.5)
+            np.testing.assert_array_equal(ours.get(), generator.random(size, dtype=np.float32) >= 0.5)
+            with pytest.raises(ValueError, match="the generator's counter is too near its end"):
+                cuda_keep_mask(np.random.Generator(np.random.Philox(key=5, counter=np.array([2**64 - left, 1, 0, 0], np.uint64))), (size,), 0.5)
+
+
+def test_generators_whose_numbers_the_device_cannot_draw_for_dropout_are_refused():
     used = random.generator("dropout")
     used.random()
     for generator in (used, np.random.default_rng(0)):
