@@ -33,8 +33,8 @@ from minigrad.optim.schedule import warmup_cosine
 
 cpu.keep_freed_memory()  # notebook 12 says what this does
 FAST = bool(os.environ.get("MINIGRAD_FAST"))  # a few steps only: the notebook runs, the networks learn nothing
-# half the blocks of cifar-nano, a little wider
-network = replace(CONFIGS["cifar-nano"], depth=3, channel_ratio=1)
+# half the blocks of cifar-nano, and narrower
+network = replace(CONFIGS["cifar-nano"], depth=3, channel_ratio=0.5, embed_dim=48)
 
 # %% [markdown]
 # ## The data
@@ -140,14 +140,14 @@ a, b = (Tensor([0.0], requires_grad=True) for _ in range(2))
 norm = clip_grad_norm_([a, b], 1.0)
 print(f"norm before clipping {norm:g}; clipped: {a.grad.item():.3f}, {b.grad.item():.3f}")
 
-recipe = TrainConfig(lr=1e-3, batch_size=64, warmup=0.1, weight_decay=0.05, label_smoothing=0.1, clip_norm=1.0)
-steps = 8 if FAST else 400
+recipe = TrainConfig(lr=3e-3, batch_size=64, warmup=0.1, weight_decay=0.05, label_smoothing=0.1, clip_norm=1.0)
+steps = 8 if FAST else 300
 decayed, spared = parameter_groups(Learner(network, recipe, steps).model, recipe.weight_decay)
 for group, what in ((decayed, "decay"), (spared, "are left alone")):
     print(f"{sum(p.size for p in group['params']):>9,} numbers in {len(group['params']):>3} parameters {what}")
 
 plt.figure(figsize=(5, 2.2))
-plt.plot([warmup_cosine(step, 400, 40, recipe.lr) for step in range(400)])
+plt.plot([warmup_cosine(step, 300, 30, recipe.lr) for step in range(300)])
 plt.xlabel("step")
 plt.ylabel("learning rate")
 plt.show()
@@ -164,7 +164,7 @@ plt.show()
 #
 # <details><summary>Answer</summary>
 #
-# It starts near ln 10 = 2.3 and falls to nearly 0, and that with random labels too: 742,000 parameters can store 32 labels. So the test says that
+# It starts near ln 10 = 2.3 and falls to nearly 0, and that with random labels too: 216,000 parameters can store 32 labels. So the test says that
 # gradients reach the weights and the optimiser goes downhill. It says nothing about learning what is the same in *other* images; for that there
 # are test images.
 # </details>
@@ -172,7 +172,7 @@ plt.show()
 
 # %%
 def overfit(labels, steps):
-    learner = Learner(network, replace(recipe, lr=3e-3, label_smoothing=0.0, batch_size=32), steps)
+    learner = Learner(network, replace(recipe, label_smoothing=0.0, batch_size=32), steps)
     learner.model.train()
     batch = Batch(normalize(dataset.train.images[:32], dataset.mean, dataset.std), labels)
     return [learner.train_step(batch)[0] for _ in range(steps)]
@@ -262,7 +262,7 @@ print(f"after two steps all {len(mine.state_dict())} arrays are equal")
 # Now the Conformer, and each of its branches alone (`conformer/baselines.py`): a ResNet, and a ViT, which gets a positional embedding, as no CNN
 # branch tells its tokens where they are. The same recipe, the same batches in the same order.
 #
-# **Predict:** on coupling10, which of the three will have learnt the textures after 400 steps, which the arrangement? (On CIFAR-10: which one is
+# **Predict:** on coupling10, which of the three will have learnt the textures after 300 steps, which the arrangement? (On CIFAR-10: which one is
 # ahead?)
 #
 # <details><summary>Answer</summary>
@@ -271,7 +271,7 @@ print(f"after two steps all {len(mine.state_dict())} arrays are equal")
 # CNN can make it where its layers are stacked high enough to see two discs at once; for the ViT, comparing tokens is a single layer's work, but it
 # has to learn *where* tokens are, and what a disc is, at the same time. The Conformer's CNN branch has the same layers as the CNN alone, and tokens
 # that can carry a colour across the image in one step. It also has more parameters than the other two, and this is one run with one seed: an
-# observation, not a law. `docs/coupling10.md` has longer runs. (On CIFAR-10, 400 steps are half an epoch, and all are far from done; the ViT is
+# observation, not a law. `docs/coupling10.md` has longer runs. (On CIFAR-10, 300 steps are less than half an epoch, and all are far from done; the ViT is
 # usually behind: it has to learn from data what a convolution has by construction.)
 # </details>
 

@@ -23,6 +23,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from tests.mutants import digest
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -33,12 +35,11 @@ def files(only: list[str]) -> list[Path]:
 
 
 def fingerprint(path: Path) -> str:
-    """Of the library, of what the tests share, and of the file itself."""
-    checksum = hashlib.sha256()
-    shared = [ROOT / "tests" / name for name in ("conftest.py", "support.py", "proofs.py")]
-    for source in [*sorted(ROOT.glob("minigrad/**/*.py")), *sorted(ROOT.glob("conformer/**/*.py")), *shared, path]:
-        checksum.update(source.read_bytes())
-    return checksum.hexdigest()[:16]
+    """Of the library, of what the tests share, and of the file itself; comments in Python files aside."""
+    shared = [ROOT / "tests" / name for name in ("conftest.py", "cuda_device.py", "support.py", "proofs.py")]
+    python = [*sorted(ROOT.glob("minigrad/**/*.py")), *sorted(ROOT.glob("conformer/**/*.py")), *shared, path]
+    kernels = [source.read_bytes() for kind in ("cu", "cuh", "cpp", "h") for source in sorted(ROOT.glob(f"minigrad/**/*.{kind}"))]
+    return hashlib.sha256("".join(map(digest, python)).encode() + b"".join(kernels)).hexdigest()[:16]
 
 
 def run(path: Path, seconds: float) -> dict[str, Any]:

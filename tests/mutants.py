@@ -84,7 +84,7 @@ def stages(root: Path, file: str) -> list[Stage]:
 
 
 @functools.cache
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
     """Of what a Python file says, comments and layout aside."""
     return hashlib.sha256(ast.dump(ast.parse(path.read_text(encoding="utf-8"))).encode()).hexdigest()
 
@@ -133,9 +133,9 @@ class Project:
 
     @functools.cache  # noqa: B019 (one Project per run)
     def _context(self, file: str, test: str) -> str:
-        shared = [path for path in sorted((self.root / "tests").glob("*.py")) if not path.name.startswith(("test_", "mutants", "mutations"))]
+        shared = [path for path in sorted((self.root / "tests").glob("*.py")) if not path.name.startswith(("test_", "mutants", "mutations", "deep"))]
         tests = [self.root / test] if test else [self.root / name for stage in stages(self.root, file) for name in stage.files]
-        return " ".join(_digest(path) for path in [self.root / file, *shared, *tests])
+        return " ".join(digest(path) for path in [self.root / file, *shared, *tests])
 
     def key(self, mutant: Mutant, test: str = "") -> str:
         """Names a change for as long as its file, its tests (or the file `test` alone) and what these share say the same."""

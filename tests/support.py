@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -21,6 +22,11 @@ def rng(seed: int = 0) -> np.random.Generator:
 def leaf(*shape: int, seed: int = 0) -> Tensor:
     """A float64 tensor that requires grad, with numbers between 0.5 and 1.5: away from the kinks and poles at 0."""
     return Tensor(rng(seed).uniform(0.5, 1.5, shape), requires_grad=True)
+
+
+def draws(count: int) -> settings:
+    """`@draws(15)` above `@given`: 15 examples where the profile `ci` draws 25, and as many in proportion under the other profiles."""
+    return settings(max_examples=max(1, count * settings().max_examples // 25))
 
 
 def arrays(shape: Any, low: float = -2.0, high: float = 2.0) -> st.SearchStrategy[np.ndarray]:

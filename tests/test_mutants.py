@@ -220,7 +220,7 @@ def toy(tmp_path: Path) -> Path:
     }.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    script._digest.cache_clear()
+    script.digest.cache_clear()
     return tmp_path
 
 
@@ -271,7 +271,7 @@ def with_results(root: Path, survivor: str) -> Project:
 
 
 def not_run(root: Path) -> list[str]:
-    script._digest.cache_clear()
+    script.digest.cache_clear()
     project = Project(root, root / "results.jsonl")
     return [mutant.after for mutant in project.mutants if project.row(mutant) is None]
 

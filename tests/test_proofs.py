@@ -6,6 +6,7 @@ Read next: `tests/proofs.py`.
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -579,6 +580,14 @@ def test_gradients_are_compared_in_every_mode():
 
 def prove_softmax() -> Proof:
     return type("TestSoftmax", (Proof,), {"op": functional.softmax})()
+
+
+def test_every_number_of_examples_is_in_proportion_to_the_profile_s():
+    """Else the profile `deep` would draw no more of them."""
+    fixed = re.compile(r"max_examples=\d+\b(?! \*)")
+    tests = Path(__file__).parent
+    found = [path.name for path in tests.rglob("test_*.py") if path.name != "test_proofs.py" and fixed.search(path.read_text(encoding="utf-8"))]
+    assert not found, f"use `draws` of tests/support.py, or `share`: {', '.join(found)}"
 
 
 def test_the_page_about_trust_shows_the_proofs_of_today():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -36,7 +36,6 @@ def test_round_trip(tmp_path: Path):
     assert os.listdir(tmp_path) == ["a.safetensors"]
 
 
-@settings(max_examples=25, deadline=None)
 @given(
     array=hnp.arrays(st.sampled_from(["<f4", ">f8", "<f2", "<i8", "|u1", "|b1"]), hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3))
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import minigrad
@@ -18,7 +18,7 @@ from minigrad.backend.kernel_source import read
 from minigrad.backend.scatter import add_at
 from tests.backend.emulator.in_a_process import run_tests
 from tests.cuda_device import ORDERS, last_digits, on_cuda
-from tests.support import assert_close, rng
+from tests.support import assert_close, draws, rng
 
 pytestmark = pytest.mark.cuda
 
@@ -58,7 +58,7 @@ def added(array: np.ndarray, index: Any, values: np.ndarray) -> np.ndarray:
         return target.get()
 
 
-@settings(max_examples=20)
+@draws(20)
 @given(
     shape=st.lists(st.integers(1, 5), min_size=1, max_size=3).map(tuple),
     count=st.integers(0, 40),

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 from PIL import Image
@@ -33,7 +33,7 @@ from minigrad import random, safetensors_io
 from minigrad.backend import cuda
 from minigrad.optim import EMA
 from tests.cuda_device import ORDERS, nothing_waits, on_cuda, on_gpu
-from tests.support import assert_close, rng
+from tests.support import assert_close, draws, rng
 
 SMALL = replace(CONFIGS["cifar-nano"], channel_ratio=0.25, embed_dim=16, depth=3, num_heads=2, stem_channels=8, drop_path_rate=0.3)
 CONFIG = TrainConfig(batch_size=4, accumulate=2, ema=0.5, drop_path=0.3, cutout=9, lr=1e-2, clip_norm=1.0, label_smoothing=0.1)
@@ -153,7 +153,7 @@ def test_evaluation_on_the_gpu_waits_once_for_each_head(tta: str, waits: int):
 
 
 @pytest.mark.cuda
-@settings(max_examples=15)
+@draws(15)
 @given(
     seed=st.integers(0, 2**32),
     batch=st.integers(1, 4),
@@ -186,7 +186,7 @@ def test_a_batch_made_on_the_gpu_is_the_cpus_bit_for_bit(seed: int, batch: int, 
 
 
 @pytest.mark.cuda
-@settings(max_examples=15)
+@draws(15)
 @given(st.integers(0, 2**32), st.integers(1, 40), st.integers(1, 40), st.sampled_from(["float32", "float64"]), st.booleans())
 def test_right_answers_are_counted_as_on_the_cpu(seed: int, images: int, classes: int, dtype: str, some_nan: bool):
     """With many ties, of which the first counts, and with nan; a step in two parts adds up, and the next one has a row of its own."""

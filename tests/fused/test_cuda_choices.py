@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import minigrad
@@ -22,6 +22,7 @@ from minigrad.fused.attention import cuda_forward
 from minigrad.fused.conv2d import Geometry
 from minigrad.op import REGISTRY
 from tests.fused.test_cuda_launches import Call
+from tests.support import draws
 
 
 class Launch(NamedTuple):
@@ -234,7 +235,7 @@ geometries = st.builds(
 )
 
 
-@settings(max_examples=60)
+@draws(60)
 @given(geometries, st.tuples(st.integers(1, 9), st.integers(1, 12), st.integers(1, 12)), st.sampled_from([4, 16, 20]), st.booleans())
 def test_conv2d_on_tensor_cores_has_room_for_all_pixels_that_a_tile_s_windows_see(g, target, columns, gradient):
     """Counted pixel by pixel, by the definition: output p sees the pixels p stride + k dilation, k = 0 .. kernel - 1; its gradient goes there."""
@@ -253,7 +254,7 @@ def test_conv2d_on_tensor_cores_has_room_for_all_pixels_that_a_tile_s_windows_se
     assert product.tile == conv2d_tensor._tile(target[0], product.size, steps, tuple(reach), product.most, 1, product.room)
 
 
-@settings(max_examples=60)
+@draws(60)
 @given(geometries, st.tuples(st.integers(1, 9), st.integers(1, 12), st.integers(1, 12)), st.sampled_from([4, 16, 20]), st.sampled_from([4, 16, 20]))
 def test_conv2d_on_tensor_cores_shares_the_output_s_pixels_out_for_the_weight_s_gradient(g, dy, inputs, outputs):
     times, tile, room = conv2d_tensor._weight_tile((*dy, outputs * g.groups), inputs, outputs, g)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import minigrad
@@ -27,7 +27,7 @@ from minigrad.op import Fused
 from tests.backend.emulator.in_a_process import run_tests
 from tests.cuda_device import ORDERS, nothing_waits, on_cuda
 from tests.fused.test_cuda_kernels import FOLDER, check_cuda
-from tests.support import assert_close, rng
+from tests.support import assert_close, draws, rng
 
 pytestmark = pytest.mark.cuda
 
@@ -89,7 +89,7 @@ def packed_convolutions(draw: Any) -> tuple[list, dict[str, Any]]:
     return x, conv_values(stride, padding, dilation, groups)
 
 
-@settings(max_examples=15)
+@draws(15)
 @given(packed_convolutions())
 def test_any_convolution_of_packs(drawn):
     inputs, values = drawn

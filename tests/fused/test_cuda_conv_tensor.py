@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 import minigrad
 from minigrad import Tensor
@@ -19,7 +19,7 @@ from minigrad.fused import conv2d_tensor
 from minigrad.fused.conv2d import Geometry, conv2d, cuda_backward, cuda_forward
 from tests.cuda_device import ORDERS, on_cuda
 from tests.fused.test_cuda_conv import conv_inputs, conv_values, packed_convolutions, uniform
-from tests.support import rng
+from tests.support import draws, rng
 
 pytestmark = pytest.mark.cuda
 
@@ -77,7 +77,7 @@ def test_tf32(case):
     check_tf32(conv_inputs(**sizes), conv_values(**values, groups=sizes.get("groups", 1)))
 
 
-@settings(max_examples=8)
+@draws(8)
 @given(packed_convolutions())
 def test_any_convolution_of_packs_in_tf32(drawn):
     check_tf32(*drawn)

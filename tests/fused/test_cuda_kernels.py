@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import minigrad
@@ -27,7 +27,7 @@ from minigrad.fused.softmax import softmax
 from minigrad.op import Fused
 from tests.backend.emulator.in_a_process import run_tests
 from tests.cuda_device import ORDERS, nothing_waits, on_cuda
-from tests.support import RELATIVE, assert_close, rng
+from tests.support import RELATIVE, assert_close, draws, rng
 
 pytestmark = pytest.mark.cuda
 
@@ -72,7 +72,7 @@ def layer_norm_inputs(rows: int, channels: int, weight: bool = True, bias: bool 
     return [random.standard_normal((rows, channels)), vector(weight), vector(bias)]
 
 
-@settings(max_examples=15)
+@draws(15)
 @given(st.integers(0, 9), st.integers(1, 140), st.booleans(), st.booleans(), st.sampled_from([1e-5, 1e-2]), st.integers(0, 1000))
 def test_layer_norm(rows, channels, weight, bias, eps, seed):
     check_cuda(layer_norm, layer_norm_inputs(rows, channels, weight, bias, seed), {"eps": eps}, seed=seed, float32=False)
@@ -97,7 +97,7 @@ def test_layer_norm_with_some_gradients_only(needs):
     check_cuda(layer_norm, layer_norm_inputs(5, 8), needs=needs)
 
 
-@settings(max_examples=10)
+@draws(10)
 @given(st.integers(0, 700), st.integers(0, 1000))
 def test_gelu(size, seed):
     check_cuda(gelu, [rng(seed).uniform(-3, 3, size)], seed=seed, float32=size > 50)
@@ -424,7 +424,7 @@ def test_the_naive_dropout_computes_the_same():
         np.testing.assert_array_equal(y.get(), dropout(Tensor(x).to(device="cuda"), Tensor(mask).to(device="cuda"), 0.5).data.get())
 
 
-@settings(max_examples=30)
+@draws(30)
 @given(
     st.integers(0, 2**64 - 1),
     st.lists(st.one_of(st.integers(0, 9), st.integers(0, 2**64 - 1)), max_size=3),
