@@ -6,8 +6,8 @@
     python -m tests.mutants --show-survivors         what the results on file say, without running anything
 
 Each change runs in a forked child of this process (`mutants_workers.py`). First come the tests of the file the change is in (PLAN), then those of its
-users. Each result is a line of a JSONL file. That a test has failed holds as long as the changed file and the test's own stay the same, comments
-aside; that none has, as long as none of the tests changes.
+users. Each result is a line of a JSONL file. That a test has failed holds as long as the changed file, the test, and what its file has besides
+tests stay the same, comments aside; that none has, as long as none of the tests changes.
 
 Changes that are none (another way to the same numbers) are listed with their reason in `tests/mutants_equivalent.toml`. Read next:
 `mutants_workers.py`.
@@ -84,14 +84,20 @@ def stages(root: Path, file: str) -> list[Stage]:
 
 
 @functools.cache
-def digest(path: Path) -> str:
-    """Of what a Python file says, comments and layout aside."""
-    return hashlib.sha256(ast.dump(ast.parse(path.read_text(encoding="utf-8"))).encode()).hexdigest()
+def digest(path: Path, test: str = "") -> str:
+    """Of what a Python file says, comments and layout aside; with the id of a test, without the other tests in it."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    if test:
+        name = test.partition("[")[0].rpartition("::")[2]
+        for scope in [tree, *(node for node in tree.body if isinstance(node, ast.ClassDef))]:
+            others = [node for node in scope.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test") and node.name != name]
+            scope.body = [node for node in scope.body if node not in others]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 
-def _file_of(row: dict[str, Any]) -> str:
-    """The file of the test that failed, "" where it was no test's failure."""
-    return row["by"].partition("::")[0] if "::" in row["by"] else ""
+def _test_of(row: dict[str, Any]) -> str:
+    """The id of the test that failed, "" where it was no test's failure."""
+    return row["by"] if "::" in row["by"] else ""
 
 
 class Project:
@@ -109,7 +115,7 @@ class Project:
                 self.names[file] = operations(source)
                 self.mutants += mutants(file, source)
         self.rows: dict[str, dict[str, Any]] = {}  # by their key: of survivors, and of what no single test noticed
-        self.noticed: dict[str, dict[str, Any]] = {}  # by their key for the file of the test that failed
+        self.noticed: dict[str, dict[str, Any]] = {}  # by their key for the test that failed
         self.latest: dict[tuple, dict[str, Any]] = {}  # by change alone, whatever the file and its tests said then
         if results.exists():
             for line in results.read_text(encoding="utf-8").splitlines():
@@ -117,7 +123,7 @@ class Project:
                     self._keep(json.loads(line))
 
     def _keep(self, row: dict[str, Any]) -> None:
-        known = self.noticed if _file_of(row) else self.rows
+        known = self.noticed if _test_of(row) else self.rows
         known[row["key"]] = self.latest[row["file"], row["before"], row["after"], row.get("number", 0)] = row
 
     def survived(self, mutant: Mutant) -> bool:
@@ -134,11 +140,15 @@ class Project:
     @functools.cache  # noqa: B019 (one Project per run)
     def _context(self, file: str, test: str) -> str:
         shared = [path for path in sorted((self.root / "tests").glob("*.py")) if not path.name.startswith(("test_", "mutants", "mutations", "deep"))]
-        tests = [self.root / test] if test else [self.root / name for stage in stages(self.root, file) for name in stage.files]
-        return " ".join(digest(path) for path in [self.root / file, *shared, *tests])
+        said = [digest(path) for path in [self.root / file, *shared]]
+        if test:
+            said.append(digest(self.root / test.partition("::")[0], test))
+        else:
+            said += [digest(self.root / name) for stage in stages(self.root, file) for name in stage.files]
+        return " ".join(said)
 
     def key(self, mutant: Mutant, test: str = "") -> str:
-        """Names a change for as long as its file, its tests (or the file `test` alone) and what these share say the same."""
+        """Names a change for as long as its file, its tests (or `test` alone, with what its file has besides tests) and what they share stay."""
         names = "" if test else " ".join(sorted(self.names_of(mutant)))
         parts = (mutant.file, mutant.before, mutant.after, str(mutant.number), names, self._context(mutant.file, test))
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:20]
@@ -146,8 +156,8 @@ class Project:
     def row(self, mutant: Mutant) -> dict[str, Any] | None:
         """What is known of a change: the test that noticed it the last time is still there, or nothing has changed since then."""
         latest = self.latest.get((mutant.file, mutant.before, mutant.after, mutant.number))
-        test = _file_of(latest) if latest else ""
-        if test and (self.root / test).exists() and (row := self.noticed.get(self.key(mutant, test))):
+        test = _test_of(latest) if latest else ""
+        if test and (self.root / test.partition("::")[0]).exists() and (row := self.noticed.get(self.key(mutant, test))):
             return row
         return self.rows.get(self.key(mutant))
 
@@ -155,7 +165,7 @@ class Project:
         mutant = job.mutant
         assert mutant is not None
         row = {
-            "key": self.key(mutant, _file_of({"by": outcome.by})), "file": mutant.file, "line": mutant.line, "unit": mutant.unit,
+            "key": self.key(mutant, _test_of({"by": outcome.by})), "file": mutant.file, "line": mutant.line, "unit": mutant.unit,
             "before": mutant.before, "after": mutant.after, "number": mutant.number, "killed": not outcome.passed, "by": outcome.by,
             "seconds": round(job.seconds, 2),
         }  # fmt: skip

@@ -286,10 +286,13 @@ def test_results_hold_while_file_and_tests_say_the_same(toy: Path):
     assert len(not_run(toy)) == 7
     source.write_text(TOY)
     tests.write_text(TESTS + "def test_three(): pass\n")
-    assert len(not_run(toy)) == 6
+    assert not_run(toy) == ["return 2 / x"]  # a test more: what was noticed stays so
+    for changed in (TESTS + "three = 3\n", TESTS.replace("half(2.0) == 1.0", "half(4.0) == 2.0"), TESTS.replace("test_half", "test_a_half")):
+        tests.write_text(changed)
+        assert len(not_run(toy)) == 6
     tests.write_text(TESTS)
     (toy / "tests/test_op.py").write_text("def test_area_of_users(): pass\n")
-    assert not_run(toy) == ["return 2 / x"]  # a test more: what was noticed stays so
+    assert not_run(toy) == ["return 2 / x"]
     (toy / "tests/test_op.py").unlink()
     (toy / "tests/conftest.py").write_text("x = 1\n")
     assert len(not_run(toy)) == 6
