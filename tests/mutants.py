@@ -370,7 +370,9 @@ def command(argv: Sequence[str] | None) -> int:
             os.environ[variable] = value  # no threads before the fork; two in the child, so that splitting the rows is tested
         sys.dont_write_bytecode, sys.pycache_prefix = False, str(options.results.parent.absolute() / "pycache")  # children need not compile
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        fresh = [mutant for mutant in chosen if project.row(mutant) is None][: options.limit]
+        equivalent, _ = judge(project, entries)
+        fresh = [mutant for mutant in chosen if project.row(mutant) is None]
+        fresh = sorted(fresh, key=lambda m: (m in equivalent, project.survived(m)))[: options.limit]  # what takes long, all tests, comes last
         try:
             if fresh:
                 run(project, fresh, options.jobs, options.seconds)
