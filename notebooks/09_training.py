@@ -160,7 +160,7 @@ plt.show()
 # Before a long run, a short one that must succeed: 32 images, always the same, until the network knows them by heart. If it cannot, something is
 # broken, and hours of training will not repair it.
 #
-# **Predict:** the loss at the start and after 40 steps? And if the labels are random?
+# **Predict:** the loss at the start and after 60 steps? And if the labels are random?
 #
 # <details><summary>Answer</summary>
 #
@@ -183,7 +183,7 @@ for labels, name in (
     (dataset.train.labels[:32], "their labels"),
     (np.random.default_rng(0).integers(0, 10, 32), "random labels"),
 ):
-    losses = overfit(labels, 5 if FAST else 40)
+    losses = overfit(labels, 5 if FAST else 60)
     plt.plot(losses, label=name)
     assert losses[-1] < (losses[0] if FAST else 0.15)
 plt.axhline(np.log(10), color="gray", linestyle=":")
