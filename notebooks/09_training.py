@@ -271,7 +271,7 @@ print(f"after two steps all {len(mine.state_dict())} arrays are equal")
 # CNN can make it where its layers are stacked high enough to see two discs at once; for the ViT, comparing tokens is a single layer's work, but it
 # has to learn *where* tokens are, and what a disc is, at the same time. The Conformer's CNN branch has the same layers as the CNN alone, and tokens
 # that can carry a colour across the image in one step. It also has more parameters than the other two, and this is one run with one seed: an
-# observation, not a law. `docs/coupling10.md` has longer runs. (On CIFAR-10, 300 steps are less than half an epoch, and all are far from done; the ViT is
+# observation, not a law. `docs/coupling10.md` has longer runs. (On CIFAR-10, 300 steps are under half an epoch, and all are far from done; the ViT is
 # usually behind: it has to learn from data what a convolution has by construction.)
 # </details>
 
