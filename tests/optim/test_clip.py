@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -127,3 +128,17 @@ def test_a_norm_that_is_not_finite(bad: float):
 def test_wrong_norm(max_norm: float):
     with pytest.raises(ValueError, match="max_norm is .*; it cannot be negative"):
         optim.clip_grad_norm_([], max_norm)
+
+
+def test_small_and_large_gradients_count_alike(monkeypatch: pytest.MonkeyPatch):
+    """The small ones are laid end to end; here an array of six numbers is the largest of them."""
+    page = sys.modules[optim.clip_grad_norm_.__module__]
+    monkeypatch.setattr(page, "SMALL", 6)
+    sizes = []
+    monkeypatch.setattr(page, "_norm", lambda vector, norm=page._norm: sizes.append(vector.size) or norm(vector))
+    grads = [rng(k).standard_normal(shape) for k, shape in enumerate([(2, 3), (7,), (1,), (4, 4)])]
+    params = [nn.Parameter(np.zeros_like(g)) for g in grads]
+    for p, g in zip(params, grads, strict=True):
+        p.grad = Tensor(g.copy())
+    assert optim.clip_grad_norm_(params, 1.0) == pytest.approx(np.linalg.norm(np.concatenate([g.reshape(-1) for g in grads])), rel=1e-14)
+    assert sorted(sizes) == [7, 7, 16]

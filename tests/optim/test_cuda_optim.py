@@ -352,7 +352,9 @@ def test_clipping_is_the_cpu_s(device: Any, dtypes: tuple, scale: float, max_nor
         for p in leaves:
             if p.grad is not None:
                 p.grad = Tensor((p.grad.to(device="cpu").numpy() * scale).astype(p.dtype)).to(device=p.device)
+    versions = [p.grad.version[0] for p in params if p.grad is not None]
     norm, expected = optim.clip_grad_norm_(params, max_norm), optim.clip_grad_norm_(reference, max_norm)
+    assert [p.grad.version[0] for p in params if p.grad is not None] == [version + 1 for version in versions]  # written in place, for all one knows
     exact = last_digits(LAST_DIGITS) * 10 if dtypes == (np.float64,) else 1e-6
     assert float(norm) == pytest.approx(expected, rel=exact)
     for p, q in zip(params, reference, strict=True):
