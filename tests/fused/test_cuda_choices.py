@@ -329,7 +329,7 @@ def test_batch_norm_computes_only_what_is_wanted(training, relu, wanted, backwar
     ("length", "softmax", "cross_entropy"),
     [(128, "warp<float, float4, 1>", "float, 32"), (1024, "warp<float, float4, 8>", "float, 32"), (1025, "block<float, float>", "float, 256")],
 )
-def test_a_row_of_up_to_1024_numbers_is_a_warp_s(length, softmax, cross_entropy):
+def test_softmax_and_cross_entropy_give_a_row_of_up_to_1024_numbers_to_a_warp(length, softmax, cross_entropy):
     for launch in launches("softmax", Call([(5, length)], (0,), {"axis": -1})):
         assert launch.kernel.endswith(softmax) and (launch.grid, launch.block) == ((2, 128) if "warp" in softmax else (5, 256))
     rows = [x for x in launches("cross_entropy", Call([(5, length), np.arange(5)], (0,))) if x.kernel.endswith(f"<{cross_entropy}>")]
