@@ -36,7 +36,7 @@ run = os.environ.get("CONFORMER_RUN")  # a run folder of `conformer train`, to l
 # ## A network to look into
 #
 # Any run of `conformer train` will do: name its folder in the environment variable `CONFORMER_RUN`. Without one, `cifar-nano` is trained here, about
-# a minute, as in notebook 09 but more slowly: it is deeper, and at 09's learning rate it did not find out about the discs in such a short run. With
+# two minutes, as in 09 but more slowly: it is deeper, and at 09's learning rate it did not find out about the discs in such a short run. With
 # coupling10 we have the advantage of knowing the truth: the *texture* is everywhere, the *arrangement* is only in the four discs, and only in their
 # comparison.
 

@@ -90,8 +90,7 @@ def digest(path: Path, test: str = "") -> str:
     if test:
         name = test.partition("[")[0].rpartition("::")[2]
         for scope in [tree, *(node for node in tree.body if isinstance(node, ast.ClassDef))]:
-            others = [node for node in scope.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test") and node.name != name]
-            scope.body = [node for node in scope.body if node not in others]
+            scope.body = [n for n in scope.body if not isinstance(n, ast.FunctionDef) or n.name == name or not n.name.startswith("test")]
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 
@@ -351,8 +350,8 @@ def command(argv: Sequence[str] | None) -> int:
     project = Project(root, options.results)
     entries = read_equivalent(root / "tests/mutants_equivalent.toml")
     chosen = choose(project, options.only, options.sample, options.seed)
+    equivalent, _ = judge(project, entries)
     if options.survivors:
-        equivalent, _ = judge(project, entries)
         chosen = [mutant for mutant in chosen if project.survived(mutant) and mutant not in equivalent]
     if options.list:
         for mutant in chosen:
@@ -370,7 +369,6 @@ def command(argv: Sequence[str] | None) -> int:
             os.environ[variable] = value  # no threads before the fork; two in the child, so that splitting the rows is tested
         sys.dont_write_bytecode, sys.pycache_prefix = False, str(options.results.parent.absolute() / "pycache")  # children need not compile
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        equivalent, _ = judge(project, entries)
         fresh = [mutant for mutant in chosen if project.row(mutant) is None]
         fresh = sorted(fresh, key=lambda m: (m in equivalent, project.survived(m)))[: options.limit]  # what takes long, all tests, comes last
         try:
