@@ -76,9 +76,9 @@ def calls() -> Iterator[Callable[[], Any]]:
         yield lambda sizes=sizes: kernels.test_cross_entropy_of_long_rows_and_of_many(*sizes, False, 0.1)
     yield lambda: kernels.test_the_naive_cross_entropy_computes_the_same(10)
     yield _dropout
-    yield kernels.test_a_mask_of_bools_may_start_at_any_byte
+    yield kernels.test_a_mask_of_dropout_may_start_at_any_number
     yield kernels.test_the_naive_dropout_computes_the_same
-    yield kernels.test_a_mask_drawn_on_the_device_is_the_one_that_numpy_draws
+    yield kernels.test_a_mask_of_dropout_drawn_on_the_device_is_the_one_that_numpy_draws
 
     for tokens in (1, 33, 65):
         yield lambda tokens=tokens: attention.test_any_number_of_tokens(tokens)
