@@ -1,8 +1,8 @@
 """Runs tests on changed sources: forked children that have imported what the tests need and nothing of the project, several at a time.
 
-A child's import hook hands out the changed source. Those tests come first that noticed other changes of the same function, then those named for the
-operation, fast ones before slow ones, until one fails. A change that hangs, crashes or takes all the memory is noticed too. Read next:
-`mutations.py`.
+A child's import hook hands out the changed source. Those files come first, and in them those tests, that noticed most other changes of the same
+function; then tests named for the operation, fast ones before slow ones, until one fails. A change that hangs, crashes or takes all the memory is
+noticed too. Read next: `mutations.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import signal
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,7 +75,7 @@ class _ChangedModule(importlib.machinery.SourceFileLoader, importlib.abc.MetaPat
 class _Watcher:
     """Puts the tests in order, and hands over the outcome at the end, without the seconds pytest takes to leave."""
 
-    def __init__(self, pipe: int, module: _ChangedModule | None, job: Job, known: dict[str, float], keen: Set[str]):
+    def __init__(self, pipe: int, module: _ChangedModule | None, job: Job, known: dict[str, float], keen: Counter[str]):
         self.pipe, self.module, self.known, self.keen = pipe, module, known, keen
         self.names, self.only_named = {_key(name) for name in job.names}, job.left[0].named and job.mutant is not None
         self.failed, self.message, self.tests = "", "", Counter()
@@ -91,7 +91,7 @@ class _Watcher:
     def pytest_collection_modifyitems(self, items: list) -> None:
         named = {item.nodeid for item in items if self.is_named(item)}
         chosen = [item for item in items if item.nodeid in named or not self.only_named]
-        items[:] = sorted(chosen, key=lambda item: (item.nodeid not in self.keen, item.nodeid not in named, self.known.get(item.nodeid, 0.0)))
+        items[:] = sorted(chosen, key=lambda item: (-self.keen[item.nodeid], item.nodeid not in named, self.known.get(item.nodeid, 0.0)))
 
     def is_named(self, item: Any) -> bool:
         operation = getattr(getattr(item, "cls", None), "op", None)
@@ -134,7 +134,7 @@ def _key(name: str) -> str:
     return name.replace("_", "").lower()
 
 
-def _child(pipe: int, root: Path, job: Job, known: dict[str, float], keen: Set[str]) -> None:
+def _child(pipe: int, root: Path, job: Job, known: dict[str, float], keen: Counter[str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
@@ -180,7 +180,7 @@ class Workers:
     def __init__(self, root: Path, count: int, limit: float):
         self.root, self.count, self.limit = root, count, limit
         self.known: dict[str, float] = {}  # seconds of every test
-        self.keen: dict[tuple, set[str]] = {}  # tests that noticed other changes of the same function: they come first
+        self.keen: dict[tuple, Counter[str]] = {}  # tests that noticed other changes of the same function, and how many: they come first
         self.usual: dict[Stage, float] = {}  # seconds of every stage where all tests pass
         self.selector = selectors.DefaultSelector()
         self.running: dict[int, tuple[Job, int, float, float, bytearray]] = {}
@@ -205,7 +205,7 @@ class Workers:
                         self.known.update(outcome.tests)
                         self.usual[done] = outcome.seconds
                     if not outcome.passed:
-                        self.keen.setdefault(job.place, set()).add(outcome.by)
+                        self.keen.setdefault(job.place, Counter())[outcome.by] += 1
                     if outcome.passed and job.left:
                         waiting.append(job)
                     else:
@@ -216,12 +216,15 @@ class Workers:
 
     def _start(self, job: Job) -> None:
         reading, writing = os.pipe()
+        keen = self.keen.get(job.place, Counter())
+        if not job.ran:
+            job.left.sort(key=lambda stage: -sum(times for test, times in keen.items() if test.partition("::")[0] in stage.files))
         stage = job.left[0]
         process = os.fork()
         if process == 0:
             try:
                 os.setpgrp()
-                _child(writing, self.root, job, self.known, self.keen.get(job.place, set()))
+                _child(writing, self.root, job, self.known, keen)
             finally:
                 os._exit(70)
         with suppress(OSError):  # whichever of the two comes first
