@@ -20,6 +20,7 @@ from minigrad.backend import cuda
 from minigrad.fused import conv2d_tensor
 from minigrad.fused.attention import cuda_forward
 from minigrad.fused.conv2d import Geometry
+from minigrad.fused.dropout import cuda_forward_path
 from minigrad.op import REGISTRY
 from tests.fused.test_cuda_launches import Call
 from tests.support import draws
@@ -334,3 +335,16 @@ def test_softmax_and_cross_entropy_give_a_row_of_up_to_1024_numbers_to_a_warp(le
         assert launch.kernel.endswith(softmax) and (launch.grid, launch.block) == ((2, 128) if "warp" in softmax else (5, 256))
     rows = [x for x in launches("cross_entropy", Call([(5, length), np.arange(5)], (0,))) if x.kernel.endswith(f"<{cross_entropy}>")]
     assert rows and all((launch.grid, launch.block) == ((2, 128) if cross_entropy.endswith("32") else (5, 256)) for launch in rows)
+
+
+# --- drop path
+
+
+def test_drop_path_has_no_more_blocks_for_a_sample_than_a_grid_s_second_number_may_be(monkeypatch: pytest.MonkeyPatch):
+    """65,535, of 256 threads: a sample of 2^24 + 1 numbers, which come one by one, would want 65,537, and some blocks take two parts."""
+    grids: list[tuple] = []
+    monkeypatch.setattr(cuda.Kernels, "launch", lambda self, name, grid, *others: grids.append(grid))
+    with cuda.emulated("plain"):
+        cp = cuda.array_module()
+        cuda_forward_path(cp.empty((1, 2**24 + 1), np.float32), cp.ones(1, np.bool_), 0.5)
+    assert grids == [(1, 65535)]

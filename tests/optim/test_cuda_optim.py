@@ -156,6 +156,32 @@ def test_parameters_of_both_devices_and_of_any_strides(device: Any):
     assert_same(params, reference)
 
 
+def test_numbers_on_the_device_are_the_last_ones_written(device: Any):
+    numbers = multi_tensor.Numbers(np.arange(3.0))
+    for values in ([5.0, 6.0, 7.0], [0.0, 1.0, 2.0], [0.0, 1.0, 3.0]):
+        numbers.write(np.array(values))
+        assert numbers.array.get().tolist() == values
+
+
+def test_a_parameter_without_a_gradient_keeps_its_place_in_the_table(device: Any, monkeypatch: pytest.MonkeyPatch):
+    """A captured graph counts steps in these tables: they are not made anew because a gradient is missing now and then."""
+    made: list[int] = []
+
+    class Counted(multi_tensor.Chunks):
+        def __init__(self, sizes: Any, groups: Any, columns: int):
+            made.append(len(sizes))
+            super().__init__(sizes, groups, columns)
+
+    monkeypatch.setattr(multi_tensor, "Chunks", Counted)
+    params = parameters("cuda", (np.float64,))
+    optimizer = optim.AdamW(params)
+    for step in range(4):
+        set_gradients(params, step)
+        params[step].grad = None
+        optimizer.step()
+    assert made == [len(params)]
+
+
 def test_one_launch_for_all_parameters_and_nothing_is_waited_for():
     with on_cuda() as device:
         params = [Tensor(rng(k).standard_normal((5, k + 1)).astype(np.float32)).to(device="cuda").requires_grad_() for k in range(20)]
