@@ -35,9 +35,10 @@ def files(only: list[str]) -> list[Path]:
 
 
 def fingerprint(path: Path) -> str:
-    """Of the library, of what the tests share, and of the file itself; comments in Python files aside."""
+    """Of the library, of the application where the file uses it, of what the tests share, and of the file itself; comments in Python files aside."""
     shared = [ROOT / "tests" / name for name in ("conftest.py", "cuda_device.py", "support.py", "proofs.py")]
-    python = [*sorted(ROOT.glob("minigrad/**/*.py")), *sorted(ROOT.glob("conformer/**/*.py")), *shared, path]
+    application = sorted(ROOT.glob("conformer/**/*.py")) if "conformer" in path.read_text(encoding="utf-8") else []
+    python = [*sorted(ROOT.glob("minigrad/**/*.py")), *application, *shared, path]
     kernels = [source.read_bytes() for kind in ("cu", "cuh", "cpp", "h") for source in sorted(ROOT.glob(f"minigrad/**/*.{kind}"))]
     return hashlib.sha256("".join(map(digest, python)).encode() + b"".join(kernels)).hexdigest()[:16]
 
