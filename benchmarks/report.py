@@ -347,10 +347,11 @@ def quietness(results: Sequence[Result]) -> str:
         told = "–" if share is None else f"{100 * share:.0f} %" + (" **noisy**" if share > NOISY else "")
         rows.append([
             f"`{result.file.name}`", result.record["date"][:16].replace("T", " "), str(result.record["environment"]["revision"]),
-            f"{median(loads):.1f} (at most {max(loads):.1f})" if loads else "–", told, f"`{'`, `'.join(result.record['command'].splitlines())}`",
+            str(result.record["settings"]["threads"]), f"{median(loads):.1f} (at most {max(loads):.1f})" if loads else "–", told,
+            f"`{'`, `'.join(result.record['command'].splitlines())}`",
         ])  # fmt: skip
-    text = table(["file", "date (UTC)", "commit", "load average", "processors taken by others", "command"], rows)
-    if any("**noisy**" in row[4] for row in rows):
+    text = table(["file", "date (UTC)", "commit", "threads a side", "load average", "processors taken by others", "command"], rows)
+    if any("**noisy**" in row[5] for row in rows):
         text += (
             "\n\nFigures of a noisy run compare nothing: on a busy machine PyTorch's OpenMP threads wait for each other in a loop, which costs its "
             "side many times over, in processor time too, and ours, whose threads sleep, much less."
@@ -362,7 +363,7 @@ def machine(results: Sequence[Result]) -> str:
     """Processor, memory, system and versions; once for each distinct machine."""
     lines = []
     for result in results:
-        e, settings = result.record["environment"], result.record["settings"]
+        e = result.record["environment"]
         versions = {name: version for side in result.record["sides"].values() for name, version in side.get("versions", {}).items()}
         ours = result.record["sides"].get(OURS, {}).get("threads", [])
         blas = ", ".join(f"{part['internal_api']} {part['version']} ({part['architecture']} kernels)" for part in ours)
@@ -370,7 +371,7 @@ def machine(results: Sequence[Result]) -> str:
             f"{e['processor']}, {e['processors']} processors, {e['memory_gb']:g} GB, {e['system']}; Python {e['python']}, "
             + ", ".join(f"{name} {versions[name]}" for name in sorted(versions))
             + (f"; NumPy's BLAS: {blas}" if blas else "")
-            + f"; {settings['threads']} threads on every side."
+            + "."
         )
     most = max(lines, key=len)
     same = {line.partition(";")[0] for line in lines}

@@ -43,7 +43,11 @@ def batches(dataset: Dataset, batch_size: int, epoch: int, first: int = 0, cutou
 
 
 def plan(dataset: Dataset, batch_size: int, epoch: int, cutout: int = 0) -> np.ndarray:
-    """How a GPU makes the batches that `batches` yields, int32 (batches, B, PLAN): see augment.cu; takes the same arguments."""
+    """How a GPU makes the batches that `batches` yields, int32 (batches, B, PLAN): see augment.cu.
+
+    Args:
+        dataset, batch_size, epoch, cutout: as for `batches`.
+    """
     images, height, width, _ = dataset.train.images.shape
     chosen = _shuffled(images, batch_size, epoch)
     planned = np.zeros((*chosen.shape, PLAN), np.int32)

@@ -135,7 +135,7 @@ class ConformerConfig:
 
     @property
     def size_multiple(self) -> int:
-        """Image heights and widths are multiples of this number."""
+        """Image heights and widths that are multiples of this number always fit (the stem rounds up, so a few others do)."""
         return STEM_STRIDES[self.stem] * self.patch_stride
 
     def blocks(self) -> list[BlockPlan]:

@@ -1,7 +1,7 @@
 """What a training run shows of itself: a `Progress` after each step, and a `Display` that decides what to do with it.
 
-`Display` prints lines, which is right for a log file and for any program that reads them; `conformer/cli.py` has one that rewrites a
-line of a terminal. Read next: `conformer/train.py`, which makes the Progress.
+`Display` prints lines, which is right for a log file and for any program that reads them; `conformer/live_display.py` has one that rewrites
+a line of a terminal. Read next: `conformer/train.py`, which makes the Progress.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ class Progress(NamedTuple):
 
 
 class Display:
-    """Shows a run as lines of text: every message, and the progress every `seconds` seconds. `conformer/cli.py` has another one, for terminals."""
+    """Shows a run as lines of text: every message, and the progress every `seconds` seconds. `conformer/live_display.py` has one for
+    terminals.
+    """
 
     def __init__(self, seconds: float = 10.0):
         self.seconds = seconds

@@ -78,8 +78,9 @@ class TrainConfig:
         if self.batch_size % self.accumulate or self.batch_size // self.accumulate < 2:
             raise ValueError(f"accumulate is {self.accumulate}; it must divide the {self.batch_size} images of a step into equal parts of 2 or more")
         if self.time_budget is not None:
-            if self.max_steps is not None:
-                raise ValueError(f"time_budget is {self.time_budget} and max_steps is {self.max_steps}; give one of the two")
+            for name in ("epochs", "max_steps"):
+                if (value := getattr(self, name)) is not None:
+                    raise ValueError(f"time_budget is {self.time_budget} and {name} is {value}; give one of the two")
             try:
                 duration(self.time_budget)
             except ValueError as error:

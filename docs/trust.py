@@ -22,7 +22,7 @@ from tests.proofs import table  # noqa: E402
 
 START = """# Why to trust it
 
-Made by `python docs/trust.py` from the proofs and from the figures in `benchmarks/results`, each with its command.
+Made by `.venv/bin/python docs/trust.py` from the proofs and from the figures in `benchmarks/results`, each with its command.
 
 Every operation of the registry is proven in the same way, by the tests of one class (`Proof` in `tests/proofs.py`), on examples that Hypothesis
 draws:

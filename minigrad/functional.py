@@ -1,4 +1,7 @@
-"""Every operation under one roof, by PyTorch's names: `from minigrad import functional as F`.
+"""The operations under one roof: `from minigrad import functional as F`. Names are PyTorch's where PyTorch has the operation, else NumPy's.
+
+Where a name is both's, the meaning is NumPy's: `equal` compares element by element, `var` divides by n, `transpose` permutes all axes, and `max`
+with an axis gives values only.
 
 Fused operations come from `minigrad/fused`, one page each with its definition and its kernels; primitives from `minigrad/ops`. Images and feature
 maps are (B, H, W, C), tokens (B, N, C), parameters have PyTorch's shapes. All of these are pure: dropout takes its mask, batch norm returns its
@@ -32,7 +35,7 @@ __all__ = [
     # fused: a definition and its kernels
     "avg_pool2d", "batch_norm", "conv2d", "cross_entropy", "drop_path", "dropout", "gelu", "global_avg_pool2d", "layer_norm", "linear", "log_softmax",
     "max_pool2d", "scaled_dot_product_attention", "softmax", "upsample_nearest",
-    # primitives: one NumPy call each
+    # primitives, and short functions of them
     "abs", "add", "argmax", "broadcast_to", "cast", "clip", "concatenate", "cos", "div", "equal", "erf", "exp", "flatten", "gather", "getitem",
     "greater", "greater_equal", "isfinite", "less", "less_equal", "log", "logical_and", "logical_not", "matmul", "max", "maximum", "mean", "min",
     "minimum", "mul", "neg", "not_equal", "pad", "pow", "relu", "reshape", "scatter_add", "sin", "sqrt", "stack", "sub", "sum", "sum_to", "swapaxes",

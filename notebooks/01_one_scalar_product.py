@@ -68,7 +68,7 @@ by_nudging
 # $$\frac{\partial L}{\partial d} = 2 d, \qquad \frac{\partial d}{\partial s} = 1, \qquad \frac{\partial s}{\partial w_i} = x_i
 # \qquad\Longrightarrow\qquad \frac{\partial L}{\partial w_i} = 2 d \cdot 1 \cdot x_i .$$
 #
-# **Predict:** why do the two results differ in the third digit, and which one is right?
+# **Predict:** why do the two results differ in the third decimal, and which one is right?
 #
 # <details><summary>Answer</summary>
 #
@@ -286,8 +286,11 @@ def divide(a, b):
     return a * Value(1 / b.data, [(b, -1 / b.data**2)])
 
 
+Value.__truediv__ = divide
+
+
 a, b = Value(3.0), Value(-2.0)
-divide(a, b).backward()
+(a / b).backward()
 assert math.isclose(a.grad, -0.5)
 assert math.isclose(b.grad, nudge(lambda v: v[0] / v[1], [3.0, -2.0], 1, 1e-6), rel_tol=1e-5)
 

@@ -223,8 +223,10 @@ grad_of_a += np.array([3.0, 3.0])  # a is used once more elsewhere, which contri
 print("gradient of a", grad_of_a, "   gradient of b", grad_of_b, "  but b's is 1!")
 
 # %% [markdown]
-# Now a network on real images: two layers, 16 hidden units, telling two classes apart. The same formula runs on `Array`, on minigrad's `Tensor` and,
-# if it is installed, on PyTorch.
+# Now a network on images: two layers, 16 hidden units, telling two classes apart. The images are CIFAR-10's where they are on this machine. Otherwise
+# they are generated, and called **coupling10**: on a grey texture (one of five) lie four discs, two orange and two blue, and discs of one colour lie
+# side by side ("rows") or one above the other ("columns"), which makes 2 x 5 = 10 classes. The same formula runs on `Array`, on minigrad's `Tensor`
+# and, if it is installed, on PyTorch.
 
 
 # %%
@@ -401,7 +403,8 @@ Code("\n".join(lines[start:]), language="python")
 #
 # <details><summary>Answer</summary>
 #
-# It fails, and says so: the arrays that the rules of `relu`, `mul` and `matmul` read are gone. `retain_graph=True` keeps them.
+# It fails, and says so: the arrays that the rules of `relu`, `mul` and `matmul` read are gone. (The message names `add`, the first node on the way.
+# It had kept nothing itself, but was freed with the rest.) `retain_graph=True` keeps them.
 # </details>
 
 # %%

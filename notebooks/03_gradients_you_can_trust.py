@@ -30,7 +30,7 @@ FAST = bool(os.environ.get("MINIGRAD_FAST"))
 # %% [markdown]
 # ## How small should a nudge be?
 #
-# 01 nudged by 0.001 and was right to two digits. There are two ways to nudge: **forward**, $(f(x + h) - f(x)) / h$, and **central**,
+# 01 nudged by 0.001 and was right to three digits. There are two ways to nudge: **forward**, $(f(x + h) - f(x)) / h$, and **central**,
 # $(f(x + h) - f(x - h)) / 2h$.
 #
 # **Predict:** make $h$ smaller and smaller. Does the result get better and better? Which of the two is better, and with float64 numbers (16 digits),
@@ -487,8 +487,9 @@ silu.kernel("cpu", silu_forward, silu_backward, fresh=True)
 # ## With a proof, you may make it fast
 #
 # This kernel walks over the whole array a dozen times, and each walk reads and writes main memory. The usual cure: take a block small enough for the
-# processor's cache, do everything on it, then the next, and share the blocks among the threads. The formulas do not change, and the same proof says
-# whether that went well. A feature map of the Conformer has half a million numbers; forward and backward, the best of some runs:
+# processor's cache, do everything on it, then the next, and share the blocks among the threads: `parallel_rows(work, n, grain)` calls
+# `work(start, stop)` on each thread for its share of n, of at least `grain`. The formulas do not change, and the same proof says whether that went
+# well. A feature map of the Conformer has half a million numbers; forward and backward, the best of some runs:
 
 
 # %%
@@ -534,7 +535,11 @@ for shape in ((), (0, 3), (4, 5), (70, 1000)):  # the last has several blocks
     prove(silu, torch_silu, shape)
 
 # %% [markdown]
-# Last, in company: a small network on real images, with silu inside, its gradient checked as a whole. gradcheck takes any function of Tensors.
+# The plain kernel need not be faster than the definition: it makes as many walks, and computes the sigmoid twice. What it saves is memory: it keeps x
+# alone. In blocks it is fast.
+#
+# Last, in company: a small network on images, with silu inside, its gradient checked as a whole. gradcheck takes any function of Tensors. (The loss
+# is the mean *cross entropy*, $-\ln$ of the share that the network gives to the right class; 06 and 08 come back to it.)
 
 
 # %%
@@ -563,8 +568,9 @@ print(f"loss on {len(labels)} images of {name}: {loss_of(filters, last).item():.
 print("its first and second derivatives are right")
 
 # %% [markdown]
-# In the repository, `silu` would be a page of its own, `minigrad/fused/silu.py`, with a line in `minigrad/functional.py` and its test in
-# `tests/fused/test_silu.py`; its neighbours show the form. `python -m minigrad` then lists it with the others.
+# In the repository, `silu` would be a page of its own, `minigrad/fused/silu.py`, with its name in `minigrad/functional.py` and its test in
+# `tests/fused/test_silu.py`: your `prove`, as data of a class `Proof`. `docs/add_operation.md` does all of it, for this same silu, command by
+# command. Follow it now, in a copy of the project: you know what each step is for.
 #
 # ## Exercises
 #

@@ -324,15 +324,15 @@ assert np.abs(as_convolution.numpy() - as_linear.numpy()).max() < 1e-12
 # ## What the definition costs in memory
 #
 # Written out whole, the windows are nine images. The backward pass needs them again, so the graph keeps them until then, and their gradient is as
-# large once more. The kernel keeps only the image (which somebody holds anyway) and writes the windows of a few images into one small buffer, over
-# and over.
+# large once more. The library's kernel keeps only the image (which somebody holds anyway) and writes the windows of a few images into one small
+# buffer, over and over.
 #
-# **Predict:** how many megabytes are the windows of 32 images of 16 x 16 with 48 channels, in float32? How large is the kernel's buffer, if it holds
-# at most 2 MiB a thread?
+# **Predict:** how many megabytes are the windows of 32 images of 16 x 16 with 48 channels, in float32? How large is the buffer of the library's
+# kernel, if it holds at most 2 MiB a thread?
 #
 # <details><summary>Answer</summary>
 #
-# 32 * 16 * 16 * 9 * 48 * 4 bytes = 14 MB. The kernel's: 4 images (442 KB each) a thread. That also fits into the processor's cache, and this is the
+# 32 * 16 * 16 * 9 * 48 * 4 bytes = 14 MB. The buffer: 4 images (442 KB each) a thread. That also fits into the processor's cache, and this is the
 # larger gain: the matrix product reads what was just written.
 # </details>
 
@@ -365,8 +365,8 @@ with minigrad.definitions():
 quick, quick_peak, quick_dw = measured(2 if fast_run else 5)
 print(f"windows of the whole batch: {np.prod(big.shape) * 9 * 4 / 1e6:.1f} MB")
 print(f"definition: {1000 * slow:6.1f} ms, at its peak {slow_peak / 1e6:6.1f} MB more than before")
-print(f"kernel:     {1000 * quick:6.1f} ms, at its peak {quick_peak / 1e6:6.1f} MB more than before")
-print(f"the kernel is {slow / quick:.1f} times as fast with {slow_peak / quick_peak:.1f} times less memory")
+print(f"library:    {1000 * quick:6.1f} ms, at its peak {quick_peak / 1e6:6.1f} MB more than before")
+print(f"the library's kernel is {slow / quick:.1f} times as fast with {slow_peak / quick_peak:.1f} times less memory")
 assert np.abs(slow_dw - quick_dw).max() < 1e-3 * np.abs(slow_dw).max() and quick_peak < slow_peak
 
 # %% [markdown]

@@ -63,7 +63,7 @@ print("largest score taken away ", softmax(Tensor(scores)).numpy(), softmax(Tens
 # $$\frac{\partial y_i}{\partial x_j} = y_i\,(\delta_{ij} - y_j), \qquad\text{hence for an incoming } g: \qquad
 # dx_j = \sum_i g_i\, y_i\,(\delta_{ij} - y_j) = y_j \Bigl(g_j - \sum_i g_i\, y_i\Bigr).$$
 #
-# In words: a score should rise if its gradient is better than the *average* gradient, the average being taken with the shares themselves. All that is
+# In words: what counts is how a score's gradient differs from the *average* gradient, the average being taken with the shares themselves. All that is
 # needed is the output y.
 #
 # **Predict:** what does each row of the matrix of derivatives sum to, and why? What is the gradient if all $g_i$ are equal?
@@ -244,10 +244,11 @@ assert np.shares_memory(v.numpy(), flat.numpy()) and np.shares_memory(merged.num
 assert np.abs(mine.numpy() - layer(tokens).numpy()).max() < 1e-12
 
 # %% [markdown]
-# ## On a real image
+# ## On an image
 #
-# Cut an image into 8 x 8 patches of 4 x 4 pixels: 64 tokens. Nothing is learnt here: let query and key be the patch's mean colour, as a difference
-# from the whole image's. Then a patch asks: *who looks like me?*
+# Cut an image (of CIFAR-10, or of coupling10: a texture, and discs of two colours; those of one colour lie side by side, or one above the other) into
+# 8 x 8 patches of 4 x 4 pixels: 64 tokens. Nothing is learnt here: let query and key be the patch's mean colour, as a difference from the whole
+# image's. Then a patch asks: *who looks like me?*
 #
 # **Predict:** where does a patch read from? Does distance matter?
 #
@@ -342,8 +343,9 @@ print("class token moved by", [f"{np.abs(p - placed[0]).max():.0e}" for p in pla
 assert all(np.abs(p - placed[0]).max() > 1e-3 for p in placed[1:])
 
 # %% [markdown]
-# The Conformer has none, and needs none. In each of its blocks the tokens are given features of a *convolution* branch, and a convolution does know
-# what is where: it looks at neighbours, and at the zeros around the border. The unit that hands them over is the subject of notebook 07.
+# The Conformer has none, and needs none. In each of its blocks but the first the tokens are given features of a *convolution* branch, and a
+# convolution does know what is where: it looks at neighbours, and at the zeros around the border. The unit that hands them over is the subject of
+# notebook 07.
 #
 # ## The price: N times N
 #
@@ -352,8 +354,9 @@ assert all(np.abs(p - placed[0]).max() > 1e-3 for p in placed[1:])
 #
 # <details><summary>Answer</summary>
 #
-# Four times as many tokens, so 16 times as many pairs: 16 times both. (The linear layers around it only 4 times.) On single pixels attention would be
-# hopeless, hence patches: this is why the transformer branch works at low resolution and leaves the fine detail to the convolutions.
+# Four times as many tokens, so 16 times as many pairs: 16 times both. (The linear layers around it only 4 times. The shares of 4 heads are 1 MB at
+# 256 tokens and 17 MB at 1,024: where they no longer fit into a cache, time may grow faster still.) On single pixels attention would be hopeless,
+# hence patches: this is why the transformer branch works at low resolution and leaves the fine detail to the convolutions.
 # </details>
 
 # %%

@@ -445,8 +445,8 @@ assert all(size > 0 for (head, i, _), size in gradients.items() if head == "CNN 
 # Take one pixel of the CNN branch's map after block 2, and ask: which pixels of the image does it react to? That is the gradient of the one with
 # respect to the others. On the left the CNN branch alone (`CNNBranch`, the same weights, no FCU), on the right the Conformer.
 #
-# **Predict:** how large is the coloured region on the left? (The stem, `conv_1` and block 2's two bottlenecks have one 3x3 convolution each.) And on
-# the right?
+# **Predict:** how large is the coloured region on the left? (There is one 3x3 convolution each in `conv_1` and in block 2's two bottlenecks, and one in
+# the *stem*, which comes before the branches part.) And on the right?
 #
 # <details><summary>Answer</summary>
 #
@@ -702,4 +702,5 @@ assert reached["squeeze_block.ln"] == 1 and reached["expand_block.bn"] == (alone
 # %% [markdown]
 # **You now have** both halves of the FCU in your own code, and can say what each piece is for: the 1x1 convolutions match channels, pool and
 # up-sampling match places, layer norm and batch norm match volumes, the class token stays with the tokens; tokens give every pixel the whole image,
-# and the map gives the tokens detail and a place. **Next:** `08` puts twelve of these blocks together and counts every parameter.
+# and the map gives the tokens detail and a place. **Next:** `08` puts eleven of these blocks behind a first one without FCUs, and counts every
+# parameter.

@@ -317,8 +317,9 @@ else:
 # %% [markdown]
 # ## Two heads, two losses, one answer
 #
-# Each branch ends in a classifier of its own. In training each has its own cross entropy, and the loss is the mean of the two. To answer, the logits
-# are summed.
+# Each branch ends in a classifier of its own, a linear layer with an output for each of the K classes. These outputs are called *logits*; softmax
+# (06) makes shares p of them, and the *cross entropy* is $-\ln p$ of the right class: with all shares 1/K it is $\ln K$. In training each head has
+# its own cross entropy, and the loss is the mean of the two. To answer, the logits are summed.
 #
 # **Predict:** a network that knows nothing and says so has the loss $\ln K$, 2.30 for 10 classes. Are the two heads of a fresh network near that in
 # training mode? And in evaluation mode?
@@ -333,7 +334,8 @@ else:
 # </details>
 
 # %%
-fresh = Conformer(**asdict(CONFIGS["cifar-nano"]))
+minigrad.manual_seed(0)
+fresh = Conformer(**asdict(CONFIGS["cifar-nano"]))  # the same weights as nano's, and no statistics yet
 for mode, heads in (("training", nano(images)), ("evaluation", fresh.eval()(images))):
     losses = [F.cross_entropy(head, labels).item() for head in heads]
     spreads = [head.numpy().std() for head in heads]
@@ -398,8 +400,9 @@ with no_grad():
 #
 # <details><summary>Answer</summary>
 #
-# Half a second. If it takes less, matrix products reach more than 10 G a second here; notebook 12 measures how many. That `describe` counts FCUDown's
-# convolution at full resolution, and the library pools first, saves another 2 %.
+# Half a second. If it takes less, matrix products reach more than 10 G a second here; if it takes more, what is no matrix product counts: windows
+# that are written out, norms, GELU. Notebook 12 measures both limits. That `describe` counts FCUDown's convolution at full resolution, and the
+# library pools first, saves another 2 %.
 # </details>
 
 # %%

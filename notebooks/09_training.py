@@ -77,8 +77,9 @@ print(f"{dataset.name}: {len(dataset.train):,} images to learn from, {len(datase
 #
 # ## What training sees
 #
-# Each image is moved by up to 4 pixels and mirrored half of the time, anew in every epoch. So the network never sees quite the same picture twice and
-# learns that these changes mean nothing. They must not change the class: a mirrored ship is a ship, and two discs side by side stay side by side.
+# Each image is moved by up to 4 pixels and mirrored half of the time, anew in every epoch (an epoch is once through all images). So the network never
+# sees quite the same picture twice and learns that these changes mean nothing. They must not change the class: a mirrored ship is a ship, and two
+# discs side by side stay side by side.
 
 # %%
 same = np.repeat(dataset.train.images[shown[7]][None], 8, axis=0)
@@ -195,8 +196,9 @@ plt.show()
 # %% [markdown]
 # ## The training loop, by hand
 #
-# All of it in one function, for networks with one head or two. `random.set_step` makes the step's draws (dropout, drop path) depend on its number
-# only; the order of the images and their augmentation depend on the epoch and the place in it. So a run that is broken off can go on exactly.
+# All of it in one function, for networks with one head or two. `random.set_step` makes the step's draws depend on its number only (dropout; drop
+# path, which leaves out a block's update at random); the order of the images and their augmentation depend on the epoch and the place in it. So a run
+# that is broken off can go on exactly.
 
 
 # %%
@@ -375,7 +377,7 @@ for name, heads in finished.items():
 # %%
 predictions = evaluate(networks["Conformer"], dataset.test, dataset)
 print(f"Conformer, test images: {predictions.accuracies} % by CNN head/transformer head/sum", end=", ")
-print(f"loss {predictions.loss:.3f}")
+print(f"loss {predictions.loss:.3f} (without label smoothing: not to be compared with the curves' 0.50)")
 by_class = predictions.class_accuracies()
 for number, title in enumerate(dataset.classes):
     print(f"{title:<30}", " ".join(f"{100 * by_class[head][number]:6.1f}" for head in HEADS))
@@ -413,6 +415,8 @@ assert np.array_equal(again.sum, predictions.sum)
 # python -m conformer train --max-steps 600 --lr 1e-3 --out first-run
 # ```
 #
+# It downloads CIFAR-10 if it is not here; `--dataset coupling10` takes the generated images.
+#
 # ## Exercises
 #
 # **1.** Forget `optimizer.zero_grad()`. What does the optimiser then step along? Try it with plain SGD on the overfitting batch, with and without,
@@ -446,7 +450,8 @@ def overfit_with_sgd(forget, steps=4 if FAST else 15):
 right, wrong = overfit_with_sgd(False), overfit_with_sgd(True)
 print(f"with zero_grad: loss {right[0]:.3f}, norm {right[1]:.2f};  without: loss {wrong[0]:.3f}, norm {wrong[1]:.2f}")
 assert wrong[1] > right[1]  # it steps along the sum of all gradients so far: a momentum that never fades
-# So at first the loss may even fall faster, as with momentum. That makes this mistake hard to see; it shows later, when the sum no longer turns.
+# No: here the loss falls faster, as with a momentum of 1. That makes this mistake hard to see. What fails later is stopping: old gradients never
+# fade.
 
 # %% tags=["solution"]
 labels = dataset.test.labels
@@ -458,12 +463,12 @@ assert together.sum == (summed.argmax(1) == labels).mean()
 
 # %% tags=["solution"]
 groups = np.arange(10) % 5 if generated else np.array([0, 0, 1, 1, 1, 1, 1, 1, 0, 0])  # CIFAR-10: 0 vehicles, 1 animals
-matrix = predictions.confusion_matrix()
+matrix = alone  # of the transformer branch alone
 same_group = groups[:, None] == groups[None, :]
 merged = matrix[same_group].sum() / matrix.sum()
 print(f"classes {np.trace(matrix) / matrix.sum():.3f}, merged {merged:.3f}")
 assert merged >= np.trace(matrix) / matrix.sum()  # never smaller: the diagonal is among what is counted
-assert merged == (groups[predictions.sum.argmax(1)] == groups[labels]).mean()
+assert merged == (groups[finished["transformer branch alone"][0].argmax(1)] == groups[labels]).mean()
 
 # %% [markdown]
 # **You now have** a training loop that you know line by line, three trained networks, and ways to see what each has and has not learnt. **Next:**

@@ -68,14 +68,21 @@ if model is None:
 model.eval()
 labels = dataset.test.labels
 predictions = evaluate(model, dataset.test, dataset)
-print(f"right, percent, of {len(labels):,} test images by CNN head/transformer head/sum: {predictions.accuracies}")
-if generated:
-    for cue, part in (("arrangement", lambda c: c // 5), ("texture", lambda c: c % 5)):
-        by_head = [
-            (part(logits.argmax(1)) == part(labels)).mean()
-            for logits in (predictions.cnn, predictions.transformer, predictions.sum)
-        ]
-        print(f"  {cue}: " + " / ".join(f"{100 * share:.1f}" for share in by_head))
+
+
+def by_cue(predictions, labels):
+    """Percent right by head, of the class and, for coupling10, of its arrangement and its texture."""
+    parts = {"class": lambda c: c}
+    if generated:
+        parts |= {"arrangement": lambda c: c // 5, "texture": lambda c: c % 5}
+    heads = (predictions.cnn, predictions.transformer, predictions.sum)
+    right = {cue: [(part(head.argmax(1)) == part(labels)).mean() for head in heads] for cue, part in parts.items()}
+    return {cue: "/".join(f"{100 * share:.1f}" for share in shares) for cue, shares in right.items()}
+
+
+print(f"percent right of {len(labels):,} test images, by CNN head/transformer head/sum of both")
+for cue, shares in by_cue(predictions, labels).items():
+    print(f"  {cue}: {shares}")
 
 # %% [markdown]
 # Read these figures before any picture. A head that has half of the coupling10 images right knows the textures and no arrangement; whatever a map of
@@ -426,15 +433,16 @@ plt.show()
 # <details><summary>Answer</summary>
 #
 # Each head reads the end of its own branch, so the cut of the way *into* that branch should hurt it: "up" the CNN head, "down" the transformer head.
-# Look at the figures before you believe it: a head that knows only the textures needs no one's help for them. And whatever is lost says how much the
-# trained network *relied* on a wire; not how good a network would be that was trained without it (notebook 09 trained those). A batch norm behind the
-# cut still expects the sum it was trained on; that alone can throw a head off.
+# Look at the figures before you believe it: a head that knows only the textures needs no one's help for them; "down" may hurt the CNN head too, as
+# its map is also made of what tokens say; and two heads that are each often wrong can be right together, if they lack different things. And whatever
+# is lost says how much the trained network *relied* on a wire; not how good a network would be that was trained without it (notebook 09 trained
+# those). A batch norm behind the cut still expects the sum it was trained on; that alone can throw a head off.
 # </details>
 
 
 # %%
 def accuracies_without(direction):
-    """Percent right by both heads when one kind of coupling unit, or both, adds nothing."""
+    """Percent right by head, of coupling10 also by cue, when one kind of coupling unit, or both, adds nothing."""
     state = model.state_dict()
     cut = Conformer(**vars(model.config)).eval()
     for plan in model.plans:
@@ -443,10 +451,11 @@ def accuracies_without(direction):
             for part in ("weight", "bias"):
                 state[f"{name}.{part}"] = np.zeros_like(state[f"{name}.{part}"])
     cut.load_state_dict(state)
-    return evaluate(cut, Split(dataset.test.images[:1000], labels[:1000]), dataset).accuracies
+    few = Split(dataset.test.images[:1000], labels[:1000])
+    return "   ".join(f"{cue} {shares}" for cue, shares in by_cue(evaluate(cut, few, dataset), few.labels).items())
 
 
-print("CNN head / transformer head / sum of both")
+print("percent right by CNN head / transformer head / sum of both")
 for direction, title in (
     (None, "as trained"),
     ("up", "no tokens to map"),
@@ -464,8 +473,8 @@ for direction, title in (
 # **2.** Class activation maps for *every* block: apply the CNN head to the maps of an earlier block that has as many channels as the last. Where does
 # the argument that justifies the map break?
 #
-# **3.** Write `attention_rollout` for a single head: which of the heads of the last block does the class token look through? Plot or print, for each
-# head of each block, how much of the class token's attention stays with itself.
+# **3.** Write `attention_rollout` with a single head of the last block, and the mean of the heads in all blocks before. Which head does the class
+# token look at the patches through? Check that the mean of these rollouts is `by_half`.
 #
 # The solutions are in the folded cells below.
 
@@ -493,14 +502,14 @@ assert np.allclose(heat[np.arange(200), :, :, answers], maps, rtol=1e-3, atol=1e
 # these.
 
 # %% tags=["solution"]
-for name, block in weights.items():
-    print(f"{name:<28}stays with itself, by head:", block[:, :, 0, 0].mean(0).round(2))
-last = weights[blocks[-1]]
-assert np.allclose(last.sum(-1), 1, atol=1e-5)
-single = [
-    np.einsum("bn,bnm->bm", np.eye(last.shape[2])[[0] * len(last)], last[:, head]) for head in range(last.shape[1])
-]
-assert all(np.allclose(rows, last[:, head, 0]) for head, rows in enumerate(single))
+*earlier, last = weights.values()  # (B, heads, N, N) each
+identity, before = np.eye(last.shape[-1]), np.eye(last.shape[-1])
+for block in earlier:
+    before = (block.mean(1) + identity) / 2 @ before
+by_head = [((last[:, head] + identity) / 2 @ before)[:, 0] for head in range(last.shape[1])]  # (B, N) each
+print("the class token's share of itself, by head:", [f"{shares[:, 0].mean():.3f}" for shares in by_head])
+print("it looks most at patches through head", int(np.argmin([shares[:, 0].mean() for shares in by_head])))
+assert np.allclose(np.mean(by_head, axis=0), by_half, atol=1e-5)
 
 # %% [markdown]
 # **You now have** six ways to look into a network, and for each a check: maps whose mean is the logit, shares that sum to one, a rebuilt class

@@ -141,9 +141,10 @@ plt.show()
 #
 # <details><summary>Answer</summary>
 #
-# On a GPU most often nothing that you would notice: what comes after an array belongs to the same process, so threads 10 and 11 read what
-# happens to be there and *overwrite* it. Another array is now wrong, and you search there. Here it is an exception that names the
-# kernel, block, thread, byte, argument and line. Thread 2 of block 2 is number 10: the first without an element, and byte 40 is where it looks.
+# On a GPU most often nothing that you would notice: threads 10 and 11 read what happens to lie behind `a` and `b`, and write behind `c`. Here that is
+# padding (CuPy hands out memory in units of 512 bytes); behind 128 floats it may be another array, which is now wrong, and you search there. Here it
+# is an exception that names the kernel, block, thread, byte, argument and line. Thread 2 of block 2 is number 10: the first without an element, and
+# byte 40 is where it looks.
 # </details>
 
 # %%
@@ -203,8 +204,9 @@ assert total == x.sum()
 # <details><summary>Answer</summary>
 #
 # (a) A thread reads an element that nobody has written yet. (b) A thread writes a sum where another may still be reading, or reads one that is
-# not finished: a race. (c) A barrier waits for *all* threads of the block, and 32 of them have gone. A GPU may then hang, or go on as if
-# nothing were: CUDA does not say.
+# not finished: a race. (c) Where threads take different ways, a barrier may be on none of them: CUDA's guide says that the code is then likely to
+# hang or to do something unintended. (Cards since Volta wait only for threads that have not ended, so here it would probably pass. The emulator
+# forbids it all the same.)
 #
 # On a GPU (a) and (b) may well give the right result: for months, until a larger block, another card, or another compiler.
 # </details>
@@ -378,8 +380,8 @@ plt.show()
 # <details><summary>Answer</summary>
 #
 # 32, one for each row. With 31 everything is thrown out just before it is needed again: 8 times the bytes. A warp per row needs none. One
-# multiprocessor of an H100 runs up to 64 warps at once: for x alone, they would hold 64 x 32 cache lines of 128 bytes. That is 256 KB, all that its
-# first-level cache and shared memory have together; and there is y, too.
+# multiprocessor of an H100 runs up to 64 warps at once: for x alone, they would hold 64 x 32 sectors. A cache sets aside a whole line of 128 bytes
+# even where one sector of it is filled: that is 256 KB, all that its first-level cache and shared memory have together; and there is y, too.
 # </details>
 
 

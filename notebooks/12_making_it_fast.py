@@ -320,7 +320,7 @@ out = np.empty_like(line)
 
 
 def chain(block):
-    """out = sqrt(line^2 * 0.5 + 1), five steps, in blocks."""
+    """out = sqrt(line^2 * 0.5 + 1), four steps, in blocks."""
     for start in range(0, len(line), block):
         part, result = line[start : start + block], out[start : start + block]
         np.multiply(part, part, out=result)
@@ -393,9 +393,10 @@ for threads in (1, 2):
 #
 # <details><summary>Answer</summary>
 #
-# 160 MiB are 40,960 pages of 4096 bytes; with huge pages of 2 MiB, which the system may use for large arrays, as few as 80. Before, every round pays
-# them again; after, only the first. The time falls in the same proportion as far as the faults were what it was spent on. The price: the process
-# holds on to its largest size.
+# 160 MiB are 40,960 pages of 4096 bytes; with huge pages of 2 MiB, which the system may use for large arrays, as few as 80. (In between, some 5,000:
+# an array that does not begin at a multiple of 2 MiB has 7 huge pages and, at its ends, about 500 small ones.) Before, every round pays them again;
+# after, only the first. The time falls in the same proportion as far as the faults were what it was spent on. The price: the process holds on to its
+# largest size.
 # </details>
 
 # %%
@@ -433,7 +434,8 @@ else:
 # <details><summary>Answer</summary>
 #
 # In evaluation mode, yes. In training, no: a batch norm uses the mean and variance of all images it is given, so every image's output depends on the
-# others. Two halves have other statistics than the whole, and the mean of the gradients is the gradient of another function. It is not wrong, it is
+# others. Two halves have other statistics than the whole, and the mean of the gradients is the gradient of another function: the difference need
+# not be small beside the gradient. It is not wrong, it is
 # what training with half the batch size per norm means; but it does not reproduce the one-process run. "Synchronised" batch norm exchanges the
 # statistics as well: exercise 2.
 # </details>

@@ -60,8 +60,8 @@ class Axis(NamedTuple):
 def window_axes(shape: tuple[int, ...], kernel_size: int | Pair, stride: int | Pair | None, padding: int | Pair) -> tuple[Axis, Axis]:
     """The windows along the rows and along the columns of an image (B, H, W, C)."""
     stride = kernel_size if stride is None else stride
-    kernels, strides, paddings = ((value, value) if isinstance(value, int) else value for value in (kernel_size, stride, padding))
-    rows, columns = (Axis(*numbers) for numbers in zip(shape[1:3], kernels, strides, paddings, strict=True))
+    kernels, strides, paddings = (value if isinstance(value, tuple | list) else (value, value) for value in (kernel_size, stride, padding))
+    rows, columns = (Axis(*map(int, numbers)) for numbers in zip(shape[1:3], kernels, strides, paddings, strict=True))
     return rows, columns
 
 
@@ -70,10 +70,10 @@ def check_pool(name: str, x: Tensor, kernel_size: int | Pair, stride: int | Pair
     if x.ndim != 4 or x.dtype.kind != "f":
         raise ValueError(f"{name}: x must be a float Tensor (B, H, W, C), it is {x.dtype} of shape {x.shape}")
     for what, value, least in (("kernel_size", kernel_size, 1), ("stride", stride, 1), ("padding", padding, 0)):
-        pair = (value, value) if isinstance(value, int) else value
+        pair = value if isinstance(value, tuple | list) else (value, value)
         if value is None and what == "stride":
             continue
-        if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(isinstance(n, int | np.integer) and n >= least for n in pair):
+        if len(pair) != 2 or not all(isinstance(n, int | np.integer) and n >= least for n in pair):
             raise ValueError(f"{name}: {what} must be a whole number of at least {least} or a pair (rows, columns) of them, it is {value!r}")
     for axis in window_axes(x.shape, kernel_size, stride, padding):
         if 2 * axis.padding > axis.kernel:

@@ -34,7 +34,8 @@ def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) 
         A number; nan for an empty batch, as in PyTorch.
 
     Raises:
-        ValueError: shapes that do not fit together, a label that is no class, a label_smoothing outside [0, 1].
+        ValueError: shapes that do not fit together, a label_smoothing outside [0, 1], a label that is no class (on the
+            CPU; the GPU is not waited for: loss and gradient of that row are nan).
         TypeError: labels of another dtype.
 
     Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.cross_entropy.html; smoothing: Szegedy et al. 2015, section 7.

@@ -31,7 +31,7 @@ def softmax(x: Tensor, axis: int = -1) -> Tensor:
         The shape of x. A row of only -inf gives nan, as in PyTorch.
 
     Raises:
-        ValueError: an axis that x does not have.
+        ValueError: an axis that x does not have. TypeError: x is not of floats.
 
     Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.softmax.html
     """

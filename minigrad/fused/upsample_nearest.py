@@ -37,15 +37,16 @@ def upsample_nearest(x: Tensor, scale_factor: int | Pair) -> Tensor:
 
 
 def _pair(scale_factor: int | Pair) -> Pair:
-    return (scale_factor, scale_factor) if isinstance(scale_factor, int) else scale_factor
+    rows, columns = scale_factor if isinstance(scale_factor, tuple | list) else (scale_factor, scale_factor)
+    return int(rows), int(columns)
 
 
 @upsample_nearest.check_shapes
 def _check(x, scale_factor) -> None:
     if x.ndim != 4 or x.dtype.kind != "f":
         raise ValueError(f"upsample_nearest: x must be a float Tensor (B, H, W, C), it is {x.dtype} of shape {x.shape}")
-    pair = _pair(scale_factor)
-    if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(isinstance(n, int | np.integer) and n >= 1 for n in pair):
+    pair = scale_factor if isinstance(scale_factor, tuple | list) else (scale_factor, scale_factor)
+    if len(pair) != 2 or not all(isinstance(n, int | np.integer) and n >= 1 for n in pair):
         raise ValueError(f"upsample_nearest: scale_factor must be a whole number of at least 1 or a pair of them, it is {scale_factor!r}")
 
 

@@ -27,7 +27,7 @@ class MultiHeadAttention(Module):
         qkv: Linear(E, 3 E). proj: Linear(E, E).
 
     Raises:
-        ValueError: `num_heads` does not divide `dim`.
+        ValueError: `num_heads` does not divide `dim`; `attn_drop` is not below 1.
 
     Source: Vaswani et al. 2017; names as in timm's vision transformer, which the Conformer's checkpoints use.
     """
@@ -38,6 +38,8 @@ class MultiHeadAttention(Module):
         super().__init__()
         if num_heads < 1 or dim % num_heads:
             raise ValueError(f"MultiHeadAttention: dim is {dim} and num_heads {num_heads}; the heads must divide the width")
+        if not attn_drop < 1:
+            raise ValueError(f"MultiHeadAttention: attn_drop is {attn_drop}; it must be below 1, or no token hears anything")
         self.num_heads = num_heads
         self.scale = (dim // num_heads) ** -0.5 if qk_scale is None else qk_scale
         self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)

@@ -1,8 +1,7 @@
 """Initialisers: they fill a tensor in place and return it.
 
 Their draws come from `minigrad/random.py` with the purpose "init", so `manual_seed` makes a model reproducible, on every device and in every
-dtype: numbers are drawn in float64 on the CPU and then cast. Names, arguments and distributions are PyTorch's. Read next: `linear.py`, which uses
-    them.
+dtype: numbers are drawn in float64 on the CPU and then cast. Names and distributions are PyTorch's. Read next: `linear.py`, which uses them.
 """
 
 from __future__ import annotations
@@ -37,9 +36,9 @@ def ones_(tensor: Tensor) -> Tensor:
     return _fill(tensor, 1.0)
 
 
-def uniform_(tensor: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
-    """Fill with numbers drawn uniformly from [low, high)."""
-    return _fill(tensor, _generator().uniform(low, high, tensor.shape))
+def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0) -> Tensor:
+    """Fill with numbers drawn uniformly from [a, b)."""
+    return _fill(tensor, _generator().uniform(a, b, tensor.shape))
 
 
 def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
@@ -77,12 +76,13 @@ def trunc_normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float 
     return _fill(tensor, values.reshape(tensor.shape))
 
 
-def calculate_gain(nonlinearity: str, a: float = 0.0) -> float:
+def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
     """The factor that keeps the variance of activations through `nonlinearity`: "linear", "conv2d", "sigmoid", "tanh", "relu", or "leaky_relu"
-    with slope `a`.
+    with slope `param` (0.01 if not given).
 
     Source: https://docs.pytorch.org/docs/stable/nn.init.html#torch.nn.init.calculate_gain
     """
+    a = 0.01 if param is None else param
     gains = {"linear": 1.0, "conv2d": 1.0, "sigmoid": 1.0, "tanh": 5 / 3, "relu": math.sqrt(2), "leaky_relu": math.sqrt(2 / (1 + a * a))}
     if nonlinearity not in gains:
         raise ValueError(f"calculate_gain: nonlinearity is {nonlinearity!r}; give one of {', '.join(gains)}")

@@ -208,7 +208,8 @@ class Module:
             The module itself.
 
         Raises:
-            TypeError: `dtype` is not a floating-point type. ValueError: there is no such device. Nothing has changed then.
+            TypeError: `dtype` is not a floating-point type. ValueError: there is no such device. RuntimeError: "cuda" without CuPy or a GPU.
+            Nothing has changed then.
         """
         wanted = None if dtype is None else np.dtype(dtype)
         if wanted is not None and wanted.kind != "f":

@@ -104,6 +104,11 @@ class TestAvgPool2d(Proof):
         PAGE.for_image_blocks(lambda block: seen.extend(range(100)[block]), np.zeros((images, 5, 6, 1)))
         assert sorted(seen) == list(range(images))
 
+    def test_numpy_s_whole_numbers_are_whole_numbers(self) -> None:
+        x = Tensor(rng(3).standard_normal((1, 4, 4, 1)))
+        y = avg_pool2d(x, np.int64(2), stride=np.int32(1), padding=np.int64(1))  # type: ignore[arg-type]
+        np.testing.assert_array_equal(y.numpy(), avg_pool2d(x, 2, stride=1, padding=1).numpy())
+
     def test_a_nan_stays_in_its_windows(self) -> None:
         x = rng(2).standard_normal((1, 4, 4, 1))
         x[0, 0, 1, 0] = np.nan

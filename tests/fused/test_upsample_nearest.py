@@ -40,6 +40,12 @@ class TestUpsampleNearest(Proof):
         Refusal(case((2, 3, 3, 1), (2, 2, 2)), ValueError, "scale_factor must be"),
     ]
 
+    def test_numpy_s_whole_numbers_are_whole_numbers(self) -> None:
+        x = Tensor(rng(3).standard_normal((1, 2, 2, 1)), requires_grad=True)
+        y = upsample_nearest(x, np.int64(2))  # type: ignore[arg-type]
+        y.backward(Tensor(np.ones(y.shape)))
+        assert y.shape == (1, 4, 4, 1) and x.grad is not None and (x.grad.numpy() == 4).all()
+
     def test_values_are_copied_exactly(self) -> None:
         x = np.array([[[[np.inf], [-0.0]], [[np.nan], [1e-310]]]])
         y = upsample_nearest(Tensor(x), 2).numpy()

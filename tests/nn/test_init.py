@@ -41,7 +41,7 @@ def normal_cdf(values: np.ndarray, mean: float, std: float) -> np.ndarray:
 
 
 def test_uniform():
-    values = filled(init.uniform_, 100, 100, low=-0.3, high=0.7)
+    values = filled(init.uniform_, 100, 100, a=-0.3, b=0.7)
     assert values.min() >= -0.3 and values.max() < 0.7
     assert distance(values, lambda v: v + 0.3) < 1.95
 
@@ -73,6 +73,7 @@ def test_kaiming_spread_is_pytorchs(mode: str, nonlinearity: str, a: float):
     shape = (64, 16, 3, 3)
     gain = torch.nn.init.calculate_gain(nonlinearity, a)  # type: ignore[arg-type]
     assert init.calculate_gain(nonlinearity, a) == pytest.approx(gain, rel=1e-15)
+    assert init.calculate_gain(nonlinearity) == pytest.approx(torch.nn.init.calculate_gain(nonlinearity), rel=1e-15)  # type: ignore[arg-type]
     fan = torch.nn.init._calculate_correct_fan(torch.empty(shape), mode)
     std = gain / math.sqrt(fan)
     assert distance(filled(init.kaiming_normal_, *shape, a=a, mode=mode, nonlinearity=nonlinearity), lambda v: normal_cdf(v, 0, std)) < 1.95

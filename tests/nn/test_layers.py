@@ -185,6 +185,8 @@ def test_attention_names_and_errors():
         nn.MultiHeadAttention(6, 4)
     with pytest.raises(ValueError, match=r"give tokens \(B, N, E\)"):
         nn.MultiHeadAttention(6, 3)(Tensor(np.ones((5, 6))))
+    with pytest.raises(ValueError, match="attn_drop is 1.0; it must be below 1"):
+        nn.MultiHeadAttention(6, 3, attn_drop=1.0)
 
 
 @pytest.mark.parametrize(
