@@ -5,9 +5,9 @@
     python -m tests.mutants --survivors              what nothing noticed the last time: does the new test bite?
     python -m tests.mutants --show-survivors         what the results on file say, without running anything
 
-Each change runs in a forked child of this process (`mutants_workers.py`). First come the tests of the file the change is in (PLAN), then those of its
-users, unless these have noticed more of the changes beside it. Each result is a line of a JSONL file. That a test has failed holds as long as the
-changed file, the test, and what its file has besides tests stay the same, comments aside; that none has, as long as none of the tests changes.
+Each change runs in a forked child of this process (`mutants_workers.py`). First come tests that noticed changes beside it, then those of the file
+the change is in (PLAN), then those of its users. Each result is a line of a JSONL file. That a test has failed holds as long as the changed file, the
+test, and what its file has besides tests stay the same, comments aside; that none has, as long as none of the tests changes.
 
 Changes that are none (another way to the same numbers) are listed with their reason in `tests/mutants_equivalent.toml`. Read next:
 `mutants_workers.py`.

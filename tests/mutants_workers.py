@@ -1,8 +1,8 @@
 """Runs tests on changed sources: forked children that have imported what the tests need and nothing of the project, several at a time.
 
-A child's import hook hands out the changed source. Those files come first, and in them those tests, that noticed most other changes of the same
-function; then tests named for the operation, fast ones before slow ones, until one fails. A change that hangs, crashes or takes all the memory is
-noticed too. Read next: `mutations.py`.
+A child's import hook hands out the changed source. First come, from all files, the tests that noticed other changes of the same function, those that
+noticed many in a short time before others; then file by file the tests named for the operation, then the rest, fast ones before slow ones, until one
+fails. A change that hangs, crashes or takes all the memory is noticed too. Read next: `mutations.py`.
 """
 
 from __future__ import annotations
@@ -35,10 +35,11 @@ PYTEST += ["-k", "not under_address_sanitizer"]  # they run the other tests agai
 
 @dataclass(frozen=True)
 class Stage:
-    """Test files that run together; `named`: only those tests in them that name the changed operation."""
+    """Test files that run together; `named`: only those tests in them that name the changed operation; `tests`: only these, in this order."""
 
     files: tuple[str, ...]
     named: bool = False
+    tests: tuple[str, ...] = ()
 
 
 @dataclass
@@ -75,8 +76,8 @@ class _ChangedModule(importlib.machinery.SourceFileLoader, importlib.abc.MetaPat
 class _Watcher:
     """Puts the tests in order, and hands over the outcome at the end, without the seconds pytest takes to leave."""
 
-    def __init__(self, pipe: int, module: _ChangedModule | None, job: Job, known: dict[str, float], keen: Counter[str]):
-        self.pipe, self.module, self.known, self.keen = pipe, module, known, keen
+    def __init__(self, pipe: int, module: _ChangedModule | None, job: Job, known: dict[str, float]):
+        self.pipe, self.module, self.known, self.chosen, self.ran = pipe, module, known, job.left[0].tests, job.tests
         self.names, self.only_named = {_key(name) for name in job.names}, job.left[0].named and job.mutant is not None
         self.failed, self.message, self.tests = "", "", Counter()
 
@@ -89,9 +90,12 @@ class _Watcher:
             settings.load_profile("mutants")
 
     def pytest_collection_modifyitems(self, items: list) -> None:
+        if self.chosen:
+            items[:] = sorted((item for item in items if item.nodeid in self.chosen), key=lambda item: self.chosen.index(item.nodeid))
+            return
         named = {item.nodeid for item in items if self.is_named(item)}
-        chosen = [item for item in items if item.nodeid in named or not self.only_named]
-        items[:] = sorted(chosen, key=lambda item: (-self.keen[item.nodeid], item.nodeid not in named, self.known.get(item.nodeid, 0.0)))
+        left = [item for item in items if item.nodeid not in self.ran and (item.nodeid in named or not self.only_named)]
+        items[:] = sorted(left, key=lambda item: (item.nodeid not in named, self.known.get(item.nodeid, 0.0)))
 
     def is_named(self, item: Any) -> bool:
         operation = getattr(getattr(item, "cls", None), "op", None)
@@ -134,7 +138,7 @@ def _key(name: str) -> str:
     return name.replace("_", "").lower()
 
 
-def _child(pipe: int, root: Path, job: Job, known: dict[str, float], keen: Counter[str]) -> None:
+def _child(pipe: int, root: Path, job: Job, known: dict[str, float]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
@@ -150,7 +154,7 @@ def _child(pipe: int, root: Path, job: Job, known: dict[str, float], keen: Count
             os.write(pipe, json.dumps({"passed": False, "by": "", "error": f"not Python: {error}"}).encode())
             os._exit(0)
         sys.meta_path.insert(0, module)
-    watcher = _Watcher(pipe, module, job, known, keen)
+    watcher = _Watcher(pipe, module, job, known)
     status = pytest.main([*PYTEST, f"--rootdir={root}", *job.left[0].files], plugins=[watcher])
     watcher.leave(int(status))  # reached where pytest has not come as far as a session
 
@@ -168,6 +172,7 @@ class Job:
     left: list[Stage]
     seconds: float = 0.0
     ran: tuple[str, ...] = ()  # the files of the stage that ended last
+    tests: tuple[str, ...] = ()  # those that came first, and passed
 
     @property
     def place(self) -> tuple[str, str] | None:
@@ -180,7 +185,7 @@ class Workers:
     def __init__(self, root: Path, count: int, limit: float):
         self.root, self.count, self.limit = root, count, limit
         self.known: dict[str, float] = {}  # seconds of every test
-        self.keen: dict[tuple, Counter[str]] = {}  # tests that noticed other changes of the same function, and how many: they come first
+        self.keen: dict[tuple, Counter[str]] = {}  # tests that noticed other changes of the same function, and how many
         self.usual: dict[Stage, float] = {}  # seconds of every stage where all tests pass
         self.selector = selectors.DefaultSelector()
         self.running: dict[int, tuple[Job, int, float, float, bytearray]] = {}
@@ -204,7 +209,7 @@ class Workers:
                     if job.mutant is None and outcome.passed:
                         self.known.update(outcome.tests)
                         self.usual[done] = outcome.seconds
-                    if not outcome.passed:
+                    if not outcome.passed and "::" in outcome.by:
                         self.keen.setdefault(job.place, Counter())[outcome.by] += 1
                     if outcome.passed and job.left:
                         waiting.append(job)
@@ -216,21 +221,22 @@ class Workers:
 
     def _start(self, job: Job) -> None:
         reading, writing = os.pipe()
-        keen = self.keen.get(job.place, Counter())
-        if not job.ran:
-            job.left.sort(key=lambda stage: -sum(times for test, times in keen.items() if test.partition("::")[0] in stage.files))
+        if (keen := self.keen.get(job.place)) and not job.ran and not job.tests:
+            job.tests = tuple(sorted(keen, key=lambda test: (self.known.get(test, 0.0) + 0.1) / keen[test]))
+            job.left.insert(0, Stage(tuple(dict.fromkeys(test.partition("::")[0] for test in job.tests)), tests=job.tests))
         stage = job.left[0]
         process = os.fork()
         if process == 0:
             try:
                 os.setpgrp()
-                _child(writing, self.root, job, self.known, keen)
+                _child(writing, self.root, job, self.known)
             finally:
                 os._exit(70)
         with suppress(OSError):  # whichever of the two comes first
             os.setpgid(process, process)  # what it starts ends with it
         os.close(writing)
-        limit = 5 + 5 * self.usual[stage] if stage in self.usual else self.limit  # a hang, not a busy machine
+        usual = sum(self.known.get(test, self.limit) for test in stage.tests) if stage.tests else self.usual.get(stage, self.limit)
+        limit = min(5 + 5 * usual, self.limit)  # a hang, not a busy machine
         now = time.monotonic()
         self.running[reading] = (job, process, now, now + limit, bytearray())
         self.selector.register(reading, selectors.EVENT_READ)

@@ -361,7 +361,7 @@ def test_a_change_that_hangs_is_noticed(toy: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-def test_the_file_comes_first_that_noticed_other_changes_of_a_function(toy: Path, monkeypatch: pytest.MonkeyPatch):
+def test_tests_that_noticed_other_changes_of_a_function_come_first(toy: Path, monkeypatch: pytest.MonkeyPatch):
     def child(pipe: int, root: Path, job: Job, *others: object) -> None:
         os.write(pipe, json.dumps({"passed": job.left[0] == near, "by": "tests/far.py::test", "error": ""}).encode())
         os._exit(0)
@@ -370,4 +370,5 @@ def test_the_file_comes_first_that_noticed_other_changes_of_a_function(toy: Path
     near, far = Stage(("tests/near.py",)), Stage(("tests/far.py",))
     chosen = [mutant for mutant in mutants("minigrad/fused/area.py", TOY) if mutant.unit == "half"]
     ended = [job for job, _ in Workers(toy, 1, limit=60).run(Job(mutant, TOY, set(), [near, far]) for mutant in chosen)]
-    assert [job.left for job in ended] == [[]] + [[near]] * (len(chosen) - 1)
+    assert [job.left for job in ended] == [[]] + [[near, far]] * (len(chosen) - 1)
+    assert [job.tests for job in ended] == [()] + [("tests/far.py::test",)] * (len(chosen) - 1)
