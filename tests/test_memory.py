@@ -290,6 +290,8 @@ def test_200_training_steps_leave_nothing_behind():
         return {"tensors": kinds.count(Tensor), "nodes": kinds.count(Node), "objects": len(objects)}
 
     counts, sizes = [], []
+    freed = [[(None,) * size + (object(),) for _ in range(2000)] for size in range(20)]
+    del freed  # Python keeps up to 2000 freed tuples of each size for later; filled up step by step, these lists would look like a leak
     tracemalloc.start()
     try:
         for number in range(1, 201):
@@ -302,5 +304,4 @@ def test_200_training_steps_leave_nothing_behind():
     first, _, last = counts
     assert first["tensors"] == last["tensors"] and first["nodes"] == last["nodes"] == 0, counts
     assert last["objects"] - first["objects"] < 180, counts  # less than one a step
-    # Less than a kilobyte a step, and every feature map is larger. (Python keeps freed tuples for later, and tracemalloc counts them.)
-    assert sizes[2] - sizes[0] < 180 * 1000, sizes
+    assert sizes[2] - sizes[0] < 180 * 300, sizes  # bytes; every feature map is larger, and most parameters
