@@ -445,8 +445,8 @@ assert all(size > 0 for (head, i, _), size in gradients.items() if head == "CNN 
 # Take one pixel of the CNN branch's map after block 2, and ask: which pixels of the image does it react to? That is the gradient of the one with
 # respect to the others. On the left the CNN branch alone (`CNNBranch`, the same weights, no FCU), on the right the Conformer.
 #
-# **Predict:** how large is the coloured region on the left? (There is one 3x3 convolution each in `conv_1` and in block 2's two bottlenecks, and one in
-# the *stem*, which comes before the branches part.) And on the right?
+# **Predict:** how large is the coloured region on the left? (There is one 3x3 convolution each in `conv_1` and in block 2's two bottlenecks, and one
+# in the *stem*, which comes before the branches part.) And on the right?
 #
 # <details><summary>Answer</summary>
 #

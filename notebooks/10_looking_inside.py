@@ -46,11 +46,11 @@ try:  # CIFAR-10 where it is on this machine already, else images that are gener
     if about and about.dataset != "cifar10":
         raise data.DataError("the run is of another data set")
     dataset = data.load("cifar10", os.environ.get("CONFORMER_DATA") or data.cache_folder())
-    dataset = replace(dataset, test=Split(dataset.test.images[:2000], dataset.test.labels[:2000]))
+    dataset = replace(dataset, test=Split(dataset.test.images[:1000], dataset.test.labels[:1000]))
 except data.DataError:
     splits = [
         Split(*coupling10.generate(count, split=split))
-        for split, count in enumerate((1000, 400) if FAST else (20_000, 2000))
+        for split, count in enumerate((1000, 400) if FAST else (13_000, 1000))
     ]
     dataset = Dataset(
         "coupling10", coupling10.CLASSES, coupling10.MEAN, coupling10.STD, *splits, source="its generator"
@@ -158,7 +158,7 @@ plt.show()
 # </details>
 
 # %%
-few = images[: 20 if FAST else 100]
+few = images[: 20 if FAST else 60]
 signs = {
     offset: np.eye(10)[answers[: len(few)]] - np.roll(np.eye(10), offset, axis=1)[answers[: len(few)]]
     for offset in (5, 1)
@@ -451,7 +451,7 @@ def accuracies_without(direction):
             for part in ("weight", "bias"):
                 state[f"{name}.{part}"] = np.zeros_like(state[f"{name}.{part}"])
     cut.load_state_dict(state)
-    few = Split(dataset.test.images[:1000], labels[:1000])
+    few = Split(dataset.test.images[:500], labels[:500])
     return "   ".join(f"{cue} {shares}" for cue, shares in by_cue(evaluate(cut, few, dataset), few.labels).items())
 
 

@@ -26,7 +26,6 @@ from minigrad.backend.kernel_source import CompileError, Kernel, Parameter
 
 __all__ = [
     "Availability", "Captured", "CompileError", "Kernels", "array_module", "availability", "c_type", "connect", "emulated", "vector_width", "write",
-    "write_waiting",
 ]  # fmt: skip
 
 OPTIONS = ("-std=c++17", "-lineinfo")
@@ -156,10 +155,10 @@ def write(array: Any, values: np.ndarray) -> None:
     What is written after a capture is there for the graph, so `Captured` keeps the array.
     """
     _waiting.append((array, values))
-    write_waiting()
+    _write_waiting()
 
 
-def write_waiting() -> None:
+def _write_waiting() -> None:
     """Do what `write` could not do while work was captured; `Captured` does so itself."""
     if not _waiting or array_module().cuda.get_current_stream().is_capturing():
         return
@@ -215,7 +214,7 @@ class Captured:
                 raise
             self._graph = stream.end_capture()
             self._arrays = [*backend.kept_numbers(), *(array for array, _ in _waiting)]  # what the graph reads: it keeps addresses only
-            write_waiting()
+            _write_waiting()
         outer.wait_event(stream.record())
 
     def launch(self) -> None:

@@ -152,7 +152,6 @@ class Optimizer:
         """
         for together in self._together.values():
             together.options.write(self._all_numbers())
-        cuda.write_waiting()
 
     # --- what an optimiser is made of
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import minigrad
@@ -257,6 +257,7 @@ def test_conv2d_on_tensor_cores_has_room_for_all_pixels_that_a_tile_s_windows_se
 
 @draws(60)
 @given(geometries, st.tuples(st.integers(1, 9), st.integers(1, 12), st.integers(1, 12)), st.sampled_from([4, 16, 20]), st.sampled_from([4, 16, 20]))
+@example(Geometry((1, 1), (1, 1), (0, 0), (1, 1), 1), (1, 12, 12), 20, 20)  # 144 pixels would fit into shared memory
 def test_conv2d_on_tensor_cores_shares_the_output_s_pixels_out_for_the_weight_s_gradient(g, dy, inputs, outputs):
     times, tile, room = conv2d_tensor._weight_tile((*dy, outputs * g.groups), inputs, outputs, g)
     assert times == (1 if max(inputs, outputs) <= 16 else 2) and room == (64 * times + 32, 64 * times + 32, 0)
@@ -340,7 +341,7 @@ def test_softmax_and_cross_entropy_give_a_row_of_up_to_1024_numbers_to_a_warp(le
 # --- drop path
 
 
-def test_drop_path_has_no_more_blocks_for_a_sample_than_a_grid_s_second_number_may_be(monkeypatch: pytest.MonkeyPatch):
+def test_dropout_of_paths_has_no_more_blocks_for_a_sample_than_a_grid_s_second_number_may_be(monkeypatch: pytest.MonkeyPatch):
     """65,535, of 256 threads: a sample of 2^24 + 1 numbers, which come one by one, would want 65,537, and some blocks take two parts."""
     grids: list[tuple] = []
     monkeypatch.setattr(cuda.Kernels, "launch", lambda self, name, grid, *others: grids.append(grid))
