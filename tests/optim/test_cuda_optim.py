@@ -116,8 +116,9 @@ def test_a_run_goes_on_where_it_was_saved_on_either_device(device: Any, kind: ty
 
 
 def test_momentum_that_is_switched_on_later_starts_like_the_cpu_s(device: Any):
+    """In one group; the other has had momentum all the time, and counts on. Dampening is left out of a first step with momentum."""
     params, reference = parameters("cuda"), parameters("cpu")
-    both = [(optim.SGD(p, lr=0.1, weight_decay=0.1), p) for p in (params, reference)]
+    both = [(optim.SGD([{"params": p[:3]}, {"params": p[3:], "momentum": 0.9}], lr=0.1, dampening=0.3), p) for p in (params, reference)]
     for step in range(6):
         for optimizer, leaves in both:
             optimizer.param_groups[0]["momentum"] = [0.0, 0.0, 0.5, 0.5, 0.0, 0.7][step]
