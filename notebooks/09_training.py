@@ -50,7 +50,7 @@ try:  # nothing is downloaded
 except data.DataError:
     splits = [
         Split(*coupling10.generate(count, split=split))
-        for split, count in enumerate((1000, 200) if FAST else (15_000, 2000))
+        for split, count in enumerate((1000, 200) if FAST else (20_000, 2000))
     ]
     dataset = Dataset(
         "coupling10", coupling10.CLASSES, coupling10.MEAN, coupling10.STD, *splits, source="its generator"
@@ -142,28 +142,28 @@ norm = clip_grad_norm_([a, b], 1.0)
 print(f"norm before clipping {norm:g}; clipped: {a.grad.item():.3f}, {b.grad.item():.3f}")
 
 recipe = TrainConfig(lr=3e-3, batch_size=64, warmup=0.1, weight_decay=0.05, label_smoothing=0.1, clip_norm=1.0)
-steps, planned = (8, 8) if FAST else (220, 300)  # taken here, and planned by the schedule
+steps, planned = (8, 8) if FAST else (200, 300)  # taken here, and planned by the schedule
 decayed, spared = parameter_groups(Learner(network, recipe, planned).model, recipe.weight_decay)
 for group, what in ((decayed, "decay"), (spared, "are left alone")):
     print(f"{sum(p.size for p in group['params']):>9,} numbers in {len(group['params']):>3} parameters {what}")
 
 plt.figure(figsize=(5, 2.2))
 plt.plot([warmup_cosine(step, 300, 30, recipe.lr) for step in range(300)])
-plt.axvline(220, color="gray", linestyle=":")
+plt.axvline(200, color="gray", linestyle=":")
 plt.xlabel("step")
 plt.ylabel("learning rate")
 plt.show()
 
 # %% [markdown]
-# After the warm-up the rate falls along half a cosine: large steps find the region, small ones the bottom of it. (We shall stop at the dotted line:
-# by then the networks of this notebook have learnt what they do learn, and the rest of the schedule only costs time.)
+# After the warm-up the rate falls along half a cosine: large steps find the region, small ones the bottom of it. (We shall stop at the dotted line.
+# What is there to be learnt in so short a run has been learnt by then.)
 #
 # ## Overfit one batch first
 #
 # Before a long run, a short one that must succeed: 32 images, always the same, until the network knows them by heart. If it cannot, something is
 # broken, and hours of training will not repair it.
 #
-# **Predict:** the loss at the start and after 60 steps? And if the labels are random?
+# **Predict:** the loss at the start and after 50 steps? And if the labels are random?
 #
 # <details><summary>Answer</summary>
 #
@@ -186,9 +186,9 @@ for labels, name in (
     (dataset.train.labels[:32], "their labels"),
     (np.random.default_rng(0).integers(0, 10, 32), "random labels"),
 ):
-    losses = overfit(labels, 5 if FAST else 60)
+    losses = overfit(labels, 5 if FAST else 50)
     plt.plot(losses, label=name)
-    assert losses[-1] < (losses[0] if FAST else 0.15)
+    assert losses[-1] < (losses[0] if FAST else 0.2)
 plt.axhline(np.log(10), color="gray", linestyle=":")
 plt.xlabel("step")
 plt.ylabel("loss, 32 images")
@@ -266,7 +266,7 @@ print(f"after two steps all {len(mine.state_dict())} arrays are equal")
 # Now the Conformer, and each of its branches alone (`conformer/baselines.py`): a ResNet, and a ViT, which gets a positional embedding, as no CNN
 # branch tells its tokens where they are. The same recipe, the same batches in the same order.
 #
-# **Predict:** on coupling10, which of the three will have learnt the textures after 220 steps, which the arrangement? (On CIFAR-10: which one is
+# **Predict:** on coupling10, which of the three will have learnt the textures after 200 steps, which the arrangement? (On CIFAR-10: which one is
 # ahead?)
 #
 # <details><summary>Answer</summary>
@@ -275,8 +275,9 @@ print(f"after two steps all {len(mine.state_dict())} arrays are equal")
 # can make it where its layers are stacked high enough to see two discs at once; for the ViT, comparing tokens is a single layer's work, but it has to
 # learn *where* tokens are, and what a disc is, at the same time. The Conformer's CNN branch has the same layers as the CNN alone, and tokens that can
 # carry a colour across the image in one step. It also has more parameters than the other two, and this is one run with one seed: an observation, not
-# a law. `docs/coupling10.md` has longer runs. (On CIFAR-10, 220 steps are a quarter of an epoch, and all are far from done; the ViT is usually
-# behind: it has to learn from data what a convolution has by construction.)
+# a law. *When* a network leaves the textures behind is luck in so short a run: with the seeds 1 and 2 the Conformer, too, was still at 50 % after 300
+# steps (`replace(recipe, seed=1)` in the cell of the recipe: try it). `docs/coupling10.md` has longer runs. (On CIFAR-10, 200 steps are a quarter of
+# an epoch, and all are far from done; the ViT is usually behind: it has to learn from data what a convolution has by construction.)
 # </details>
 
 # %%
@@ -286,7 +287,7 @@ for name, build in {
     "CNN branch alone": lambda: CNNBranch(network),
     "transformer branch alone": lambda: TransformerBranch(network),
 }.items():
-    minigrad.manual_seed(0)
+    minigrad.manual_seed(recipe.seed)
     networks[name] = build()
     logs[name] = train(networks[name], steps)
     size = sum(parameter.size for parameter in networks[name].parameters())
