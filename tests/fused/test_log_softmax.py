@@ -20,7 +20,7 @@ class TestLogSoftmax(Proof):
     op = log_softmax
     in_torch = staticmethod(lambda x, axis=-1: torch.log_softmax(x, axis))
     cases = along_an_axis(("ordinary", "large", "ties", "ruled out"))
-    smooth = along_an_axis(("ordinary", "large", "ties"))  # -inf has no differences
+    smooth = along_an_axis(("ordinary", "ties"))  # -inf has no differences, and those of numbers of ten thousand are rounded too coarsely
     examples = EXAMPLES
     keeps = {"x": "out"}
     float32 = [Case([3 * rng(1).standard_normal(shape)]) for shape in [(4, 3, 17, 17), (2, 4, 65, 65), (16, 10), (16, 1000)]]
