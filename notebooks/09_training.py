@@ -223,7 +223,7 @@ def answers(model, split):
 
 
 def train(model, steps, every=50):
-    """Take `steps` steps of the planned ones; returns a log: losses by head and gradient norms by step, and test logits now and then."""
+    """Take `steps` of the planned steps; a log: losses by head and gradient norms by step, test logits now and then."""
     optimizer = AdamW(parameter_groups(model, recipe.weight_decay), lr=recipe.lr)
     schedule = WarmupCosine(optimizer, planned, int(recipe.warmup * planned))
     log = {"losses": [], "norms": [], "tests": {}, "seconds": -time.perf_counter()}

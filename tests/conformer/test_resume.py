@@ -305,7 +305,7 @@ def test_accumulated_parts_are_one_step(config: TrainConfig) -> None:
 
 
 def test_time_budget(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    config = replace(config, time_budget="1.5s")
+    config = replace(config, epochs=None, time_budget="1.5s")
     run = folder(config)
     trainer = Trainer(config)
     assert json.loads((run / "config.json").read_text())["steps"] is None
@@ -326,7 +326,7 @@ def test_time_budget(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, capsy
 
 
 def test_a_resumed_run_keeps_the_steps_of_its_budget(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = replace(config, time_budget="30m")
+    config = replace(config, epochs=None, time_budget="30m")
     monkeypatch.setattr(train, "steps_within", lambda *_: 12)
     whole = train.train(config).folder
     other = replace(config, out=whole.with_name("other"))
