@@ -99,8 +99,8 @@ class Conformer(nn.Module):
         """Logits of both heads; their sum is the network's answer (Peng et al. 2021, section 3).
 
         Args:
-            images: (B, H, W, in_chans), normalised, of the parameters' dtype; multiples of
-                `config.size_multiple` fit, and what the stem rounds up to one (`config.stem_size`).
+            images: (B, H, W, in_chans), normalised, of the parameters' dtype; H and W are multiples of
+                `config.size_multiple`, or what the stem rounds up to one (`config.stem_size`).
 
         Returns:
             The CNN head's logits (B, K) and the transformer head's (B, K).

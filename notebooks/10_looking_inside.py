@@ -150,7 +150,7 @@ plt.show()
 # <details><summary>Answer</summary>
 #
 # You would think most of it, in both. When this was written, the gradient had 23 % in the discs, hardly more than chance, for the arrangement as for
-# the texture, and a lattice that comes from the stem's stride of 2; the occlusion had 48 % in them for the arrangement (36 % for the texture). The
+# the texture, and a lattice that comes from the stem's stride of 2; the occlusion had 48 % in them for the arrangement (34 % for the texture). The
 # gradient is about infinitely small changes in *any* direction, also in directions in which no image ever differs from another, and a trained
 # network reacts to those everywhere. The occlusion makes a change that means something: a part of a disc is gone. A map is an answer to the question
 # that was asked. (If the CNN head above has about 50 % right, no map can show where it sees the arrangement. On CIFAR-10 c + 5 and c + 1 are just
@@ -503,7 +503,7 @@ assert np.allclose(heat[np.arange(200), :, :, answers], maps, rtol=1e-3, atol=1e
 
 # %% tags=["solution"]
 *earlier, last = weights.values()  # (B, heads, N, N) each
-identity, before = np.eye(last.shape[-1]), np.eye(last.shape[-1])
+before = identity
 for block in earlier:
     before = (block.mean(1) + identity) / 2 @ before
 by_head = [((last[:, head] + identity) / 2 @ before)[:, 0] for head in range(last.shape[1])]  # (B, N) each
