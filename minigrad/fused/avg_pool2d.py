@@ -15,10 +15,10 @@ import numpy as np
 from minigrad import ops
 from minigrad.backend import cuda
 from minigrad.backend.cpu import parallel_rows
+from minigrad.fused.pair import Pair, check_pair, pair
 from minigrad.op import fused
 from minigrad.tensor import Tensor
 
-Pair = tuple[int, int]
 BLOCK = 1 << 18  # elements worked on at a time, and the fewest a thread is started for
 
 
@@ -59,9 +59,8 @@ class Axis(NamedTuple):
 
 def window_axes(shape: tuple[int, ...], kernel_size: int | Pair, stride: int | Pair | None, padding: int | Pair) -> tuple[Axis, Axis]:
     """The windows along the rows and along the columns of an image (B, H, W, C)."""
-    stride = kernel_size if stride is None else stride
-    kernels, strides, paddings = (value if isinstance(value, tuple | list) else (value, value) for value in (kernel_size, stride, padding))
-    rows, columns = (Axis(*map(int, numbers)) for numbers in zip(shape[1:3], kernels, strides, paddings, strict=True))
+    strides = pair(kernel_size if stride is None else stride)
+    rows, columns = (Axis(*numbers) for numbers in zip(shape[1:3], pair(kernel_size), strides, pair(padding), strict=True))
     return rows, columns
 
 
@@ -69,12 +68,10 @@ def check_pool(name: str, x: Tensor, kernel_size: int | Pair, stride: int | Pair
     """Raise ValueError, in the name of the op `name`, for what cannot be pooled."""
     if x.ndim != 4 or x.dtype.kind != "f":
         raise ValueError(f"{name}: x must be a float Tensor (B, H, W, C), it is {x.dtype} of shape {x.shape}")
-    for what, value, least in (("kernel_size", kernel_size, 1), ("stride", stride, 1), ("padding", padding, 0)):
-        pair = value if isinstance(value, tuple | list) else (value, value)
-        if value is None and what == "stride":
-            continue
-        if len(pair) != 2 or not all(isinstance(n, int | np.integer) and n >= least for n in pair):
-            raise ValueError(f"{name}: {what} must be a whole number of at least {least} or a pair (rows, columns) of them, it is {value!r}")
+    check_pair(name, "kernel_size", kernel_size, 1)
+    if stride is not None:
+        check_pair(name, "stride", stride, 1)
+    check_pair(name, "padding", padding, 0)
     for axis in window_axes(x.shape, kernel_size, stride, padding):
         if 2 * axis.padding > axis.kernel:
             raise ValueError(f"{name}: padding must be at most half of the window, it is {axis.padding} and the window {axis.kernel}")

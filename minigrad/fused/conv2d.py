@@ -20,17 +20,11 @@ from minigrad.fused import conv2d_tensor
 from minigrad.fused.linear import cuda_backward as linear_backward
 from minigrad.fused.linear import cuda_column_sums
 from minigrad.fused.linear import cuda_forward as linear_forward
+from minigrad.fused.pair import Pair, check_pair, pair
 from minigrad.op import fused
 from minigrad.tensor import Tensor
 
 __all__ = ["conv2d"]
-
-Pair = tuple[int, int]
-
-
-def _pair(value: int | Pair) -> Pair:
-    rows, columns = (value, value) if isinstance(value, (int, np.integer)) else value
-    return rows, columns
 
 
 class Geometry(NamedTuple):
@@ -44,7 +38,7 @@ class Geometry(NamedTuple):
 
     @classmethod
     def of(cls, weight, stride, padding, dilation, groups) -> Geometry:
-        return cls(tuple(weight.shape[2:]), _pair(stride), _pair(padding), _pair(dilation), groups)
+        return cls(tuple(weight.shape[2:]), pair(stride), pair(padding), pair(dilation), groups)
 
     @property
     def reach(self) -> Pair:
@@ -53,8 +47,8 @@ class Geometry(NamedTuple):
 
     @property
     def numbers(self) -> list[int]:
-        """What all CUDA kernels are told of the windows; those of the fields may be NumPy's."""
-        return [int(n) for n in (*self.kernel, *self.stride, *self.padding, *self.dilation)]
+        """What all CUDA kernels are told of the windows."""
+        return [*self.kernel, *self.stride, *self.padding, *self.dilation]
 
     @property
     def pointwise(self) -> bool:
@@ -120,9 +114,7 @@ def _check(x, weight, bias, stride, padding, dilation, groups) -> None:
     if x.dtype.kind != "f":
         raise TypeError(f"conv2d: x is {x.dtype}, weight {weight.dtype}; pass x.astype({str(weight.dtype)!r})")
     for name, value, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
-        numbers = value if isinstance(value, (tuple, list)) else (value, value)
-        if len(numbers) != 2 or not all(isinstance(n, (int, np.integer)) and n >= least for n in numbers):
-            raise ValueError(f"conv2d: {name} is a whole number of at least {least} or a pair of them, got {value!r}")
+        check_pair("conv2d", name, value, least)
     outputs, inputs = weight.shape[0], weight.shape[1] * groups
     if groups < 1 or outputs % groups:
         raise ValueError(f"conv2d: groups={groups} does not divide the {outputs} output channels (weight shape {weight.shape})")

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from minigrad.backend import cuda
+from minigrad.fused.pair import Pair
 
 if TYPE_CHECKING:
     from minigrad.fused.conv2d import Geometry
 
 __all__ = ["fill", "fits", "partial_weight_gradient"]
 
-Pair = tuple[int, int]
 
 _cuda = cuda.Kernels(Path(__file__).with_name("conv2d_tensor.cu"))
 _MOST_SHARED = 64 * 1024  # bytes of a block, so that an H100's multiprocessor has room for three

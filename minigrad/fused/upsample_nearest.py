@@ -8,7 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from minigrad.backend import cuda
-from minigrad.fused.avg_pool2d import Pair, avg_pool2d
+from minigrad.fused.avg_pool2d import avg_pool2d
+from minigrad.fused.pair import Pair, check_pair, pair
 from minigrad.op import fused
 from minigrad.tensor import Tensor
 
@@ -29,29 +30,22 @@ def upsample_nearest(x: Tensor, scale_factor: int | Pair) -> Tensor:
 
     Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.interpolate.html, mode "nearest" (there in NCHW).
     """
-    rows, columns = _pair(scale_factor)
+    rows, columns = pair(scale_factor)
     batch, height, width, channels = x.shape
     blocks = x.reshape(batch, height, 1, width, 1, channels).broadcast_to((batch, height, rows, width, columns, channels))
     copies = blocks * 1.0                                                  # not a view of x, even if both factors are 1
     return copies.reshape(batch, height * rows, width * columns, channels)  # (B, H rows, W columns, C)
 
 
-def _pair(scale_factor: int | Pair) -> Pair:
-    rows, columns = scale_factor if isinstance(scale_factor, tuple | list) else (scale_factor, scale_factor)
-    return int(rows), int(columns)
-
-
 @upsample_nearest.check_shapes
 def _check(x, scale_factor) -> None:
     if x.ndim != 4 or x.dtype.kind != "f":
         raise ValueError(f"upsample_nearest: x must be a float Tensor (B, H, W, C), it is {x.dtype} of shape {x.shape}")
-    pair = scale_factor if isinstance(scale_factor, tuple | list) else (scale_factor, scale_factor)
-    if len(pair) != 2 or not all(isinstance(n, int | np.integer) and n >= 1 for n in pair):
-        raise ValueError(f"upsample_nearest: scale_factor must be a whole number of at least 1 or a pair of them, it is {scale_factor!r}")
+    check_pair("upsample_nearest", "scale_factor", scale_factor, 1)
 
 
 def _block_sums(g: Tensor, scale_factor: int | Pair) -> Tensor:
-    rows, columns = _pair(scale_factor)
+    rows, columns = pair(scale_factor)
     return avg_pool2d(g, (rows, columns)) * (rows * columns)
 
 
@@ -60,7 +54,7 @@ upsample_nearest.derivative(x=lambda g, scale_factor: _block_sums(g, scale_facto
 
 def cpu_forward(x, scale_factor):
     """Columns before rows: the second, larger step then copies whole rows. Nothing is saved."""
-    rows, columns = _pair(scale_factor)
+    rows, columns = pair(scale_factor)
     return np.repeat(np.repeat(x, columns, axis=2), rows, axis=1), ()
 
 
@@ -75,12 +69,12 @@ def _cuda_launch(name: str, source, target, images, factors: Pair) -> None:
     number, width, channels = cuda.c_type(source.dtype), cuda.vector_width(source.shape[3], source, target), source.shape[3]
     types, packs = f"{number}, {number if width == 1 else 'float4'}", channels // width
     grid = target.shape[0] * target.shape[1], -(-target.shape[2] * packs // 128)
-    _cuda.launch(f"{name}<{types}>", grid, 128, source, target, images.shape[2], packs, *map(int, factors))
+    _cuda.launch(f"{name}<{types}>", grid, 128, source, target, images.shape[2], packs, *factors)
 
 
 def cuda_forward(x, scale_factor):
     """A thread for four output numbers: see upsample_nearest.cu."""
-    rows, columns = _pair(scale_factor)
+    rows, columns = pair(scale_factor)
     batch, height, width, channels = x.shape
     y = cuda.array_module().empty((batch, height * rows, width * columns, channels), x.dtype)
     _cuda_launch("upsample_nearest_forward", x, y, x, (rows, columns))

@@ -5,16 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from minigrad import functional as F
+from minigrad.fused.pair import Pair, check_pair, pair
 from minigrad.nn.linear import default_init
 from minigrad.nn.module import Module, Parameter
 from minigrad.tensor import Tensor
 
 __all__ = ["Conv2d"]
-
-
-def pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    """One number for both axes, or one for each."""
-    return (value, value) if isinstance(value, int | np.integer) else tuple(value)  # type: ignore[return-value]
 
 
 class Conv2d(Module):
@@ -31,7 +27,7 @@ class Conv2d(Module):
             +-1/sqrt(fan_in).
 
     Raises:
-        ValueError: `groups` does not divide both numbers of channels.
+        ValueError: `groups` does not divide both numbers of channels, or a window's number is not a whole one, or too small.
 
     Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.Conv2d.html
     """
@@ -43,16 +39,18 @@ class Conv2d(Module):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] = 0,
-        dilation: int | tuple[int, int] = 1,
+        kernel_size: int | Pair,
+        stride: int | Pair = 1,
+        padding: int | Pair = 0,
+        dilation: int | Pair = 1,
         groups: int = 1,
         bias: bool = True,
     ):
         super().__init__()
         if groups < 1 or in_channels % groups or out_channels % groups:
             raise ValueError(f"Conv2d: groups is {groups}; it must divide in_channels ({in_channels}) and out_channels ({out_channels})")
+        for what, value, least in (("kernel_size", kernel_size, 1), ("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
+            check_pair("Conv2d", what, value, least)
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.kernel_size, self.stride, self.padding, self.dilation = pair(kernel_size), pair(stride), pair(padding), pair(dilation)
         self.weight = Parameter(np.empty((out_channels, in_channels // groups, *self.kernel_size), np.float32))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from minigrad import functional as F
-from minigrad.nn.conv import pair
+from minigrad.fused.pair import Pair, check_pair, pair
 from minigrad.nn.module import Module
 from minigrad.tensor import Tensor
 
@@ -13,10 +13,12 @@ __all__ = ["AvgPool2d", "MaxPool2d"]
 class _Pool2d(Module):
     """What the pooling layers share: their windows."""
 
-    def __init__(self, kernel_size: int | tuple[int, int], stride: int | tuple[int, int] | None = None, padding: int | tuple[int, int] = 0):
+    def __init__(self, kernel_size: int | Pair, stride: int | Pair | None = None, padding: int | Pair = 0):
         super().__init__()
-        self.kernel_size, self.padding = pair(kernel_size), pair(padding)
-        self.stride = self.kernel_size if stride is None else pair(stride)
+        name, stride = type(self).__name__, kernel_size if stride is None else stride
+        for what, value, least in (("kernel_size", kernel_size, 1), ("stride", stride, 1), ("padding", padding, 0)):
+            check_pair(name, what, value, least)
+        self.kernel_size, self.stride, self.padding = pair(kernel_size), pair(stride), pair(padding)
 
     def extra_repr(self) -> str:
         return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"

@@ -6,6 +6,7 @@ test_norm.py, what dropout drops in test_dropout.py.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,23 @@ def test_conv2d_takes_one_number_for_both_axes(kernel: int):
 def test_conv2d_groups_must_divide_the_channels():
     with pytest.raises(ValueError, match=r"groups is 3; it must divide in_channels \(4\) and out_channels \(6\)"):
         nn.Conv2d(4, 6, 3, groups=3)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nn.Conv2d(4, 6, 1.5), "Conv2d: kernel_size must be a whole number of at least 1 or a pair .* of them, it is 1.5"),
+        (lambda: nn.Conv2d(4, 6, 3, padding=-1), "Conv2d: padding must be a whole number of at least 0 .* it is -1"),
+        (lambda: nn.Conv2d(4, 6, 3, dilation=(1, 0)), r"Conv2d: dilation must be a whole number of at least 1 .* it is \(1, 0\)"),
+        (lambda: nn.MaxPool2d((2, 2, 2)), r"MaxPool2d: kernel_size must be .* it is \(2, 2, 2\)"),
+        (lambda: nn.AvgPool2d(2, stride=0), "AvgPool2d: stride must be a whole number of at least 1 .* it is 0"),
+    ],
+    ids=["fraction", "negative", "zero in a pair", "three", "zero"],
+)
+def test_windows_are_whole_numbers_or_pairs_of_them(make: Callable[[], nn.Module], message: str):
+    """Said where the layer is made, not at the first image."""
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 @given(
