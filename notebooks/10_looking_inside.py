@@ -7,9 +7,7 @@
 
 # %%
 import inspect
-import itertools
 import os
-import time
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
@@ -17,55 +15,37 @@ import numpy as np
 from IPython.display import Code
 
 import minigrad
-from conformer import CONFIGS, Conformer, coupling10, data, explain
+from conformer import Conformer, coupling10, data, explain
 from conformer.augment import normalize
-from conformer.batches import batches
 from conformer.data import Dataset, Split
 from conformer.evaluate import evaluate
-from conformer.learner import Learner
-from conformer.options import TrainConfig
 from conformer.weights import load_weights
 from minigrad import Tensor, no_grad
 from minigrad.backend import cpu
 
-FAST = bool(os.environ.get("MINIGRAD_FAST"))  # a few steps only: the notebook runs, the network has learnt nothing
+FAST = bool(os.environ.get("MINIGRAD_FAST"))  # fewer images: it only shows that the notebook runs
 cpu.keep_freed_memory()
-run = os.environ.get("CONFORMER_RUN")  # a run folder of `conformer train`, to look into that network
+run = os.environ.get("CONFORMER_RUN", "cifar_nano_coupling10.safetensors")
 
 # %% [markdown]
 # ## A network to look into
 #
-# Any run of `conformer train` will do: name its folder in the environment variable `CONFORMER_RUN`. Without one, `cifar-nano` is trained here, about
-# two minutes, as in 09 but more slowly: it is deeper, and at 09's learning rate it did not find out about the discs in such a short run. With
+# Beside this notebook lies `cifar_nano_coupling10.safetensors`, the last weights of `make train ARGS="--dataset coupling10"`: `cifar-nano` after
+# four epochs. Any run of yours will do as well: name its folder in the environment variable `CONFORMER_RUN`. With
 # coupling10 we have the advantage of knowing the truth: the *texture* is everywhere, the *arrangement* is only in the four discs, and only in their
 # comparison.
 
 # %%
-model, about = load_weights(run) if run else (None, None)
-try:  # CIFAR-10 where it is on this machine already, else images that are generated; nothing is downloaded
-    if about and about.dataset != "cifar10":
-        raise data.DataError("the run is of another data set")
-    dataset = data.load("cifar10", os.environ.get("CONFORMER_DATA") or data.cache_folder())
-    dataset = replace(dataset, test=Split(dataset.test.images[:1000], dataset.test.labels[:1000]))
-except data.DataError:
-    splits = [
-        Split(*coupling10.generate(count, split=split))
-        for split, count in enumerate((1000, 400) if FAST else (13_000, 1000))
-    ]
-    dataset = Dataset(
-        "coupling10", coupling10.CLASSES, coupling10.MEAN, coupling10.STD, *splits, source="its generator"
-    )
-generated = dataset.name == "coupling10"
-
-if model is None:
-    began, (steps, planned) = time.perf_counter(), (4, 8) if FAST else (400, 700)
-    learner = Learner(CONFIGS["cifar-nano"], TrainConfig(lr=1e-3, batch_size=32), planned)
-    model = learner.model.train()
-    stream = itertools.chain.from_iterable(batches(dataset, 32, epoch) for epoch in itertools.count())
-    for batch in itertools.islice(stream, steps):
-        learner.train_step(batch)
-    print(f"{steps} steps on {dataset.name} in {time.perf_counter() - began:.0f} s")
+model, about = load_weights(run)
 model.eval()
+generated = about.dataset == "coupling10"
+if generated:
+    test = Split(*coupling10.generate(400 if FAST else 1000, split=1))
+    dataset = Dataset(about.dataset, about.classes, about.mean, about.std, test, test, source="its generator")
+else:
+    dataset = data.load(about.dataset)
+    dataset = replace(dataset, test=Split(dataset.test.images[:1000], dataset.test.labels[:1000]))
+print(f"{about.config}, trained on {about.dataset} for {about.step:,} steps")
 labels = dataset.test.labels
 predictions = evaluate(model, dataset.test, dataset)
 
@@ -86,8 +66,9 @@ for cue, shares in by_cue(predictions, labels).items():
 
 # %% [markdown]
 # Read these figures before any picture. A head that has half of the coupling10 images right knows the textures and no arrangement; whatever a map of
-# it shows at the discs is then no knowledge about them. (The CNN head learns the arrangement first; whether the transformer head has followed
-# depends on the number of steps.)
+# it shows at the discs is then no knowledge about them. Here both heads know both. They did not learn them together: after the first of the four
+# epochs the CNN head had all test images right, and the transformer head half. How the second came to know what the first knew is what we are going
+# to see.
 #
 # ## Class activation maps
 #
@@ -149,12 +130,11 @@ plt.show()
 #
 # <details><summary>Answer</summary>
 #
-# You would think most of it, in both. When this was written, the gradient had 23 % in the discs, hardly more than chance, for the arrangement as for
-# the texture, and a lattice that comes from the stem's stride of 2; the occlusion had 48 % in them for the arrangement (34 % for the texture). The
-# gradient is about infinitely small changes in *any* direction, also in directions in which no image ever differs from another, and a trained
-# network reacts to those everywhere. The occlusion makes a change that means something: a part of a disc is gone. A map is an answer to the question
-# that was asked. (If the CNN head above has about 50 % right, no map can show where it sees the arrangement. On CIFAR-10 c + 5 and c + 1 are just
-# two other classes.)
+# You would think most of it, in both. The gradient has 22 % in the discs, hardly more than chance, for the arrangement as for the texture, and a
+# lattice that comes from the stem's stride of 2; the occlusion has 49 % in them for the arrangement (39 % for the texture). The gradient is about
+# infinitely small changes in *any* direction, also in directions in which no image ever differs from another, and a trained network reacts to those
+# everywhere. The occlusion makes a change that means something: a part of a disc is gone. A map is an answer to the question that was asked. (On
+# CIFAR-10 c + 5 and c + 1 are just two other classes.)
 # </details>
 
 # %%
@@ -271,7 +251,7 @@ plt.show()
 #
 # Block 1's update is doubled five times: 32. Block 6's arrives as it is: 1. Of all factors, 1 + 2 + 4 + 8 + 16 + 32 = 63, the first block has half.
 # In the published networks with 12 blocks the last one has 1 part in 4,095: what the class token learns late hardly counts, unless the network
-# makes late updates larger, which training may do.
+# makes late updates larger. This one has learnt to: its last block's update is so large that it has a third of the end, against 1 part in 63.
 # </details>
 
 # %%
@@ -307,8 +287,9 @@ plt.show()
 # <details><summary>Answer</summary>
 #
 # In the first block it is a small learnt vector, and attention adds something larger: it keeps little. From then on it is doubled before each block,
-# so what attention adds is small beside it: it keeps more and more. So the measured rollout tells mainly what the early blocks read. "Half" gives the
-# last block half of everything, the one whose factor is the smallest of all.
+# so what attention adds is small beside it: up to block 5 it keeps more and more, and what these blocks read counts less and less. In the last
+# block the network breaks out: attention adds a vector some thirty times as long as before, because nothing smaller could still change the class
+# token. "Half" knows nothing of either: to it, the last block is half of everything, the one before a quarter.
 # </details>
 
 # %%
@@ -359,10 +340,11 @@ plt.show()
 #
 # <details><summary>Answer</summary>
 #
-# The texture at once, from all three: it is in every few pixels, and attention reads from all places in the first block. The arrangement rises from
-# block to block in the CNN branch, if its head is the one that knows it. In a mean over places the comparison must have been *made* already: the
-# mean of four discs is the same in both arrangements. Compare the patch tokens with the class token: the units hand the map's knowledge to the
-# tokens, block by block; whether the class token picks it up is another matter, and the doubling makes it hard for what comes late.
+# The texture at once, from all three: it is in every few pixels, and attention reads from all places in the first block. The arrangement is a
+# message that can be followed. In a mean over places the comparison must have been *made* already, as the mean of four discs is the same in both
+# arrangements; the CNN branch makes it in block 3 and has it for certain after block 4. The patch tokens, which are still ignorant after block 3,
+# have it after block 4: the coupling unit handed them the map. The class token has it only at the very end, from the large update of the last block
+# that you saw above. (On CIFAR-10 all three rise from block to block.)
 # </details>
 
 
@@ -433,10 +415,13 @@ plt.show()
 # <details><summary>Answer</summary>
 #
 # Each head reads the end of its own branch, so the cut of the way *into* that branch should hurt it: "up" the CNN head, "down" the transformer head.
-# Look at the figures before you believe it: a head that knows only the textures needs no one's help for them; "down" may hurt the CNN head too, as
-# its map is also made of what tokens say; and two heads that are each often wrong can be right together, if they lack different things. And whatever
-# is lost says how much the trained network *relied* on a wire; not how good a network would be that was trained without it (notebook 09 trained
-# those). A batch norm behind the cut still expects the sum it was trained on; that alone can throw a head off.
+# It does, and each head loses one cue and keeps the other. Without the map the transformer head is at chance with the arrangement (50 %, of two) and
+# still has every texture: the comparison of the discs was never its own. Without the tokens the CNN head is at chance with the texture (20 %, of
+# five) and keeps the arrangement: what the texture is, it had from the tokens, though the probe says that its map could have told it.
+#
+# Whatever is lost says how much the trained network *relied* on a wire; not how good a network would be that was trained without it (notebook 09
+# trained those, and a CNN branch alone does know the textures). A batch norm behind the cut still expects the sum it was trained on; that alone can
+# throw a head off.
 # </details>
 
 
