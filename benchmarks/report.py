@@ -19,6 +19,9 @@ from benchmarks.measure import NOISY, QUICK_RESULTS, RESULTS, ROOT, median, of_t
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 OURS = "minigrad"
+SLOW = 2.0  # times the fastest PyTorch: operations above it are listed with the passes they make
+PASSES = {"gelu": (17, 10), "layer_norm": (7, 11), "softmax": (5, 4), "log_softmax": (5, 4)}
+"""Calls of NumPy or BLAS that go over all numbers of x, forward and backward, counted in minigrad/fused by hand; see `passes` for the others."""
 
 
 class Result:
@@ -181,7 +184,8 @@ def ops_section(result: Result, plots: Plots) -> str:
             parts.append(f"### {config}, batch {batch}: sums over a training step, forward and backward\n\n" + table(header, rows))
             plotted = plotted or [(op, {side: total[side] for side in sides}) for op, total in ordered]
         header = ["operation and inputs", "calls", *map(result.title, sides), "ratio", "forward, minigrad", "MB", "GB/s", "of copying"]
-        rows = []
+        rows: list[list[Any]] = []
+        slowest: list[tuple[float, list[Any]]] = []
         for case, wall, forward in cases:
             shapes = " ".join("×".join(map(str, given["shape"])) for given in case["inputs"] if given)
             extra = "".join(f" {key}={case['values'][key]}" for key in ("stride", "relu") if case["values"].get(key) not in (None, False, 1, [1, 1]))
@@ -191,6 +195,16 @@ def ops_section(result: Result, plots: Plots) -> str:
             cells = [wall.get(side) for side in sides]
             best = ratio(wall.get(OURS), best_torch(wall))
             rows.append([f"{case['op']} {shapes}{extra}{where}", case["count"], *cells, best, forward.get(OURS), case["bytes"] / 1e6, reached, share])
+            if (slow := wall.get(OURS, 0) / (best_torch(wall) or float("inf"))) > SLOW:
+                slowest.append((slow, [rows[-1][0], case["count"], best, case["bytes"] / 1e6, passes(case), reached, share]))
+        if slowest:
+            header_slow = ["operation and inputs", "calls", "ratio", "MB", "passes", "GB/s", "of copying"]
+            listed = [row for _, row in sorted(slowest, key=lambda item: -item[0])]
+            parts.append(
+                f"### {config}, batch {batch}: more than {SLOW:g} times PyTorch's time\n\nA pass is a call of NumPy or BLAS that goes over all "
+                "numbers, forward + backward, block by block in the cache; PyTorch's kernels make one or two each way. Of pooling they depend on the "
+                f"window (see its page).\n\n{table(header_slow, listed)}"
+            )
         title = f"{config}, batch {batch}: every call, milliseconds"
         parts.append(f"<details><summary>{title}</summary>\n\n{table(header, rows)}\n\n</details>")
     if plotted:
@@ -198,6 +212,15 @@ def ops_section(result: Result, plots: Plots) -> str:
         plots["ops"] = lambda: bars(plotted, result, f"milliseconds in a step of {config}, batch {batch}", turned=True)
         parts.insert(1, picture("ops", "Time by operation").strip())
     return "\n\n".join(parts)
+
+
+def passes(case: dict) -> str:
+    """How often the kernels of a case go over their numbers, forward + backward."""
+    if case["op"] == "batch_norm":  # sums of x and x * x, scale, shift; sums of g and g * x, four to combine
+        residual, relu = len(case["inputs"]) > 5 and case["inputs"][5] is not None, bool(case["values"].get("relu"))
+        return f"{4 + residual + relu} + {6 + 2 * relu}"
+    forward, backward = PASSES.get(case["op"], (None, None))
+    return "–" if forward is None else f"{forward} + {backward}"
 
 
 def agreeing(turns: dict[str, list[dict]]) -> bool:

@@ -433,6 +433,20 @@ def test_the_page_says_when_a_run_was_noisy_quick_or_pinned(tmp_path: Path) -> N
     assert page.count("step.svg") == 1
 
 
+def test_the_page_lists_operations_above_twice_pytorchs_time_with_their_passes(tmp_path: Path) -> None:
+    copy, gelu, _ = all_made_up()[1]["rows"]
+    image, vector = ({"shape": shape, "kind": "f", "order": [0], "needs": True} for shape in ([4, 2, 2, 8], [8]))
+    norm = gelu["case"] | {"op": "batch_norm", "values": {"relu": True}, "inputs": [image, vector, vector, None, None, image], "count": 2}
+    plain = norm | {"values": {}, "inputs": [image, vector, vector, None, None, None]}
+    rows = [copy, *rows_of(gelu["case"], [2.0], [1.0]), *rows_of(norm, [3.0], [1.0]), *rows_of(plain, [4.0], [1.0])]
+    page = written(tmp_path, [made_up("ops", rows)])
+    listed = page[page.index("more than 2 times") : page.index("<details>")]
+    assert "gelu" not in listed  # 2.00 is not more
+    assert "| batch_norm 4×2×2×8 8 8 4×2×2×8 relu=True | 2 | 3.00 | 6 | 6 + 8 | 2 | 10 % |" in listed
+    assert listed.index("| 4.00 | 6 | 4 + 6 | 1.5 | 8 % |") < listed.index("| 3.00 |")  # the slowest first
+    assert "more than 2 times" not in written(tmp_path / "equal", [all_made_up()[1]])
+
+
 def test_the_page_names_an_operation_that_two_sides_compute_differently(tmp_path: Path) -> None:
     record = all_made_up()[1]
     for row, norm in zip(record["rows"][1:], (1.0, 1.1), strict=True):
