@@ -188,7 +188,8 @@ def ops_section(result: Result, plots: Plots) -> str:
         slowest: list[tuple[float, list[Any]]] = []
         for case, wall, forward in cases:
             shapes = " ".join("×".join(map(str, given["shape"])) for given in case["inputs"] if given)
-            extra = "".join(f" {key}={case['values'][key]}" for key in ("stride", "relu") if case["values"].get(key) not in (None, False, 1, [1, 1]))
+            stride, relu = case["values"].get("stride"), case["values"].get("relu")
+            extra = f" stride={stride}" * (stride not in (None, 1, [1, 1])) + " relu" * bool(relu)
             where = "" if case["where"] == "training step" else f" ({case['where']})"
             reached = case["bytes"] / wall[OURS] / 1e6 if OURS in wall else None
             share = f"{100 * reached / bandwidth:.0f} %" if reached and bandwidth else "–"
