@@ -372,9 +372,8 @@ def quietness(results: Sequence[Result]) -> str:
         rows.append([
             f"`{result.file.name}`", result.record["date"][:16].replace("T", " "), str(result.record["environment"]["revision"]),
             str(result.record["settings"]["threads"]), f"{median(loads):.1f} (at most {max(loads):.1f})" if loads else "–", told,
-            f"`{'`, `'.join(result.record['command'].splitlines())}`",
         ])  # fmt: skip
-    text = table(["file", "date (UTC)", "commit", "threads a side", "load average", "processors taken by others", "command"], rows)
+    text = table(["file", "date (UTC)", "commit", "threads a side", "load average", "processors taken by others"], rows)
     if any("**noisy**" in row[5] for row in rows):
         text += (
             "\n\nFigures of a noisy run compare nothing: on a busy machine PyTorch's OpenMP threads wait for each other in a loop, which costs its "
