@@ -63,10 +63,10 @@ def case(
         before = (x - center) / np.sqrt(spread + eps) * (1 if weight is None else weight)
         if residual is not None:
             residual = random.uniform(0.02, 1, shape) * random.choice([-1, 1], shape) - before - (0 if bias is None else bias)
-        else:  # the kink of each channel lies in its widest gap
+        else:  # the kink of each channel lies in its widest gap, not in the middle: of two rows that is 0, where a channel of one number is put
             ordered = np.sort(before.reshape(rows, channels), 0)
             widest = np.diff(ordered, axis=0).argmax(0)
-            bias = -(ordered[widest, np.arange(channels)] + ordered[widest + 1, np.arange(channels)]) / 2
+            bias = -(0.6 * ordered[widest, np.arange(channels)] + 0.4 * ordered[widest + 1, np.arange(channels)])
     return Case(
         [x, weight, bias, mean, var, residual],
         {"eps": eps, "relu": relu},
