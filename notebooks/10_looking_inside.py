@@ -403,7 +403,7 @@ for network, tensors, style in ((fresh, fresh_named, "--"), (model, named, "-"))
         axes.plot(range(2, len(strengths) + 2), strengths[:, direction], style, marker="o", color=color, label=label)
 axes.axhline(1, color="gray", linestyle=":")
 axes.set(xlabel="block", ylabel="added / already there", ylim=(0, None), xticks=range(2, len(blocks) + 1))
-axes.legend(fontsize=7)
+axes.legend(fontsize=7, loc="lower left", ncols=2)
 plt.show()
 
 # %% [markdown]
