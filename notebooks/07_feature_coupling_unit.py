@@ -145,7 +145,7 @@ assert back.numpy()[0, 0].ravel().tolist() == [2.5, 2.5, 4.5, 4.5]
 # | class token in front | the transformer's own: no pixel belongs to it | the 65th token |
 #
 # The map shrinks on its way, so d and the channels change: 4 and 16 in blocks 2 and 3, 2 and 32 in blocks 4 to 6, 1 and 64 from block 7 on, where
-# the map has as many pixels as there are tokens and nothing is left to average. Block 1 has no units: its tokens have just been cut from the same map.
+# the map has as many pixels as there are tokens and nothing is left to average. Block 1 has no units: its tokens were just cut from the same map.
 #
 # The unit below is the library's, with weights that are all random. You write what it does from nothing but additions, products and reshapes.
 
