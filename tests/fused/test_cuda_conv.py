@@ -93,7 +93,9 @@ def packed_convolutions(draw: Any) -> tuple[list, dict[str, Any]]:
 @given(packed_convolutions())
 def test_any_convolution_of_packs(drawn):
     inputs, values = drawn
-    check_cuda(conv2d, inputs, values)
+    _, weight, bias = inputs
+    one_product = weight.shape[2:] == values["stride"] == (1, 1) and values["padding"] == (0, 0) and values["groups"] == 1 and bias is None
+    check_cuda(conv2d, inputs, values, launches=not one_product)
 
 
 def test_the_numbers_may_be_numpy_s():
