@@ -197,9 +197,9 @@ BINARY: dict[str, tuple[Callable, Callable, Callable]] = {
 RECENT = st.sampled_from([0, 0, 0, 0, 1, 1, 1, 2, 2, 3, 4, 6, 9, 14, 22, 35])  # mostly the newest: graphs become deep
 OPERATIONS = st.sampled_from(sorted(UNARY | VIEWS | BINARY))
 
-# These read more than PyTorch's composed operations do, and may refuse where PyTorch does not: attention's kernel reads its own output, and
-# checkpoint everything that its function read.
-READ_MORE = {"scaled_dot_product_attention", "checkpoint"}
+# These read more than PyTorch's do, and may refuse where PyTorch does not: the kernels of attention and GELU read their own output, and checkpoint
+# everything that its function read.
+READ_MORE = {"scaled_dot_product_attention", "gelu", "checkpoint"}
 # With create_graph these run their definition again, on all inputs.
 RUN_AGAIN = {op.name for op in REGISTRY.values() if isinstance(op, Fused) and not op.rules}
 
