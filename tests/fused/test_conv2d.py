@@ -123,7 +123,9 @@ class TestConv2d(Proof):
         refusal((2, 2, 8, 3), (4, 3, 3, 3), r"conv2d: the window spans 3x3 pixels .*only 2x8 \(x shape \(2, 2, 8, 3\), padding \(0, 0\)\)"),
         refusal((2, 4, 8, 3), (4, 3, 3, 3), r"spans 7x7 pixels \(kernel \(3, 3\), dilation \(3, 3\)\), .*only 6x10", dilation=3, padding=1),
         refusal((2, 8, 8, 3), (4, 3, 3, 3), r"conv2d: stride must be a whole number of at least 1 or a pair .* of them, it is 0", stride=0),
-        refusal((2, 8, 8, 3), (4, 3, 3, 3), r"conv2d: padding must be a whole number of at least 0 .*it is \(1, -1\)", padding=(1, -1)),
+        refusal(
+            (2, 8, 8, 3), (4, 3, 3, 3), r"conv2d: padding must be a whole number of at least 0 or a pair .* of them, it is \(1, -1\)", padding=(1, -1)
+        ),
         refusal((2, 8, 8, 3), (4, 3, 3, 3), r"conv2d: dilation must be .*it is \(1, 1, 1\)", dilation=(1, 1, 1)),
         refusal((2, 8, 8, 3), (4, 3, 3, 3), r"conv2d: stride must be .*it is 1\.5", stride=1.5),
         refusal((2, 8, 8, 3), (4, 3, 3, 3), r"conv2d: weight has 4 output channels, bias has shape \(3,\)", bias=3),
