@@ -43,6 +43,11 @@ TOLERANCE = 1e-8  # of the largest gradient: rounding grows along a chain of a f
 # --- the operations: (ours, PyTorch's, what the inputs must be)
 
 
+def _small(x: np.ndarray) -> bool:
+    """Fit to go on with: the cosine of 1e6 has lost six digits, which no two engines lose alike."""
+    return bool(np.isfinite(x).all() and np.abs(x).max(initial=0) <= LARGEST)
+
+
 def _far_from_zero(x: np.ndarray) -> bool:
     return bool((np.abs(x) > 0.3).all())
 
@@ -223,12 +228,14 @@ class Value:
     """One tensor of the graph, three times; `origin` is `pure` before any write. parents: what it was made of.
 
     freed: the operation that made it was walked without retain_graph: "yes", "no", "maybe". vague: which operations a walk meets behind it is not
-    known exactly, because of a second derivative (the engines' formulas differ) or a checkpoint that did not use one of its inputs.
+    known exactly, because of a second derivative (the engines' formulas differ) or a checkpoint that did not use one of its inputs. recomputed: a
+    checkpoint made it, so that formulas of gradients in which it occurs (tanh's, say) have been given another tensor, with the same numbers.
     """
 
     def __init__(self, ours: Tensor, theirs: torch.Tensor, pure: torch.Tensor, parents: tuple[Value, ...] = (), vague: bool = False):
         self.ours, self.theirs, self.pure, self.origin, self.parents = ours, theirs, pure, pure, parents
         self.vague = vague or any(p.vague for p in parents)
+        self.recomputed = False
         self.freed = "no"
         self.number = next(numbers)  # parents have smaller ones
         self.version = theirs._version
@@ -282,7 +289,7 @@ class RandomGraphs(RuleBasedStateMachine):
 
     def add(self, value: Value) -> None:
         array = value.ours.data
-        if array.size and array.size <= SIZE and np.isfinite(array).all() and np.abs(array).max() <= LARGEST:
+        if array.size and array.size <= SIZE and _small(array):
             self.values.append(value)
             self.check(value)
 
@@ -365,17 +372,21 @@ class RandomGraphs(RuleBasedStateMachine):
                         return checkpoint(rest, x, second) if which == 0 else rest(x, second)
                     fits = UNARY[name][2]
                     if fits is None or fits(np.asarray(x.detach())):
-                        x = UNARY[name][which](x, k)
+                        result = UNARY[name][which](x, k)
+                        x = result if _small(np.asarray(result.detach())) else x
                     for other, value in ((second, y), (captured, z)):
                         if BINARY[combination][2](np.asarray(x.detach()), np.asarray(other.detach())):
-                            x = BINARY[combination][which](x, other)
-                            used[value] = None
+                            result = BINARY[combination][which](x, other)
+                            if _small(np.asarray(result.detach())):
+                                x = result
+                                used[value] = None
                 return x
 
             return run
 
         made = self.apply(lambda x, y, z: checkpoint(function(0, z, steps), x, y), lambda x, y, z: function(1, z, steps)(x.view_as(x), y), (x, y, z))
         made.vague |= any(v.ours.requires_grad and v not in used for v in (x, y, z))
+        made.recomputed = True
 
     # --- writing in place
 
@@ -505,6 +516,8 @@ class RandomGraphs(RuleBasedStateMachine):
                 [y.pure for y in ys], [x.origin for x in xs], weights, create_graph=create, retain_graph=True, allow_unused=True
             )
             for k, (g, p) in enumerate(zip(gs, pure, strict=True)):
+                if xs[k].recomputed and any(y.vague for y in ys):
+                    continue  # which part of a gradient goes through this value, and which past it, depends on the formulas
                 self.compare(g, p, f"input {k}")
                 z = None if theirs is None else theirs[k]
                 if create and g is not None and p is not None and z is not None and g.requires_grad == p.requires_grad == z.requires_grad:
