@@ -78,7 +78,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Run the tests that draw examples, with 1,000 examples each.")
     parser.add_argument("--only", action="append", default=[], metavar="PATH", help="files or folders to run, for example tests/fused")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="files at a time (default: 2)")
-    parser.add_argument("--seconds", type=float, default=3600, metavar="S", help="limit for a file (default: 3600)")
+    parser.add_argument("--seconds", type=float, default=10800, metavar="S", help="limit for a file (default: 10800)")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "deep.jsonl", metavar="PATH", help="where lines are added")
     options = parser.parse_args()
     known = latest(options.results)
