@@ -27,7 +27,7 @@ from tests.conformer import torch_conformer, witnesses
 from tests.conformer.configurations import Case, cases
 from tests.conformer.torch_conformer import TorchConformer
 from tests.conformer.witnesses import Outcome, assert_same_outcome, assert_same_pass
-from tests.nn.parity import assert_same_up_to_rounding, give_masks, recorded_masks, shaken, until_equal
+from tests.nn.parity import assert_same_up_to_rounding, give_masks, recorded_masks, shaken, shaken_inside, until_equal
 
 EXAMPLES = settings().max_examples  # of the profile: the counts below are multiples of it
 HEADS = (0.7, 1.6)  # weights of the two losses, unequal, so that the heads cannot change places
@@ -54,12 +54,12 @@ def drawn(shape: tuple[int, ...], num_classes: int) -> tuple[np.ndarray, np.ndar
 
 
 def models(case: Case) -> tuple[Conformer, TorchConformer, Callable[[int], TorchConformer]]:
-    """Ours, PyTorch's with the same weights, and what makes PyTorch's with these shaken."""
+    """Ours, PyTorch's with the same weights, and what makes PyTorch's with these and its layers shaken."""
     ours = witnesses.our_model(seed=case.seed, **case.config)
     state = ours.state_dict()
 
     def moved(seed: int) -> TorchConformer:
-        return witnesses.torch_model({name: shaken(array, seed) for name, array in state.items()}, **case.config)
+        return shaken_inside(witnesses.torch_model({name: shaken(array, seed) for name, array in state.items()}, **case.config), seed)
 
     return ours, witnesses.torch_model(state, **case.config), moved
 

@@ -104,6 +104,23 @@ def shaken(array: np.ndarray, seed: int = 0) -> np.ndarray:
     return array * (1 + np.random.default_rng(seed).uniform(-(2.0**-50), 2.0**-50, array.shape))
 
 
+def shaken_inside(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """The module, which from now on shakes what every layer in it returns, and the gradient that comes back through it, by `shaken`'s noise.
+
+    Where a batch norm sees equal numbers, gradients are sums that cancel, and what is left of them is rounding, a thousandfold with each norm. The
+    reference may cancel to exactly 0, for any weights: only rounding inside shows that 0 is as good as any other number there.
+    """
+    generator = np.random.default_rng(seed)
+
+    def shake(_layer: torch.nn.Module, _inputs: tuple, y: torch.Tensor) -> torch.Tensor:
+        return y * torch.from_numpy(1 + generator.uniform(-(2.0**-50), 2.0**-50, y.shape))
+
+    for layer in module.modules():
+        if not list(layer.children()):
+            layer.register_forward_hook(shake)
+    return module
+
+
 def until_equal(shake: Callable[[int], Moved], compare: Callable[[list[Moved]], None], shakes: int = 5) -> None:
     """Call `compare` with what one seed of `shaken` makes of a reference, then with what two make, until it finds no difference; raise the last one.
 
@@ -129,7 +146,7 @@ def assert_same_up_to_rounding(
     """The same names in the same order, and numbers that differ by rounding alone: at most `relative` of the largest where nothing amplifies it.
 
     How much it is amplified depends on the network: a norm of nearly equal numbers has a slope of 1 / sqrt(eps), and there are tens of norms. So the
-    bound grows with what `theirs` itself moves by when its weights and images are `shaken`: 100 times that, since this is one rounding of many.
+    bound grows with what `theirs` itself moves by when its weights, images and layers are `shaken`: 100 times that, since a layer rounds many times.
 
     Args:
         moved: what `theirs` becomes by shaking, once or several times; the farthest counts.
