@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,15 +19,20 @@ FILES = [file for folder in (ROOT / "fused", ROOT / "nn", ROOT.parent / "conform
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed; NVRTC compiles the same files")
 
 
-@pytest.mark.parametrize("architecture", nvrtc.ARCHITECTURES)
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
-def test_compiles_with_nvrtc(file, architecture):
+def test_compiles(file):
+    """For every architecture, and by nvcc where it is installed: all at once, since a large file takes each of them 20 seconds."""
     source = read(file)
-    compiled = nvrtc.compile_with_nvrtc(source, architecture)
-    assert set(compiled.symbols) == set(source.kernels)
-    assert not compiled.log, compiled.log  # no warning either
-    for name in source.kernels:
-        check_types(name, compiled.ptx_of(name))
+    with ThreadPoolExecutor(1 + len(nvrtc.ARCHITECTURES)) as pool:
+        by_nvcc = pool.submit(nvrtc.compile_with_nvcc, source, "sm_90") if shutil.which("nvcc") else None
+        by_nvrtc = list(pool.map(partial(nvrtc.compile_with_nvrtc, source), nvrtc.ARCHITECTURES))
+    for compiled in by_nvrtc:
+        assert set(compiled.symbols) == set(source.kernels)
+        assert not compiled.log, compiled.log  # no warning either
+        for name in source.kernels:
+            check_types(name, compiled.ptx_of(name))
+    if by_nvcc is not None:
+        assert set(by_nvcc.result().symbols) == set(source.kernels)
 
 
 def check_types(name: str, ptx: str) -> None:
@@ -35,13 +42,6 @@ def check_types(name: str, ptx: str) -> None:
     if "float4" in name:
         moves = re.findall(r"(?:ld|st)\.global\S*\.v4", ptx)
         assert moves, f"{name} moves no float4"
-
-
-@needs_nvcc
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
-def test_compiles_with_nvcc(file):
-    source = read(file)
-    assert set(nvrtc.compile_with_nvcc(source, "sm_90").symbols) == set(source.kernels)
 
 
 COMPILERS = [nvrtc.compile_with_nvrtc, pytest.param(nvrtc.compile_with_nvcc, marks=needs_nvcc)]
