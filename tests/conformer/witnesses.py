@@ -58,9 +58,8 @@ def torch_model(state: dict[str, np.ndarray] | None = None, **config) -> TorchCo
     """The PyTorch Conformer in float64; filled by the oracle's recipe unless a state is given."""
     with torch.device("meta"):
         model = TorchConformer(**config)
-    model = model.double().to_empty(device="cpu")
     state = filled_state((name, tuple(t.shape)) for name, t in model.state_dict().items()) if state is None else state
-    model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in state.items()})
+    model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in state.items()}, assign=True)
     return model
 
 
