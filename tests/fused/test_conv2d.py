@@ -26,8 +26,15 @@ pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
 
 
 def in_torch(x: Any, weight: Any, bias: Any, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1) -> torch.Tensor:
-    """PyTorch's convolution, seen through (B, H, W, C)."""
-    return torch.nn.functional.conv2d(x.permute(0, 3, 1, 2), weight, bias, stride, padding, dilation, groups).permute(0, 2, 3, 1)
+    """PyTorch's convolution, seen through (B, H, W, C). Without oneDNN, which reads beyond a channels_last float32 image that is smaller than its
+    padded window, and ends the process: https://github.com/pytorch/pytorch/issues/195394.
+    """
+    onednn = torch.backends.mkldnn  # its context manager `flags` also sets TF32 for Intel's GPUs, and warns that there is none
+    before, onednn.enabled = onednn.enabled, False
+    try:
+        return torch.nn.functional.conv2d(x.permute(0, 3, 1, 2), weight, bias, stride, padding, dilation, groups).permute(0, 2, 3, 1)
+    finally:
+        onednn.enabled = before
 
 
 def case(batch=2, height=5, width=6, inputs=2, outputs=4, kernel=(3, 3), bias=True, seed=0, **values: Any) -> Case:
