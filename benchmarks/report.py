@@ -113,7 +113,7 @@ def step_section(result: Result, plots: Plots) -> str:
         rows.append([f"{case['config']}, {case['batch']}", *cells, ratio(wall.get(OURS), best_torch(wall))])
         ratios.append((f"{case['config']}\nbatch {case['batch']}", wall))
     plots["step"] = lambda: bars(ratios, result, "milliseconds a step")
-    header = ["network, batch", *map(result.title, result.sides), "minigrad / fastest PyTorch"]
+    header = ["network, batch", *map(result.title, result.sides), "minigrad / fastest eager PyTorch"]
     text = "Milliseconds of wall time, processor time in brackets. Below 1.00 in the last column minigrad is faster.\n\n"
     return text + table(header, rows) + picture("step", "Milliseconds of a training step")
 
@@ -180,7 +180,7 @@ def ops_section(result: Result, plots: Plots) -> str:
         every = {side: sum(total[side] for _, total in ordered) for side in sides}
         if rows:
             rows.append(["**all**", sum(total["calls"] for _, total in ordered), *every.values(), ratio(every.get(OURS), best_torch(every)), None])
-            header = ["operation", "calls", *(f"{result.title(side)}, ms" for side in sides), "minigrad / fastest PyTorch", "minigrad GB/s"]
+            header = ["operation", "calls", *(f"{result.title(side)}, ms" for side in sides), "minigrad / fastest eager PyTorch", "minigrad GB/s"]
             parts.append(f"### {config}, batch {batch}: sums over a training step, forward and backward\n\n" + table(header, rows))
             plotted = plotted or [(op, {side: total[side] for side in sides}) for op, total in ordered]
         header = ["operation and inputs", "calls", *map(result.title, sides), "ratio", "forward, minigrad", "MB", "GB/s", "of copying"]
@@ -318,7 +318,7 @@ def inference_section(result: Result, plots: Plots) -> str:
         else:
             cells = [f"{number(1e3 * case['batch'] / wall[side])} images/s" if side in wall else "–" for side in result.sides]
         rows.append([f"{case['config']}, {case['batch']}", *cells, ratio(wall.get(OURS), best_torch(wall))])
-    return table(["network, batch", *map(result.title, result.sides), "time: minigrad / fastest PyTorch"], rows)
+    return table(["network, batch", *map(result.title, result.sides), "time: minigrad / fastest eager PyTorch"], rows)
 
 
 SECTIONS: dict[str, tuple[str, Callable[[Result, Plots], str]]] = {
