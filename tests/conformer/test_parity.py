@@ -64,7 +64,7 @@ def models(case: Case) -> tuple[Conformer, TorchConformer, Callable[[int], Torch
     return ours, witnesses.torch_model(state, **case.config), moved
 
 
-@settings(max_examples=3 * EXAMPLES)
+@settings(max_examples=2 * EXAMPLES)
 @given(cases())
 def test_any_network_equals_torch_by_kernels_and_by_definitions(case: Case):
     ours, theirs, moved = models(case)
@@ -130,7 +130,6 @@ def trained(model: Conformer | TorchConformer, images: np.ndarray, labels: np.nd
     return history
 
 
-@settings(max_examples=2 * EXAMPLES)
 @given(case=cases(dropping=True), options=optimisers(), clip=st.sampled_from([1.0, 1e6]), by_definitions=st.booleans())
 def test_any_network_trains_as_torchs(case: Case, options: dict[str, Any], clip: float, by_definitions: bool):
     ours, theirs, moved = models(case)
