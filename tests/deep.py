@@ -50,13 +50,15 @@ def run(path: Path, seconds: float) -> dict[str, Any]:
     environment = {**os.environ, "HYPOTHESIS_PROFILE": "deep", "MINIGRAD_THREADS": "1", "OMP_NUM_THREADS": "1"}
     try:
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=seconds)
-        output, code = done.stdout, done.returncode
+        output, errors, code = done.stdout, done.stderr, done.returncode
     except subprocess.TimeoutExpired as error:
-        output, code = (error.stdout or b"").decode(errors="replace"), 124
+        (output, errors), code = ((stream or b"").decode(errors="replace") for stream in (error.stdout, error.stderr)), 124
     counts = {name: int(number) for number, name in re.findall(r"(\d+) (passed|failed|error|skipped)", output.splitlines()[-1] if output else "")}
     result = {"file": path.relative_to(ROOT).as_posix(), "code": code, **counts, "seconds": round(time.perf_counter() - began, 1)}
     if code:
         result["output"] = output[-6000:]
+        if errors:  # of a process that ended in a crash: where it was
+            result["errors"] = errors[-6000:]
     return result
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from minigrad import Tensor, backend
+from minigrad.op import REGISTRY, Fused
 
 RELATIVE = 1e-11  # of the largest term: in float64 a bug shows at any size
 
@@ -22,6 +23,12 @@ def rng(seed: int = 0) -> np.random.Generator:
 def leaf(*shape: int, seed: int = 0) -> Tensor:
     """A float64 tensor that requires grad, with numbers between 0.5 and 1.5: away from the kinks and poles at 0."""
     return Tensor(rng(seed).uniform(0.5, 1.5, shape), requires_grad=True)
+
+
+def fused_with_kernel(device: str) -> dict[str, Fused]:
+    """The library's fused operations that have a kernel for a device, by name; the registry may hold a test's own ones too."""
+    own = {name: op for name, op in REGISTRY.items() if isinstance(op, Fused) and op.__module__.startswith("minigrad.fused.")}
+    return {name: op for name, op in own.items() if device in op.kernels}
 
 
 def draws(count: int) -> settings:

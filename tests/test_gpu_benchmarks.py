@@ -20,7 +20,7 @@ from benchmarks.measure import ROOT
 from conformer.config import named_config
 from conformer.model import Conformer
 from minigrad.backend import cuda
-from minigrad.op import REGISTRY, Fused
+from tests.support import fused_with_kernel
 
 PROGRAMS = ["gpu_ceilings", "gpu_kernels", "gpu_profile", "gpu_step", "gpu_suite"]
 
@@ -57,8 +57,7 @@ def test_without_a_gpu_a_program_ends_with_one_sentence(program: str, monkeypatc
 
 
 def test_every_operation_with_a_cuda_kernel_is_counted_by_the_names_of_its_inputs() -> None:
-    own = {name: op for name, op in REGISTRY.items() if isinstance(op, Fused) and op.__module__.startswith("minigrad.fused")}
-    fused = {name: op for name, op in own.items() if "cuda" in op.kernels}
+    fused = fused_with_kernel("cuda")
     assert gpu_counts.NAMES.keys() == gpu_counts.READS.keys() == fused.keys()
     for name, op in fused.items():
         assert gpu_counts.NAMES[name].split() == list(op.names[: op.count]), name

@@ -88,6 +88,7 @@ def test_nothing_may_be_left_out(attribute: str):
         ({"keeps": {}}, "keeps is empty"),
         ({"op": torch.neg}, "not in the registry"),
         ({"op": functional.gelu}, "has a kernel, float32 must be cases"),
+        ({"float32": [Case([np.ones(3)])]}, "has no kernel, float32 cases"),
         ({"float32_bound": Bound(10.0)}, "needs a reason"),
         ({"variant": "relu"}, "variant is 'relu'; say in a sentence"),
         ({"test_double_backward": None}, "replaces test_double_backward"),

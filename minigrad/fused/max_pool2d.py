@@ -11,7 +11,8 @@ import numpy as np
 
 from minigrad import ops
 from minigrad.backend import cuda
-from minigrad.fused.avg_pool2d import Axis, Pair, check_pool, fold, for_image_blocks, launch_by_rows, window_axes
+from minigrad.fused.avg_pool2d import Axis, check_pool, fold, for_image_blocks, launch_by_rows, window_axes
+from minigrad.fused.pair import Pair
 from minigrad.op import fused
 from minigrad.tensor import Tensor
 

@@ -27,6 +27,8 @@ class _Pool2d(Module):
 class MaxPool2d(_Pool2d):
     """The largest value of each window; padding never wins. `stride` None means `kernel_size`.
 
+    Raises ValueError for a window, stride or padding that is no whole number or pair of them, and in `forward` where no window fits.
+
     Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.MaxPool2d.html
     """
 
@@ -36,7 +38,7 @@ class MaxPool2d(_Pool2d):
 
 
 class AvgPool2d(_Pool2d):
-    """The mean of each window. `stride` None means `kernel_size`.
+    """The mean of each window. `stride` None means `kernel_size`. Raises what `MaxPool2d` raises.
 
     Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.AvgPool2d.html
     """

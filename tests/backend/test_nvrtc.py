@@ -16,7 +16,7 @@ from minigrad.backend.kernel_source import CompileError, Source, parse, read
 
 ROOT = Path(minigrad.__file__).parent
 FILES = [file for folder in (ROOT / "fused", ROOT / "nn", ROOT.parent / "conformer") for file in sorted(folder.glob("*.cu"))]
-needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed; NVRTC compiles the same files")
+HAS_NVCC = shutil.which("nvcc") is not None
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
@@ -24,7 +24,7 @@ def test_compiles(file):
     """For every architecture, and by nvcc where it is installed: all at once, since a large file takes each of them 20 seconds."""
     source = read(file)
     with ThreadPoolExecutor(1 + len(nvrtc.ARCHITECTURES)) as pool:
-        by_nvcc = pool.submit(nvrtc.compile_with_nvcc, source, "sm_90") if shutil.which("nvcc") else None
+        by_nvcc = pool.submit(nvrtc.compile_with_nvcc, source, "sm_90") if HAS_NVCC else None
         by_nvrtc = list(pool.map(partial(nvrtc.compile_with_nvrtc, source), nvrtc.ARCHITECTURES))
     for compiled in by_nvrtc:
         assert set(compiled.symbols) == set(source.kernels)
@@ -44,6 +44,7 @@ def check_types(name: str, ptx: str) -> None:
         assert moves, f"{name} moves no float4"
 
 
+needs_nvcc = pytest.mark.skipif(not HAS_NVCC, reason="nvcc is not installed; NVRTC compiles the same files")
 COMPILERS = [nvrtc.compile_with_nvrtc, pytest.param(nvrtc.compile_with_nvcc, marks=needs_nvcc)]
 
 

@@ -7,7 +7,7 @@ statistics are compared in float64. Then design.md's promise: delete any one ker
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import cache
 from typing import Any
@@ -27,7 +27,7 @@ from tests.conformer import torch_conformer, witnesses
 from tests.conformer.configurations import Case, cases
 from tests.conformer.torch_conformer import TorchConformer
 from tests.conformer.witnesses import Outcome, assert_same_outcome, assert_same_pass
-from tests.nn.parity import assert_same_up_to_rounding, give_masks, recorded_masks, shaken, shaken_inside, until_equal
+from tests.nn.parity import assert_nearly_all, assert_same_up_to_rounding, give_masks, recorded_masks, shaken, shaken_inside, until_equal
 
 EXAMPLES = settings().max_examples  # of the profile: the counts below are multiples of it
 HEADS = (0.7, 1.6)  # weights of the two losses, unequal, so that the heads cannot change places
@@ -53,6 +53,14 @@ def drawn(shape: tuple[int, ...], num_classes: int) -> tuple[np.ndarray, np.ndar
     return rng.standard_normal(shape), rng.integers(0, num_classes, shape[0])
 
 
+@pytest.fixture(scope="module")
+def compared() -> Iterator[list[bool]]:
+    """Whether each of the passes that this file's drawn networks made was compared with PyTorch's; in the end, nearly all must have been."""
+    passes: list[bool] = []
+    yield passes
+    assert_nearly_all(passes)
+
+
 def models(case: Case) -> tuple[Conformer, TorchConformer, Callable[[int], TorchConformer]]:
     """Ours, PyTorch's with the same weights, and what makes PyTorch's with these and its layers shaken."""
     ours = witnesses.our_model(seed=case.seed, **case.config)
@@ -65,8 +73,8 @@ def models(case: Case) -> tuple[Conformer, TorchConformer, Callable[[int], Torch
 
 
 @settings(max_examples=2 * EXAMPLES)
-@given(cases())
-def test_any_network_equals_torch_by_kernels_and_by_definitions(case: Case):
+@given(case=cases())
+def test_any_network_equals_torch_by_kernels_and_by_definitions(compared: list[bool], case: Case):
     ours, theirs, moved = models(case)
     before = ours.state_dict()
     for training in (False, True):
@@ -74,15 +82,15 @@ def test_any_network_equals_torch_by_kernels_and_by_definitions(case: Case):
         close_by = cache(lambda shake, mode=training: witnesses.torch_pass(moved(shake).train(mode), shaken(case.images, shake), case.labels, HEADS))
         for run in (witnesses.our_pass, witnesses.our_pass_by_definitions):
             ours.load_state_dict(before)
-            assert_same_pass(run(ours.train(training), case.images, case.labels, HEADS), reference, close_by)
+            compared.append(assert_same_pass(run(ours.train(training), case.images, case.labels, HEADS), reference, close_by))
         for name, array in before.items():
             if name.endswith("num_batches_tracked"):
                 assert reference.state[name] == array + training
 
 
 @settings(max_examples=2 * EXAMPLES)
-@given(cases(dropping=True))
-def test_any_network_equals_torch_under_the_same_masks(case: Case):
+@given(case=cases(dropping=True))
+def test_any_network_equals_torch_under_the_same_masks(compared: list[bool], case: Case):
     """Dropout after attention, on its weights and in the token-wise network, and stochastic depth."""
     ours, theirs, moved = models(case)
     before = ours.state_dict()
@@ -98,7 +106,7 @@ def test_any_network_equals_torch_under_the_same_masks(case: Case):
         if run is witnesses.our_pass:
             reference = witnesses.torch_pass(theirs, case.images, case.labels, HEADS, masks)
             close_by = cache(lambda shake, masks=masks: witnesses.torch_pass(moved(shake), shaken(case.images, shake), case.labels, HEADS, masks))
-        assert_same_pass(actual, reference, close_by)
+        compared.append(assert_same_pass(actual, reference, close_by))
 
 
 @st.composite
@@ -131,7 +139,7 @@ def trained(model: Conformer | TorchConformer, images: np.ndarray, labels: np.nd
 
 
 @given(case=cases(dropping=True), options=optimisers(), clip=st.sampled_from([1.0, 1e6]), by_definitions=st.booleans())
-def test_any_network_trains_as_torchs(case: Case, options: dict[str, Any], clip: float, by_definitions: bool):
+def test_any_network_trains_as_torchs(compared: list[bool], case: Case, options: dict[str, Any], clip: float, by_definitions: bool):
     ours, theirs, moved = models(case)
     manual_seed(case.seed)
     with recorded_masks() as masks, definitions() if by_definitions else enable_grad():
@@ -146,19 +154,21 @@ def test_any_network_trains_as_torchs(case: Case, options: dict[str, Any], clip:
     reference = torchs(theirs, case.images)
     assert list(actual) == list(reference)
 
-    def compare(close_by: list[dict[str, np.ndarray]]) -> None:
+    def compare(close_by: list[dict[str, np.ndarray]]) -> list[bool]:
+        steps = []
         for step in range(4):
             ours_then, theirs_then, *moved_then = (
                 {k: v for k, v in run.items() if k.startswith(f"step {step}:")} for run in (actual, reference, *close_by)
             )
-            assert_same_up_to_rounding(ours_then, theirs_then, moved_then)
+            steps.append(assert_same_up_to_rounding(ours_then, theirs_then, moved_then))
             # each step multiplies the rounding of the ones before; where PyTorch no longer repeats its own steps, there is nothing to compare with
             first = moved_then[0]
             if any(np.abs(first[k] - v).max(initial=0.0) > 1e-10 * max(1.0, np.abs(v).max(initial=0.0)) for k, v in theirs_then.items()):
                 break
-        event(f"{step + 1} steps compared")
+        event(f"{sum(steps)} steps compared")
+        return steps
 
-    until_equal(lambda shake: torchs(moved(shake), shaken(case.images, shake)), compare)
+    compared.extend(until_equal(lambda shake: torchs(moved(shake), shaken(case.images, shake)), compare))
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])

@@ -129,17 +129,24 @@ def assert_same_outcome(actual: Outcome, expected: Outcome) -> None:
         assert_allclose(actual.state[name], theirs, rtol=1e-10, atol=1e-10, err_msg=name)
 
 
-def assert_same_pass(ours: Outcome, theirs: Outcome, moved: Callable[[int], Outcome]) -> None:
-    """`assert_same_up_to_rounding` of all that a pass gave; gradients are measured by the largest of them all. moved: `theirs`, shaken by a seed."""
+def assert_same_pass(ours: Outcome, theirs: Outcome, moved: Callable[[int], Outcome]) -> bool:
+    """`assert_same_up_to_rounding` of all that a pass gave; gradients are measured by the largest of them all. moved: `theirs`, shaken by a seed.
+
+    Returns whether all of it was compared.
+    """
     largest = max(np.abs(gradient).max() for gradient in theirs.gradients.values())
 
-    def compare(shaken: list[Outcome]) -> None:
+    def compare(shaken: list[Outcome]) -> bool:
         forward, gradients, states = zip(*(_parts(outcome) for outcome in (ours, theirs, *shaken)), strict=True)
-        assert_same_up_to_rounding(*forward[:2], forward[2:])
-        assert_same_up_to_rounding(*gradients[:2], gradients[2:], largest=largest)
-        assert_same_up_to_rounding(*states[:2], states[2:])
+        return all(
+            [
+                assert_same_up_to_rounding(*forward[:2], forward[2:]),
+                assert_same_up_to_rounding(*gradients[:2], gradients[2:], largest=largest),
+                assert_same_up_to_rounding(*states[:2], states[2:]),
+            ]
+        )
 
-    until_equal(moved, compare)
+    return until_equal(moved, compare)
 
 
 def _parts(outcome: Outcome) -> tuple[dict[str, np.ndarray], ...]:
