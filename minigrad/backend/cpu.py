@@ -122,8 +122,7 @@ def parallel_rows(work: Callable[[int, int], Any], rows: int, grain: int = 1) ->
 
     Returns:
         What the calls returned, in the order of the blocks. The blocks, hence the order of any sum over them, depend on `rows`, `grain` and the
-        number of
-        threads only: results are the same in every run.
+        number of threads only: results are the same in every run.
     """
     pool = _the_pool()
     if pool.threads == 1 or rows < 2 * grain or getattr(_inside, "worker", False):
