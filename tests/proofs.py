@@ -92,11 +92,6 @@ class Case:
         floats = [x is not None and x.dtype.kind == "f" for x in self.inputs]
         return floats if self.needs is None else [a and bool(b) for a, b in zip(floats, self.needs, strict=True)]
 
-    @property
-    def relative_float32(self) -> float:
-        """The tolerance in float32, where the numbers are few and all their digits may cancel: it shows mistakes, not inaccuracy."""
-        return max(1e-4, self.relative * 1e7)
-
 
 class Pin(NamedTuple):
     """A point where the derivative is a choice: it must be PyTorch's, asked now, and `gradients` by hand (for an upstream of ones) where given."""
@@ -380,7 +375,7 @@ class Proof:
             self._agree(ours, reference, case, f"{self.name} by its CUDA kernel and definition")
         self._some_gradients_only(case, on_cuda, "cuda")
         # The errors of a case of a few numbers, or of one where all digits cancel, are a matter of luck: this shows mistakes, not inaccuracy.
-        self.float32_is_accurate(case, ON_CUDA, floor=case.relative_float32)
+        self.float32_is_accurate(case, ON_CUDA, floor=1e-4)
 
     def _short_ways_equal_the_long_way(self, case: Case) -> None:
         ours = self.run(case.inputs, case.wanted, case.values)
@@ -640,8 +635,9 @@ class Proof:
                     assert type(y.data) is type(_leaf(np.zeros(()), False, device).data), f"{what}: output {k} is a {type(y.data).__name__}"
                 for k, g in enumerate(run.grads):
                     assert g is None or g.dtype == dtype, f"{what}: gradient {k} is {g.dtype}"
+                near = max(1e-4, case.relative * 1e7)
                 for k, (y, reference) in enumerate(zip(run.arrays(), exact.arrays(), strict=True)):
-                    assert_close(y.astype(np.float64), reference.astype(np.float64), f"{what}: output or gradient {k}", case.relative_float32)
+                    assert_close(y.astype(np.float64), reference.astype(np.float64), f"{what}: output or gradient {k}", near)
                 with context():
                     if run.carrying and run.leaves:
                         for k, g in enumerate(minigrad.grad(run.carrying, run.leaves, run.starts, create_graph=True, allow_unused=True)):
