@@ -369,7 +369,12 @@ def grad(
             raise RuntimeError(
                 f"grad: the outputs do not depend on input {number} of shape {inputs[number].shape}; allow_unused=True gives None for it"
             )
-        results.append(None if entry is None else _as_tensor(entry[0]) if create_graph else wrap(entry[0].data.copy("K")))
+        if entry is None:
+            results.append(None)
+        else:
+            total, fresh = entry
+            results.append(_as_tensor(total) if fresh or create_graph else wrap(total.data.copy("K")))
+            entry[1] = False  # asked for twice, it is copied the second time
     return tuple(results)
 
 
