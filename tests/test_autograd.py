@@ -325,12 +325,20 @@ def test_an_operation_with_several_outputs_of_which_some_are_used(count: int):
         assert_close(h, 2 * expected)
 
 
-def test_results_of_grad_are_their_own():
+@pytest.mark.parametrize("function", [lambda x: x + 0.0, lambda x: x.reshape(4), lambda x: x * 2.0, F.gelu, lambda x: F.gelu(x) + x])
+def test_results_of_grad_are_their_own(function: Any):
+    """Whether the gradient that arrives is fresh (then it is handed out as it is) or borrowed: a result may be written, even one asked for twice."""
     x = leaf(2, 2)
-    g = upstream((2, 2))
-    first, second = minigrad.grad(x + 0.0, [x, x], g)
-    assert not np.shares_memory(first.data, g.data) and not np.shares_memory(first.data, second.data)
+    y = function(x)
+    g = upstream(y.shape)
+    first, second = minigrad.grad(y, [x, x], g, retain_graph=True)
+    held = [tensor.data for tensor in (x, y, g, second)]
+    assert not any(np.shares_memory(first.data, array) for array in held) and not np.shares_memory(second.data, g.data)
     assert not first.requires_grad
+    expected, weights = first.numpy().copy(), g.numpy().copy()
+    first.data[...] = second.data[...] = np.nan
+    assert_array_equal(minigrad.grad(y, x, g)[0].numpy(), expected)
+    assert_array_equal(g.numpy(), weights)
 
 
 # --- derivatives of derivatives

@@ -70,7 +70,7 @@ def _by_blocks(work, rows: int, channels: int) -> list:
 
 
 def cpu_forward(x, weight, bias, eps):
-    """Sums along a row are products with a column of ones, which BLAS takes several times faster than NumPy sums short rows."""
+    """A sum along a row is a product with a column of ones, or of the row with itself: BLAS takes both several times faster than NumPy sums rows."""
     channels = x.shape[-1]
     rows, ones = x.reshape(-1, channels), np.ones(channels, x.dtype)       # (R, C), (C,)
     y = np.empty_like(rows)                                                # (R, C)
@@ -80,7 +80,7 @@ def cpu_forward(x, weight, bias, eps):
         part, out = rows[block], y[block]
         np.divide(part @ ones, channels, out=mean[block])
         np.subtract(part, mean[block, None], out=out)                      # centred first: a mean of 1000 then costs no digits of the variance
-        rstd[block] = ((out * out) @ ones / channels + eps) ** -0.5
+        rstd[block] = (np.vecdot(out, out) / channels + eps) ** -0.5
         out *= rstd[block, None]
         if weight is not None:
             out *= weight
