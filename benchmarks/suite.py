@@ -13,7 +13,7 @@ import sys
 
 from benchmarks.measure import run_all
 
-DEFAULT = ["step", "step_profile", "ops", "block", "end_to_end", "memory", "growth", "inference"]
+DEFAULT = ["step", "step_profile", "threads", "ops", "block", "end_to_end", "memory", "growth", "inference"]
 PINNED = ["step", "ops"]
 
 

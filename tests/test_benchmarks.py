@@ -21,7 +21,7 @@ from conformer.model import parameter_groups as our_groups
 from minigrad.op import REGISTRY, Fused
 from tests.conformer import torch_conformer
 
-BENCHMARKS = {"step", "step_profile", "ops", "block", "end_to_end", "memory", "growth", "inference"}
+BENCHMARKS = {"step", "step_profile", "threads", "ops", "block", "end_to_end", "memory", "growth", "inference"}
 
 
 @pytest.fixture(autouse=True)
@@ -372,6 +372,8 @@ def all_made_up() -> list[dict]:
     facts = {"loss": 10.0, "dx_norm": 100.0}
     products = {"operation": "linear forward", "ms": 20.0, "calls": 6.0, "mb": 80.0, "gflop": 1.5, "floor_ms": 15.0}
     profile = {"wall_ms": [25.0], "gflops": 100.0, "copy_gbs": 10.0, "operations": [products, {"operation": "everything else", "ms": 5.0}]}
+    chain = {"what": "passes", "numbers": 1_000_000, "operations": 10, "block": 65536}
+    threads = [(chain | {"threads": 1}, 4.0), (chain | {"threads": 2}, 2.5), ({"what": "wake", "where": "two processors"}, 0.03)]
     return [
         made_up("step", rows_of(network, [100, 300, 120], [150, 160, 170])),
         made_up("ops", [copy, *rows_of(call, [1.5], [1.0])], skipped={"jax": "jax is not installed"}),
@@ -380,6 +382,7 @@ def all_made_up() -> list[dict]:
         made_up("memory", rows_of(network, [100.0], [250.0], "peak_mib") + rows_of({**network, "checkpoint": True}, [40.0], [], "peak_mib")[:1]),
         made_up("growth", grown),
         made_up("inference", rows_of({**network, "batch": 1}, [4.0], [8.0]) + rows_of({**network, "batch": 256}, [512.0], [256.0])),
+        made_up("threads", [{"case": case, "side": "minigrad", "turns": [{"wall_ms": [ms], "cpu_ms": [4.0]}]} for case, ms in threads]),
         made_up("step_profile", [{"case": {**network, "shapes": False}, "side": "minigrad", "turns": [profile]}]),
     ]
 
@@ -396,6 +399,7 @@ def test_the_page_says_what_the_files_hold(tmp_path: Path) -> None:
     page = written(tmp_path, all_made_up())
     assert "| cifar-nano, 64 | 120 (240) | 160 (320) | 0.75 |" in page  # the step: medians of three turns
     assert "| linear forward | 20 | 80 % | 6 | 4 | 75 | 15 | 1.33 |" in page and "| **all** | 25 | 100 % | – | – | – | 15 | 1.67 |" in page
+    assert "runs 30 microseconds later on two processors" in page and "| 65,536 | 0.4 | 0.25 | 1.60 | 20 % |" in page
     assert "Copying memory reaches 20 GB/s" in page
     assert "| gelu | 6 | 9 | 6 | 1.50 | 4 |" in page  # 6 calls of 1.5 ms, 6 MB in 1.5 ms
     assert "| gelu 64×17×384 | 6 | 1.5 | 1 | 1.50 | 0.375 | 6 | 4 | 20 % |" in page
