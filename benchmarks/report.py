@@ -147,25 +147,25 @@ def threads_section(result: Result, plots: Plots) -> str:
     """Nanoseconds of a call by its length, on one thread and on two; what waking costs; what this means for the kernels."""
     wakes, chains = {}, {}
     for case, turns in result.cases():
-        wall, cpu = medians(turns)[OURS], medians(turns, "cpu_ms").get(OURS)
+        wall = medians(turns)[OURS]
         if case["what"] == "wake":
             wakes[case["where"]] = 1e3 * wall
         else:
             each = case["numbers"] * case["operations"] / 1e6
-            chains.setdefault(case["block"], {})[case["threads"]] = (wall / each, None if cpu is None else cpu / (case["threads"] * wall))
+            chains.setdefault(case["block"], {})[case["threads"]] = (wall / each, medians(turns, "cpu_ms")[OURS] / (case["threads"] * wall))
     rows = []
     for block, found in chains.items():
         (one, _), (two, busy) = found[1], found[2]
-        rows.append([f"{block:,}", one, two, ratio(one, two), None if busy is None else f"{100 * (1 - busy):.0f} %"])
+        rows.append([f"{block:,}", one, two, ratio(one, two), f"{100 * (1 - busy):.0f} %"])
     told = " and ".join(f"{number(value)} microseconds later on {where}" for where, value in wakes.items())
     text = (
         f"A process that sleeps until another writes to it runs {told}. Below, a chain of operations in place on an array larger than the "
         "second-level cache, one NumPy call for each operation and block: nanoseconds a number and operation.\n\n"
     )
     meaning = (
-        "One thread is fastest with blocks that stay in the second-level cache. Of two, the one that comes back from a call while the other holds "
-        "the interpreter lock sleeps, and waking it takes longer than a short call: so the kernels take blocks that leave the cache, and still "
-        "wait. PyTorch pays neither: its loops make one pass, and its threads wait awake.\n\n"
+        "One thread is fastest where a block stays in the second-level cache. Of two, the one that comes back from a call while the other holds the "
+        "interpreter lock sleeps until it is woken; where that takes longer than the call did, two threads are slower than one. So kernels on two "
+        "threads take blocks that leave the cache, and still wait. PyTorch pays neither: its loops make one pass, and its threads wait awake.\n\n"
         "What would close it without leaving Python: an interpreter without that lock; or work for the second thread that is as long as a layer, "
         "such as the gradients of the weights, while the first goes on to the layer below. Neither is done here. Tried, without gain: shorter or "
         "longer blocks, more or fewer calls on two threads, another switch interval, polynomials as products of matrices, and threads of idle "

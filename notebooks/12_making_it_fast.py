@@ -311,7 +311,7 @@ for name, run in cases.items():
 #
 # A valley. Tiny blocks: the overhead of calls, a microsecond or so for each step. Huge blocks: each step reads from and writes to main
 # memory. The right side is steep where memory is slow and shallow where a large third-level cache helps. In between, from some ten thousand numbers
-# to what the second-level cache holds, lies the kernels' `_BLOCK`.
+# to what the second-level cache holds, lies the kernels' `ALONE` (`minigrad/backend/cpu.py`).
 # </details>
 
 # %%

@@ -382,7 +382,13 @@ def all_made_up() -> list[dict]:
         made_up("memory", rows_of(network, [100.0], [250.0], "peak_mib") + rows_of({**network, "checkpoint": True}, [40.0], [], "peak_mib")[:1]),
         made_up("growth", grown),
         made_up("inference", rows_of({**network, "batch": 1}, [4.0], [8.0]) + rows_of({**network, "batch": 256}, [512.0], [256.0])),
-        made_up("threads", [{"case": case, "side": "minigrad", "turns": [{"wall_ms": [ms], "cpu_ms": [4.0]}]} for case, ms in threads]),
+        made_up(
+            "threads",
+            [
+                {"case": case, "side": "minigrad", "turns": [{"wall_ms": [ms]} | ({"cpu_ms": [4.0]} if "block" in case else {})]}
+                for case, ms in threads
+            ],
+        ),
         made_up("step_profile", [{"case": {**network, "shapes": False}, "side": "minigrad", "turns": [profile]}]),
     ]
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_info, threadpool_limits
 
-__all__ = ["add", "has_small_products", "keep_freed_memory", "parallel_rows", "row_blocks", "thread_count"]
+__all__ = ["add", "block_size", "has_small_products", "keep_freed_memory", "parallel_rows", "row_blocks", "thread_count"]
 
 
 def _threads_wanted() -> int:
@@ -128,6 +128,15 @@ def parallel_rows(work: Callable[[int, int], Any], rows: int, grain: int = 1) ->
     if pool.threads == 1 or rows < 2 * grain or getattr(_inside, "worker", False):
         return [work(0, rows)]
     return pool.run(work, row_blocks(rows, grain))
+
+
+ALONE = 1 << 16  # elements of a block that stays in the second-level cache: one thread is fastest so
+TOGETHER = 1 << 18  # of two threads: they wait for the interpreter less often, which is worth more than that cache (`make bench BENCH=threads`)
+
+
+def block_size(share: int, whole: int) -> int:
+    """How many elements an elementwise kernel should work on at a time where its thread has a `share` of the `whole`."""
+    return ALONE if share == whole else TOGETHER
 
 
 ADD_GRAIN = 1 << 18  # elements that a thread is worth: 400,000 take 0.10 ms on one and 0.14 ms on two

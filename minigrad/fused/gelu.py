@@ -11,14 +11,13 @@ import math
 import numpy as np
 
 from minigrad.backend import cuda
-from minigrad.backend.cpu import parallel_rows
+from minigrad.backend.cpu import block_size, parallel_rows
 from minigrad.backend.erf import erf
 from minigrad.op import fused
 from minigrad.tensor import Tensor
 
 __all__ = ["gelu"]
 
-_BLOCK = 1 << 18  # elements worked on at a time: fewer stay in a closer cache, but have two threads wait for the interpreter more often
 _GRAIN = 1 << 16  # elements a thread is worth
 
 
@@ -70,10 +69,11 @@ def _gelu(x: np.ndarray, out: np.ndarray, square: np.ndarray) -> None:
 def _by_blocks(work, size: int, dtype: np.dtype) -> None:
     """Call `work(slice, working memory)` for blocks of elements on all threads."""
     def share(start: int, stop: int) -> None:
-        memory = np.empty(min(_BLOCK, stop - start), dtype)
+        step = block_size(stop - start, size)
+        memory = np.empty(min(step, stop - start), dtype)
         with np.errstate(over="ignore", invalid="ignore"):  # exp(-inf) is the right 0 for a huge x; an infinite x gives nan, as in PyTorch
-            for first in range(start, stop, _BLOCK):
-                last = min(first + _BLOCK, stop)
+            for first in range(start, stop, step):
+                last = min(first + step, stop)
                 work(slice(first, last), memory[: last - first])
 
     parallel_rows(share, size, _GRAIN)

@@ -9,13 +9,12 @@ from __future__ import annotations
 import numpy as np
 
 from minigrad.backend import cuda
-from minigrad.backend.cpu import parallel_rows
+from minigrad.backend.cpu import block_size, parallel_rows
 from minigrad.op import fused
 from minigrad.tensor import Tensor
 
 __all__ = ["layer_norm"]
 
-_BLOCK = 1 << 18  # elements worked on at a time: smaller blocks stay closer to the core, but cost more calls than that saves
 _GRAIN = 1 << 17  # elements a thread is worth: 209,000 take 0.37 ms on one and 0.52 ms on two
 
 
@@ -61,9 +60,9 @@ def _check(x, weight, bias, eps) -> None:
 
 def _by_blocks(work, rows: int, channels: int) -> list:
     """Call `work(slice)` for blocks of rows on all threads. Returns, thread by thread, the sum of what the calls returned."""
-    step = 1 + _BLOCK // channels
 
     def share(start: int, stop: int):
+        step = 1 + block_size(stop - start, rows) // channels
         return sum(work(slice(row, min(row + step, stop))) for row in range(start, stop, step))
 
     return parallel_rows(share, rows, 1 + _GRAIN // channels)

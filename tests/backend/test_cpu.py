@@ -19,7 +19,7 @@ from numpy.testing import assert_array_equal
 from threadpoolctl import threadpool_info
 
 from minigrad.backend import cpu
-from minigrad.backend.cpu import parallel_rows, row_blocks, thread_count
+from minigrad.backend.cpu import block_size, parallel_rows, row_blocks, thread_count
 
 
 @pytest.fixture(scope="module", params=[1, 2, 5])
@@ -87,6 +87,10 @@ def test_an_exception_comes_back_when_all_blocks_are_done(failing: str, pool: in
 
 
 @pytest.mark.usefixtures("pool")
+def test_a_thread_that_works_alone_takes_the_shorter_blocks():
+    assert block_size(100, 100) < block_size(50, 100) == block_size(1, 100)
+
+
 def test_a_call_inside_a_worker_runs_there():
     """No worker waits for another: a pool of n threads would be full after n nested calls."""
 

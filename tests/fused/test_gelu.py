@@ -11,6 +11,7 @@ import torch
 from hypothesis import strategies as st
 
 from minigrad import Tensor
+from minigrad.backend import cpu
 from minigrad.fused.gelu import gelu
 from tests.proofs import Case, Pin, Proof, Refusal
 from tests.support import arrays, rng, shapes
@@ -31,10 +32,12 @@ class TestGelu(Proof):
     ]
     errors = [Refusal(Case([np.arange(3)]), TypeError, "gelu: x must be a float Tensor, it is int64")]
 
+    @pytest.mark.parametrize("grain", [1, 1000])
     @pytest.mark.parametrize("size", [2, 9, 40])
-    def test_blocks_and_threads_change_nothing(self, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-        monkeypatch.setattr(PAGE, "_BLOCK", 4)
-        monkeypatch.setattr(PAGE, "_GRAIN", 1)
+    def test_blocks_and_threads_change_nothing(self, monkeypatch: pytest.MonkeyPatch, size: int, grain: int) -> None:
+        monkeypatch.setattr(cpu, "TOGETHER", 4)
+        monkeypatch.setattr(cpu, "ALONE", 3)
+        monkeypatch.setattr(PAGE, "_GRAIN", grain)
         case = Case([rng(0).uniform(-3, 3, size)])
         self.kernel_equals_definition(case)
         self.float32_is_accurate(case)

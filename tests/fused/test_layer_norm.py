@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
+from minigrad.backend import cpu
 from minigrad.fused.layer_norm import layer_norm
 from tests.proofs import Case, Pin, Proof, Refusal
 from tests.support import rng, shapes
@@ -75,10 +76,12 @@ class TestLayerNorm(Proof):
         ),
     ]
 
+    @pytest.mark.parametrize("grain", [0, 1000])
     @pytest.mark.parametrize("rows", [2, 7, 24])
-    def test_blocks_and_threads_change_nothing(self, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
-        monkeypatch.setattr(PAGE, "_BLOCK", 8)
-        monkeypatch.setattr(PAGE, "_GRAIN", 0)
+    def test_blocks_and_threads_change_nothing(self, monkeypatch: pytest.MonkeyPatch, rows: int, grain: int) -> None:
+        monkeypatch.setattr(cpu, "TOGETHER", 8)
+        monkeypatch.setattr(cpu, "ALONE", 6)
+        monkeypatch.setattr(PAGE, "_GRAIN", grain)
         self.kernel_equals_definition(case((rows,), 5))
 
     def test_a_large_mean_costs_the_variance_no_digits(self) -> None:
