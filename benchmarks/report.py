@@ -24,6 +24,10 @@ PASSES = {"gelu": (17, 10), "layer_norm": (6, 11), "softmax": (5, 4), "log_softm
 """Calls of NumPy or BLAS that go over all numbers of x, forward and backward, counted in minigrad/fused by hand; see `passes` for the others."""
 
 
+VARIANTS = {"": "", "pinned": ", OpenBLAS pinned to Haswell", "avx2": ", on a processor without AVX-512"}
+"""What follows the benchmark's name in the name of a file, and in the heading: `step-pinned.json`, and `step-avx2.json`, kept of another machine."""
+
+
 class Result:
     """One JSON file."""
 
@@ -33,6 +37,11 @@ class Result:
         self.rows = [row for row in self.record["rows"] if "turns" in row]
         self.failed = [row for row in self.record["rows"] if "failed" in row]
         self.name = self.record["benchmark"]
+        self.variant = file.stem.removeprefix(self.name).removeprefix("-")
+        if self.variant not in VARIANTS:
+            raise SystemExit(
+                f"{file}: the file of benchmark {self.name} is called {self.name}.json or {self.name}-{{{','.join(filter(None, VARIANTS))}}}.json"
+            )
 
     @property
     def sides(self) -> list[str]:
@@ -416,7 +425,7 @@ def quietness(results: Sequence[Result]) -> str:
 
 
 def machine(results: Sequence[Result]) -> str:
-    """Processor, memory, system and versions; once for each distinct machine."""
+    """Processor, memory, system and versions; once for each machine and choice of kernels, of the file that knows most of them."""
     lines = []
     for result in results:
         e = result.record["environment"]
@@ -429,15 +438,17 @@ def machine(results: Sequence[Result]) -> str:
             + (f"; NumPy's BLAS: {blas}" if blas else "")
             + "."
         )
-    most = max(lines, key=len)
-    same = {line.partition(";")[0] for line in lines}
-    return most if len(same) == 1 else "\n".join(f"* {line}" for line in dict.fromkeys(lines))
+    longest: dict[tuple[str, str], str] = {}
+    for line in sorted(lines, key=len):
+        longest[line.partition(";")[0], line.rpartition("BLAS: ")[2] if "BLAS: " in line else ""] = line
+    kept = [line for line in dict.fromkeys(lines) if line in longest.values()]
+    return kept[0] if len(kept) == 1 else "\n".join(f"* {line}" for line in kept)
 
 
 def write(folder: Path, page: Path) -> list[str]:
     """Write the page and its plots; returns the names of the sections that are on it."""
     results = [Result(file) for file in sorted(folder.glob("*.json")) if "benchmark" in json.loads(file.read_text())]
-    results.sort(key=lambda result: (bool(result.record["settings"]["pinned"]), list(SECTIONS).index(result.name)))
+    results.sort(key=lambda result: (list(VARIANTS).index(result.variant), list(SECTIONS).index(result.name)))
     if not results:
         raise SystemExit(f"there is no benchmark's JSON file in {folder}")
     parts = [
@@ -453,14 +464,13 @@ def write(folder: Path, page: Path) -> list[str]:
     plots: Plots = {}
     for result in results:
         heading, section = SECTIONS[result.name]
-        pinned = result.record["settings"]["pinned"]
         own: Plots = {}
         text = section(result, own)
-        if pinned:  # plots are drawn for what an ordinary user has
+        if result.variant:  # plots are drawn for what an ordinary user has
             text = "\n\n".join(part for part in text.split("\n\n") if not part.startswith("!["))
         else:
             plots.update(own)
-        parts.append(f"## {heading}{', OpenBLAS pinned to Haswell' if pinned else ''}")
+        parts.append(f"## {heading}{VARIANTS[result.variant]}")
         parts.append(f"```sh\n{result.record['command']}\n```")
         parts.append(text)
         left_out = [f"{result.title(side)}: {reason}" for side, reason in result.record["skipped"].items()]

@@ -443,6 +443,17 @@ def test_the_page_says_when_a_run_was_noisy_quick_or_pinned(tmp_path: Path) -> N
     assert page.count("step.svg") == 1
 
 
+def test_the_page_has_files_of_another_machine_by_their_names(tmp_path: Path) -> None:
+    plain = made_up("step", rows_of({"config": "cifar-nano", "batch": 64}, [100], [150]))
+    (tmp_path / "step-avx2.json").write_text(json.dumps(plain | {"environment": plain["environment"] | {"processor": "Another"}}))
+    page = written(tmp_path, [plain])
+    assert page.index("## The training step\n") < page.index("## The training step, on a processor without AVX-512\n")
+    assert "* A processor, 2 processors" in page and "* Another, 2 processors" in page and page.count("step.svg") == 1
+    (tmp_path / "step-2.json").write_text(json.dumps(plain))
+    with pytest.raises(SystemExit, match=r"step-2\.json: the file of benchmark step is called step\.json or step-\{pinned,avx2\}\.json"):
+        written(tmp_path, [plain])
+
+
 def test_the_page_lists_operations_above_twice_pytorchs_time_with_their_passes(tmp_path: Path) -> None:
     copy, gelu, _ = all_made_up()[1]["rows"]
     image, vector = ({"shape": shape, "kind": "f", "order": [0], "needs": True} for shape in ([4, 2, 2, 8], [8]))
