@@ -29,6 +29,8 @@ from dataclasses import dataclass
 
 SPEED = {
     "BLOCK": "elements worked on at a time: any number gives the same result",
+    "ALONE": "elements that a thread works on at a time where there is no other: any number gives the same result",
+    "TOGETHER": "the same where there are others",
     "GRAIN": "the fewest elements or rows a thread is started for",
     "LONG_ROW": "from which length on one of two ways to add up a row is the faster",
     "COLUMN_BYTES": "memory for the columns of a convolution at a time",

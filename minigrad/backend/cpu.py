@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_info, threadpool_limits
 
-__all__ = ["add", "block_size", "has_small_products", "keep_freed_memory", "parallel_rows", "row_blocks", "thread_count"]
+__all__ = ["add", "blocks", "has_small_products", "keep_freed_memory", "parallel_rows", "row_blocks", "thread_count"]
 
 
 def _threads_wanted() -> int:
@@ -134,9 +134,10 @@ ALONE = 1 << 16  # elements of a block that stays in the second-level cache: one
 TOGETHER = 1 << 18  # of two threads: they wait for the interpreter less often, which is worth more than that cache (`make bench BENCH=threads`)
 
 
-def block_size(share: int, whole: int) -> int:
-    """How many elements an elementwise kernel should work on at a time where its thread has a `share` of the `whole`."""
-    return ALONE if share == whole else TOGETHER
+def blocks(start: int, stop: int, rows: int, width: int = 1) -> list[slice]:
+    """A thread's share of `rows` rows of `width` elements, cut into what an elementwise kernel should work on at a time."""
+    step = max(1, (ALONE if stop - start == rows else TOGETHER) // width)
+    return [slice(row, min(row + step, stop)) for row in range(start, stop, step)]
 
 
 ADD_GRAIN = 1 << 18  # elements that a thread is worth: 400,000 take 0.10 ms on one and 0.14 ms on two

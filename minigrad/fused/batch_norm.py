@@ -7,13 +7,13 @@ Read next: `minigrad/fused/layer_norm.py`, the same formula along the other axis
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from math import gcd
 
 import numpy as np
 
 from minigrad.backend import cuda
-from minigrad.backend.cpu import parallel_rows
+from minigrad.backend.cpu import blocks, parallel_rows
 from minigrad.op import fused
 from minigrad.tensor import Tensor
 
@@ -89,8 +89,7 @@ def _check(x, weight, bias, mean, var, residual, eps, relu) -> None:
         raise ValueError(f"batch_norm: residual has shape {residual.shape}, x has shape {x.shape}")
 
 
-# Elements in a long row, in a block (NumPy works on one after the other), and in the smallest share of work that a thread is worth.
-LONG_ROW, BLOCK, GRAIN = 8192, 1 << 18, 1 << 18
+LONG_ROW, GRAIN = 8192, 1 << 18  # elements in a long row, and in the smallest share of work that a thread is worth
 FAR = 16  # mean ** 2 / var from which on x * x - mean * mean would lose digits of float32 that matter
 
 
@@ -106,18 +105,12 @@ def _long(vector: np.ndarray, groups: int) -> np.ndarray:
     return copies.reshape(-1)
 
 
-def _blocks(start: int, stop: int, width: int) -> Iterator[slice]:
-    """Rows `start` to `stop` of this width, as many at a time as stay in the cache."""
-    step = max(BLOCK // width, 1)
-    return (slice(row, min(row + step, stop)) for row in range(start, stop, step))
-
-
 def _by_blocks(work: Callable[[slice], None], wide: np.ndarray) -> None:
     """Call `work(block)` for the row blocks of `wide`, on all threads."""
     rows, width = wide.shape
 
     def share(start: int, stop: int) -> None:
-        for block in _blocks(start, stop, width):
+        for block in blocks(start, stop, rows, width):
             work(block)
 
     parallel_rows(share, rows, max(GRAIN // width, 1))
@@ -132,7 +125,7 @@ def _totals(work: Callable[[slice, np.ndarray], None], wide: np.ndarray, channel
 
     def share(start: int, stop: int) -> np.ndarray:
         sums = np.zeros((2, width), wide.dtype)
-        for block in _blocks(start, stop, width):
+        for block in blocks(start, stop, rows, width):
             work(block, sums)
         return sums
 

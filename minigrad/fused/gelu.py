@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from minigrad.backend import cuda
-from minigrad.backend.cpu import block_size, parallel_rows
+from minigrad.backend.cpu import blocks, parallel_rows
 from minigrad.backend.erf import erf
 from minigrad.op import fused
 from minigrad.tensor import Tensor
@@ -69,12 +69,11 @@ def _gelu(x: np.ndarray, out: np.ndarray, square: np.ndarray) -> None:
 def _by_blocks(work, size: int, dtype: np.dtype) -> None:
     """Call `work(slice, working memory)` for blocks of elements on all threads."""
     def share(start: int, stop: int) -> None:
-        step = block_size(stop - start, size)
-        memory = np.empty(min(step, stop - start), dtype)
+        memory = None
         with np.errstate(over="ignore", invalid="ignore"):  # exp(-inf) is the right 0 for a huge x; an infinite x gives nan, as in PyTorch
-            for first in range(start, stop, step):
-                last = min(first + step, stop)
-                work(slice(first, last), memory[: last - first])
+            for block in blocks(start, stop, size):
+                memory = np.empty(block.stop - block.start, dtype) if memory is None else memory[: block.stop - block.start]
+                work(block, memory)
 
     parallel_rows(share, size, _GRAIN)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from minigrad.backend import cuda
-from minigrad.backend.cpu import block_size, parallel_rows
+from minigrad.backend.cpu import blocks, parallel_rows
 from minigrad.op import fused
 from minigrad.tensor import Tensor
 
@@ -62,8 +62,7 @@ def _by_blocks(work, rows: int, channels: int) -> list:
     """Call `work(slice)` for blocks of rows on all threads. Returns, thread by thread, the sum of what the calls returned."""
 
     def share(start: int, stop: int):
-        step = 1 + block_size(stop - start, rows) // channels
-        return sum(work(slice(row, min(row + step, stop))) for row in range(start, stop, step))
+        return sum(work(block) for block in blocks(start, stop, rows, channels))
 
     return parallel_rows(share, rows, 1 + _GRAIN // channels)
 

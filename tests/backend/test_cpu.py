@@ -19,7 +19,7 @@ from numpy.testing import assert_array_equal
 from threadpoolctl import threadpool_info
 
 from minigrad.backend import cpu
-from minigrad.backend.cpu import block_size, parallel_rows, row_blocks, thread_count
+from minigrad.backend.cpu import blocks, parallel_rows, row_blocks, thread_count
 
 
 @pytest.fixture(scope="module", params=[1, 2, 5])
@@ -87,8 +87,15 @@ def test_an_exception_comes_back_when_all_blocks_are_done(failing: str, pool: in
 
 
 @pytest.mark.usefixtures("pool")
-def test_a_thread_that_works_alone_takes_the_shorter_blocks():
-    assert block_size(100, 100) < block_size(50, 100) == block_size(1, 100)
+def test_a_thread_that_works_alone_takes_the_shorter_blocks(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cpu, "ALONE", 20)
+    monkeypatch.setattr(cpu, "TOGETHER", 30)
+    assert blocks(0, 9, 9, 5) == [slice(0, 4), slice(4, 8), slice(8, 9)]
+    assert blocks(3, 12, 13, 5) == [slice(3, 9), slice(9, 12)]
+    assert blocks(0, 9, 13, 5) == [slice(0, 6), slice(6, 9)] and blocks(9, 13, 13, 5) == [slice(9, 13)]
+    assert blocks(0, 2, 2, 100) == [slice(0, 1), slice(1, 2)]  # at least a row
+    assert blocks(0, 21, 21) == [slice(0, 20), slice(20, 21)]
+    assert blocks(0, 0, 0, 5) == []
 
 
 def test_a_call_inside_a_worker_runs_there():

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import minigrad
 from minigrad import Tensor
+from minigrad.backend import cpu
 from minigrad.fused.batch_norm import batch_norm
 from tests.proofs import Case, Pin, Proof, Refusal
 from tests.support import assert_close, rng
@@ -159,7 +160,8 @@ class TestBatchNorm(Proof):
     def test_long_rows_blocks_and_threads_change_nothing(self, monkeypatch: pytest.MonkeyPatch, evaluation: bool, offset: float, relu: bool) -> None:
         """With tiny limits an array of some hundred elements goes through several long rows, several blocks and every thread."""
         monkeypatch.setattr(PAGE, "LONG_ROW", 16)
-        monkeypatch.setattr(PAGE, "BLOCK", 24)
+        monkeypatch.setattr(cpu, "TOGETHER", 24)
+        monkeypatch.setattr(cpu, "ALONE", 24)
         monkeypatch.setattr(PAGE, "GRAIN", 16)
         for shape in [(4, 4, 2, 3), (5, 3, 3, 4), (3, 2, 2, 40)]:
             self.kernel_equals_definition(case(shape, evaluation=evaluation, with_residual=True, offset=offset, relu=relu, seed=3))
