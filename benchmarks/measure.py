@@ -19,6 +19,7 @@ import platform
 import shlex
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -158,6 +159,17 @@ def noise(before: tuple[float, float] | None, own_cpu: float) -> dict[str, float
     if before is None or after is None:
         return load
     return {**load, "seconds": round(after[1] - before[1], 4), "others_s": round(after[0] - before[0] - own_cpu, 4)}
+
+
+def side_by_side(work: Callable[[int, int], Any], size: int, threads: int) -> None:
+    """Call `work(start, stop)` for so many equal parts of `range(size)` at once, each on a thread of its own; the first on this one."""
+    edges = [size * part // threads for part in range(threads + 1)]
+    others = [threading.Thread(target=work, args=edges[part : part + 2]) for part in range(1, threads)]
+    for thread in others:
+        thread.start()
+    work(*edges[:2])
+    for thread in others:
+        thread.join()
 
 
 def serve(options: argparse.Namespace, answer: Callable[[Side, dict], dict]) -> None:

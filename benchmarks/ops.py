@@ -13,7 +13,6 @@ write for a fused operation: batch norm, then the addition, then ReLU. Read next
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -162,7 +161,7 @@ def norms(out: np.ndarray, gradients: list[np.ndarray]) -> dict[str, float]:
     return {"out_norm": float(np.linalg.norm(out)), "gradient_norm": float(sum(float((g.astype(np.float64) ** 2).sum()) for g in gradients) ** 0.5)}
 
 
-def prepare(side: Side, case: dict) -> Callable[[], dict[str, float]]:
+def prepare(side: Side, case: dict) -> Callable[[], dict[str, float] | None]:
     """A function that runs the operation forward and backward; it returns the time of the forward alone.
 
     Its `facts` are the norms of the output and of all gradients together, which must be the same on every side.
@@ -286,22 +285,15 @@ def least_bytes(case: dict) -> int:
     return read + gradients + 2 * 4 * int(np.prod(case["out"]))
 
 
-def copying(case: dict) -> Callable[[], dict[str, float]]:
+def copying(case: dict) -> Callable[[], None]:
     """Copy `bytes` of memory, on so many threads at once, each its part: what bandwidth an operation could reach."""
     source = np.ones(case["bytes"] // 4, np.float32)
     target = np.empty_like(source)
-    parts = [slice(len(source) * part // case["threads"], len(source) * (part + 1) // case["threads"]) for part in range(case["threads"])]
 
-    def run() -> dict[str, float]:
-        threads = [threading.Thread(target=np.copyto, args=(target[part], source[part])) for part in parts[1:]]
-        for thread in threads:
-            thread.start()
-        np.copyto(target[parts[0]], source[parts[0]])
-        for thread in threads:
-            thread.join()
-        return {}
+    def copy(start: int, stop: int) -> None:
+        np.copyto(target[start:stop], source[start:stop])
 
-    return run
+    return lambda: measure.side_by_side(copy, len(source), case["threads"])
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -426,23 +426,17 @@ def quietness(results: Sequence[Result]) -> str:
 
 def machine(results: Sequence[Result]) -> str:
     """Processor, memory, system and versions; once for each machine and choice of kernels, of the file that knows most of them."""
-    lines = []
+    lines: dict[tuple[str, str], str] = {}
     for result in results:
         e = result.record["environment"]
         versions = {name: version for side in result.record["sides"].values() for name, version in side.get("versions", {}).items()}
         ours = result.record["sides"].get(OURS, {}).get("threads", [])
         blas = ", ".join(f"{part['internal_api']} {part['version']} ({part['architecture']} kernels)" for part in ours)
-        lines.append(
-            f"{e['processor']}, {e['processors']} processors, {e['memory_gb']:g} GB, {e['system']}; Python {e['python']}, "
-            + ", ".join(f"{name} {versions[name]}" for name in sorted(versions))
-            + (f"; NumPy's BLAS: {blas}" if blas else "")
-            + "."
-        )
-    longest: dict[tuple[str, str], str] = {}
-    for line in sorted(lines, key=len):
-        longest[line.partition(";")[0], line.rpartition("BLAS: ")[2] if "BLAS: " in line else ""] = line
-    kept = [line for line in dict.fromkeys(lines) if line in longest.values()]
-    return kept[0] if len(kept) == 1 else "\n".join(f"* {line}" for line in kept)
+        hardware = f"{e['processor']}, {e['processors']} processors, {e['memory_gb']:g} GB, {e['system']}"
+        software = ", ".join([f"Python {e['python']}", *(f"{name} {versions[name]}" for name in sorted(versions))])
+        line = f"{hardware}; {software}" + (f"; NumPy's BLAS: {blas}" if blas else "") + "."
+        lines[hardware, blas] = max(lines.get((hardware, blas), ""), line, key=len)
+    return next(iter(lines.values())) if len(lines) == 1 else "\n".join(f"* {line}" for line in lines.values())
 
 
 def write(folder: Path, page: Path) -> list[str]:

@@ -11,7 +11,6 @@ Read next: `minigrad/backend/cpu.py`, the threads that the figures are about.
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable
 
@@ -21,7 +20,7 @@ from benchmarks import measure
 from benchmarks.measure import Side
 
 NAME = "threads"
-NUMBERS = 1 << 22  # float32: 16 MiB, four times a second-level cache of 4 MiB
+NUMBERS = 1 << 22  # float32: two arrays of 16 MiB, more than a second-level cache holds
 PASSES = 8
 HANDOVERS = 2000
 
@@ -35,7 +34,7 @@ def cases_of(quick: bool) -> list[dict]:
     return wakes + chains
 
 
-def passes(case: dict) -> Callable[[], dict[str, float]]:
+def passes(case: dict) -> Callable[[], None]:
     """So many operations in place, block by block, on so many threads at once, each its part of the array."""
     x, y = np.ones(case["numbers"], np.float32), np.ones(case["numbers"], np.float32)
 
@@ -47,22 +46,11 @@ def passes(case: dict) -> Callable[[], dict[str, float]]:
                 np.multiply(a, b, out=a)
                 np.add(a, 0.0, out=a)
 
-    edges = [case["numbers"] * part // case["threads"] for part in range(case["threads"] + 1)]
-
-    def run() -> dict[str, float]:
-        others = [threading.Thread(target=share, args=edges[part : part + 2]) for part in range(1, case["threads"])]
-        for thread in others:
-            thread.start()
-        share(*edges[:2])
-        for thread in others:
-            thread.join()
-        return {}
-
-    return run
+    return lambda: measure.side_by_side(share, case["numbers"], case["threads"])
 
 
 def wake(case: dict) -> dict:
-    """Microseconds until a process that waits for a byte has it, the mean of `HANDOVERS`, five times."""
+    """Milliseconds until a process that waits for a byte has it: the mean of `HANDOVERS` of them to and fro, five times."""
     processors = sorted(os.sched_getaffinity(0))
     there, back = os.pipe(), os.pipe()
     child = os.fork()

@@ -170,8 +170,9 @@ class TestScaledDotProductAttention(Proof):
         qkv = rng(1).uniform(-1, 1, (2, 5, 3, 2, 4))
         query, key, value = (Tensor(x, requires_grad=True) for x in np.moveaxis(qkv.swapaxes(2, 3), 3, 0).swapaxes(2, 3))
         out = scaled_dot_product_attention(query, key, value)
-        for x in (out, *minigrad.grad([out], [query, key, value], [Tensor(rng(2).uniform(-1, 1, out.shape))])):
-            assert np.shares_memory(x.data.swapaxes(1, 2).reshape(2, 5, 8), x.data)
+        assert out.data.swapaxes(1, 2).flags.c_contiguous
+        for gradient in minigrad.grad([out], [query, key, value], [Tensor(rng(2).uniform(-1, 1, out.shape))]):
+            assert np.shares_memory(gradient.data.swapaxes(1, 2).reshape(2, 5, 8), gradient.data)
 
     @pytest.mark.parametrize("value", [np.nan, np.inf])
     def test_a_score_that_is_no_number_stays_in_its_row(self, value: float) -> None:
