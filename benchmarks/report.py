@@ -175,10 +175,11 @@ def threads_section(result: Result, plots: Plots) -> str:
         "One thread is fastest where a block stays in the second-level cache. Of two, the one that comes back from a call while the other holds the "
         "interpreter lock sleeps until it is woken; where that takes longer than the call did, two threads are slower than one. So kernels on two "
         "threads take blocks that leave the cache, and still wait. PyTorch pays neither: its loops make one pass, and its threads wait awake.\n\n"
-        "What would close it without leaving Python: an interpreter without that lock; or work for the second thread that is as long as a layer, "
-        "such as the gradients of the weights, while the first goes on to the layer below. Neither is done here. Tried, without gain: shorter or "
-        "longer blocks, more or fewer calls on two threads, another switch interval, polynomials as products of matrices, and threads of idle "
-        "priority that keep the processors from sleeping."
+        "What would close it without leaving Python: an interpreter without that lock. Tried, without gain or with too little of one for what it "
+        "asks of the reader: the gradients of weights as work of their own for a thread that is idle, while the first goes on to the layer below "
+        "(a few percent of the smallest network's step, nothing of the others'); waiting awake, by yielding the processor, for the other thread to "
+        "finish; shorter or longer blocks, more or fewer calls on two threads, another switch interval, polynomials as products of matrices, and "
+        "threads of idle priority that keep the processors from sleeping."
     )
     header = ["numbers a call", "one thread", "two threads", "times as fast", "two threads idle"]
     return text + table(header, rows) + "\n\n" + meaning

@@ -167,7 +167,7 @@ class TestConv2d(Proof):
         rows, columns = conv2d(*map(Tensor, given.inputs), **given.values).shape[1:3]
         monkeypatch.setattr(PAGE, "COLUMN_BYTES", 3 * rows * columns * 9 * 2 * 8)
         monkeypatch.setattr(PAGE, "GRAIN", 0)
-        monkeypatch.setattr(PAGE, "_grain", lambda y, weight: 3)
+        monkeypatch.setattr(PAGE, "_grain", lambda *_: 3)
         self.kernel_equals_definition(given)
 
     @pytest.mark.parametrize(("kernel", "outputs"), [((1, 1), 2), ((1, 1), 6), ((3, 3), 4)])
@@ -178,7 +178,7 @@ class TestConv2d(Proof):
         for limit in ("SMALL_PRODUCT", "PACKED_PRODUCT"):  # whichever this machine's BLAS goes by
             monkeypatch.setattr(PAGE, limit, 64 * kernel[0] * kernel[1] * (4 // groups) * (outputs // groups))
         monkeypatch.setattr(PAGE, "_chunks", lambda rows, chunk: cut.append((rows.shape[1], chunk)) or chunks(rows, chunk))
-        monkeypatch.setattr(PAGE, "_grain", lambda y, weight: 1000)
+        monkeypatch.setattr(PAGE, "_grain", lambda *_: 1000)
         self.kernel_equals_definition(case(3, 7, 9, 4, outputs, kernel, groups=groups, padding=kernel[0] // 2))  # 189 rows
         assert set(cut) == {(128, 64)}
 
