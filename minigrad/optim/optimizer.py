@@ -12,13 +12,12 @@ import numpy as np
 
 from minigrad import backend
 from minigrad.backend import cuda
-from minigrad.backend.cpu import parallel_rows
+from minigrad.backend.cpu import blocks, parallel_rows
 from minigrad.optim import multi_tensor
 from minigrad.tensor import Tensor
 
 __all__ = ["Optimizer", "in_blocks"]
 
-BLOCK = 1 << 16  # elements: the pieces of an update, five arrays of 256 KiB, stay in the second-level cache
 GRAIN = 1 << 17  # fewest elements a thread is worth
 SMALL = 1 << 12  # elements up to which parameters are updated together: a step of AdamW on 100 numbers is 14 calls of NumPy and little else
 
@@ -357,10 +356,12 @@ def in_blocks(update: Callable[..., None], *arrays: Any) -> None:
         return
     flat = [array.reshape(-1) for array in arrays]
 
-    def work(start: int, stop: int) -> None:
-        scratch = np.empty(min(stop - start, BLOCK), flat[0].dtype)
-        for low in range(start, stop, BLOCK):
-            high = min(low + BLOCK, stop)
-            update(*[array[low:high] for array in flat], scratch[: high - low])
+    size = flat[0].size
 
-    parallel_rows(work, flat[0].size, GRAIN)
+    def work(start: int, stop: int) -> None:
+        scratch = None
+        for block in blocks(start, stop, size):
+            scratch = np.empty(block.stop - block.start, flat[0].dtype) if scratch is None else scratch[: block.stop - block.start]
+            update(*[array[block] for array in flat], scratch)
+
+    parallel_rows(work, size, GRAIN)

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from minigrad import Tensor, nn, optim
-from minigrad.optim.optimizer import BLOCK, in_blocks
+from minigrad.backend import cpu
+from minigrad.optim import optimizer
+from minigrad.optim.optimizer import in_blocks
 from minigrad.safetensors_io import load_state, save_state
 from tests.support import rng
 
@@ -91,9 +93,14 @@ def test_arrays_that_are_not_contiguous(make: Callable):
         np.testing.assert_array_equal(result, results[0])
 
 
-def test_long_arrays_are_updated_in_pieces_of_a_block():
+@pytest.mark.parametrize("block", ["ALONE", "TOGETHER"])
+def test_long_arrays_are_updated_in_pieces_of_a_block(monkeypatch: pytest.MonkeyPatch, block: str):
     """So that what an update reads again is still in the cache, and its scratch takes little memory."""
-    size, pieces = 3 * BLOCK + 5, []
+    size, pieces, limits = 155, [], {"ALONE": 20, "TOGETHER": 50}
+    for name, elements in limits.items():
+        monkeypatch.setattr(cpu, name, elements)
+    monkeypatch.setattr(optimizer, "GRAIN", 1 if block == "TOGETHER" else size)
+    monkeypatch.setattr(cpu, "_pool", cpu._Pool(2))
     x, y = rng(0).standard_normal(size), rng(1).standard_normal(size)
     expected = x - 2 * y
 
@@ -105,7 +112,7 @@ def test_long_arrays_are_updated_in_pieces_of_a_block():
 
     in_blocks(update, x, y)
     np.testing.assert_array_equal(x, expected)
-    assert sum(pieces) == size and max(pieces) <= BLOCK
+    assert sum(pieces) == size and max(pieces) == limits[block]
 
 
 def test_a_gradient_of_another_shape_is_refused():
