@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_info, threadpool_limits
 
-__all__ = ["add", "blocks", "has_small_products", "keep_freed_memory", "parallel_rows", "row_blocks", "thread_count"]
+__all__ = ["add", "blocks", "has_small_products", "keep_freed_memory", "parallel_blocks", "parallel_rows", "row_blocks", "thread_count"]
 
 
 def _threads_wanted() -> int:
@@ -138,6 +138,24 @@ def blocks(start: int, stop: int, rows: int, width: int = 1) -> list[slice]:
     """A thread's share of `rows` rows of `width` elements, cut into what an elementwise kernel should work on at a time."""
     step = max(1, (ALONE if stop - start == rows else TOGETHER) // width)
     return [slice(row, min(row + step, stop)) for row in range(start, stop, step)]
+
+
+def parallel_blocks(work: Callable[[slice], Any], rows: int, width: int, grain: int) -> list:
+    """Call `work(block)` for `blocks` that together cover `rows` rows of `width` elements, on all threads.
+
+    Args:
+        work: as in `parallel_rows`, for the rows of a slice.
+        rows, width: the array's shape.
+        grain: fewest elements a thread is worth.
+
+    Returns:
+        What the calls returned, in the order of the blocks.
+    """
+
+    def share(start: int, stop: int) -> list:
+        return [work(block) for block in blocks(start, stop, rows, width)]
+
+    return list(itertools.chain(*parallel_rows(share, rows, max(grain // width, 1))))
 
 
 ADD_GRAIN = 1 << 18  # elements that a thread is worth: 400,000 take 0.10 ms on one and 0.14 ms on two

@@ -13,7 +13,7 @@ from math import gcd
 import numpy as np
 
 from minigrad.backend import cuda
-from minigrad.backend.cpu import blocks, parallel_rows
+from minigrad.backend.cpu import blocks, parallel_blocks, parallel_rows
 from minigrad.op import fused
 from minigrad.tensor import Tensor
 
@@ -105,17 +105,6 @@ def _long(vector: np.ndarray, groups: int) -> np.ndarray:
     return copies.reshape(-1)
 
 
-def _by_blocks(work: Callable[[slice], None], wide: np.ndarray) -> None:
-    """Call `work(block)` for the row blocks of `wide`, on all threads."""
-    rows, width = wide.shape
-
-    def share(start: int, stop: int) -> None:
-        for block in blocks(start, stop, rows, width):
-            work(block)
-
-    parallel_rows(share, rows, max(GRAIN // width, 1))
-
-
 def _totals(work: Callable[[slice, np.ndarray], None], wide: np.ndarray, channels: int) -> np.ndarray:
     """Call `work(block, sums)` for the row blocks of `wide`, on all threads; it adds to `sums`, two long rows.
 
@@ -185,7 +174,7 @@ def cpu_forward(x, weight, bias, mean, var, residual, eps, relu):
         if relu:
             np.maximum(out, zeros, out=out)                                # with a scalar zero NumPy takes five times as long
 
-    _by_blocks(affine, x_wide)
+    parallel_blocks(affine, len(x_wide), x_wide.shape[1], GRAIN)
     return (y, mean.astype(x.dtype), var.astype(x.dtype)), (x, weight, y if relu else None, pivot, offset, rstd, training)
 
 
@@ -243,7 +232,7 @@ def cpu_backward(dy, saved, needs):
                 part += c
                 out += part
 
-        _by_blocks(combine, x_wide)
+        parallel_blocks(combine, len(x_wide), x_wide.shape[1], GRAIN)
         dx = dx_wide.reshape(x.shape)
     dresidual = (dy.copy() if y is None else g_wide.reshape(x.shape)) if wants_residual else None
     dweight, dbias = dweight.astype(x.dtype), dbias.astype(x.dtype)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from minigrad.backend import cuda
-from minigrad.backend.cpu import blocks, parallel_rows
+from minigrad.backend.cpu import parallel_blocks
 from minigrad.op import fused
 from minigrad.tensor import Tensor
 
@@ -58,15 +58,6 @@ def _check(x, weight, bias, eps) -> None:
             raise ValueError(f"layer_norm: x has {channels[0]} channels (shape {x.shape}), {name} has shape {vector.shape}")
 
 
-def _by_blocks(work, rows: int, channels: int) -> list:
-    """Call `work(slice)` for blocks of rows on all threads. Returns, thread by thread, the sum of what the calls returned."""
-
-    def share(start: int, stop: int):
-        return sum(work(block) for block in blocks(start, stop, rows, channels))
-
-    return parallel_rows(share, rows, 1 + _GRAIN // channels)
-
-
 def cpu_forward(x, weight, bias, eps):
     """A sum along a row is a product with a column of ones, or of the row with itself: BLAS takes both several times faster than NumPy sums rows."""
     channels = x.shape[-1]
@@ -74,7 +65,7 @@ def cpu_forward(x, weight, bias, eps):
     y = np.empty_like(rows)                                                # (R, C)
     mean, rstd = np.empty(len(rows), x.dtype), np.empty(len(rows), x.dtype)  # (R,), (R,)
 
-    def work(block: slice) -> int:
+    def work(block: slice) -> None:
         part, out = rows[block], y[block]
         np.divide(part @ ones, channels, out=mean[block])
         np.subtract(part, mean[block, None], out=out)                      # centred first: a mean of 1000 then costs no digits of the variance
@@ -84,9 +75,8 @@ def cpu_forward(x, weight, bias, eps):
             out *= weight
         if bias is not None:
             out += bias
-        return 0
 
-    _by_blocks(work, len(rows), channels)
+    parallel_blocks(work, len(rows), channels, _GRAIN)
     return y.reshape(x.shape), (x, weight, mean, rstd)
 
 
@@ -119,7 +109,7 @@ def cpu_backward(dy, saved, needs):
             out *= scale[:, None]
         return sums
 
-    dweight, dbias = np.zeros((2, channels), x.dtype) + sum(_by_blocks(work, len(rows), channels))
+    dweight, dbias = np.zeros((2, channels), x.dtype) + sum(parallel_blocks(work, len(rows), channels, _GRAIN))
     return None if dx is None else dx.reshape(x.shape), dweight if needs[1] else None, dbias if needs[2] else None
 
 

@@ -88,7 +88,7 @@ def cpu_backward(dy, saved, needs):
             np.matmul(block, weight, out=dx[start:stop])
         return block.T @ rows[start:stop] if needs[1] else 0, np.ones(len(block), g.dtype) @ block if needs[2] else 0
 
-    parts = parallel_rows(work, len(rows), 1 + _GRAIN // (2 * weight.size + 1))
+    parts = parallel_rows(work, len(rows), 1 + _GRAIN // (2 * weight.size + 1))  # two products of each row
     dweight, dbias = (sum(rest, start=first) for first, *rest in zip(*parts, strict=True))
     return None if dx is None else dx.reshape(x.shape), dweight if needs[1] else None, dbias if needs[2] else None
 

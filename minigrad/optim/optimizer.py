@@ -12,7 +12,7 @@ import numpy as np
 
 from minigrad import backend
 from minigrad.backend import cuda
-from minigrad.backend.cpu import blocks, parallel_rows
+from minigrad.backend.cpu import parallel_blocks
 from minigrad.optim import multi_tensor
 from minigrad.tensor import Tensor
 
@@ -356,12 +356,8 @@ def in_blocks(update: Callable[..., None], *arrays: Any) -> None:
         return
     flat = [array.reshape(-1) for array in arrays]
 
-    size = flat[0].size
+    def work(block: slice) -> None:
+        pieces = [array[block] for array in flat]
+        update(*pieces, np.empty_like(pieces[0]))
 
-    def work(start: int, stop: int) -> None:
-        scratch = None
-        for block in blocks(start, stop, size):
-            scratch = np.empty(block.stop - block.start, flat[0].dtype) if scratch is None else scratch[: block.stop - block.start]
-            update(*[array[block] for array in flat], scratch)
-
-    parallel_rows(work, size, GRAIN)
+    parallel_blocks(work, flat[0].size, 1, GRAIN)

@@ -19,7 +19,7 @@ from numpy.testing import assert_array_equal
 from threadpoolctl import threadpool_info
 
 from minigrad.backend import cpu
-from minigrad.backend.cpu import blocks, parallel_rows, row_blocks, thread_count
+from minigrad.backend.cpu import blocks, parallel_blocks, parallel_rows, row_blocks, thread_count
 
 
 @pytest.fixture(scope="module", params=[1, 2, 5])
@@ -87,6 +87,23 @@ def test_an_exception_comes_back_when_all_blocks_are_done(failing: str, pool: in
 
 
 @pytest.mark.usefixtures("pool")
+@pytest.mark.parametrize("grain", [1, 1000])
+def test_blocks_on_all_threads_are_returned_in_their_order(monkeypatch: pytest.MonkeyPatch, pool: int, grain: int):
+    """Each thread's share is cut into blocks of its own; a grain is elements, however wide a row is."""
+    monkeypatch.setattr(cpu, "ALONE", 21)
+    monkeypatch.setattr(cpu, "TOGETHER", 33)
+    shares = []
+    monkeypatch.setattr(cpu, "parallel_rows", lambda *given: shares.append(given[1:]) or parallel_rows(*given))
+    x = np.arange(500).reshape(100, 5)
+    together = grain == 1 and pool > 1
+    shared = row_blocks(100) if together else [(0, 100)]
+    expected = [slice(row, min(row + (6 if together else 4), stop)) for start, stop in shared for row in range(start, stop, 6 if together else 4)]
+    seen = parallel_blocks(lambda block: (block, int(x[block].sum())), *x.shape, grain)
+    assert [block for block, _ in seen] == expected and sum(part for _, part in seen) == x.sum()
+    assert shares == [(100, 200 if grain == 1000 else 1)]
+    assert parallel_blocks(lambda block: block, 0, 5, grain) == []
+
+
 def test_a_thread_that_works_alone_takes_the_shorter_blocks(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(cpu, "ALONE", 20)
     monkeypatch.setattr(cpu, "TOGETHER", 30)

@@ -54,13 +54,14 @@ CASES: dict[str, tuple[list, dict[str, Any], str]] = {
 def cuts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """As long as the test runs, a block of one row is worth a thread. The list tells into how many blocks each array was cut."""
     counts: list[int] = []
+    by_grain = cpu.parallel_rows
 
     def parallel_rows(work: Any, rows: int, grain: int = 1) -> list:
         counts.append(len(cpu.row_blocks(rows)))
-        return cpu.parallel_rows(work, rows)
+        return by_grain(work, rows)
 
     for name, page in list(sys.modules.items()):
-        if name.startswith("minigrad.fused.") and hasattr(page, "parallel_rows"):
+        if name.startswith(("minigrad.fused.", "minigrad.backend.cpu")) and hasattr(page, "parallel_rows"):
             monkeypatch.setattr(page, "parallel_rows", parallel_rows)
     return counts
 
