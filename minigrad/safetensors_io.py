@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,19 +28,22 @@ def save_state(path: str | os.PathLike[str], mapping: Mapping[str, Any], metadat
 
     Args:
         path: the file; one that exists is replaced. Its folder must exist.
-        mapping: name -> array (or CPU Tensor) of any shape, for example a `state_dict()`.
+        mapping: name -> array (or CPU Tensor) of any shape, for example a `state_dict()`. The name "__metadata__" is the format's own.
         metadata: text by name, for example the configuration as JSON.
 
     Raises:
-        TypeError: a value is not an array of numbers, or a piece of metadata is not text.
+        TypeError: a value is not an array of numbers of at most 64 bits, or a piece of metadata is not text.
+        ValueError: an array is called "__metadata__".
         OSError: the file cannot be written; an older file of this name is then unharmed and nothing half-written is left.
     """
     path = Path(path)
     for name, text in (metadata or {}).items():
         if not isinstance(name, str) or not isinstance(text, str):
             raise TypeError(f"save_state: metadata {name!r} is {type(text).__name__}; metadata is text by name")
+    if "__metadata__" in mapping:
+        raise ValueError("save_state: no array can be called '__metadata__', where the format keeps the metadata; give it another name")
     arrays = {name: _storable(name, value) for name, value in mapping.items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")  # of this call alone: other threads and machines may save to `path`, too
     try:
         temporary.touch()
         mode = temporary.stat().st_mode  # what the user's umask gives a new file; safetensors would make it private
@@ -70,8 +74,8 @@ def _cannot_write(path: Path, error: Exception) -> OSError:
 def _storable(name: str, value: Any) -> np.ndarray:
     """The value as a C-contiguous little-endian array, which is what the format stores."""
     array = np.asarray(value.numpy() if hasattr(value, "numpy") else value, order="C")
-    if array.dtype.kind not in "biuf":
-        raise TypeError(f"save_state: {name!r} has dtype {array.dtype}; give an array of numbers")
+    if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
+        raise TypeError(f"save_state: {name!r} has dtype {array.dtype}; give an array of numbers of at most 64 bits, not complex")
     return array.astype(array.dtype.newbyteorder("<"), copy=False)
 
 
@@ -96,7 +100,7 @@ def load_state(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dic
 
     Raises:
         OSError: the file is missing or cannot be read.
-        ValueError: it is not a safetensors file, is damaged, or holds a dtype that NumPy does not have.
+        ValueError: it is not a safetensors file, is damaged, or holds a dtype that NumPy does not have, or complex numbers.
     """
     path = Path(path)
     try:
@@ -106,6 +110,10 @@ def load_state(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dic
     try:
         with safe_open(path, framework="numpy") as file:
             mapping = {name: np.array(file.get_tensor(name)) for name in file.keys()}
-            return mapping, dict(file.metadata() or {})
+            metadata = dict(file.metadata() or {})
     except (SafetensorError, TypeError, KeyError, AttributeError, ValueError) as error:
         raise ValueError(f"{path} is not a safetensors file that NumPy can read, or is damaged ({error})") from error
+    for name, array in mapping.items():
+        if array.dtype.kind not in "biuf":
+            raise ValueError(f"{path}: {name!r} has dtype {array.dtype}, which minigrad does not have; save it as real numbers")
+    return mapping, metadata

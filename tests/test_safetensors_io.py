@@ -6,6 +6,8 @@ import os
 import stat
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -133,7 +135,28 @@ def test_wrong_values(tmp_path: Path):
         save_state(tmp_path / "a.safetensors", STATE, {"step": 3})  # type: ignore[dict-item]
     with pytest.raises(TypeError, match="'name' has dtype <U3"):
         save_state(tmp_path / "a.safetensors", {"name": np.array("abc")})
+    for dtype in (np.complex64, np.longdouble)[: 2 if np.dtype(np.longdouble).itemsize > 8 else 1]:  # on some systems it is float64
+        with pytest.raises(TypeError, match=f"'x' has dtype {np.dtype(dtype)}; give an array of numbers of at most 64 bits"):
+            save_state(tmp_path / "a.safetensors", {"x": np.ones(2, dtype)})
+    with pytest.raises(ValueError, match="no array can be called '__metadata__'"):
+        save_state(tmp_path / "a.safetensors", {"__metadata__": np.ones(2)})
     assert os.listdir(tmp_path) == []
+
+
+def test_threads_that_save_to_one_path_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Each has written its file before either gives it the name."""
+    path, both, replace = tmp_path / "a.safetensors", threading.Barrier(2), os.replace
+
+    def together(*paths: Path) -> None:
+        both.wait(timeout=5)
+        replace(*paths)
+
+    monkeypatch.setattr(os, "replace", together)
+    with ThreadPoolExecutor(2) as threads:
+        for saved in [threads.submit(save_state, path, {"x": np.full(100, k)}) for k in range(2)]:
+            saved.result()
+    assert len(set(load_state(path)[0]["x"].tolist())) == 1
+    assert os.listdir(tmp_path) == ["a.safetensors"]
 
 
 def test_missing_file_and_folder(tmp_path: Path):
@@ -160,6 +183,14 @@ def test_dtype_that_numpy_does_not_have(tmp_path: Path):
 
     save_file({"x": torch.ones(2, dtype=torch.bfloat16)}, tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match=r"a\.safetensors"):
+        load_state(tmp_path / "a.safetensors")
+
+
+def test_complex_numbers_are_refused(tmp_path: Path):
+    from safetensors.numpy import save_file
+
+    save_file({"w": np.ones(2), "x": np.ones(2, np.complex64)}, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=r"a\.safetensors: 'x' has dtype complex64, which minigrad does not have"):
         load_state(tmp_path / "a.safetensors")
 
 

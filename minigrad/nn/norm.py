@@ -79,15 +79,19 @@ class BatchNorm2d(Module):
             self.num_batches_tracked = self.num_batches_tracked + 1
         momentum = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
         # On arrays: six operations on C numbers, which as operations on Tensors would take five times as long.
-        self.running_mean = wrap((1 - momentum) * self.running_mean.data + momentum * mean.data)
-        self.running_var = wrap((1 - momentum) * self.running_var.data + (momentum * count / (count - 1)) * var.data)
+        moved = (1 - momentum) * self.running_mean.data + momentum * mean.data
+        spread = (1 - momentum) * self.running_var.data + (momentum * count / (count - 1)) * var.data
+        # They keep their dtype, whatever the batch had or the momentum is (a NumPy float64 promotes).
+        self.running_mean = wrap(moved.astype(self.running_mean.dtype, copy=False))
+        self.running_var = wrap(spread.astype(self.running_var.dtype, copy=False))
 
     def _track_on_gpu(self, mean: Tensor, var: Tensor, count: int) -> None:
         """The same in one launch, in place: see norm.cu."""
         buffers = [buffer for buffer in (self.running_mean, self.running_var, self.num_batches_tracked) if buffer is not None]
         momentum = -1.0 if self.momentum is None else float(self.momentum)
-        arrays = (mean.data, var.data, *(buffer.data for buffer in buffers))
-        _cuda.launch(f"running_statistics<{cuda.c_type(mean.dtype)}>", 1, 256, *arrays, self.num_features, momentum, count / (count - 1))
+        dtype = buffers[0].dtype
+        arrays = (mean.data.astype(dtype, copy=False), var.data.astype(dtype, copy=False), *(buffer.data for buffer in buffers))
+        _cuda.launch(f"running_statistics<{cuda.c_type(dtype)}>", 1, 256, *arrays, self.num_features, momentum, count / (count - 1))
         for buffer in buffers:
             buffer._bump()
 

@@ -40,6 +40,7 @@ class AdamW(Optimizer):
 
     _kernels = cuda.Kernels(__file__)
     _arrays = ("exp_avg", "exp_avg_sq")
+    _not_negative = (*Optimizer._not_negative, "eps")
 
     def __init__(
         self,
@@ -51,11 +52,11 @@ class AdamW(Optimizer):
     ):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
-    def _check(self, group: Mapping[str, Any]) -> None:
-        super()._check(group)
-        self._at_least_zero(group, "eps")
-        if len(group["betas"]) != 2 or not all(0 <= beta < 1 for beta in group["betas"]):
-            raise ValueError(f"AdamW: betas is {group['betas']}; give two numbers from 0 to below 1")
+    def _problems(self, group: Mapping[str, Any]) -> list[str]:
+        problems, betas = super()._problems(group), group["betas"]
+        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+            problems.append(f"betas is {betas}; give two numbers from 0 to below 1")
+        return problems
 
     def _new_state(self, parameter: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
         return {"step": 0, "exp_avg": np.zeros_like(parameter.data), "exp_avg_sq": np.zeros_like(parameter.data)}

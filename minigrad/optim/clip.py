@@ -24,7 +24,7 @@ def clip_grad_norm_(params: Iterable[Tensor] | Tensor, max_norm: float, error_if
 
     Args:
         params: parameters; those without a gradient are passed over.
-        max_norm: the largest norm allowed; infinity only measures.
+        max_norm: the largest norm allowed; infinity only measures: also gradients that hold a NaN or Inf stay as they are (PyTorch's become NaN).
         error_if_nonfinite: raise instead of scaling when a gradient holds a NaN or Inf.
 
     Returns:
@@ -44,6 +44,8 @@ def clip_grad_norm_(params: Iterable[Tensor] | Tensor, max_norm: float, error_if
     total = math.hypot(*[_norm(vector) for vector in _vectors([grad.data for grad in grads])])
     if error_if_nonfinite and not math.isfinite(total):
         raise FloatingPointError(f"clip_grad_norm_: the norm of the gradients is {total}")
+    if max_norm == math.inf:
+        return total
     scale = max_norm / (total + 1e-6)
     if not scale >= 1:  # also for a NaN, which then reaches every gradient, as in PyTorch
         with np.errstate(invalid="ignore"):
@@ -73,6 +75,8 @@ def _clip_together(grads: list[Tensor], max_norm: float, error_if_nonfinite: boo
     _cuda.launch("clip_factor", 1, 256, partial, result, start, float(max_norm))
     if error_if_nonfinite and not math.isfinite(total := float(result[0])):
         raise FloatingPointError(f"clip_grad_norm_: the norm of the gradients is {total}")
+    if max_norm == math.inf:
+        return wrap(result[0])
     for number, chunks, addresses in launches:
         _cuda.launch(f"clip_scale<{number}>", chunks.count, 256, addresses, chunks.table, result, chunks.tensors)
     for grad in grads:

@@ -46,6 +46,15 @@ class EMA:
         self._shadow = {name: tensor.data.copy() for name, tensor in self._tensors()}
         self._chunks: dict[np.dtype, tuple[list[int], multi_tensor.Chunks]] = {}  # on the GPU: sizes of the tensors of a dtype, and how they are cut
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: the shadow in the host's memory, and the devices it was on. The tables for the GPU are made anew."""
+        shadow = {name: (backend.to_device(array, "cpu"), backend.device_of(array)) for name, array in self._shadow.items()}
+        return {**self.__dict__, "_shadow": shadow, "_chunks": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._shadow = {name: backend.to_device(array, device) for name, (array, device) in state["_shadow"].items()}
+
     def _tensors(self, module: Module | None = None) -> Iterator[tuple[str, Tensor]]:
         """Parameters and buffers by name. Looked up each time: batch norm replaces its buffers."""
         module = module or self.module

@@ -19,6 +19,7 @@ from minigrad.tensor import Tensor
 __all__ = ["Optimizer", "in_blocks"]
 
 GRAIN = 1 << 17  # fewest elements a thread is worth
+MOST_STEPS = 1 << 31  # they are counted in an int on the GPU
 SMALL = 1 << 12  # elements up to which parameters are updated together: a step of AdamW on 100 numbers is 14 calls of NumPy and little else
 
 
@@ -43,8 +44,8 @@ class _Together(NamedTuple):
 
 
 class Optimizer:
-    """Base class: subclasses define `_check`, `_new_state` and `_update`; for one launch for all parameters on the GPU also `_numbers`, `_arrays` and
-    `_kernels`, a `.cu` file with a kernel that has the file's name.
+    """Base class: subclasses define `_problems`, `_new_state` and `_update`; for one launch for all parameters on the GPU also `_numbers`, `_arrays`
+    and `_kernels`, a `.cu` file with a kernel that has the file's name. `copy.deepcopy((model, optimizer))` gives a pair that goes on by itself.
 
     Args:
         params: the parameters, or groups of them: dicts with "params" and whatever options differ from `defaults`.
@@ -57,6 +58,7 @@ class Optimizer:
     """
 
     optional_state: tuple[str, ...] = ()  # arrays of its shape that a parameter's state has or lacks, as options were when it was last updated
+    _not_negative: tuple[str, ...] = ("lr", "weight_decay", "initial_lr")  # options
     _kernels: cuda.Kernels | None = None
     _arrays: tuple[str, ...] = ()  # those of the state that the kernel gets
 
@@ -100,7 +102,8 @@ class Optimizer:
                 raise ValueError(f"{name}: a parameter of shape {parameter.shape} is listed twice")
             seen.add(id(parameter))
         options = {**self.defaults, **group, "params": params}
-        self._check(options)
+        if problems := self._problems(options):
+            raise ValueError(f"{name}: {'; '.join(problems)}")
         self.param_groups.append(options)
 
     def zero_grad(self) -> None:
@@ -112,8 +115,9 @@ class Optimizer:
         """Update every parameter that has a gradient, in place.
 
         Raises:
-            ValueError: a gradient's shape is not its parameter's. TypeError: its dtype is not.
+            ValueError: a gradient's shape is not its parameter's. TypeError: its dtype or device is not. Nothing has been updated then.
         """
+        self._check_gradients()
         updates: list[_Update] = []
         small: dict[tuple, list[_Update]] = {}
         for number, group in enumerate(self.param_groups):
@@ -124,10 +128,6 @@ class Optimizer:
                     if on_gpu:
                         updates.append(_Update(parameter.data, None, self._state.get(id(parameter), {}), number, id(parameter)))
                     continue
-                if grad.shape != parameter.shape:
-                    raise ValueError(f"{type(self).__name__}: a parameter of shape {parameter.shape} has a gradient of shape {grad.shape}")
-                if grad.dtype != parameter.dtype:
-                    raise TypeError(f"{type(self).__name__}: a parameter of {parameter.dtype} has a gradient of {grad.dtype}; bring it to that")
                 state = self._state.get(id(parameter))
                 if state is None:
                     state = self._state[id(parameter)] = self._new_state(parameter, group)
@@ -144,6 +144,20 @@ class Optimizer:
         if updates:
             self._update_together(updates)
 
+    def _check_gradients(self) -> None:
+        """Before the first update: an error must not leave some parameters a step ahead of the others."""
+        for parameter in self._parameters():
+            if parameter.grad is None:
+                continue
+            array, grad = parameter.data, parameter.grad.data
+            if grad.shape != array.shape:
+                raise ValueError(f"{type(self).__name__}: a parameter of shape {array.shape} has a gradient of shape {grad.shape}")
+            if grad.dtype != array.dtype:
+                raise TypeError(f"{type(self).__name__}: a parameter of {array.dtype} has a gradient of {grad.dtype}; bring it to that")
+            if type(grad) is not type(array) and parameter.grad.device != parameter.device:
+                devices = f"a parameter on {parameter.device} has a gradient on {parameter.grad.device}"
+                raise TypeError(f"{type(self).__name__}: {devices}; bring it there with .to(device={parameter.device!r})")
+
     def upload(self) -> None:
         """Bring the groups' options, such as learning rates, to the GPU: before a captured graph that holds this optimiser's step is launched.
 
@@ -154,14 +168,9 @@ class Optimizer:
 
     # --- what an optimiser is made of
 
-    def _check(self, group: Mapping[str, Any]) -> None:
-        """Raise ValueError for an option out of range."""
-        for option in ("lr", "weight_decay"):
-            self._at_least_zero(group, option)
-
-    def _at_least_zero(self, group: Mapping[str, Any], option: str) -> None:
-        if not group[option] >= 0:
-            raise ValueError(f"{type(self).__name__}: {option} is {group[option]}; it cannot be negative")
+    def _problems(self, group: Mapping[str, Any]) -> list[str]:
+        """What to say of each option that is out of range."""
+        return [f"{option} is {group[option]}; it cannot be negative" for option in self._not_negative if option in group and not group[option] >= 0]
 
     def _new_state(self, parameter: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
         """What is remembered of a parameter before its first update: arrays of its shape, and whole numbers."""
@@ -256,7 +265,21 @@ class Optimizer:
                 if key in self._state:
                     self._state[key]["step"] = int(steps[first])
 
-    # --- saving
+    # --- copying and saving
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: states in the parameters' order, for a copied parameter has another id, and in the host's memory.
+
+        The tables on the GPU are left out, to be made anew: they hold ids, and addresses of the original's arrays.
+        """
+        self._read_steps()
+        states = [self._state.get(id(parameter)) for parameter in self._parameters()]
+        return {**self.__dict__, "_state": [None if state is None else _on_device(state, "cpu") for state in states], "_together": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        places = zip(self._parameters(), state["_state"], strict=True)
+        self._state = {id(parameter): _on_device(kept, parameter.device) for parameter, kept in places if kept is not None}
 
     def _parameters(self) -> Iterator[Tensor]:
         for group in self.param_groups:
@@ -276,15 +299,15 @@ class Optimizer:
                     flat[f"groups.{number}.{option}"] = np.array(value)
             flat[f"groups.{number}.parameters"] = np.array(len(group["params"]))
         for number, parameter in enumerate(self._parameters()):
-            for name, value in self._state.get(id(parameter), {}).items():
-                flat[f"state.{number}.{name}"] = np.array(value if isinstance(value, int) else backend.to_device(value, "cpu"), order="C")
+            for name, value in _on_device(self._state.get(id(parameter), {}), "cpu").items():
+                flat[f"state.{number}.{name}"] = np.array(value, order="C")
         return flat
 
     def load_state_dict(self, mapping: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave: the groups' options, and a copy of each parameter's state in its dtype and on its device.
 
         Raises:
-            ValueError: it belongs to other groups or parameters. It lists every difference, and nothing has changed.
+            ValueError: it belongs to other groups or parameters, or an option is out of range. It lists every problem, and nothing has changed.
         """
         left = {name: np.asarray(value) for name, value in mapping.items()}
         problems: list[str] = []
@@ -307,15 +330,20 @@ class Optimizer:
         """The options of one group, taken out of `left`."""
         prefix = f"groups.{number}."
         count = left.pop(prefix + "parameters", None)
-        if count is None or int(count) != len(group["params"]):
-            problems.append(f"group {number} has {'no' if count is None else int(count)} parameters, here {len(group['params'])}")
+        if count is None or count.tolist() != len(group["params"]):
+            problems.append(f"group {number} has {'no' if count is None else count.tolist()} parameters, here {len(group['params'])}")
         loaded: dict[str, Any] = {}
         for option in [*self.defaults, "initial_lr"]:
             value = left.pop(prefix + option, None)
-            if value is not None:
-                loaded[option] = tuple(value.tolist()) if value.ndim else value.item()
-            elif option != "initial_lr":
+            if value is None and option == "initial_lr":
+                continue
+            if value is None:
                 problems.append(f"missing {prefix}{option}")
+            elif misfit := _misfit(value, np.shape(group.get(option, 0.0))):
+                problems.append(f"{prefix}{option} {misfit}")
+            else:
+                loaded[option] = tuple(value.tolist()) if value.ndim else value.item()
+        problems += [f"group {number}: {problem}" for problem in self._problems({**group, **loaded})]
         return loaded
 
     def _loaded_state(
@@ -332,16 +360,29 @@ class Optimizer:
                 state[name] = parameter.data
         for name, empty in state.items():
             value = left.pop(prefix + name, None)
-            shape = () if isinstance(empty, int) else empty.shape
             if value is None:
                 problems.append(f"missing {prefix}{name}")
-            elif value.shape != shape:
-                problems.append(f"{prefix}{name} has shape {value.shape}, here {shape}")
+            elif misfit := _misfit(value, () if isinstance(empty, int) else empty.shape):
+                problems.append(f"{prefix}{name} {misfit}")
+            elif not isinstance(empty, int):
+                state[name] = backend.to_device(np.array(value, dtype=parameter.dtype, order="C"), parameter.device)
+            elif 0 <= value < MOST_STEPS and value == int(value):
+                state[name] = int(value)
             else:
-                state[name] = (
-                    int(value) if isinstance(empty, int) else backend.to_device(np.array(value, dtype=parameter.dtype, order="C"), parameter.device)
-                )
+                problems.append(f"{prefix}{name} is {value}, not a whole number from 0 to {MOST_STEPS - 1}")
         return state
+
+
+def _on_device(state: Mapping[str, Any], device: str) -> dict[str, Any]:
+    """A parameter's state with its arrays on a device: those that are there already are not copied."""
+    return {name: value if isinstance(value, int) else backend.to_device(value, device) for name, value in state.items()}
+
+
+def _misfit(value: np.ndarray, shape: tuple[int, ...]) -> str:
+    """What keeps a loaded value from the place of numbers of this shape; empty if nothing does."""
+    if value.dtype.kind not in "biuf":
+        return f"has dtype {value.dtype}, not numbers"
+    return "" if value.shape == shape else f"has shape {value.shape}, here {shape}"
 
 
 def in_blocks(update: Callable[..., None], *arrays: Any) -> None:

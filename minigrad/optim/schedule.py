@@ -44,18 +44,17 @@ class WarmupCosine:
     resumed run has the rates of the unbroken one.
 
     Args:
-        optimizer: whose groups to set; they get the rate of step 0 at once.
+        optimizer: whose groups to set; they get the rate of step 0 at once. One that is added later keeps its own until the next `set`.
         total, warmup, min_lr: as for `warmup_cosine`.
     """
 
     def __init__(self, optimizer: Optimizer, total: int, warmup: int, min_lr: float = 0.0):
         self.optimizer, self.total, self.warmup, self.min_lr = optimizer, total, warmup, min_lr
-        for group in optimizer.param_groups:
-            group.setdefault("initial_lr", group["lr"])
         self.set(0)
 
     def set(self, step: int) -> float:
         """Set the rates for `step` (from 0), before that step is taken; returns the first group's."""
         for group in self.optimizer.param_groups:
-            group["lr"] = warmup_cosine(step, self.total, self.warmup, group["initial_lr"], self.min_lr)
+            largest = group.setdefault("initial_lr", group["lr"])
+            group["lr"] = warmup_cosine(step, self.total, self.warmup, largest, self.min_lr)
         return self.optimizer.param_groups[0]["lr"]

@@ -39,6 +39,7 @@ class SGD(Optimizer):
 
     _kernels = cuda.Kernels(__file__)
     _arrays = ("momentum_buffer",)
+    _not_negative = (*Optimizer._not_negative, "momentum")
     optional_state = ("momentum_buffer",)  # from the first update with momentum on, also after it is switched off
 
     def __init__(
@@ -52,11 +53,11 @@ class SGD(Optimizer):
     ):
         super().__init__(params, {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay, "nesterov": nesterov})
 
-    def _check(self, group: Mapping[str, Any]) -> None:
-        super()._check(group)
-        self._at_least_zero(group, "momentum")
-        if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
-            raise ValueError(f"SGD: nesterov needs a momentum and no dampening, not momentum {group['momentum']} and dampening {group['dampening']}")
+    def _problems(self, group: Mapping[str, Any]) -> list[str]:
+        problems, momentum, dampening = super()._problems(group), group["momentum"], group["dampening"]
+        if group["nesterov"] and (momentum == 0 or dampening != 0):
+            problems.append(f"nesterov needs a momentum and no dampening, not momentum {momentum} and dampening {dampening}")
+        return problems
 
     def _new_state(self, parameter: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
         return {"step": 0, "momentum_buffer": np.zeros_like(parameter.data)} if group["momentum"] else {"step": 0}

@@ -118,6 +118,22 @@ def test_float32_statistics_stay_float32():
     assert state["num_batches_tracked"].dtype == np.int64 and state["num_batches_tracked"].shape == () and state["num_batches_tracked"] == 1
 
 
+@pytest.mark.parametrize("momentum", [0.1, np.float64(0.1), None])
+def test_statistics_keep_their_dtype_whatever_the_batch_has(momentum: float | None):
+    """Without weights of its own the layer takes any floats; statistics of another dtype would then not go with the next batch."""
+    layer, wide = (nn.BatchNorm2d(3, affine=False, momentum=momentum) for _ in range(2))
+    wide.to(dtype=np.float64)
+    x = rng().standard_normal((2, 3, 4, 3))
+    for dtype in (np.float64, np.float32):
+        layer(Tensor(x.astype(dtype)))
+        wide(Tensor(x))
+        state, reference = layer.state_dict(), wide.state_dict()
+        assert state["running_mean"].dtype == state["running_var"].dtype == np.float32
+        for name, value in state.items():
+            np.testing.assert_allclose(value, reference[name], rtol=1e-5, atol=1e-7)
+    assert layer.eval()(Tensor(x.astype(np.float32))).dtype == np.float32
+
+
 def test_evaluation_leaves_the_statistics_alone():
     layer = nn.BatchNorm2d(3).eval()
     before = layer.state_dict()
@@ -174,6 +190,18 @@ def test_running_statistics_on_the_gpu_are_the_cpus_in_the_same_arrays(momentum:
         assert [buffer.data for buffer in ours.buffers()] == arrays
         for name, value in theirs.state_dict().items():
             assert_close(ours.state_dict()[name], value, name, 1e-14)
+
+
+@pytest.mark.cuda
+def test_running_statistics_on_the_gpu_keep_their_dtype_too():
+    ours, theirs = nn.BatchNorm2d(3, affine=False), nn.BatchNorm2d(3, affine=False)
+    x = rng().normal(2, 3, (2, 3, 4, 3))
+    theirs(Tensor(x))
+    with on_cuda(ORDERS):
+        ours.to(device="cuda")(Tensor(x).to(device="cuda"))
+        for name, value in theirs.state_dict().items():
+            assert ours.state_dict()[name].dtype == value.dtype
+            np.testing.assert_allclose(ours.state_dict()[name], value, rtol=1e-6)
 
 
 @pytest.mark.cuda

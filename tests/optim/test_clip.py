@@ -124,6 +124,17 @@ def test_a_norm_that_is_not_finite(bad: float):
     np.testing.assert_array_equal(p.grad.numpy(), q.grad.numpy())
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_an_infinite_norm_only_measures(bad: float):
+    """Unlike PyTorch's, which divides infinity by infinity and makes every gradient NaN."""
+    p = nn.Parameter(np.zeros(3))
+    p.grad = Tensor(np.array([1.0, bad, -2.0]))
+    version = p.grad.version[0]
+    assert optim.clip_grad_norm_([p], math.inf) == pytest.approx(abs(bad), nan_ok=True)
+    np.testing.assert_array_equal(p.grad.numpy(), [1.0, bad, -2.0])
+    assert p.grad.version[0] == version
+
+
 @pytest.mark.parametrize("max_norm", [-1.0, math.nan])
 def test_wrong_norm(max_norm: float):
     with pytest.raises(ValueError, match="max_norm is .*; it cannot be negative"):

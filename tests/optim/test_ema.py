@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import pickle
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -162,6 +164,23 @@ def test_state_goes_out_and_in():
     for part in ("missing 0.weight", "unexpected other", "0.bias has shape (5,), here (4,)"):
         assert part in str(caught.value)
     assert same(ema.state_dict(), before)
+
+
+@pytest.mark.parametrize("way", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))], ids=["deepcopy", "pickle"])
+def test_a_copy_goes_on_by_itself(way: Callable):
+    ours = model()
+    ema = optim.EMA(ours, decay=0.5)
+    change(ours, 1)
+    ema.update()
+    before = ema.state_dict()
+    twin, other = way((ours, ema))
+    assert other.module is twin and other.decay == 0.5
+    change(twin, 2)
+    other.update()
+    assert same(ema.state_dict(), before)
+    change(ours, 2)
+    ema.update()
+    assert same(other.state_dict(), ema.state_dict())
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.1, float("nan")])

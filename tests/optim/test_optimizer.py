@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -131,6 +134,22 @@ def test_a_gradient_of_another_dtype_is_refused(make: Callable):
     np.testing.assert_array_equal(p.numpy(), np.ones(3))
 
 
+@pytest.mark.parametrize("make", BOTH, ids=["adamw", "sgd"])
+@pytest.mark.parametrize(("wrong", "error"), [(np.ones(3, np.float32), ValueError), (np.ones((2, 3)), TypeError)])
+def test_a_wrong_gradient_is_refused_before_anything_is_updated(make: Callable, wrong: np.ndarray, error: type[Exception], monkeypatch: Any):
+    """Whether it comes after parameters that are updated alone or together."""
+    for small in (0, 1 << 12):
+        monkeypatch.setattr(optimizer, "SMALL", small)
+        params = [*parameters(), nn.Parameter(np.ones((2, 3), np.float32))]
+        give_gradients(params, 1)
+        params[-1].grad = Tensor(wrong)
+        before, versions, made = [p.numpy().copy() for p in params], [p.version[0] for p in params], make(params)
+        with pytest.raises(error, match="has a gradient of"):
+            made.step()
+        assert all(np.array_equal(p.numpy(), values) for p, values in zip(params, before, strict=True))
+        assert [p.version[0] for p in params] == versions and not any(name.startswith("state") for name in made.state_dict())
+
+
 # --- groups
 
 
@@ -178,6 +197,34 @@ def test_a_generator_that_was_used_up_is_noticed():
     list(params)
     with pytest.raises(ValueError, match="already used up"):
         optim.SGD(params)
+
+
+# --- copies
+
+COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda pair: pickle.loads(pickle.dumps(pair))}
+
+
+@pytest.mark.parametrize("make", [*BOTH, lambda params, **options: optim.SGD(params, **options)], ids=["adamw", "momentum", "sgd"])
+@pytest.mark.parametrize("way", COPIES)
+def test_a_copy_has_its_state_and_goes_on_by_itself(make: Callable, way: str):
+    """Of a parameter that is updated alone, of small ones, and of one that has no state yet."""
+    params = [*parameters(), nn.Parameter(rng(9).standard_normal(5000)), nn.Parameter(np.ones(2))]
+    first = make([{"params": params[:2]}, {"params": params[2:], "weight_decay": 0.1}], lr=0.1)
+    for step in range(5):
+        give_gradients(params[:-1], step)
+        first.step()
+    copies, second = COPIES[way]((params, first))
+    before = first.state_dict()
+    give_gradients(copies, 5)
+    second.step()
+    assert all(np.array_equal(value, before[name]) for name, value in first.state_dict().items())
+    give_gradients(params, 5)
+    first.step()
+    for p, q in zip(params, copies, strict=True):
+        assert p is not q
+        np.testing.assert_array_equal(q.numpy(), p.numpy())
+    ours, theirs = second.state_dict(), first.state_dict()
+    assert list(ours) == list(theirs) and all(np.array_equal(ours[name], theirs[name]) for name in ours)
 
 
 # --- saving
@@ -244,6 +291,42 @@ def test_a_state_that_does_not_fit_lists_everything_and_changes_nothing():
         optim.AdamW(params[:2]).load_state_dict(before)
     with pytest.raises(ValueError, match="group 1 has no parameters, here 1"):
         optim.AdamW([{"params": params[:2]}, {"params": params[2:]}]).load_state_dict(before)
+
+
+def test_a_state_with_options_or_counters_out_of_range_lists_everything_and_changes_nothing():
+    params = parameters()
+    optimizer = optim.AdamW([{"params": params[:2]}, {"params": params[2:]}], lr=0.1)
+    run(optimizer, params, range(2))
+    before = optimizer.state_dict()
+    wrong = {
+        "groups.0.lr": (np.array(-5.0), "group 0: lr is -5.0; it cannot be negative"),
+        "groups.0.weight_decay": (np.array(np.nan), "group 0: weight_decay is nan; it cannot be negative"),
+        "groups.0.betas": (np.array([0.9, 0.99, 0.999]), "groups.0.betas has shape (3,), here (2,)"),
+        "groups.0.parameters": (np.array([2, 2]), "group 0 has [2, 2] parameters, here 2"),
+        "groups.0.initial_lr": (np.array([0.1]), "groups.0.initial_lr has shape (1,), here ()"),
+        "groups.1.lr": (np.array([0.1, 0.2]), "groups.1.lr has shape (2,), here ()"),
+        "groups.1.betas": (np.array([0.9, 1.0]), "group 1: betas is (0.9, 1.0); give two numbers from 0 to below 1"),
+        "groups.1.eps": (np.array("small"), "groups.1.eps has dtype <U5, not numbers"),
+        "groups.1.initial_lr": (np.array(-1.0), "group 1: initial_lr is -1.0; it cannot be negative"),
+        "state.0.step": (np.array(-1), "state.0.step is -1, not a whole number from 0 to 2147483647"),
+        "state.1.step": (np.array(np.nan), "state.1.step is nan, not a whole number"),
+        "state.1.exp_avg": (np.full(5, "x"), "state.1.exp_avg has dtype <U1, not numbers"),
+        "state.2.step": (np.array(1.5), "state.2.step is 1.5, not a whole number"),
+    }
+    with pytest.raises(ValueError) as caught:
+        optimizer.load_state_dict({**before, **{name: value for name, (value, _) in wrong.items()}})
+    for _, said in wrong.values():
+        assert said in str(caught.value)
+    after = optimizer.state_dict()
+    assert list(after) == list(before) and all(np.array_equal(after[name], before[name]) for name in before)
+
+
+def test_a_state_of_sgd_is_checked_too():
+    optimizer = optim.SGD(parameters(), momentum=0.9, nesterov=True)
+    state = {**optimizer.state_dict(), "groups.0.momentum": np.array(-0.5), "groups.0.dampening": np.array(0.1)}
+    with pytest.raises(ValueError, match="momentum is -0.5; it cannot be negative.*nesterov needs a momentum and no dampening, not momentum -0.5"):
+        optimizer.load_state_dict(state)
+    assert optimizer.param_groups[0]["momentum"] == 0.9 and optimizer.param_groups[0]["dampening"] == 0.0
 
 
 @pytest.mark.parametrize("make", BOTH, ids=["adamw", "sgd"])

@@ -88,6 +88,18 @@ def test_sets_every_group_from_its_own_rate():
     assert [group["lr"] for group in optimizer.param_groups] == [0.0, 0.0]
 
 
+def test_a_group_that_is_added_later_is_set_from_its_own_rate():
+    optimizer = optim.SGD([nn.Parameter(np.ones(1))], lr=1.0)
+    schedule = optim.WarmupCosine(optimizer, total=10, warmup=3)
+    optimizer.add_param_group({"params": [nn.Parameter(np.ones(1))], "lr": 0.2})
+    optimizer.add_param_group({"params": [nn.Parameter(np.ones(1))], "lr": 0.2, "initial_lr": 0.4})
+    for step in (1, 2, 3):
+        schedule.set(step)
+    np.testing.assert_allclose([group["lr"] for group in optimizer.param_groups], [1.0, 0.2, 0.4])
+    schedule.set(1)
+    np.testing.assert_allclose([group["lr"] for group in optimizer.param_groups], [0.5, 0.1, 0.2])
+
+
 @pytest.mark.parametrize("schedule_first", [True, False])
 def test_a_resumed_run_has_the_same_rates(schedule_first: bool):
     def make() -> optim.AdamW:
