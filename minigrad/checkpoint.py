@@ -19,16 +19,33 @@ class _Checkpoint:
     name = "checkpoint"
 
     def __init__(self, function: Callable, shapes: list, reads: list, captured: list, draws: Any, mode_then: Mode):
-        self.function, self.shapes, self.reads, self.captured, self.draws, self.mode = function, shapes, reads, captured, draws, mode_then
+        self.function, self.shapes, self.captured, self.draws, self.mode = function, shapes, captured, draws, mode_then
+        self.reads = [(counter, counter[0]) for counter, _ in reads]
+        self.written = {id(counter) for counter, then in reads if counter[0] != then}  # by the function, after it had read it
 
     def again(self, *inputs: Any) -> Any:
         """Run the function a second time; raise if it is visibly not the function that it was."""
-        outputs = self.function(*inputs)
+        if self.written:
+            outputs = self._run_and_compare(*inputs)
+        else:
+            outputs = self.function(*inputs)
         shapes = _shapes(_listed(outputs))
         if shapes != self.shapes:
             raise RuntimeError(
                 f"checkpoint: the function made outputs of shapes {shapes} in its second run, {self.shapes} in its first; "
                 "it must do the same both times"
+            )
+        return outputs
+
+    def _run_and_compare(self, *inputs: Any) -> Any:
+        """Run a function that writes into what it has read: a tensor of its own, which is another one in each run, or the same one in both."""
+        reads: list[tuple[list, int]] = []
+        with mode(reads=reads):
+            outputs = self.function(*inputs)
+        if any(id(counter) in self.written for counter, _ in reads):  # no id is used again: self.reads keeps the first run's counters
+            raise RuntimeError(
+                "checkpoint: the function reads a tensor from outside and then writes into it, so that its second run reads other numbers than its "
+                "first; let it write into a copy"
             )
         return outputs
 
@@ -84,7 +101,7 @@ def checkpoint(function: Callable, *inputs: Any) -> Any:
 
     Raises:
         TypeError: the function returned something else, for example a dict. RuntimeError, in backward: a tensor that the function read was written
-            in place since, or the second run made outputs of other shapes than the first.
+            in place since, by the function itself too unless it had made it, or the second run made outputs of other shapes than the first.
 
     Source: https://docs.pytorch.org/docs/stable/checkpoint.html (the non-reentrant kind)
     """

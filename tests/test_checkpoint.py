@@ -444,6 +444,43 @@ def test_a_write_into_something_else_is_not():
     assert_allclose(x.grad.numpy(), np.exp(x.numpy()), rtol=1e-14)
 
 
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("nested", [False, True], ids=["plain", "nested"])
+def test_a_function_may_write_into_a_tensor_that_it_made(nested: bool, order: int):
+    """Also after it has read it: the second run makes another."""
+
+    def function(x: Tensor) -> Tensor:
+        mask = Tensor(np.zeros(3))
+        y = x + mask
+        mask[0] = 2.0
+        return y * y * mask
+
+    x, upstream = leaf(3), np.array([1.0, -2.0, 3.0])
+    y = checkpoint(lambda x: checkpoint(function, x) * 1.0, x) if nested else checkpoint(function, x)
+    (g,) = minigrad.grad(y, x, upstream, create_graph=order == 2)
+    assert_allclose(g.numpy(), upstream * 2 * x.numpy() * [2, 0, 0], rtol=1e-14)
+    if order == 2:
+        assert_allclose(minigrad.grad(g.sum(), x)[0].numpy(), upstream * 2 * np.array([2, 0, 0]), rtol=1e-14)
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["plain", "nested"])
+@pytest.mark.parametrize("view", [lambda t: t, lambda t: t[:2], lambda t: t.detach()], ids=["itself", "a slice", "detached"])
+def test_a_function_must_not_write_into_a_tensor_from_outside_that_it_reads(view: Callable, nested: bool):
+    x, counts = leaf(3), Tensor(np.ones(3))
+
+    def function(x: Tensor) -> Tensor:
+        y = x * counts
+        view(counts)[0] = counts[0].item() + 1.0
+        return y
+
+    y = checkpoint(lambda x: checkpoint(function, x) * 1.0, x) if nested else checkpoint(function, x)
+    with pytest.raises(
+        RuntimeError, match="checkpoint: the function reads a tensor from outside and then writes into it.*; let it write into a copy"
+    ):
+        y.sum().backward()
+    assert x.grad is None
+
+
 def test_a_view_that_a_checkpoint_returns_shares_its_version():
     x = leaf(4)
     y = checkpoint(lambda x: x.reshape(2, 2), x)

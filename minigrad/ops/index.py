@@ -9,7 +9,7 @@ import numpy as np
 from minigrad import backend
 from minigrad.modes import MODE
 from minigrad.op import primitive
-from minigrad.ops.movement import sum_to
+from minigrad.ops.movement import check_axis, sum_to
 from minigrad.tensor import Tensor
 
 
@@ -69,12 +69,14 @@ def getitem(x: Tensor, index: Any) -> Tensor:
 @primitive
 def gather(x: Tensor, indices: Tensor, axis: int) -> Tensor:
     """x at integer `indices` along one axis; the other axes go along. Source: https://numpy.org/doc/stable/reference/generated/numpy.take_along_axis.html"""
+    check_axis("gather", axis)
     return np.take_along_axis(x, indices, axis)
 
 
 @primitive
 def scatter_add(x: Tensor, indices: Tensor, axis: int, size: int) -> Tensor:
     """The adjoint of gather: zeros with `size` elements along `axis`, x added at `indices`."""
+    check_axis("scatter_add", axis)
     axis = axis % x.ndim
     out = np.zeros_like(x, shape=(*x.shape[:axis], size, *x.shape[axis + 1 :]))
     places = [np.arange(n).reshape((-1,) + (1,) * (x.ndim - 1 - k)) for k, n in enumerate(x.shape)]

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from minigrad import backend
+from minigrad.backend import sums
 from minigrad.op import primitive
 from minigrad.tensor import Tensor, wrap
 
@@ -45,7 +46,7 @@ def sum_to(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The adjoint of broadcast_to: x summed over the axes along which a tensor of `shape` would be repeated."""
     extra = x.ndim - len(shape)
     axes = tuple([k for k in range(x.ndim) if k < extra or (shape[k - extra] == 1 and x.shape[k] != 1)])
-    return x.sum(axes).reshape(shape)
+    return sums.total(x, axes).reshape(shape)
 
 
 reshape.derivative(x=lambda g, x_shape: g.reshape(x_shape))
@@ -60,11 +61,22 @@ broadcast_to.derivative(x=lambda g, x_shape: sum_to(g, x_shape))
 sum_to.derivative(x=lambda g, x_shape: broadcast_to(g, x_shape))
 
 
+def check_axis(name: str, axis: Any) -> None:
+    """Raise TypeError, in the name of the op `name`, for an axis that is no whole number; None is for the ops that say so."""
+    if not isinstance(axis, int | np.integer):
+        raise TypeError(f"{name}: the axis must be a whole number, it is {axis!r}")
+
+
+def _check_axis_of(name: str, axis: Any, x: Tensor, ndim: int) -> None:
+    check_axis(name, axis)
+    if not -ndim <= axis < ndim:
+        raise ValueError(f"{name}: there is no axis {axis} in a tensor of {x.ndim} axes (shape {x.shape})")
+
+
 def swapaxes(x: Tensor, first: int, second: int) -> Tensor:
     """x with two axes exchanged. A view."""
     for axis in (first, second):
-        if not -x.ndim <= axis < x.ndim:
-            raise ValueError(f"swapaxes: there is no axis {axis} in a tensor of {x.ndim} axes (shape {x.shape})")
+        _check_axis_of("swapaxes", axis, x, x.ndim)
     axes = list(range(x.ndim))
     axes[first], axes[second] = axes[second], axes[first]
     return transpose(x, tuple(axes))
@@ -72,6 +84,7 @@ def swapaxes(x: Tensor, first: int, second: int) -> Tensor:
 
 def flatten(x: Tensor, start: int = 0) -> Tensor:
     """The axes from `start` on merged into one."""
+    _check_axis_of("flatten", start, x, max(x.ndim, 1))  # 0 and -1 name the one place of a 0-d tensor
     return reshape(x, (*x.shape[:start], math.prod(x.shape[start:])))
 
 
@@ -89,18 +102,21 @@ pad.derivative(x=lambda g, x_shape, widths: g[tuple([slice(before, before + n) f
 @primitive
 def concatenate(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors joined along an axis they have. Source: https://docs.pytorch.org/docs/stable/generated/torch.cat.html"""
+    check_axis("concatenate", axis)
     return np.concatenate(tensors, axis)
 
 
 @primitive
 def stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors of one shape joined along a new axis."""
+    check_axis("stack", axis)
     return np.stack(tensors, axis)
 
 
 @primitive(outputs=2, view=True)
 def unbind(x: Tensor, axis: int = 0) -> tuple[Tensor, ...]:
     """The slices of x along an axis, which disappears; views. One node for all: their gradients fill one buffer (stack)."""
+    check_axis("unbind", axis)
     moved = np.moveaxis(x, axis, 0)
     return tuple([moved[k, ...] for k in range(len(moved))])  # with "...", the slices of a 1-d tensor are 0-d arrays, not NumPy scalars
 
@@ -142,6 +158,13 @@ unbind.on_arrays(x=lambda g, axis: _stack_arrays(g, axis))
 # --- sliding windows over images (B, H, W, C)
 
 
+def _check_pairs(name: str, **pairs: Any) -> None:
+    """Raise ValueError, in the name of the op `name`, for anything but pairs of whole numbers from 1 on: others would look beside the image."""
+    for what, numbers in pairs.items():
+        if not isinstance(numbers, tuple | list) or len(numbers) != 2 or not all(isinstance(n, int | np.integer) and n >= 1 for n in numbers):
+            raise ValueError(f"{name}: {what} must be a pair (rows, columns) of whole numbers of at least 1, it is {numbers!r}")
+
+
 def _window_counts(height: int, width: int, kernel_size: Pair, stride: Pair, dilation: Pair) -> Pair:
     rows = (height - dilation[0] * (kernel_size[0] - 1) - 1) // stride[0] + 1
     columns = (width - dilation[1] * (kernel_size[1] - 1) - 1) // stride[1] + 1
@@ -154,6 +177,9 @@ def windows(x: Tensor, kernel_size: Pair, stride: Pair = (1, 1), dilation: Pair 
 
     Window (i, j) starts at (i * stride[0], j * stride[1]); its pixels are `dilation` apart. Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.Unfold.html
     """
+    _check_pairs("windows", kernel_size=kernel_size, stride=stride, dilation=dilation)
+    if x.ndim != 4:
+        raise ValueError(f"windows: x must be images (B, H, W, C), it has shape {x.shape}")
     batch, height, width, channels = x.shape
     rows, columns = _window_counts(height, width, kernel_size, stride, dilation)
     if rows < 1 or columns < 1:
@@ -169,8 +195,17 @@ def windows(x: Tensor, kernel_size: Pair, stride: Pair = (1, 1), dilation: Pair 
 @primitive
 def fold(x: Tensor, shape: tuple[int, ...], stride: Pair = (1, 1), dilation: Pair = (1, 1)) -> Tensor:
     """The adjoint of windows: (B, Ho, Wo, kh, kw, C) -> `shape` (B, H, W, C), every pixel the sum over the windows it was in."""
+    _check_pairs("fold", stride=stride, dilation=dilation)
+    if x.ndim != 6 or len(shape) != 4:
+        raise ValueError(f"fold: x must be windows (B, Ho, Wo, kh, kw, C) and `shape` that of images (B, H, W, C), they are {x.shape} and {shape}")
+    batch, rows, columns, kernel_rows, kernel_columns, channels = x.shape
+    counts = _window_counts(shape[1], shape[2], (kernel_rows, kernel_columns), stride, dilation)
+    if (batch, rows, columns, channels) != (shape[0], *counts, shape[3]):
+        raise ValueError(
+            f"fold: images of shape {shape} have {counts[0]} x {counts[1]} windows of ({kernel_rows}, {kernel_columns}) with stride {stride} and "
+            f"dilation {dilation}; x has shape {x.shape}"
+        )
     out: Any = np.zeros_like(x, shape=shape)
-    _, rows, columns, kernel_rows, kernel_columns, _ = x.shape
     for i in range(kernel_rows):
         for j in range(kernel_columns):
             top, left = i * dilation[0], j * dilation[1]

@@ -1,6 +1,6 @@
 """Reductions: many numbers become one, along some axes or all of them.
 
-`axis` is None (all), an integer or a tuple; `keepdims` keeps the reduced axes with length 1. Read next: `movement.py`.
+`axis` is None (all), an integer, or a tuple or list of them; `keepdims` keeps the reduced axes with length 1. Read next: `movement.py`.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ import math
 
 import numpy as np
 
+from minigrad.backend import sums
 from minigrad.op import primitive
 from minigrad.ops.elementwise import cast, equal
-from minigrad.ops.movement import broadcast_to, reshape
+from minigrad.ops.movement import broadcast_to, check_axis, reshape
 from minigrad.tensor import Tensor
 
-Axes = int | tuple[int, ...] | None
+Axes = int | tuple[int, ...] | list[int] | None
 
 
 def _normalised(axis: Axes, ndim: int) -> tuple[int, ...]:
@@ -23,6 +24,11 @@ def _normalised(axis: Axes, ndim: int) -> tuple[int, ...]:
         return tuple(range(ndim))
     axes = axis if isinstance(axis, tuple | list) else (axis,)
     return tuple([int(a) % ndim for a in axes]) if ndim else ()  # 0 and -1 name the one place of a 0-d tensor
+
+
+def _no_list(axis: Axes) -> int | tuple[int, ...] | None:
+    """NumPy takes no list of axes, PyTorch does."""
+    return tuple(axis) if isinstance(axis, list) else axis
 
 
 def _spread(reduced: Tensor, shape: tuple[int, ...], axis: Axes) -> Tensor:
@@ -38,25 +44,27 @@ def _kept(shape: tuple[int, ...], axis: Axes) -> tuple[int, ...]:
 
 @primitive
 def sum(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:
-    """The sum along `axis`. Source: https://docs.pytorch.org/docs/stable/generated/torch.sum.html"""
-    return x.sum(axis, keepdims=keepdims)
+    """The sum along `axis`; of booleans and integers in int64. Source: https://docs.pytorch.org/docs/stable/generated/torch.sum.html"""
+    return sums.total(x, _no_list(axis), keepdims)
 
 
 @primitive
 def max(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:
     """The largest element along `axis`; ties share the gradient equally. Source: https://docs.pytorch.org/docs/stable/generated/torch.amax.html"""
-    return x.max(axis, keepdims=keepdims)
+    return x.max(_no_list(axis), keepdims=keepdims)
 
 
 @primitive
 def min(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:
     """The smallest element along `axis`; ties share the gradient equally. Source: https://docs.pytorch.org/docs/stable/generated/torch.amin.html"""
-    return x.min(axis, keepdims=keepdims)
+    return x.min(_no_list(axis), keepdims=keepdims)
 
 
 @primitive
 def argmax(x: Tensor, axis: int | None = None) -> Tensor:
     """The position of the first largest element along `axis` (None: in the flattened tensor); integers, no gradient."""
+    if axis is not None:
+        check_axis("argmax", axis)
     return x.argmax(axis)
 
 

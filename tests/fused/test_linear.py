@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
+from minigrad import Tensor
 from minigrad.fused.linear import linear
 from tests.proofs import Case, Proof, Refusal
 from tests.support import rng, shapes
@@ -66,6 +67,13 @@ class TestLinear(Proof):
     def test_blocks_of_rows_change_nothing(self, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
         monkeypatch.setattr(PAGE, "_GRAIN", 0)  # every thread gets rows
         self.kernel_equals_definition(case((rows,), 4, 3))
+
+    def test_the_gradient_of_the_bias_keeps_its_digits(self) -> None:
+        rows = (1 << 15) + 77
+        bias, dy = Tensor(np.zeros(2, np.float32), requires_grad=True), np.full((rows, 2), 0.1, np.float32)
+        linear(Tensor(np.zeros((rows, 1), np.float32)), Tensor(np.zeros((2, 1), np.float32)), bias).backward(dy)
+        assert bias.grad is not None
+        np.testing.assert_allclose(bias.grad.numpy(), dy.sum(0, np.float64), rtol=3e-6)
 
     def test_by_hand(self) -> None:
         y: Any = linear(np.array([[1.0, 2.0]]), np.array([[3.0, 4.0], [5.0, 6.0]]), np.array([10.0, 20.0]))

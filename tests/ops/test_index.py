@@ -119,6 +119,7 @@ class TestGather(Proof):
         Refusal(Case([np.zeros((2, 3)), np.array([[7], [0]])], {"axis": 1}), IndexError, "index 7 is out of bounds for axis 1 with size 3"),
         Refusal(Case([np.zeros((2, 3)), np.array([0])], {"axis": 1}), ValueError, "same number of dimensions"),
         Refusal(Case([np.zeros((2, 3)), np.array([[0.0]])], {"axis": 1}), IndexError, "must be an integer array"),
+        Refusal(Case([np.zeros((2, 3)), np.array([0])], {"axis": None}), TypeError, "gather: the axis must be a whole number, it is None"),
     ]
 
 
@@ -132,6 +133,11 @@ class TestScatterAdd(Proof):
             Case([np.zeros((2, 1)), np.array([[7], [0]])], {"axis": 1, "size": 3}), IndexError, "index 7 is out of bounds for axis 1 with size 3"
         ),
         Refusal(Case([np.zeros((2, 3)), np.array([[0.0]])], {"axis": 1, "size": 3}), IndexError, "integer"),
+        Refusal(
+            Case([np.zeros((2, 3)), np.array([[0]])], {"axis": None, "size": 3}),
+            TypeError,
+            "scatter_add: the axis must be a whole number, it is None",
+        ),
     ]
 
 

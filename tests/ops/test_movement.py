@@ -5,6 +5,7 @@ Read next: `test_index.py`.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -154,6 +155,7 @@ class TestConcatenate(Proof):
         Refusal(Case([np.zeros((2, 3)), np.zeros((2, 2))]), ValueError, "size 3 and .* size 2"),
         Refusal(Case([np.zeros((2, 3)), np.zeros((2, 3))], {"axis": 2}), ValueError, "axis 2 is out of bounds"),
         Refusal(Case([np.zeros(()), np.zeros(())]), ValueError, "zero-dimensional"),
+        Refusal(Case([np.zeros(2), np.zeros(2)], {"axis": None}), TypeError, "concatenate: the axis must be a whole number, it is None"),
     ]
 
 
@@ -166,6 +168,7 @@ class TestStack(Proof):
         Refusal(Case([]), ValueError, "stack: needs at least one tensor"),
         Refusal(Case([np.zeros((2, 3)), np.zeros((2, 2))]), ValueError, "same shape"),
         Refusal(Case([np.zeros(2), np.zeros(2)], {"axis": 2}), ValueError, "axis 2 is out of bounds"),
+        Refusal(Case([np.zeros(2), np.zeros(2)], {"axis": None}), TypeError, "stack: the axis must be a whole number, it is None"),
     ]
 
 
@@ -183,6 +186,7 @@ class TestUnbind(Proof):
     errors = [
         Refusal(Case([np.zeros(())]), ValueError, "axis 0 is out of bounds"),
         Refusal(Case([np.zeros((2, 3))], {"axis": 2}), ValueError, "axis 2 is out of bounds"),
+        Refusal(Case([np.zeros((2, 3))], {"axis": 0.5}), TypeError, r"unbind: the axis must be a whole number, it is 0\.5"),
     ]
 
 
@@ -225,7 +229,24 @@ class TestWindows(Proof):
             Case([np.zeros((1, 3, 5, 2))], {"kernel_size": (4, 1)}),
             ValueError,
             r"windows: a window of \(4, 1\) with dilation \(1, 1\) does not fit into an image of 3 x 5",
-        )
+        ),
+        Refusal(
+            Case([np.zeros((1, 3, 5, 2))], {"kernel_size": (2, 2), "dilation": (1, 5)}),
+            ValueError,
+            r"windows: a window of \(2, 2\) with dilation \(1, 5\) does not fit into an image of 3 x 5",
+        ),
+        *[
+            Refusal(
+                Case([np.zeros((1, 4, 4, 1))], {"kernel_size": (2, 2)} | {name: pair}),
+                ValueError,
+                rf"windows: {name} must be a pair \(rows, columns\) of whole numbers of at least 1, it is {re.escape(repr(pair))}",
+            )
+            for name in ("kernel_size", "stride", "dilation")
+            for pair in [(-1, -1), (1, 0), (1, 1.5), (1, 1, 1)]
+        ],
+        Refusal(
+            Case([np.zeros((4, 4, 1))], {"kernel_size": (2, 2)}), ValueError, r"windows: x must be images \(B, H, W, C\), it has shape \(4, 4, 1\)"
+        ),
     ]
 
 
@@ -233,7 +254,36 @@ class TestFold(Proof):
     op, in_torch, cases = ops.fold, staticmethod(torch_fold), looks(adjoint=True)
     keeps = {"x": ""}
     pins = "It is linear, there is no kink."
-    errors = [Refusal(Case([np.zeros((1, 2, 2, 3, 3, 1))], {"shape": (1, 3, 3, 1)}), ValueError, "broadcast")]
+    errors = [
+        *[
+            Refusal(
+                Case([np.zeros((1, *counts, 3, 3, 1))], {"shape": (1, 3, 3, 1)}),
+                ValueError,
+                r"fold: images of shape \(1, 3, 3, 1\) have 1 x 1 windows of \(3, 3\) with stride \(1, 1\) and dilation \(1, 1\); x has shape \(1, ",
+            )
+            for counts in [(2, 2), (1, 0)]
+        ],
+        Refusal(
+            Case([np.zeros((1, 1, 1, 3, 3, 1))], {"shape": (2, 3, 3, 1)}),
+            ValueError,
+            r"fold: images of shape \(2, 3, 3, 1\) have .*; x has shape \(1, 1, 1",
+            "There the number of images is not said.",
+        ),
+        Refusal(
+            Case([np.zeros((1, 1, 1, 3, 3, 1))], {"shape": (1, 3, 3, 1), "stride": (0, 1)}),
+            ValueError,
+            r"fold: stride must be a pair .* of at least 1, it is \(0, 1\)",
+        ),
+        Refusal(Case([np.zeros((1, 9, 1))], {"shape": (1, 3, 3, 1)}), ValueError, r"fold: x must be windows \(B, Ho, Wo, kh, kw, C\)"),
+    ]
+
+
+def test_the_gradient_of_a_bias_keeps_its_digits():
+    """It is the sum over the rows that the bias was added to."""
+    rows = 1 << 14
+    bias, upstream = Tensor(np.zeros(2, np.float32), requires_grad=True), np.full((rows, 2), 0.1, np.float32)
+    (Tensor(np.zeros((rows, 2), np.float32)) + bias).backward(upstream)
+    np.testing.assert_allclose(bias.grad.numpy(), upstream.sum(0, np.float64), rtol=3e-6)
 
 
 # --- shapes as they are written
@@ -430,6 +480,14 @@ def test_copies_share_neither(name: str):
 
 
 # --- errors
+
+
+@pytest.mark.parametrize(("shape", "start"), [((2, 3), 5), ((2, 3), 2), ((2, 3), -3), ((), 1)])
+def test_flattening_from_an_axis_that_is_not_there(shape: tuple, start: int):
+    with pytest.raises(IndexError, match="Dimension out of range"):
+        torch.flatten(torch.zeros(shape), start)
+    with pytest.raises(ValueError, match=rf"flatten: there is no axis {start} in a tensor of {len(shape)} axes \(shape {re.escape(str(shape))}\)"):
+        Tensor(np.zeros(shape)).flatten(start)
 
 
 def test_exchanging_an_axis_that_is_not_there():

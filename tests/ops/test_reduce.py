@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,14 @@ class TestArgmax(Proof):
     cases = reductions(min_side=1, make=all_different, keepdims=False)
     keeps = {}
     pins = "It has no derivative."
-    errors = [*NO_AXIS[:2], Refusal(Case([np.zeros((0, 3))], {"axis": 0}), ValueError, "empty sequence")]
+    errors = [
+        *NO_AXIS[:2],
+        Refusal(Case([np.zeros((0, 3))], {"axis": 0}), ValueError, "empty sequence"),
+        *[
+            Refusal(Case([np.zeros((2, 3))], {"axis": axis}), TypeError, rf"argmax: the axis must be a whole number, it is {re.escape(repr(axis))}")
+            for axis in [(0, 1), [1]]
+        ],
+    ]
 
 
 # --- functions made of these
@@ -142,6 +150,24 @@ def test_axes_may_be_numpy_integers(name: str, axis: Any):
     assert_array_equal(ours.grad.numpy(), expected.grad.numpy())
 
 
+@pytest.mark.parametrize("name", ["sum", "mean", "max", "min", "var"])
+def test_axes_may_be_a_list(name: str):
+    x = rng(3).uniform(-1, 1, (2, 3, 4))
+    ours, expected = (Tensor(x, True) for _ in range(2))
+    y, reference = getattr(ours, name)([0, -1]), getattr(expected, name)((0, -1))
+    assert_array_equal(y.numpy(), reference.numpy())
+    upstream = rng(4).uniform(-1, 1, 3)
+    y.backward(upstream)
+    reference.backward(upstream)
+    assert_array_equal(ours.grad.numpy(), expected.grad.numpy())
+
+
+@pytest.mark.parametrize("name", ["mean", "var"])
+def test_statistics_of_many_rows_keep_their_digits(name: str):
+    x = np.repeat(rng(5).uniform(0.5, 1.5, (4, 2)).astype(np.float32), 1 << 12, 0)  # equal numbers, whose rounding errors do not cancel
+    np.testing.assert_allclose(getattr(Tensor(x), name)(0).numpy(), getattr(x.astype(np.float64), name)(0), rtol=3e-6)
+
+
 def test_no_axes_reduce_nothing():
     x = rng(0).uniform(-1, 1, (2, 3))
     for name in ("sum", "mean", "max"):
@@ -178,6 +204,15 @@ def test_integers():
     assert x.max(0).dtype == np.int64
     assert x.mean().item() == 2.75 and x.mean().dtype == np.float32
     assert Tensor(np.array([True, False, True])).mean().item() == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint32, np.uint64])
+def test_unsigned_numbers_add_up_to_int64(dtype: Any):
+    """Of unsigned numbers NumPy makes uint64, which beside int64 becomes a float."""
+    x = Tensor(np.array([[1, 0], [1, 1]], dtype))
+    for total in (x.sum(), x.sum(0), ops.sum_to(x, (2,))):
+        assert total.dtype == np.int64 == (total + Tensor(np.array([1]))).dtype
+    assert x.sum().item() == 3
 
 
 def test_empty():

@@ -1,0 +1,84 @@
+"""The sum of an array along some axes: every element once, whatever its layout, and digits that do not get lost. Read next: `test_erf.py`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
+
+from minigrad import Tensor, ops
+from minigrad.backend import sums
+from tests.cuda_device import on_cuda
+from tests.support import rng
+
+LAYOUTS = {
+    "as it lies": lambda x: x,
+    "in Fortran's order": np.asfortranarray,
+    "every other element": lambda x: np.repeat(x, 2, -1)[..., ::2],
+    "without the first row": lambda x: np.concatenate([x[:1], x])[1:],
+    "a slice of each row": lambda x: np.concatenate([x, x], -1)[..., : x.shape[-1]],
+    "backwards": lambda x: np.flip(x),
+    "repeated": lambda x: np.broadcast_to(x[:1], x.shape),
+}
+
+
+@st.composite
+def sums_of(draw: Any) -> tuple[np.ndarray, tuple[int, ...], bool]:
+    """Whole numbers, whose sum no rounding changes, in any layout; the axes to sum along."""
+    shape = tuple(draw(st.lists(st.sampled_from([0, 1, 2, 3, 5, 17, 64]), min_size=1, max_size=3)))
+    numbers = rng(draw(st.integers(0, 2**32 - 1))).integers(-9, 10, shape).astype(float)
+    axes = st.integers(-len(shape), len(shape) - 1)
+    axis = draw(st.none() | axes | st.lists(axes, unique_by=lambda a: a % len(shape)).map(tuple))
+    order = draw(st.permutations(range(len(shape))))
+    return LAYOUTS[draw(st.sampled_from(sorted(LAYOUTS)))](numbers).transpose(order), axis, draw(st.booleans())
+
+
+@pytest.mark.parametrize(("rows", "width"), [(4, 1), (4, 8), (4, 1000), (6, 7)])
+@given(sums_of())
+def test_every_element_is_added_once(rows: int, width: int, case: tuple):
+    x, axis, keepdims = case
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sums, "_ROWS", rows)
+        patch.setattr(sums, "_WIDTH", width)
+        ours = sums.total(x, axis, keepdims)
+    expected = x.sum(axis, keepdims=keepdims)
+    assert_array_equal(ours, expected)
+    assert ours.shape == expected.shape and ours.dtype == expected.dtype and not np.shares_memory(ours, x)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [((1 << 14, 2), 0), ((64, 256, 2), (0, 1)), ((3, 1 << 14, 2), 1), ((1 << 14, 2, 3), (0, 2)), (((1 << 14) + 77, 2), 0)],
+)
+def test_sums_of_many_rows_keep_their_digits(shape: tuple[int, ...], axis: Any):
+    """NumPy's own are 1e-4 off."""
+    x = np.full(shape, 0.1, np.float32)
+    exact = np.sum(x, axis, np.float64)
+    for laid_out in (x, np.asfortranarray(x), np.broadcast_to(x[:1], shape)):
+        np.testing.assert_allclose(sums.total(laid_out, axis), exact, rtol=3e-6)
+
+
+def test_wrong_axes_are_refused_in_large_arrays_too():
+    x = np.zeros((300, 2))
+    for axis, message in ((2, "axis 2 is out of bounds for array of dimension 2"), ((0, 0), "repeated axis")):
+        with pytest.raises(ValueError, match=message):
+            sums.total(x, axis)
+
+
+@pytest.mark.cuda
+def test_sums_on_a_gpu():
+    """There the library's own sum is taken; the dtypes are the same."""
+    x = rng(0).uniform(-1, 1, (300, 2))
+    small = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    with on_cuda():
+        y = Tensor(x).to(device="cuda").sum(0)
+        assert y.device == "cuda"
+        np.testing.assert_allclose(y.to(device="cpu").numpy(), x.sum(0), rtol=1e-12)
+        for whole in (small, small > 2):
+            total = Tensor(whole).to(device="cuda").sum([0, 1])
+            assert total.dtype == np.int64 and total.item() == whole.sum()
+        assert ops.sum_to(Tensor(small).to(device="cuda"), (3,)).dtype == np.int64
