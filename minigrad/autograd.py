@@ -8,6 +8,7 @@ Read `op.py` first: it makes the nodes and holds the rules; this file only calls
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -295,6 +296,9 @@ def _start_gradients(outputs: Sequence[Tensor], gradients: Sequence[Any], name: 
     return starts
 
 
+_collecting = threading.Lock()  # two threads that add to one `.grad` at once would lose one of the gradients
+
+
 def backward(tensor: Tensor, gradient: Any = None, retain_graph: bool = False, create_graph: bool = False) -> None:
     """Add d(tensor)/d(leaf), weighted by `gradient`, to `.grad` of every leaf that requires grad.
 
@@ -315,17 +319,18 @@ def backward(tensor: Tensor, gradient: Any = None, retain_graph: bool = False, c
     """
     starts = _start_gradients([tensor], [gradient], "backward")
     found = _walk([tensor], starts, retain_graph or create_graph, create_graph)
-    for (leaf, _), (total, fresh) in found.items():
-        if create_graph:
-            with mode(record=True):  # also under no_grad
-                leaf.grad = total * 1.0 if leaf.grad is None else leaf.grad + total  # a copy too: see the next line
-        elif leaf.grad is None:
-            leaf.grad = _as_tensor(total) if fresh else wrap(total.data.copy("K"))  # .grad belongs to its leaf alone
-        elif leaf.grad.requires_grad:
-            leaf.grad = wrap(_array(leaf.grad.data + total.data))
-        else:
-            np.add(leaf.grad.data, total.data, out=leaf.grad.data)
-            leaf.grad._bump()
+    with _collecting:
+        for (leaf, _), (total, fresh) in found.items():
+            if create_graph:
+                with mode(record=True):  # also under no_grad
+                    leaf.grad = total * 1.0 if leaf.grad is None else leaf.grad + total  # a copy too: see the next line
+            elif leaf.grad is None:
+                leaf.grad = _as_tensor(total) if fresh else wrap(total.data.copy("K"))  # .grad belongs to its leaf alone
+            elif leaf.grad.requires_grad:
+                leaf.grad = wrap(_array(leaf.grad.data + total.data))
+            else:
+                np.add(leaf.grad.data, total.data, out=leaf.grad.data)
+                leaf.grad._bump()
 
 
 def grad(

@@ -249,12 +249,17 @@ class Op:
         return results
 
 
+def _frozen(value: Any) -> Any:
+    """A list as a tuple, and so on inside: its owner may change a list later, and the graph must not see that."""
+    return tuple([_frozen(part) for part in value]) if type(value) is list else value
+
+
 def _new(op: Op, inputs: Sequence[Any], values: tuple, watched: bool) -> Node:
     """A node with what every operation records."""
     node = _new_node(Node)
     node.op = op
     node.edges = tuple([None if x is None or not x.requires_grad else (x, 0) if x.node is None else (x.node, x.output) for x in inputs])
-    node.values = values
+    node.values = values and tuple([_frozen(value) if type(value) is list else value for value in values])
     node.outputs = op.outputs
     node.order = next(node_numbers)
     node.site = caller_site() if watched else None
@@ -497,7 +502,9 @@ class Fused(Op):
 
         def remembered(*arguments: Any) -> None:
             try:
-                key = tuple([(a.data.shape, a.data.dtype) if type(a) is Tensor else a for a in arguments])
+                key = tuple([
+                    (a.data.shape, a.data.dtype) if type(a) is Tensor else (a, *map(type, a)) if type(a) is tuple else (a, type(a)) for a in arguments
+                ])  # with the types, as 1 == 1.0 == True
                 known = key in passed
             except TypeError:  # a list among the values
                 return function(*arguments)
@@ -541,7 +548,7 @@ class Fused(Op):
         """Call the operation with Tensors, arrays or numbers (None where an input is optional); positions and names as in its signature."""
         inputs, values = self._bind(args, kwargs)
         arrays: list = []
-        array_type = dtype = None
+        array_type = dtype = mixed = None
         mask, bit = 0, 1
         for x in inputs:
             if type(x) is Tensor:
@@ -553,7 +560,7 @@ class Fused(Op):
                     array_type = type(data)
                 if data.dtype is not dtype and data.dtype.kind == "f":
                     if dtype is not None and dtype != data.dtype:
-                        raise TypeError(f"{self.name}: inputs are {dtype} and {data.dtype}; bring them to one dtype with .astype(...)")
+                        mixed = f"{dtype} and {data.dtype}"
                     dtype = data.dtype
                 if x.requires_grad:
                     mask |= bit
@@ -563,7 +570,9 @@ class Fused(Op):
                 return self(*[y if y is None or type(y) is Tensor else Tensor(y) for y in inputs], *values)  # copies: see _tensors
             bit += bit
         if self._check is not None:
-            self._check(*inputs, *values)
+            self._check(*inputs, *values)  # first: it may know a better reason, such as class numbers that are floats
+        if mixed is not None:
+            raise TypeError(f"{self.name}: inputs are {mixed}; bring them to one dtype with .astype(...)")
         mode = MODE.get()
         kernel = self.kernels.get("cpu" if array_type is _ndarray else backend.device_of(arrays[0]))
         if kernel is None or mode.definitions:

@@ -22,9 +22,9 @@ class Tensor:
     """An n-dimensional array that remembers how it was computed, so that `backward()` can find its derivatives.
 
     Args:
-        data: anything NumPy makes an array of. It is copied: writing to the original later changes nothing here. A NumPy float array keeps its
-            dtype, integers and booleans keep theirs, Python numbers and lists of them become float32 (integers in Python lists too, unless they
-            come as a NumPy array).
+        data: anything NumPy makes an array of. It is copied: writing to the original later changes nothing here. Arrays keep their dtype, one
+            of booleans, integers, float32 and float64; Python numbers and lists of them become float32 (integers in Python lists too, unless
+            they come as an array).
         requires_grad: whether gradients are collected in `.grad`; only floating-point tensors can.
 
     Attributes:
@@ -50,8 +50,10 @@ class Tensor:
     def __init__(self, data: Any, requires_grad: bool = False):
         if isinstance(data, Tensor):
             data = data.data
-        if type(data) is np.ndarray or isinstance(data, np.generic):
-            array = np.array(data, order="C")
+        if isinstance(data, np.ma.MaskedArray):
+            raise TypeError("Tensor: a masked array's mask would be lost; give its .filled(value)")
+        if isinstance(data, np.ndarray | np.generic) or (hasattr(data, "__array__") and not backend.is_array(data)):  # memory maps, PyTorch's tensors
+            array = np.array(np.asarray(data), order="C")
         elif backend.is_array(data):
             array = data.copy()
         else:
@@ -61,8 +63,7 @@ class Tensor:
                     raise TypeError(f"Tensor: cannot make numbers of {type(data).__name__} data (NumPy reads it as {array.dtype})")
                 holds_arrays = isinstance(data, Sequence) and any(isinstance(x, np.ndarray | np.generic) for x in data)
                 array = array if holds_arrays else array.astype(np.float32)
-        if array.dtype.kind not in "biuf":
-            raise TypeError(f"Tensor: dtype {array.dtype} is not supported; give booleans, integers or floats")
+        backend.check_dtype(array.dtype, "Tensor")
         self.data, self.grad, self.node, self.output, self.version = array, None, None, 0, [0]
         self.requires_grad = False
         if requires_grad:
@@ -96,6 +97,8 @@ class Tensor:
 
     def __repr__(self) -> str:
         values = np.array2string(backend.to_device(self.data, "cpu"), separator=", ", threshold=100, prefix="Tensor(")
+        if self.size == 0 and self.ndim > 1:
+            values += f", shape={self.shape}"
         dtype = "" if self.dtype == np.float32 else f", dtype={self.dtype}"
         made = f", made_by={self.node.op.name}" if self.node is not None else ", requires_grad=True" if self.requires_grad else ""
         device = "" if self.device == "cpu" else f", device={self.device}"
@@ -112,6 +115,8 @@ class Tensor:
         return iter(ops.unbind(self, 0))
 
     def __bool__(self) -> bool:
+        if self.size != 1:
+            raise ValueError(f"bool(): the tensor has {self.size} elements (shape {self.shape}), one is needed; reduce it by .max() or .min()")
         self._note_read()
         return bool(self.data)
 
@@ -120,6 +125,14 @@ class Tensor:
 
     def __int__(self) -> int:
         return int(self.item())
+
+    def __index__(self) -> int:
+        if self.size != 1 or self.dtype.kind not in "iu":
+            raise TypeError(f"index: a tensor with one integer is needed, this one has shape {self.shape} and is {self.dtype}")
+        return int(self.item())
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if spec else str(self)
 
     def __deepcopy__(self, memo: dict) -> Tensor:
         if self.node is not None:
@@ -175,9 +188,14 @@ class Tensor:
 
     # --- writing in place (the only two ways, beside the optimisers and load_state_dict)
 
-    def _writable(self, what: str) -> None:
+    def _writable(self, what: str, value: Any) -> None:
         if self.requires_grad and is_grad_enabled():
             raise RuntimeError(f"{what}: this tensor requires grad; write under `with minigrad.no_grad():`, or make a new tensor instead")
+        if isinstance(value, Tensor) and value.requires_grad and is_grad_enabled():
+            raise RuntimeError(
+                f"{what}: the value requires grad, and nothing written in place passes gradients on; put tensors together by "
+                "F.where, F.stack or F.concatenate, or give value.detach()"
+            )
         if not getattr(self.data.flags, "writeable", True):  # CuPy's arrays are always writable
             raise RuntimeError(f"{what}: this tensor is a read-only view (of broadcast or overlapping memory); make a copy first")
 
@@ -187,14 +205,18 @@ class Tensor:
 
     def copy_(self, value: Any) -> Tensor:
         """Write `value` (broadcast, cast to this dtype) into this tensor; returns the tensor itself."""
-        self._writable("copy_")
-        np.copyto(self.data, ops.as_array(value, self), casting="unsafe")
+        self._writable("copy_", value)
+        np.copyto(self.data, ops.as_array("copy_", value, self), casting="unsafe")
         self._bump()
         return self
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        self._writable("t[index] = value")
-        self.data[ops.plain_index(index)] = ops.as_array(value, self)
+        self._writable("t[index] = value", value)
+        array = ops.as_array("t[index] = value", value, self)
+        try:
+            self.data[ops.plain_index(index)] = array
+        except (ValueError, IndexError) as error:
+            raise type(error)(f"t[index] = value: {error} (the tensor has shape {self.shape}, the value {array.shape})") from None
         self._bump()
 
     # --- operations

@@ -341,6 +341,9 @@ def test_checks_of_shapes_are_remembered_but_never_wrongly():
     op(x.astype(np.float64))
     op(x, x)
     assert len(seen) == 4
+    op(x, None, None, 2.0)
+    op(x, None, None, True)  # 1 is what passed, and 1 == True
+    assert len(seen) == 6
     for _ in range(2):  # what failed fails again
         with pytest.raises(ValueError, match="affine: no"):
             op(Tensor([1.0, 2.0, 3.0]))

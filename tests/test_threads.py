@@ -1,12 +1,13 @@
 """Threads and tasks: each has its own modes and its own random draws, and eight that train at once get the numbers they would get alone.
 
-What is promised: threads may share tensors and models for reading; everything else that a step writes (parameters, `.grad`, running statistics)
-belongs to one thread at a time. Read next: `test_memory.py`.
+What is promised: threads may share tensors and models for reading, and collect gradients in the same leaves; everything else that a step writes
+(parameters, running statistics) belongs to one thread at a time. Read next: `test_memory.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -169,6 +170,20 @@ def test_threads_without_a_seed_draw_what_the_main_thread_would():
     expected = train(None)
     for ours in at_once(lambda _: train(None)):
         assert_same(ours, expected)
+
+
+def test_gradients_of_several_threads_add_up():
+    """Without a lock two threads find `.grad` None at once, or both add to what it was."""
+    x, switching = Tensor(np.zeros(300), requires_grad=True), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(50):
+            x.grad = None
+            losses = [(x * float(2**number)) for number in range(THREADS)]
+            at_once(lambda number: losses[number].backward(np.ones(300)))  # noqa: B023 (runs before the next)
+            assert (x.grad.numpy() == 2**THREADS - 1).all()
+    finally:
+        sys.setswitchinterval(switching)
 
 
 def test_threads_share_a_model_for_reading():

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 __all__ = [
-    "Array", "add_at", "add_device", "as_strided", "device_of", "is_array", "is_view", "kept_numbers", "matmul", "number", "remove_device",
-    "to_device",
+    "Array", "add_at", "add_device", "as_strided", "check_dtype", "device_of", "is_array", "is_view", "kept_numbers", "matmul", "number",
+    "remove_device", "to_device",
 ]  # fmt: skip
 
 Array = Any  # a numpy.ndarray, or the array type of another backend
@@ -68,6 +68,15 @@ def _find(array: Array) -> _Device:
 def is_array(value: object) -> bool:
     """Whether `value` is an array of a known device."""
     return type(value) in _by_type
+
+
+def check_dtype(dtype: np.dtype, who: str) -> None:
+    """Raise TypeError, in the name of `who`, for anything but booleans, integers, float32 and float64.
+
+    NumPy has half precision too, but would add up 100,000 numbers in it, and most formulas of this library overflow there.
+    """
+    if dtype.kind not in "biu" and (dtype.kind != "f" or dtype.itemsize not in (4, 8)):
+        raise TypeError(f"{who}: dtype {dtype} is not supported; give booleans, integers, float32 or float64")
 
 
 def device_of(array: Array) -> str:

@@ -68,7 +68,7 @@ def where(condition: Tensor, x: Tensor, y: Tensor) -> Tensor:
 add.derivative(x=lambda g: g, y=lambda g: g)
 sub.derivative(x=lambda g: g, y=lambda g: -g)
 mul.derivative(x=lambda g, y: g * y, y=lambda g, x: g * x)
-div.derivative(x=lambda g, y: g / y, y=lambda g, x, y: -(g * x) / (y * y))
+div.derivative(x=lambda g, y: g / y, y=lambda g, x, y: -(g * (x / y / y)))  # y * y may be infinite or 0
 neg.derivative(x=lambda g: -g)
 maximum.derivative(x=lambda g, x, y: g * _share(x, y), y=lambda g, x, y: g * _share(y, x))
 minimum.derivative(x=lambda g, x, y: g * _share(-x, -y), y=lambda g, x, y: g * _share(-y, -x))
@@ -144,9 +144,12 @@ def clip(x: Tensor, low: float | None = None, high: float | None = None) -> Tens
     return np.clip(x, low, high)
 
 
-@primitive(floating=True)
+@primitive
 def power(x: Tensor, exponent: float) -> Tensor:
     """x ** exponent for a fixed number. NumPy's own power is slow for most exponents (x ** 3: 200 times x * x * x)."""
+    if x.dtype.kind != "f":
+        whole = isinstance(exponent, int) and exponent >= 0
+        x = x.astype(np.float32 if not whole else np.int64 if x.dtype == bool else x.dtype)
     if exponent == 3:
         return x * x * x
     return x**exponent
@@ -154,7 +157,7 @@ def power(x: Tensor, exponent: float) -> Tensor:
 
 @primitive(elementwise=True, floating=True)
 def power_of(x: Tensor, y: Tensor) -> Tensor:
-    """x ** y for an exponent that is a Tensor."""
+    """x ** y for an exponent that is a Tensor; of two integers, unlike PyTorch's, it is float32."""
     return x**y
 
 
@@ -186,7 +189,7 @@ def _inside(x: Tensor, low: float | None, high: float | None) -> Tensor:
 
 
 def pow(x: Any, exponent: Any) -> Tensor:
-    """x ** exponent; the exponent is a number or a Tensor."""
+    """x ** exponent; the exponent is a number or a Tensor. Integers stay integers where the exponent is a Python integer from 0 on."""
     exponent = _plain_number(exponent)
     if isinstance(exponent, numbers.Real) and isinstance(x, Tensor):
         return power(x, exponent)
@@ -194,8 +197,10 @@ def pow(x: Any, exponent: Any) -> Tensor:
 
 
 def _plain_number(value: Any) -> Any:
-    """A NumPy scalar or 0-d array as a Python number, which has no width and so cannot promote; anything else as it is."""
-    return value.item() if isinstance(value, np.generic) or (backend.is_array(value) and value.ndim == 0) else value
+    """A NumPy scalar or 0-d array as a Python number, which has no width and so cannot promote; fractions as floats; anything else as it is."""
+    if isinstance(value, np.generic) or (backend.is_array(value) and value.ndim == 0):
+        return value.item()
+    return float(value) if isinstance(value, numbers.Real) and not isinstance(value, int) else value
 
 
 # --- dtype and device; the same again
@@ -229,6 +234,7 @@ def cast(x: Tensor, dtype: Any) -> Tensor:
     dtype = np.dtype(dtype)
     if x.dtype == dtype:
         return x
+    backend.check_dtype(dtype, "cast")
     return converted(x if dtype.kind == "f" else x.detach(), dtype)
 
 
@@ -290,12 +296,13 @@ def promote(op: Op, inputs: Sequence[Any], start: int, floating: bool) -> list[T
     (boolean < integer < float), so that float32 stays float32 beside 2.0 or a 0-d float64. NumPy scalars and 0-d arrays count as numbers: they
     have a kind, but no width. Integers beside floats take the floats' dtype. Source: torch.result_type.
     """
+    inputs = [np.asarray(x) if isinstance(x, np.ndarray) and not backend.is_array(x) else x for x in inputs]  # memory maps and the like
     arrays = [x.data if type(x) is Tensor else x if backend.is_array(x) or isinstance(x, np.generic) else None for x in inputs]
     for x, array in zip(inputs, arrays, strict=True):
         if array is None and not isinstance(x, numbers.Real):
             raise TypeError(f"{op.name}: cannot use {type(x).__name__} as a tensor; give a Tensor, an array or a number")
-        if array is not None and array.dtype.kind not in _KINDS:
-            raise TypeError(f"{op.name}: cannot use {array.dtype} numbers; give booleans, integers or floats")
+        if array is not None:
+            backend.check_dtype(array.dtype, op.name)
     devices = list(dict.fromkeys(backend.device_of(a) for a in arrays if a is not None and not isinstance(a, np.generic)))
     if len(devices) > 1:
         raise op._mixed_devices([x if isinstance(x, Tensor) else wrap(x) for x in inputs if isinstance(x, Tensor) or backend.is_array(x)])
@@ -304,7 +311,8 @@ def promote(op: Op, inputs: Sequence[Any], start: int, floating: bool) -> list[T
         if array is not None and (type(x) is Tensor or array.ndim > 0):
             (with_axes if array.ndim > 0 else without).append(array.dtype)
         else:
-            numbers_given.append(_NUMBERS[_KINDS[np.asarray(x).dtype.kind]])
+            kind = _KINDS[array.dtype.kind] if array is not None else 0 if isinstance(x, bool) else 1 if isinstance(x, int) else 2
+            numbers_given.append(_NUMBERS[kind])
     dtype = None
     for group in (with_axes, without, numbers_given):
         highest = max([_KINDS[d.kind] for d in group], default=-1)
@@ -320,7 +328,10 @@ def promote(op: Op, inputs: Sequence[Any], start: int, floating: bool) -> list[T
         elif type(x) is Tensor:
             result.append(cast(x, dtype))
         else:
-            result.append(wrap(x.astype(dtype) if backend.is_array(x) else backend.number(x, dtype, device)))
+            try:
+                result.append(wrap(x.astype(dtype) if backend.is_array(x) else backend.number(x, dtype, device)))
+            except OverflowError:
+                raise OverflowError(f"{op.name}: {x} is no {dtype}, which the tensor is; give it another dtype with .astype(...)") from None
     return result
 
 
@@ -328,12 +339,15 @@ _KINDS = {"b": 0, "u": 1, "i": 1, "f": 2}  # boolean < integer < float
 _NUMBERS = [np.dtype(bool), np.dtype(np.int64), np.dtype(np.float32)]  # what a number of each kind is where no tensor decides
 
 
-def as_array(value: Any, like: Tensor) -> Any:
-    """The array of a Tensor, array or number that is to be written into `like`."""
+def as_array(what: str, value: Any, like: Tensor) -> Any:
+    """The array of a Tensor, array or number that is to be written into `like`; `what` does it."""
     if isinstance(value, Tensor):
         value = value.data
     if backend.is_array(value):
         if backend.device_of(value) != like.device:
-            raise TypeError(f"the value is on {backend.device_of(value)}, the tensor on {like.device}; move one with .to(device=...)")
+            raise TypeError(f"{what}: the value is on {backend.device_of(value)}, the tensor on {like.device}; move one with .to(device=...)")
         return value
-    return backend.to_device(np.asarray(value), like.device)
+    array = np.asarray(value)
+    if array.dtype.kind not in _KINDS:
+        raise TypeError(f"{what}: cannot write {type(value).__name__} data (NumPy reads it as {array.dtype}) into a tensor; give numbers")
+    return backend.to_device(array, like.device)

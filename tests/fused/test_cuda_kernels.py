@@ -25,6 +25,7 @@ from minigrad.fused.layer_norm import layer_norm
 from minigrad.fused.log_softmax import log_softmax
 from minigrad.fused.softmax import softmax
 from minigrad.op import Fused
+from minigrad.tensor import wrap
 from tests.backend.emulator.in_a_process import run_tests
 from tests.cuda_device import ORDERS, nothing_waits, on_cuda
 from tests.support import RELATIVE, assert_close, draws, rng
@@ -83,7 +84,7 @@ def test_layer_norm(rows, channels, weight, bias, eps, seed):
     check_cuda(layer_norm, layer_norm_inputs(rows, channels, weight, bias, seed), {"eps": eps}, seed=seed, float32=False)
 
 
-@pytest.mark.parametrize(("rows", "channels"), [(68, 96), (65, 128), (33, 97)])
+@pytest.mark.parametrize(("rows", "channels"), [(68, 96), (65, 128), (33, 97), (600, 64), (40, 132), (35, 260), (20, 768), (20, 772)])
 def test_layer_norm_is_as_accurate_as_the_definition(rows, channels):
     check_cuda(layer_norm, layer_norm_inputs(rows, channels))
 
@@ -97,7 +98,9 @@ def test_a_large_mean_costs_the_variance_no_digits():
         assert np.abs(layer_norm(Tensor(x).to(device="cuda")).data.get() - exact).max() < 2e-4
 
 
-@pytest.mark.parametrize("needs", [[True, False, False], [False, True, False], [False, False, True]])
+@pytest.mark.parametrize(
+    "needs", [[True, False, False], [False, True, False], [False, False, True], [False, True, True], [True, False, True], [True, True, False]]
+)
 def test_layer_norm_with_some_gradients_only(needs):
     check_cuda(layer_norm, layer_norm_inputs(5, 8), needs=needs)
 
@@ -134,11 +137,19 @@ def test_every_rung_of_layer_norm_s_ladder_computes_the_same(rows, channels):
         kernels.launch("layer_norm_backward_naive<float>", blocks, 128, dy, x_, weight_, mean, rstd, dx, rows, channels)
         kernels.launch("layer_norm_columns_naive<float>", 1, 128, dy, x_, mean, rstd, dweight, dbias, rows, channels)
         naive = [a.get() for a in (y, dx, dweight, dbias)]
-        tensors = [Tensor(a).to(device="cuda").requires_grad_() for a in (x, weight, bias)]
-        out = layer_norm(*tensors)
-        gradients = minigrad.grad([out], tensors, [Tensor(upstream).to(device="cuda")])
-        for ours, first in zip((out, *gradients), naive, strict=True):
-            assert_close(ours.to(device="cpu"), first, relative=1e-5)
+        for dtype, types, width in ((np.float32, "float, float4", 4), (np.float64, "double, double", 1)):
+            for wanted in ((0, 1, 2), (0,), (1, 2)):  # in one pass; dx alone; the sums alone
+                tensors = [Tensor(a.astype(dtype)).to(device="cuda").requires_grad_(k in wanted) for k, a in enumerate((x, weight, bias))]
+                out = layer_norm(*tensors)
+                gradients = minigrad.grad([out], [tensors[k] for k in wanted], [Tensor(upstream.astype(dtype)).to(device="cuda")])
+                for ours, first in zip((out, *gradients), (naive[0], *(naive[1 + k] for k in wanted)), strict=True):
+                    assert_close(ours.to(device="cpu"), first, relative=1e-5)
+            arrays = [cp.asarray(a.astype(dtype)) for a in (upstream, x, weight, mean.get(), rstd.get())]
+            for items in (1, 2, 3, 6) if channels % width == 0 else ():
+                dx, partial = cp.empty(x.shape, dtype), cp.empty((2, 2, channels), dtype)
+                kernels.launch(f"layer_norm_backward_all<{types}, {items}>", 2, 256, *arrays, dx, partial, rows, channels // width)
+                for ours, first in zip((dx.get(), *partial.get().sum(0)), naive[1:], strict=True):
+                    assert_close(ours, first, relative=1e-5)
 
 
 def test_the_naive_gelu_computes_the_same():
@@ -172,10 +183,10 @@ def run_batch_norm(inputs: list, dtype: type, device: str, relu: bool = True, up
 
 
 @pytest.mark.parametrize("evaluation", [False, True])
-@pytest.mark.parametrize(("rows", "channels"), [(600, 12), (530, 5), (150, 300), (40, 1028)])
+@pytest.mark.parametrize(("rows", "channels"), [(600, 12), (530, 5), (150, 300), (600, 150), (40, 1028)])
 def test_batch_norm_of_several_slices_and_blocks_of_channels(rows, channels, evaluation):
     """600 rows of 3 packs are cut into slices, 150 rows of 300 numbers into more than the 16 that are merged side by side, of which the last is
-    empty; 257 packs, or 300 numbers in float64, need two blocks side by side.
+    empty, and 600 rows of 150 into more than the 64 that are loaded at once; 257 packs, or 300 numbers in float64, need two blocks side by side.
     """
     inputs = batch_norm_inputs((rows, channels), evaluation)
     with minigrad.definitions():
@@ -481,7 +492,7 @@ def test_generators_whose_numbers_the_device_cannot_draw_for_dropout_are_refused
 
 def test_other_dtypes_are_refused():
     with on_cuda(), pytest.raises(TypeError, match="CUDA kernels compute in float32 and float64, not in float16"):
-        gelu(Tensor(np.ones(4, np.float16)).to(device="cuda"))
+        gelu(wrap(np.ones(4, np.float16)).to(device="cuda"))
 
 
 @pytest.mark.emulator

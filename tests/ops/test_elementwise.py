@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -83,7 +85,11 @@ class TestMul(Proof):
 class TestDiv(Proof):
     op, in_torch, cases = ops.div, torch.div, two(draw, off_zero)
     keeps = {"x y": "x y", "x": "y", "y": "x y"}
-    pins, errors = [Pin("divided by 0", Case([np.array([1.0, -1.0, 0.0, 2.0, np.inf]), np.array([0.0, 0.0, 0.0, -0.0, 2.0])]))], MISFIT
+    pins = [
+        Pin("divided by 0", Case([np.array([1.0, -1.0, 0.0, 2.0, np.inf]), np.array([0.0, 0.0, 0.0, -0.0, 2.0])])),
+        Pin("the square of y is infinite or 0", Case([np.array([1e200, 1e-300, 3e-180]), np.array([1e200, 1e-250, 2e-170])])),
+    ]
+    errors = MISFIT
 
 
 class TestNeg(Proof):
@@ -221,6 +227,11 @@ class TestPower(Proof):
         st.sampled_from([2, 3, 4, 1, 0, 2.0, 0.5, -0.5, -1, -2, -2.5, 1 / 3]),
     )
     keeps = {"x": "x"}
+    examples = [
+        *(Case([np.array([4097, -3, 0])], {"exponent": e}) for e in (0, 1, 2, 3)),  # float32 would round 4097 ** 2
+        Case([np.array([4097, 3, 0])], {"exponent": 0.5}),
+        *(Case([np.array([True, False])], {"exponent": e}) for e in (0, 2, 0.5)),
+    ]
     pins = [Pin(f"0 ** {e}", Case([np.array([0.0, -1.0, 0.0, 2.0])], {"exponent": e})) for e in (0, 1, 2, 3, 4, 6)]
     errors = ANY_NUMBER
 
@@ -255,7 +266,8 @@ class TestCast(Proof):
     smooth = st.builds(lambda shape, seed: Case([draw(shape, seed)], {"dtype": "float64"}), shapes(), seeds)  # rounding has no slope
     examples = [Case([np.array([1, -2, 3])], {"dtype": "float32"}), Case([np.array([True, False])], {"dtype": "int64"})]
     keeps = {"x": ""}
-    pins, errors = "Rounding to float32 counts as the identity.", [Refusal(Case([np.zeros(2)], {"dtype": "floaty"}), TypeError, "floaty", True)]
+    pins = "Rounding to float32 counts as the identity."
+    errors = [Refusal(Case([np.zeros(2)], {"dtype": "floaty"}), TypeError, "floaty", True)]
 
 
 class TestToDevice(Proof):
@@ -433,9 +445,9 @@ def test_numbers_alone_have_the_dtype_that_pytorch_gives_them(pair: tuple):
 
 def test_integers_stay_integers_where_they_can():
     x = Tensor(np.array([1, 2, 3], np.int32))
-    for y in (x + x, x * 2, -x, abs(x), x - 1, ops.maximum(x, 2), x.relu(), x.clip(2, 3)):
+    for y in (x + x, x * 2, -x, abs(x), x - 1, x**2, ops.maximum(x, 2), x.relu(), x.clip(2, 3)):
         assert y.dtype == np.int32 and not y.requires_grad
-    for y in (x / x, x / 2, x.exp(), x.sqrt(), x**2, x**0.5, x * 0.5, x.clip(1.5, 2.5)):
+    for y in (x / x, x / 2, x.exp(), x.sqrt(), x**-2, x**0.5, 2**x, x * 0.5, x.clip(1.5, 2.5)):
         assert y.dtype == np.float32
 
 
@@ -474,6 +486,28 @@ def test_what_is_not_a_number_is_refused():
         x * np.array([1j, 2j])
     with pytest.raises(TypeError, match="add: cannot use complex as a tensor"):
         x + 1j
+    for dtype in (np.float16, np.longdouble, complex, str, object):
+        with pytest.raises(TypeError, match=r"cast: dtype .* is not supported; give booleans, integers, float32 or float64"):
+            x.astype(dtype)
+
+
+def test_numbers_of_any_size_and_kind():
+    """Fractions and huge integers are floats; what an integer tensor cannot hold is refused, where PyTorch would wrap it."""
+    x, small = Tensor([4.0]), Tensor(np.array([3, 4], np.uint8))
+    assert (x**Fraction(1, 2)).numpy() == 2 and (x * Fraction(1, 2)).numpy() == 2 and (x + 2**100).numpy() == np.float32(2.0**100)
+    assert (small * Fraction(1, 2)).dtype == np.float32 and (small + 251).dtype == np.uint8
+    for number in (-1, 256, 2**100):
+        with pytest.raises(OverflowError, match=rf"add: {number} is no uint8, which the tensor is; give it another dtype with \.astype"):
+            small + number
+
+
+def test_kinds_of_arrays(tmp_path: Path):
+    """A memory map is an array like any other."""
+    np.save(tmp_path / "x.npy", np.arange(3))
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    assert Tensor(mapped).dtype == np.int64
+    for y in (Tensor([1.0, 2.0, 3.0]) + mapped, mapped + Tensor([1.0, 2.0, 3.0])):
+        assert type(y) is Tensor and y.numpy().tolist() == [1, 3, 5]
 
 
 def test_a_boolean_mask_given_as_an_array_may_be_reused():
