@@ -27,12 +27,13 @@ train: $(VENV)/app.stamp ## train a Conformer on CIFAR-10:  make train ARGS="--d
 test: lint ## all checks and tests:  make test ARGS="tests/fused -k conv2d"
 	$(FAST) MINIGRAD_THREADS=2 $(RUN) -m pytest $(ARGS)
 
-# On a GPU machine, with any Python that has CuPy, PyTorch, pytest, pytest-timeout, pytest-xdist and hypothesis: nothing is installed here.
+# On a GPU machine, with any Python that has CuPy, PyTorch, pytest, pytest-timeout, pytest-xdist and hypothesis: nothing is installed here. Where such a
+# machine is lent for minutes only, benchmarks/gpu_suite.py says which calls bring everything home, in which order.
 test-gpu: ## the tests of everything on CUDA, on a real GPU:  make test-gpu PYTHON_GPU=python3
 	@$(PYTHON_GPU) -m tests.gpu.compile_all
 	$(FAST) $(PYTHON_GPU) -m pytest --device=gpu -n 8 tests/backend tests/fused tests/nn tests/optim tests/conformer/test_gpu_steps.py tests/gpu tests/test_devices.py $(ARGS)
 
-sanitize: ## every CUDA kernel under NVIDIA's compute-sanitizer:  make sanitize PYTHON_GPU=python3 ARGS="--only memcheck"
+sanitize: ## every CUDA kernel under NVIDIA's compute-sanitizer:  make sanitize PYTHON_GPU=python3 ARGS="--only memcheck --out DIR"
 	@$(PYTHON_GPU) -m tests.gpu.sanitize $(ARGS)
 
 coverage: $(VENV)/test.stamp ## which lines and branches of minigrad/ the tests run; build/coverage.json

@@ -2,13 +2,16 @@
 
 Ours and PyTorch's work run in one process and, unless said otherwise, on the same stream: the events of one measure both. Every program here prints
 a short table last, writes what it measured, unreduced, to benchmarks/results/gpu/ (or --out), and on a machine without a GPU ends with the sentence
-that `minigrad` has for it. Read next: `gpu_networks.py`, the steps that are measured; `gpu_profile.py`, the shortest program.
+that `minigrad` has for it. The file is written anew after every case, so that a run which is stopped leaves what it had, and --resume goes on from
+there. Read next: `gpu_networks.py`, the steps that are measured; `gpu_profile.py`, the shortest program.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import functools
+import hashlib
 import importlib.metadata
 import itertools
 import json
@@ -104,9 +107,31 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def resumable(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """With --resume, for a benchmark of many cases; see `kept`."""
+    parser.add_argument("--resume", action="store_true", help="keep the cases that the file has, if they are of the same card, code and options")
+    return parser
+
+
+@functools.cache
+def _host() -> dict[str, Any]:
+    """What measure.py says of the machine, asked for once: git takes longer than a case, and a file is written after each."""
+    return measure.environment()
+
+
+@functools.cache
+def code() -> str:
+    """Twelve hexadecimal digits that differ when the code does: a machine that a copy of the files was brought to knows of no commit."""
+    digest = hashlib.sha256()
+    files = [file for folder in ("minigrad", "conformer", "benchmarks") for kind in ("py", "cu") for file in (ROOT / folder).rglob(f"*.{kind}")]
+    for file in sorted(files):
+        digest.update(file.relative_to(ROOT).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
+
+
 def environment() -> dict[str, Any]:
     """The card, its driver, the versions, and the host."""
-    about: dict[str, Any] = {"device": "the emulator", **measure.environment()}
+    about: dict[str, Any] = {"device": "the emulator", **_host(), "code": code()}
     if not emulated():
         cp = connect()
         properties = cp.cuda.runtime.getDeviceProperties(0)
@@ -164,8 +189,26 @@ def save(name: str, rows: Sequence[dict], options: argparse.Namespace, argv: Seq
     path = path_of(name, options, record["environment"]["device"], variant)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = ",\n".join(json.dumps(row) for row in rows)  # one row a line: a later run differs from this one line by line
-    path.write_text(json.dumps(record, indent=1).removesuffix("[]\n}") + f"[\n{text}\n]\n}}\n")
+    beside = path.with_suffix(".part")  # whoever is stopped while writing still has what was written before
+    beside.write_text(json.dumps(record, indent=1).removesuffix("[]\n}") + f"[\n{text}\n]\n}}\n")
+    beside.replace(path)
     return path
+
+
+def kept(name: str, options: argparse.Namespace, variant: str = "", **same: Any) -> list[dict]:
+    """With --resume: the rows of the file that `save` is going to write, if card, code, --quick and what `same` says are those of now; else none."""
+    here = environment()
+    path = path_of(name, options, here["device"], variant)
+    if not options.resume or not path.is_file():
+        return []
+    record = json.loads(path.read_text())
+    before = {**record, **record["environment"]}
+    now = {"device": here["device"], "code": here["code"], "quick": options.quick, **same}
+    other = [f"{key} {before.get(key)}, now {value}" for key, value in now.items() if before.get(key) != value]
+    if other:
+        print(f"--resume: {path.name} is measured anew, since it is of {'; '.join(other)}", flush=True)
+        return []
+    return record["rows"]
 
 
 def told(path: Path) -> None:

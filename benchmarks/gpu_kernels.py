@@ -1,6 +1,6 @@
 """Every fused operation on the GPU, forward and backward, at the Conformers' shapes, beside PyTorch and beside what the card can do.
 
-    python -m benchmarks.gpu_kernels [--only conv2d ...] [--configs cifar-micro:512:32 ...] [--precision float32] [--rounds 3] [--quick]
+    python -m benchmarks.gpu_kernels [--only conv2d ...] [--configs cifar-micro:512:32 ...] [--precision float32] [--rounds 3] [--resume] [--quick]
 
 The cases are those of `ops.py`: every call of a training step of the first configuration, and of each further one the largest call of each operation.
 Both sides take turns in one run; an operation is called on inputs that the cache does not hold (`gpu_sides.py`). What an operation must do is counted
@@ -10,8 +10,10 @@ speed of copying memory, or of cuBLAS's products, whichever it must wait for. Th
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from benchmarks import gpu, gpu_ceilings, gpu_networks, gpu_sides, gpu_updates, ops
@@ -151,7 +153,7 @@ def sums(rows: list[dict], config: str, ceilings: list[dict], precision: str) ->
 def main(argv: list[str] | None = None) -> None:
     import minigrad
 
-    parser = gpu.arguments(__doc__)
+    parser = gpu.resumable(gpu.arguments(__doc__))
     parser.add_argument("--configs", nargs="+", default=CONFIGS, metavar="NAME:BATCH:SIZE")
     parser.add_argument("--only", nargs="+", metavar="OPERATION", help="these operations alone")
     parser.add_argument("--precision", choices=list(TOLERANCE), default="float32")
@@ -164,14 +166,21 @@ def main(argv: list[str] | None = None) -> None:
     ceilings = gpu_ceilings.measure_ceilings(options.quick)
     gpu_networks.set_torch_precision(options.precision)
     cache = 0 if gpu.emulated() else gpu.environment()["l2_bytes"]
+    how = {"precision": options.precision, "rounds": options.rounds}
+    before = gpu.kept(NAME, options, options.precision, **how)
     rows: list[dict] = []
-    cases, began = cases_of(options.configs, options.only), time.monotonic()
+    cases = json.loads(json.dumps(cases_of(options.configs, options.only)))  # as they are in the file, which has no tuples
+    began, path = time.monotonic(), Path()
     with minigrad.precision(options.precision):
         for case in cases:
-            rows += measured(case, options.rounds, cache)
+            found = [row for row in before if row["case"] == case]
+            rows += found if found and not any("failed" in row for row in found) else measured(case, options.rounds, cache)
+            # Each time, since what follows may be stopped; with what the file has of cases that are still to come, or are not asked for.
+            others = [row for row in before if all(row["case"] != mine["case"] for mine in rows)]
+            path = gpu.save(NAME, rows + others, options, argv, options.precision, ceilings=ceilings, **how)
             gpu.free_memory()
     print(f"{len(cases)} cases in {time.monotonic() - began:.0f} s", flush=True)
-    gpu.told(gpu.save(NAME, rows, options, argv, options.precision, precision=options.precision, ceilings=ceilings))
+    gpu.told(path)
     print(gpu_ceilings.table_of(ceilings))
     print(table_of(rows, ceilings, options.precision))
     for config in options.configs:

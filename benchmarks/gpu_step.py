@@ -1,6 +1,7 @@
 """The whole training step on the GPU: ours, with a launch for each kernel and as one CUDA graph, beside PyTorch, eager, captured and compiled.
 
-    python -m benchmarks.gpu_step [--cases cifar-micro:512:32 ...] [--precisions float32 tf32 bf16] [--sides ...] [--compile-seconds 100] [--quick]
+    python -m benchmarks.gpu_step [--cases cifar-micro:512:32 ...] [--precisions float32 tf32 bf16] [--sides ...] [--compile-seconds 100]
+                                  [--resume] [--quick]
 
 All sides of a case begin with the same weights and take turns; a figure is the median over the steps of all turns. Compiling a network takes PyTorch
 a minute, so the compiled sides are prepared in the order of the cases until --compile-seconds are spent; the others are named as left out. Read
@@ -131,7 +132,7 @@ def losses_apart(rows: Sequence[dict]) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = gpu.arguments(__doc__)
+    parser = gpu.resumable(gpu.arguments(__doc__))
     parser.add_argument("--cases", nargs="+", default=CASES, metavar="NAME:BATCH:SIZE")
     parser.add_argument("--precisions", nargs="+", default=list(PRECISIONS), choices=PRECISIONS)
     parser.add_argument("--sides", nargs="+", choices=SIDES, help="default: all, compiled ones for some cases only")
@@ -143,21 +144,28 @@ def main(argv: list[str] | None = None) -> None:
         name, _, size = options.cases[0].split(":")
         options.cases, options.rounds, options.precisions = [f"{name}:2:{size}"], 1, options.precisions[:1]
         options.sides = options.sides or [side for side in SIDES if side not in MODES]
+    before = gpu.kept(NAME, options, rounds=options.rounds)
     rows: list[dict] = []
-    path = Path()
+    path, compiling = Path(), 0.0
 
     def may_compile() -> bool:
-        return sum(row.get("prepared_s", 0.0) for row in rows if row["side"] in MODES) < options.compile_seconds
+        return compiling < options.compile_seconds
 
     for text in options.cases:
         config, batch, size = text.split(":")
         case = {"config": config, "batch": int(batch), "size": int(size)}
         for precision in options.precisions:
-            found = measured(case, precision, sides_of(case, options.sides), options.rounds, may_compile)
+            sides = sides_of(case, options.sides)
+            found = [row for row in before if (row["case"], row["precision"]) == (case, precision)]
+            if not set(sides) <= {row["side"] for row in found if "failed" not in row}:  # all of them again, since they take turns
+                found = measured(case, precision, sides, options.rounds, may_compile)
+                compiling += sum(row.get("prepared_s", 0.0) for row in found if row["side"] in MODES)
             rows += found
             told = ", ".join(f"{row['side']} {ms:.3f} ms" if (ms := step_ms(row)) is not None else f"{row['side']} -" for row in found)
             print(f"{text} {precision}: {told}", flush=True)
-            path = gpu.save(NAME, rows, options, argv)  # each time: what follows may be stopped
+            # Each time, since what follows may be stopped; with what the file has of cases that are still to come, or are not asked for.
+            others = [row for row in before if all((row["case"], row["precision"]) != (mine["case"], mine["precision"]) for mine in rows)]
+            path = gpu.save(NAME, rows + others, options, argv, rounds=options.rounds)
     gpu.told(path)
     print(gpu.text_table(*cells_of(rows)))
     for row in rows:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from benchmarks.measure import ROOT
 from conformer.config import named_config
 from conformer.model import Conformer
 from minigrad.backend import cuda
+from minigrad.backend.cublas import PRECISIONS
 from tests.support import fused_with_kernel
 
 PROGRAMS = ["gpu_ceilings", "gpu_kernels", "gpu_profile", "gpu_step", "gpu_suite"]
@@ -227,6 +228,170 @@ def test_the_suite_runs_every_program_and_counts_those_that_fail(device: object,
     assert all(command[-2:] == ["--out", str(tmp_path)] for command in commands[:-1])
     only = [command[command.index("--only") + 1 : -2] for command in commands if "--only" in command]
     assert only and set(only[0]) <= gpu_counts.NAMES.keys()
+
+
+# --- files
+
+
+def small_suite(monkeypatch: pytest.MonkeyPatch, config: str) -> None:
+    """The suite's programs on one tiny network, in this process, with the emulator as the GPU."""
+    parts = {
+        "step": f"gpu_step --cases {config}:2:32 --sides graph",
+        "kernels": f"gpu_kernels --configs {config}:2:32 --only gelu",
+        "kernels-tf32": f"gpu_kernels --precision tf32 --configs {config}:2:32 --only gelu",
+        "profile": f"gpu_profile --config {config}",
+    }
+    assert parts.keys() == gpu_suite.PARTS.keys() and all(parts[name].split()[0] == gpu_suite.PARTS[name].split()[0] for name in parts)
+    monkeypatch.setattr(gpu_suite, "PARTS", parts)
+    monkeypatch.setattr(gpu_profile, "trace_of", lambda step, calls: EVENTS)
+    monkeypatch.setattr(gpu_step, "FEWEST", 1)
+    for module in (gpu_kernels, gpu_step):
+        monkeypatch.setattr(module, "MILLISECONDS", 0.0)
+
+    def run(command: list[str], cwd: Path) -> subprocess.CompletedProcess:
+        importlib.import_module(command[2]).main(command[3:])
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+
+
+def test_all_that_the_suite_writes_is_in_the_folder_it_is_given(
+    device: object, tiny_network: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere, folder = tmp_path / "elsewhere", tmp_path / "given"
+    for module, name in ((gpu, "GPU_RESULTS"), (gpu, "QUICK_RESULTS"), (gpu_suite, "QUICK_RESULTS"), (gpu_report, "PAGE")):
+        monkeypatch.setattr(module, name, elsewhere / name)
+    gpu._host()  # it asks git, by the function that is replaced next
+    small_suite(monkeypatch, tiny_network)
+    assert gpu_suite.main(["--quick", "--out", str(folder)]) == 0
+    names = ["gpu_kernels-the-emulator-float32", "gpu_kernels-the-emulator-tf32", f"gpu_profile-the-emulator-minigrad-{tiny_network}-float32"]
+    assert sorted(file.name for file in folder.iterdir()) == sorted(
+        ["benchmarks_gpu.md", *(f"{name}.json" for name in [*names, "gpu_step-the-emulator"])]
+    )
+    assert not elsewhere.exists()
+    assert all(f"({gpu_report.LINK}{name}.json)" in (folder / "benchmarks_gpu.md").read_text() for name in names)
+
+    def measured(*_: object) -> list[dict]:
+        raise AssertionError("what the files have is measured again")
+
+    monkeypatch.setattr(gpu_step, "measured", measured)
+    monkeypatch.setattr(gpu_kernels, "measured", measured)
+    monkeypatch.setattr(gpu_ceilings, "measure_ceilings", lambda quick: CEILINGS)
+    before = {file.name: json.loads(file.read_text())["rows"] for file in folder.glob("*.json")}
+    assert gpu_suite.main(["--quick", "--resume", "--only", "step", "kernels", "kernels-tf32", "--out", str(folder)]) == 0
+    assert {file.name: json.loads(file.read_text())["rows"] for file in folder.glob("*.json")} == before
+
+
+class Stopped(BaseException):
+    """As when the process is killed: nothing catches it."""
+
+
+def rows_of(folder: Path) -> list[dict]:
+    (file,) = folder.glob("*.json")
+    return json.loads(file.read_text())["rows"]
+
+
+def stopping(measure: object, after: int) -> tuple[list[dict], object]:
+    """A benchmark's `measured` that is stopped after so many cases, and the cases it was given."""
+    cases: list[dict] = []
+
+    def measured(case: dict, *others: object) -> list[dict]:
+        if len(cases) == after:
+            raise Stopped
+        cases.append(case)
+        return measure(case, *others)  # type: ignore[operator]
+
+    return cases, measured
+
+
+def test_operations_measured_before_the_program_was_stopped_are_kept(
+    device: object, tiny_network: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measure(case: dict, rounds: int, cache: int) -> list[dict]:
+        ms = {"minigrad": [1.0], "torch": [1.0]}
+        return [{"case": case, "pass": which, **work._asdict(), "copies": 1, "ms": ms} for which, work in work_of(case).items()]
+
+    monkeypatch.setattr(gpu_ceilings, "measure_ceilings", lambda quick: CEILINGS)
+    every = gpu_kernels.cases_of([f"{tiny_network}:2:32"])
+    monkeypatch.setattr(gpu_kernels, "cases_of", lambda configs, only: [case for case in every if case["op"] in only])
+    words = ["--quick", "--configs", f"{tiny_network}:2:32", "--only", "gelu", "softmax", "adamw", "--out", str(tmp_path)]
+    wanted = json.loads(json.dumps(gpu_kernels.cases_of([], ["gelu", "softmax", "adamw"])))
+    first, stopped = stopping(measure, 2)
+    monkeypatch.setattr(gpu_kernels, "measured", stopped)
+    with pytest.raises(Stopped):
+        gpu_kernels.main(words)
+    assert [row["case"] for row in rows_of(tmp_path) if row["pass"] != BACKWARD] == first == wanted[:2]
+
+    (file,) = tmp_path.glob("*.json")
+    record = json.loads(file.read_text())
+    record["rows"][-1]["failed"] = {"torch": "out of memory"}
+    file.write_text(json.dumps(record))
+    second, stopped = stopping(measure, 1)
+    monkeypatch.setattr(gpu_kernels, "measured", stopped)
+    with pytest.raises(Stopped):
+        gpu_kernels.main([*words, "--resume"])
+    assert second == wanted[1:2] and "failed" not in rows_of(tmp_path)[-1]  # what failed is tried again
+    third, complete = stopping(measure, 100)
+    monkeypatch.setattr(gpu_kernels, "measured", complete)
+    gpu_kernels.main([*words, "--resume"])
+    assert third == wanted[2:] and rows_of(tmp_path)[:2] == record["rows"][:2]
+    gpu_kernels.main([*words[:-3], *words[-2:], "--resume"])  # without adamw
+    assert third == wanted[2:] and {row["case"]["op"] for row in rows_of(tmp_path)} == {"gelu", "softmax", "adamw"}
+
+    capsys.readouterr()
+    monkeypatch.setattr(gpu, "code", lambda: "another")
+    gpu_kernels.main([*words, "--resume"])
+    assert third == wanted[2:] + wanted and "is measured anew, since it is of code " in capsys.readouterr().out
+    gpu_kernels.main(words)
+    assert third == wanted[2:] + 2 * wanted
+
+
+def test_steps_measured_before_the_program_was_stopped_are_kept(
+    device: object, tiny_network: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = {"graph": {"turns": [{"ms": [1.0], "wall_ms": 1.0}], "first_loss": 2.0, "prepared_s": 70.0}}
+    answers["torch-compile"] = {**answers["graph"], "first_loss": 2.0}
+    calls: list[tuple[str, bool]] = []
+
+    def measured(case: dict, precision: str, sides: list[str], rounds: int, may_compile: Callable[[], bool]) -> list[dict]:
+        if len(calls) == 3:
+            raise Stopped
+        calls.append((precision, may_compile()))
+        kept = {side: answers[side] if side == "graph" or may_compile() else {"failed": "left out"} for side in sides}
+        return [{"case": case, "precision": precision, "side": side, **answer} for side, answer in kept.items()]
+
+    monkeypatch.setattr(gpu_step, "measured", measured)
+    words = ["--cases", f"{tiny_network}:2:32", "--sides", "graph", "torch-compile", "--compile-seconds", "100", "--out", str(tmp_path)]
+    gpu_step.main(words)
+    assert calls == [("float32", True), ("tf32", True), ("bf16", False)]
+    calls.clear()
+    gpu_step.main([*words, "--resume"])
+    assert calls == [("bf16", True)]  # it was left out when 140 s were spent, which this run has not
+    assert [(row["precision"], row["side"], "failed" in row) for row in rows_of(tmp_path)] == [
+        (precision, side, False) for precision in PRECISIONS for side in ("graph", "torch-compile")
+    ]
+    calls[:] = [("", True)] * 2
+    with pytest.raises(Stopped):
+        gpu_step.main(words)
+    assert [row["precision"] for row in rows_of(tmp_path)] == ["float32"] * 2  # not to be resumed, it begins anew
+    calls.clear()
+    gpu_step.main([*words, "--resume", "--precisions", "bf16"])
+    assert [row["precision"] for row in rows_of(tmp_path)] == ["bf16"] * 2 + ["float32"] * 2 and calls == [("bf16", True)]
+    calls.clear()
+    gpu_step.main([*words, "--resume", "--rounds", "1", "--precisions", "bf16"])
+    assert [row["precision"] for row in rows_of(tmp_path)] == ["bf16"] * 2  # other turns than those of the file
+
+
+def test_a_file_that_is_being_written_when_the_program_is_stopped_stays_what_it_was(
+    device: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = gpu.resumable(gpu.arguments(None)).parse_args(["--quick", "--resume", "--out", str(tmp_path)])
+    gpu.save("some", [{"a": 1}], options, [])
+    write = Path.write_text
+    monkeypatch.setattr(Path, "write_text", lambda path, text: write(path, text[: len(text) // 2]) and (_ for _ in ()).throw(Stopped))
+    with pytest.raises(Stopped):
+        gpu.save("some", [{"a": 1}, {"a": 2}], options, [])
+    assert gpu.kept("some", options) == [{"a": 1}]
 
 
 # --- what is made of the samples

@@ -11,6 +11,7 @@ emulator. Read next: `kernel_source.py`, then `emulator/`.
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -204,6 +205,9 @@ class Captured:
         with stream, cp.cuda.using_allocator(self._pool.malloc):
             for _ in range(warm_ups):
                 function()
+            # What lies in cycles goes now: collected in the middle of the capture, an older graph's memory would be freed (cudaFree), which waits for
+            # the GPU. PyTorch does the same.
+            gc.collect()
             stream.begin_capture()
             try:
                 self.result = function()
@@ -247,6 +251,7 @@ class Kernels:
         self.path = Path(page).with_suffix(".cu")
         self._source: kernel_source.Source | None = None
         self._compiled: dict[int, tuple[Any, dict[str, Any]]] = {}  # id of the array module: (its RawModule, functions by name)
+        self._most_shared: dict[tuple[int, int, str], int] = {}  # (id of the array module, device, kernel): dynamic shared memory asked for
 
     @property
     def source(self) -> kernel_source.Source:
@@ -284,7 +289,11 @@ class Kernels:
         _check_limits(kernel, grid, block)
         function = self._function(name, module)
         if shared > _SHARED_WITHOUT_ASKING:
-            function.max_dynamic_shared_size_bytes = shared
+            key = id(module), module.cuda.Device().id, name
+            # It is raised only: a graph that has captured a launch with more is made, and launched, after this one.
+            if shared > self._most_shared.get(key, 0):
+                function.max_dynamic_shared_size_bytes = shared
+                self._most_shared[key] = shared
         function(grid, block, tuple(values), shared_mem=shared)
 
     def _function(self, name: str, module: Any) -> Any:

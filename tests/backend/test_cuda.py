@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
+import weakref
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -159,6 +161,60 @@ def test_without_the_launcher_cupy_checks_little_and_the_stand_in_more(kernels, 
         module.get_function("copy4")
     with pytest.raises(ValueError, match="a grid has at least 1 block"):
         kernel((0,), (8,), good)
+
+
+SHARED = """
+__global__ void first(float* y)
+{
+    extern __shared__ float kept[];
+    kept[threadIdx.x] = 1.0f;
+    y[threadIdx.x] = kept[threadIdx.x];
+}
+"""
+
+
+@pytest.mark.emulator
+def test_much_shared_memory_is_asked_for_once_and_never_taken_back(tmp_path, cp, monkeypatch):
+    """A graph that was captured when a launch with more of it went before is launched after one with less."""
+    (tmp_path / "shared.cu").write_text(SHARED)
+    kernels, asked = cuda.Kernels(tmp_path / "shared.cu"), []
+    kind = type(kernels._function("first", cp))
+    ask = kind.max_dynamic_shared_size_bytes.fset
+
+    def asking(kernel, nbytes):
+        asked.append(nbytes)
+        ask(kernel, nbytes)
+
+    monkeypatch.setattr(kind, "max_dynamic_shared_size_bytes", kind.max_dynamic_shared_size_bytes.setter(asking))
+    y = cp.zeros(32, np.float32)
+
+    def launches():
+        for kibibytes in (40, 60, 100, 60, 100):
+            kernels.launch("first", 1, 32, y, shared=kibibytes * 1024)
+        kernels.launch("first", 1, 32, y, shared=50 * 1024)
+
+    graph = cuda.Captured(launches, warm_ups=0)
+    graph.launch()
+    assert (y.get() == 1).all()
+    assert asked == [60 * 1024, 100 * 1024]
+    with pytest.raises(ValueError, match="dynamic shared memory"):
+        kernels.launch("first", 1, 32, y, shared=1 << 20)
+    assert kernels._most_shared.popitem()[1] == 100 * 1024  # what was refused is not remembered
+
+
+@pytest.mark.emulator
+def test_what_lies_in_cycles_is_freed_before_a_capture_and_not_inside(cp):
+    class Cycle:
+        def __init__(self):
+            self.me = self
+
+    gc.disable()
+    try:
+        reference, alive = weakref.ref(Cycle()), []
+        cuda.Captured(lambda: alive.append(reference() is not None), warm_ups=1)
+    finally:
+        gc.enable()
+    assert alive == [True, False]
 
 
 # --- the device "cuda"

@@ -11,7 +11,7 @@ import pytest
 import minigrad
 from minigrad import Tensor
 from minigrad.backend import cuda
-from tests.cuda_device import on_cuda
+from tests.cuda_device import nothing_waits, on_cuda
 from tests.gpu.compile_all import FILES, compile_file
 from tests.support import rng
 
@@ -63,12 +63,13 @@ def test_results_come_back_while_the_gpu_goes_on(cp: Any):
     """As the training program reads its records: into pinned memory, with an event that says when they are there."""
     x = cp.asarray(rng(0).standard_normal(1000))
     memory = np.frombuffer(cp.cuda.alloc_pinned_memory(x.nbytes), np.float64, x.size)
-    x.get(out=memory, blocking=False)
+    x.data.copy_to_host_async(memory.ctypes.data, memory.nbytes)
     cp.cuda.get_current_stream().synchronize()
     memory[...] = 0
     keep_busy(cp)
-    x.get(out=memory, blocking=False)
-    there = cp.cuda.get_current_stream().record()
+    with nothing_waits(None):
+        x.data.copy_to_host_async(memory.ctypes.data, memory.nbytes)
+        there = cp.cuda.get_current_stream().record()
     assert not there.done
     there.synchronize()
     np.testing.assert_array_equal(memory, x.get())

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import sys
+import time
+from pathlib import Path
+
 import pytest
 
 from minigrad.backend import cuda
@@ -53,3 +58,68 @@ def test_what_the_sanitizer_says(output: str, clean: bool, told: list[str]):
     summaries, found = sanitize.findings(output)
     assert sanitize._clean(summaries) is clean
     assert found == told
+
+
+@pytest.fixture
+def sanitizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program that plays compute-sanitizer, and notes how it is called; it finds nothing, and a file `sleep` beside it lets racecheck hang."""
+    program = tmp_path / "compute-sanitizer"
+    program.write_text(
+        f"""#!{sys.executable}
+import pathlib, subprocess, sys
+if sys.argv[1] == "--version":
+    sys.exit(print("Version 2025.4"))
+folder = pathlib.Path(__file__).parent
+with (folder / "calls").open("a") as calls:
+    print(" ".join(sys.argv[1:]), file=calls)
+print("========= COMPUTE-SANITIZER", flush=True)
+if "racecheck" in sys.argv and (folder / "sleep").exists():
+    kernels = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])  # has the same pipe, as the program under a sanitizer
+    (folder / "kernels").write_text(str(kernels.pid))
+    kernels.wait()
+print("3 kernels in 4 launches: all there are")
+print("========= ERROR SUMMARY: 0 errors")
+"""
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(sanitize, "find_sanitizer", lambda: str(program))
+    monkeypatch.setattr(cuda, "availability", lambda: cuda.Availability(True, "CUDA: Some GPU."))
+    return program
+
+
+def test_each_tool_is_run_with_its_options_and_its_result_is_written_at_once(sanitizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    written: list[list[str]] = []
+    finished, file = sanitize._finished, tmp_path / "results" / "sanitize-all.json"
+
+    def look(command: list[str], seconds: float) -> tuple[int | None, str, str]:
+        written.append([result["tool"] for result in json.loads(file.read_text())["tools"]] if file.exists() else [])
+        return finished(command, seconds)
+
+    monkeypatch.setattr(sanitize, "_finished", look)
+    assert sanitize.main(["--out", str(file.parent)]) == 0
+    assert written == [[], ["memcheck"], ["memcheck", "racecheck"], ["memcheck", "racecheck", "initcheck"]]
+    record = json.loads(file.read_text())
+    assert record["sanitizer"] == ["Version 2025.4"] and all(result["clean"] and not result["timed_out"] for result in record["tools"])
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert ["--report-api-errors no" in call for call in calls] == [True, False, False, False]
+    assert [call.split()[1] for call in calls] == list(sanitize.TOOLS) and all(call.endswith("-m tests.gpu.every_kernel") for call in calls)
+
+
+def test_a_tool_that_takes_too_long_is_stopped_with_what_it_runs_and_the_next_one_begins(
+    sanitizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "sleep").touch()
+    began = time.monotonic()
+    assert sanitize.main(["--only", "racecheck", "synccheck", "--timeout", "3", "--out", str(tmp_path)]) == 1
+    assert time.monotonic() - began < 60
+    slow, quick = json.loads((tmp_path / "sanitize-racecheck-synccheck.json").read_text())["tools"]
+    assert (slow["timed_out"], slow["clean"], slow["status"]) == (True, False, None) and quick["clean"]
+    assert "racecheck was stopped after 3 s, before it had seen every kernel: give it more with --timeout" in capsys.readouterr().out
+    child = Path(f"/proc/{(tmp_path / 'kernels').read_text()}/stat")
+    assert not child.exists() or child.read_text().rpartition(")")[2].split()[0] == "Z"  # killed; nobody here may have waited for it
+
+
+def test_where_the_sanitizer_s_results_go(tmp_path: Path):
+    assert sanitize.path_of(tmp_path, sanitize.TOOLS) == tmp_path / "sanitize-all.json"
+    assert sanitize.path_of(tmp_path, ["initcheck"]) == tmp_path / "sanitize-initcheck.json"
+    assert sanitize.path_of(tmp_path / "a.json", ["initcheck"]) == tmp_path / "a.json"

@@ -40,6 +40,16 @@ class _Pointer:
     def __init__(self, address: int, block: Block):
         self.ptr, self.mem = address, block
 
+    def copy_to_host_async(self, mem: int, size: int) -> None:
+        """Copy `size` bytes to the host's memory at `mem`, which must be pinned; they are to be looked at after an event only. Nothing waits."""
+        if state.current().capturing is not None:
+            raise RuntimeError("copy_to_host_async: bytes are copied to the host while a graph is captured")
+        room = self.mem.address + self.mem.nbytes - self.ptr
+        if size > room:
+            raise ValueError(f"copy_to_host_async: {size} bytes are copied from a place with {room} bytes to its end: copy no more than those")
+        _check_written(np.ctypeslib.as_array((ctypes.c_ubyte * size).from_address(self.ptr)))
+        ctypes.memmove(mem, self.ptr, size)
+
 
 class ndarray(NDArrayOperatorsMixin):
     """An array on the emulated device. base: the array whose memory this one looks at, or None."""
@@ -71,14 +81,8 @@ class ndarray(NDArrayOperatorsMixin):
     # --- to the host: these wait for the device
 
     def get(self, *, out: np.ndarray | None = None, blocking: bool = True) -> np.ndarray:
-        """A copy in the host's memory, a NumPy array; in `out`, whose contents are to be looked at after an event only, if not `blocking`."""
-        if not blocking:
-            if out is None or not out.flags.c_contiguous or (out.shape, out.dtype) != (self.shape, self.dtype):
-                raise TypeError(f"get: what is copied without waiting goes to a contiguous `out` of shape {self.shape} and dtype {self.dtype}")
-            if state.current().capturing is not None:
-                raise RuntimeError("get: an array is copied to the host while a graph is captured")
-        else:
-            state.synchronise("get()")
+        """A copy in the host's memory, a NumPy array: `out`, if it is given. With blocking=False it counts as waiting all the same, as for CuPy."""
+        state.synchronise("get()")
         if out is None:
             return _readable(self).copy()
         out[...] = _readable(self)

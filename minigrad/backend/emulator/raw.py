@@ -93,6 +93,8 @@ class RawKernel:
         blocks: list[Block] = [x._block for x in args if isinstance(x, ndarray)]
 
         def action() -> None:
+            # Again: when a graph is launched, the kernel may have been told another limit than when the launch was captured.
+            function.check_limits(blocks_of_grid, threads, shared_mem, self.max_dynamic_shared_size_bytes)
             device = state.current()
             device.launches += 1
             waste = function.launch(blocks_of_grid, threads, values, shared_mem, device.orders, device.seconds)

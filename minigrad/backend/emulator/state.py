@@ -5,6 +5,7 @@ Read next: `arrays.py`.
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,10 @@ from typing import Any
 from minigrad.backend.emulator import launch
 from minigrad.backend.emulator.memory import Block, Memory
 
-__all__ = ["Graph", "State", "allocate", "captured_values_unknown", "current", "memory", "submit", "synchronise", "use"]
+__all__ = [
+    "DeviceSynchronized", "Graph", "State", "allocate", "allow_synchronize", "captured_values_unknown", "current", "memory", "submit", "synchronise",
+    "use",
+]  # fmt: skip
 
 
 class Graph:
@@ -49,6 +53,7 @@ class State:
         self.launches = self.graph_launches = self.allocations = self.synchronisations = 0
         self.wasteful: list[tuple[str, launch.Waste]] = []
         self.capturing: Graph | None = None
+        self.may_wait = True  # see `allow_synchronize`
         self.unknown = False  # whether values are looked at for their shape alone, see `captured_values_unknown`
         self.pool: list[Block] | None = None  # the blocks of the memory pool in use, if it is not the common one
 
@@ -91,10 +96,31 @@ def allocate(nbytes: int) -> Block:
     return block
 
 
-def synchronise(what: str) -> None:
-    """Count that the host waits for the device. Raises RuntimeError while a graph is captured: nothing has been computed yet."""
+class DeviceSynchronized(RuntimeError):
+    """The host waited where `allow_synchronize` forbids it. CuPy: `cupyx.DeviceSynchronized`."""
+
+
+@contextmanager
+def allow_synchronize(allow: bool) -> Iterator[None]:
+    """Let what CuPy takes for waiting raise DeviceSynchronized in this block, or not. CuPy: `cupyx.allow_synchronize`; it warns at every use too."""
+    warnings.warn("cupyx.allow_synchronize: it is deprecated, and does not notice everything that waits", stacklevel=3)
+    device = _current
+    before, device.may_wait = device.may_wait, allow
+    try:
+        yield
+    finally:
+        device.may_wait = before
+
+
+def synchronise(what: str, noticed: bool = True) -> None:
+    """Count that the host waits for the device. Raises RuntimeError while a graph is captured: nothing has been computed yet.
+
+    noticed: whether `allow_synchronize` sees it: of streams and events, CuPy's does not.
+    """
     if _current.capturing is not None:
         raise RuntimeError(f"{what} waits for the device while a graph is captured")
+    if noticed and not _current.may_wait:
+        raise DeviceSynchronized(f"{what} waits for the device, which is forbidden here")
     _current.synchronisations += 1
 
 

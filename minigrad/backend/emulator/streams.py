@@ -38,7 +38,7 @@ class Stream:
 
     def synchronize(self) -> None:
         """Wait until everything is done."""
-        synchronise("Stream.synchronize()")
+        synchronise("Stream.synchronize()", noticed=False)
 
     def record(self, event: Event | None = None) -> Event:
         """Note the present place in the stream."""
@@ -88,7 +88,7 @@ class Event:
 
     def synchronize(self) -> None:
         """Wait until the moment has passed."""
-        synchronise("Event.synchronize()")
+        synchronise("Event.synchronize()", noticed=False)
 
 
 class Device:
@@ -163,5 +163,5 @@ def alloc_pinned_memory(nbytes: int) -> bytearray:
 cuda = SimpleNamespace(
     Stream=Stream, Event=Event, Device=Device, Graph=Graph, get_current_stream=get_current_stream, get_elapsed_time=get_elapsed_time,
     MemoryPool=MemoryPool, using_allocator=using_allocator, alloc_pinned_memory=alloc_pinned_memory, is_available=lambda: True,
-    runtime=SimpleNamespace(getDeviceCount=lambda: 1, deviceSynchronize=lambda: synchronise("deviceSynchronize()")),
+    runtime=SimpleNamespace(getDeviceCount=lambda: 1, deviceSynchronize=lambda: synchronise("deviceSynchronize()", noticed=False)),
 )  # fmt: skip

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from minigrad.backend import cuda
+from minigrad.backend.emulator import state
+from minigrad.backend.emulator.faults import UninitialisedRead
 
 KERNELS = cuda.Kernels(Path(__file__).parent / "vocabulary.cu")
 
@@ -52,7 +54,7 @@ def test_a_graph_is_done_when_it_is_launched_and_as_often(cp, device, stream):
 
 
 def test_what_a_captured_step_must_not_do(cp, stream):
-    x = cp.ones(3)
+    x, pinned = cp.ones(3), np.zeros(3)
     stream.begin_capture()
     for forbidden, message in [
         (lambda: x + 1, "allocated while a graph is captured"),
@@ -64,6 +66,7 @@ def test_what_a_captured_step_must_not_do(cp, stream):
         (lambda: x.get(), "waits for the device while a graph is captured"),
         (lambda: float(x[0]), "waits for the device while a graph is captured"),
         (lambda: bool(x[0]), "waits for the device while a graph is captured"),
+        (lambda: x.data.copy_to_host_async(pinned.ctypes.data, 24), "copied to the host while a graph is captured"),
         (stream.synchronize, "waits for the device while a graph is captured"),
         (stream.begin_capture, "captured already"),
     ]:
@@ -110,6 +113,42 @@ def test_the_default_stream_is_not_captured(cp):
         cp.cuda.get_current_stream().begin_capture()
     with pytest.raises(RuntimeError, match="enter this one first"):
         cp.cuda.Stream(non_blocking=True).begin_capture()
+
+
+def test_a_graph_is_launched_with_the_shared_memory_that_its_kernels_may_have_now(cp, stream):
+    x, y = cp.ones(8), cp.zeros(8)
+    kernel = cp.RawModule(code=KERNELS.source.text).get_function("running_sum")
+    kernel.max_dynamic_shared_size_bytes = 100 * 1024
+    stream.begin_capture()
+    kernel((1,), (8,), (x, y), shared_mem=100 * 1024)
+    graph = stream.end_capture()
+    kernel.max_dynamic_shared_size_bytes = 60 * 1024
+    with pytest.raises(ValueError, match="102400 bytes of dynamic shared memory; it may have 61440"):
+        graph.launch()
+
+
+def test_bytes_are_copied_to_the_host_without_waiting(cp, device):
+    x, pinned = cp.asarray(np.arange(6.0).reshape(3, 2)), np.zeros(4)
+    x[1:].data.copy_to_host_async(pinned.ctypes.data, pinned.nbytes)
+    assert pinned.tolist() == [2, 3, 4, 5]
+    with pytest.raises(ValueError, match="40 bytes are copied from a place with 32 bytes to its end"):
+        x[1:].data.copy_to_host_async(pinned.ctypes.data, 40)
+    with pytest.raises(UninitialisedRead, match="nobody has written it"):
+        cp.empty(4).data.copy_to_host_async(pinned.ctypes.data, pinned.nbytes)
+    assert device.synchronisations == 0
+
+
+def test_cupy_s_own_check_warns_and_sees_copies_but_neither_streams_nor_events(cp, device):
+    x = cp.ones(2)
+    with pytest.warns(UserWarning, match="allow_synchronize"), state.allow_synchronize(False):
+        cp.cuda.get_current_stream().synchronize()
+        cp.cuda.Event().synchronize()
+        cp.cuda.runtime.deviceSynchronize()
+        for wait in (x.get, lambda: x.get(out=np.zeros(2), blocking=False), cp.cuda.Device().synchronize):
+            with pytest.raises(state.DeviceSynchronized, match="which is forbidden here"):
+                wait()
+    x.get()
+    assert device.synchronisations == 4
 
 
 def test_events_and_streams_wait_for_the_device(cp, device):
