@@ -1,15 +1,16 @@
 // Average pooling of B images of H x W pixels and C channels: over Ho x Wo windows, and over the whole image.
 //
 // Windows     avg_pool2d_forward_naive          a thread per output number      grid ceil(B Ho Wo C / 128)             block 128
-//             avg_pool2d_forward                a thread per output pack        grid (B Ho, ceil(Wo packs / 128))      block 128        used
+//             avg_pool2d_forward                a thread per output pack        grid (ceil(B Ho / Y), columns)         block (X, Y)     used
 // gradient    avg_pool2d_backward_naive         a thread per input number       grid ceil(B H W C / 128)               block 128
-//             avg_pool2d_backward               a thread per input pack         grid (B H, ceil(W packs / 128))        block 128        used
+//             avg_pool2d_backward               a thread per input pack         grid (ceil(B H / Y), columns)          block (X, Y)     used
 // Image       global_avg_pool2d_forward_naive   a thread per image, channel     grid ceil(B C / 128)                   block 128
 //             global_avg_pool2d_forward         8 threads for each              grid (B, ceil(C / 32))                 block (32, 8)    used
 //
 // Bytes moved (float32), with n input and m output numbers: 4 (n + m), both ways; overlapping windows meet their common pixels in the cache.
 // Backward gathers: each pixel sums the windows it lies in, always in the same order. Scattering would need atomics where windows overlap.
-// A block stays in one row of the image, so that threads find their pixel by one division of small numbers; the naive kernels do four of large ones.
+// A block of X by Y <= 128 threads covers X neighbouring packs of a row (all of them, if there are at most 128: then `columns` is 1) in Y rows of all
+// images. So threads find their pixel by two divisions of small numbers; the naive kernels do four of large ones.
 // T is the type of a number, V what is read at once: float, float4 or double. `packs` is C / (numbers in a V).
 #include "pack.cuh"
 
@@ -34,15 +35,15 @@ __global__ void avg_pool2d_forward_naive(const T* __restrict__ x, T* __restrict_
 
 // instances: avg_pool2d_forward<float, float>, avg_pool2d_forward<float, float4>, avg_pool2d_forward<double, double>
 template <typename T, typename V>
-__global__ void __launch_bounds__(128) avg_pool2d_forward(const V* __restrict__ x, V* __restrict__ y, int height, int width, int out_height,
-                                                          int out_width, int packs, int kernel_h, int kernel_w, int stride_h, int stride_w, int pad_h,
-                                                          int pad_w)
+__global__ void __launch_bounds__(128) avg_pool2d_forward(const V* __restrict__ x, V* __restrict__ y, int rows, int height, int width,
+                                                          int out_height, int out_width, int packs, int kernel_h, int kernel_w, int stride_h,
+                                                          int stride_w, int pad_h, int pad_w)
 {
     constexpr int N = sizeof(V) / sizeof(T);
-    const int j = blockIdx.y * 128 + threadIdx.x;                     // within a row of the output
-    if (j >= out_width * packs) return;
-    const int ow = j / packs, p = j % packs, oh = blockIdx.x % out_height, top = oh * stride_h - pad_h, left = ow * stride_w - pad_w;
-    const long long image = (long long)(blockIdx.x / out_height) * height;
+    const int j = blockIdx.y * blockDim.x + threadIdx.x, row = blockIdx.x * blockDim.y + threadIdx.y;    // within a row of the output; which row
+    if (j >= out_width * packs || row >= rows) return;
+    const int ow = j / packs, p = j % packs, oh = row % out_height, top = oh * stride_h - pad_h, left = ow * stride_w - pad_w;
+    const long long image = (long long)(row / out_height) * height;
     Pack<T, N> sum = {};
     for (int h = max(0, top); h < min(height, top + kernel_h); h++) {
         for (int w = max(0, left); w < min(width, left + kernel_w); w++) {
@@ -51,7 +52,7 @@ __global__ void __launch_bounds__(128) avg_pool2d_forward(const V* __restrict__ 
         }
     }
     for (T& v : sum.v) v /= kernel_h * kernel_w;
-    packs_of<T>(y)[(long long)blockIdx.x * out_width * packs + j] = sum;
+    packs_of<T>(y)[(long long)row * out_width * packs + j] = sum;
 }
 
 // --- backward: window o along an axis has pixel h at o stride - pad <= h < o stride - pad + kernel
@@ -77,26 +78,26 @@ __global__ void avg_pool2d_backward_naive(const T* __restrict__ dy, T* __restric
 
 // instances: avg_pool2d_backward<float, float>, avg_pool2d_backward<float, float4>, avg_pool2d_backward<double, double>
 template <typename T, typename V>
-__global__ void __launch_bounds__(128) avg_pool2d_backward(const V* __restrict__ dy, V* __restrict__ dx, int height, int width, int out_height,
-                                                           int out_width, int packs, int kernel_h, int kernel_w, int stride_h, int stride_w,
-                                                           int pad_h, int pad_w)
+__global__ void __launch_bounds__(128) avg_pool2d_backward(const V* __restrict__ dy, V* __restrict__ dx, int rows, int height, int width,
+                                                           int out_height, int out_width, int packs, int kernel_h, int kernel_w, int stride_h,
+                                                           int stride_w, int pad_h, int pad_w)
 {
     constexpr int N = sizeof(V) / sizeof(T);
-    const int j = blockIdx.y * 128 + threadIdx.x;                     // within a row of the image
-    if (j >= width * packs) return;
-    const int w = j / packs + pad_w, p = j % packs, h = blockIdx.x % height + pad_h;     // counted from where the padding begins
-    const long long image = (long long)(blockIdx.x / height) * out_height;
-    const int first_h = h < kernel_h ? 0 : (h - kernel_h) / stride_h + 1, last_h = min(h / stride_h, out_height - 1);
-    const int first_w = w < kernel_w ? 0 : (w - kernel_w) / stride_w + 1, last_w = min(w / stride_w, out_width - 1);
+    const int j = blockIdx.y * blockDim.x + threadIdx.x, row = blockIdx.x * blockDim.y + threadIdx.y;    // within a row of the image; which row
+    if (j >= width * packs || row >= rows) return;
+    const int w = j / packs + pad_w, p = j % packs, h = row % height + pad_h;            // counted from where the padding begins
+    const long long image = (long long)(row / height) * out_height;
+    const int last_h = min(h / stride_h, out_height - 1), last_w = min(w / stride_w, out_width - 1);
+    const T share = T(1) / T(kernel_h * kernel_w);                    // most pixels lie in one window, and a division takes longer than all the rest
     Pack<T, N> sum = {};
-    for (int oh = first_h; oh <= last_h; oh++) {
-        for (int ow = first_w; ow <= last_w; ow++) {
+    for (int oh = last_h; oh >= 0 && oh * stride_h + kernel_h > h; oh--) {
+        for (int ow = last_w; ow >= 0 && ow * stride_w + kernel_w > w; ow--) {
             const auto pack = packs_of<T>(dy)[((image + oh) * out_width + ow) * packs + p];
             for (int k = 0; k < N; k++) sum.v[k] += pack.v[k];
         }
     }
-    for (T& v : sum.v) v /= kernel_h * kernel_w;
-    packs_of<T>(dx)[(long long)blockIdx.x * width * packs + j] = sum;
+    for (T& v : sum.v) v *= share;
+    packs_of<T>(dx)[(long long)row * width * packs + j] = sum;
 }
 
 // --- the whole image

@@ -242,22 +242,36 @@ global_avg_pool2d.kernel("cpu", cpu_forward_global, None)
 _cuda = cuda.Kernels(__file__)
 
 
-def launch_by_rows(kernels: cuda.Kernels, name: str, out, arrays: tuple, shape: tuple[int, ...], rows: Axis, columns: Axis) -> None:
-    """Launch a pooling kernel with a thread for every pack of `out` (B, h, w, C), each block within a row of it. shape: of the images."""
+def _packs(out, arrays: tuple, shape: tuple[int, ...], rows: Axis, columns: Axis) -> tuple[str, int, tuple[int, ...]]:
+    """Template arguments of a pooling kernel, packs per pixel, and the numbers that it is given. Arguments as for `launch_by_rows`."""
     channels, number = shape[3], cuda.c_type(out.dtype)
     width = cuda.vector_width(channels, *(x for x in arrays if x.dtype == out.dtype))
-    types, packs = f"{number}, {number if width == 1 else 'float4'}", channels // width
-    grid = out.shape[0] * out.shape[1], -(-out.shape[2] * packs // 128)
-    sizes = (*shape[1:3], rows.count, columns.count, packs)
+    sizes = (*shape[1:3], rows.count, columns.count, channels // width)
     windows = (rows.kernel, columns.kernel, rows.stride, columns.stride, rows.padding, columns.padding)
-    kernels.launch(f"{name}<{types}>", grid, 128, *arrays, *map(int, (*sizes, *windows)))  # some may be NumPy's
+    return f"{number}, {number if width == 1 else 'float4'}", channels // width, tuple(map(int, (*sizes, *windows)))  # some may be NumPy's
+
+
+def launch_by_rows(kernels: cuda.Kernels, name: str, out, arrays: tuple, shape: tuple[int, ...], rows: Axis, columns: Axis) -> None:
+    """Launch a pooling kernel with a thread for every pack of `out` (B, h, w, C), each block within a row of it. shape: of the images."""
+    types, packs, numbers = _packs(out, arrays, shape, rows, columns)
+    grid = out.shape[0] * out.shape[1], -(-out.shape[2] * packs // 128)
+    kernels.launch(f"{name}<{types}>", grid, 128, *arrays, *numbers)
+
+
+def _launch(name: str, out, arrays: tuple, shape: tuple[int, ...], rows: Axis, columns: Axis) -> None:
+    """The same where a block takes several rows if they are short: without, 96 of 128 threads would have nothing to do for rows of 32 packs."""
+    types, packs, numbers = _packs(out, arrays, shape, rows, columns)
+    lines, length = out.shape[0] * out.shape[1], out.shape[2] * packs
+    blocks = -(-length // 128)                                             # side by side
+    block = -(-length // blocks), 128 // -(-length // blocks)              # packs, rows
+    _cuda.launch(f"{name}<{types}>", (-(-lines // block[1]), blocks), block, *arrays, lines, *numbers)
 
 
 def cuda_forward(x, kernel_size, stride, padding):
     """A thread for four output numbers: see avg_pool2d.cu."""
     rows, columns = window_axes(x.shape, kernel_size, stride, padding)
     y = cuda.array_module().empty((x.shape[0], rows.count, columns.count, x.shape[3]), x.dtype)  # (B, Ho, Wo, C)
-    launch_by_rows(_cuda, "avg_pool2d_forward", y, (x, y), x.shape, rows, columns)
+    _launch("avg_pool2d_forward", y, (x, y), x.shape, rows, columns)
     return y, (x.shape, rows, columns)
 
 
@@ -265,7 +279,7 @@ def cuda_backward(dy, saved, needs):
     """Each pixel asks the windows it lies in."""
     shape, rows, columns = saved
     dx = cuda.array_module().empty(shape, dy.dtype)                        # (B, H, W, C)
-    launch_by_rows(_cuda, "avg_pool2d_backward", dx, (dy, dx), shape, rows, columns)
+    _launch("avg_pool2d_backward", dx, (dy, dx), shape, rows, columns)
     return (dx,)
 
 

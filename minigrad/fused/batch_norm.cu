@@ -23,18 +23,11 @@
 // `statistics` (3, C): center, offset, rstd. The mean is center + offset: as one number it would lose the digits that x - mean needs.
 #include "pack.cuh"
 
+constexpr int AT_ONCE = 4;                                            // rows, or slices, that a thread of a sum loads before it looks at the first
+
 // --- statistics
 
-// One more number: `mean` and `squares` (the sum of squares around the mean) of `count` numbers, the new one among them. Source: Welford 1962.
-template <typename T>
-__device__ __forceinline__ void include(T x, T one_by_count, T& mean, T& squares)
-{
-    const T away = x - mean;
-    mean += away * one_by_count;
-    squares += away * (x - mean);
-}
-
-// The same for two sets of numbers, the second of which joins the first. Source: Chan, Golub and LeVeque 1979.
+// `count` numbers, of which `mean` and `squares`, the sum of squares around it, are known, are joined by others. Source: Chan, Golub, LeVeque 1979.
 template <typename T>
 __device__ __forceinline__ void join(T& mean, T& squares, int count, T other_mean, T other_squares, int other_count)
 {
@@ -100,11 +93,31 @@ __global__ void __launch_bounds__(256) batch_norm_statistics(const V* __restrict
     int count = 0;
     if (p < packs && slice.first < slice.last) {
         const auto pivot = packs_of<T>(x)[p];
-        #pragma unroll 4
-        for (int row = slice.first + threadIdx.y; row < slice.last; row += blockDim.y) {
-            const auto pack = packs_of<T>(x)[(long long)row * packs + p];
-            const T one_by_count = T(1) / T(++count);
-            for (int k = 0; k < N; k++) include(pack.v[k] - pivot.v[k], one_by_count, mean.v[k], squares.v[k]);
+        const int step = blockDim.y;
+        for (int row = slice.first + threadIdx.y; row < slice.last; row += AT_ONCE * step) {
+            Pack<T, N> set[AT_ONCE] = {};
+            int more = 0;
+            #pragma unroll
+            for (int r = 0; r < AT_ONCE; r++) {
+                if (row + r * step >= slice.last) continue;
+                set[r] = packs_of<T>(x)[(long long)(row + r * step) * packs + p];
+                more++;
+            }
+            const T one_by_more = T(1) / T(more);
+            #pragma unroll
+            for (int k = 0; k < N; k++) {                             // two passes over the set, which is in registers; then it joins those before
+                T sum = 0, around = 0;
+                #pragma unroll
+                for (int r = 0; r < AT_ONCE; r++) sum += r < more ? set[r].v[k] - pivot.v[k] : T(0);
+                const T average = sum * one_by_more;
+                #pragma unroll
+                for (int r = 0; r < AT_ONCE; r++) {
+                    const T away = r < more ? set[r].v[k] - pivot.v[k] - average : T(0);
+                    around += away * away;
+                }
+                join(mean.v[k], squares.v[k], count, average, around, more);
+            }
+            count += more;
         }
     }
     means[me] = mean;
@@ -136,11 +149,20 @@ __global__ void __launch_bounds__(512) batch_norm_merge(const T* __restrict__ pa
     T average = 0, squares = 0;
     int count = 0;
     if (c < channels) {
-        for (int s = j; s < slices; s += 16) {
-            const Slice slice(s, slices, rows);
-            const T* of_slice = partial + (long long)s * 2 * channels + c;
-            join(average, squares, count, of_slice[0], of_slice[channels], slice.last - slice.first);
-            count += slice.last - slice.first;
+        for (int first = j; first < slices; first += 16 * AT_ONCE) {
+            T other_mean[AT_ONCE] = {}, other_squares[AT_ONCE] = {};
+            #pragma unroll
+            for (int r = 0; r < AT_ONCE; r++) {
+                const T* of_slice = partial + (long long)(first + 16 * r) * 2 * channels + c;
+                if (first + 16 * r < slices) other_mean[r] = of_slice[0], other_squares[r] = of_slice[channels];
+            }
+            #pragma unroll
+            for (int r = 0; r < AT_ONCE; r++) {
+                if (first + 16 * r >= slices) continue;
+                const Slice slice(first + 16 * r, slices, rows);
+                join(average, squares, count, other_mean[r], other_squares[r], slice.last - slice.first);
+                count += slice.last - slice.first;
+            }
         }
     }
     means[j][i] = average;
@@ -273,14 +295,26 @@ __global__ void __launch_bounds__(256) batch_norm_sums(const V* __restrict__ dy,
     if (p < packs) {
         const auto center = packs_of<T>(statistics)[p], offset = packs_of<T>(statistics)[packs + p];
         const Slice slice(blockIdx.x, gridDim.x, rows);
-        #pragma unroll 4
-        for (int row = slice.first + threadIdx.y; row < slice.last; row += blockDim.y) {
-            const long long i = (long long)row * packs + p;
-            const auto g = through_relu<T>(dy, y, i);
-            const auto pack = packs_of<T>(x)[i];
-            for (int k = 0; k < N; k++) {
-                sum.v[k] += g.v[k];
-                product.v[k] += g.v[k] * (pack.v[k] - center.v[k] - offset.v[k]);
+        const int step = blockDim.y;
+        for (int row = slice.first + threadIdx.y; row < slice.last; row += AT_ONCE * step) {
+            Pack<T, N> g[AT_ONCE] = {}, set[AT_ONCE] = {}, out[AT_ONCE] = {};
+            #pragma unroll
+            for (int r = 0; r < AT_ONCE; r++) {
+                const long long i = (long long)(row + r * step) * packs + p;
+                if (row + r * step >= slice.last) continue;
+                g[r] = packs_of<T>(dy)[i];
+                set[r] = packs_of<T>(x)[i];
+                if (y) out[r] = packs_of<T>(y)[i];
+            }
+            #pragma unroll
+            for (int r = 0; r < AT_ONCE; r++) {
+                if (row + r * step >= slice.last) continue;
+                #pragma unroll
+                for (int k = 0; k < N; k++) {
+                    const T of_g = !y || out[r].v[k] > 0 ? g[r].v[k] : T(0);     // as in through_relu, whose loads would wait for each other
+                    sum.v[k] += of_g;
+                    product.v[k] += of_g * (set[r].v[k] - center.v[k] - offset.v[k]);
+                }
             }
         }
     }

@@ -19,7 +19,7 @@
 //                3 products                      115    24                     4
 //                1 product                        61     8                     4
 //     dweight    conv2d_weight_gradient, 32      468   256                    24
-//                3 products                      151    24                     9
+//                3 products                      149    24                     9
 //                1 product                        72     8                     9
 // By the H100's data sheet (495 TFLOP/s in tf32, 67 in float32) an mma takes the time of 4.3 multiply-adds of a warp. No GPU has timed these kernels,
 // nor shown the error of three products. (On the emulator, which cuts sums off as harshly as tensor cores are known to, it is within the bound that
@@ -33,6 +33,35 @@ __device__ __forceinline__ float4 prepared(const float4& x)
 {
     if constexpr (PRODUCTS == 3) return x;
     return make_float4(to_tf32(x.x), to_tf32(x.y), to_tf32(x.z), to_tf32(x.w));
+}
+
+// i / by for i < 1024 and by <= 1024: shared memory of 64 KB has room for so many pixels of 16 channels. One product, where a division by what the
+// compiler does not know is 40 instructions, more than all else that it takes to bring a number to shared memory.
+struct Division {
+    int inverse;
+    explicit __device__ Division(int by) : inverse(((1 << 20) + by - 1) / by) {}
+    __device__ int operator()(int i) const { return i * inverse >> 20; }
+};
+
+// to[place(i)] = prepared(load(i)) for i < count, by all 128 threads of a block. A thread has AT_ONCE loads on their way before it waits for the
+// first: one at a time, a block would wait for as many round trips to memory as a thread has numbers to bring.
+template <int PRODUCTS, typename Load, typename Place>
+__device__ __forceinline__ void bring(float4* to, int count, Load load, Place place)
+{
+    constexpr int AT_ONCE = 7;
+    for (int first = threadIdx.x; first < count; first += 128 * AT_ONCE) {
+        float4 got[AT_ONCE];
+#pragma unroll
+        for (int k = 0; k < AT_ONCE; k++) {
+            const int i = first + 128 * k;
+            got[k] = i < count ? load(i) : make_float4(0, 0, 0, 0);
+        }
+#pragma unroll
+        for (int k = 0; k < AT_ONCE; k++) {
+            const int i = first + 128 * k;
+            if (i < count) to[place(i)] = prepared<PRODUCTS>(got[k]);
+        }
+    }
 }
 
 // The bits of x = high + low. low's own last bits are cut off by the tensor core; it is nothing where one product is enough.
@@ -74,6 +103,7 @@ conv2d_tensor(const float4* __restrict__ source, const float4* __restrict__ matr
     const int back_h = max(-reach_h, 0), back_w = max(-reach_w, 0);   // how far taps go back, where they do
     const int top = down.base + u0 * down.scale - back_h, left = across.base + v0 * across.scale - back_w;
     const int span_h = (tile_h - 1) * down.scale + abs(reach_h) + 1, span_w = (tile_w - 1) * across.scale + abs(reach_w) + 1;
+    const Division by_span_h(span_h), by_span_w(span_w), by_taps(max(across.taps, 1));
 
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     int place[M][2], pixel[M][2];                                     // of rows g and g + 8 in `pixels`, in the target; -1: no such pixel
@@ -93,23 +123,20 @@ conv2d_tensor(const float4* __restrict__ source, const float4* __restrict__ matr
     float totals[M][N][4] = {};
     for (int first = 0; first < depth; first += 16) {                 // channels [first, first + 16)
         if (first) __syncthreads();
-        for (int row = warp; row < tile_n * span_h; row += 4) {
-            const int image = image0 + row / span_h, h = top + row % span_h;
-            const bool inside = image < batch && h >= 0 && h < source_h;
-            const float4* line = source + (((long long)image * source_h + h) * source_w * groups + group) * (depth / 4) + first / 4;
-            for (int i = lane; i < span_w * 4; i += 32) {
-                const int w = left + i / 4;
-                const bool there = inside && w >= 0 && w < source_w && first + i % 4 * 4 < depth;
-                pixels[row * span_w * 4 + i] = there ? prepared<PRODUCTS>(line[w * groups * (depth / 4) + i % 4]) : make_float4(0, 0, 0, 0);
-            }
-        }
-        for (int i = threadIdx.x; i < down.taps * across.taps * COLUMNS * 4; i += 128) {
+        const auto same = [](int i) { return i; };                    // in shared memory as counted
+        const int apart = groups * (depth / 4), start = group * (depth / 4) + first / 4;     // in float4: neighbouring pixels; the first
+        bring<PRODUCTS>(pixels, tile_n * span_h * span_w * 4, [&](int i) {
+            const int row = by_span_w(i / 4), n = by_span_h(row), image = image0 + n, h = top + row - n * span_h, w = left + i / 4 - row * span_w;
+            const bool there = image < batch && h >= 0 && h < source_h && w >= 0 && w < source_w && first + i % 4 * 4 < depth;
+            const int pixel = (image * source_h + h) * source_w + w;
+            return there ? source[(long long)pixel * apart + start + i % 4] : make_float4(0, 0, 0, 0);
+        }, same);
+        bring<PRODUCTS>(weights, down.taps * across.taps * COLUMNS * 4, [&](int i) {
             const int channel = first + i % 4 * 4, column = first_column + i / 4 % COLUMNS, tap = i / 4 / COLUMNS;
-            const int r = down.tap + tap / across.taps * down.tap_step, s = across.tap + tap % across.taps * across.tap_step;
+            const int tap_h = by_taps(tap), r = down.tap + tap_h * down.tap_step, s = across.tap + (tap - tap_h * across.taps) * across.tap_step;
             const int row = ((group * kernel_h + r) * kernel_w + s) * columns + column;
-            const bool there = channel < depth && column < columns;
-            weights[i] = there ? prepared<PRODUCTS>(matrix[(row * depth + channel) / 4]) : make_float4(0, 0, 0, 0);
-        }
+            return channel < depth && column < columns ? matrix[(row * depth + channel) / 4] : make_float4(0, 0, 0, 0);
+        }, same);
         __syncthreads();
 
         const float4* weight = weights + g * 4 + t;
@@ -206,17 +233,16 @@ conv2d_tensor_weight_gradient(const float4* __restrict__ x, const float4* __rest
 
     // `rows` x `columns` pixels of images of h x w, from (top, left) of image0 on, channels [first, first + CHANNELS), zero where there is nothing
     auto fetch = [&](float4* to, const float4* from, int rows, int columns, int image0, int top, int left, int h, int w, int channels, int first) {
-        for (int row = warp; row < tile_n * rows; row += 4) {
-            const int image = image0 + row / rows, down = top + row % rows;
-            const bool inside = image < batch && down >= 0 && down < h;
-            const float4* line = from + (((long long)image * h + down) * w * groups + group) * (channels / 4) + first / 4;
-            for (int i = lane; i < columns * (CHANNELS / 4); i += 32) {
-                const int right = left + i / (CHANNELS / 4), channel = i % (CHANNELS / 4);
-                const bool there = inside && right >= 0 && right < w && first + channel * 4 < channels;
-                to[(row * columns + i / (CHANNELS / 4)) * PITCH + channel] =
-                    there ? prepared<PRODUCTS>(line[right * groups * (channels / 4) + channel]) : make_float4(0, 0, 0, 0);
-            }
-        }
+        constexpr int PACKS = CHANNELS / 4;
+        const int apart = groups * (channels / 4), start = group * (channels / 4) + first / 4;     // in float4: neighbouring pixels; the first
+        const Division by_rows(rows), by_columns(columns);
+        bring<PRODUCTS>(to, tile_n * rows * columns * PACKS, [&](int i) {
+            const int row = by_columns(i / PACKS), n = by_rows(row), image = image0 + n;
+            const int down = top + row - n * rows, right = left + i / PACKS - row * columns;
+            const bool there = image < batch && down >= 0 && down < h && right >= 0 && right < w && first + i % PACKS * 4 < channels;
+            const int pixel = (image * h + down) * w + right;
+            return there ? from[(long long)pixel * apart + start + i % PACKS] : make_float4(0, 0, 0, 0);
+        }, [](int i) { return i / PACKS * PITCH + i % PACKS; });
     };
 
     const int tiles_w = (out_width + tile_w - 1) / tile_w, tiles_h = (out_height + tile_h - 1) / tile_h, tiles_n = (batch + tile_n - 1) / tile_n;

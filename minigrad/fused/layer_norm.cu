@@ -6,11 +6,13 @@
 //                   layer_norm_backward         a warp per row, packs             grid ceil(R / 4)            block 128         used
 // Of weight, bias   layer_norm_columns_naive    a thread per channel              grid ceil(C / 128)          block 128
 //                   layer_norm_columns          rows cut into S slices            grid (ceil(C / 32), S)      block (32, 8)     used
-//                   layer_norm_columns_sum      adds the slices                   grid ceil(C / 128)          block 128         used
+//                   layer_norm_columns_sum      adds the slices                   grid ceil(2 C / 32)         block (32, 16)    used
+// Of all three      layer_norm_backward_all     a warp walks down rows            grid S                      block 256         used; then the sum
 //
 // Bytes moved (float32). A thread per row makes the 32 lanes of a warp read addresses C floats apart: every load touches 32 cache lines, and only if
 // all of them stay in the cache until the next channels are read does a byte come from memory once. A warp per row reads 512 consecutive bytes at a
-// time, and its row, read three times, stays in the first-level cache:  forward 8 R C,  gradient of x 12 R C,  of weight and bias 8 R C.
+// time, and its row, read three times, stays in the first-level cache:  forward 8 R C,  gradient of x 12 R C,  of weight and bias 8 R C, of all three
+// 12 R C, as they are made of the same numbers: dy and x are read once, where a row fits into a warp's registers, and dx is written.
 //
 // Nothing is added by atomics: every sum has one order, so a run can be repeated bit for bit. That is why the columns take two kernels.
 // T is the type of a number, V what is read at once: float, float4 or double. `packs` is C / (numbers in a V). A null weight is 1, a null bias 0.
@@ -185,11 +187,100 @@ __global__ void __launch_bounds__(256) layer_norm_columns(const T* __restrict__ 
 // total (2, C) = sum of partial (S, 2, C) over S
 // instances: layer_norm_columns_sum<float>, layer_norm_columns_sum<double>
 template <typename T>
-__global__ void layer_norm_columns_sum(const T* __restrict__ partial, T* __restrict__ total, int slices, int columns)
+__global__ void __launch_bounds__(512) layer_norm_columns_sum(const T* __restrict__ partial, T* __restrict__ total, int slices, int columns)
 {
-    const int c = blockIdx.x * blockDim.x + threadIdx.x;
-    if (c >= columns) return;
+    __shared__ T sums[16][32];
+    const int i = threadIdx.x, j = threadIdx.y, c = blockIdx.x * 32 + i;
     T sum = 0;
-    for (int s = 0; s < slices; s++) sum += partial[(long long)s * columns + c];
+    if (c < columns) {
+        #pragma unroll 8                                              // so that eight loads are on their way at a time; the order of addition stays
+        for (int s = j; s < slices; s += 16) sum += partial[(long long)s * columns + c];
+    }
+    sums[j][i] = sum;
+    __syncthreads();
+    if (j > 0 || c >= columns) return;
+    for (int k = 1; k < 16; k++) sum += sums[k][i];
     total[c] = sum;
+}
+
+// --- all three: what is read for one of them is all that the others need
+
+// A warp takes every 8 S-th row, AT_ONCE of them together, so that enough loads are on their way, and keeps the sums of its lanes' channels in
+// registers; the eight warps of a block add theirs up, to partial (S, 2, C) as layer_norm_columns does. A row has at most 32 ITEMS packs.
+// instances: layer_norm_backward_all<float, float4, 1>, layer_norm_backward_all<float, float4, 2>, layer_norm_backward_all<float, float4, 3>
+// instances: layer_norm_backward_all<float, float4, 6>
+// instances: layer_norm_backward_all<double, double, 1>, layer_norm_backward_all<double, double, 2>, layer_norm_backward_all<double, double, 3>
+// instances: layer_norm_backward_all<double, double, 6>
+template <typename T, typename V, int ITEMS>
+__global__ void __launch_bounds__(256) layer_norm_backward_all(const V* __restrict__ dy, const V* __restrict__ x, const V* __restrict__ weight,
+                                                               const T* __restrict__ mean, const T* __restrict__ rstd, V* __restrict__ dx,
+                                                               V* __restrict__ partial, int rows, int packs)
+{
+    constexpr int N = sizeof(V) / sizeof(T), AT_ONCE = ITEMS <= 2 ? 2 : 1;
+    __shared__ Pack<T, N> sums[2][8][32];
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, step = gridDim.x * 8;
+    const T channels = T(packs) * N;
+    Pack<T, N> w[ITEMS], dweight[ITEMS] = {}, dbias[ITEMS] = {};
+    #pragma unroll
+    for (int i = 0; i < ITEMS; i++) {                                 // registers have no index: all loops over i and r are unrolled
+        for (T& v : w[i].v) v = 1;
+        if (weight && lane + 32 * i < packs) w[i] = packs_of<T>(weight)[lane + 32 * i];
+    }
+    for (int first = blockIdx.x * 8 + warp; first < rows; first += AT_ONCE * step) {
+        Pack<T, N> g[AT_ONCE][ITEMS] = {}, x_hat[AT_ONCE][ITEMS] = {};
+        T average[AT_ONCE] = {}, scale[AT_ONCE] = {};
+        #pragma unroll
+        for (int r = 0; r < AT_ONCE; r++) {
+            const int row = first + r * step;
+            if (row >= rows) continue;                                // the whole warp: its shuffles miss nobody
+            average[r] = mean[row];
+            scale[r] = rstd[row];
+            #pragma unroll
+            for (int i = 0; i < ITEMS; i++) {
+                const long long at = (long long)row * packs + lane + 32 * i;
+                if (lane + 32 * i >= packs) continue;
+                g[r][i] = packs_of<T>(dy)[at];
+                x_hat[r][i] = packs_of<T>(x)[at];
+            }
+        }
+        #pragma unroll
+        for (int r = 0; r < AT_ONCE; r++) {
+            const int row = first + r * step;
+            if (row >= rows) continue;
+            T sum = 0, product = 0;
+            #pragma unroll
+            for (int i = 0; i < ITEMS; i++) {
+                if (lane + 32 * i >= packs) continue;
+                for (int k = 0; k < N; k++) {
+                    const T of_y = g[r][i].v[k], of_x = (x_hat[r][i].v[k] - average[r]) * scale[r];
+                    dweight[i].v[k] += of_y * of_x;
+                    dbias[i].v[k] += of_y;
+                    g[r][i].v[k] = of_y * w[i].v[k];
+                    x_hat[r][i].v[k] = of_x;
+                    sum += g[r][i].v[k];
+                    product += g[r][i].v[k] * of_x;
+                }
+            }
+            const T mean_g = warp_sum(sum) / channels, mean_product = warp_sum(product) / channels;
+            #pragma unroll
+            for (int i = 0; i < ITEMS; i++) {
+                if (lane + 32 * i >= packs) continue;
+                for (int k = 0; k < N; k++) g[r][i].v[k] = scale[r] * (g[r][i].v[k] - mean_g - x_hat[r][i].v[k] * mean_product);
+                packs_of<T>(dx)[(long long)row * packs + lane + 32 * i] = g[r][i];
+            }
+        }
+    }
+    #pragma unroll
+    for (int i = 0; i < ITEMS; i++) {
+        if (i > 0) __syncthreads();                                   // until the sums before these have been read
+        sums[0][warp][lane] = dweight[i];
+        sums[1][warp][lane] = dbias[i];
+        __syncthreads();
+        if (warp >= 2 || lane + 32 * i >= packs) continue;            // one warp adds up dweight, one dbias
+        auto total = sums[warp][0][lane];
+        for (int other = 1; other < 8; other++) {
+            for (int k = 0; k < N; k++) total.v[k] += sums[warp][other][lane].v[k];
+        }
+        packs_of<T>(partial)[((long long)blockIdx.x * 2 + warp) * packs + lane + 32 * i] = total;
+    }
 }

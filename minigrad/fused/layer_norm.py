@@ -118,6 +118,8 @@ layer_norm.kernel("cpu", cpu_forward, cpu_backward, fresh=True, reads=READS)
 
 
 _cuda = cuda.Kernels(__file__)
+_ITEMS = {"float, float4": (1, 2, 3, 6), "double, double": (1, 2, 3, 6)}
+"""Types: how many packs of a row a lane may keep in registers, to compute all gradients in one pass; there is a kernel for each."""
 
 
 def _cuda_rows(x, *others) -> tuple[str, int, int, int]:
@@ -139,20 +141,27 @@ def cuda_forward(x, weight, bias, eps):
 
 
 def cuda_backward(dy, saved, needs):
-    """dx row by row; dweight and dbias in two steps, each with one order of addition: slices of the rows, then the slices."""
+    """dx row by row; dweight and dbias in two steps, each with one order of addition: slices of the rows, then the slices.
+
+    Where both are wanted, and a warp can keep a row of packs, the first step makes dx too: dy and x are read once.
+    """
     x, weight, mean, rstd = saved
-    cp, channels = cuda.array_module(), x.shape[-1]
-    dx, sums = None, (None, None)
-    if needs[0]:
-        dx = cp.empty_like(x)                                              # (..., C)
-        types, blocks, rows, packs = _cuda_rows(x, dy, weight, dx)
+    cp, channels, number = cuda.array_module(), x.shape[-1], cuda.c_type(x.dtype)
+    dx = cp.empty_like(x) if needs[0] else None                            # (..., C)
+    types, blocks, rows, packs = _cuda_rows(x, dy, weight, dx)
+    items = next((n for n in _ITEMS.get(types, ()) if packs <= 32 * n), None)
+    in_one_pass = dx is not None and (needs[1] or needs[2]) and items is not None
+    if dx is not None and not in_one_pass:
         _cuda.launch(f"layer_norm_backward<{types}>", blocks, 128, dy, x, weight, mean, rstd, dx, rows, packs)
-    if needs[1] or needs[2]:
-        rows, number = x.size // channels, cuda.c_type(x.dtype)
-        slices = max(1, min(128, rows // 32))                              # by the rows alone, not by the device: results are the same on all
-        partial, sums = cp.empty((slices, 2, channels), x.dtype), cp.empty((2, channels), x.dtype)
+    if not (needs[1] or needs[2]):
+        return dx, None, None
+    slices = max(1, min(512, rows // 16) if in_one_pass else min(128, rows // 32))  # by the shape alone: results are the same on all devices
+    partial, sums = cp.empty((slices, 2, channels), x.dtype), cp.empty((2, channels), x.dtype)
+    if in_one_pass:
+        _cuda.launch(f"layer_norm_backward_all<{types}, {items}>", slices, 256, dy, x, weight, mean, rstd, dx, partial, rows, packs)
+    else:
         _cuda.launch(f"layer_norm_columns<{number}>", (-(-channels // 32), slices), (32, 8), dy, x, mean, rstd, partial, rows, channels)
-        _cuda.launch(f"layer_norm_columns_sum<{number}>", -(-2 * channels // 128), 128, partial, sums, slices, 2 * channels)
+    _cuda.launch(f"layer_norm_columns_sum<{number}>", -(-2 * channels // 32), (32, 16), partial, sums, slices, 2 * channels)
     return dx, sums[0] if needs[1] else None, sums[1] if needs[2] else None
 
 

@@ -4,7 +4,7 @@
 //              linear_add_bias             a thread per pack            grid ceil(packs / 256)      block 256         used
 // Summing      column_sums_naive           a thread per column          grid ceil(O / 128)          block 128
 //              column_sums                 rows cut into S slices       grid (S, ceil(O / 32))      block (32, 8)     used
-//              column_sums_total           adds the slices              grid ceil(O / 128)          block 128         used
+//              column_sums_total           adds the slices              grid ceil(O / 32)           block (32, 16)    used
 //
 // Bytes moved (float32): 8 R O adding, which a product with the bias in its last step would save, but CuPy offers none; 4 R O summing. A thread per
 // column keeps O threads busy, a GPU has 100,000; S slices keep S times as many, and each still reads 128 consecutive bytes with its neighbours.
@@ -66,11 +66,18 @@ __global__ void __launch_bounds__(256) column_sums(const T* __restrict__ x, T* _
 // total (O,) = sum of partial (S, O) over S
 // instances: column_sums_total<float>, column_sums_total<double>
 template <typename T>
-__global__ void column_sums_total(const T* __restrict__ partial, T* __restrict__ total, int slices, int columns)
+__global__ void __launch_bounds__(512) column_sums_total(const T* __restrict__ partial, T* __restrict__ total, int slices, int columns)
 {
-    const int c = blockIdx.x * blockDim.x + threadIdx.x;
-    if (c >= columns) return;
+    __shared__ T sums[16][32];
+    const int i = threadIdx.x, j = threadIdx.y, c = blockIdx.x * 32 + i;
     T sum = 0;
-    for (int s = 0; s < slices; s++) sum += partial[(long long)s * columns + c];
+    if (c < columns) {
+#pragma unroll 8                                                      // so that eight loads are on their way at a time; the order of addition stays
+        for (int s = j; s < slices; s += 16) sum += partial[(long long)s * columns + c];
+    }
+    sums[j][i] = sum;
+    __syncthreads();
+    if (j > 0 || c >= columns) return;
+    for (int k = 1; k < 16; k++) sum += sums[k][i];
     total[c] = sum;
 }

@@ -114,7 +114,7 @@ def cuda_column_sums(rows):
     slices = max(1, min(256, count // 32))                                 # by the shape alone, not by the device: results are the same on all
     partial, total = cp.empty((slices, columns), rows.dtype), cp.empty(columns, rows.dtype)
     _cuda.launch(f"column_sums<{number}>", (slices, -(-columns // 32)), (32, 8), rows, partial, count, columns)
-    _cuda.launch(f"column_sums_total<{number}>", -(-columns // 128), 128, partial, total, slices, columns)
+    _cuda.launch(f"column_sums_total<{number}>", -(-columns // 32), (32, 16), partial, total, slices, columns)
     return total
 
 

@@ -324,6 +324,47 @@ def test_batch_norm_computes_only_what_is_wanted(training, relu, wanted, backwar
     assert [name.removeprefix("batch_norm_").partition("<")[0] for name in kernels] == forward + backward
 
 
+# --- layer norm
+
+
+@pytest.mark.parametrize(
+    ("channels", "dtype", "kernel"),
+    [
+        *[(128, np.float32, "float, float4, 1"), (132, np.float32, "float, float4, 2"), (256, np.float32, "float, float4, 2")],
+        *[(260, np.float32, "float, float4, 3"), (384, np.float32, "float, float4, 3"), (388, np.float32, "float, float4, 6")],
+        *[(768, np.float32, "float, float4, 6"), (772, np.float32, None), (97, np.float32, None), (192, np.float64, "double, double, 6")],
+    ],
+)
+def test_layer_norm_computes_all_gradients_in_one_pass_where_a_warp_can_keep_a_row(channels, dtype, kernel):
+    vector = (channels,)
+    for wanted in ((0, 1, 2), (0, 1), (0, 2), (0,), (1, 2)):
+        kernels = [x.kernel.removeprefix("layer_norm_") for x in launches("layer_norm", Call([(40, channels), vector, vector], wanted), dtype)[1:]]
+        if kernel and 0 in wanted and len(wanted) > 1:
+            assert kernels[0] == f"backward_all<{kernel}>" and len(kernels) == 2
+        else:
+            names = ["backward"] * (0 in wanted) + ["columns"] * (1 in wanted or 2 in wanted)
+            assert [name.partition("<")[0] for name in kernels if "sum" not in name] == names
+
+
+@pytest.mark.parametrize(("rows", "slices"), [(15, 1), (32, 2), (8192, 512), (9000, 512)])
+def test_layer_norm_s_warps_have_two_rows_each_before_there_are_more_than_512_blocks(rows, slices):
+    first, last = launches("layer_norm", Call([(rows, 4), (4,), (4,)], (0, 1, 2)))[1:]
+    assert (first.grid, first.block) == (slices, 256)
+    assert (last.grid, last.block, last.arguments[2]) == (1, (32, 16), slices)
+
+
+# --- average pooling
+
+
+@pytest.mark.parametrize(
+    ("width", "forward", "backward"),
+    [(32, ((4, 1), (32, 4)), ((64, 1), (128, 1))), (36, ((6, 1), (36, 3)), ((64, 2), (72, 1))), (4, ((1, 1), (4, 32)), ((8, 1), (16, 8)))],
+)
+def test_avg_pool2d_fills_a_block_with_several_rows_where_one_is_short(width, forward, backward):
+    made = launches("avg_pool2d", Call([(2, 32, width, 16)], (0,), {"kernel_size": 4}))
+    assert [(launch.grid, launch.block) for launch in made] == [forward, backward]
+
+
 # --- softmax, cross entropy
 
 

@@ -121,6 +121,7 @@ POOLS = [
     ((2, 7, 9, 8), {"kernel_size": 3, "stride": 2, "padding": 1}),
     ((1, 6, 70, 4), {"kernel_size": 2}),  # a row of the output is one block and a part
     ((1, 5, 40, 7), {"kernel_size": (2, 3), "stride": (1, 4), "padding": (1, 0)}),
+    ((3, 7, 8, 16), {"kernel_size": 3, "stride": 2}),  # four rows of the output to a block, and one left over; pixels in no window
 ]
 
 
@@ -268,6 +269,11 @@ def test_every_rung_of_linear():
         dbias = naive("linear.cu", "column_sums_naive", 128, [cp.asarray(upstream)], (40,), 70, 40, count=False)
         ours = used(linear, inputs, {}, upstream)
         agree([ours[0], ours[3]], [y.get(), dbias])
+
+
+@pytest.mark.parametrize("rows", [2048, 2080, 9000])
+def test_a_bias_s_gradient_of_as_many_slices_as_a_thread_loads_at_once_and_of_more(rows):
+    check_cuda(linear, uniform((rows, 1), (3, 1), (3,)))
 
 
 @pytest.mark.parametrize("op", [max_pool2d, avg_pool2d])

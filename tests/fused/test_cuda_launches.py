@@ -105,7 +105,11 @@ CALLS: dict[str, list[Call]] = {
     "gelu": [Call([shape]) for shape in SIZES],
     "dropout": [Call([shape, rng(1).random(shape) < 0.5], values={"p": 0.5}) for shape in SIZES],
     "drop_path": [Call([(3, *shape), np.array([True, False, True])], values={"p": 0.5}) for shape in SIZES],
-    "layer_norm": [Call([shape, shape[-1:], shape[-1:]], (0, 1, 2)) for shape in ((4, 32), (5, 33), (128, 128), (64, 65))],
+    "layer_norm": [
+        Call([shape, shape[-1:], shape[-1:]], wanted)
+        for shape in ((4, 32), (5, 33), (128, 128), (64, 65), (8, 132))
+        for wanted in ((0, 1, 2), (0,), (1, 2))
+    ],
     "softmax": ROWS,
     "log_softmax": ROWS,
     "cross_entropy": [

@@ -152,7 +152,8 @@ def _conformer() -> None:
     with on_cuda():
         cp = cuda.array_module()
         images, labels = cp.asarray(rng(1).integers(0, 256, (6, 8, 8, 3)).astype(np.uint8)), cp.asarray(rng(2).integers(0, 10, 6))
-        plan = np.stack([rng(3).integers(0, 6, 8), *rng(4).integers(-4, 5, (2, 8)), rng(5).integers(0, 2, 8)], 1).reshape(2, 4, 4)
+        moved = [rng(3).integers(0, 6, 8), *rng(4).integers(-4, 5, (2, 8)), rng(5).integers(0, 2, 8)]  # image, down, right, whether flipped
+        plan = np.stack([*moved, *rng(6).integers(-2, 7, (2, 8)), np.full(8, 3), np.zeros(8, int)], 1).reshape(2, 4, augment.PLAN)  # square: 3 x 3
         place, plan = cp.asarray(np.ones(1, np.uint64)), cp.asarray(plan.astype(np.int32))
         constants = cp.asarray(augment.channel_constants(np.full(3, 0.5), np.full(3, 0.25)))
         for number in (np.float32, np.float64):

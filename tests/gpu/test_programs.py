@@ -24,8 +24,7 @@ def test_without_a_gpu_they_say_so_in_a_sentence(monkeypatch: pytest.MonkeyPatch
         assert error.startswith("No CUDA: ") and len(error.splitlines()) == 1
 
 
-def test_no_kernel_is_without_a_test(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("MINIGRAD_EMULATOR", "plain")
+def test_no_kernel_is_without_a_test():
     launched, launches = every_kernel.every_kernel()
     assert every_kernel.missed(launched) == []
     assert launches >= len(launched)
