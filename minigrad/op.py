@@ -502,9 +502,12 @@ class Fused(Op):
 
         def remembered(*arguments: Any) -> None:
             try:
-                key = tuple([
-                    (a.data.shape, a.data.dtype) if type(a) is Tensor else (a, *map(type, a)) if type(a) is tuple else (a, type(a)) for a in arguments
-                ])  # with the types, as 1 == 1.0 == True
+                key = tuple(
+                    [
+                        (a.data.shape, a.data.dtype) if type(a) is Tensor else (a, *map(type, a)) if type(a) is tuple else (a, type(a))
+                        for a in arguments
+                    ]
+                )  # with the types, as 1 == 1.0 == True
                 known = key in passed
             except TypeError:  # a list among the values
                 return function(*arguments)

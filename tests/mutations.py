@@ -33,6 +33,8 @@ SPEED = {
     "TOGETHER": "the same where there are others",
     "GRAIN": "the fewest elements or rows a thread is started for",
     "PRODUCT_GRAIN": "the fewest multiplications a thread is started for",
+    "ROWS": "how many rows are added to one running sum: any number gives the same to rounding",
+    "WIDTH": "elements that a sum adds at once",
     "LONG_ROW": "from which length on one of two ways to add up a row is the faster",
     "COLUMN_BYTES": "memory for the columns of a convolution at a time",
     "SMALL_PRODUCT": "up to how many multiplications a product is taken in one piece",

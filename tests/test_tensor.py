@@ -57,7 +57,8 @@ def test_what_it_is_made_from(data: Any, dtype: type, shape: tuple):
 
 
 @pytest.mark.parametrize(
-    "data", ["text", None, 1j, [1j], np.array([1j]), np.array(["a"]), object(), {"a": 1}, np.array([None]), np.ones(1, "f2"), np.ones(1, "g")],
+    "data",
+    ["text", None, 1j, [1j], np.array([1j]), np.array(["a"]), object(), {"a": 1}, np.array([None]), np.ones(1, "f2"), np.ones(1, "g")],
     ids=lambda data: type(data).__name__,
 )
 def test_what_it_is_not_made_from(data: Any):

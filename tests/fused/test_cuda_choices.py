@@ -332,7 +332,9 @@ def test_batch_norm_computes_only_what_is_wanted(training, relu, wanted, backwar
     [
         *[(128, np.float32, "float, float4, 1"), (132, np.float32, "float, float4, 2"), (256, np.float32, "float, float4, 2")],
         *[(260, np.float32, "float, float4, 3"), (384, np.float32, "float, float4, 3"), (388, np.float32, "float, float4, 6")],
-        *[(768, np.float32, "float, float4, 6"), (772, np.float32, None), (97, np.float32, None), (192, np.float64, "double, double, 6")],
+        *[(768, np.float32, "float, float4, 6"), (772, np.float32, None), (97, np.float32, None)],
+        *[(channels, np.float64, f"double, double, {items}") for channels, items in ((32, 1), (33, 2), (64, 2), (65, 3), (96, 3), (97, 6), (192, 6))],
+        (193, np.float64, None),
     ],
 )
 def test_layer_norm_computes_all_gradients_in_one_pass_where_a_warp_can_keep_a_row(channels, dtype, kernel):

@@ -494,7 +494,7 @@ def test_what_is_not_a_number_is_refused():
 def test_numbers_of_any_size_and_kind():
     """Fractions and huge integers are floats; what an integer tensor cannot hold is refused, where PyTorch would wrap it."""
     x, small = Tensor([4.0]), Tensor(np.array([3, 4], np.uint8))
-    assert (x**Fraction(1, 2)).numpy() == 2 and (x * Fraction(1, 2)).numpy() == 2 and (x + 2**100).numpy() == np.float32(2.0**100)
+    assert (x ** Fraction(1, 2)).numpy() == 2 and (x * Fraction(1, 2)).numpy() == 2 and (x + 2**100).numpy() == np.float32(2.0**100)
     assert (small * Fraction(1, 2)).dtype == np.float32 and (small + 251).dtype == np.uint8
     for number in (-1, 256, 2**100):
         with pytest.raises(OverflowError, match=rf"add: {number} is no uint8, which the tensor is; give it another dtype with \.astype"):

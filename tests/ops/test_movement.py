@@ -490,6 +490,14 @@ def test_flattening_from_an_axis_that_is_not_there(shape: tuple, start: int):
         Tensor(np.zeros(shape)).flatten(start)
 
 
+@pytest.mark.parametrize("axis", [0.5, "0", None])
+def test_an_axis_that_is_no_whole_number(axis: Any):
+    x = Tensor(np.zeros((2, 3)))
+    for name, call in (("swapaxes", lambda: x.swapaxes(0, axis)), ("flatten", lambda: x.flatten(axis)), ("unbind", lambda: x.unbind(axis))):
+        with pytest.raises(TypeError, match=f"{name}: the axis must be a whole number, it is {axis!r}"):
+            call()
+
+
 def test_exchanging_an_axis_that_is_not_there():
     with pytest.raises(ValueError, match=r"swapaxes: there is no axis 2 in a tensor of 2 axes \(shape \(2, 3\)\)"):
         Tensor(np.zeros((2, 3))).swapaxes(0, 2)
