@@ -10,17 +10,20 @@ import re
 __all__ = ["TIMED_STEPS", "duration", "steps_within"]
 
 TIMED_STEPS = 20  # that a time budget is turned into steps by
+LONGEST = 366 * 24 * 3600.0  # seconds
 
 UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
 def duration(text: str) -> float:
-    """Seconds of "90s", "30m", "1.5h" or "1h30m"; raises ValueError for anything else."""
+    """Seconds of "90s", "30m", "1.5h" or "1h30m"; raises ValueError for anything else, and for more than a year."""
     if not re.fullmatch(r"(\d+(\.\d+)?[smh])+", text):
         raise ValueError(f"{text!r} is not a time; write it like 90s, 30m or 1h30m")
     seconds = sum(float(number) * UNITS[unit] for number, unit in re.findall(r"([\d.]+)([smh])", text))
     if not seconds > 0:
         raise ValueError(f"{text!r} leaves no time to train")
+    if seconds > LONGEST:
+        raise ValueError(f"{text!r} is more than a year")
     return seconds
 
 

@@ -23,6 +23,13 @@ from minigrad import safetensors_io
 __all__ = ["Checkpoint", "fingerprint", "load_checkpoint", "save_checkpoint"]
 
 VERSION = 1
+KINDS = {
+    **dict.fromkeys(("options", "network", "environment"), dict),
+    **dict.fromkeys(("dataset", "fingerprint"), str),
+    **dict.fromkeys(("step", "steps", "evaluated", "lines"), int),
+    **dict.fromkeys(("learning_rate", "seconds", "evaluation_seconds"), (int, float)),
+}
+"""What fields of a checkpoint are in JSON."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
         for name in ("test", "best"):
             values[name] = values[name] and Accuracies(*values[name])
         values["recent"] = [(loss, Accuracies(*shares), seconds) for loss, shares, seconds in values["recent"]]
+        for name, kind in KINDS.items():
+            if not isinstance(values[name], kind):
+                raise TypeError(f"{name} is {values[name]!r}")
         return Checkpoint(arrays=arrays, **values)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a checkpoint that this program wrote ({error})") from error

@@ -9,8 +9,11 @@ application's extras (`minigrad-conformer[app]`) are imported where they are use
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
 import shlex
+import shutil
 import signal
 import sys
 from collections.abc import Sequence
@@ -26,15 +29,15 @@ from conformer.display import Display
 from conformer.evaluate import HEADS, TTA, Predictions, evaluate, predict
 from conformer.info import describe
 from conformer.model import Conformer
-from conformer.options import MAY_CHANGE, TrainConfig
-from conformer.parser import Mistake, Parser, add_options, positive
+from conformer.options import MAY_CHANGE, OptionError, TrainConfig
+from conformer.parser import Mistake, Parser, add_options, png_path, positive, some_path
 from conformer.run_folder import OPENBLAS_PINS, read_config
 from conformer.run_log import read_log
 from conformer.stopping import Stopped
 from conformer.train import Trainer
 from conformer.weights import About, load_weights, weights_file
 from minigrad import functional as F
-from minigrad.backend import cuda
+from minigrad.backend import cpu, cuda
 from minigrad.backend.cublas import PRECISIONS
 from minigrad.modes import no_grad
 from minigrad.tensor import Tensor
@@ -45,6 +48,7 @@ CHOICES = {"config": CONFIGS, "dataset": data.DATASETS, "device": devices.DEVICE
 METAVARS = {"time_budget": "TIME"}
 EXTRAS = "pip install 'minigrad-conformer[app]'"
 WEIGHTS = "a run folder (its last weights are taken), or a weights file in it"
+DATA = "an archive, its folder or their parent (if not given: where the run had it, $CONFORMER_DATA, the cache, then a download)"
 
 
 def _parser() -> Parser:
@@ -59,35 +63,37 @@ def _parser() -> Parser:
     train = command("train", _train, "train a network", "; progress, metrics, weights and at the end a report go to a run folder")
     kept = ", ".join(f"--{field.name.replace('_', '-')}" for field in fields(TrainConfig) if field.name in MAY_CHANGE)
     text = f"go on with the run in this folder, from its last checkpoint, with the options it was started with (these may be given anew: {kept})"
-    train.add_argument("--resume", type=Path, metavar="RUN", help=text)
+    train.add_argument("--resume", type=some_path, metavar="RUN", help=text)
     add_options(train, TrainConfig, CHOICES, METAVARS)
 
     more = ", all together and class by class, by the CNN head, the transformer head and the sum of both"
     measure = command("evaluate", _evaluate, "measure a trained network on the test images", more)
-    measure.add_argument("run", type=Path, metavar="RUN", help=WEIGHTS)
-    add_options(measure, TrainConfig, CHOICES, METAVARS, ["data_dir", "device", "tta"])
+    measure.add_argument("run", type=some_path, metavar="RUN", help=WEIGHTS)
+    measure.add_argument("--data-dir", type=some_path, metavar="PATH", help=DATA)
+    add_options(measure, TrainConfig, CHOICES, METAVARS, ["device", "tta"])
     measure.add_argument("--batch-size", type=positive, metavar="N", help="images at a time (if not given: 500, and 1,000 on a GPU)")
     text = "where to draw which classes are taken for which (if not given: confusion.png beside the weights)"
-    measure.add_argument("--picture", type=Path, metavar="PATH", help=text)
+    measure.add_argument("--picture", type=png_path, metavar="PATH", help=text)
 
     more = ": the likeliest classes by the CNN head, the transformer head and the sum of both"
     name = command("predict", _predict, "say what images show", more)
-    name.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="an image file: JPEG, PNG, WebP, GIF, ...")
-    name.add_argument("--run", type=Path, metavar="RUN", help=f"{WEIGHTS} (if not given: the newest run in runs)")
+    name.add_argument("images", nargs="+", type=some_path, metavar="IMAGE", help="an image file: JPEG, PNG, WebP, GIF, ...")
+    name.add_argument("--run", type=some_path, metavar="RUN", help=f"{WEIGHTS} (if not given: the newest run in runs)")
     add_options(name, TrainConfig, CHOICES, METAVARS, ["device"])
     name.add_argument("--top", type=positive, default=5, metavar="N", help="how many classes to name (default: 5)")
 
     more = ": the places that speak for its answer in the CNN branch, and those that the transformer branch's class token is made of"
     look = command("explain", _explain, "draw what a network looks at in images", more)
-    look.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="an image file: JPEG, PNG, WebP, GIF, ...")
-    look.add_argument("--run", type=Path, metavar="RUN", help=f"{WEIGHTS} (if not given: the newest run in runs)")
+    look.add_argument("images", nargs="+", type=some_path, metavar="IMAGE", help="an image file: JPEG, PNG, WebP, GIF, ...")
+    look.add_argument("--run", type=some_path, metavar="RUN", help=f"{WEIGHTS} (if not given: the newest run in runs)")
     add_options(look, TrainConfig, CHOICES, METAVARS, ["device"])
-    look.add_argument("--out", type=Path, default=Path("explained.png"), metavar="PATH", help="the picture to make (default: explained.png)")
+    look.add_argument("--out", type=png_path, default=Path("explained.png"), metavar="PATH", help="the picture to make (default: explained.png)")
 
     more = ": its curves, its test images by class, those it is surest of and those it is not, and its options"
     report = command("report", _report, "make a page of a run, RUN/report.html", more)
-    report.add_argument("run", type=Path, metavar="RUN", help="a run folder")
-    add_options(report, TrainConfig, CHOICES, METAVARS, ["data_dir", "device"])
+    report.add_argument("run", type=some_path, metavar="RUN", help="a run folder")
+    report.add_argument("--data-dir", type=some_path, metavar="PATH", help=DATA)
+    add_options(report, TrainConfig, CHOICES, METAVARS, ["device"])
 
     info = command("info", _info, "print a network's shapes, parameters and multiply-accumulates, block by block")
     add_options(info, TrainConfig, CHOICES, METAVARS, ["config"])
@@ -100,22 +106,21 @@ def _train(options: argparse.Namespace) -> None:
     given = {field.name: getattr(options, field.name) for field in fields(TrainConfig) if hasattr(options, field.name)}
     if options.resume and "out" in given:
         raise Mistake("--resume goes on in the folder of the run itself: leave --out out", 2)
-    try:
-        config = TrainConfig(**given)
-    except ValueError as error:  # its sentence begins with the name of the field
-        name, rest = str(error).split(" ", 1)
-        raise Mistake(f"--{name.replace('_', '-')} {rest}", 2) from error
     _say_pins()
     try:
-        trainer = Trainer.resume(options.resume, _display(), **given) if options.resume else Trainer(config, _display())
+        trainer = Trainer.resume(options.resume, _display(), **given) if options.resume else Trainer(TrainConfig(**given), _display())
+    except OptionError as error:
+        raise Mistake(error.dashed, 2) from error
     except devices.DeviceError as error:
         raise Mistake(_sentence(error), 2) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, FloatingPointError) as error:
         raise Mistake(_sentence(error), 1) from error
     run = trainer.folder.path
     if trainer.finished:
         print(f"the run in {run} is finished: {trainer.steps:,} steps, test accuracy {trainer.test} %")
-        _report_of(run, trainer.dataset, evaluate(load_weights(run)[0].to(device=trainer.device), trainer.dataset.test, trainer.dataset))
+        _mend_weights(trainer)
+        predictions = evaluate(trainer.learner.model, trainer.dataset.test, trainer.dataset, tta=trainer.config.tta)
+        _report_of(run, trainer.dataset, predictions)
         return
     try:
         trainer.run()
@@ -133,10 +138,31 @@ def _train(options: argparse.Namespace) -> None:
     _report_of(run, trainer.dataset, trainer.predictions)
 
 
+def _mend_weights(trainer: Trainer) -> None:
+    """Write last.safetensors of a finished run from its checkpoint, if it is lost or damaged."""
+    try:
+        load_weights(trainer.folder.path)
+    except (OSError, ValueError) as error:
+        print(f"conformer: {_sentence(error)}; it is written anew from the checkpoint", file=sys.stderr)
+        try:
+            trainer.save_last()
+        except OSError as refused:
+            raise Mistake(_sentence(refused), 1) from refused
+
+
 def _way_on(trainer: Trainer) -> str:
     """How to go on with a run that was broken off."""
     kept = "nothing was saved yet" if trainer.saved is None else f"step {trainer.saved[0]:,} is saved"
-    return f"{kept}, go on with: conformer train --resume {shlex.quote(str(trainer.folder.path))}"
+    return f"{kept}, go on with: {_program()} train --resume {shlex.quote(str(trainer.folder.path))}"
+
+
+def _program() -> str:
+    """This program, as the user's shell finds it: after `make train` there is no `conformer` on its path."""
+    started = Path(sys.argv[0])
+    if started.name == "conformer":  # the installed script
+        return "conformer" if shutil.which("conformer") == str(started) else shlex.quote(str(started))
+    python = Path(sys.executable)
+    return f"{python.name if shutil.which(python.name) == str(python) else shlex.quote(str(python))} -m conformer"
 
 
 def _report_of(run: Path, dataset: data.Dataset, predictions: Predictions | None) -> None:
@@ -174,8 +200,8 @@ def _device(options: argparse.Namespace) -> str:
 
 def _evaluate(options: argparse.Namespace) -> None:
     device, tta = _device(options), getattr(options, "tta", TrainConfig.tta)
-    picture = options.picture or weights_file(options.run).with_name("confusion.png")
     try:
+        picture = options.picture or weights_file(options.run).with_name("confusion.png")
         model, about = load_weights(options.run)
         dataset = _dataset_of(about, options)
     except (OSError, ValueError) as error:
@@ -200,10 +226,14 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _dataset_of(about: About, options: argparse.Namespace) -> data.Dataset:
-    """The data set that weights were trained on: in --data-dir, or else where the run had it from."""
+    """The data set that weights were trained on: in --data-dir, or else where the run had it from, or else wherever it is found."""
     config = weights_file(options.run).with_name("config.json")
     before = read_config(config.parent).get("data_dir") if config.is_file() else None
-    dataset = data.load(about.dataset, getattr(options, "data_dir", before))
+    gone = options.data_dir is None and before is not None and not Path(str(before)).exists()
+    try:
+        dataset = data.load(about.dataset, options.data_dir or (None if gone else before))
+    except data.DataError as error:
+        raise data.DataError(f"the run's data is not in {before} any more, and {error}" if gone else str(error)) from error
     if dataset.classes != about.classes or dataset.test.images.shape[1:3] != about.image_size:
         raise ValueError(f"the weights are for other classes or images of another size than {dataset.name} in {dataset.source} has")
     return dataset
@@ -224,8 +254,8 @@ def _load_images(options: argparse.Namespace) -> tuple[Conformer, About, np.ndar
     except ImportError as error:
         raise Mistake(f"reading image files needs pillow ({EXTRAS})", 1) from error
     device = _device(options)
-    run = options.run or _newest_run()
     try:
+        run = options.run or _newest_run()
         model, about = load_weights(run)
         images = np.stack([read_image(path, about.image_size) for path in options.images])
     except (OSError, ValueError) as error:
@@ -261,6 +291,11 @@ def _explain(options: argparse.Namespace) -> None:
         from conformer.plots import save_explanation
     except ImportError as error:
         raise Mistake(f"pictures need matplotlib ({EXTRAS})", 1) from error
+    try:
+        if options.out.exists() and any(options.out.samefile(image) for image in options.images):
+            raise Mistake(f"--out {options.out} is one of the images; give the picture another name", 2)
+    except OSError as error:
+        raise Mistake(_sentence(error), 1) from error
     batch = Tensor(normalize(images, about.mean, about.std)).to(device=next(model.parameters()).device)
     with no_grad():
         named = {name: tensor.to(device="cpu") for name, tensor in model.eval().intermediates(batch).items()}
@@ -269,7 +304,7 @@ def _explain(options: argparse.Namespace) -> None:
     maps, shares = class_activation_maps(model, named, answers), token_map(named, attention_rollout(model, named))
     try:
         print(save_explanation(options.out, images, [path.name for path in options.images], [about.classes[a] for a in answers], maps, shares))
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise Mistake(_sentence(error), 1) from error
 
 
@@ -295,7 +330,7 @@ def _report(options: argparse.Namespace) -> None:
         if weights_file(run).is_file():
             model, about = load_weights(run)
             dataset = _dataset_of(about, options)
-            predictions = evaluate(model.to(device=device), dataset.test, dataset)
+            predictions = evaluate(model.to(device=device), dataset.test, dataset, tta=read_config(run).get("tta", TrainConfig.tta))
         save_curves(run, read_log(run))
         print(write_report(run, dataset, predictions))
     except (OSError, ValueError) as error:
@@ -327,7 +362,7 @@ def _sentence(error: Exception) -> str:
 
 def _display() -> Display:
     """A few lines that are rewritten where output is a terminal (and rich is installed), lines every few seconds elsewhere."""
-    if not sys.stdout.isatty():
+    if sys.stdout is None or not sys.stdout.isatty():  # None: the shell has closed it, `>&-`
         return Display()
     try:
         from rich.console import Console
@@ -349,8 +384,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, or 1 or 2 after a sentence on stderr, or 130 after Ctrl-C and 143 after SIGTERM.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files may have what the terminal's encoding has not
+    try:
+        status = _run(argv)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where what goes wrong can be said, and not when Python ends
+        return status
+    except OSError as error:
+        if error.filename is not None:  # not of our output
+            raise
+        return _output_lost(error)
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    """Run one command, and say what the user can put right."""
     try:
         options = _parser().parse_args(argv)
+        _start_threads()
         options.command(options)
         return 0
     except Mistake as mistake:
@@ -361,6 +413,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("conformer: stopped", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output has left, as in `conformer info | head -3`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except MemoryError as error:
+        why = f" ({_sentence(error)})" if str(error) else ""
+        print(f"conformer: there is not enough memory{why}; free some, or take fewer images at a time", file=sys.stderr)
         return 1
+
+
+def _start_threads() -> None:
+    """Make the pool of threads, which every command but --help uses."""
+    try:
+        cpu.thread_count()
+    except ValueError as error:
+        raise Mistake(_sentence(error), 2) from error
+    except RuntimeError as error:
+        raise Mistake(f"{_sentence(error)}; set MINIGRAD_THREADS to a smaller number", 1) from error
+
+
+def _output_lost(error: OSError) -> int:
+    """Our output cannot be written: say so, unless its reader has left, as in `conformer info | head -3`. Returns the exit status."""
+    broken = isinstance(error, BrokenPipeError)
+    for stream in (sys.stdout, sys.stderr) if broken else (sys.stdout,):
+        with contextlib.suppress(AttributeError, OSError):  # Python flushes at its end what is left: to nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    if not broken:
+        print(f"conformer: the output cannot be written: {error.strerror or error}", file=sys.stderr)
+    return 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 from pathlib import Path
 
 __all__ = ["write_file"]
@@ -14,15 +15,17 @@ def write_file(path: Path, content: str | bytes, new: bool = False) -> None:
 
     Args:
         path: the file; its folder must exist.
-        content: text, which is written as UTF-8, or bytes.
+        content: text, which is written as UTF-8 (names of files that UTF-8 does not have are escaped), or bytes.
         new: refuse a file that exists, instead of replacing it.
 
     Raises:
         FileExistsError: with `new`, there is one.
         OSError: it cannot be written; an older one is then unharmed, and nothing half-written is left.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    data = content.encode() if isinstance(content, str) else content
+    if path.exists() and not path.is_file():  # a superuser could rename a file to /dev/null
+        raise OSError(f"cannot write {path}: it is not a file")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")  # of this call alone: other threads and machines may write `path`, too
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     try:
         with open(temporary, "wb") as file:
             file.write(data)

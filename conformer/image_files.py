@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import io
+import warnings
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 __all__ = ["png", "read_image"]
+
+SIXTEEN_BITS = "PNG", "PPM"
+"""Formats whose images of the mode "I" (32 bits) have numbers from 0 to 65,535; of others the range is not known."""
+
+
+class _Unclear(ValueError):
+    """The pixels have no range that could be scaled to 8 bits."""
 
 
 def read_image(path: str | Path, size: tuple[int, int]) -> np.ndarray:
@@ -23,20 +31,28 @@ def read_image(path: str | Path, size: tuple[int, int]) -> np.ndarray:
 
     Raises:
         OSError: there is no such file, or it cannot be read.
-        ValueError: it is not an image, is damaged, or has too many pixels.
+        ValueError: it is not an image, is damaged, has too many pixels, or numbers for pixels whose range it does not say.
     """
     height, width = size
     try:
-        with Image.open(path) as image:
+        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning), Image.open(path) as image:
+            if image.mode == "F" or (image.mode == "I" and image.format not in SIXTEEN_BITS):
+                kind = "fractions" if image.mode == "F" else "whole numbers of 32 bits"
+                raise _Unclear(f"{path} has {kind} as pixels, which may mean anything; save it with 8 or 16 bits each")
             upright = ImageOps.exif_transpose(image)
-            if "A" in upright.getbands() or "transparency" in upright.info:
+            if upright.mode.startswith("I"):  # 16 bits of grey, which convert() would cut off at 255
+                grey = np.asarray(upright, np.int64)
+                levels = np.clip(grey // 257, 0, 255).astype(np.uint8)
+                levels[grey == upright.info.get("transparency", -1)] = 255
+                upright = Image.fromarray(levels)
+            elif "A" in upright.getbands() or "transparency" in upright.info:
                 upright = upright.convert("RGBA")
                 ground = Image.new("RGBA", upright.size, "white")
                 upright = Image.alpha_composite(ground, upright)
-            elif upright.mode.startswith("I"):  # 16 bits of grey, which convert("RGB") would cut off at 255
-                upright = Image.fromarray(np.clip(np.asarray(upright, np.int64) // 257, 0, 255).astype(np.uint8))
             fitted = ImageOps.fit(upright.convert("RGB"), (width, height), Image.Resampling.BICUBIC)
             return np.array(fitted)
+    except (_Unclear, MemoryError):
+        raise
     except UnidentifiedImageError as error:
         raise ValueError(f"{path} is not an image that can be read (JPEG, PNG, WebP and GIF can)") from error
     except Image.DecompressionBombError as error:
@@ -44,9 +60,13 @@ def read_image(path: str | Path, size: tuple[int, int]) -> np.ndarray:
     except OSError as error:
         if error.strerror:  # the system's own reason: missing, a folder, not permitted
             raise type(error)(error.errno, f"cannot read {path}: {error.strerror}") from error
-        raise ValueError(f"{path} is damaged ({error})") from error  # pillow's: cut short
-    except (SyntaxError, ValueError) as error:  # pillow's, for a broken PNG
-        raise ValueError(f"{path} is damaged ({error})") from error
+        raise _damaged(path, error) from error  # pillow's: cut short
+    except Exception as error:  # each of pillow's decoders has its own: SyntaxError, RuntimeError, NotImplementedError, struct.error, ...
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: str | Path, error: Exception) -> ValueError:
+    return ValueError(f"{path} is damaged, or of a kind that cannot be read ({str(error) or type(error).__name__})")
 
 
 def png(image: np.ndarray) -> bytes:

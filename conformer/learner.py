@@ -22,16 +22,22 @@ from minigrad import random
 from minigrad.optim import EMA, AdamW, WarmupCosine, clip_grad_norm_
 from minigrad.tensor import Tensor
 
-__all__ = ["Learner", "check_loss"]
+__all__ = ["Learner", "check_loss", "check_weights"]
 
 Note = Callable[[int, Tensor, tuple[Tensor, Tensor], Tensor], None]
 """What `Learner.update` tells of a part of a step."""
 
 
-def check_loss(loss: float, step: int, lr: float) -> None:
-    """Raise FloatingPointError if the loss of a step (from 1) is not finite."""
+def check_loss(loss: float, step: int, lr: float, on: str = "") -> None:
+    """Raise FloatingPointError if the loss of a step (from 1) is not finite; `on` says on which images it is."""
     if not math.isfinite(loss):
-        raise FloatingPointError(f"the loss is {loss} at step {step}; a lower --lr (now {lr:g}) or --clip-norm may help")
+        raise FloatingPointError(f"the loss{on} is {loss} at step {step}; a lower --lr (now {lr:g}) or --clip-norm may help")
+
+
+def check_weights(arrays: Mapping[str, np.ndarray], step: int, lr: float) -> None:
+    """Raise FloatingPointError if a weight in `Learner.state()` is not finite: the loss, which is from before a step, does not tell."""
+    if not all(np.isfinite(array).all() for name, array in arrays.items() if name.startswith("model.")):
+        raise FloatingPointError(f"the weights are not finite after step {step}; a lower --lr (now {lr:g}) or --clip-norm may help")
 
 
 class Learner:

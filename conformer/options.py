@@ -5,20 +5,45 @@ Read next: `conformer/train.py`, which does what it says.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 from conformer.budget import TIMED_STEPS, duration
 from conformer.devices import DEVICES
 from conformer.evaluate import TTA
 from minigrad.backend.cublas import PRECISIONS
 
-__all__ = ["MAY_CHANGE", "TrainConfig", "from_plain", "plain", "resumed"]
+__all__ = ["MAY_CHANGE", "OptionError", "TrainConfig", "from_plain", "plain", "resumed"]
 
 MAY_CHANGE = {"data_dir", "device", "log_every", "checkpoint_steps", "checkpoint_minutes"}
 """Options that a resumed run may be given anew: they change no weight, but for the last digits where the device is another."""
+
+LARGEST = 10**9
+"""Of every count: no run needs more, and products of two still fit 64 bits."""
+
+
+class OptionError(ValueError):
+    """An option that cannot be had.
+
+    Args:
+        message: one sentence, with the names of `TrainConfig`'s fields.
+        names: those in it, in their order.
+    """
+
+    def __init__(self, message: str, *names: str):
+        super().__init__(message)
+        self.names = names
+
+    @property
+    def dashed(self) -> str:
+        """The sentence as the command line says it: --max-steps for max_steps."""
+        text = str(self)
+        for name in self.names:
+            text = text.replace(name, f"--{name.replace('_', '-')}", 1)
+        return text
 
 
 @dataclass(frozen=True)
@@ -26,7 +51,7 @@ class TrainConfig:
     """The options of a training run; each field's annotation is its help text on the command line.
 
     Raises:
-        ValueError: a value out of range.
+        OptionError: a value out of range.
     """
 
     config: Annotated[str, "the network"] = "cifar-nano"
@@ -56,35 +81,37 @@ class TrainConfig:
     checkpoint_minutes: Annotated[float, "minutes between two checkpoints, likewise"] = 5.0
 
     def __post_init__(self) -> None:
-        if self.device not in DEVICES:
-            raise ValueError(f"device is {self.device}; it must be one of {', '.join(DEVICES)}")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision is {self.precision}; it must be one of {', '.join(PRECISIONS)}")
-        if self.tta not in TTA:
-            raise ValueError(f"tta is {self.tta}; it must be one of {', '.join(TTA)}")
-        least = {"batch_size": 2, "log_every": 1, "seed": 0, "weight_decay": 0, "clip_norm": 0}
-        least |= {"accumulate": 1, "eval_epochs": 1, "cutout": 0, "checkpoint_steps": 0, "checkpoint_minutes": 0}
-        for name, bound in least.items():
-            if not getattr(self, name) >= bound:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {bound}")
-        for name in ("epochs", "max_steps"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
-        if not 0 < self.lr < float("inf"):
-            raise ValueError(f"lr is {self.lr}; it must be above 0")
+        for name, allowed in {"device": DEVICES, "precision": PRECISIONS, "tta": TTA}.items():
+            if getattr(self, name) not in allowed:
+                self._refuse(name, f"it must be one of {', '.join(allowed)}")
+        counts = {"epochs": 1, "max_steps": 1, "batch_size": 2, "log_every": 1, "accumulate": 1, "eval_epochs": 1, "cutout": 0, "checkpoint_steps": 0}
+        for name, bound in {**counts, "seed": 0, "weight_decay": 0, "clip_norm": 0, "checkpoint_minutes": 0}.items():
+            if (value := getattr(self, name)) is not None and not value >= bound:
+                self._refuse(name, f"it must be at least {bound}")
+        for name, bound in {**dict.fromkeys(counts, LARGEST), "seed": 2**64 - 1}.items():
+            if (value := getattr(self, name)) is not None and value > bound:
+                self._refuse(name, f"it must be at most {bound:,}")
+        if not self.lr > 0:
+            self._refuse("lr", "it must be above 0")
+        for name, off in {"lr": "", "weight_decay": "", "clip_norm": ", 0 for no limit", "checkpoint_minutes": ", 0 for no such limit"}.items():
+            if not math.isfinite(getattr(self, name)):  # which JSON cannot write
+                self._refuse(name, f"it must be a finite number{off}")
         for name in ("warmup", "label_smoothing", "drop_path", "ema"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
+                self._refuse(name, "it must be at least 0 and below 1")
         if self.batch_size % self.accumulate or self.batch_size // self.accumulate < 2:
-            raise ValueError(f"accumulate is {self.accumulate}; it must divide the {self.batch_size} images of a step into equal parts of 2 or more")
+            self._refuse("accumulate", f"it must divide the {self.batch_size} images of a step into equal parts of 2 or more")
         if self.time_budget is not None:
             for name in ("epochs", "max_steps"):
                 if (value := getattr(self, name)) is not None:
-                    raise ValueError(f"time_budget is {self.time_budget} and {name} is {value}; give one of the two")
+                    raise OptionError(f"time_budget is {self.time_budget} and {name} is {value}; give one of the two", "time_budget", name)
             try:
                 duration(self.time_budget)
             except ValueError as error:
-                raise ValueError(f"time_budget {error}") from error
+                raise OptionError(f"time_budget {error}", "time_budget") from error
+
+    def _refuse(self, name: str, rule: str) -> NoReturn:
+        raise OptionError(f"{name} is {getattr(self, name)}; {rule}", name)
 
 
 def plain(config: TrainConfig) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-__all__ = ["Mistake", "Parser", "add_options", "positive"]
+__all__ = ["Mistake", "Parser", "add_options", "png_path", "positive", "some_path"]
 
 METAVARS = {int: "N", float: "X", Path: "PATH", str: "NAME"}
 
@@ -52,6 +52,10 @@ class Parser(argparse.ArgumentParser):
             self.error(f"there is no option {unknown[0]}" + (f"; did you mean {close[0]}?" if close else ""))
         return namespace, unknown
 
+    def print_help(self, file: Any = None) -> None:
+        """Print the help; argparse would keep quiet about a full disk."""
+        print(self.format_help(), end="", file=file)
+
     def error(self, message: str) -> NoReturn:
         """Raise `Mistake`, where argparse would print the usage and leave."""
         raise Mistake(f"{message} ({self.prog} --help lists the options)", 2)
@@ -87,7 +91,7 @@ def add_options(
         text += "" if field.default is None else f" (default: {field.default})"
         option = f"--{field.name.replace('_', '-')}"
         metavar = metavars.get(field.name) or METAVARS.get(kind, "NAME")
-        parser.add_argument(option, type=kind, default=argparse.SUPPRESS, help=text, metavar=metavar)
+        parser.add_argument(option, type=some_path if kind is Path else kind, default=argparse.SUPPRESS, help=text, metavar=metavar)
 
 
 def one_of(allowed: Collection[str]) -> Callable[[str], str]:
@@ -104,8 +108,24 @@ def one_of(allowed: Collection[str]) -> Callable[[str], str]:
     return check
 
 
+def some_path(text: str) -> Path:
+    """A path, for argparse. Of an empty one, as "$UNSET" is, Path would make the working directory."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
+    return Path(text)
+
+
+def png_path(text: str) -> Path:
+    """The path of a picture to make, for argparse: what is written is PNG, which another ending would belie."""
+    if Path(text).suffix.lower() not in ("", ".png"):
+        raise argparse.ArgumentTypeError(f"{text!r} does not end in .png, and pictures are PNG files")
+    return some_path(text)
+
+
 def positive(text: str) -> int:
     """A whole number above 0, for argparse."""
+    if text.isdecimal() and len(text) > 9:
+        raise argparse.ArgumentTypeError(f"{text!r} is too large; give a number of at most 9 digits")
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)

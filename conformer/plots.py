@@ -7,6 +7,7 @@ Each `draw_` function draws one picture on the Axes it is given; `save_curves` a
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ __all__ = [
 ]
 
 COLORS = {"cnn": "tab:blue", "transformer": "tab:orange", "sum": "tab:green"}
+MOST = 180  # images of `save_explanation`: matplotlib draws at most 65,536 pixels
 INK = "#010203"  # text and lines of `svg`, replaced by the colour of the page's text
 
 
@@ -112,7 +114,7 @@ def save_confusion_matrix(path: Path, matrix: np.ndarray, classes: Sequence[str]
 
 
 def save_explanation(path: Path, images: np.ndarray, names: Sequence[str], answers: Sequence[str], maps: np.ndarray, shares: np.ndarray) -> Path:
-    """Draw what a network looks at in some images into a PNG file, a row for each; returns its path, raises OSError.
+    """Draw what a network looks at in some images into a PNG file, a row for each; returns its path.
 
     Args:
         path: the file.
@@ -121,7 +123,13 @@ def save_explanation(path: Path, images: np.ndarray, names: Sequence[str], answe
         answers: what each is taken for.
         maps: class activation maps (N, h, w), as `class_activation_maps` gives them.
         shares: what the class token is made of, (N, h, w), as `attention_rollout` and `token_map` give it.
+
+    Raises:
+        OSError: it cannot be written.
+        ValueError: it would be too high to be drawn.
     """
+    if len(images) > MOST:
+        raise ValueError(f"{len(images)} images make too high a picture; give at most {MOST} at a time")
     figure = Figure(figsize=(8, 2.8 * len(images)), layout="constrained")
     for row, panels in enumerate(figure.subplots(len(images), 3, squeeze=False)):
         place = (-0.5, images.shape[2] - 0.5, images.shape[1] - 0.5, -0.5)
@@ -130,14 +138,21 @@ def save_explanation(path: Path, images: np.ndarray, names: Sequence[str], answe
             axes.imshow(images[row])
             if heat is not None:
                 axes.imshow(heat, cmap="inferno", alpha=0.6, extent=place, interpolation="bilinear")
-            axes.set_title(title, fontsize=8)
+            axes.set_title(_printable(title), fontsize=8, parse_math=False)
             axes.set_axis_off()
     return _save(figure, path)
 
 
+def _printable(name: str) -> str:
+    """A file's name with ? for bytes that are not UTF-8, which matplotlib does not take."""
+    return name.encode(errors="replace").decode()
+
+
 def _save(figure: Figure, path: Path) -> Path:
     picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=120)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # it is drawn as a box
+        figure.savefig(picture, format="png", dpi=120)
     write_file(path, picture.getvalue())
     return path
 

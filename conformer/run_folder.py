@@ -66,6 +66,8 @@ class RunFolder:
         """
         if path.exists() and not path.is_dir():
             raise FileExistsError(f"{path} is a file; choose another folder with --out")
+        if path.is_symlink() and not path.exists():
+            raise FileNotFoundError(f"{path} is a link to {os.readlink(path)}, which does not exist; make that folder, or choose another with --out")
         path.mkdir(parents=True, exist_ok=True)
         taken = [name for name in ("config.json", "metrics.jsonl", CHECKPOINT, *WEIGHTS) if (path / name).exists()]
         if taken:
@@ -127,9 +129,13 @@ class RunFolder:
         if "".join(kept) != text:
             write_file(path, "".join(kept))
 
+    def set_options(self, **values: Any) -> None:
+        """Change what config.json says."""
+        write_file(self.path / "config.json", _pretty(read_config(self.path) | values))
+
     def set_steps(self, steps: int) -> None:
         """Say in config.json and in the first line of metrics.jsonl how many steps the run has."""
-        write_file(self.path / "config.json", _pretty(read_config(self.path) | {"steps": steps}))
+        self.set_options(steps=steps)
         path = self.path / "metrics.jsonl"
         first, *rest = path.read_text(encoding="utf-8").splitlines(keepends=True)
         write_file(path, json.dumps(json.loads(first) | {"steps": steps}) + "\n" + "".join(rest))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
@@ -58,6 +59,8 @@ class StopSignals:
             self.received = number
             raise Stopped(number)
         self.received = number
+        if sys.stderr is None:  # the shell has closed it, `2>&-`, and number 2 may be one of our files
+            return
         with contextlib.suppress(OSError):  # not print: the signal may have come in the middle of one
             os.write(2, b"\nconformer: finishing this step, then saving (a second Ctrl-C does not wait)\n")
 

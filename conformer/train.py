@@ -8,8 +8,10 @@ files are written by `RunFolder`, and what is shown goes to a `Display`. Read ne
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
+import warnings
 from collections import deque
 from collections.abc import Iterator
 from contextlib import closing
@@ -28,12 +30,13 @@ from conformer.config import named_config
 from conformer.display import Display, Progress
 from conformer.evaluate import Accuracies, Predictions, evaluate
 from conformer.gpu_steps import GpuSteps
-from conformer.learner import Learner
-from conformer.options import TrainConfig, plain, resumed
+from conformer.learner import Learner, check_loss, check_weights
+from conformer.options import OptionError, TrainConfig, plain, resumed
 from conformer.run_folder import RunFolder, environment, read_config
 from conformer.steps import CpuSteps, Outcome, Steps
 from conformer.stopping import StopSignals
 from conformer.weights import About
+from minigrad import safetensors_io
 from minigrad.backend import cpu
 from minigrad.backend.cublas import precision
 
@@ -61,7 +64,8 @@ class Trainer:
         origin: the folder and the checkpoint to go on from; `Trainer.resume` gives them.
 
     Raises:
-        ValueError: an option that does not fit the data or the network, or data that is missing or damaged.
+        OptionError: an option that does not fit the data or the device.
+        ValueError: data that is missing or damaged, or a network that its images do not fit.
         OSError: the run folder holds a run already, or cannot be written.
         DeviceError: there is no GPU, and the options ask for one.
     """
@@ -71,20 +75,22 @@ class Trainer:
         self.display = display or Display()
         self.device = devices.choose(config.device)
         if self.device == "cpu" and config.precision != "float32":
-            raise ValueError(f"precision is {config.precision}, which is for GPUs; the CPU computes in float32: leave --precision out")
+            raise OptionError(f"precision is {config.precision}, which is for GPUs; the CPU computes in float32: leave it out", "precision")
         self.dataset = data.load(config.dataset, config.data_dir, self.display.message)
         self.steps_per_epoch = len(self.dataset.train) // config.batch_size
         if not self.steps_per_epoch:
-            raise ValueError(
-                f"batch_size is {config.batch_size}, but {self.dataset.source} has only {len(self.dataset.train)} training images: take a smaller one"
-            )
+            has = f"{self.dataset.source} has only {len(self.dataset.train)} training images"
+            raise OptionError(f"batch_size is {config.batch_size}, but {has}: take a smaller one", "batch_size")
+        height, width = self.dataset.train.images.shape[1:3]
+        if config.cutout >= min(height, width):
+            raise OptionError(f"cutout is {config.cutout}, which can blank a whole image of {height} x {width} pixels: take a smaller one", "cutout")
         self.evaluation_steps = config.eval_epochs * self.steps_per_epoch  # from one evaluation to the next
         limits = [config.epochs and config.epochs * self.steps_per_epoch, config.max_steps]
         self.steps = min(filter(None, limits), default=self.dataset.epochs * self.steps_per_epoch)
         self.steps_fixed = config.time_budget is None  # False until `_fit_to_budget` has fixed them
 
         self.network = replace(named_config(config.config), num_classes=len(self.dataset.classes), drop_path_rate=config.drop_path)
-        self.network.stem_size(*self.dataset.train.images.shape[1:3])  # raises if the network cannot take images of this size
+        self.network.stem_size(height, width)  # raises if the network cannot take images of this size
         self.fingerprint = fingerprint(self.dataset)
         self.evaluated = 0  # steps taken at the last evaluation
         self.saved: tuple[int, int] | None = None  # step and evaluated at the last checkpoint
@@ -111,11 +117,20 @@ class Trainer:
             **environment(),
         }
         if origin is None:
-            path = config.out or Path("runs", f"{config.config}-{now:%Y-%m-%d-%H%M%S}")
-            self.folder = RunFolder.create(path, plain(config) | {"steps": self.header["steps"]}, self.header)
+            self.folder = self._new_folder(f"{config.config}-{now:%Y-%m-%d-%H%M%S}")
         else:
             self.folder, checkpoint = origin
             self._restore(checkpoint)
+
+    def _new_folder(self, name: str) -> RunFolder:
+        """The folder that was asked for, or one in runs/ by this name, or by the next that no run has: another may begin in the same second."""
+        options = plain(self.config) | {"steps": self.header["steps"]}
+        if self.config.out:
+            return RunFolder.create(self.config.out, options, self.header)
+        for suffix in ("", *(f"-{number}" for number in range(2, 100))):
+            with contextlib.suppress(FileExistsError):
+                return RunFolder.create(Path("runs", name + suffix), options, self.header)
+        raise FileExistsError(f"runs has a hundred runs called {name}; choose a folder with --out")
 
     @classmethod
     def resume(cls, run: Path, display: Display | None = None, **given: Any) -> Trainer:
@@ -146,6 +161,7 @@ class Trainer:
         """Put everything where the checkpoint found it; without one, only cut off what was logged."""
         if checkpoint is None:
             self.folder.rewind(1, self.header)
+            self.folder.set_options(data_dir=plain(self.config)["data_dir"])
             return
         if checkpoint.fingerprint != self.fingerprint:
             raise ValueError(
@@ -157,7 +173,10 @@ class Trainer:
         if checkpoint.steps != self.steps:  # fixed by a time budget
             self.steps, self.steps_fixed = checkpoint.steps, True
             self.learner = Learner(self.network, self.config, self.steps, self.device)
-        self.learner.load_state(checkpoint.arrays, checkpoint.step, checkpoint.learning_rate)
+        try:
+            self.learner.load_state(checkpoint.arrays, checkpoint.step, checkpoint.learning_rate)
+        except ValueError as error:
+            raise ValueError(f"the checkpoint in {self.folder.path} does not fit the run's options ({error})") from error
         self.steps_fixed = True
         self.evaluated, self.test, self.best = checkpoint.evaluated, checkpoint.test, checkpoint.best
         self._recent.extend(checkpoint.recent)
@@ -165,6 +184,10 @@ class Trainer:
         self._started = time.perf_counter() - checkpoint.seconds
         self.saved = self.step, self.evaluated
         self.folder.rewind(checkpoint.lines, self.header)
+        if (data_dir := plain(self.config)["data_dir"]) != checkpoint.options.get("data_dir"):  # the data has moved: whoever comes next finds it
+            self.folder.set_options(data_dir=data_dir)
+            self.saved = None
+            self._save()
         if self.finished:
             return
         before = {"device": "CPU"} | checkpoint.environment  # the first versions knew no other
@@ -188,7 +211,7 @@ class Trainer:
 
         Raises:
             Stopped: by Ctrl-C or SIGTERM (a KeyboardInterrupt).
-            FloatingPointError: the loss is not finite any more.
+            FloatingPointError: the loss or a weight is not finite any more.
             OSError: a file cannot be written.
         """
         show, config, dataset = self.display.message, self.config, self.dataset
@@ -199,7 +222,9 @@ class Trainer:
         cpu.keep_freed_memory()
         self.learner.model.train()
         try:
-            with StopSignals() as signals, precision(config.precision):
+            with StopSignals() as signals, precision(config.precision), warnings.catch_warnings():
+                # Of numbers that are not finite one sentence is said, by `check_loss`. (np.errstate would not reach the pool's threads.)
+                warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"(minigrad|conformer|numpy)\.")
                 if not self.steps_fixed:
                     self._fit_to_budget(signals)
                 done = f", {self.step:,} of them taken" if self.step else ""
@@ -251,8 +276,8 @@ class Trainer:
     def _fit_to_budget(self, signals: StopSignals) -> None:
         """Fix the number of steps by taking some and undoing them: the learning rate's schedule depends on it from the first step.
 
-        What follows is the run that --max-steps would give. Timed are up to 20 steps, fewer where they would take a tenth of the budget, and the
-        evaluation of some images.
+        What follows is the run that --max-steps would give. Timed are up to 20 steps, fewer where they would take a tenth of the budget, the
+        evaluation of some images, and writing what a checkpoint has.
         """
         assert self.config.time_budget is not None
         budget = duration(self.config.time_budget)
@@ -270,6 +295,7 @@ class Trainer:
         part = data.Split(self.dataset.test.images[:500], self.dataset.test.labels[:500])
         evaluate(self.learner.model, part, self.dataset, tta=self.config.tta)
         evaluation = (time.perf_counter() - began) * len(self.dataset.test) / len(part) * (2 if self.learner.ema else 1)
+        evaluation += self._saving_seconds()
         self.steps = steps_within(0.98 * budget - (time.perf_counter() - self._started), each, evaluation, self.evaluation_steps)
         self.steps_fixed = True
         self.learner = Learner(self.network, self.config, self.steps, self.device)
@@ -277,6 +303,16 @@ class Trainer:
         self.folder.set_steps(self.steps)
         self.folder.log(step=0, time_budget=budget, seconds_per_step=each, seconds_per_evaluation=evaluation, steps=self.steps)
         self.display.message(f"{each:.3g} s a step and {evaluation:.3g} s an evaluation: {self.steps:,} steps fit {self.config.time_budget}")
+
+    def _saving_seconds(self) -> float:
+        """Seconds of what is written at an evaluation: two checkpoints, and two or three times the weights, which are a third of one."""
+        began = time.perf_counter()
+        path = self.folder.path / ".timed.tmp"
+        try:
+            safetensors_io.save_state(path, self.learner.state())
+        finally:
+            path.unlink(missing_ok=True)
+        return 3 * (time.perf_counter() - began)
 
     def _environment(self) -> dict[str, Any]:
         """What the last digits of the weights depend on."""
@@ -295,9 +331,11 @@ class Trainer:
         """Write the checkpoint, unless there is one of just this moment."""
         if self.saved == (self.step, self.evaluated):
             return
+        arrays = self.learner.state()
+        check_weights(arrays, self.step, self.config.lr)  # what is on the disk stays usable
         self.folder.save_checkpoint(
             Checkpoint(
-                arrays=self.learner.state(),
+                arrays=arrays,
                 options=plain(self.config),
                 network=asdict(self.network),
                 dataset=self.dataset.name,
@@ -350,6 +388,15 @@ class Trainer:
             seconds_left=(self.steps - last.step) * each + evaluations_left * self._evaluation_seconds,
         )
 
+    def _about(self) -> About:
+        """What the weights are for, after an evaluation."""
+        assert self.test is not None
+        return About.of(self.network, self.config.config, self.dataset, self.step, self.test._asdict())
+
+    def save_last(self) -> None:
+        """Write last.safetensors of a finished run anew; raises OSError."""
+        self.folder.save("last", self.learner.model, self._about())
+
     def _evaluate(self, signals: StopSignals) -> None:
         """Measure the network on the test images, log and show it, and save the weights; the same for their average if there is one.
 
@@ -360,7 +407,9 @@ class Trainer:
         with signals.at_once():
             self.predictions = evaluate(self.learner.model, self.dataset.test, self.dataset, tta=self.config.tta)
         test, loss = self.predictions.accuracies, self.predictions.loss
-        about = About.of(self.network, self.config.config, self.dataset, self.step, test._asdict())
+        check_loss(loss, self.step, self.config.lr, on=" on the test images")
+        self.test = test
+        about = self._about()
         self.folder.save("last", self.learner.model, about)
         if self.best is None or test.sum > self.best.sum:
             self.best = test
@@ -370,7 +419,7 @@ class Trainer:
                 with signals.at_once():
                     averaged = evaluate(self.learner.model, self.dataset.test, self.dataset, tta=self.config.tta).accuracies
                 self.folder.save("ema", self.learner.model, replace(about, test_accuracy=averaged._asdict()))
-        self.test, self.evaluated = test, self.step
+        self.evaluated = self.step
         self._evaluation_seconds = time.perf_counter() - began
 
         seconds = time.perf_counter() - self._started

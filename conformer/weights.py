@@ -7,6 +7,7 @@ Read next: `conformer/evaluate.py`.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,8 @@ def load_weights(path: str | Path) -> tuple[Conformer, About]:
         ValueError: it is not a weights file that `conformer train` wrote, or is damaged.
     """
     path = weights_file(path)
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is neither a file nor a folder")
     state, metadata = safetensors_io.load_state(path)
     try:
         values: dict[str, Any] = {field.name: metadata[field.name] for field in fields(About)}
@@ -86,5 +89,26 @@ def load_weights(path: str | Path) -> tuple[Conformer, About]:
         raise ValueError(f"{path} does not say what it is for (no {error} in its metadata); give weights that `conformer train` wrote") from error
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} is for a network that this version cannot build ({error})") from error
-    model.load_state_dict(state)
+    try:
+        _check(about, model.config)
+        model.load_state_dict(state)
+    except ValueError as error:
+        raise ValueError(f"{path} is not as `conformer train` wrote it ({error})") from error
     return model, about
+
+
+def _check(about: About, network: ConformerConfig) -> None:
+    """Raise ValueError where what a file says of its weights, which an editor may have changed, does not fit the network."""
+    if len(about.classes) != network.num_classes:
+        raise ValueError(f"it has {len(about.classes)} names for {network.num_classes} classes")
+    if numbers := [name for name in about.classes if not isinstance(name, str)]:
+        raise ValueError(f"{numbers[0]!r} is not the name of a class")
+    for name, least in {"mean": -math.inf, "std": 0}.items():
+        numbers = getattr(about, name)
+        if len(numbers) != network.in_chans or not all(type(x) in (int, float) and least < x < math.inf for x in numbers):
+            raise ValueError(f"{name} is {list(numbers)}, which does not normalise images of {network.in_chans} channels")
+    if len(about.image_size) != 2 or not all(type(side) is int for side in about.image_size):
+        raise ValueError(f"image_size is {list(about.image_size)}, which is not a height and a width")
+    network.stem_size(*about.image_size)
+    if type(about.step) is not int:
+        raise ValueError(f"step is {about.step!r}, which is not a whole number")

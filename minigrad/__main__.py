@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import inspect
 
 from minigrad import functional  # noqa: F401  (importing it fills the registry)
@@ -39,6 +40,7 @@ def _lines(op: Op) -> int:
 
 def main() -> None:
     """Print the table."""
+    argparse.ArgumentParser(prog="python -m minigrad", description="Print the table of all operations.").parse_args()
     rows = table()
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     for number, row in enumerate(rows):

@@ -36,6 +36,11 @@ def test_lines_do_not_count_documentation():
     assert lines["where"] == 3  # the same, with a docstring
 
 
+def test_it_takes_no_arguments():
+    result = subprocess.run([sys.executable, "-m", "minigrad", "--ops"], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2 and "unrecognized arguments: --ops" in result.stderr and not result.stdout
+
+
 def test_it_prints():
     result = subprocess.run([sys.executable, "-m", "minigrad"], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0 and not result.stderr

@@ -10,8 +10,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from conformer import cli, coupling10
 from conformer.augment import normalize
 from conformer.batches import Batch
 from conformer.cli import main
+from conformer.config import named_config
 from conformer.display import Display, Progress
 from conformer.evaluate import Accuracies, predict
 from conformer.image_files import read_image
@@ -128,21 +130,37 @@ def test_predict(cifar: Cifar, tiny_network: str, tmp_path: Path, capsys: pytest
             assert (name, float(share)) == (about.classes[place], pytest.approx(100 * shares[place], abs=0.051))
 
 
-def test_explain(cifar: Cifar, tiny_network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], fails: Callable[..., str]) -> None:
+def test_explain(
+    cifar: Cifar,
+    tiny_network: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    fails: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from PIL import Image
 
     run, picture = str(tmp_path / "run"), tmp_path / "picture.png"
     command = ["train", "--config", tiny_network, "--data-dir", str(cifar(records=8)), "--batch-size", "8", "--max-steps", "1", "--out", run]
     assert main(command) == 0
-    for name in ("one", "two"):
-        Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)).save(tmp_path / f"{name}.png")
+    images = [str(tmp_path / name) for name in ("$x^$.png", f"\u732b{os.fsdecode(bytes([0xE9]))}.png")]  # no formula; not in the font, not UTF-8
+    for name in images:
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)).save(name)
     capsys.readouterr()
-    images = [str(tmp_path / "one.png"), str(tmp_path / "two.png")]
     assert main(["explain", *images, "--run", run, "--out", str(picture)]) == 0
     assert capsys.readouterr().out == f"{picture}\n"
     with Image.open(picture) as drawn:
         assert drawn.width > drawn.height > 0.5 * drawn.width
     assert "cannot write" in fails(1, "explain", *images, "--run", run, "--out", str(tmp_path / "no" / "picture.png"))
+    assert "cannot write /dev/null: it is not a file" in fails(1, "explain", *images, "--run", run, "--out", "/dev/null")
+    assert "File name too long" in fails(1, "explain", *images, "--run", run, "--out", "a" * 300)
+    assert "is one of the images; give the picture another name" in fails(2, "explain", *images, "--run", run, "--out", images[0])
+    monkeypatch.setattr("conformer.plots.MOST", 1)
+    assert "2 images make too high a picture; give at most 1 at a time" in fails(1, "explain", *images, "--run", run, "--out", str(picture))
+    ascii_only = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", ascii_only)
+    assert main(["predict", images[1], "--run", run]) == 0
+    assert b"\\u732b\\udce9.png\n" in ascii_only.buffer.getvalue()
 
 
 def test_predict_what_cannot_be_read(tmp_path: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,12 +174,15 @@ def test_predict_what_cannot_be_read(tmp_path: Path, fails: Callable[..., str], 
 def test_report(cifar: Cifar, tiny_network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], fails: Callable[..., str]) -> None:
     run = tmp_path / "run"
     command = ["train", "--config", tiny_network, "--data-dir", str(cifar(records=8)), "--batch-size", "8", "--max-steps", "1", "--out", str(run)]
-    assert main(command) == 0
+    assert main([*command, "--tta", "mirror"]) == 0
     assert f"report: {run / 'report.html'}" in capsys.readouterr().out
     at_the_end = (run / "report.html").read_text()
     (run / "report.html").unlink()
     assert main(["report", str(run)]) == 0
     assert capsys.readouterr().out == f"{run / 'report.html'}\n"
+    assert (run / "report.html").read_text() == at_the_end  # with mirror images, too
+    (run / "report.html").unlink()
+    assert main(["train", "--resume", str(run)]) == 0
     assert (run / "report.html").read_text() == at_the_end
     (run / "report.html").unlink()
     (run / "report.html").mkdir()
@@ -209,6 +230,15 @@ def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         (["evaluate"], "RUN"),
         (["evaluate", "run", "--batch-size", "0"], "--batch-size: '0' is not a whole number above 0"),
         (["info", "--image-size", "big"], "--image-size: 'big' is not a whole number above 0"),
+        (["info", "--image-size", "9" * 5000], "is too large; give a number of at most 9 digits"),
+        (["train", "--time-budget", "5m", "--epochs", "3"], "--time-budget is 5m and --epochs is 3; give one of the two"),
+        (["train", "--precision", "bf16", "--device", "cpu"], "--precision is bf16, which is for GPUs"),
+        (["train", "--seed", "18446744073709551616"], "--seed is 18446744073709551616; it must be at most 18,446,744,073,709,551,615"),
+        (["train", "--clip-norm", "inf"], "--clip-norm is inf; it must be a finite number, 0 for no limit"),
+        (["train", "--out", ""], "--out: the path is empty"),
+        (["evaluate", ""], "RUN: the path is empty"),
+        (["explain", "cat.jpg", "--out", "x.jpg"], "--out: 'x.jpg' does not end in .png, and pictures are PNG files"),
+        (["evaluate", "run", "--picture", "x.svg"], "--picture: 'x.svg' does not end in .png"),
     ],
 )
 def test_wrong_usage(argv: list[str], message: str, fails: Callable[..., str]) -> None:
@@ -265,7 +295,8 @@ def test_full_disk(cifar: Cifar, tiny_network: str, tmp_path: Path, fails: Calla
 
     monkeypatch.setattr(safetensors_io, "save_state", full)
     command = ["train", "--config", tiny_network, "--data-dir", str(cifar()), "--batch-size", "4", "--max-steps", "1", "--out", str(tmp_path / "run")]
-    assert "checkpoint.safetensors: No space left on device; nothing was saved yet, go on with: conformer train --resume" in fails(1, *command)
+    line = fails(1, *command)
+    assert f"checkpoint.safetensors: No space left on device; nothing was saved yet, go on with: {cli._program()} train --resume" in line
 
 
 def test_ctrl_c(cifar: Cifar, tiny_network: str, tmp_path: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,7 +310,7 @@ def test_ctrl_c(cifar: Cifar, tiny_network: str, tmp_path: Path, fails: Callable
     monkeypatch.setattr(Learner, "train_step", interrupted)
     command = ["train", "--config", tiny_network, "--data-dir", str(cifar(records=8)), "--batch-size", "8", "--epochs", "2"]
     line = fails(130, *command, "--out", str(tmp_path / "run"))
-    assert f"stopped at step 6 of 10; step 5 is saved, go on with: conformer train --resume {tmp_path / 'run'}" in line
+    assert f"stopped at step 6 of 10; step 5 is saved, go on with: {cli._program()} train --resume {tmp_path / 'run'}" in line
     assert safetensors_io.load_state(tmp_path / "run" / "last.safetensors")[1]["step"] == "5"
 
 
@@ -293,6 +324,31 @@ def test_weights_that_cannot_be_used(tmp_path: Path, fails: Callable[..., str]) 
     entries = {field.name: "[]" for field in fields(About)} | {"network": '{"wings": 2}'}
     safetensors_io.save_state(tmp_path / "new.safetensors", {"weight": np.zeros(2)}, entries)
     assert "is for a network that this version cannot build" in fails(1, "evaluate", str(tmp_path / "new.safetensors"))
+    assert "/dev/null is neither a file nor a folder" in fails(1, "evaluate", "/dev/null")
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"classes": ["cat"]}, "it has 1 names for 2 classes"),
+        ({"classes": ["cat", 7]}, "7 is not the name of a class"),
+        ({"mean": [0.5]}, "mean is [0.5], which does not normalise images of 3 channels"),
+        ({"std": [0.2, 0, 0.2]}, "std is [0.2, 0, 0.2], which does not normalise"),
+        ({"std": [0.2, "b", 0.2]}, "which does not normalise"),
+        ({"image_size": [32]}, "image_size is [32], which is not a height and a width"),
+        ({"image_size": [33, 32]}, "images are 33 x 32 pixels, but"),
+        ({"step": "x"}, "step is 'x', which is not a whole number"),
+        ({}, "load_state_dict: Conformer cannot take these 1 entries"),
+    ],
+)
+def test_weights_that_were_changed(changed: dict[str, Any], said: str, tiny_network: str, tmp_path: Path, fails: Callable[..., str]) -> None:
+    network = asdict(replace(named_config(tiny_network), num_classes=2))
+    about = About(network, "tiny", "cifar10", "", ("cat", "dog"), (0.5,) * 3, (0.2,) * 3, (32, 32), 1, {})
+    entries = {name: value if isinstance(value, str) else json.dumps(value) for name, value in (asdict(about) | changed).items()}
+    entries |= {name: json.dumps(value) for name, value in changed.items()}
+    safetensors_io.save_state(tmp_path / "w.safetensors", {"weight": np.zeros(2)}, entries)
+    line = fails(1, "evaluate", str(tmp_path / "w.safetensors"))
+    assert line.startswith(f"conformer: {tmp_path / 'w.safetensors'} is not as `conformer train` wrote it (") and said in line
 
 
 def test_pins_of_openblas_are_mentioned(monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str]) -> None:
@@ -357,21 +413,124 @@ def test_resume(cifar: Cifar, tiny_network: str, tmp_path: Path, fails: Callable
     with monkeypatch.context() as patch:
         patch.setattr(Learner, "train_step", terminated)
         line = fails(143, *command, "--out", run)
-    assert line == f"conformer: stopped at step 7 of 10; step 7 is saved, go on with: conformer train --resume {run}"
+    assert line == f"conformer: stopped at step 7 of 10; step 7 is saved, go on with: {cli._program()} train --resume {run}"
     assert "already holds a run (config.json); choose another folder with --out, or go on with it with --resume" in fails(1, *command, "--out", run)
     assert "--resume goes on in the folder of the run itself: leave --out out" in fails(2, "train", "--resume", run, "--out", "other")
     assert "was started with --epochs 2, not with 3" in fails(1, "train", "--resume", run, "--epochs", "3")
     assert "there is no run to go on with in nowhere" in fails(1, "train", "--resume", "nowhere")
+    assert "--log-every is 0; it must be at least 1" in fails(2, "train", "--resume", run, "--log-every", "0")
     assert "--time-budget 'soon' is not a time" in fails(2, "train", "--time-budget", "soon")
     assert main(["train", "--resume", run]) == 0
     assert safetensors_io.load_state(tmp_path / "run" / "last.safetensors")[1]["step"] == "10"
     assert (tmp_path / "run" / "curves.png").exists()
 
 
-def test_resume_a_finished_run(cifar: Cifar, tiny_network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = str(tmp_path / "run")
-    folder = str(cifar())
-    assert main(["train", "--config", tiny_network, "--data-dir", folder, "--batch-size", "4", "--max-steps", "1", "--out", run]) == 0
+def test_resume_a_finished_run(
+    cifar: Cifar, tiny_network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, folder = str(tmp_path / "run"), cifar()
+    command = ["train", "--config", tiny_network, "--data-dir", str(folder), "--batch-size", "12", "--accumulate", "3", "--max-steps", "1"]
+    assert main([*command, "--out", run]) == 0
     capsys.readouterr()
-    assert main(["train", "--resume", run]) == 0
+    assert main(["train", "--resume", run, "--accumulate", "3"]) == 0  # which does not divide the default of --batch-size
     assert f"the run in {run} is finished: 1 steps, test accuracy" in capsys.readouterr().out
+
+    weights = tmp_path / "run" / "last.safetensors"
+    whole, (state, about) = weights.read_bytes(), safetensors_io.load_state(weights)
+    for content in (None, whole[:1000]):
+        weights.unlink()
+        if content is not None:
+            weights.write_bytes(content)
+        assert "last.safetensors" in (line := fails(0, "train", "--resume", run)) and line.endswith("; it is written anew from the checkpoint")
+        mended, about_it = safetensors_io.load_state(weights)
+        assert about_it == about
+        assert {name: array.tobytes() for name, array in mended.items()} == {name: array.tobytes() for name, array in state.items()}
+    weights.unlink()
+    weights.mkdir()
+    assert main(["train", "--resume", run]) == 1
+    assert "cannot write" in capsys.readouterr().err
+    weights.rmdir()
+    weights.write_bytes(whole)
+
+    folder.rename(tmp_path / "moved")
+    for name in ("evaluate", "report"):
+        assert main([name, run]) == 1
+        assert f"the run's data is not in {folder} any more, and CIFAR-10 is not in the cache" in capsys.readouterr().err
+        monkeypatch.setenv("CONFORMER_DATA", str(tmp_path / "moved"))
+        assert main([name, run]) == 0
+        monkeypatch.delenv("CONFORMER_DATA")
+        capsys.readouterr()
+    assert main(["train", "--resume", run, "--data-dir", str(tmp_path / "moved")]) == 0
+    for again in (["train", "--resume", run], ["evaluate", run], ["report", run]):
+        assert main(again) == 0
+
+
+def test_how_the_program_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "my programs"
+    folder.mkdir()
+    for name in ("conformer", "python3"):
+        (folder / name).touch(mode=0o755)
+    monkeypatch.setattr(sys, "executable", str(folder / "python3"))
+    for path, script, module in [("", f"'{folder}/conformer'", f"'{folder}/python3' -m conformer"), (folder, "conformer", "python3 -m conformer")]:
+        monkeypatch.setenv("PATH", str(path))
+        monkeypatch.setattr(sys, "argv", [str(folder / "conformer")])
+        assert cli._program() == script
+        monkeypatch.setattr(sys, "argv", ["/somewhere/conformer/__main__.py"])
+        assert cli._program() == module
+
+
+def test_output_that_cannot_be_written() -> None:
+    """Python would say so itself, with a traceback and the status 120, when it ends."""
+
+    def start(argv: str, stdout: int) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "conformer", *argv.split()]
+        return subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
+
+    reader, no_reader = os.pipe()
+    os.close(reader)
+    full = os.open("/dev/full", os.O_WRONLY)
+    sentence = "conformer: the output cannot be written: No space left on device\n"
+    cases = [("info", no_reader, ""), ("train --help", no_reader, ""), ("info", full, sentence), ("train --help", full, sentence)]
+    started = [start(argv, stdout) for argv, stdout, _ in cases]
+    os.close(no_reader)
+    os.close(full)
+    for process, (argv, _, said) in zip(started, cases, strict=True):
+        assert (process.communicate()[1], process.returncode) == (said, 1), argv
+
+
+def test_no_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under `>&-` there is no sys.stdout."""
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(["info"]) == 0
+    assert type(cli._display()) is Display
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (ValueError("MINIGRAD_THREADS is 'two'; give a whole number"), 2, "MINIGRAD_THREADS is 'two'; give a whole number"),
+        (RuntimeError("can't start new thread"), 1, "can't start new thread; set MINIGRAD_THREADS to a smaller number"),
+        (MemoryError(), 1, "there is not enough memory; free some, or take fewer images at a time"),
+        (MemoryError("8 GiB"), 1, "there is not enough memory (8 GiB); free some, or take fewer images at a time"),
+    ],
+)
+def test_what_the_machine_does_not_have(error: Exception, status: int, said: str, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> int:
+        raise error
+
+    monkeypatch.setattr(cli.cpu, "thread_count", fail)
+    assert fails(status, "info") == f"conformer: {said}"
+
+
+@pytest.mark.parametrize("command", ["evaluate", "report", "train --resume", "predict cat.jpg --run", "explain cat.jpg --run"])
+def test_a_name_that_is_too_long(command: str, fails: Callable[..., str]) -> None:
+    assert "File name too long" in fails(1, *command.split(), "a" * 300)
+
+
+def test_faults_of_ours_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise FileNotFoundError(2, "No such file or directory", "forgotten.html")
+
+    monkeypatch.setattr(cli, "describe", fail)
+    with pytest.raises(FileNotFoundError, match="forgotten"):
+        main(["info"])

@@ -70,6 +70,19 @@ def test_grey_of_8_and_of_16_bits(tmp_path: Path):
         assert_array_equal(read_image(tmp_path / name, (2, 2)), np.repeat(grey[..., None], 3, axis=2))
 
 
+def test_a_transparent_grey_of_16_bits_is_white(tmp_path: Path):
+    grey = Image.fromarray(np.array([[0, 51], [102, 204]], np.uint16) * 257)
+    grey.save(tmp_path / "16.png", transparency=51 * 257)
+    assert_array_equal(read_image(tmp_path / "16.png", (2, 2))[..., 0], [[0, 255], [102, 204]])
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [(np.float32, "fractions"), (np.int32, "whole numbers of 32 bits")])
+def test_pixels_of_unknown_range_are_refused(dtype: type, kind: str, tmp_path: Path):
+    Image.fromarray(np.ones((8, 8), dtype)).save(tmp_path / "grey.tif")
+    with pytest.raises(ValueError, match=f"grey.tif has {kind} as pixels, which may mean anything; save it with 8 or 16 bits each"):
+        read_image(tmp_path / "grey.tif", (8, 8))
+
+
 def test_what_is_no_image(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="cannot read .*nothing.png: No such file"):
         read_image(tmp_path / "nothing.png", (8, 8))
@@ -89,6 +102,29 @@ def test_images_cut_short(kind: str, tmp_path: Path):
         path.write_bytes(whole[:length])
         with pytest.raises(ValueError, match=r"image\.\w+ is (damaged|not an image)"):
             read_image(path, (8, 8))
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no frame"), NotImplementedError(), IndexError("out of range")])
+def test_whatever_a_decoder_raises_the_image_is_named(error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object) -> None:
+        raise error
+
+    (tmp_path / "image.png").write_bytes(png(np.zeros((8, 8, 3), np.uint8)))
+    monkeypatch.setattr("conformer.image_files.ImageOps.exif_transpose", fail)
+    with pytest.raises(ValueError, match=rf"image.png is damaged, or of a kind that cannot be read \({str(error) or 'NotImplementedError'}\)"):
+        read_image(tmp_path / "image.png", (8, 8))
+
+
+def test_a_damaged_texture(tmp_path: Path):
+    (tmp_path / "x.dds").write_bytes(b"DDS |\0\0\0" + bytes(120))
+    with pytest.raises(ValueError, match="x.dds is damaged, or of a kind that cannot be read"):
+        read_image(tmp_path / "x.dds", (8, 8))
+
+
+def test_a_large_image_is_read_without_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "large.png").write_bytes(png(np.zeros((12, 12, 3), np.uint8)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert read_image(tmp_path / "large.png", (8, 8)).shape == (8, 8, 3)
 
 
 def test_an_image_of_absurd_size_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

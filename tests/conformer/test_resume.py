@@ -27,7 +27,7 @@ from conformer.learner import Learner
 from conformer.options import TrainConfig
 from conformer.plots import save_curves
 from conformer.prefetch import prefetched
-from conformer.run_folder import RunFolder
+from conformer.run_folder import RunFolder, read_config
 from conformer.run_log import read_log
 from conformer.steps import Outcome
 from conformer.stopping import Stopped, StopSignals
@@ -175,6 +175,17 @@ def test_a_second_signal_does_not_wait() -> None:
         signal.raise_signal(signal.SIGTERM)
 
 
+def test_a_signal_where_stderr_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under `2>&-` the next file that is opened is number 2."""
+    written: list[int] = []
+    monkeypatch.setattr(sys, "stderr", None)
+    monkeypatch.setattr(os, "write", lambda handle, text: written.append(handle))
+    with StopSignals() as signals:
+        signal.raise_signal(signal.SIGTERM)
+        assert signals.received == signal.SIGTERM
+    assert not written
+
+
 def test_ignored_signals_stay_ignored() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -217,6 +228,15 @@ def test_other_images_are_refused(config: TrainConfig, cifar: Cifar, monkeypatch
     same = cifar(records=8, folder="same")
     assert fingerprint(data.load("cifar10", same)) == fingerprint(data.load("cifar10", config.data_dir))
     assert Trainer.resume(folder(config), data_dir=same).dataset.source == same
+    assert Trainer.resume(folder(config)).dataset.source == same  # from now on
+    assert read_config(folder(config))["data_dir"] == str(same)
+
+
+def test_data_that_moved_before_the_first_checkpoint(config: TrainConfig, cifar: Cifar) -> None:
+    Trainer(config).folder.close()
+    same = cifar(records=8, folder="same")
+    Trainer.resume(folder(config), data_dir=same).folder.close()
+    assert read_config(folder(config))["data_dir"] == str(same)
 
 
 def test_folders_that_cannot_go_on(config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,6 +258,16 @@ def test_folders_that_cannot_go_on(config: TrainConfig, tmp_path: Path, monkeypa
         Trainer.resume(run)
     safetensors_io.save_state(checkpoint, {}, {"checkpoint": '{"version": 99}'})
     with pytest.raises(ValueError, match="is a checkpoint of version 99, and this program reads version 1"):
+        Trainer.resume(run)
+    checkpoint.write_bytes(whole)
+    arrays, metadata = safetensors_io.load_state(checkpoint)
+    values = json.loads(metadata["checkpoint"])
+    safetensors_io.save_state(checkpoint, arrays, {"checkpoint": json.dumps(values | {"options": []})})
+    with pytest.raises(ValueError, match=r"is not a checkpoint that this program wrote \(options is \[\]\)"):
+        Trainer.resume(run)
+    arrays.popitem()
+    safetensors_io.save_state(checkpoint, arrays, metadata)
+    with pytest.raises(ValueError, match="the checkpoint in .*run does not fit the run's options .*missing"):
         Trainer.resume(run)
     checkpoint.unlink()
     safetensors_io.save_state(run / "last.safetensors", trainer.learner.model.state_dict())
@@ -323,6 +353,17 @@ def test_time_budget(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, capsy
         state, expected = (safetensors_io.load_state(path / f"{name}.safetensors")[0] for path in (run, run.with_name("fixed")))
         for key, array in state.items():
             assert array.tobytes() == expected[key].tobytes()
+
+
+def test_a_time_budget_has_the_time_of_saving_in_it(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_saving_seconds", lambda _: 1000.0)
+        patch.setattr(train, "steps_within", lambda *_: 1)
+        result = train.train(replace(config, epochs=None, time_budget="30m"))
+    assert lines(result.folder)[1]["seconds_per_evaluation"] >= 1000
+    trainer = Trainer(replace(config, out=result.folder.with_name("other")))
+    assert trainer._saving_seconds() > 0
+    assert not list(trainer.folder.path.glob(".*"))
 
 
 def test_a_resumed_run_keeps_the_steps_of_its_budget(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:

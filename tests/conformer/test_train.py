@@ -15,10 +15,11 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from conformer import data, learner, train
 from conformer.batches import batches
+from conformer.checkpoints import load_checkpoint
 from conformer.devices import DeviceError
 from conformer.display import Display, Progress
 from conformer.evaluate import Accuracies, accuracies, evaluate
-from conformer.options import TrainConfig
+from conformer.options import OptionError, TrainConfig
 from conformer.train import Trainer
 from conformer.weights import load_weights
 from minigrad import Tensor, random, safetensors_io
@@ -62,6 +63,15 @@ def lines(folder: Path) -> list[dict[str, Any]]:
         ({"tta": "crops"}, "tta is crops; it must be one of none, mirror"),
         ({"precision": "half"}, "precision is half; it must be one of float32, tf32, bf16"),
         ({"ema": 1.0}, "ema is 1.0; it must be at least 0 and below 1"),
+        ({"lr": math.inf}, "lr is inf; it must be a finite number"),
+        ({"weight_decay": math.inf}, "weight_decay is inf; it must be a finite number"),
+        ({"clip_norm": math.inf}, "clip_norm is inf; it must be a finite number, 0 for no limit"),
+        ({"clip_norm": math.nan}, "clip_norm is nan; it must be at least 0"),
+        ({"checkpoint_minutes": math.inf}, "checkpoint_minutes is inf; it must be a finite number, 0 for no such limit"),
+        ({"epochs": 10**26}, "epochs is 1(0+); it must be at most 1,000,000,000"),
+        ({"cutout": 10**22}, "cutout is 1(0+); it must be at most 1,000,000,000"),
+        ({"seed": 2**64}, "seed is 18446744073709551616; it must be at most 18,446,744,073,709,551,615"),
+        ({"time_budget": "9" * 400 + "s"}, "time_budget '9+s' is more than a year"),
     ],
 )
 def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
@@ -214,6 +224,14 @@ def test_default_folder(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.undo()
 
 
+def test_runs_of_the_same_second(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    trainer = Trainer(replace(config, out=None))
+    name = trainer.folder.path.name
+    assert [trainer._new_folder(name).path for _ in range(2)] == [Path("runs", f"{name}-2"), Path("runs", f"{name}-3")]
+    monkeypatch.undo()
+
+
 def test_mistakes_leave_no_folder(config: TrainConfig) -> None:
     assert config.out is not None
     with pytest.raises(ValueError, match=r"batch_size is 41, but .* has only 40 training images"):
@@ -222,11 +240,16 @@ def test_mistakes_leave_no_folder(config: TrainConfig) -> None:
         Trainer(replace(config, config="nano"))
     with pytest.raises(data.DataError, match="no folder"):
         Trainer(replace(config, data_dir=Path("nowhere")))
-    with pytest.raises(ValueError, match="precision is tf32, which is for GPUs; the CPU computes in float32: leave --precision out"):
+    with pytest.raises(OptionError, match="precision is tf32, which is for GPUs; the CPU computes in float32: leave it out"):
         Trainer(replace(config, precision="tf32"))
+    with pytest.raises(OptionError, match="cutout is 32, which can blank a whole image of 32 x 32 pixels: take a smaller one"):
+        Trainer(replace(config, cutout=32))
     with pytest.raises(DeviceError, match="No CUDA: "):
         Trainer(replace(config, device="cuda"))
     assert not config.out.exists()
+    config.out.symlink_to("nowhere")
+    with pytest.raises(FileNotFoundError, match="run is a link to nowhere, which does not exist; make that folder, or choose another with --out"):
+        Trainer(config)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,6 +258,33 @@ def test_a_loss_that_is_not_finite_stops_the_run(config: TrainConfig, monkeypatc
     with pytest.raises(FloatingPointError, match=r"the loss is nan at step 1; a lower --lr"):
         trainer.run()
     assert not (trainer.folder.path / "last.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("lr", "message", "kept"),
+    [
+        (1e30, "the loss on the test images is (nan|inf) at step 5; a lower --lr", 5),
+        (1e300, "the weights are not finite after step 5; a lower --lr", 0),
+    ],
+)
+def test_a_last_step_that_diverges(lr: float, message: str, kept: int, config: TrainConfig) -> None:
+    """No loss is computed after it but that on the test images; NumPy warns of none of it."""
+    trainer = Trainer(replace(config, epochs=1, lr=1e-3))
+    path = trainer.folder.path
+    original = trainer.learner.begin_step
+
+    def last() -> float:
+        rate = original()
+        if trainer.step == 4:
+            for group in trainer.learner.optimizer.param_groups:
+                group["lr"] = lr
+        return rate
+
+    trainer.learner.begin_step = last
+    with pytest.raises(FloatingPointError, match=message):
+        trainer.run()
+    assert not (path / "last.safetensors").exists()
+    assert load_checkpoint(path / "checkpoint.safetensors").step == kept
 
 
 def test_evaluation_changes_nothing(config: TrainConfig) -> None:
