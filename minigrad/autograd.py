@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.backend import cpu
+from minigrad import backend
 from minigrad.modes import MODE, check_gradients, check_sum, in_backward, mode
 from minigrad.tensor import Tensor, wrap
 
@@ -103,7 +103,7 @@ class _Sum:
     __slots__ = ("data",)
 
     def __init__(self, first: Tensor, second: Tensor):
-        self.data = _array(cpu.add(first.data, second.data))
+        self.data = _array(backend.add(first.data, second.data))
 
 
 def _add(total: Any, gradient: Tensor, create_graph: bool) -> Any:
@@ -113,7 +113,7 @@ def _add(total: Any, gradient: Tensor, create_graph: bool) -> Any:
     if create_graph:
         return total + gradient
     if type(total) is _Sum:
-        cpu.add(total.data, gradient.data, out=total.data)
+        backend.add(total.data, gradient.data, out=total.data)
         return total
     return _Sum(total, gradient)
 

@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from minigrad.backend import cpu
+
 __all__ = [
-    "Array", "add_at", "add_device", "as_strided", "check_dtype", "device_of", "is_array", "is_view", "kept_numbers", "matmul", "number",
-    "remove_device", "to_device",
+    "Array", "add", "add_at", "add_device", "as_strided", "check_dtype", "device_of", "is_array", "is_same", "is_view", "kept_numbers", "matmul",
+    "number", "remove_device", "to_device",
 ]  # fmt: skip
 
 Array = Any  # a numpy.ndarray, or the array type of another backend
@@ -24,13 +26,16 @@ Array = Any  # a numpy.ndarray, or the array type of another backend
 class _Device:
     """What the engine must know of a device: how to tell its arrays, how to bring an array there and back, and what it calls by other names."""
 
-    __slots__ = ("add_at", "as_strided", "from_numpy", "matmul", "name", "to_numpy")
+    __slots__ = ("add_at", "add_into", "as_strided", "from_numpy", "matmul", "name", "to_numpy")
 
-    def __init__(self, name: str, from_numpy: Callable, to_numpy: Callable, as_strided: Callable, add_at: Callable, matmul: Callable):
-        self.name, self.from_numpy, self.to_numpy, self.as_strided, self.add_at, self.matmul = name, from_numpy, to_numpy, as_strided, add_at, matmul
+    def __init__(
+        self, name: str, from_numpy: Callable, to_numpy: Callable, as_strided: Callable, add_at: Callable, matmul: Callable, add_into: Callable
+    ):
+        self.name, self.from_numpy, self.to_numpy, self.as_strided = name, from_numpy, to_numpy, as_strided
+        self.add_at, self.matmul, self.add_into = add_at, matmul, add_into
 
 
-_cpu = _Device("cpu", np.asarray, np.asarray, np.lib.stride_tricks.as_strided, np.add.at, np.matmul)
+_cpu = _Device("cpu", np.asarray, np.asarray, np.lib.stride_tricks.as_strided, np.add.at, np.matmul, cpu.add_into)
 _by_name: dict[str, _Device] = {"cpu": _cpu}
 _by_type: dict[type, _Device] = {np.ndarray: _cpu}
 _numbers: dict[tuple, Array] = {}  # see `number`
@@ -44,11 +49,12 @@ def add_device(
     as_strided: Callable,
     add_at: Callable = np.add.at,
     matmul: Callable = np.matmul,
+    add_into: Callable = np.add,
 ) -> None:
-    """Make the arrays of `array_type` known under the device `name`; the functions convert and view them, add at places given more than once, and
-    multiply matrices.
+    """Make the arrays of `array_type` known under the device `name`; the functions convert and view them, add at places given more than once,
+    multiply matrices, and write the sum of two large arrays to a third (see `add`).
     """
-    _by_name[name] = _by_type[array_type] = _Device(name, from_numpy, to_numpy, as_strided, add_at, matmul)
+    _by_name[name] = _by_type[array_type] = _Device(name, from_numpy, to_numpy, as_strided, add_at, matmul, add_into)
     _numbers.clear()
 
 
@@ -134,6 +140,34 @@ def is_view(array: Array, of: Array) -> bool:
         return False
     memory = getattr(array.data, "mem", None)  # the views of CuPy's as_strided name no base; arrays of other libraries have no such attribute
     return memory is not None and memory is of.data.mem
+
+
+def is_same(x: Any, y: Array) -> bool:
+    """Whether x (which may be None) is the same elements as y: of one shape and dtype, at the same places in memory."""
+    if type(x) is not type(y) or x.shape != y.shape or x.strides != y.strides or x.dtype != y.dtype:
+        return False
+    if type(x) is np.ndarray:
+        return x.__array_interface__["data"][0] == y.__array_interface__["data"][0]
+    address = getattr(x.data, "ptr", None)  # CuPy's; arrays of other libraries have no such attribute
+    return address is not None and address == y.data.ptr
+
+
+LARGE = 1 << 19  # elements: enough for two threads of a CPU, and for 128 blocks on a GPU, which has about as many multiprocessors
+
+
+def add(x: Array, y: Any, out: Array | None = None) -> Array:
+    """x + y, written to `out` if given, an array of the sum's shape and dtype; large arrays by the device's own `add_into`.
+
+    The residual sums of a network are large, and so is the sum of the two gradients that arrive at each.
+    """
+    if (
+        x.size < LARGE or type(x) is not type(y) or x.shape != y.shape or x.dtype != y.dtype
+        or not (x.flags.c_contiguous and y.flags.c_contiguous and (out is None or out.flags.c_contiguous))
+    ):  # fmt: skip
+        return x + y if out is None else np.add(x, y, out=out)
+    total = np.empty_like(x) if out is None else out
+    _find(x).add_into(x, y, total)
+    return total
 
 
 def add_at(array: Array, index: Any, values: Array) -> None:

@@ -27,8 +27,8 @@
 //
 // Arguments x_b, x_h, x_n: how many numbers lie between examples, heads and tokens of x (its last axis is contiguous). `packs`: all rows can be read
 // as float4. Masks, null where there is none: `bias` is added to the scores, where `allowed` is false they are -infinity (both with strides s_b ...
-// s_m); weights are multiplied by `keeping` or `kept`, contiguous (B, h, N, M), and by
-// keep_scale, which is given to the values. What is written lies in the order (B, N, h, D).
+// s_m); weights are multiplied by `keeping` or `kept`, contiguous (B, h, N, M), and by keep_scale, which is given to the values. What is written lies in
+// the order (B, N, h, D); each gradient is a slice of an array (B, N, `abreast`, h, D).
 #include "attention.cuh"
 
 constexpr int OWN = 16;               // a warp's own rows
@@ -288,7 +288,7 @@ attention_backward_naive(const T* __restrict__ query, const T* __restrict__ key,
                          const T* __restrict__ top, const T* __restrict__ rescale, const T* __restrict__ delta, T* __restrict__ first_gradient,
                          T* __restrict__ second_gradient, int q_b, int q_h, int q_n, int k_b, int k_h, int k_m, int v_b, int v_h, int v_m, int dy_b,
                          int dy_h, int dy_n, int s_b, int s_h, int s_n, int s_m, int heads, int queries, int keys, int width, int value_width, T scale,
-                         T keep_scale, bool packs, int count)
+                         T keep_scale, bool packs, int abreast, int count)
 {
     const int row = blockIdx.x * 128 + threadIdx.x, each = KEYS ? keys : queries;
     if (row >= count) return;
@@ -298,7 +298,7 @@ attention_backward_naive(const T* __restrict__ query, const T* __restrict__ key,
     key += (long long)b * k_b + (long long)h * k_h;
     value += (long long)b * v_b + (long long)h * v_h;
     dy += (long long)b * dy_b + (long long)h * dy_h;
-    const long long token = ((long long)b * each + own) * heads + h;
+    const long long token = ((long long)b * each + own) * abreast * heads + h;
     T *first = first_gradient ? first_gradient + token * width : nullptr, *second = second_gradient ? second_gradient + token * value_width : nullptr;
     for (int d = 0; first && d < width; d++) first[d] = 0;
     for (int d = 0; second && d < value_width; d++) second[d] = 0;
@@ -324,7 +324,7 @@ attention_backward(const T* __restrict__ query, const T* __restrict__ key, const
                    const T* __restrict__ top, const T* __restrict__ rescale, const T* __restrict__ delta, T* __restrict__ first_gradient,
                    T* __restrict__ second_gradient, int q_b, int q_h, int q_n, int k_b, int k_h, int k_m, int v_b, int v_h, int v_m, int dy_b, int dy_h,
                    int dy_n, int s_b, int s_h, int s_n, int s_m, int heads, int queries, int keys, int width, int value_width, T scale, T keep_scale,
-                   bool packs, int count)
+                   bool packs, int abreast, int count)
 {
     extern __shared__ __align__(32) unsigned char shared[];
     const int each = KEYS ? keys : queries, others = KEYS ? queries : keys;
@@ -390,14 +390,14 @@ attention_backward(const T* __restrict__ query, const T* __restrict__ key, const
         }
     }
     if (own >= each) return;
-    const long long token = ((long long)b * each + own) * heads + h;
-    if (first_gradient) store<T, WIDTH>(first_gradient + token * width, first_sum, heads * width, each - own, width, packs);
+    const long long token = ((long long)b * each + own) * abreast * heads + h;
+    if (first_gradient) store<T, WIDTH>(first_gradient + token * width, first_sum, abreast * heads * width, each - own, width, packs);
     if constexpr (KEYS) {
         if (!second_gradient) return;
 #pragma unroll
         for (int i = 0; i < 4; i++)
 #pragma unroll
             for (int c = 0; c < WIDTH / 8; c++) second_sum[i][c] *= keep_scale;
-        store<T, WIDTH>(second_gradient + token * value_width, second_sum, heads * value_width, each - own, value_width, packs);
+        store<T, WIDTH>(second_gradient + token * value_width, second_sum, abreast * heads * value_width, each - own, value_width, packs);
     }
 }

@@ -268,7 +268,7 @@ attention_backward_short(const T* __restrict__ query, const T* __restrict__ key,
                          const T* __restrict__ top, const T* __restrict__ rescale, T* __restrict__ dquery, T* __restrict__ dkey,
                          T* __restrict__ dvalue, int q_b, int q_h, int q_n, int k_b, int k_h, int k_m, int v_b, int v_h, int v_m, int dy_b, int dy_h,
                          int dy_n, int s_b, int s_h, int s_n, int s_m, int heads, int queries, int keys, int width, int value_width, T scale,
-                         T keep_scale, bool packs)
+                         T keep_scale, bool packs, int abreast)
 {
     constexpr int W = THREADS / 32, C = 3 * W;                        // 24 W = 8 C tokens
     extern __shared__ __align__(32) unsigned char shared[];
@@ -316,23 +316,24 @@ attention_backward_short(const T* __restrict__ query, const T* __restrict__ key,
             if (MASKED) weight[i][j] *= n < queries && m < keys ? masks.keep(n, m) : T(0);
         }
     }
-    const long long query_token = ((long long)b * queries + own) * heads + h, key_token = ((long long)b * keys + own) * heads + h;
+    const int all_heads = abreast * heads;
+    const long long query_token = ((long long)b * queries + own) * all_heads + h, key_token = ((long long)b * keys + own) * all_heads + h;
     __syncthreads();                                                  // value has been read
     if (dvalue) {
         put<T, C>(p + own * (8 * C + 4), weight);
         __syncthreads();
         transposed_times<T, C>(p + own, dy_tile, queries, sum);
-        store(dvalue + key_token * value_width, sum, keep_scale, heads * value_width, keys - own, value_width, packs);
+        store(dvalue + key_token * value_width, sum, keep_scale, all_heads * value_width, keys - own, value_width, packs);
         __syncthreads();                                              // P has been read
     }
     put<T, C>(p + own * (8 * C + 4), ds);
     __syncthreads();
     if (dquery) {
         times<T, C>(p + own * (8 * C + 4), k_tile, keys, sum);
-        store(dquery + query_token * width, sum, scale, heads * width, queries - own, width, packs);
+        store(dquery + query_token * width, sum, scale, all_heads * width, queries - own, width, packs);
     }
     if (dkey) {
         transposed_times<T, C>(p + own, q_tile, queries, sum);
-        store(dkey + key_token * width, sum, scale, heads * width, keys - own, width, packs);
+        store(dkey + key_token * width, sum, scale, all_heads * width, keys - own, width, packs);
     }
 }

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from minigrad import backend
-from minigrad.backend import cpu
 from minigrad.backend.erf import erf as erf_of_array
 from minigrad.op import Op, primitive
 from minigrad.tensor import Tensor, wrap
@@ -26,7 +25,7 @@ from minigrad.tensor import Tensor, wrap
 
 @primitive(elementwise=True)
 def add(x: Tensor, y: Tensor) -> Tensor:
-    return cpu.add(x, y)
+    return backend.add(x, y)
 
 
 @primitive(elementwise=True)

@@ -136,10 +136,9 @@ def _stack_gradients(g: tuple[Tensor | None, ...], axis: int) -> Tensor:
 
 def _stack_arrays(g: tuple, axis: int) -> Any:
     """The same on arrays. Where they are, in order, all the slices of one array already, as attention makes them: that array."""
-    whole = getattr(g[0], "base", None)
-    if type(whole) is np.ndarray and whole.ndim == g[0].ndim + 1 and whole.shape[axis] == len(g):
-        slices = [(x.__array_interface__["data"][0], x.shape, x.strides, x.dtype) for x in unbind.function(whole, axis)]
-        if slices == [None if x is None else (x.__array_interface__["data"][0], x.shape, x.strides, x.dtype) for x in g]:
+    whole: Any = getattr(g[0], "base", None)
+    if backend.is_array(whole) and whole.ndim == g[0].ndim + 1 and whole.shape[axis] == len(g):
+        if all(backend.is_same(x, piece) for x, piece in zip(g, unbind.function(whole, axis), strict=True)):
             return whole
     return np.stack([np.zeros_like(_first(g)) if x is None else x for x in g], axis)
 

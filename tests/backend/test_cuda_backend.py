@@ -1,4 +1,4 @@
-"""The backend's own CUDA kernels on the emulator: the error function, and adding at places that are given more than once."""
+"""The backend's own CUDA kernels on the emulator: the error function, sums of large arrays, and adding at places that are given more than once."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import minigrad
-from minigrad import Tensor, ops
-from minigrad.backend import cuda, nvrtc
+from minigrad import Tensor, backend, ops
+from minigrad.backend import addition, cuda, nvrtc
 from minigrad.backend.kernel_source import read
 from minigrad.backend.scatter import add_at
 from tests.backend.emulator.in_a_process import run_tests
@@ -48,6 +48,89 @@ def test_erf_at_the_ends_and_of_strided_arrays() -> None:
         out = ops.erf(Tensor(x).to(device="cuda").transpose(1, 0)).to(device="cpu").numpy()
     np.testing.assert_allclose(out, ops.erf(Tensor(x.T.copy())).numpy(), rtol=last_digits(1e-16))
     np.testing.assert_array_equal(np.signbit(out), np.signbit(ops.erf(Tensor(x.T.copy())).numpy()))
+
+
+def large_arrays(size: int, dtype: type, count: int = 2, start: int = 0) -> list[Any]:
+    """On the device; each begins `start` numbers behind the beginning of its memory."""
+    cp = cuda.array_module()
+    return [cp.asarray(rng(seed).uniform(-9, 9, start + size).astype(dtype))[start:] for seed in range(count)]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("size", "start"), [(4096, 0), (4100, 0), (1025, 0), (1024, 1), (backend.LARGE, 0)])
+def test_large_arrays_are_added_by_one_launch(dtype: type, size: int, start: int) -> None:
+    """The bits of CuPy's sum: in a new array, and in either summand. Arrays that do not begin at 16 bytes are read number by number."""
+    with pytest.MonkeyPatch.context() as patch, on_cuda(ORDERS if size < backend.LARGE else ORDERS[:1]) as device:
+        patch.setattr(backend, "LARGE", min(size, backend.LARGE))
+        x, y = large_arrays(size, dtype, start=start)
+        expected = (x + y).get()
+        np.testing.assert_array_equal(backend.add(x, y).get(), expected)
+        for total in (x, y):
+            before = total.copy()
+            assert backend.add(x, y, out=total) is total
+            np.testing.assert_array_equal(total.get(), expected)
+            total[...] = before
+        assert device.launches == 3
+
+
+def test_the_naive_sum_is_the_same() -> None:
+    with on_cuda(ORDERS):
+        x, y, total = large_arrays(300, np.float32, 3)
+        addition._cuda.launch("add_naive<float>", 2, 256, x, y, total, 300)
+        np.testing.assert_array_equal(total.get(), (x + y).get())
+
+
+def test_other_sums_are_the_array_library_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of small arrays, of arrays with gaps or in another order, of different shapes or dtypes, of integers, of numbers."""
+    monkeypatch.setattr(backend, "LARGE", 12)
+    with on_cuda() as device:
+        cp = cuda.array_module()
+        x, y = (array.reshape(4, 6) for array in large_arrays(24, np.float32))
+        turned = cp.empty((6, 4), np.float32).T
+        for a, b, out in (
+            (x[:1], y[:1], None), (x.T, y.T, None), (x[:, :3], y[:, :3], None), (x, y[0], None), (x, y.astype(np.float64), None), (x, 2, None),
+            (x.astype(np.int64), y.astype(np.int64), None), (x, y, turned), (x[:1], y[:1], cp.empty((1, 6), np.float32)),
+        ):  # fmt: skip
+            result = backend.add(a, b, out=out)
+            np.testing.assert_array_equal(result.get(), a.get() + (b if isinstance(b, int) else b.get()))
+            assert out is None or result is out
+        assert device.launches == 0
+
+
+@pytest.mark.emulator
+@pytest.mark.parametrize("size", [4096, 4100, 1024, 1025])
+def test_a_sum_has_no_block_too_many(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr(backend, "LARGE", size)
+    with on_cuda(build="check") as device:
+        backend.add(*large_arrays(size, np.float32))
+        assert device.launches == 1 and device.wasteful == []
+
+
+def test_sums_of_gradients_in_a_captured_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tensor that is used three times: one sum is made, and added to in place, whenever the graph is launched."""
+    monkeypatch.setattr(backend, "LARGE", 1 << 10)
+    names: list[str] = []
+    launch = cuda.Kernels.launch
+    monkeypatch.setattr(cuda.Kernels, "launch", lambda self, name, *rest, **more: names.append(name) or launch(self, name, *rest, **more))
+    values = rng(0).uniform(-1, 1, (2, 32, 32)).astype(np.float32)
+
+    def gradient(x: Tensor) -> Any:
+        y = x * 1.5
+        (y * y + y * 2.0 - y.exp()).sum().backward()
+        found, x.grad = x.grad, None
+        assert found is not None
+        return found.data
+
+    with on_cuda():
+        x = Tensor(values[0]).to(device="cuda").requires_grad_()
+        graph = cuda.Captured(lambda: gradient(x))
+        names_of_a_call = len(names) // 3
+        assert names[:names_of_a_call] == ["add<float4>"] * 4  # one of the sums that are written here, three of the four gradients that arrive at y
+        for given in values:
+            x.data[...] = cuda.array_module().asarray(given)
+            graph.launch()
+            np.testing.assert_array_equal(graph.result.get(), gradient(Tensor(given).to(device="cuda").requires_grad_()).get())
+            assert_close(graph.result.get(), Tensor(gradient(Tensor(given, requires_grad=True))), relative=1e-6)
 
 
 def added(array: np.ndarray, index: Any, values: np.ndarray) -> np.ndarray:

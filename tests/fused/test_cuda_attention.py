@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import minigrad
-from minigrad import Tensor
+from minigrad import Tensor, ops
 from minigrad.backend import cuda, nvrtc
 from minigrad.backend.kernel_source import Source, read
 from minigrad.fused import attention as page
@@ -192,7 +192,8 @@ def test_a_score_that_is_no_number_stays_in_its_row(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("tokens", [{"float": (24, 72)}, {"float": ()}], ids=["short", "tiles"])
 @pytest.mark.parametrize(("dim", "heads"), [(8, 2), (12, 4)])  # head widths of 4, read as float4, and of 3
 def test_views_of_the_qkv_buffer_are_read_in_place(monkeypatch: pytest.MonkeyPatch, dim: int, heads: int, tokens: dict) -> None:
-    """No input is copied: what is allocated is the output and two numbers for every row; in backward the gradients, and for tiles one more number."""
+    """No input is copied: what is allocated is the output and two numbers for every row; in backward an array that the three gradients are slices of
+    (each has its own where not all are wanted), and for tiles one more number."""
     monkeypatch.setattr(page, "_SHORT", tokens)
     x, upstream = rng(1).standard_normal((2, 3, 5, heads, dim // heads)), rng(2).standard_normal((2, 5, heads, dim // heads)).swapaxes(1, 2)
     buffer = np.moveaxis(x, 1, 2)  # (B, N, 3, h, D)
@@ -207,14 +208,56 @@ def test_views_of_the_qkv_buffer_are_read_in_place(monkeypatch: pytest.MonkeyPat
         before = device.allocations
         out, saved = page.cuda_forward(query, key, value, None, None, 0.0, None)
         assert device.allocations - before == 3
+        more = not tokens["float"]
         before = device.allocations
         gradients = page.cuda_backward(dy, saved, (True, True, True, False, False))[:3]
-        assert device.allocations - before == (3 if tokens["float"] else 4)
-        for array in (out, *gradients):
+        assert device.allocations - before == 1 + more
+        assert all(array.base is gradients[0].base for array in gradients) and gradients[0].base.shape == buffer.shape
+        before = device.allocations
+        two = page.cuda_backward(dy, saved, (True, True, False, False, False))[:3]
+        assert device.allocations - before == 2 + more and two[2] is None
+        for array in (out, *two[:2]):
             assert array.swapaxes(1, 2).flags.c_contiguous  # merging the heads is a view
+        for array, alone in zip(gradients, two[:2], strict=False):
+            np.testing.assert_array_equal(array.get(), alone.get())
         ours = [array.get() for array in (out, *gradients)]
     for k, (a, b) in enumerate(zip(ours, expected, strict=True)):
         assert_close(a, b, f"result {k}", 2e-6)
+
+
+@pytest.mark.parametrize("rung", ["short", "tiles", "naive"])
+@pytest.mark.parametrize("width", [4, 3])
+def test_unbind_gets_the_slices_of_one_array(monkeypatch: pytest.MonkeyPatch, rung: str, width: int) -> None:
+    """The gradient of what query, key and value were cut from is written by the kernels, not stacked; it has the bits of gradients that lie apart."""
+    if rung != "short":
+        monkeypatch.setattr(page, "_SHORT", {"float": ()})
+    if rung == "naive":
+        monkeypatch.setattr(page, "_WIDTHS", {"float": ()})
+    x, upstream = rng(1).standard_normal((2, 19, 3, 2, width)).astype(np.float32), rng(2).standard_normal((2, 2, 19, width)).astype(np.float32)
+    with on_cuda(ORDERS):
+        qkv, dy = Tensor(x).to(device="cuda").requires_grad_(), Tensor(upstream).to(device="cuda")
+        parts = [part.transpose(0, 2, 1, 3) for part in qkv.unbind(2)]
+        leaves = [Tensor(part.data.copy(), requires_grad=True) for part in parts]
+        apart = minigrad.grad([scaled_dot_product_attention(*leaves)], leaves, [dy])
+        assert all(g.data.base is not apart[0].data.base and g.data.swapaxes(1, 2).flags.c_contiguous for g in apart[1:])
+        expected = np.stack([g.data.get().swapaxes(1, 2) for g in apart], 2)
+        monkeypatch.setattr(np, "stack", None)
+        (gradient,) = minigrad.grad([scaled_dot_product_attention(*parts)], [qkv], [dy])
+        assert gradient.data.flags.c_contiguous
+        np.testing.assert_array_equal(gradient.data.get(), expected)
+
+
+def test_unbind_stacks_what_is_not_all_of_one_array() -> None:
+    """Slices in another order, a copy among them, one missing; by the rule on arrays, on the device."""
+    rule = ops.unbind.array_rules["x"]
+    with on_cuda():
+        whole = cuda.array_module().asarray(rng(0).standard_normal((3, 3, 3)))
+        first, second, third = (whole[:, k] for k in range(3))
+        assert rule((first, second, third), 1) is whole
+        for g in ((second, first, third), (first, None, third), (first, second, third.copy()), (first, second, third.T)):
+            stacked = rule(g, 1)
+            assert stacked.base is None or stacked.base is not whole
+            np.testing.assert_array_equal(stacked.get(), np.stack([np.zeros((3, 3)) if x is None else x.get() for x in g], 1))
 
 
 @pytest.mark.emulator

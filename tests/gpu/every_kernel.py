@@ -89,6 +89,9 @@ def calls() -> Iterator[Callable[[], Any]]:
     for dtype in (np.float32, np.float64):
         yield lambda dtype=dtype: attention.test_wider_heads_take_the_kernels_with_a_thread_per_row(dtype)
         yield lambda dtype=dtype: test_cuda_backend.test_erf_and_its_gradient_are_the_cpu_s(dtype, (300,))
+        for size in (4100, 1025):
+            yield lambda dtype=dtype, size=size: test_cuda_backend.test_large_arrays_are_added_by_one_launch(dtype, size, 0)
+    yield test_cuda_backend.test_the_naive_sum_is_the_same
     yield test_cuda_backend.test_values_are_added_in_the_order_of_numpy
     yield test_cublas.test_bfloat16_of_every_kind_of_number
     yield lambda: test_cublas.test_factors_are_rounded_and_sums_are_not("bf16", 7, True)
