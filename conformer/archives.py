@@ -75,6 +75,8 @@ def read_archive(path: Path, names: Collection[str]) -> dict[str, bytes]:
                         continue
                     if name in contents:
                         raise DataError(f"{path} holds {name} twice; expected one data set")
+                    if member.issparse():
+                        raise DataError(f"{path}: {name} is stored with holes, which no archive of this data set has; get it again")
                     if member.size > LARGEST:
                         raise DataError(f"{path}: {name} has {member.size:,} bytes; expected at most {LARGEST:,}")
                     content = archive.extractfile(member)
@@ -82,9 +84,11 @@ def read_archive(path: Path, names: Collection[str]) -> dict[str, bytes]:
                     contents[name] = content.read()
                 while stream.read(2**20):
                     pass
+    except DataError:
+        raise
     except EOFError as error:
         raise DataError(f"{path} is cut short; get it again") from error
-    except (gzip.BadGzipFile, zlib.error) as error:
+    except (gzip.BadGzipFile, zlib.error, ValueError, OverflowError) as error:  # the last two for numbers in a header that cannot be
         raise DataError(f"{path} is damaged ({error}); get it again") from error
     except tarfile.TarError as error:
         if contents or others:
@@ -141,7 +145,7 @@ def _read_pickle(version: Version, content: bytes, path: Path) -> tuple[np.ndarr
         refuse(f"expected a dictionary, found {type(batch).__name__}")
     batch = {key.decode("latin-1") if isinstance(key, bytes) else key: value for key, value in batch.items()}
     if missing := [key for key in ("data", version.label_key) if key not in batch]:
-        refuse(f"expected an entry {missing[0]!r}, found {', '.join(map(repr, batch)) or 'none'}")
+        refuse(f"expected an entry {missing[0]!r}, found {', '.join(repr(key) for key in batch if isinstance(key, str)) or 'none'}")
     data, labels = batch["data"], batch[version.label_key]
     if not isinstance(data, _PickledArray) or (planes := data.bytes_array()) is None or planes.ndim != 2 or planes.shape[1] != PIXELS:
         refuse(f"expected an array of bytes of shape (N, {PIXELS}) as 'data'")

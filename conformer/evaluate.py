@@ -108,13 +108,14 @@ def predict(model: Conformer, batches: Iterable[np.ndarray | Tensor]) -> tuple[n
     Returns:
         The CNN head's and the transformer head's logits, each (N, K).
     """
-    training, device = model.training, _device(model)
+    before, device = [(module, module.training) for module in model.modules()], _device(model)  # some may be frozen
     model.eval()
     try:
         with no_grad():
             parts = [[head.data for head in model(Tensor(images).to(device=device))] for images in batches]
     finally:
-        model.train(training)
+        for module, training in before:
+            module.training = training
     cnn, transformer = (backend.to_device(np.concatenate(head), "cpu") for head in zip(*parts, strict=True))
     return cnn, transformer
 
@@ -132,7 +133,14 @@ def evaluate(model: Conformer, split: Split, dataset: Dataset, batch_size: int |
         dataset: the data set the network was trained on: its constants normalise the images.
         batch_size: images at a time; None takes 500 on the CPU and 1,000 on a GPU, which is then busy longer than the host needs for the launches.
         tta: test-time augmentation, one of `TTA`: with "mirror" an image's logits are the means of its own and its mirror image's.
+
+    Raises:
+        ValueError: another tta, no images, or a batch size below 1.
     """
+    if tta not in TTA:
+        raise ValueError(f"evaluate: tta is {tta!r}; it must be one of {', '.join(TTA)}")
+    if not len(split) or (batch_size is not None and batch_size < 1):
+        raise ValueError(f"evaluate: {len(split)} images in batches of {batch_size}; give at least one image, and batches of at least 1")
     on_gpu = _device(model) == "cuda"
     batch_size = batch_size or (1000 if on_gpu else 500)
     batches = _on_gpu if on_gpu else _on_cpu

@@ -143,7 +143,12 @@ def coupling_strength(model: Conformer, named: Named) -> dict[str, tuple[float, 
 
     Returns:
         `{block: (down, up)}`, ratios of root mean squares; 0 is no coupling, 1 means as large as what is there already.
+
+    Raises:
+        ValueError: the model is in training mode, in which looking at it would move its running statistics.
     """
+    if any(module.training for module in model.modules()):
+        raise ValueError("coupling_strength: the model is in training mode; call its .eval(), and take its intermediates then")
     strengths: dict[str, tuple[float, float]] = {}
     tokens = named["trans_1"].numpy()
     with no_grad():

@@ -84,8 +84,8 @@ def draw_confusion_matrix(axes: Axes, matrix: np.ndarray, classes: Sequence[str]
     axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
     few = len(classes) <= 20
     size = None if few else 4
-    axes.set_xticks(range(len(classes)), classes, rotation=45 if few else 90, ha="right" if few else "center", fontsize=size)
-    axes.set_yticks(range(len(classes)), classes, fontsize=size)
+    axes.set_xticks(range(len(classes)), classes, rotation=45 if few else 90, ha="right" if few else "center", fontsize=size, parse_math=False)
+    axes.set_yticks(range(len(classes)), classes, fontsize=size, parse_math=False)
     axes.set(xlabel="taken for", ylabel="shows")
     if few:
         for row, column in np.argwhere(share >= 0.5):

@@ -21,11 +21,13 @@ def prefetched(items: Iterator[Item], ahead: int = 2) -> Generator[Item]:
 
     Args:
         items: consumed in the thread.
-        ahead: how many may wait.
+        ahead: how many may wait, at least 1.
 
     Yields:
         The items. Close the generator (`contextlib.closing`) to end the thread early.
     """
+    if ahead < 1:
+        raise ValueError(f"prefetched: ahead is {ahead}; it must be at least 1, or nothing is ever made")
     done: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
     places = threading.Semaphore(ahead)
     closed = threading.Event()

@@ -320,6 +320,10 @@ def backward(tensor: Tensor, gradient: Any = None, retain_graph: bool = False, c
     starts = _start_gradients([tensor], [gradient], "backward")
     found = _walk([tensor], starts, retain_graph or create_graph, create_graph)
     with _collecting:
+        if MODE.get().anomaly:
+            for (leaf, _), (total, _) in found.items():
+                if leaf.grad is not None:
+                    check_sum(_array(leaf.grad.data + total.data), None, "the .grad of a leaf")
         for (leaf, _), (total, fresh) in found.items():
             if create_graph:
                 with mode(record=True):  # also under no_grad

@@ -143,6 +143,6 @@ def checkpoint(function: Callable, *inputs: Any) -> Any:
     node.op = _Checkpoint(function, _shapes(results), reads, list(captured), draws, current)
     node.edges = edges + tuple(captured)
     node.outputs, node.order, node.site = len(results), next(node_numbers), caller_site() if current.anomaly else None
-    node.inputs = inputs
+    node.inputs, node.values = inputs, ()
     wrapped = [wrap(y.data, node, k, y.version) if isinstance(y, Tensor) and y.requires_grad else y for k, y in enumerate(results)]
     return wrapped[0] if isinstance(outputs, Tensor) else type(outputs)(wrapped)

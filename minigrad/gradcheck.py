@@ -39,7 +39,7 @@ def gradcheck(
 
     Returns:
         True. Raises AssertionError with both values if they differ, TypeError if an input that is to be checked is not float64, ValueError if none
-        is.
+        is, or in no direction.
 
     Source: https://docs.pytorch.org/docs/stable/generated/torch.autograd.gradcheck.gradcheck.html (the fast mode)
     """
@@ -50,6 +50,8 @@ def gradcheck(
     for x in checked:
         if x.dtype != np.float64:
             raise TypeError(f"gradcheck: an input of shape {x.shape} is {x.dtype}; finite differences need float64")
+    if directions < 1:
+        raise ValueError(f"gradcheck: directions is {directions}; in fewer than 1 nothing is compared")
     generator = np.random.default_rng(seed)
     weights: list[Tensor] = []
 

@@ -191,6 +191,12 @@ def test_gradients_that_add_up_to_infinity():
             rf".*{HERE}:{line_of(fan_out, 'the culprit')} add up to Inf$",
         ):
             (z + z).backward(g)
+        (y * 1.0).backward(g)
+        x.grad = Tensor(np.array([2.0]))
+        with pytest.raises(FloatingPointError, match=r"the gradients that reach the .grad of a leaf of shape \(1,\) add up to Inf$"):
+            (y * 1.0 + x).backward(g)
+        assert y.grad.item() == 1e308 and x.grad.item() == 2  # neither was added to
+    x.grad = None
     (x + x).backward(g)
     assert x.grad.item() == np.inf
 

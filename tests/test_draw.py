@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigrad import Tensor, functional, no_grad, ops
+from minigrad import Tensor, checkpoint, functional, no_grad, ops
 from minigrad.draw import graph, layout
 
 
@@ -38,6 +38,12 @@ def test_settings_of_an_operation_and_several_outputs():
     drawn = graph(first * second)
     assert [box.lines for box in drawn.boxes] == [("(2, 3, 4)",), ("transpose", "(1, 0, 2)"), ("unbind", "1"), ("mul",)]
     assert drawn.arrows == [(0, 1), (1, 2), (2, 3), (2, 3)]
+
+
+def test_a_checkpoint_is_one_box():
+    x = Tensor([2.0], requires_grad=True)
+    drawn = graph(checkpoint(lambda a: a * a, x).exp())
+    assert [box.lines for box in drawn.boxes] == [("[2.]",), ("checkpoint",), ("exp",)] and drawn.arrows == [(0, 1), (1, 2)]
 
 
 def test_graphs_of_several_results_and_of_a_leaf_alone():

@@ -44,10 +44,10 @@ class _Numbered(Module):
         setattr(self, self._name(index), module)
 
     def __len__(self) -> int:
-        return len(self._registered)
+        return sum(1 for _ in self)
 
     def __iter__(self) -> Iterator[Module]:
-        return (getattr(self, name) for name in self._registered)
+        return (module for _, module in self._own("module"))  # a subclass may have parameters and buffers too
 
 
 class ModuleList(_Numbered):

@@ -192,6 +192,24 @@ def test_archive_member_too_large(cifar: Cifar, tmp_path: Path, monkeypatch: pyt
         data.load("cifar10", archive)
 
 
+def test_archive_with_holes_or_with_a_size_that_cannot_be(cifar: Cifar, tmp_path: Path) -> None:
+    names = list(members(cifar(), ""))
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT) as archive:
+        member = tarfile.TarInfo(names[0])
+        member.type = tarfile.GNUTYPE_SPARSE
+        archive.addfile(member)
+    header = bytearray((tmp_path / "a.tar").read_bytes())
+    with pytest.raises(data.DataError, match=f"a.tar: {names[0]} is stored with holes"):
+        data.load("cifar10", tmp_path / "a.tar")
+    header[124:136] = b"\x80" + b"\xff" * 11  # the size, in base 256
+    header[156:157] = tarfile.REGTYPE
+    header[148:156] = b" " * 8
+    header[148:156] = f"{sum(header[:512]):06o}\0 ".encode()
+    (tmp_path / "b.tar").write_bytes(header)
+    with pytest.raises(data.DataError, match=f"b.tar(: {names[0]} has .* bytes| is damaged)"):
+        data.load("cifar10", tmp_path / "b.tar")
+
+
 def read(content: bytes) -> tuple[np.ndarray, np.ndarray]:
     return archives.read_batch(PYTHON, content, Path("data_batch_1"), 10)
 
@@ -251,6 +269,7 @@ def test_wrong_contents_of_a_pickle(change: dict[str, Any], message: str) -> Non
         (python2_pickle([1, 2]), "expected a dictionary, found list"),
         (python2_pickle({}), "expected an entry 'data', found none"),
         (python2_pickle({"data": 1}), "expected an entry 'labels', found 'data'"),
+        (python2_pickle({"data": 1, (1, (2,)): 3}), "expected an entry 'labels', found 'data'$"),
     ],
 )
 def test_not_a_batch(content: bytes, message: str) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
-from conformer.evaluate import HEADS, Predictions
+from conformer import Conformer
+from conformer.data import Dataset, Split
+from conformer.evaluate import HEADS, Predictions, evaluate, predict
 
 CNN = np.array([[2.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 3, 0], [0, 1, 0, 0]])
 TRANSFORMER = np.array([[0.0, 1, 0, 0], [0, 1, 0, 0], [0, 4, 0, 0], [0, 0, 3, 0]])
@@ -44,3 +49,32 @@ def test_all_figures_agree(count: int, classes: int, seed: int):
     reference = [torch.nn.functional.cross_entropy(torch.tensor(logits), torch.tensor(labels)).item() for logits in (cnn, transformer)]
     assert_allclose(predictions.loss, sum(reference) / 2, rtol=1e-12)
     assert_allclose(predictions.probabilities, torch.softmax(torch.tensor(cnn + transformer), 1).numpy(), rtol=1e-12)
+
+
+def small_network() -> Conformer:
+    return Conformer(depth=3, embed_dim=8, num_heads=2, channel_ratio=0.25, stem="cifar", stem_channels=8, num_classes=2)
+
+
+def test_modules_that_are_frozen_stay_so():
+    """A fine-tuning loop that evaluates after each epoch must not begin to train the statistics that it froze."""
+    model = small_network().train()
+    model.bn1.eval()
+    modes = [module.training for module in model.modules()]
+    predict(model, [np.zeros((1, 16, 16, 3), np.float32)])
+    assert [module.training for module in model.modules()] == modes and not model.bn1.training and model.training
+
+
+@pytest.mark.parametrize(
+    ("count", "options", "message"),
+    [
+        (1, {"tta": "mirorr"}, "evaluate: tta is 'mirorr'; it must be one of none, mirror"),
+        (1, {"tta": True}, "evaluate: tta is True"),
+        (0, {}, "evaluate: 0 images in batches of None; give at least one image"),
+        (1, {"batch_size": -1}, "evaluate: 1 images in batches of -1; .*batches of at least 1"),
+    ],
+)
+def test_what_cannot_be_evaluated(count: int, options: dict, message: str):
+    split = Split(np.zeros((count, 16, 16, 3), np.uint8), np.zeros(count, np.int64))
+    dataset = Dataset("x", ("a", "b"), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), split, split, Path())
+    with pytest.raises(ValueError, match=message):
+        evaluate(small_network(), split, dataset, **options)

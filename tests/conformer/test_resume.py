@@ -443,6 +443,11 @@ def test_prefetching_is_ahead_but_not_far_ahead_and_ends() -> None:
     assert not [thread for thread in threading.enumerate() if thread.name == "conformer-prefetch"]
 
 
+def test_something_is_made_ahead() -> None:
+    with pytest.raises(ValueError, match="prefetched: ahead is 0; it must be at least 1"):
+        next(prefetched(iter([1]), ahead=0))
+
+
 def test_an_error_while_prefetching_comes_in_its_turn() -> None:
     def items() -> Iterator[int]:
         yield 1

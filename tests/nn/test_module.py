@@ -370,3 +370,17 @@ def test_module_list_and_sequential():
     np.testing.assert_array_equal(chain(x).numpy(), layers[2](layers[1](layers[0](x))).numpy())
     np.testing.assert_array_equal(chain[:2](x).numpy(), layers[1](layers[0](x)).numpy())
     assert nn.Sequential()(x) is x
+
+
+def test_a_list_of_modules_may_have_parameters_of_its_own():
+    class Scaled(nn.Sequential):
+        def __init__(self, *modules: nn.Module):
+            super().__init__(*modules)
+            self.gain = nn.Parameter(np.full(2, 3.0))
+            self.register_buffer("calls", Tensor(np.zeros(1)))
+
+    chain = Scaled(nn.ReLU())
+    assert len(chain) == 1 and [type(module) for module in chain] == [nn.ReLU]
+    chain.append(nn.Linear(2, 2, bias=False))
+    assert list(chain.state_dict()) == ["gain", "calls", "1.weight"] and chain[-1] is chain[1]
+    assert chain(Tensor(np.ones((1, 2), np.float32))).shape == (1, 2)
