@@ -143,12 +143,7 @@ def coupling_strength(model: Conformer, named: Named) -> dict[str, tuple[float, 
 
     Returns:
         `{block: (down, up)}`, ratios of root mean squares; 0 is no coupling, 1 means as large as what is there already.
-
-    Raises:
-        ValueError: the model is in training mode, in which looking at it would move its running statistics.
     """
-    if any(module.training for module in model.modules()):
-        raise ValueError("coupling_strength: the model is in training mode; call its .eval(), and take its intermediates then")
     strengths: dict[str, tuple[float, float]] = {}
     tokens = named["trans_1"].numpy()
     with no_grad():
@@ -156,8 +151,10 @@ def coupling_strength(model: Conformer, named: Named) -> dict[str, tuple[float, 
             block = getattr(model, plan.name)
             down = _ratio(named[f"{plan.name}.squeeze_block"].numpy()[:, 1:], tokens[:, 1:])
             before = named[f"{plan.name}.med_block.{model.config.num_med_block - 1}" if model.config.num_med_block else f"{plan.name}.cnn_block"]
-            fusion = block.fusion_block
-            entering = fusion.bn1(fusion.conv1(before), relu=True)  # (B, H, W, C / 4): what FCUUp's map is added to
+            conv, norm = block.fusion_block.conv1, block.fusion_block.bn1
+            statistics = (None, None) if norm.training else (norm.running_mean, norm.running_var)
+            # What FCUUp's map is added to, (B, H, W, C / 4). Not by calling the layer: in training mode it would move its running statistics.
+            entering = F.batch_norm(conv(before), norm.weight, norm.bias, *statistics, eps=norm.eps, relu=True)[0]
             strengths[plan.name] = down, _ratio(named[f"{plan.name}.expand_block"].numpy(), entering.numpy())
             tokens = named[f"{plan.name}.trans_block"].numpy()
     return strengths

@@ -51,6 +51,10 @@ PLAN: dict[str, tuple[tuple[str, ...], ...]] = {
         ("tests/test_autograd.py",), ("tests/test_graphs.py",), ("tests/test_versions.py", "tests/test_checkpoint.py", "tests/test_anomaly.py"),
         ("tests/test_memory.py",),
     ),
+    "minigrad/fused/attention.py": (
+        ("tests/fused/test_attention.py",), ("tests/fused/test_cuda_attention.py",),
+        ("tests/fused/test_cuda_choices.py", "tests/fused/test_cuda_launches.py"),
+    ),
     "minigrad/fused/conv2d_tensor.py": (
         ("tests/fused/test_cuda_choices.py",), ("tests/fused/test_cuda_conv_tensor.py",), ("tests/fused/test_cuda_launches.py",),
     ),

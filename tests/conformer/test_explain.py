@@ -124,11 +124,8 @@ def test_coupling_strength_is_0_where_a_unit_adds_nothing(med_blocks):
             layer.weight.copy_(0 * layer.weight.numpy())
             layer.bias.copy_(0 * layer.bias.numpy())
         after = coupling_strength(model, model.intermediates(images))
-        before_training = model.state_dict()
-        model.conv1.train()
-        with pytest.raises(ValueError, match=r"coupling_strength: the model is in training mode; call its .eval\(\)"):
-            coupling_strength(model, {})
-        assert all((before_training[name] == array).all() for name, array in model.state_dict().items())
-        model.eval()
+        named, state = model.intermediates(images), model.state_dict()
+        assert coupling_strength(model.train(), named) != after  # normalised by the batch
+        assert all((state[name] == array).all() for name, array in model.state_dict().items())  # looking moves no statistics
     assert after["conv_trans_3"] == (0, 0)
     assert after["conv_trans_2"] == before["conv_trans_2"]

@@ -317,6 +317,11 @@ def test_a_state_with_options_or_counters_out_of_range_lists_everything_and_chan
         optimizer.load_state_dict({**before, **{name: value for name, (value, _) in wrong.items()}})
     for _, said in wrong.values():
         assert said in str(caught.value)
+    with pytest.raises(ValueError, match="state.0.step is 2147483648, not a whole number from 0 to 2147483647"):
+        optimizer.load_state_dict({**before, "state.0.step": np.array(2**31)})
+    optimizer.load_state_dict({**before, "state.0.step": np.array(0)})
+    assert optimizer.state_dict()["state.0.step"] == 0
+    optimizer.load_state_dict(before)
     after = optimizer.state_dict()
     assert list(after) == list(before) and all(np.array_equal(after[name], before[name]) for name in before)
 
