@@ -17,6 +17,7 @@
 // Nothing is added by atomics: every sum has one order, so a run can be repeated bit for bit. That is why the columns take two kernels.
 // T is the type of a number, V what is read at once: float, float4 or double. `packs` is C / (numbers in a V). A null weight is 1, a null bias 0.
 #include "pack.cuh"
+#include "slices.cuh"
 
 // --- forward
 
@@ -189,18 +190,7 @@ __global__ void __launch_bounds__(256) layer_norm_columns(const T* __restrict__ 
 template <typename T>
 __global__ void __launch_bounds__(512) layer_norm_columns_sum(const T* __restrict__ partial, T* __restrict__ total, int slices, int columns)
 {
-    __shared__ T sums[16][32];
-    const int i = threadIdx.x, j = threadIdx.y, c = blockIdx.x * 32 + i;
-    T sum = 0;
-    if (c < columns) {
-        #pragma unroll 8                                              // so that eight loads are on their way at a time; the order of addition stays
-        for (int s = j; s < slices; s += 16) sum += partial[(long long)s * columns + c];
-    }
-    sums[j][i] = sum;
-    __syncthreads();
-    if (j > 0 || c >= columns) return;
-    for (int k = 1; k < 16; k++) sum += sums[k][i];
-    total[c] = sum;
+    add_slices(partial, total, slices, columns);
 }
 
 // --- all three: what is read for one of them is all that the others need

@@ -118,8 +118,8 @@ layer_norm.kernel("cpu", cpu_forward, cpu_backward, fresh=True, reads=READS)
 
 
 _cuda = cuda.Kernels(__file__)
-_ITEMS = {"float, float4": (1, 2, 3, 6), "double, double": (1, 2, 3, 6)}
-"""Types: how many packs of a row a lane may keep in registers, to compute all gradients in one pass; there is a kernel for each."""
+_ITEMS = 1, 2, 3, 6
+"""How many packs of a row a lane may keep in registers, to compute all gradients in one pass; a kernel each, but not for single floats."""
 
 
 def _cuda_rows(x, *others) -> tuple[str, int, int, int]:
@@ -149,7 +149,7 @@ def cuda_backward(dy, saved, needs):
     cp, channels, number = cuda.array_module(), x.shape[-1], cuda.c_type(x.dtype)
     dx = cp.empty_like(x) if needs[0] else None                            # (..., C)
     types, blocks, rows, packs = _cuda_rows(x, dy, weight, dx)
-    items = next((n for n in _ITEMS.get(types, ()) if packs <= 32 * n), None)
+    items = None if types == "float, float" else next((n for n in _ITEMS if packs <= 32 * n), None)
     in_one_pass = dx is not None and (needs[1] or needs[2]) and items is not None
     if dx is not None and not in_one_pass:
         _cuda.launch(f"layer_norm_backward<{types}>", blocks, 128, dy, x, weight, mean, rstd, dx, rows, packs)

@@ -12,6 +12,7 @@
 // Nothing is added by atomics: every sum has one order, so a run can be repeated bit for bit. That is why summing takes two kernels.
 // T is the type of a number, V what is read at once: float, float4 or double. `packs` is O / (numbers in a V).
 #include "pack.cuh"
+#include "slices.cuh"
 
 // instances: linear_add_bias_naive<float>
 template <typename T>
@@ -68,16 +69,5 @@ __global__ void __launch_bounds__(256) column_sums(const T* __restrict__ x, T* _
 template <typename T>
 __global__ void __launch_bounds__(512) column_sums_total(const T* __restrict__ partial, T* __restrict__ total, int slices, int columns)
 {
-    __shared__ T sums[16][32];
-    const int i = threadIdx.x, j = threadIdx.y, c = blockIdx.x * 32 + i;
-    T sum = 0;
-    if (c < columns) {
-#pragma unroll 8                                                      // so that eight loads are on their way at a time; the order of addition stays
-        for (int s = j; s < slices; s += 16) sum += partial[(long long)s * columns + c];
-    }
-    sums[j][i] = sum;
-    __syncthreads();
-    if (j > 0 || c >= columns) return;
-    for (int k = 1; k < 16; k++) sum += sums[k][i];
-    total[c] = sum;
+    add_slices(partial, total, slices, columns);
 }

@@ -29,6 +29,7 @@ pytestmark = pytest.mark.cuda
 
 FILES = sorted((Path(minigrad.__file__).parent / "optim").glob("*.cu"))
 SHAPES = [(3, 7), (), (0, 4), (13,), (5, 4), (2, 2, 9)]
+OPTIONS: dict[type[optim.Optimizer], dict] = {optim.AdamW: {}, optim.SGD: {"momentum": 0.9}}  # with which a step depends on those before
 LAST_DIGITS = 1e-15  # of the largest number: the kernels compute in the CPU's order
 
 
@@ -96,16 +97,15 @@ def test_steps_are_those_of_the_cpu(device: Any, kind: type[optim.Optimizer], op
 
 @pytest.mark.parametrize("kind", [optim.AdamW, optim.SGD])
 def test_a_run_goes_on_where_it_was_saved_on_either_device(device: Any, kind: type[optim.Optimizer]):
-    options = {"momentum": 0.9} if kind is optim.SGD else {}
     params, reference = parameters("cuda"), parameters("cpu")
-    first, unbroken = kind(params, lr=0.1, **options), kind(reference, lr=0.1, **options)
+    first, unbroken = kind(params, lr=0.1, **OPTIONS[kind]), kind(reference, lr=0.1, **OPTIONS[kind])
     for step in range(3):
         set_gradients(params, step)
         set_gradients(reference, step)
         first.step()
         unbroken.step()
     moved = [Tensor(p.to(device="cpu").numpy().copy(), requires_grad=True) for p in params]
-    on_cpu, again = kind(moved, **options), kind(params, **options)
+    on_cpu, again = kind(moved, **OPTIONS[kind]), kind(params, **OPTIONS[kind])
     on_cpu.load_state_dict(first.state_dict())
     again.load_state_dict(unbroken.state_dict())
     for leaves, optimizer in ((params, again), (moved, on_cpu), (reference, unbroken)):
@@ -225,16 +225,15 @@ def test_the_naive_kernel_computes_the_same():
 @pytest.mark.parametrize("kind", [optim.AdamW, optim.SGD])
 def test_a_captured_step_follows_the_schedule_and_counts_steps(kind: type[optim.Optimizer]):
     """Steps that are not captured, with gradients elsewhere, may come between."""
-    options = {"momentum": 0.9} if kind is optim.SGD else {}
     reference = parameters("cpu")
-    expected = kind(reference, lr=0.1, **options)
+    expected = kind(reference, lr=0.1, **OPTIONS[kind])
     for step in range(6):
         expected.param_groups[0]["lr"] = 0.1 / (step + 1)
         set_gradients(reference, step)
         expected.step()
     with on_cuda():
         params = parameters("cuda")
-        optimizer = kind(params, lr=0.1, **options)
+        optimizer = kind(params, lr=0.1, **OPTIONS[kind])
         set_gradients(params, 0)
         optimizer.step()  # makes the tables
         set_gradients(params, 1)
@@ -433,9 +432,8 @@ def test_an_infinite_norm_only_measures_gradients_that_are_no_numbers(device: An
 @pytest.mark.parametrize("kind", [optim.AdamW, optim.SGD])
 def test_a_copy_goes_on_by_itself(device: Any, kind: type[optim.Optimizer]):
     """In tables of its own: what the original does afterwards changes nothing for the copy, and the other way round."""
-    options = {"momentum": 0.9} if kind is optim.SGD else {}
     params, reference = parameters("cuda"), parameters("cpu")
-    first, expected = kind(params, lr=0.1, **options), kind(reference, lr=0.1, **options)
+    first, expected = kind(params, lr=0.1, **OPTIONS[kind]), kind(reference, lr=0.1, **OPTIONS[kind])
     for step in range(3):
         for optimizer, leaves in ((first, params), (expected, reference)):
             set_gradients(leaves, step)
