@@ -382,7 +382,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the command and its options; None takes the process's.
 
     Returns:
-        The exit status: 0, or 1 or 2 after a sentence on stderr, or 130 after Ctrl-C and 143 after SIGTERM.
+        The exit status: 0, or 1 or 2 after a sentence on stderr, or 130 after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -436,5 +436,6 @@ def _output_lost(error: OSError) -> int:
         with contextlib.suppress(AttributeError, OSError):  # Python flushes at its end what is left: to nowhere
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     if not broken:
-        print(f"conformer: the output cannot be written: {error.strerror or error}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # both are the terminal that was closed
+            print(f"conformer: the output cannot be written: {error.strerror or error}", file=sys.stderr)
     return 1

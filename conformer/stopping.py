@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while training: the step is finished, the run is saved, and only then does it end.
+"""Ctrl-C, SIGTERM and a closed terminal while training: the step is finished, the run is saved, and only then does it end.
 
 `StopSignals` notes the first signal; the training loop asks between steps, and raises `Stopped` when all is on the disk. A second signal does
 not wait. Read next: `Trainer.run` in `conformer/train.py`, which asks.
@@ -17,7 +17,7 @@ from typing import Any
 
 __all__ = ["StopSignals", "Stopped"]
 
-SIGNALS = signal.SIGINT, signal.SIGTERM
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))  # the last one is not known to Windows
 
 
 class Stopped(KeyboardInterrupt):
@@ -32,7 +32,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class StopSignals:
-    """`with StopSignals() as signals:` Ctrl-C and SIGTERM set `signals.received` instead of ending the program; `check` raises.
+    """`with StopSignals() as signals:` the signals in SIGNALS set `signals.received` instead of ending the program; `check` raises.
 
     A second signal raises `Stopped` at once, wherever the program is. Signals that were ignored before stay ignored (as under nohup), and in
     a thread other than the main one, where Python allows no handlers, nothing is changed.

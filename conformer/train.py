@@ -98,6 +98,7 @@ class Trainer:
         self.best: Accuracies | None = None
         self.predictions: Predictions | None = None  # of the last evaluation, if it was in this process
         self._recent: deque[tuple[float, Accuracies, float]] = deque(maxlen=WINDOW)  # loss, accuracies and seconds of the last steps
+        self._unshown: OSError | None = None  # why the display could not show progress
         self._evaluation_seconds = 0.0
         self._started = self._saved_at = time.perf_counter()
         self.learner = Learner(self.network, config, self.steps, self.device)
@@ -207,12 +208,12 @@ class Trainer:
         return self.steps_fixed and self.step == self.evaluated == self.steps
 
     def run(self) -> TrainResult:
-        """Train to the last step, evaluating and saving after every epoch and at the end; Ctrl-C and SIGTERM finish the step and save first.
+        """Train to the last step, evaluating and saving after every epoch and at the end; Ctrl-C, SIGTERM and SIGHUP finish the step and save first.
 
         Raises:
-            Stopped: by Ctrl-C or SIGTERM (a KeyboardInterrupt).
+            Stopped: by Ctrl-C, SIGTERM or SIGHUP (a KeyboardInterrupt).
             FloatingPointError: the loss or a weight is not finite any more.
-            OSError: a file cannot be written.
+            OSError: a file cannot be written, or progress cannot be shown; then the step is finished and saved first.
         """
         show, config, dataset = self.display.message, self.config, self.dataset
         if dataset.notice:
@@ -236,7 +237,8 @@ class Trainer:
                 if self.step < self.steps:
                     self._take_steps(signals)
         finally:
-            self.display.close()
+            with contextlib.suppress(OSError):  # the terminal is closed: why the run ends is said by what comes through here
+                self.display.close()
             self.folder.close()
         assert self.test is not None and self.best is not None
         seconds = time.perf_counter() - self._started
@@ -250,9 +252,12 @@ class Trainer:
             while self.step < self.steps:
                 self._note(steps.take())
                 due = self._evaluation_due()
-                if due or signals.received is not None or self._save_due():
+                if due or signals.received is not None or self._unshown is not None or self._save_due():
                     self._note(steps.finish())
                     self._save()
+                    if self._unshown is not None:
+                        signals.check()  # the signal that a terminal has closed comes about as fast as the error of writing to it
+                        raise self._unshown
                     if due:
                         self._evaluate(signals)
                 signals.check()
@@ -357,11 +362,14 @@ class Trainer:
         self._saved_at = time.perf_counter()
 
     def _note(self, outcomes: list[Outcome]) -> None:
-        """Put what steps came to into the log and on the display."""
+        """Put what steps came to into the log and on the display. That the display fails is raised when the run is saved (`_take_steps`)."""
         for outcome in outcomes:
             self._recent.append((outcome.loss, outcome.right, outcome.seconds))
             progress = self._progress(outcome)
-            self.display.progress(progress)
+            try:
+                self.display.progress(progress)
+            except OSError as error:  # the terminal is closed, the disk full
+                self._unshown = error
             if outcome.step % self.config.log_every == 0 or outcome.step == self.steps:
                 self.folder.log(
                     step=outcome.step,

@@ -38,7 +38,10 @@ from typing import Any
 from tests.mutants_workers import Job, Outcome, Stage, Workers
 from tests.mutations import Mutant, mutants, operations
 
-MUTATED = ("minigrad/ops/*.py", "minigrad/fused/*.py", "minigrad/autograd.py", "minigrad/optim/*.py")
+MUTATED = (
+    "minigrad/ops/*.py", "minigrad/fused/*.py", "minigrad/autograd.py", "minigrad/optim/*.py",
+    "minigrad/backend/sums.py", "minigrad/backend/addition.py",
+)  # fmt: skip
 USERS = (
     "tests/fused/test_cuda_*.py", "tests/optim/test_cuda_optim.py", "tests/test_graphs.py", "tests/test_op.py", "tests/test_tensor.py",
     "tests/test_functional.py", "tests/test_versions.py", "tests/test_memory.py", "tests/test_peers_bugs.py", "tests/nn/test_*.py",
@@ -51,6 +54,8 @@ PLAN: dict[str, tuple[tuple[str, ...], ...]] = {
         ("tests/test_autograd.py",), ("tests/test_graphs.py",), ("tests/test_versions.py", "tests/test_checkpoint.py", "tests/test_anomaly.py"),
         ("tests/test_memory.py",),
     ),
+    "minigrad/backend/addition.py": (("tests/backend/test_cuda_backend.py",), ("tests/fused/test_cuda_launches.py",)),
+    "minigrad/backend/sums.py": (("tests/backend/test_sums.py",), ("tests/ops/test_reduce.py",)),
     "minigrad/fused/attention.py": (
         ("tests/fused/test_attention.py",), ("tests/fused/test_cuda_attention.py",),
         ("tests/fused/test_cuda_choices.py", "tests/fused/test_cuda_launches.py"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -23,6 +24,7 @@ from conformer import data, stopping, train
 from conformer.batches import batches
 from conformer.budget import duration, steps_within
 from conformer.checkpoints import fingerprint, load_checkpoint
+from conformer.display import Display, Progress
 from conformer.learner import Learner
 from conformer.options import TrainConfig
 from conformer.plots import save_curves
@@ -139,7 +141,7 @@ def test_broken_off_in_an_evaluation(config: TrainConfig, monkeypatch: pytest.Mo
     assert_same_run(folder(other), whole)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_finishes_the_step_and_saves(config: TrainConfig, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -194,7 +196,30 @@ def test_ignored_signals_stay_ignored() -> None:
             assert signals.received is None
     finally:
         signal.signal(signal.SIGINT, before)
-    assert stopping.SIGNALS == (signal.SIGINT, signal.SIGTERM)
+    assert stopping.SIGNALS == (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@pytest.mark.parametrize("hangs_up", [False, True])
+def test_where_progress_cannot_be_shown_the_run_is_saved(config: TrainConfig, hangs_up: bool) -> None:
+    """A full disk, or a terminal that was closed: its signal comes before or after writing to it fails."""
+
+    class Closed(Display):
+        def progress(self, progress: Progress) -> None:
+            if progress.step >= 7:
+                if hangs_up:
+                    signal.raise_signal(signal.SIGHUP)
+                raise OSError(errno.EIO, "Input/output error")
+
+        def close(self) -> None:
+            raise OSError(errno.EIO, "from close")
+
+    trainer = Trainer(config, Closed())
+    with pytest.raises(Stopped if hangs_up else OSError, match="signal 1" if hangs_up else "Input/output error"):
+        trainer.run()
+    assert trainer.saved == (7, 5)
+    whole = train.train(replace(config, out=folder(config).with_name("whole"))).folder
+    train.resume(folder(config))  # which the folder's lock would not let us, had it not been closed
+    assert_same_run(folder(config), whole)
 
 
 def test_a_finished_run_has_nothing_to_do(config: TrainConfig) -> None:
