@@ -73,7 +73,7 @@ class Graph:
         box_size = 0.25 + 0.075 * wide, 0.12 + 0.15 * high  # inches
         step = box_size[0] + 0.35, box_size[1] + 0.2  # between columns and between rows
         half = box_size[0] / step[0] / 2, box_size[1] / step[1] / 2  # of a box, where columns and rows are one apart
-        columns, rows = (1 + max((place[axis] for place in places), default=0.0) for axis in (0, 1))
+        columns, rows = (1 + max((place[axis] for place in itertools.chain(places, *bends)), default=0.0) for axis in (0, 1))
         if axes is None:
             axes = Figure(figsize=(columns * step[0], rows * step[1]), layout="constrained").subplots()
         for (start, end), between in zip(self.arrows, bends, strict=True):

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import minigrad
 from minigrad import Tensor, checkpoint, functional, no_grad, ops
 from minigrad.draw import graph, layout
 
@@ -107,3 +108,13 @@ def test_arrows_go_to_the_right_and_nothing_overlaps(drawn: tuple[int, list[tupl
         assert x != other_x or abs(y - other_y) > 0.999
     assert min(x for x, _ in places) >= 0
     assert min(y for _, y in everything) >= 0
+
+
+def test_arrows_that_go_around_boxes_stay_in_the_picture() -> None:
+    """Softmax by its definition: the arrow from exp to div passes below the sum between them, where no box is."""
+    with minigrad.definitions():
+        drawn = graph(functional.softmax(Tensor([1.0, 2.0], requires_grad=True)))
+    places, bends = layout(len(drawn.boxes), drawn.arrows)
+    assert max(row for _, row in itertools.chain(*bends)) > max(row for _, row in places)
+    bottom, top = drawn.plot().get_ylim()
+    assert all(top < row < bottom for _, row in itertools.chain(places, *bends))
