@@ -24,7 +24,7 @@ def write_file(path: Path, content: str | bytes, new: bool = False) -> None:
     """
     if path.exists() and not path.is_file():  # a superuser could rename a file to /dev/null
         raise OSError(f"cannot write {path}: it is not a file")
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")  # of this call alone: other threads and machines may write `path`, too
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")  # of this call alone: other threads and machines may write `path`, too
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     try:
         with open(temporary, "wb") as file:

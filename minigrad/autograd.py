@@ -8,6 +8,7 @@ Read `op.py` first: it makes the nodes and holds the rules; this file only calls
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -299,6 +300,16 @@ def _start_gradients(outputs: Sequence[Tensor], gradients: Sequence[Any], name: 
 _collecting = threading.Lock()  # two threads that add to one `.grad` at once would lose one of the gradients
 
 
+def _forget_lock() -> None:
+    """In a forked child: a thread that held the lock is not there to release it."""
+    global _collecting
+    _collecting = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_forget_lock)
+
+
 def backward(tensor: Tensor, gradient: Any = None, retain_graph: bool = False, create_graph: bool = False) -> None:
     """Add d(tensor)/d(leaf), weighted by `gradient`, to `.grad` of every leaf that requires grad.
 
@@ -312,14 +323,21 @@ def backward(tensor: Tensor, gradient: Any = None, retain_graph: bool = False, c
         create_graph: make `.grad` differentiable itself (the definitions of the fused operations are differentiated, at any order).
 
     Raises:
-        ValueError: gradient missing or of another shape. RuntimeError: no graph, a freed one, or an array that was written in place after the
-            forward pass.
+        ValueError: gradient missing or of another shape, or a `.grad` that does not fit its leaf. RuntimeError: no graph, a freed one, or an array
+            that was written in place after the forward pass.
 
     Source: https://docs.pytorch.org/docs/stable/generated/torch.Tensor.backward.html
     """
     starts = _start_gradients([tensor], [gradient], "backward")
     found = _walk([tensor], starts, retain_graph or create_graph, create_graph)
     with _collecting:
+        for leaf, _ in found:
+            old, data = leaf.grad, leaf.data
+            if old is not None and not (type(old.data) is type(data) and old.data.shape == data.shape and old.data.dtype == data.dtype):
+                raise ValueError(
+                    f"backward: the .grad of a leaf of shape {data.shape}, {data.dtype} on {leaf.device}, is of shape {old.shape}, {old.dtype} on "
+                    f"{old.device}; nothing can be added to that: set it to None"
+                )
         if MODE.get().anomaly:
             for (leaf, _), (total, _) in found.items():
                 if leaf.grad is not None:
@@ -330,7 +348,7 @@ def backward(tensor: Tensor, gradient: Any = None, retain_graph: bool = False, c
                     leaf.grad = total * 1.0 if leaf.grad is None else leaf.grad + total  # a copy too: see the next line
             elif leaf.grad is None:
                 leaf.grad = _as_tensor(total) if fresh else wrap(total.data.copy("K"))  # .grad belongs to its leaf alone
-            elif leaf.grad.requires_grad:
+            elif leaf.grad.requires_grad or not getattr(leaf.grad.data.flags, "writeable", True):
                 leaf.grad = wrap(_array(leaf.grad.data + total.data))
             else:
                 np.add(leaf.grad.data, total.data, out=leaf.grad.data)

@@ -60,6 +60,8 @@ def gradcheck(
         outputs = function(*tensors)
         outputs = list(outputs) if isinstance(outputs, tuple | list) else [outputs]
         outputs = [y for y in outputs if y.dtype.kind == "f"]
+        if not outputs:
+            raise ValueError("gradcheck: none of the function's outputs is a float Tensor, so nothing has a derivative")
         if not weights:
             weights.extend(Tensor(np.asarray(generator.uniform(0.5, 1.5, y.shape) * generator.choice([-1.0, 1.0], y.shape))) for y in outputs)
         total = (outputs[0] * weights[0]).sum()

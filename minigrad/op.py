@@ -249,9 +249,30 @@ class Op:
         return results
 
 
-def _frozen(value: Any) -> Any:
-    """A list as a tuple, and so on inside: its owner may change a list later, and the graph must not see that."""
-    return tuple([_frozen(part) for part in value]) if type(value) is list else value
+_FIXED = frozenset({int, float, bool, str, type(None), type(...)})  # what nobody can change later
+
+
+def _frozen(values: tuple) -> tuple:
+    """The values of a call in a form that their owner cannot change later, when the graph is walked: it must not see that."""
+    for value in values:
+        if type(value) not in _FIXED:
+            return tuple([_frozen_value(value) for value in values])
+    return values
+
+
+def _frozen_value(value: Any) -> Any:
+    """Lists as tuples, and so on inside; Tensors as numbers; arrays as copies. What is something else (a slice, a dtype) stays."""
+    kind = type(value)
+    if kind in _FIXED:
+        return value
+    if kind is tuple or kind is list:
+        return tuple([_frozen_value(part) for part in value])
+    if kind is Tensor:
+        return _frozen_value(value.numpy().tolist())
+    if isinstance(value, np.ndarray) and value.flags.writeable:  # an index is read-only already: see `plain_index`
+        value = value.copy()
+        value.flags.writeable = False
+    return value
 
 
 def _new(op: Op, inputs: Sequence[Any], values: tuple, watched: bool) -> Node:
@@ -259,7 +280,7 @@ def _new(op: Op, inputs: Sequence[Any], values: tuple, watched: bool) -> Node:
     node = _new_node(Node)
     node.op = op
     node.edges = tuple([None if x is None or not x.requires_grad else (x, 0) if x.node is None else (x.node, x.output) for x in inputs])
-    node.values = values and tuple([_frozen(value) if type(value) is list else value for value in values])
+    node.values = values
     node.outputs = op.outputs
     node.order = next(node_numbers)
     node.site = caller_site() if watched else None
@@ -295,6 +316,7 @@ class Primitive(Op):
 
     def _run(self, inputs: Any, values: tuple) -> Any:
         """Convert the inputs, run the forward, record a node. Unary and Binary do the same, faster, for the most common calls."""
+        values = _frozen(values)
         if self.variadic:
             inputs = tuple(inputs[0])
             if not inputs:
@@ -348,7 +370,7 @@ class Primitive(Op):
         """Arrays and numbers become Tensors; integers become floats where the operation is `floating`."""
         result = []
         for x in inputs:
-            x = x if type(x) is Tensor else Tensor(x)  # a copy: the array's owner may write to it later
+            x = x if type(x) is Tensor else ops.as_tensor(self.name, x)
             result.append(ops.cast(x, np.float32) if self.floating and x.data.dtype.kind != "f" else x)
         return result
 
@@ -550,6 +572,7 @@ class Fused(Op):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the operation with Tensors, arrays or numbers (None where an input is optional); positions and names as in its signature."""
         inputs, values = self._bind(args, kwargs)
+        values = _frozen(values)
         arrays: list = []
         array_type = dtype = mixed = None
         mask, bit = 0, 1
@@ -570,7 +593,7 @@ class Fused(Op):
             elif x is None:
                 arrays.append(None)
             else:
-                return self(*[y if y is None or type(y) is Tensor else Tensor(y) for y in inputs], *values)  # copies: see _tensors
+                return self(*[y if y is None or type(y) is Tensor else ops.as_tensor(self.name, y) for y in inputs], *values)
             bit += bit
         if self._check is not None:
             self._check(*inputs, *values)  # first: it may know a better reason, such as class numbers that are floats

@@ -20,6 +20,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from minigrad import backend
+
 __all__ = ["load_state", "save_state"]
 
 
@@ -43,7 +45,7 @@ def save_state(path: str | os.PathLike[str], mapping: Mapping[str, Any], metadat
     if "__metadata__" in mapping:
         raise ValueError("save_state: no array can be called '__metadata__', where the format keeps the metadata; give it another name")
     arrays = {name: _storable(name, value) for name, value in mapping.items()}
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")  # of this call alone: other threads and machines may save to `path`, too
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")  # of this call alone: other threads and machines may save to `path`, too
     try:
         temporary.touch()
         mode = temporary.stat().st_mode  # what the user's umask gives a new file; safetensors would make it private
@@ -73,7 +75,7 @@ def _cannot_write(path: Path, error: Exception) -> OSError:
 
 def _storable(name: str, value: Any) -> np.ndarray:
     """The value as a C-contiguous little-endian array, which is what the format stores."""
-    array = np.asarray(value.numpy() if hasattr(value, "numpy") else value, order="C")
+    array = np.asarray(backend.host_array(value.numpy() if hasattr(value, "numpy") else value, f"save_state: {name!r}"), order="C")
     if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
         raise TypeError(f"save_state: {name!r} has dtype {array.dtype}; give an array of numbers of at most 64 bits, not complex")
     return array.astype(array.dtype.newbyteorder("<"), copy=False)

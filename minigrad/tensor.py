@@ -6,7 +6,7 @@ The methods only forward to the operations in `minigrad/ops`; the derivatives li
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,16 @@ from minigrad.backend import Array
 from minigrad.modes import MODE, is_grad_enabled
 
 __all__ = ["Tensor", "wrap"]
+
+
+def _holds_arrays(data: Any) -> bool:
+    """Whether there are Tensors, arrays or NumPy's scalars inside a list: they have a dtype, Python's numbers have none."""
+    return isinstance(data, list | tuple) and any(isinstance(part, Tensor | np.ndarray | np.generic) or _holds_arrays(part) for part in data)
+
+
+def _is_no_number(value: Any) -> bool:
+    """Whether == compares a tensor with something that is no tensor and no number, and so never equal to one."""
+    return value is None or isinstance(value, str | bytes | type)
 
 
 class Tensor:
@@ -50,10 +60,8 @@ class Tensor:
     def __init__(self, data: Any, requires_grad: bool = False):
         if isinstance(data, Tensor):
             data = data.data
-        if isinstance(data, np.ma.MaskedArray):
-            raise TypeError("Tensor: a masked array's mask would be lost; give its .filled(value)")
         if isinstance(data, np.ndarray | np.generic) or (hasattr(data, "__array__") and not backend.is_array(data)):  # memory maps, PyTorch's tensors
-            array = np.array(np.asarray(data), order="C")
+            array = np.array(backend.host_array(data, "Tensor"), order="C")
         elif backend.is_array(data):
             array = data.copy()
         else:
@@ -61,9 +69,9 @@ class Tensor:
             if array.dtype != bool:
                 if array.dtype.kind not in "iuf":
                     raise TypeError(f"Tensor: cannot make numbers of {type(data).__name__} data (NumPy reads it as {array.dtype})")
-                holds_arrays = isinstance(data, Sequence) and any(isinstance(x, np.ndarray | np.generic) for x in data)
-                array = array if holds_arrays else array.astype(np.float32)
+                array = array if _holds_arrays(data) else array.astype(np.float32)
         backend.check_dtype(array.dtype, "Tensor")
+        array = array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
         self.data, self.grad, self.node, self.output, self.version = array, None, None, 0, [0]
         self.requires_grad = False
         if requires_grad:
@@ -206,7 +214,11 @@ class Tensor:
     def copy_(self, value: Any) -> Tensor:
         """Write `value` (broadcast, cast to this dtype) into this tensor; returns the tensor itself."""
         self._writable("copy_", value)
-        np.copyto(self.data, ops.as_array("copy_", value, self), casting="unsafe")
+        array = ops.as_array("copy_", value, self)
+        try:
+            np.copyto(self.data, array, casting="unsafe")
+        except ValueError:
+            raise ValueError(f"copy_: a value of shape {array.shape} cannot be broadcast to the tensor's {self.shape}") from None
         self._bump()
         return self
 
@@ -277,11 +289,11 @@ class Tensor:
     # Comparisons are elementwise, give booleans and no gradient; a tensor still hashes by identity, as PyTorch's do.
     __hash__ = object.__hash__
 
-    def __eq__(self, other: Any) -> Tensor:  # type: ignore[override]
-        return ops.equal(self, other)
+    def __eq__(self, other: Any) -> Any:
+        return NotImplemented if _is_no_number(other) else ops.equal(self, other)  # then Python says False
 
-    def __ne__(self, other: Any) -> Tensor:  # type: ignore[override]
-        return ops.not_equal(self, other)
+    def __ne__(self, other: Any) -> Any:
+        return NotImplemented if _is_no_number(other) else ops.not_equal(self, other)
 
     def __gt__(self, other: Any) -> Tensor:
         return ops.greater(self, other)

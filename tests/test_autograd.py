@@ -150,6 +150,22 @@ def test_accumulating_writes_into_the_same_gradient():
     assert_array_equal(g.numpy(), [5.0] * 3)
 
 
+def test_a_gradient_that_the_user_set():
+    """What fits is added to, in a new array where it cannot be written; what does not is refused before any `.grad` is written."""
+    x, y = leaf(3), leaf(3)
+    y.grad = Tensor(np.array(1.0)).broadcast_to((3,))
+    (x * y).backward(Tensor(np.ones(3)))
+    assert_array_equal(y.grad.numpy(), 1 + x.numpy())
+    before = x.grad.numpy().copy(), y.grad
+    for wrong in (np.ones(2), np.ones(3, np.float32), np.ones(3, int)):
+        y.grad = Tensor(wrong)
+        for first, second in ((x, y), (y, x)):
+            with pytest.raises(ValueError, match=r"the .grad of a leaf of shape \(3,\), float64 on cpu, is of shape .* set it to None"):
+                (first * second).backward(Tensor(np.ones(3)))
+        assert_array_equal(x.grad.numpy(), before[0])
+        assert_array_equal(y.grad.numpy(), wrong)
+
+
 def test_accumulating_after_create_graph_does_not_write_into_a_recorded_gradient():
     x = leaf(3)
     (x**3).sum().backward(create_graph=True)

@@ -135,6 +135,11 @@ def test_it_leaves_the_inputs_alone():
     assert x.grad is None and x.version[0] == 0
 
 
+def test_a_function_without_float_outputs_has_no_derivative():
+    with pytest.raises(ValueError, match="none of the function's outputs is a float Tensor"):
+        minigrad.gradcheck(lambda x: x > 0, Tensor(np.ones(2), requires_grad=True))
+
+
 def test_in_no_direction_nothing_would_be_compared():
     with pytest.raises(ValueError, match="gradcheck: directions is 0; in fewer than 1 nothing is compared"):
         gradcheck(lambda x: x * x, Tensor(np.ones(3), requires_grad=True), directions=0)

@@ -5,6 +5,7 @@ Read next: `backend/test_cpu.py`.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -356,6 +357,33 @@ def test_two_dtypes_in_a_fused_operation():
         F.layer_norm(Tensor([[1.0, 2.0]]), Tensor(np.ones(2)))
 
 
+@pytest.mark.parametrize("definition", [False, True])
+def test_settings_are_what_they_were_at_the_call(definition: bool):
+    """A list, an array or a Tensor that was given as a setting may be changed before backward: kernels, definitions and rules do not see that."""
+
+    def gradient(use: Callable, setting: Any, change: Callable[[Any], Any] = id) -> np.ndarray:
+        x = Tensor(np.arange(16.0).reshape(1, 4, 4, 1), requires_grad=True)
+        with contextlib.ExitStack() as stack:
+            if definition:
+                stack.enter_context(minigrad.definitions())
+            y = use(x, setting)
+        change(setting)
+        y.backward(Tensor(rng(0).standard_normal(y.shape)))
+        assert x.grad is not None
+        return x.grad.numpy()
+
+    widths = ((0, 0), (1, 0), (1, 2), (0, 0))
+    for use, plain, given, change in (
+        (lambda x, size: F.avg_pool2d(x, size, stride=2), 2, [2, 2], lambda setting: setting.__setitem__(slice(None), [1, 1])),
+        (F.max_pool2d, 2, [2, 2], lambda setting: setting.__setitem__(0, 1)),
+        (F.pad, widths, tuple(map(list, widths)), lambda setting: setting[2].reverse()),
+        (F.pad, widths, np.array(widths), lambda setting: setting.fill(0)),
+        (lambda x, axis: x.sum(axis), 1, Tensor(np.array(1)), lambda setting: setting.copy_(2)),
+        (lambda x, axes: x.sum(axes), (0, 1), [0, 1], lambda setting: setting.__setitem__(1, 2)),
+    ):
+        assert_array_equal(gradient(use, given, change), gradient(use, plain))
+
+
 def test_arrays_given_to_a_fused_operation_are_constants():
     """Labels, masks and images may be NumPy arrays, and their owner may reuse them before backward."""
     logits, labels = leaf(2, 3), np.array([0, 2])
@@ -367,6 +395,12 @@ def test_arrays_given_to_a_fused_operation_are_constants():
     weight, image = leaf(3, 2), np.array([[1.0, 2.0]])
     y = F.linear(image, weight)
     image[:] = 0.0
+    with pytest.raises(TypeError, match="gelu: Tensors in a tuple would lose their gradients; put them together by F.stack first"):
+        F.gelu((leaf(2), leaf(2)))
+    with pytest.raises(TypeError, match="exp: Tensors in a list would lose their gradients"):
+        F.exp([[leaf(2)], [1.0]])
+    with pytest.raises(TypeError, match="matmul: Tensors in a list would lose their gradients"):
+        F.matmul(Tensor([1.0, 2.0]), [leaf(), leaf()])
     assert_array_equal(minigrad.grad(y, weight, Tensor(np.ones((1, 3))))[0].numpy(), [[1.0, 2.0]] * 3)
 
 

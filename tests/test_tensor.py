@@ -14,7 +14,8 @@ import torch
 from numpy.testing import assert_array_equal
 
 import minigrad
-from minigrad import Tensor, ops
+from minigrad import Tensor, nn, ops
+from minigrad import functional as F
 from tests.support import rng
 
 # --- making one
@@ -43,6 +44,9 @@ from tests.support import rng
         (np.zeros(2, bool), np.bool_, (2,)),
         ([np.zeros(2), np.ones(2)], np.float64, (2, 2)),
         ([np.float64(1.0)], np.float64, (1,)),
+        ([[np.float64(1.0)], [2]], np.float64, (2, 1)),
+        ([Tensor(np.arange(2)), Tensor(np.arange(2))], np.int64, (2, 2)),
+        (np.ones(2, ">f8"), np.float64, (2,)),
         (range(3), np.float32, (3,)),
         (torch.ones(2, dtype=torch.float64), np.float64, (2,)),
         (np.arange(3).view(type("Subclass", (np.ndarray,), {})), np.int64, (3,)),
@@ -69,6 +73,12 @@ def test_what_it_is_not_made_from(data: Any):
 def test_a_mask_is_not_lost_unseen():
     with pytest.raises(TypeError, match=r"a masked array's mask would be lost; give its .filled\(value\)"):
         Tensor(np.ma.masked_array([1.0, 2.0], [False, True]))
+    t, masked = Tensor([1.0, 2.0]), np.ma.masked_array([1.0, 2.0], [False, True])
+    for use in (lambda: t + masked, lambda: masked + t, lambda: F.stack([t, masked]), lambda: F.gelu(masked), lambda: t.copy_(masked)):
+        with pytest.raises(TypeError, match=r"a masked array's mask would be lost; give its .filled\(value\)"):
+            use()
+    with pytest.raises(ValueError, match="bias is MaskedArray, not an array of numbers"):
+        nn.Linear(1, 2).load_state_dict({"weight": np.ones((2, 1)), "bias": masked})
 
 
 def test_lists_of_unequal_length():
@@ -173,6 +183,7 @@ def test_equality_is_elementwise_and_hash_is_identity():
     x, y = Tensor([1.0, 2.0]), Tensor([1.0, 2.0])
     assert_array_equal((x == y).numpy(), [True, True])
     assert len({x, y}) == 2 and {x: 1}[x] == 1
+    assert (x == None) is False and (x != "text") is True and x not in [None, "text", float]  # noqa: E711
 
 
 def test_deepcopy():
@@ -315,7 +326,7 @@ def test_copy_():
     assert_array_equal(x.copy_(Tensor([[1.0], [2.0]])[1]).numpy(), [2.0, 2.0])
     with pytest.raises(ValueError, match=r"\(3,\).*\(2,\)"):
         x.copy_(np.zeros(3))
-    for value, kind in (("7", "str"), (7j, "complex"), (None, "NoneType")):
+    for value, kind in (("7", "str"), (7j, "complex"), (None, "NoneType"), (np.array([1 + 2j, 3]), "ndarray"), (np.array([None, 1]), "ndarray")):
         with pytest.raises(TypeError, match=f"copy_: cannot write {kind} data"):
             x.copy_(value)
     assert x.version[0] == 3  # a refused write is none
@@ -343,10 +354,14 @@ def test_a_value_that_requires_grad_is_not_written_where_its_gradient_would_be_l
     for write in (lambda: x.copy_(w * 3), lambda: x.__setitem__(0, (w * 3)[0])):
         with pytest.raises(RuntimeError, match=r"the value requires grad, and nothing written in place .* give value.detach\(\)"):
             write()
+    for write in (lambda: x.copy_([w[0], 1.0]), lambda: x.__setitem__(slice(None), [w[0], w[0]])):
+        with pytest.raises(TypeError, match=r"Tensors in a list would lose their gradients; put them together by F.stack first"):
+            write()
     assert x.version[0] == 0
     x[0] = (w * 3).detach()[0]
     with minigrad.no_grad():
         x[1:] = w * 4
+        x[1:] = [w[0] * 4]
     assert_array_equal(x.numpy(), [6, 8])
 
 

@@ -7,16 +7,18 @@ What is promised: threads may share tensors and models for reading, and collect 
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.testing import assert_array_equal
 
 import minigrad
-from minigrad import Tensor, nn, optim, random
+from minigrad import Tensor, autograd, nn, optim, random
 from minigrad import functional as F
 from minigrad.modes import MODE, is_grad_enabled
 from tests.support import rng
@@ -184,6 +186,18 @@ def test_gradients_of_several_threads_add_up():
             assert (x.grad.numpy() == 2**THREADS - 1).all()
     finally:
         sys.setswitchinterval(switching)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
+def test_a_forked_child_does_not_wait_for_a_thread_that_it_has_not():
+    """The thread that adds to `.grad` while the process forks is not there to release its lock."""
+    with autograd._collecting:
+        child = os.fork()
+        if not child:
+            taken = autograd._collecting.acquire(timeout=0)
+            os._exit(0 if taken else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_threads_share_a_model_for_reading():

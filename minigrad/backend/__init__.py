@@ -85,6 +85,23 @@ def check_dtype(dtype: np.dtype, who: str) -> None:
         raise TypeError(f"{who}: dtype {dtype} is not supported; give booleans, integers, float32 or float64")
 
 
+def host_array(value: Any, who: str) -> np.ndarray:
+    """`numpy.asarray(value)`. Raises TypeError, in the name of `who`, for a masked array, whose mask would be lost."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{who}: a masked array's mask would be lost; give its .filled(value)")
+    return np.asarray(value)
+
+
+def loadable(value: Any) -> Array | None:
+    """What a `load_state_dict` was given, as an array; None if it is not one of numbers (or a masked array, whose mask would be lost)."""
+    if not is_array(value):
+        try:
+            value = host_array(value, "load_state_dict")
+        except (TypeError, ValueError):  # lists of unequal lengths
+            return None
+    return value if value.dtype.kind in "biuf" else None
+
+
 def device_of(array: Array) -> str:
     """The device an array lives on, such as `"cpu"`. Raises TypeError for anything that is not a backend's array."""
     return _find(array).name

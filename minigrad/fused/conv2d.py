@@ -111,8 +111,10 @@ def conv2d(
 def _check(x, weight, bias, stride, padding, dilation, groups) -> None:
     if x.ndim != 4 or weight.ndim != 4 or 0 in weight.shape:
         raise ValueError(f"conv2d: x is (B, H, W, I) and weight (O, I/groups, kh, kw), got x of shape {x.shape} and weight of shape {weight.shape}")
-    if x.dtype.kind != "f":
-        raise TypeError(f"conv2d: x is {x.dtype}, weight {weight.dtype}; pass x.astype({str(weight.dtype)!r})")
+    for name, tensor in (("x", x), ("weight", weight), ("bias", bias)):
+        if tensor is not None and tensor.dtype.kind != "f":
+            other = next((str(t.dtype) for t in (weight, x) if t.dtype.kind == "f"), "float32")
+            raise TypeError(f"conv2d: {name} is {tensor.dtype}; pass {name}.astype({other!r})")
     for name, value, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
         check_pair("conv2d", name, value, least)
     outputs, inputs = weight.shape[0], weight.shape[1] * groups

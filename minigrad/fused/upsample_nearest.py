@@ -46,6 +46,9 @@ def _check(x, scale_factor) -> None:
 
 def _block_sums(g: Tensor, scale_factor: int | Pair) -> Tensor:
     rows, columns = pair(scale_factor)
+    if g.size == 0:  # an empty map has no windows
+        batch, height, width, channels = g.shape
+        return g.reshape(batch, height // rows, rows, width // columns, columns, channels).sum((2, 4))
     return avg_pool2d(g, (rows, columns)) * (rows * columns)
 
 

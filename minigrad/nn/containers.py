@@ -23,7 +23,10 @@ class _Numbered(Module):
         """Add a module at the end; returns the list."""
         if not isinstance(module, Module):
             raise TypeError(f"{type(self).__name__}: element {len(self)} is a {type(module).__name__}, not a Module")
-        setattr(self, str(len(self)), module)
+        number = len(self)
+        while str(number) in self._registered:  # where a place before it was deleted, or set to None
+            number += 1
+        setattr(self, str(number), module)
         return self
 
     def _name(self, index: int) -> str:
@@ -41,6 +44,8 @@ class _Numbered(Module):
         raise NotImplementedError
 
     def __setitem__(self, index: int, module: Module) -> None:
+        if not isinstance(module, Module):
+            raise TypeError(f"{type(self).__name__}: element {index} would be a {type(module).__name__}, not a Module; nn.Identity() does nothing")
         setattr(self, self._name(index), module)
 
     def __len__(self) -> int:

@@ -211,7 +211,7 @@ class Module:
             TypeError: `dtype` is not a floating-point type. ValueError: there is no such device. RuntimeError: "cuda" without CuPy or a GPU.
             Nothing has changed then.
         """
-        wanted = None if dtype is None else np.dtype(dtype)
+        wanted = None if dtype is None else np.dtype(dtype).newbyteorder("=")
         if wanted is not None and wanted.kind != "f":
             raise TypeError(f"{type(self).__name__}.to: dtype is {wanted}; give a floating-point type")
         tensors = [*self.parameters(), *self.buffers()]
@@ -254,7 +254,8 @@ class Module:
                 nothing has been written.
         """
         own = dict(self._state())
-        values = {name: _loadable(mapping[name]) for name in own if name in mapping}
+        given = {name: mapping[name] for name in own if name in mapping}
+        values = {name: backend.loadable(value.data if isinstance(value, Tensor) else value) for name, value in given.items()}
         difference = KeyDifference([name for name in own if name not in mapping], [name for name in mapping if name not in own])
         problems = []
         if strict:
@@ -307,10 +308,3 @@ def _converted(tensor: Tensor, device: str | None, dtype: np.dtype | None) -> An
     """The tensor's array on `device` and, if it is of floats, with `dtype`; the very same array where nothing changes."""
     dtype = dtype if tensor.dtype.kind == "f" and tensor.dtype != dtype else None
     return tensor.data if dtype is None and device in (None, tensor.device) else tensor.to(device=device, dtype=dtype).data
-
-
-def _loadable(value: Any) -> Any:
-    """The value as an array, None if it is not one of numbers."""
-    array = value.data if isinstance(value, Tensor) else value
-    array = array if backend.is_array(array) else np.asarray(array)
-    return array if array.dtype.kind in "biuf" else None

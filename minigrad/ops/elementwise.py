@@ -17,6 +17,7 @@ import numpy as np
 
 from minigrad import backend
 from minigrad.backend.erf import erf as erf_of_array
+from minigrad.modes import MODE
 from minigrad.op import Op, primitive
 from minigrad.tensor import Tensor, wrap
 
@@ -190,7 +191,7 @@ def _inside(x: Tensor, low: float | None, high: float | None) -> Tensor:
 def pow(x: Any, exponent: Any) -> Tensor:
     """x ** exponent; the exponent is a number or a Tensor. Integers stay integers where the exponent is a Python integer from 0 on."""
     exponent = _plain_number(exponent)
-    if isinstance(exponent, numbers.Real) and isinstance(x, Tensor):
+    if isinstance(exponent, numbers.Real) and (isinstance(x, Tensor) or isinstance(_plain_number(x), np.ndarray)):
         return power(x, exponent)
     return power_of(x, exponent)
 
@@ -231,6 +232,7 @@ to_device.derivative(x=lambda g, x_device: to_device(g, x_device))
 def cast(x: Tensor, dtype: Any) -> Tensor:
     """x in another dtype, anything `numpy.dtype()` takes; x itself if it has that dtype. Gradients pass between float dtypes."""
     dtype = np.dtype(dtype)
+    dtype = dtype if dtype.isnative else dtype.newbyteorder("=")
     if x.dtype == dtype:
         return x
     backend.check_dtype(dtype, "cast")
@@ -295,12 +297,12 @@ def promote(op: Op, inputs: Sequence[Any], start: int, floating: bool) -> list[T
     (boolean < integer < float), so that float32 stays float32 beside 2.0 or a 0-d float64. NumPy scalars and 0-d arrays count as numbers: they
     have a kind, but no width. Integers beside floats take the floats' dtype. Source: torch.result_type.
     """
-    inputs = [np.asarray(x) if isinstance(x, np.ndarray) and not backend.is_array(x) else x for x in inputs]  # memory maps and the like
+    inputs = [backend.host_array(x, op.name) if isinstance(x, np.ndarray) and not backend.is_array(x) else x for x in inputs]  # memory maps
     arrays = [x.data if type(x) is Tensor else x if backend.is_array(x) or isinstance(x, np.generic) else None for x in inputs]
     for x, array in zip(inputs, arrays, strict=True):
         if array is None and not isinstance(x, numbers.Real):
             raise TypeError(f"{op.name}: cannot use {type(x).__name__} as a tensor; give a Tensor, an array or a number")
-        if array is not None:
+        if array is not None and not (type(x) is not Tensor and array.ndim == 0 and array.dtype.kind == "f"):  # a number of any width
             backend.check_dtype(array.dtype, op.name)
     devices = list(dict.fromkeys(backend.device_of(a) for a in arrays if a is not None and not isinstance(a, np.generic)))
     if len(devices) > 1:
@@ -319,6 +321,7 @@ def promote(op: Op, inputs: Sequence[Any], start: int, floating: bool) -> list[T
             dtype = functools.reduce(np.promote_types, [d for d in group if _KINDS[d.kind] == highest])
     if dtype is None or (floating and dtype.kind != "f"):
         dtype = np.dtype(np.float32)
+    dtype = dtype if dtype.isnative else dtype.newbyteorder("=")
     device = devices[0] if devices else "cpu"
     result = []
     for position, x in enumerate(inputs):
@@ -340,13 +343,29 @@ _NUMBERS = [np.dtype(bool), np.dtype(np.int64), np.dtype(np.float32)]  # what a 
 
 def as_array(what: str, value: Any, like: Tensor) -> Any:
     """The array of a Tensor, array or number that is to be written into `like`; `what` does it."""
-    if isinstance(value, Tensor):
-        value = value.data
-    if backend.is_array(value):
-        if backend.device_of(value) != like.device:
-            raise TypeError(f"{what}: the value is on {backend.device_of(value)}, the tensor on {like.device}; move one with .to(device=...)")
-        return value
-    array = np.asarray(value)
+    array = value.data if isinstance(value, Tensor) else value
+    given = backend.is_array(array)
+    if not given:
+        refuse_lists_with_gradients(what, value)
+        array = backend.host_array(value, what)
     if array.dtype.kind not in _KINDS:
         raise TypeError(f"{what}: cannot write {type(value).__name__} data (NumPy reads it as {array.dtype}) into a tensor; give numbers")
+    if given and backend.device_of(array) != like.device:
+        raise TypeError(f"{what}: the value is on {backend.device_of(array)}, the tensor on {like.device}; move one with .to(device=...)")
     return backend.to_device(array, like.device)
+
+
+def as_tensor(who: str, value: Any) -> Tensor:
+    """An array, number or list that the operation `who` got in the place of a Tensor, as one: a copy, the array's owner may write to it later."""
+    refuse_lists_with_gradients(who, value)
+    return Tensor(value)
+
+
+def refuse_lists_with_gradients(who: str, value: Any) -> None:
+    """Raise TypeError for Tensors inside lists that require grad: as an array they would have no gradient."""
+
+    def inside(value: Any) -> bool:
+        return any(inside(part) for part in value) if isinstance(value, list | tuple) else isinstance(value, Tensor) and value.requires_grad
+
+    if isinstance(value, list | tuple) and MODE.get().record and inside(value):
+        raise TypeError(f"{who}: Tensors in a {type(value).__name__} would lose their gradients; put them together by F.stack first")

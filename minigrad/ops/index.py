@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ def plain_index(index: Any) -> Any:
     """An index with arrays instead of Tensors and lists; arrays are copied, so that writing to them later cannot change a recorded graph."""
     if isinstance(index, tuple):
         return tuple([plain_index(part) for part in index])
+    if isinstance(index, slice):
+        return slice(*[None if part is None else operator.index(part) for part in (index.start, index.stop, index.step)])
     if isinstance(index, Tensor):
         reads = MODE.get().reads
         if reads is not None:  # a checkpoint must know that the function reads this tensor
@@ -24,10 +27,14 @@ def plain_index(index: Any) -> Any:
         index = index.data
     if isinstance(index, list):
         index = np.array(index)
-        return index if index.size else index.astype(np.intp)  # NumPy makes floats of []
+        index = index if index.size else index.astype(np.intp)  # NumPy makes floats of []
     if isinstance(index, float | np.floating):  # CuPy would take 1.7 for 1
         raise IndexError(f"a tensor is indexed by integers, slices, None, Ellipsis, and arrays of integers or booleans, not by {index!r}")
-    return np.array(index) if isinstance(index, np.ndarray) else index
+    if backend.is_array(index) or isinstance(index, np.ndarray):
+        index = index.copy()
+        if isinstance(index, np.ndarray):
+            index.flags.writeable = False  # the operation need not copy it once more
+    return index
 
 
 def _is_basic(index: Any) -> bool:

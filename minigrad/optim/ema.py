@@ -135,15 +135,17 @@ class EMA:
         """Take over what `state_dict` gave.
 
         Raises:
-            ValueError: names or shapes differ; it lists every one, and nothing has changed.
+            ValueError: names or shapes differ, or a value is not an array of numbers; it lists every one, and nothing has changed.
         """
-        loaded = {name: np.asarray(value) for name, value in mapping.items()}
+        loaded = {name: backend.loadable(value.data if isinstance(value, Tensor) else value) for name, value in mapping.items()}
         problems = [f"missing {name}" for name in self._shadow if name not in loaded]
         problems += [f"unexpected {name}" for name in loaded if name not in self._shadow]
         for name, value in loaded.items():
-            if name in self._shadow and value.shape != self._shadow[name].shape:
+            if value is None:
+                problems.append(f"{name} is {type(mapping[name]).__name__}, not an array of numbers")
+            elif name in self._shadow and value.shape != self._shadow[name].shape:
                 problems.append(f"{name} has shape {value.shape}, here {self._shadow[name].shape}")
         if problems:
             raise ValueError(f"load_state_dict: EMA cannot take these {len(loaded)} entries: {'; '.join(problems)}")
         for name, tensor in self._tensors():
-            self._shadow[name][...] = backend.to_device(np.array(loaded[name], dtype=self._shadow[name].dtype, order="C"), tensor.device)
+            self._shadow[name][...] = backend.to_device(loaded[name], tensor.device)

@@ -5,6 +5,7 @@ An optimiser writes into `parameter.data` in place and says so to the version co
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -170,7 +171,9 @@ class Optimizer:
 
     def _problems(self, group: Mapping[str, Any]) -> list[str]:
         """What to say of each option that is out of range."""
-        return [f"{option} is {group[option]}; it cannot be negative" for option in self._not_negative if option in group and not group[option] >= 0]
+        given = {option: group[option] for option in self._not_negative if option in group}
+        problems = [f"{option} is {value!r}; give a number" for option, value in given.items() if not isinstance(value, numbers.Real)]
+        return problems or [f"{option} is {value}; it cannot be negative" for option, value in given.items() if not value >= 0]
 
     def _new_state(self, parameter: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
         """What is remembered of a parameter before its first update: arrays of its shape, and whole numbers."""

@@ -50,6 +50,11 @@ class TestUpsampleNearest(Proof):
         y.backward(Tensor(np.ones(y.shape)))
         assert y.shape == (1, 4, 4, 1) and x.grad is not None and (x.grad.numpy() == 4).all()
 
+    def test_an_empty_map_has_an_empty_gradient(self) -> None:
+        x = Tensor(np.zeros((2, 0, 3, 4)), requires_grad=True)
+        upsample_nearest(x, 2).backward(Tensor(np.zeros((2, 0, 6, 4))))
+        assert x.grad is not None and x.grad.shape == x.shape
+
     def test_values_are_copied_exactly(self) -> None:
         x = np.array([[[[np.inf], [-0.0]], [[np.nan], [1e-310]]]])
         y = upsample_nearest(Tensor(x), 2).numpy()

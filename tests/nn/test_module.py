@@ -384,3 +384,12 @@ def test_a_list_of_modules_may_have_parameters_of_its_own():
     chain.append(nn.Linear(2, 2, bias=False))
     assert list(chain.state_dict()) == ["gain", "calls", "1.weight"] and chain[-1] is chain[1]
     assert chain(Tensor(np.ones((1, 2), np.float32))).shape == (1, 2)
+
+
+def test_appending_overwrites_no_module():
+    chain = nn.Sequential(nn.ReLU(), nn.GELU(), nn.Linear(1, 1))
+    with pytest.raises(TypeError, match=r"element 1 would be a NoneType, not a Module; nn.Identity\(\) does nothing"):
+        chain[1] = None
+    setattr(chain, "1", None)
+    chain.append(nn.Identity())
+    assert [name for name, _ in chain.named_children()] == ["0", "2", "3"] and len(list(chain.parameters())) == 2

@@ -410,7 +410,15 @@ def test_numbers_never_promote(dtype: str, shape: tuple, number: float):
     """Python numbers, NumPy scalars of any width and 0-d arrays change a tensor's kind (integer to float) at most, never its width."""
     x = Tensor(np.ones(shape, dtype))
     expected = str(torch.result_type(torch.tensor(x.data), number)).removeprefix("torch.")
-    same_numbers = {bool: [np.bool_(True)], int: [np.int64(2), np.int32(2), np.uint8(2)], float: [np.float64(2), np.float32(2)]}[type(number)]
+    same_numbers = {
+        bool: [np.bool_(True)],
+        int: [np.int64(2), np.int32(2), np.uint8(2)],
+        float: [np.float64(2), np.float32(2), np.float16(2), np.longdouble(2)],
+    }[type(number)]
+    if number is not True:
+        assert ops.pow(np.ones(2, dtype), number).dtype == (x**number).dtype
+    with pytest.raises(TypeError, match="mul: dtype float16 is not supported"):
+        x * np.ones(1, np.float16)
     for given_number in [number, *same_numbers, *[np.asarray(n) for n in same_numbers]]:
         assert (x * given_number).dtype == expected, repr(given_number)
         assert (given_number * x).dtype == expected, repr(given_number)

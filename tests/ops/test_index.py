@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -193,6 +194,18 @@ def test_an_index_may_be_reused():
         y = x[index]
         index[:] = 2 if not isinstance(index, list) else [2, 2]
         assert_array_equal(minigrad.grad(y, x, Tensor(np.array([3.0, 4.0])))[0].numpy(), [7.0, 0.0, 0.0])
+
+
+@pytest.mark.parametrize("make", [lambda number: Tensor(np.array(number)), lambda number: np.array(number)], ids=["Tensor", "array"])
+def test_a_slice_is_made_of_numbers(make: Callable):
+    """What it was given may be written to before backward."""
+    x, start, stop = Tensor(np.arange(5.0), requires_grad=True), make(0), make(2)
+    y = x[start:stop]
+    start[...], stop[...] = 1, 3
+    y.backward(Tensor(np.array([10.0, 20.0])))
+    assert_array_equal(x.grad.numpy(), [10.0, 20.0, 0.0, 0.0, 0.0])
+    with pytest.raises(TypeError):
+        x[1.5:]
 
 
 def test_gather_keeps_its_own_copy_of_an_array_of_indices():

@@ -157,6 +157,10 @@ def test_state_goes_out_and_in():
     model().load_state_dict(ema.state_dict())  # a model takes it too
 
     before = ema.state_dict()
+    for value in (np.array(["x"] * 3), np.ones(3) * 1j, [[1.0], [2.0, 3.0]], np.ma.masked_array(np.ones(3), True)):
+        with pytest.raises(ValueError, match="0.bias is .*, not an array of numbers"):
+            ema.load_state_dict({**before, "0.weight": before["0.weight"] + 1, "0.bias": value})
+    assert same(ema.state_dict(), before)
     bad = {**before, "other": np.ones(1), "0.bias": np.ones(5)}
     del bad["0.weight"]
     with pytest.raises(ValueError) as caught:

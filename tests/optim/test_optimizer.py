@@ -184,6 +184,12 @@ def test_wrong_parameters_say_what_is_wrong():
         optim.SGD([p], lr=-0.1)
     with pytest.raises(ValueError, match="lr is nan"):
         optim.AdamW([p], lr=float("nan"))
+    for options, message in ((dict(lr="0.1"), "lr is '0.1'; give a number"), (dict(lr=Tensor(0.1)), r"lr is Tensor\(0.1\); give a number")):
+        with pytest.raises(ValueError, match=message):
+            optim.SGD([p], **options)
+    for betas in (0.9, (0.9, "0.999"), (0.9,), (0.9, 1.0)):
+        with pytest.raises(ValueError, match="betas is .*; give two numbers from 0 to below 1"):
+            optim.AdamW([p], betas=betas)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="weight_decay is -1"):
         optim.AdamW([{"params": [p], "weight_decay": -1}])
     with pytest.raises(ValueError, match="unknown option 'weight_deacy'; there are lr, betas, eps, weight_decay"):
