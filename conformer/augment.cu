@@ -6,8 +6,9 @@
 //
 // Bytes moved for float32: 5 B H W C, 4 of them written; 32 B of plan are read by every block of an image and come from the cache.
 //
-// images (N, H, W, C) and labels (N) are the data set. `plan` has a row of two int4 for each image of an epoch, batch after batch: which image it is,
-// how many pixels it moves down and right, whether it is flipped; top, left and side of the square in which it is 0 afterwards (and a spare number).
+// images (N, H, W, C) and labels (N) are the data set. `plan` has a row of two int4 for each image of an epoch, batch after batch: which image it is;
+// where its window begins, in pixels down and right; whether it is flipped; top, left and side of the square in which it is 0 afterwards (and a
+// spare number).
 // `place` points at the number of the batch: a captured graph makes another one each time.
 // `constants` are the scale of each channel and then its offset. The product and the sum are rounded one by one, as NumPy does: the same bits.
 // T is the type of a number of the network, V what is written at once: float, float4 or double.

@@ -23,7 +23,11 @@ _cuda = cuda.Kernels(__file__)
 
 
 def draw_shifts(generator: np.random.Generator, batch: int, shift: int = 4) -> tuple[np.ndarray, np.ndarray]:
-    """Draw how each image of a batch is moved: pixels down and right, from -shift to shift, integers (2, B); whether it is flipped, bools (B,)."""
+    """Draw how each image of a batch is moved, and whether it is flipped after that.
+
+    Returns:
+        Where the window begins that is cut out of it, in pixels down and right of its own corner, from -shift to shift: integers (2, B). Bools (B,).
+    """
     moves = generator.integers(-shift, shift + 1, size=(2, batch))
     return moves, generator.random(batch) < 0.5
 

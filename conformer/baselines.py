@@ -123,8 +123,7 @@ class TransformerBranch(nn.Module):
         self.config = config
         self.plans = config.blocks()
         width = config.embed_dim
-        side = 224 if config.stem == "imagenet" else 32
-        self.image_size = (side, side) if image_size is None else (image_size, image_size) if isinstance(image_size, int) else image_size
+        self.image_size = config.sides(image_size)
         rows, columns = config.token_grid(*self.image_size)
         self.cls_token = nn.Parameter(np.zeros((1, 1, width), np.float32))
         self.pos_embed = nn.Parameter(np.zeros((1, 1 + rows * columns, width), np.float32)) if positional_embedding else None

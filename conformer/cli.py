@@ -19,6 +19,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -134,7 +135,8 @@ def _train(options: argparse.Namespace) -> None:
     except KeyboardInterrupt as error:
         _draw_curves(run)
         number = error.signal if isinstance(error, Stopped) else signal.SIGINT
-        raise Mistake(f"stopped at step {trainer.step:,} of {trainer.steps:,}; {_way_on(trainer)}", 128 + number) from error
+        where = f"at step {trainer.step:,} of {trainer.steps:,}" if trainer.steps_fixed else "while steps were timed"
+        raise Mistake(f"stopped {where}; {_way_on(trainer)}", 128 + number) from error
     _report_of(run, trainer.dataset, trainer.predictions)
 
 
@@ -171,9 +173,11 @@ def _report_of(run: Path, dataset: data.Dataset, predictions: Predictions | None
         try:
             from conformer.report import write_report
 
-            print(f"report: {write_report(run, dataset, predictions)}")
+            page = write_report(run, dataset, predictions)
         except (OSError, ValueError) as error:
             print(f"conformer: report.html is not made: {_sentence(error)}", file=sys.stderr)
+        else:
+            print(f"report: {page}")
 
 
 def _draw_curves(run: Path) -> bool:
@@ -199,10 +203,11 @@ def _device(options: argparse.Namespace) -> str:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    device, tta = _device(options), getattr(options, "tta", TrainConfig.tta)
+    device = _device(options)
     try:
         picture = options.picture or weights_file(options.run).with_name("confusion.png")
         model, about = load_weights(options.run)
+        tta = getattr(options, "tta", None) or _options_of(options.run).get("tta", TrainConfig.tta)  # else the run would have another accuracy
         dataset = _dataset_of(about, options)
     except (OSError, ValueError) as error:
         raise Mistake(_sentence(error), 1) from error
@@ -218,17 +223,18 @@ def _evaluate(options: argparse.Namespace) -> None:
     try:
         from conformer.plots import save_confusion_matrix
 
-        print(f"\nwhich classes are taken for which: {save_confusion_matrix(picture, predictions.confusion_matrix(), dataset.classes, title)}")
+        save_confusion_matrix(picture, predictions.confusion_matrix(), dataset.classes, title)
     except ImportError:
         print(f"conformer: the picture of the confusion matrix needs matplotlib ({EXTRAS}); it is not drawn", file=sys.stderr)
     except OSError as error:
         raise Mistake(f"the picture is not drawn: {_sentence(error)}", 1) from error
+    else:
+        print(f"\nwhich classes are taken for which: {picture}")
 
 
 def _dataset_of(about: About, options: argparse.Namespace) -> data.Dataset:
     """The data set that weights were trained on: in --data-dir, or else where the run had it from, or else wherever it is found."""
-    config = weights_file(options.run).with_name("config.json")
-    before = read_config(config.parent).get("data_dir") if config.is_file() else None
+    before = _options_of(options.run).get("data_dir")
     gone = options.data_dir is None and before is not None and not Path(str(before)).exists()
     try:
         dataset = data.load(about.dataset, options.data_dir or (None if gone else before))
@@ -237,6 +243,12 @@ def _dataset_of(about: About, options: argparse.Namespace) -> data.Dataset:
     if dataset.classes != about.classes or dataset.test.images.shape[1:3] != about.image_size:
         raise ValueError(f"the weights are for other classes or images of another size than {dataset.name} in {dataset.source} has")
     return dataset
+
+
+def _options_of(run: Path) -> dict[str, Any]:
+    """The options of the run that weights are from; none where the file lies alone."""
+    config = weights_file(run).with_name("config.json")
+    return read_config(config.parent) if config.is_file() else {}
 
 
 def _columns(rows: list[list[str]]) -> str:

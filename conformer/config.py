@@ -9,6 +9,8 @@ Sources: Peng et al., "Conformer: Local Features Coupling Global Representations
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -159,6 +161,13 @@ class ConformerConfig:
             )
         return plans
 
+    def sides(self, image_size: int | Sequence[int] | None) -> tuple[int, int]:
+        """Height and width in pixels of images that are named by one side, by both, or not at all: then 224 with the ImageNet stem, else 32."""
+        if image_size is None:
+            image_size = 224 if self.stem == "imagenet" else 32
+        height, width = image_size if isinstance(image_size, Sequence) else (image_size, image_size)
+        return operator.index(height), operator.index(width)
+
     def stem_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the stem's output: every strided layer in it rounds up.
 
@@ -173,8 +182,8 @@ class ConformerConfig:
             above = [side if fit else (side // multiple + 1) * multiple for side, fit in zip((height, width), fits, strict=True)]
             near = " or ".join(dict.fromkeys(f"{h} x {w}" for h, w in (below, above)))
             raise ValueError(
-                f"Conformer: images are {height} x {width} pixels, but with stem {self.stem!r} and patch_size {self.patch_size} height and width "
-                f"must be multiples of {multiple}: resize to {near}"
+                f"Conformer: images are {height} x {width} pixels, but with stem {self.stem!r} and patch_size {self.patch_size} a whole number of "
+                f"patches must cover them; so do multiples of {multiple}: resize to {near}"
             )
         return sizes
 

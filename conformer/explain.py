@@ -74,12 +74,15 @@ def attention_weights(model: Conformer, named: Named) -> dict[str, np.ndarray]:
 
 
 def attention_rollout(model: Conformer, named: Named, residual: str = "measured") -> np.ndarray:
-    """Which of the first tokens the final class token is made of, by attention through all blocks.
+    """Which places the final class token reads, by attention through all blocks.
 
     A block mixes tokens by `x + attention(x)`. Rollout replaces it by `(r I + (1 - r) A)`, A the mean of the heads' weights, and multiplies over the
     blocks. With r = 1/2 both terms count alike, as in the paper. In a Conformer they do not: the class token is doubled before each block but the
     first (conformer/blocks.py, FCUDown), so its own part outgrows what attention adds. "measured" takes for each token
-    r = |x| / (|x| + |attention(x)|).
+    r = |x| / (|x| + |attention(x)|), and 1/2 where both are 0.
+
+    The paper's reading, which of the *first* tokens the last one is made of, holds for a transformer alone. From block 2 on FCUDown adds features of
+    the map to each token, and they have seen more of the image than the token's patch: rollout books them on the token's place.
 
     Args:
         model: the network.
@@ -105,7 +108,7 @@ def attention_rollout(model: Conformer, named: Named, residual: str = "measured"
             kept = np.full(mixing.shape[:2], 0.5)  # (B, N)
         else:
             own, update = np.linalg.norm(entering, axis=2), np.linalg.norm(named[f"{name}.attn"].numpy(), axis=2)
-            kept = own / (own + update)  # (B, N)
+            kept = np.divide(own, own + update, out=np.full_like(own, 0.5), where=own + update > 0)  # (B, N)
         row = row * kept + np.einsum("bn,bnm->bm", row * (1 - kept), mixing)
     return row
 

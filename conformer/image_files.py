@@ -46,6 +46,9 @@ def read_image(path: str | Path, size: tuple[int, int]) -> np.ndarray:
                 levels[grey == upright.info.get("transparency", -1)] = 255
                 upright = Image.fromarray(levels)
             elif "A" in upright.getbands() or "transparency" in upright.info:
+                key = upright.info.get("transparency")
+                if isinstance(key, tuple) and max(key) > 255:  # of 16 bits a channel, of which pillow has cut the pixels to 8, but not the key
+                    upright.info["transparency"] = tuple([part >> 8 for part in key])
                 upright = upright.convert("RGBA")
                 ground = Image.new("RGBA", upright.size, "white")
                 upright = Image.alpha_composite(ground, upright)

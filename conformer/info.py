@@ -11,19 +11,13 @@ leave out norms, activations, pooling and additions. FCUDown counts as the offic
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 from conformer.config import ConformerConfig
+from conformer.model import Conformer
 
 __all__ = ["BlockCount", "Count", "Part", "count", "describe"]
 
 BRANCHES = ("CNN", "transformer", "FCU", "heads")
-
-
-class HasConfig(Protocol):
-    """A model that knows its configuration, such as `Conformer`."""
-
-    config: ConformerConfig
 
 
 @dataclass(frozen=True)
@@ -117,19 +111,20 @@ def _transformer(name: str, config: ConformerConfig, tokens: int) -> Part:
     return Part(name, "transformer", (tokens, width), weights + biases + 4 * width, weights * tokens, 2 * tokens * tokens * width)
 
 
-def count(config: ConformerConfig | HasConfig, image_size: int | tuple[int, int] | None = None) -> Count:
+def count(config: ConformerConfig | Conformer, image_size: int | tuple[int, int] | None = None) -> Count:
     """Count a network's parameters and multiply-accumulates, block by block, for images of one size.
 
     Args:
-        config: a configuration, or a model that has one.
+        config: a configuration, or a model.
         image_size: side in pixels, or (height, width); None is 224 with the ImageNet stem and 32 with the others.
 
     Raises:
-        ValueError: the network cannot take images of that size.
+        ValueError: the network cannot take images of that size. TypeError: it is not a whole Conformer, such as one of its branches alone.
     """
-    config = config if isinstance(config, ConformerConfig) else config.config
-    side = 224 if config.stem == "imagenet" else 32
-    height, width = (side, side) if image_size is None else (image_size, image_size) if isinstance(image_size, int) else image_size
+    if not isinstance(config, ConformerConfig | Conformer):
+        raise TypeError(f"count: a {type(config).__name__} is not a whole Conformer; give a ConformerConfig or a Conformer")
+    config = config.config if isinstance(config, Conformer) else config
+    height, width = config.sides(image_size)
     size = config.stem_size(height, width)
     rows, columns = config.token_grid(height, width)
     embed, stem, patches = config.embed_dim, config.stem_channels, rows * columns
@@ -185,7 +180,7 @@ def _shape(shape: tuple[int, ...] | None) -> str:
     return " x ".join(map(str, shape)) if shape else "-"
 
 
-def describe(config: ConformerConfig | HasConfig, image_size: int | tuple[int, int] | None = None) -> str:
+def describe(config: ConformerConfig | Conformer, image_size: int | tuple[int, int] | None = None) -> str:
     """The shape table of a network as text, one line a block and the sums below; takes and raises what `count` does."""
     result = count(config, image_size)
     lines = [("block", "stage", "CNN branch", "tokens", "parameters", "MACs")]

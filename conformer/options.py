@@ -6,12 +6,13 @@ Read next: `conformer/train.py`, which does what it says.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-from conformer.budget import TIMED_STEPS, duration
+from conformer.budget import duration
 from conformer.devices import DEVICES
 from conformer.evaluate import TTA
 from minigrad.backend.cublas import PRECISIONS
@@ -73,7 +74,7 @@ class TrainConfig:
     cutout: Annotated[int, "side of a square that is blanked in each training image, in pixels, 0 for none"] = 0
     ema: Annotated[float, "decay of an average of the weights that is measured and saved too, 0 for none"] = 0.0
     accumulate: Annotated[int, "parts that a step's images are taken in, for less memory; batch norm sees one part at a time"] = 1
-    time_budget: Annotated[str | None, f"time to train for, like 30m; {TIMED_STEPS} steps are timed, undone, and fix the number of steps"] = None
+    time_budget: Annotated[str | None, "time to train for, like 30m; a few steps are timed, undone, and fix the number of steps"] = None
     eval_epochs: Annotated[int, "epochs between two evaluations; there is one at the end in any case"] = 1
     tta: Annotated[str, "test-time augmentation; mirror: the mean of the answers to an image and to its mirror image"] = "none"
     log_every: Annotated[int, "steps between two lines of metrics.jsonl"] = 20
@@ -81,10 +82,19 @@ class TrainConfig:
     checkpoint_minutes: Annotated[float, "minutes between two checkpoints, likewise"] = 5.0
 
     def __post_init__(self) -> None:
+        for name in ("data_dir", "out"):
+            if (path := getattr(self, name)) is not None:
+                object.__setattr__(self, name, Path(path))
         for name, allowed in {"device": DEVICES, "precision": PRECISIONS, "tta": TTA}.items():
             if getattr(self, name) not in allowed:
                 self._refuse(name, f"it must be one of {', '.join(allowed)}")
         counts = {"epochs": 1, "max_steps": 1, "batch_size": 2, "log_every": 1, "accumulate": 1, "eval_epochs": 1, "cutout": 0, "checkpoint_steps": 0}
+        for name in (*counts, "seed"):
+            if (value := getattr(self, name)) is not None:
+                try:
+                    object.__setattr__(self, name, operator.index(value))
+                except TypeError:
+                    self._refuse(name, "it must be a whole number")
         for name, bound in {**counts, "seed": 0, "weight_decay": 0, "clip_norm": 0, "checkpoint_minutes": 0}.items():
             if (value := getattr(self, name)) is not None and not value >= bound:
                 self._refuse(name, f"it must be at least {bound}")
@@ -148,6 +158,8 @@ def resumed(run: Path, values: Mapping[str, Any], dataset: str | None, given: Ma
     except (TypeError, ValueError) as error:
         raise ValueError(f"the run in {run} has options that this version of the program does not ({error})") from error
     for option, value in given.items():
+        if option not in values:
+            raise ValueError(f"there is no option {option!r}; see TrainConfig for those that there are")
         old = getattr(config, option)
         same = (old, dataset, "auto") if option == "dataset" else (old,)
         if option not in MAY_CHANGE and value not in same:

@@ -7,8 +7,10 @@ Each `draw_` function draws one picture on the Axes it is given; `save_curves` a
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from collections.abc import Callable, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -157,13 +159,14 @@ def _save(figure: Figure, path: Path) -> Path:
     return path
 
 
-def svg(draw: Callable[[Axes], None], width: float, height: float) -> str:
+def svg(draw: Callable[[Axes], None], width: float, height: float, title: str) -> str:
     """A picture as an element of an HTML page: its text stays text, and its ink takes the colour of the page's text, in light and dark.
 
     Args:
         draw: draws on the Axes it is given.
         width: in inches.
         height: in inches.
+        title: what it shows, for those who do not see it; pictures of one page have different ones, from which the names inside them are made.
     """
     names = "text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "xtick.labelcolor", "ytick.labelcolor"
     settings: dict[Any, Any] = dict.fromkeys(names, INK) | dict.fromkeys(("legend.facecolor", "axes.facecolor", "svg.fonttype"), "none")
@@ -174,4 +177,7 @@ def svg(draw: Callable[[Axes], None], width: float, height: float) -> str:
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     markup = text.getvalue()
-    return markup[markup.index("<svg") :].replace(INK, "currentColor")
+    markup = markup[markup.index("<svg") :].replace(INK, "currentColor")
+    prefix = re.sub(r"\W+", "-", title.lower())  # ids are those of a page, not of a picture
+    markup = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", markup)
+    return markup.replace("<svg ", f'<svg role="img" aria-label="{escape(title)}" ', 1)

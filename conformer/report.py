@@ -91,7 +91,8 @@ def _figures(log: RunLog, predictions: Predictions | None) -> str:
         figures = [("test accuracy" if head == "sum" else name, f"{100 * shares[head]:.2f} %") for head, name in reversed(HEADS.items())]
     if log.tests:
         best = max(log.tests, key=lambda line: line["test_accuracy"]["sum"])
-        figures.append((f"best, after epoch {best['epoch']:.3g}", f"{100 * best['test_accuracy']['sum']:.2f} %"))
+        epoch = f"{best['epoch']:,.2f}".rstrip("0").rstrip(".")
+        figures.append((f"best, after epoch {epoch}", f"{100 * best['test_accuracy']['sum']:.2f} %"))
         figures.append(("training time", _minutes(log.tests[-1]["seconds"])))
     taken = max((line["step"] for line in log.training + log.tests), default=0)
     of = "" if log.header.get("steps") in (None, taken) else f" of {log.header['steps']:,}"
@@ -100,7 +101,9 @@ def _figures(log: RunLog, predictions: Predictions | None) -> str:
         figures.append(("images a second", f"{np.median([line['images_per_second'] for line in log.training]):.0f}"))
     figures.append(("parameters", f"{log.header['parameters']:,}"))
     cells = "".join(f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for name, value in figures)
-    explained = "<p>The test accuracy is that of the sum of both heads' logits, on images that were not trained on.</p>" if shares else ""
+    explained = "<p>The test accuracy is that of the sum of both heads' logits, on images that were not trained on. "
+    explained += "The best is chosen by these very images, so its figure is on the high side: quote that of the end.</p>"
+    explained = explained if shares else ""
     return f'<div class="figures">{cells}</div>{explained}'
 
 
@@ -112,8 +115,10 @@ def _minutes(seconds: float) -> str:
 def _curves(log: RunLog) -> str:
     if not log.training and not log.tests:
         return _section("Curves", "<p>Nothing has been measured yet.</p>")
-    pictures: list[Callable[[Any, RunLog], None]] = [plots.draw_accuracies, plots.draw_losses, plots.draw_learning_rate]
-    drawn = "".join(f"<div>{plots.svg(lambda axes, draw=draw: draw(axes, log), 5, 3.6)}</div>" for draw in pictures)
+    pictures: dict[str, Callable[[Any, RunLog], None]] = {
+        "Accuracies by step": plots.draw_accuracies, "Losses by step": plots.draw_losses, "Learning rate by step": plots.draw_learning_rate,
+    }  # fmt: skip
+    drawn = "".join(f"<div>{plots.svg(lambda axes, draw=draw: draw(axes, log), 5, 3.6, title)}</div>" for title, draw in pictures.items())
     return _section("Curves", f'<div class="pictures">{drawn}</div>')
 
 
@@ -139,7 +144,7 @@ def _classes(dataset: Dataset, predictions: Predictions) -> str:
 def _confusion(dataset: Dataset, predictions: Predictions) -> str:
     matrix = predictions.confusion_matrix()
     side = 6.5 if len(dataset.classes) <= 20 else 11
-    picture = plots.svg(lambda axes: plots.draw_confusion_matrix(axes, matrix, dataset.classes), side, side)
+    picture = plots.svg(lambda axes: plots.draw_confusion_matrix(axes, matrix, dataset.classes), side, side, "Confusion matrix")
     parts = [
         "<p>What the images of each class (rows) are taken for (columns), in percent.</p>",
         f'<div class="matrix">{picture}</div>',

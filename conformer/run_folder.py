@@ -66,8 +66,11 @@ class RunFolder:
         """
         if path.exists() and not path.is_dir():
             raise FileExistsError(f"{path} is a file; choose another folder with --out")
-        if path.is_symlink() and not path.exists():
-            raise FileNotFoundError(f"{path} is a link to {os.readlink(path)}, which does not exist; make that folder, or choose another with --out")
+        for part in (path, *path.parents):
+            if part.is_symlink() and not part.exists():
+                raise FileNotFoundError(
+                    f"{part} is a link to {os.readlink(part)}, which does not exist; make that folder, or choose another with --out"
+                )
         path.mkdir(parents=True, exist_ok=True)
         taken = [name for name in ("config.json", "metrics.jsonl", CHECKPOINT, *WEIGHTS) if (path / name).exists()]
         if taken:
@@ -128,6 +131,11 @@ class RunFolder:
         self.lines = len(kept)
         if "".join(kept) != text:
             write_file(path, "".join(kept))
+
+    def header(self) -> dict[str, Any]:
+        """The first line of metrics.jsonl."""
+        with open(self.path / "metrics.jsonl", encoding="utf-8") as file:
+            return dict(json.loads(file.readline()))
 
     def set_options(self, **values: Any) -> None:
         """Change what config.json says."""

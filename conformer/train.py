@@ -31,7 +31,7 @@ from conformer.display import Display, Progress
 from conformer.evaluate import Accuracies, Predictions, evaluate
 from conformer.gpu_steps import GpuSteps
 from conformer.learner import Learner, check_loss, check_weights
-from conformer.options import OptionError, TrainConfig, plain, resumed
+from conformer.options import MAY_CHANGE, OptionError, TrainConfig, plain, resumed
 from conformer.run_folder import RunFolder, environment, read_config
 from conformer.steps import CpuSteps, Outcome, Steps
 from conformer.stopping import StopSignals
@@ -75,6 +75,10 @@ class Trainer:
         self.display = display or Display()
         self.device = devices.choose(config.device)
         if self.device == "cpu" and config.precision != "float32":
+            if origin is not None:
+                raise ValueError(
+                    f"the run in {origin[0].path} was started with --precision {config.precision}, which needs a GPU: go on with it on one"
+                )
             raise OptionError(f"precision is {config.precision}, which is for GPUs; the CPU computes in float32: leave it out", "precision")
         self.dataset = data.load(config.dataset, config.data_dir, self.display.message)
         self.steps_per_epoch = len(self.dataset.train) // config.batch_size
@@ -146,6 +150,7 @@ class Trainer:
             ValueError: an option or the data set is not that of the run, or the checkpoint is damaged.
             OSError: there is no run in the folder, or it is in use.
         """
+        run = Path(run)
         folder = RunFolder.reopen(run)
         try:
             checkpoint = folder.load_checkpoint()
@@ -153,16 +158,23 @@ class Trainer:
                 config = resumed(run, checkpoint.options, checkpoint.dataset, given)
             else:
                 config = resumed(run, {name: value for name, value in read_config(folder.path).items() if name != "steps"}, None, given)
-            return cls(config, display, (folder, checkpoint))
+            gone = config.data_dir if "data_dir" not in given and config.data_dir and not config.data_dir.exists() else None
+            if gone and not checkpoint:
+                raise data.DataError(f"the run's data is not in {gone} any more; give it with --data-dir")
+            try:
+                return cls(replace(config, data_dir=None) if gone else config, display, (folder, checkpoint))
+            except data.DataError as error:
+                raise data.DataError(f"the run's data is not in {gone} any more, and {error}" if gone else str(error)) from error
         except BaseException:
             folder.close()
             raise
 
     def _restore(self, checkpoint: Checkpoint | None) -> None:
-        """Put everything where the checkpoint found it; without one, only cut off what was logged."""
+        """Put everything where the checkpoint found it; without one, the run begins anew, also in what is written of it."""
+        new = {name: value for name, value in plain(self.config).items() if name in MAY_CHANGE}
         if checkpoint is None:
-            self.folder.rewind(1, self.header)
-            self.folder.set_options(data_dir=plain(self.config)["data_dir"])
+            self.folder.rewind(0, self.header)
+            self.folder.set_options(**new, steps=self.header["steps"])
             return
         if checkpoint.fingerprint != self.fingerprint:
             raise ValueError(
@@ -185,8 +197,9 @@ class Trainer:
         self._started = time.perf_counter() - checkpoint.seconds
         self.saved = self.step, self.evaluated
         self.folder.rewind(checkpoint.lines, self.header)
-        if (data_dir := plain(self.config)["data_dir"]) != checkpoint.options.get("data_dir"):  # the data has moved: whoever comes next finds it
-            self.folder.set_options(data_dir=data_dir)
+        self.dataset = replace(self.dataset, notice=self.folder.header().get("dataset_notice", ""))  # of a data set that is asked for by name now
+        if new != {name: checkpoint.options.get(name) for name in new}:  # from now on: also for whoever comes next, who finds data that moved
+            self.folder.set_options(**new)
             self.saved = None
             self._save()
         if self.finished:
@@ -302,7 +315,7 @@ class Trainer:
         evaluation = (time.perf_counter() - began) * len(self.dataset.test) / len(part) * (2 if self.learner.ema else 1)
         evaluation += self._saving_seconds()
         self.steps = steps_within(0.98 * budget - (time.perf_counter() - self._started), each, evaluation, self.evaluation_steps)
-        self.steps_fixed = True
+        self.steps_fixed, self._evaluation_seconds = True, evaluation
         self.learner = Learner(self.network, self.config, self.steps, self.device)
         self.learner.model.train()
         self.folder.set_steps(self.steps)
@@ -383,7 +396,7 @@ class Trainer:
     def _progress(self, last: Outcome) -> Progress:
         losses, shares, seconds = zip(*self._recent, strict=True)
         each = sum(seconds) / len(seconds)
-        evaluations_left = -(-self.steps // self.evaluation_steps) - last.step // self.evaluation_steps
+        evaluations_left = -(-self.steps // self.evaluation_steps) - self.evaluated // self.evaluation_steps
         return Progress(
             step=last.step,
             steps=self.steps,

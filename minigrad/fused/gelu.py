@@ -41,7 +41,7 @@ def _check(x) -> None:
 _Q = (0.797884216, 3.63342835e-2, -3.3129994e-5, -5.52401585e-5, 3.96910946e-6, -1.3344641e-7, 1.80561642e-9)
 _MINUS_2Q = tuple([-2 * coefficient for coefficient in _Q])
 
-_no_warnings = np.errstate(over="ignore", invalid="ignore")  # a huge x gives the right 0 or x by way of infinity; an infinite x nan, as in PyTorch
+_no_warnings = np.errstate(over="ignore", invalid="ignore")  # a huge x gives the right 0 or x by way of infinity; -inf nan, as in PyTorch
 
 
 @_no_warnings

@@ -184,6 +184,10 @@ def test_report(cifar: Cifar, tiny_network: str, tmp_path: Path, capsys: pytest.
     (run / "report.html").unlink()
     assert main(["train", "--resume", str(run)]) == 0
     assert (run / "report.html").read_text() == at_the_end
+    capsys.readouterr()
+    for options, said in (([], True), (["--tta", "none"], False)):  # the accuracy that the run has, if nothing else is asked for
+        assert main(["evaluate", str(run), *options]) == 0
+        assert (", with mirror images" in capsys.readouterr().out) is said
     (run / "report.html").unlink()
     (run / "report.html").mkdir()
     assert "cannot write" in fails(1, "report", str(run))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +76,18 @@ def test_a_transparent_grey_of_16_bits_is_white(tmp_path: Path):
     grey = Image.fromarray(np.array([[0, 51], [102, 204]], np.uint16) * 257)
     grey.save(tmp_path / "16.png", transparency=51 * 257)
     assert_array_equal(read_image(tmp_path / "16.png", (2, 2))[..., 0], [[0, 255], [102, 204]])
+
+
+def test_a_transparent_colour_of_16_bits_is_white(tmp_path: Path):
+    """Pillow writes none of 16 bits a channel, so this one is made by hand: two pixels, of which the key names the second."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    pixels = struct.pack(">6H", 0x1111, 0x2222, 0x3333, 30000, 30001, 30002)
+    parts = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)), chunk(b"tRNS", pixels[6:]), chunk(b"IDAT", zlib.compress(b"\0" + pixels))
+    (tmp_path / "16.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts) + chunk(b"IEND", b""))
+    assert_array_equal(read_image(tmp_path / "16.png", (1, 2)), [[[0x11, 0x22, 0x33], WHITE]])
 
 
 @pytest.mark.parametrize(("dtype", "kind"), [(np.float32, "fractions"), (np.int32, "whole numbers of 32 bits")])

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from conformer import CONFIGS, Conformer, ConformerConfig, count, describe
+from conformer import CONFIGS, CNNBranch, Conformer, ConformerConfig, TransformerBranch, count, describe
 from minigrad import Tensor, no_grad
 
 MILLION, BILLION = 1e6, 1e9
@@ -136,6 +136,10 @@ def test_text_has_a_line_for_every_block_and_the_totals():
 
 def test_sizes():
     assert count(CONFIGS["cifar-nano"], 64).image_size == (64, 64)
-    assert count(CONFIGS["cifar-nano"], (32, 64)).image_size == (32, 64)
+    assert count(CONFIGS["cifar-nano"], (32, 64)).image_size == count(CONFIGS["cifar-nano"], [np.int64(32), 64]).image_size == (32, 64)
+    assert count(CONFIGS["cifar-nano"], np.int64(64)).image_size == (64, 64)  # type: ignore[arg-type]
+    for branch in (CNNBranch, TransformerBranch):
+        with pytest.raises(TypeError, match=f"count: a {branch.__name__} is not a whole Conformer"):
+            count(branch(CONFIGS["cifar-nano"]))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="images are 30 x 32 pixels"):
         describe(CONFIGS["cifar-micro"], (30, 32))

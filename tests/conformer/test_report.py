@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -27,6 +28,7 @@ class Page(HTMLParser):
 
     def __init__(self, text: str):
         super().__init__()
+        self.source = text
         self.open: list[str] = []
         self.words: list[str] = []
         self.addresses: list[str] = []
@@ -79,8 +81,18 @@ def test_a_page_that_needs_no_other_file(tmp_path: Path):
         assert words in text
     for title in ("Curves", "Classes", "Confusion matrix", "Most confident mistakes", "Most confused", "Most confident", "How it was trained"):
         assert title in page.words
+    ids = re.findall(r'\bid="([^"]+)"', page.source)
+    assert len(ids) == len(set(ids)) > 100 and set(re.findall(r"url\(#([^)]+)\)", page.source)) <= set(ids)
+    named = ("Accuracies by step", "Losses by step", "Learning rate by step", "Confusion matrix")
+    assert re.findall(r'<svg role="img" aria-label="([^"]+)"', page.source) == list(named)
     assert len(page.alternatives) == 36 - 12 + min(12, round(40 * dataset(40, 5)[1].accuracies.sum))
     assert not list(run.glob(".*"))
+
+
+@pytest.mark.parametrize(("epoch", "text"), [(1.0, "epoch 1"), (0.5, "epoch 0.5"), (1234.0, "epoch 1,234"), (20.0, "epoch 20")])
+def test_the_best_epoch_is_not_rounded(epoch: float, text: str, tmp_path: Path):
+    page = Page(write_report(folder(tmp_path / "run", HEADER, TRAINING, TEST | {"epoch": epoch}), *dataset(40, 5)).read_text())
+    assert f"best, after {text}" in page.words
 
 
 def test_the_images_are_the_right_ones(tmp_path: Path):

@@ -264,6 +264,68 @@ def test_data_that_moved_before_the_first_checkpoint(config: TrainConfig, cifar:
     assert read_config(folder(config))["data_dir"] == str(same)
 
 
+def test_another_data_set_before_the_first_checkpoint_is_said(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that was broken off before its first checkpoint begins again: what it says of itself does so too."""
+    made = data.DATASETS["cifar10"](config.data_dir, print)
+    with monkeypatch.context() as patch:
+        patch.setitem(data.DATASETS, "auto", lambda *_: replace(made, name="made", notice="NOT CIFAR"))
+        Trainer(config).folder.close()
+    assert lines(folder(config))[0]["dataset_notice"] == "NOT CIFAR"
+    Trainer.resume(folder(config), log_every=3).run()
+    header = lines(folder(config))[0]
+    assert (header["dataset"], header["dataset_notice"], read_config(folder(config))["log_every"]) == ("cifar10", "", 3)
+    whole = train.train(replace(config, out=folder(config).with_name("whole"), log_every=3)).folder
+    assert_same_run(folder(config), whole)
+
+
+def test_a_resumed_run_keeps_its_notice(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The data set that "auto" came to is loaded by its name then, as one that was asked for."""
+    made = data.DATASETS["cifar10"](config.data_dir, print)
+    monkeypatch.setitem(data.DATASETS, "auto", lambda *_: replace(made, notice="NOT WHAT WAS ASKED FOR"))
+    break_off(config, 7, monkeypatch)
+    train.resume(folder(config))
+    assert safetensors_io.load_state(folder(config) / "last.safetensors")[1]["notice"] == "NOT WHAT WAS ASKED FOR"
+
+
+def test_data_that_is_not_where_it_was(config: TrainConfig, cifar: Cifar, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert config.data_dir is not None
+    elsewhere = config.data_dir.with_name("elsewhere")
+    break_off(config, 7, monkeypatch)
+    Trainer(replace(config, out=folder(config).with_name("new"))).folder.close()
+    config.data_dir.rename(elsewhere)
+    monkeypatch.setenv("CONFORMER_DATA", str(elsewhere))
+    with pytest.raises(data.DataError, match=r"the run's data is not in .* any more; give it with --data-dir"):
+        Trainer.resume(folder(config).with_name("new"))
+    train.resume(str(folder(config)))  # type: ignore[arg-type]  # a path may be text
+    monkeypatch.setenv("CONFORMER_DATA", "nowhere")
+    monkeypatch.setenv("XDG_CACHE_HOME", "nowhere")
+    monkeypatch.setattr(data.download, "fetch", lambda *_: (_ for _ in ()).throw(data.DataError("cannot be downloaded")))
+    config.data_dir.mkdir()
+    with pytest.raises(data.DataError, match=r"CIFAR-10 is not in \$CONFORMER_DATA .* and cannot be downloaded"):
+        Trainer.resume(folder(config))
+
+
+def test_a_run_for_a_gpu_goes_on_with_one(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    break_off(config, 7, monkeypatch)
+    path = folder(config) / "checkpoint.safetensors"
+    arrays, metadata = safetensors_io.load_state(path)
+    values = json.loads(metadata["checkpoint"])
+    values["options"]["precision"] = "tf32"
+    safetensors_io.save_state(path, arrays, {"checkpoint": json.dumps(values)})
+    with pytest.raises(ValueError, match=r"the run in .* was started with --precision tf32, which needs a GPU: go on with it on one"):
+        Trainer.resume(folder(config))
+
+
+def test_options_given_anew_hold_from_then_on(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    break_off(config, 7, monkeypatch)
+    with pytest.raises(ValueError, match="there is no option 'log_evry'"):
+        Trainer.resume(folder(config), log_evry=3)
+    Trainer.resume(folder(config), log_every=3, checkpoint_minutes=1.0).folder.close()
+    for options in (read_config(folder(config)), load_checkpoint(folder(config) / "checkpoint.safetensors").options):
+        assert (options["log_every"], options["checkpoint_minutes"]) == (3, 1.0)
+    assert Trainer.resume(folder(config)).config.log_every == 3
+
+
 def test_folders_that_cannot_go_on(config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = folder(config)
     with pytest.raises(FileNotFoundError, match="there is no run to go on with in .*run"):

@@ -72,11 +72,18 @@ def lines(folder: Path) -> list[dict[str, Any]]:
         ({"cutout": 10**22}, "cutout is 1(0+); it must be at most 1,000,000,000"),
         ({"seed": 2**64}, "seed is 18446744073709551616; it must be at most 18,446,744,073,709,551,615"),
         ({"time_budget": "9" * 400 + "s"}, "time_budget '9+s' is more than a year"),
+        ({"max_steps": 2.5}, "max_steps is 2.5; it must be a whole number"),
+        ({"seed": "1"}, "seed is 1; it must be a whole number"),
     ],
 )
 def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainConfig(**options)
+
+
+def test_options_of_other_types_than_they_have() -> None:
+    config = TrainConfig(epochs=np.int64(3), out="run", data_dir="data")  # type: ignore[arg-type]
+    assert (type(config.epochs), config.out, config.data_dir) == (int, Path("run"), Path("data"))
 
 
 def test_batches_cover_an_epoch_and_depend_on_seed_and_place_only(cifar: Cifar) -> None:
@@ -250,6 +257,28 @@ def test_mistakes_leave_no_folder(config: TrainConfig) -> None:
     config.out.symlink_to("nowhere")
     with pytest.raises(FileNotFoundError, match="run is a link to nowhere, which does not exist; make that folder, or choose another with --out"):
         Trainer(config)
+    with pytest.raises(FileNotFoundError, match="run is a link to nowhere, which does not exist"):
+        Trainer(replace(config, out=config.out / "deeper"))
+
+
+def test_time_left_has_the_evaluation_that_is_due(config: TrainConfig) -> None:
+    """Of 10 steps, evaluated after every 5: at step 5 the first is still to come, at step 10 the second."""
+    trainer, shown = Trainer(config), {}
+
+    class Noted(Display):
+        def progress(self, progress: Progress) -> None:
+            shown[progress.step] = progress.seconds_left
+
+    trainer.display, trainer._evaluation_seconds = Noted(), 1000.0
+    evaluate = trainer._evaluate
+
+    def evaluated(signals: Any) -> None:
+        evaluate(signals)
+        trainer._evaluation_seconds = 1000.0
+
+    trainer._evaluate = evaluated  # type: ignore[method-assign]
+    trainer.run()
+    assert [round(shown[step] / 1000) for step in (1, 5, 6, 10)] == [2, 2, 1, 1]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
