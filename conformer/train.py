@@ -37,7 +37,7 @@ from conformer.steps import CpuSteps, Outcome, Steps
 from conformer.stopping import StopSignals
 from conformer.weights import About
 from minigrad import safetensors_io
-from minigrad.backend import cpu
+from minigrad.backend import cpu, cuda
 from minigrad.backend.cublas import precision
 
 __all__ = ["TrainResult", "Trainer", "resume", "train"]
@@ -80,6 +80,9 @@ class Trainer:
                     f"the run in {origin[0].path} was started with --precision {config.precision}, which needs a GPU: go on with it on one"
                 )
             raise OptionError(f"precision is {config.precision}, which is for GPUs; the CPU computes in float32: leave it out", "precision")
+        if self.device == "cuda" and config.precision != "float32" and not cuda.has_tensor_cores():
+            needs = "which needs tensor cores of compute capability 8.0 (A100, RTX 30) or later, and this GPU has none: leave it out"
+            raise OptionError(f"precision is {config.precision}, {needs}", "precision")
         self.dataset = data.load(config.dataset, config.data_dir, self.display.message)
         self.steps_per_epoch = len(self.dataset.train) // config.batch_size
         if not self.steps_per_epoch:

@@ -144,6 +144,15 @@ def kept_numbers() -> list[Array]:
     return list(_numbers.values())
 
 
+def forget_numbers(older: list[Array]) -> list[Array]:
+    """Keep none that was made since `kept_numbers` gave `older`, and return those: they were made in a capture, and written by its graph alone."""
+    known = set(map(id, older))
+    made = {key: array for key, array in list(_numbers.items()) if id(array) not in known}
+    for key in made:
+        _numbers.pop(key, None)
+    return list(made.values())
+
+
 def is_view(array: Array, of: Array) -> bool:
     """Whether `array`, which was made from `of`, looks at the same memory."""
     if array is of:

@@ -37,9 +37,10 @@ def precision(name: str) -> Iterator[None]:
     """`with precision("tf32"):` how products of float32 matrices are computed on a GPU, forward and backward; on a CPU nothing changes.
 
     Args:
-        name: "float32" (24 bits of precision in each factor), "tf32" (11 bits; tensor cores read float32 and round it) or "bf16" (8 bits; factors are
-            converted to bfloat16 first; convolutions other than 1x1 take tf32 then, too). Sums and results are float32 always, and so is everything
-            that is no matrix product. Products of float64 tensors stay float64.
+        name: "float32" (24 bits of precision in each factor), "tf32" (11 bits; our convolutions round to them, in other products cuBLAS does, or cuts
+            the rest off) or "bf16" (8 bits; factors are converted to bfloat16 first; convolutions other than 1x1 take tf32 then, too). Sums and
+            results are float32 always, and so is everything that is no matrix product. Products of float64 tensors stay float64. Needs a GPU of
+            compute capability 8.0 (A100, RTX 30) or later: convolutions stay float32 on older ones.
 
     Raises:
         ValueError: there is no such precision.
@@ -198,6 +199,10 @@ class _Cublas:
 
     def gemm(self, precision: str, sizes: tuple[int, int, int], left: Matrices, right: Matrices, result: Any, count: int) -> None:
         """Fill `result` with `count` products of columns-first matrices, (m, k) by (k, n); `sizes` are m, n and k."""
+        if max(*sizes, left.apart, right.apart, count) >= 1 << 31:  # of which ctypes would pass on the last 32 bits
+            raise ValueError(
+                f"matmul: a product of {sizes[1]} x {sizes[2]} by {sizes[2]} x {sizes[0]} is too large for cuBLAS; take fewer rows at a time"
+            )
         self._use_current_stream()
         kind, result_kind, computing = _TYPES[precision]
         number = ctypes.c_double if precision == "float64" else ctypes.c_float

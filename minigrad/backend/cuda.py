@@ -155,7 +155,12 @@ def emulated(build: str | None = None, orders: Sequence[str] = ("ascending",)) -
         _use(module)
 
 
-_waiting: list[tuple[Any, np.ndarray]] = []  # (array, values): what `write` was given while work was captured
+_of_thread = threading.local()
+
+
+def _waiting() -> list[tuple[Any, np.ndarray]]:
+    """(array, values): what this thread gave `write` while it captured work."""
+    return _of_thread.__dict__.setdefault("waiting", [])
 
 
 def write(array: Any, values: np.ndarray) -> None:
@@ -163,20 +168,18 @@ def write(array: Any, values: np.ndarray) -> None:
 
     What is written after a capture is there for the graph, so `Captured` keeps the array.
     """
-    _waiting.append((array, values))
+    _waiting().append((array, values))
     _write_waiting()
 
 
 def _write_waiting() -> None:
     """Do what `write` could not do while work was captured; `Captured` does so itself."""
-    if not _waiting or array_module().cuda.get_current_stream().is_capturing():
+    waiting = _waiting()
+    if not waiting or array_module().cuda.get_current_stream().is_capturing():
         return
-    for array, values in _waiting:
+    for array, values in waiting:
         array[...] = array_module().asarray(values)  # through pinned memory; `array.set` would wait
-    _waiting.clear()
-
-
-_of_thread = threading.local()
+    waiting.clear()
 
 
 def _capture_stream(cp: Any) -> Any:
@@ -216,22 +219,30 @@ class Captured:
             # What lies in cycles goes now: collected in the middle of the capture, an older graph's memory would be freed (cudaFree), which waits for
             # the GPU. PyTorch does the same.
             gc.collect()
+            numbers = backend.kept_numbers()
             stream.begin_capture()
             try:
                 self.result = function()
             except BaseException:
                 with suppress(Exception):  # that the capture has failed is known
                     stream.end_capture()
-                _waiting.clear()
+                backend.forget_numbers(numbers)
+                with suppress(Exception):
+                    _write_waiting()  # whoever wrote believes that it is there
                 raise
             self._graph = stream.end_capture()
-            self._arrays = [*backend.kept_numbers(), *(array for array, _ in _waiting)]  # what the graph reads: it keeps addresses only
+            self._arrays = [*numbers, *backend.forget_numbers(numbers), *(array for array, _ in _waiting())]  # what the graph reads by its address
             _write_waiting()
         outer.wait_event(stream.record())
 
     def launch(self) -> None:
         """Do the work again; returns at once."""
         self._graph.launch()
+
+
+def has_tensor_cores() -> bool:
+    """Whether the current GPU's tensor cores take tf32 and bf16: compute capability 8.0 (A100, RTX 30) and later."""
+    return int(array_module().cuda.Device().compute_capability) >= 80
 
 
 def c_type(dtype: np.dtype) -> str:

@@ -260,6 +260,8 @@ def launch_by_rows(kernels: cuda.Kernels, name: str, out, arrays: tuple, shape: 
 
 def _launch(name: str, out, arrays: tuple, shape: tuple[int, ...], rows: Axis, columns: Axis) -> None:
     """The same where a block takes several rows if they are short: without, 96 of 128 threads would have nothing to do for rows of 32 packs."""
+    if out.size == 0:
+        return
     types, packs, numbers = _packs(out, arrays, shape, rows, columns)
     lines, length = out.shape[0] * out.shape[1], out.shape[2] * packs
     blocks = -(-length // 128)                                             # side by side

@@ -34,7 +34,7 @@ __device__ __forceinline__ void join(T& mean, T& squares, int count, T other_mea
     if (other_count == 0) return;                                     // both may be empty: 0 / 0
     const T share = T(other_count) / T(count + other_count), apart = other_mean - mean;
     mean += apart * share;
-    squares += other_squares + apart * apart * T(count) * share;
+    squares += other_squares + apart * T(count) * (apart * share);    // apart^2 may be infinite where count is 0
 }
 
 // Rows of a slice: of R rows in S slices, slice s has those from s ceil(R / S) on.
@@ -228,8 +228,8 @@ __global__ void __launch_bounds__(256) batch_norm_forward(const V* __restrict__ 
         for (int k = 0; k < N; k++) scale.v[k] *= w.v[k];
     }
     if (bias) shift = packs_of<T>(bias)[p];
-    for (int row = blockIdx.x * blockDim.y + threadIdx.y; row < rows; row += gridDim.x * blockDim.y) {
-        const long long i = (long long)row * packs + p;
+    for (long long row = blockIdx.x * blockDim.y + threadIdx.y; row < rows; row += gridDim.x * blockDim.y) {
+        const long long i = row * packs + p;
         auto pack = packs_of<T>(x)[i];
         for (int k = 0; k < N; k++) pack.v[k] = (pack.v[k] - center.v[k] - offset.v[k]) * scale.v[k] + shift.v[k];
         if (residual) {
@@ -389,8 +389,8 @@ __global__ void __launch_bounds__(256) batch_norm_backward(const V* __restrict__
             slope.v[k] = dweight.v[k] * rstd.v[k] / T(rows);
         }
     }
-    for (int row = blockIdx.x * blockDim.y + threadIdx.y; row < rows; row += gridDim.x * blockDim.y) {
-        const long long i = (long long)row * packs + p;
+    for (long long row = blockIdx.x * blockDim.y + threadIdx.y; row < rows; row += gridDim.x * blockDim.y) {
+        const long long i = row * packs + p;
         auto g = through_relu<T>(dy, y, i);
         if (dresidual) packs_of<T>(dresidual)[i] = g;
         if (!dx) continue;

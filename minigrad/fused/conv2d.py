@@ -380,7 +380,7 @@ def _cuda_implicit(source, matrix, bias, target, g: Geometry, gradient: bool) ->
 
 def _on_tensor_cores(x_shape: tuple[int, ...], weight, y_shape: tuple[int, ...], g: Geometry, *arrays) -> bool:
     """May the products be less than float32, and are the arrays such that `conv2d_tensor.cu` computes them?"""
-    if cublas.current_precision() == "float32" or _few(weight, g.groups):
+    if cublas.current_precision() == "float32" or _few(weight, g.groups) or not cuda.has_tensor_cores():
         return False
     by_fours = cuda.vector_width(gcd(weight.shape[0] // g.groups, weight.shape[1]), *arrays) == 4
     return by_fours and conv2d_tensor.fits(x_shape, weight.shape, y_shape, g)
@@ -422,7 +422,10 @@ def cuda_forward(x, weight, bias, stride, padding, dilation, groups):
     g = Geometry.of(weight, stride, padding, dilation, int(groups))
     if _is_linear(g):
         return linear_forward(x, weight.reshape(weight.shape[:2]), bias)[0], (x, weight, g)
-    y = cuda.array_module().empty((x.shape[0], *map(int, g.output_size(*x.shape[1:3])), weight.shape[0]), x.dtype)  # (B, Ho, Wo, O)
+    out_shape = (x.shape[0], *map(int, g.output_size(*x.shape[1:3])), weight.shape[0])
+    if max(prod(x.shape[:3]), prod(out_shape[:3])) >= 1 << 31:
+        raise ValueError(f"conv2d: x of shape {x.shape} has 2^31 pixels or more, before or after; the kernels on a GPU number fewer: split the batch")
+    y = cuda.array_module().empty(out_shape, x.dtype)                      # (B, Ho, Wo, O)
     if _few(weight, g.groups):
         sizes = (*x.shape[1:3], *y.shape[1:3], weight.shape[1], weight.shape[0] // g.groups, g.groups, *g.numbers)
         _cuda.launch(f"conv2d_naive<{cuda.c_type(x.dtype)}>", -(-y.size // 128), 128, x, weight, bias, y, y.size, *sizes)

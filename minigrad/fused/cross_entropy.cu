@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(256) cross_entropy_forward(const T* __restrict
                                                              const T* __restrict__ targets, T* __restrict__ log_p, T* __restrict__ losses, int rows,
                                                              int classes, T smoothing)
 {
-    const int lane = threadIdx.x % THREADS, row = (blockIdx.x * blockDim.x + threadIdx.x) / THREADS;
+    const int lane = threadIdx.x % THREADS, row = blockIdx.x * (blockDim.x / THREADS) + threadIdx.x / THREADS;
     if (row >= rows) return;                                          // all threads of the row: its sums miss nobody
     logits += (long long)row * classes;
     log_p += (long long)row * classes;
@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(256) cross_entropy_backward(const T* __restric
                                                               const long long* __restrict__ labels, const T* __restrict__ targets,
                                                               T* __restrict__ dlogits, T* __restrict__ dtargets, int rows, int classes, T smoothing)
 {
-    const int lane = threadIdx.x % THREADS, row = (blockIdx.x * blockDim.x + threadIdx.x) / THREADS;
+    const int lane = threadIdx.x % THREADS, row = blockIdx.x * (blockDim.x / THREADS) + threadIdx.x / THREADS;
     if (row >= rows) return;
     const long long start = (long long)row * classes, label = labels ? labels[row] : 0;
     const T scale = labels && !is_class(label, classes) ? not_a_number<T>() : dy[0] / T(rows);

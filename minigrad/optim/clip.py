@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,7 +17,7 @@ from minigrad.tensor import Tensor, wrap
 __all__ = ["clip_grad_norm_"]
 
 _cuda = cuda.Kernels(__file__)
-_known: dict[tuple, multi_tensor.Chunks] = {}  # by the parameters whose gradients on the GPU were clipped
+_of_thread = threading.local()  # .known: chunks by the sizes of the gradients on the GPU; a table of addresses is not for two threads at once
 
 
 def clip_grad_norm_(params: Iterable[Tensor] | Tensor, max_norm: float, error_if_nonfinite: bool = False) -> float | Tensor:
@@ -61,10 +62,11 @@ def _clip_together(grads: list[Tensor], max_norm: float, error_if_nonfinite: boo
     launches = []
     for dtype in dict.fromkeys(grad.dtype for grad in grads):
         arrays = [grad.data for grad in grads if grad.dtype == dtype]
-        key = (id(cp), dtype, *[array.size for array in arrays])
-        if key not in _known:
-            _known[key] = multi_tensor.Chunks([array.size for array in arrays], [0] * len(arrays), 1)
-        chunks = _known[key]
+        known: dict[tuple, multi_tensor.Chunks] = _of_thread.__dict__.setdefault("known", {})
+        key = (id(cp), cp.cuda.Device().id, dtype, *[array.size for array in arrays])
+        if key not in known:
+            known[key] = multi_tensor.Chunks([array.size for array in arrays], [0] * len(arrays), 1)
+        chunks = known[key]
         launches.append((cuda.c_type(dtype), chunks, chunks.addresses(arrays)))
     partial, result = cp.empty((sum(chunks.count for _, chunks, _ in launches), 3), np.float64), cp.empty(2, np.float64)
     start = 0

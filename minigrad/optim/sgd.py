@@ -65,6 +65,23 @@ class SGD(Optimizer):
     def _numbers(self, group: Mapping[str, Any]) -> list[float]:
         return [group["lr"], group["momentum"], group["dampening"], group["weight_decay"], group["nesterov"]]
 
+    def upload(self) -> None:
+        """As for every optimiser.
+
+        Raises:
+            ValueError: a group has a momentum now and had none when its step was captured, which therefore has no buffer to write.
+        """
+        late = [
+            p
+            for group in self.param_groups
+            if group["momentum"]
+            for p in group["params"]
+            if "momentum_buffer" not in self._state.get(id(p), {"momentum_buffer": 0})
+        ]
+        if self._together and late:
+            raise ValueError("SGD: a group that had no momentum when its step was captured has one now: capture the step again")
+        super().upload()
+
     def _update_together(self, updates: list) -> None:
         late = [u for u in updates if u.grad is not None and self.param_groups[u.group]["momentum"] and "momentum_buffer" not in u.state]
         if late:  # these groups had no momentum until now

@@ -122,6 +122,15 @@ def test_an_exception_leaves_no_precision_behind():
     assert cublas._precision.get() == "float32"
 
 
+def test_sizes_that_cublas_has_no_number_for_are_refused():
+    """ctypes would pass on their last 32 bits, and the product of a few rows would come back."""
+    library = object.__new__(cublas._Cublas)
+    for sizes, apart in (((10, 1 << 32, 4), 4), ((10, 4, 1 << 31), 4), ((10, 4, 4), 1 << 31)):
+        factor = cublas.Matrices(None, False, apart, 0)
+        with pytest.raises(ValueError, match="is too large for cuBLAS; take fewer rows at a time"):
+            library.gemm("float32", sizes, factor, factor, None, 1)
+
+
 def test_products_are_captured():
     """CuPy's own refuse to be, and the stand-in with it."""
     x = rng(0).standard_normal((3, 3))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import sys
+import threading
 import weakref
 from types import ModuleType, SimpleNamespace
 
@@ -215,6 +216,41 @@ def test_what_lies_in_cycles_is_freed_before_a_capture_and_not_inside(cp):
     finally:
         gc.enable()
     assert alive == [True, False]
+
+
+@pytest.mark.emulator
+def test_a_number_first_met_in_a_capture_is_written_by_its_graph_alone(cp):
+    """CuPy fills it by a kernel, which a capture notes down and does not run: outside, the number must be another array."""
+    x = Tensor([1.0, 2.0]).to(device="cuda")
+    graph = cuda.Captured(lambda: x * 3.25, warm_ups=0)
+    np.testing.assert_array_equal(backend.to_device((x * 3.25).data, "cpu"), [3.25, 6.5])
+    graph.launch()
+    np.testing.assert_array_equal(backend.to_device(graph.result.data, "cpu"), [3.25, 6.5])
+
+    def fails():
+        raise KeyError((x * 4.25).shape)
+
+    with pytest.raises(KeyError):
+        cuda.Captured(fails, warm_ups=0)
+    np.testing.assert_array_equal(backend.to_device((x * 4.25).data, "cpu"), [4.25, 8.5])
+
+
+@pytest.mark.emulator
+def test_what_was_written_in_a_capture_that_failed_is_there(cp):
+    """Whoever wrote it will not do so again."""
+    array, elsewhere = cp.zeros(2, np.float32), []
+
+    def fails():
+        cuda.write(array, np.array([1, 2], np.float32))
+        thread = threading.Thread(target=lambda: elsewhere.append(list(cuda._waiting())))
+        thread.start()
+        thread.join()
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        cuda.Captured(fails, warm_ups=0)
+    np.testing.assert_array_equal(array.get(), [1, 2])
+    assert elsewhere == [[]]  # what waits belongs to the thread that captures
 
 
 # --- the device "cuda"

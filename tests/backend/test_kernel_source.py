@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from minigrad.backend import kernel_source
 from minigrad.backend.kernel_source import parse, read
 
 
@@ -74,6 +78,15 @@ def test_instances_of_templates():
 def test_what_does_not_follow_the_rules(text, message):
     with pytest.raises(ValueError, match=message):
         parse("page", text)
+
+
+def test_no_row_is_counted_by_dividing_a_thread_s_number_in_the_grid():
+    """blockIdx.x * blockDim.x has 32 bits: the number of a thread that is divided by the threads of a row wraps long before the rows do."""
+    root = Path(kernel_source.__file__).parents[2]
+    files = [path for package in ("minigrad", "conformer") for path in (root / package).rglob("*.cu*")]
+    assert len(files) > 20
+    for path in files:
+        assert not re.search(r"blockIdx\.x \* blockDim\.x \+ threadIdx\.x\) [/%]", path.read_text(encoding="utf-8")), path.name
 
 
 def test_included_files_come_in_once_and_lines_are_told_apart(tmp_path):

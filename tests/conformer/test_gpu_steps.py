@@ -27,7 +27,7 @@ from conformer.evaluate import accuracies, evaluate
 from conformer.gpu_steps import GpuSteps, _cuda
 from conformer.learner import Learner
 from conformer.model import Conformer
-from conformer.options import TrainConfig
+from conformer.options import OptionError, TrainConfig
 from conformer.train import Trainer
 from minigrad import random, safetensors_io
 from minigrad.backend import cuda
@@ -136,6 +136,14 @@ def test_a_resumed_run_is_the_unbroken_one(config: TrainConfig, monkeypatch: pyt
     assert "device and numpy and threads and blas differ from those the run was started with" in capsys.readouterr().out
     for ours, expected in zip(lines(other.out)[1:], lines(config.out)[1:], strict=True):
         assert_close(np.array(ours.get("loss", 0)), np.array(expected.get("loss", 0)), "loss", 1e-4)
+
+
+def test_a_gpu_without_the_tensor_cores_that_a_precision_needs(config: TrainConfig, monkeypatch: pytest.MonkeyPatch):
+    with minigrad.emulated(build="plain"):
+        monkeypatch.setattr(cuda, "has_tensor_cores", lambda: False)
+        with pytest.raises(OptionError, match=r"precision is tf32, which needs tensor cores of compute capability 8.0 .* this GPU has none: leave it"):
+            Trainer(replace(config, device="cuda", precision="tf32"))
+        Trainer(replace(config, device="cuda")).folder.close()
 
 
 @pytest.mark.parametrize(("tta", "waits"), [("none", 2), ("mirror", 4)])

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import minigrad
 from minigrad import Tensor
 from minigrad.backend import cuda
-from minigrad.fused import conv2d_tensor
+from minigrad.fused import conv2d, conv2d_tensor
 from minigrad.fused.attention import cuda_forward
 from minigrad.fused.conv2d import Geometry
 from minigrad.fused.dropout import cuda_forward_path
@@ -222,6 +222,27 @@ def test_conv2d_s_input_gradient_has_blocks_for_every_pixel_of_the_largest_phase
         call = Call([(2, size, size, 4), (4, 4, 3, 3), None], (0,), {"stride": 2, "padding": 1})
         (dx,) = (launch for launch in launches("conv2d", call)[1:] if "implicit" in launch.kernel)
         assert dx.grid == (blocks, 1, 4)
+
+
+def test_conv2d_refuses_more_pixels_than_its_kernels_can_number():
+    with cuda.emulated("plain"):
+        x, weight = np.broadcast_to(np.float32(0), (2, 1 << 15, 1 << 15, 1)), np.zeros((1, 1, 3, 3), np.float32)
+        with pytest.raises(ValueError, match=r"conv2d: x of shape \(2, 32768, 32768, 1\) has 2\^31 pixels or more, .*: split the batch"):
+            conv2d.cuda_forward(x, weight, None, 1, 1, 1, 1)
+
+
+def test_conv2d_takes_no_tensor_cores_that_are_not_there(monkeypatch: pytest.MonkeyPatch):
+    """Before compute capability 8.0 they take half precision only, and the kernels are not even compiled."""
+    with monkeypatch.context() as patch:
+        patch.setattr(cuda, "has_tensor_cores", lambda: False)
+        assert not any("tensor" in launch.kernel for launch in convolution(8, 8, precision="tf32"))
+    assert any("tensor" in launch.kernel for launch in convolution(8, 8, precision="tf32"))
+    with cuda.emulated("plain"):
+        assert cuda.has_tensor_cores()
+        for capability, there in (("75", False), ("80", True), ("90", True), ("120", True)):
+            device = type("Device", (), {"compute_capability": capability})
+            monkeypatch.setattr(cuda.array_module().cuda, "Device", device)
+            assert cuda.has_tensor_cores() is there
 
 
 def test_conv2d_takes_tensor_cores_only_where_every_group_s_channels_come_by_fours():

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import minigrad
-from minigrad import Tensor, random
+from minigrad import Tensor, functional, random
 from minigrad.backend import cuda
 from minigrad.fused.batch_norm import batch_norm
 from minigrad.fused.cross_entropy import cross_entropy
@@ -213,6 +213,26 @@ def test_a_mean_of_a_thousand_costs_batch_norm_no_digits(first):
         ours = run_batch_norm(inputs, np.float32, "cuda", relu=False)
     for k, (a, b) in enumerate(zip(ours, exact, strict=True)):
         assert_close(a, b, f"result {k}", relative=1e-6 if first is None else 1e-5, terms=30 if k in (4, 5) else None)
+
+
+def test_numbers_whose_squares_are_infinite_have_an_infinite_variance_and_not_nan():
+    """As on the CPU, and in PyTorch."""
+    x = np.array([[1e20, 1.0], [0.0, 2.0], [1.0, 3.0], [-1.0, 4.0]], np.float32)
+    with np.errstate(over="ignore"):
+        expected = [y.numpy() for y in functional.batch_norm(Tensor(x))]
+    with on_cuda():
+        found = [y.to(device="cpu").numpy() for y in functional.batch_norm(Tensor(x).to(device="cuda"))]
+    for ours, cpu in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, cpu, rtol=1e-5, atol=1e-6)
+    assert np.isinf(expected[2][0]) and not expected[0][:, 0].any()
+
+
+def test_pooling_of_no_channels_is_empty():
+    with on_cuda():
+        for shape in ((2, 4, 4, 0), (0, 4, 4, 0)):
+            x = Tensor(np.zeros(shape, np.float32), requires_grad=True).to(device="cuda")
+            y = functional.avg_pool2d(x, 2)
+            assert minigrad.grad([y], x, [Tensor(np.zeros(y.shape, np.float32)).to(device="cuda")])[0].shape == shape
 
 
 def test_an_infinite_gradient_stops_at_a_relu_that_cut():

@@ -254,6 +254,22 @@ def test_a_captured_step_follows_the_schedule_and_counts_steps(kind: type[optim.
         assert int(optimizer.state_dict()["state.0.step"]) == 6
 
 
+def test_a_momentum_that_a_captured_step_has_no_buffer_for_is_refused():
+    with on_cuda():
+        params = parameters("cuda")
+        optimizer = optim.SGD(params, lr=0.1)
+        set_gradients(params, 0)
+        optimizer.step()
+        set_gradients(params, 1)
+        cuda.Captured(optimizer.step, warm_ups=0)
+        optimizer.param_groups[0]["momentum"] = 0.9
+        with pytest.raises(ValueError, match="SGD: a group that had no momentum when its step was captured has one now: capture the step again"):
+            optimizer.upload()
+        set_gradients(params, 2)
+        optimizer.step()  # makes the buffers
+        optimizer.upload()
+
+
 def test_two_graphs_have_a_table_of_addresses_each():
     with on_cuda():
         params, reference = parameters("cuda", (np.float64,)), parameters("cpu", (np.float64,))

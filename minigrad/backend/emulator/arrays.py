@@ -256,8 +256,11 @@ def no_upload(what: str) -> None:
 
 
 def upload(values: np.ndarray) -> ndarray:
-    """A NumPy array copied to the device, in C order, or in Fortran order if it is in that alone. Not while a graph is captured."""
-    no_upload("an array is")
+    """A NumPy array copied to the device, in C order, or in Fortran order if it is in that alone. Not while a graph is captured: but a 0-d array is
+    filled by a kernel, as in CuPy, which a graph then does, and nobody before it.
+    """
+    if values.ndim:
+        no_upload("an array is")
     return made("asarray", lambda: values, [], "F" if values.flags.fnc else "C")
 
 
