@@ -19,7 +19,7 @@ from minigrad.tensor import Tensor
 
 @fused
 def max_pool2d(x: Tensor, kernel_size: int | Pair, stride: int | Pair | None = None, padding: int | Pair = 0) -> Tensor:
-    """The maximum of each window. A window with a NaN gives NaN (its gradient is unspecified).
+    """The maximum of each window. A window with a NaN gives NaN, and its gradient to the first of them (PyTorch's: to the last).
 
     Args:
         x: (B, H, W, C).
@@ -66,7 +66,7 @@ def cpu_forward(x, kernel_size, stride, padding):
     return y, (x, y, kernel_size, stride, padding)
 
 
-def _to_first(dy: np.ndarray, y: np.ndarray, x: np.ndarray, axis: int, windows: Axis) -> np.ndarray:
+def _to_first(dy: np.ndarray, y: np.ndarray, x: np.ndarray, axis: int, windows: Axis, has_nan: bool) -> np.ndarray:
     """Add each window's gradient to its first pixel along `axis` of x that equals the maximum y."""
     along = (slice(None),) * axis
     dx = np.zeros_like(x)
@@ -74,6 +74,8 @@ def _to_first(dy: np.ndarray, y: np.ndarray, x: np.ndarray, axis: int, windows: 
     for which, pixels in windows.offsets():
         which, pixels = (*along, which), (*along, pixels)
         hit = x[pixels] == y[which]
+        if has_nan:
+            hit |= np.isnan(x[pixels])                                     # the maximum is NaN then
         hit &= open_[which]
         open_[which] ^= hit
         dx[pixels] += dy[which] * hit
@@ -89,8 +91,9 @@ def cpu_backward(dy, saved, needs):
     def work(block: slice) -> None:
         part = x[block]
         row_max = fold(np.maximum, -np.inf, part, 2, columns)              # (b, H, Wo, C)
-        row_gradient = _to_first(dy[block], y[block], row_max, 1, rows)
-        dx[block] = _to_first(row_gradient, row_max, part, 2, columns)
+        has_nan = bool(np.isnan(y[block]).any())
+        row_gradient = _to_first(dy[block], y[block], row_max, 1, rows, has_nan)
+        dx[block] = _to_first(row_gradient, row_max, part, 2, columns, has_nan)
 
     for_image_blocks(work, x)
     return (dx,)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import minigrad
 from minigrad import Tensor
 from minigrad.fused.max_pool2d import max_pool2d
+from tests.cuda_device import on_cuda
 from tests.fused.test_avg_pool2d import AWKWARD, pools, refusals, turned
 from tests.proofs import Case, Pin, Proof
 from tests.support import rng
@@ -84,6 +85,23 @@ class TestMaxPool2d(Proof):
         for context in (minigrad.enable_grad(), minigrad.definitions()):
             with context:
                 np.testing.assert_array_equal(max_pool2d(Tensor(x), 3, 2, 1).numpy(), reference)
+
+    def test_the_gradient_of_a_window_goes_to_its_first_nan(self) -> None:
+        """PyTorch's goes to the last: where there is one they agree."""
+        one, two = np.array([[1.0, 5.0], [np.nan, 7.0]]), np.array([[1.0, np.nan], [np.nan, np.inf]])
+        image = np.concatenate([one, two, one + 1], axis=1).reshape(1, 2, 6, 1)  # three windows side by side
+
+        def gradient(device: str) -> np.ndarray:
+            x = Tensor(image, requires_grad=True)
+            max_pool2d(x.to(device=device), 2).backward(Tensor(np.array([2.0, 3.0, 4.0]).reshape(1, 1, 3, 1)).to(device=device))
+            return x.grad.numpy()[0, :, :, 0]
+
+        expected = [[0, 0, 0, 3, 0, 0], [2, 0, 0, 0, 4, 0]]
+        np.testing.assert_array_equal(gradient("cpu"), expected)
+        with minigrad.definitions():
+            np.testing.assert_array_equal(gradient("cpu"), expected)
+        with on_cuda():
+            np.testing.assert_array_equal(gradient("cuda"), expected)
 
     def test_a_changed_input_is_noticed(self) -> None:
         x = Tensor(rng(3).standard_normal((1, 4, 4, 1)), requires_grad=True)
