@@ -23,8 +23,10 @@ from conformer.cifar import Version
 
 __all__ = ["PIXELS", "SIDE", "DataError", "read_archive", "read_batch", "read_folder"]
 
-SIDE = 32  # rows and columns of every image
+SIDE = 32
+"""Rows and columns of every image."""
 PIXELS = 3 * SIDE * SIDE
+"""Bytes of an image."""
 LARGEST = 2**30  # bytes of a file in an archive; the original ones have up to 155 million
 
 

@@ -17,7 +17,8 @@ from minigrad.backend import Array, cuda
 
 __all__ = ["PLAN", "channel_constants", "cuda_augment", "cut_out", "draw_shifts", "draw_squares", "normalize", "shift_and_flip"]
 
-PLAN = 8  # numbers in a row of a plan for the GPU: see augment.cu
+PLAN = 8
+"""Numbers in a row of a plan for the GPU: see augment.cu."""
 
 _cuda = cuda.Kernels(__file__)
 

@@ -9,7 +9,8 @@ import re
 
 __all__ = ["TIMED_STEPS", "duration", "steps_within"]
 
-TIMED_STEPS = 20  # that a time budget is turned into steps by
+TIMED_STEPS = 20
+"""Steps by whose time a time budget is turned into a number of steps."""
 LONGEST = 366 * 24 * 3600.0  # seconds
 
 UNITS = {"s": 1, "m": 60, "h": 3600}

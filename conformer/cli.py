@@ -2,7 +2,7 @@
 
 The options of `train` are the fields of `TrainConfig`. What a user can put right ends in one sentence on stderr and exit status 2 (the
 command is wrong) or 1 (a file, a folder or the training is); anything else is a fault of ours and keeps its traceback. The modules that need the
-application's extras (`minigrad-conformer[app]`) are imported where they are used: `live_display.py` (rich), `plots.py` (matplotlib),
+application's extras (`pip install -e '.[app]'`) are imported where they are used: `live_display.py` (rich), `plots.py` (matplotlib),
 `image_files.py` (pillow), `report.py` (both) and `download.py` (pooch). Read next: `conformer/parser.py`, then `conformer/train.py`.
 """
 
@@ -47,7 +47,7 @@ __all__ = ["main"]
 
 CHOICES = {"config": CONFIGS, "dataset": data.DATASETS, "device": devices.DEVICES, "precision": PRECISIONS, "tta": TTA}
 METAVARS = {"time_budget": "TIME"}
-EXTRAS = "pip install 'minigrad-conformer[app]'"
+EXTRAS = "in the project's folder, pip install -e '.[app]'"
 WEIGHTS = "a run folder (its last weights are taken), or a weights file in it"
 DATA = "an archive, its folder or their parent (if not given: where the run had it, $CONFORMER_DATA, the cache, then a download)"
 

@@ -30,12 +30,16 @@ MARGIN = 4  # pixels between a disc and the border; between two discs there are 
 DISC = np.hypot(*(np.mgrid[:8, :8] - 3.5)) < 4  # (8, 8)
 
 ARRANGEMENTS = "rows", "columns"
+"""Where discs of one colour lie beside each other, and where above each other."""
 TEXTURES = "horizontal stripes", "vertical stripes", "checks", "grid", "grain"
+"""What fills the ground."""
 CLASSES = tuple(f"{arrangement}, {texture}" for arrangement in ARRANGEMENTS for texture in TEXTURES)
+"""Names, in the order of the labels: 5 * arrangement + texture."""
 
 # Of the 50,000 training images of seed 0.
 MEAN = 0.498, 0.498, 0.498
 STD = 0.161, 0.105, 0.159
+"""Of the training images of seed 0, by colour."""
 
 
 def generate(count: int, seed: int = 0, split: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -34,7 +34,7 @@ class _NotFound(DataError):
 
 @dataclass(frozen=True)
 class Split:
-    """Images and what they show: `images` uint8 (N, 32, 32, 3), `labels` int64 (N,)."""
+    """Images and what they show: `images` uint8 (N, H, W, 3), 32 x 32 in the data sets here, `labels` int64 (N,)."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -198,3 +198,4 @@ DATASETS: dict[str, Callable[[str | Path | None, Say], Dataset]] = {
     CIFAR100.name: lambda data_dir, say: _load_cifar(CIFAR100, data_dir, say),
     "coupling10": _load_coupling10,
 }
+"""The data sets by name: how each is loaded, given where to look for it (or None) and where to say what happens. Others may be added."""

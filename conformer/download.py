@@ -18,6 +18,7 @@ from conformer.archives import DataError
 __all__ = ["SITE", "fetch"]
 
 SITE = "https://www.cs.toronto.edu/~kriz"
+"""Where CIFAR is."""
 ANSWER_SECONDS = 4.0  # without an answer for so long, there is no network
 STALL_SECONDS = 30.0  # without data for so long, the download has ended
 REPORT_SECONDS = 2.0
@@ -43,7 +44,7 @@ def fetch(archive: str, md5: str, folder: Path, say: Callable[[str], None]) -> P
         import pooch
         import requests  # comes with pooch
     except ImportError as error:
-        raise DataError("downloading needs pooch (pip install 'minigrad-conformer[app]')") from error
+        raise DataError("downloading needs pooch (in the project's folder, pip install -e '.[app]')") from error
 
     def download(url: str, output_file: str, _: Any) -> None:
         with _connect(url) as response:

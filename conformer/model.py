@@ -162,7 +162,7 @@ class Conformer(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Keep of each ConvTransBlock only what goes in, and run the block again in backward: a third of the memory for
-        cifar-small at batch 128 (58 % for cifar-nano; `make bench BENCH=memory`), a third more time.
+        cifar-small at batch 128 (59 % for cifar-nano; `make bench BENCH=memory`), for the time of one more forward pass.
 
         The gradients are the same to the last bit. `intermediates` keeps everything in any case. The name is timm's.
         """

@@ -1,6 +1,6 @@
 """Weights with what they are for: a trained network in one file that says how to build it, normalise images for it, and name its answers.
 
-`conformer train` writes such files (last, best and ema.safetensors in a run folder); evaluate, predict and report read them.
+`conformer train` writes such files (last, best and ema.safetensors in a run folder); evaluate, predict, explain and report read them.
 Read next: `conformer/evaluate.py`.
 """
 

@@ -81,7 +81,7 @@ def _escaped(line: str) -> str:
         if part.startswith("`") and len(part) > 2:
             parts[place] = f"`{part}`"
         else:  # not inside addresses, whose last word may end in _
-            words = re.split(r"(https?://\S+)", part)
+            words = re.split(r"(https?://\S*[^\s.,;:)])", part)
             words[::2] = [re.sub(r"\*\*\w[^*]*\*\*|^\* |[|*]|\w_(?=\W|$)", _literally, word) for word in words[::2]]
             words[1::2] = [f"`{word} <{word}>`__" for word in words[1::2]]
             parts[place] = "".join(words)

@@ -33,7 +33,7 @@ class Node:
             is wanted.
         outputs: how many outputs the operation has.
         order: nodes are numbered as they are made.
-        site: the caller's "file:line" in anomaly mode, else None.
+        site: the caller's `file:line` in anomaly mode, else None.
         values: the plain arguments of the call.
         plan, saved, versions, facts, out: what derivative rules read (see `op.Op`). saved: input Tensors; versions: of these; out: the output's
             raw array, its version counter and version (never its Tensor: that would be a cycle).
@@ -375,6 +375,10 @@ def grad(
 
     Returns:
         A tuple of Tensors, one per input.
+
+    Raises:
+        ValueError: a weight is missing, one too many, or of another shape than its output.
+        RuntimeError: an input does not require grad, or the outputs do not depend on it; and what `backward` raises.
 
     Source: https://docs.pytorch.org/docs/stable/generated/torch.autograd.grad.html
     """

@@ -23,7 +23,7 @@ class Mode:
     """How operations behave in this context.
 
     record: leave Nodes behind. definitions: run fused operations from their definitions. anomaly: look for NaN and Inf. recomputing: inside
-    checkpoint's second run. reads: a list that collects every (version counter, version) operations read, or None. site: the "file:line" that stands
+    checkpoint's second run. reads: a list that collects every (version counter, version) operations read, or None. site: the `file:line` that stands
     for all operations, where a definition is run again for a call made there. watched: anything beyond `record` that every operation must do.
     """
 
@@ -49,6 +49,7 @@ class Mode:
 
 
 MODE: ContextVar[Mode] = ContextVar("minigrad_mode", default=Mode())  # noqa: B039 (a Mode is never changed, only replaced)
+"""The mode of this thread or task."""
 
 
 @contextmanager
@@ -97,7 +98,7 @@ def recomputing() -> bool:
 
 
 def caller_site() -> str:
-    """The "file:line" of the code outside this package that called the running operation."""
+    """The `file:line` of the code outside this package that called the running operation."""
     site = MODE.get().site
     if site is not None:
         return site

@@ -859,7 +859,7 @@ def check_op(
 # --- which proofs there are
 
 
-NO_CUDA = "It has no CUDA kernel: on a GPU its definition runs."
+NO_CUDA = "It is a primitive: on a GPU its forward runs on CuPy's arrays (`erf`, `scatter_add`, large sums and products by our own kernels)."
 
 
 def on_cuda() -> AbstractContextManager:

@@ -27,6 +27,7 @@ from minigrad.backend import cuda
 __all__ = ["PRECISIONS", "Matrices", "current_precision", "matmul", "precision"]
 
 PRECISIONS = ("float32", "tf32", "bf16")
+"""What `precision` takes."""
 
 _precision: ContextVar[str] = ContextVar("minigrad_precision", default="float32")
 _cuda = cuda.Kernels(__file__)

@@ -1,6 +1,6 @@
 // Scaled dot-product attention, forward and backward; the formulas are in attention.py. No array of N x M numbers is made: scores are computed where
 // they are needed, and again in backward. Letters: B batch, h heads, N queries, M keys, D head width, D' width of the values. Where all of a head fits in
-// a block (N, M <= 72, D <= 32), the kernels of attention_short.cu are used; those marked here are for everything else.
+// a block (N, M <= 72, D <= 32; of doubles, D <= 24), the kernels of attention_short.cu are used; those marked here are for everything else.
 //
 // Forward              attention_forward_naive           a thread per query                 grid ceil(B h N / 128)     block 128
 //                      attention_forward                 a block per head and 16 W queries  grid B h ceil(N / 16 W)    block 32 W     used

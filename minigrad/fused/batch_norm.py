@@ -45,7 +45,7 @@ def batch_norm(
         y like x; the mean (C,) and the biased variance (C,) that were used (of an empty batch: zeros). No gradient goes through the last two.
 
     Raises:
-        ValueError: shapes that do not fit; a single value per channel in training.
+        ValueError: shapes that do not fit; mean without var; a single value per channel in training. TypeError: inputs of two dtypes, or no floats.
 
     Source: Ioffe and Szegedy 2015, algorithm 1; https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.batch_norm.html
     """

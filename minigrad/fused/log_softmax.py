@@ -27,7 +27,7 @@ def log_softmax(x: Tensor, axis: int = -1) -> Tensor:
         The shape of x. A row of only -inf gives nan, as in PyTorch.
 
     Raises:
-        ValueError: an axis that x does not have. TypeError: x is not of floats.
+        ValueError: an axis that x does not have. TypeError: x is not of floats, or the axis no whole number.
 
     Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.log_softmax.html
     """

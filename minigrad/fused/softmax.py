@@ -31,7 +31,7 @@ def softmax(x: Tensor, axis: int = -1) -> Tensor:
         The shape of x. A row of only -inf gives nan, as in PyTorch.
 
     Raises:
-        ValueError: an axis that x does not have. TypeError: x is not of floats.
+        ValueError: an axis that x does not have. TypeError: x is not of floats, or the axis no whole number.
 
     Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.softmax.html
     """
@@ -49,6 +49,8 @@ def check_axis(name: str, x: Tensor, axis: int) -> None:
     """Raise for integers, and for an axis that x does not have."""
     if x.dtype.kind != "f":
         raise TypeError(f"{name}: x must be a float Tensor, it is {x.dtype}")
+    if not isinstance(axis, int | np.integer):
+        raise TypeError(f"{name}: the axis must be a whole number, it is {axis!r}")
     if not -x.ndim <= axis < x.ndim:
         raise ValueError(f"{name}: axis {axis} is out of range for x of shape {x.shape}")
 

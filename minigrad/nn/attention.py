@@ -27,7 +27,7 @@ class MultiHeadAttention(Module):
         qkv: Linear(E, 3 E). proj: Linear(E, E).
 
     Raises:
-        ValueError: `num_heads` does not divide `dim`; `attn_drop` is not below 1.
+        ValueError: `num_heads` does not divide `dim`; `attn_drop` is not from 0 to below 1, `proj_drop` not from 0 to 1.
 
     Source: Vaswani et al. 2017; names as in timm's vision transformer, which the Conformer's checkpoints use.
     """

@@ -58,6 +58,9 @@ class _Numbered(Module):
 class ModuleList(_Numbered):
     """A list of modules; a slice of it is another.
 
+    Raises:
+        TypeError: an element is not a Module.
+
     Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.ModuleList.html
     """
 
@@ -70,6 +73,9 @@ class ModuleList(_Numbered):
 
 class Sequential(_Numbered):
     """Modules called one after the other, each on the result of the one before; a slice of it is another.
+
+    Raises:
+        TypeError: an element is not a Module.
 
     Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.Sequential.html
     """

@@ -32,6 +32,9 @@ def _probability(name: str, p: float) -> float:
 class Dropout(Module):
     """In training mode, zeroes each element with probability p and divides the others by 1 - p; in eval mode, does nothing.
 
+    Raises:
+        ValueError: p is not from 0 to 1.
+
     Source: Srivastava et al. 2014; https://docs.pytorch.org/docs/stable/generated/torch.nn.Dropout.html
     """
 
@@ -54,6 +57,9 @@ class Dropout(Module):
 
 class DropPath(Module):
     """Stochastic depth: in training mode, drops the whole sample of a residual branch with probability p and divides the others by 1 - p.
+
+    Raises:
+        ValueError: p is not from 0 to 1.
 
     Source: Huang et al. 2016, "Deep networks with stochastic depth"
     """

@@ -75,14 +75,20 @@ def getitem(x: Tensor, index: Any) -> Tensor:
 
 @primitive
 def gather(x: Tensor, indices: Tensor, axis: int) -> Tensor:
-    """x at integer `indices` along one axis; the other axes go along. Source: https://numpy.org/doc/stable/reference/generated/numpy.take_along_axis.html"""
+    """x at integer `indices` along one axis; the other axes go along.
+
+    Raises:
+        IndexError: an index is out of range (on the CPU: a GPU wraps it around), or the indices are no integers.
+
+    Source: https://numpy.org/doc/stable/reference/generated/numpy.take_along_axis.html
+    """
     check_axis("gather", axis)
     return np.take_along_axis(x, indices, axis)
 
 
 @primitive
 def scatter_add(x: Tensor, indices: Tensor, axis: int, size: int) -> Tensor:
-    """The adjoint of gather: zeros with `size` elements along `axis`, x added at `indices`."""
+    """The adjoint of gather: zeros with `size` elements along `axis`, x added at `indices`. Raises IndexError like it."""
     check_axis("scatter_add", axis)
     axis = axis % x.ndim
     out = np.zeros_like(x, shape=(*x.shape[:axis], size, *x.shape[axis + 1 :]))

@@ -18,7 +18,8 @@ from minigrad.backend import cuda
 
 __all__ = ["CHUNK", "Chunks", "Numbers", "together"]
 
-CHUNK = 4096  # numbers: the largest part of a tensor that one block works on
+CHUNK = 4096
+"""Numbers of the largest part of a tensor that one block works on."""
 
 
 def together(array: Any, dtypes: str = "fd") -> bool:

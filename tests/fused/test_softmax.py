@@ -62,6 +62,7 @@ class TestSoftmax(Proof):
         Refusal(Case([np.zeros((2, 3))], {"axis": -3}), ValueError, "softmax: axis -3 is out of range"),
         Refusal(Case([np.zeros(())]), ValueError, r"softmax: axis -1 is out of range for x of shape \(\)", "A number is a vector of one to PyTorch."),
         Refusal(Case([np.arange(3)]), TypeError, "softmax: x must be a float Tensor, it is int64"),
+        Refusal(Case([np.zeros((2, 3))], {"axis": 1.5}), TypeError, "softmax: the axis must be a whole number, it is 1.5"),
     ]
 
     @pytest.mark.parametrize("x", [[-np.inf, -np.inf], [np.inf, 1.0], [np.nan, 1.0]])
