@@ -93,6 +93,7 @@ plt.plot(line, [loss_of([*weights[:2], w]) for w in line], label="loss")
 plt.plot(line, loss_of(weights) + on_paper[2] * (line - weights[2]), "--", label=f"tangent, slope {on_paper[2]:.0f}")
 plt.plot(weights[2], loss_of(weights), "o", color="black")
 plt.xlabel("third weight")
+plt.ylabel("loss")
 plt.ylim(-15, 45)
 plt.legend()
 plt.show()
@@ -182,8 +183,9 @@ assert [v.grad for v in w] == on_paper
 # </details>
 
 # %% [markdown]
-# And why not forwards, from the weights to the loss? Nudging is the forward way: one evaluation *per weight*. Backwards it is one walk for *all*
-# weights. The smallest network in this project has a million of them.
+# And why not forwards, from the weights to the loss? Nudging goes that way: one evaluation *per weight*. Derivatives can also be carried forwards
+# exactly (each value with its derivative by one weight beside it: *dual numbers*), and that, too, is one evaluation per weight. Backwards it is one
+# walk for *all* weights. The smallest named network of this project, `cifar-nano`, has a million of them.
 
 # %%
 for count in (3, 1000, 1_000_000):

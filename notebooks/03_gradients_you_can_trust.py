@@ -206,8 +206,8 @@ else:
 # <details><summary>Answer</summary>
 #
 # Only the first. The outputs of softmax always sum to 1, so their sum has the gradient 0, whatever x is. A rule that returns 0 passes, and so does
-# any rule whose result vanishes for a constant g. The same holds for layer norm and batch norm, for the same reason. Random weights of the outputs
-# (the u above) are not a detail.
+# any rule whose result vanishes for a constant g. The same holds for layer norm and batch norm as long as all their weights are alike, as they are
+# in a new network: their outputs, too, have a sum that x cannot change. Random weights of the outputs (the u above) are not a detail.
 # </details>
 
 # %%
@@ -475,7 +475,10 @@ def forgetful_backward(dy, saved, needs):
 
 
 silu.kernel("cpu", silu_forward, forgetful_backward, fresh=True)
-for test in (lambda: prove(silu, torch_silu, (4, 5)), lambda: minigrad.gradcheck(silu, Tensor(x, requires_grad=True))):
+for test in (
+    lambda: prove(silu, torch_silu, (4, 5)),
+    lambda: minigrad.gradcheck(silu, Tensor(x, requires_grad=True), order=2),
+):
     try:
         test()
         print("passed?!")
@@ -486,8 +489,10 @@ silu.kernel("cpu", silu_forward, silu_backward, fresh=True)
 # %% [markdown]
 # ## With a proof, you may make it fast
 #
-# This kernel walks over the whole array a dozen times, and each walk reads and writes main memory. The usual cure: take a block small enough for the
-# processor's cache, do everything on it, then the next, and share the blocks among the threads: `parallel_rows(work, n, grain)` calls
+# This kernel walks over the whole array a dozen times, and each walk makes a new array of 2 MB: the system hands out its memory and fills it with
+# zeros first (12 counts what that costs, and here it is the larger part), and the fast caches do not hold it until the next walk. The usual cure for
+# both: take a block small enough for the cache, do everything on it, then the next, and share the blocks among the threads:
+# `parallel_rows(work, n, grain)` calls
 # `work(start, stop)` on each thread for its share of n, of at least `grain`. The formulas do not change, and the same proof says whether that went
 # well. A feature map of the Conformer has half a million numbers; forward and backward, the best of some runs:
 

@@ -112,6 +112,9 @@ arrows = (
 for start, arrow, color, label in arrows:
     plt.quiver(*start, *arrow, color=color, label=label, angles="xy", scale_units="xy", scale=1, width=0.012)
 plt.axis([-2.3, 2.3, -2.9, 2.1])
+plt.xlabel(r"along $(1, -1, 0)/\sqrt{2}$")
+plt.ylabel(r"along $(1, 1, -2)/\sqrt{6}$")
+plt.title("the plane across (1, 1, 1)")
 plt.gca().set_aspect("equal")
 plt.legend(loc="upper right", fontsize=9)
 plt.show()
@@ -418,7 +421,7 @@ def milliseconds(run, repeats=5 if FAST else 15):
 
 
 norms = [module for module in conformer_cifar_nano().modules() if isinstance(module, nn.LayerNorm | nn.BatchNorm2d)]
-print(f"the smallest Conformer of this project has {len(norms)} normalisations")
+print(f"cifar-nano, the smallest named Conformer of this project, has {len(norms)} normalisations")
 for title, (run, x) in runs.items():
     ones = np.ones(x.shape, np.float32)
     fast = milliseconds(run)

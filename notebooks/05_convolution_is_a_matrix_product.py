@@ -34,6 +34,9 @@ from minigrad.fused import conv2d as page  # the file minigrad/fused/conv2d.py
 # Two places across times two down: 4. At the first: 1 * 1 + 2 * 0 + 4 * 0 + 5 * (-1) = -4. This kernel takes a pixel minus its neighbour down to the
 # right; the image rises by 4 in that direction everywhere, so all four numbers are the same.
 # </details>
+#
+# (In mathematics this is the *cross-correlation*, and a convolution turns the kernel by 180 degrees first. Deep learning says convolution for both;
+# the turned kernel will appear by itself, in the backward pass.)
 
 # %%
 image = np.arange(1.0, 10).reshape(3, 3)
@@ -190,7 +193,7 @@ except data.DataError:
 sobel = np.array([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]]) / 8
 edges = Tensor(np.stack([sobel, sobel.T])[:, None])  # (O = 2, I = 1, 3, 3)
 chosen = photos[[1, 4, 5]] / 255.0
-answer = F.conv2d(Tensor(chosen[..., :1]), edges).numpy()  # of the red channel: (3, 30, 30, 2)
+answer = F.conv2d(Tensor(chosen.mean(3, keepdims=True)), edges).numpy()  # of the brightness: (3, 30, 30, 2)
 limit = np.abs(answer).max()
 
 fig, axes = plt.subplots(3, 4, figsize=(8, 6.4))

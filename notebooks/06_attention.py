@@ -270,7 +270,9 @@ photo = photos[4]
 patches = photo.reshape(8, 4, 8, 4, 3).transpose(0, 2, 1, 3, 4).reshape(64, 48)  # (N, pixels of a patch)
 colour = photo.reshape(8, 4, 8, 4, 3).mean((1, 3)).reshape(64, 3)
 colour = (colour - colour.mean(0)) / colour.std()
-shares = softmax(Tensor(4 * colour @ colour.T)).numpy()  # (64, 64), a row for each patch that asks
+shares = softmax(
+    Tensor(4 * colour @ colour.T)
+).numpy()  # (64, 64), a row for each patch that asks; 4: sharp enough to see
 
 fig, axes = plt.subplots(1, 4, figsize=(10, 2.6), layout="constrained")
 axes[0].imshow(photo)
@@ -321,10 +323,14 @@ print(f"outputs, shuffled alike: largest difference {np.abs(plain[1:][order] - s
 print(f"class token's output:    largest difference {np.abs(plain[0] - shuffled[0]).max():.0e}")
 assert np.abs(plain[1:][order] - shuffled[1:]).max() < 1e-12 and np.abs(plain[0] - shuffled[0]).max() < 1e-12
 
-turned = patches.reshape(8, 8, 48).transpose(1, 0, 2).reshape(64, 48)  # rows of patches become columns of patches
+exchanged = patches.reshape(8, 8, 48).copy()  # of coupling10: rows become columns, or columns rows
+exchanged[:4, 4:], exchanged[4:, :4] = exchanged[4:, :4].copy(), exchanged[:4, 4:].copy()
+exchanged = exchanged.reshape(64, 48)
 fig, axes = plt.subplots(1, 3, figsize=(9, 2.8))
 for ax, (title, shown) in zip(
-    axes, {"image": patches, "shuffled": patches[order], "rows to columns": turned}.items(), strict=True
+    axes,
+    {"image": patches, "shuffled": patches[order], "two quarters exchanged": exchanged}.items(),
+    strict=True,
 ):
     ax.imshow(shown.reshape(8, 8, 4, 4, 3).transpose(0, 2, 1, 3, 4).reshape(32, 32, 3))
     away = np.abs(transformer(shown)[0] - plain[0]).max()
@@ -338,7 +344,7 @@ plt.show()
 
 # %%
 positions = Tensor(random.standard_normal((1, 64, 32)))
-placed = [transformer(p, positions)[0] for p in (patches, patches[order], turned)]
+placed = [transformer(p, positions)[0] for p in (patches, patches[order], exchanged)]
 print("class token moved by", [f"{np.abs(p - placed[0]).max():.0e}" for p in placed[1:]])
 assert all(np.abs(p - placed[0]).max() > 1e-3 for p in placed[1:])
 

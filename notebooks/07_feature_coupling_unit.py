@@ -624,8 +624,7 @@ for label, network in (("doubled", model), ("not doubled", plain)):
 # %% [markdown]
 # ## Definition and kernel
 #
-# All of this ran on kernels. `minigrad.definitions()` runs the same block from textbook formulas. Forward and backward of 16 images, in float32 as in
-# training:
+# All of this ran on kernels. `minigrad.definitions()` runs the same block from textbook formulas. Forward and backward of 16 images, in float32:
 
 # %%
 model32 = conformer_cifar_micro().eval()

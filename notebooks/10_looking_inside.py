@@ -66,9 +66,8 @@ for cue, shares in by_cue(predictions, labels).items():
 
 # %% [markdown]
 # Read these figures before any picture. A head that has half of the coupling10 images right knows the textures and no arrangement; whatever a map of
-# it shows at the discs is then no knowledge about them. Here both heads know both. They did not learn them together: after the first of the four
-# epochs the CNN head had all test images right, and the transformer head half. How the second came to know what the first knew is what we are going
-# to see.
+# it shows at the discs is then no knowledge about them. Here both heads know both. Whether each branch found out for itself, or one of them told the
+# other, the figures do not say. The probes and the cuts below will.
 #
 # ## Class activation maps
 #
@@ -315,6 +314,10 @@ for column, index in zip(panels.T, shown, strict=True):
 plt.show()
 
 # %% [markdown]
+# One thing no rollout of a Conformer can say: that the class was read *in* these patches. From block 2 on a coupling unit adds features of the map to
+# every token, and the map at that place has seen more of the image than the patch. Rollout follows the tokens through attention alone and books all
+# that they hold on their place. So read it as "which places the class token reads". How little the *first* tokens need to hold, a cut shows below.
+#
 # ## Both branches, block by block
 #
 # The mean size of the CNN branch's map at each place (top), and the length of each patch token (bottom), after each block, for one image.
@@ -410,14 +413,19 @@ plt.show()
 # Large does not mean useful. To know what the branches *need* from each other, cut the wires: a norm whose scale and shift are 0 says 0 to
 # everything.
 #
-# **Predict:** with the way up cut (tokens to map), which head suffers? With the way down cut? With both?
+# **Predict:** with the way up cut (tokens to map), which head suffers? With the way down cut? With both? And if both work, but the first tokens are
+# all the same vector, so that whatever a token knows of the image came to it from the map?
 #
 # <details><summary>Answer</summary>
 #
 # Each head reads the end of its own branch, so the cut of the way *into* that branch should hurt it: "up" the CNN head, "down" the transformer head.
-# It does, and each head loses one cue and keeps the other. Without the map the transformer head is at chance with the arrangement (50 %, of two) and
+# It does, and that head loses one cue and keeps the other. Without the map the transformer head is at chance with the arrangement (50 %, of two) and
 # still has every texture: the comparison of the discs was never its own. Without the tokens the CNN head is at chance with the texture (20 %, of
-# five) and keeps the arrangement: what the texture is, it had from the tokens, though the probe says that its map could have told it.
+# five) and keeps the arrangement: what the texture is, it had from the tokens, though the probe says that its map could have told it. (That cut costs
+# the transformer head some arrangement, too: the map that is handed to it later on was made with the tokens' help.)
+#
+# With first tokens that are all alike the transformer head still knows nearly every arrangement: it has that from the map. A rollout would show you
+# first tokens all the same. The textures are gone, from both heads: those the network does read from its patches.
 #
 # Whatever is lost says how much the trained network *relied* on a wire; not how good a network would be that was trained without it (notebook 09
 # trained those, and a CNN branch alone does know the textures). A batch norm behind the cut still expects the sum it was trained on; that alone can
@@ -427,14 +435,16 @@ plt.show()
 
 # %%
 def accuracies_without(direction):
-    """Percent right by head, of coupling10 also by cue, when one kind of coupling unit, or both, adds nothing."""
+    """Percent right by head, of coupling10 also by cue, when coupling units add nothing, or all first patch tokens are alike."""
     state = model.state_dict()
     cut = Conformer(**vars(model.config)).eval()
     for plan in model.plans:
         norms = {"up": f"{plan.name}.expand_block.bn", "down": f"{plan.name}.squeeze_block.ln"}
-        for name in norms.values() if direction == "both" else [norms[direction]] if direction else []:
+        for name in norms.values() if direction == "both" else [norms[direction]] if direction in norms else []:
             for part in ("weight", "bias"):
                 state[f"{name}.{part}"] = np.zeros_like(state[f"{name}.{part}"])
+    if direction == "patches":  # what is left is the bias
+        state["trans_patch_conv.weight"] = np.zeros_like(state["trans_patch_conv.weight"])
     cut.load_state_dict(state)
     few = Split(dataset.test.images[:500], labels[:500])
     return "   ".join(f"{cue} {shares}" for cue, shares in by_cue(evaluate(cut, few, dataset), few.labels).items())
@@ -446,8 +456,9 @@ for direction, title in (
     ("up", "no tokens to map"),
     ("down", "no map to tokens"),
     ("both", "neither"),
+    ("patches", "first tokens alike"),
 ):
-    print(f"  {title:<18}{accuracies_without(direction)}")
+    print(f"  {title:<20}{accuracies_without(direction)}")
 
 # %% [markdown]
 # ## Exercises

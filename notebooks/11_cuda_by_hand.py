@@ -571,7 +571,9 @@ compare("db", db, exact_gradients[2])
 #
 # `minigrad/fused/layer_norm.cu` has the same ladder: the naive kernels are kept beside those in use, and the tests compare all of them. Its
 # `dx` is yours with three differences: a template, so that it exists for float and double; a *pack* of four floats is loaded at once where the
-# rows allow it (`V` is then `float4`: a quarter of the load instructions for the same bytes); and `weight` may be missing.
+# rows allow it (`V` is then `float4`: a quarter of the load instructions for the same bytes); and `weight` may be missing. It runs where nothing but
+# dx is wanted, and where a row is too long for the registers of a warp. Otherwise `layer_norm_backward_all`, beside it, makes dx, dw and db from one
+# reading of dy and x; the network below runs that one.
 
 # %%
 text = Path(inspect.getfile(inspect.unwrap(layer_norm.definition))).with_suffix(".cu").read_text()
@@ -687,8 +689,9 @@ else:
 # **1.** Softmax over rows, a warp per row: the largest number by shuffles (with `max` for `+`), then the sum of $e^{x - \max}$, then the quotients.
 # Compare with `F.softmax`.
 #
-# **2.** A transpose, `y[j][i] = x[i][j]`, of 64 x 96 floats. Read one way and write the other, one of the two is not coalesced: count
-# lines. Then let a block of 32 x 8 threads read a tile of 32 x 32 into shared memory along rows, and write it from there along rows of y.
+# **2.** A transpose, `y[j][i] = x[i][j]`, of 64 x 96 floats. Read one way and write the other, one of the two is not coalesced: count lines. Then let
+# a block of 32 x 8 threads read a tile of 32 x 32 into shared memory along rows, and write it from there along rows of y. (`run` takes pairs for grid
+# and block, `(x, y)`; the kernel then has `blockIdx.y` and `threadIdx.y`, too. And why may a tile 33 wide be faster?)
 #
 # **3.** The kernel below computes the variance of 64 numbers, $\sum (x - \mu)^2 / 64$. It contains one mistake; a GPU may give the right
 # answer all the same, or nearly always. Find it by reading; then ask the emulator; then mend it.

@@ -38,6 +38,8 @@ FAST = bool(os.environ.get("MINIGRAD_FAST"))  # fewer repetitions, smaller array
 about = environment()
 architectures = ", ".join(blas["architecture"] for blas in about["blas"])
 print(f"{about['processors']} processors, {thread_count()} threads, BLAS kernels for {architectures}")
+if os.environ.get("OPENBLAS_CORETYPE"):
+    print("OPENBLAS_CORETYPE pins BLAS to an older processor: matrix products take up to twice as long as they could")
 
 # %% [markdown]
 # ## How to time
@@ -81,8 +83,8 @@ def best(function, repetitions=3 if FAST else 7):
 # Guessing is the most expensive way to optimise. Every operation is in the registry, with its kernels, so a stopwatch can be put around each, from
 # the outside. Rules of primitives call other primitives; only the outermost call is counted.
 #
-# **Predict:** a step of `cifar-nano` has 235 parameters to update and about 300 operations to run in each direction. Which three operations take most
-# of the time? Is the backward pass shorter or longer than the forward pass?
+# **Predict:** a step of `cifar-nano` has 235 arrays of parameters to update and about 260 operations to run in each direction. Which three operations
+# take most of the time? Is the backward pass shorter or longer than the forward pass?
 #
 # <details><summary>Answer</summary>
 #
@@ -162,7 +164,8 @@ print(f"everything else (optimiser, clipping, the graph, Python): {1e3 * (total 
 # ## Two limits
 #
 # An operation moves numbers and computes with them. The machine can do only so many floating-point operations (FLOP) a second, and move only so many
-# bytes. Both can be measured: the first by a large matrix product, the second by a copy of an array that no cache holds.
+# bytes. Both can be measured: the first by a large matrix product, the second by a copy of an array that no core's own cache holds.
+# (The third level of a large server may hold it: then it is the bandwidth of that.)
 #
 # **Predict:** a copy of n bytes moves 2 n. How many operations could the machine do in the time that it takes to move one number (4 bytes)?
 #
@@ -227,11 +230,11 @@ x = np.logspace(-1, 3, 100)
 plt.figure(figsize=(6.5, 3.6))
 plt.loglog(x, np.minimum(peak, x * bandwidth) / 1e9, color="black", label="roof")
 with no_grad():
-    for number, (name, (run, flop, moved)) in enumerate(operations.items()):
+    for name, (run, flop, moved) in operations.items():
         reached = flop / best(run)
         plt.loglog(flop / moved, reached / 1e9, "o")
-        at = {"xytext": (8, -3), "ha": "left"} if number % 2 == 0 else {"xytext": (-8, -3), "ha": "right"}
-        plt.annotate(name, (flop / moved, reached / 1e9), textcoords="offset points", fontsize=8, **at)
+        at = (6, 2) if name == "batch norm" else (6, -10)  # it lies beside layer norm
+        plt.annotate(name, (flop / moved, reached / 1e9), xytext=at, textcoords="offset points", fontsize=8)
         roof = min(peak, flop / moved * bandwidth)
         print(
             f"{name:<11}{flop / moved:7.1f} FLOP/byte {reached / 1e9:7.1f} GFLOP/s, {reached / roof:5.0%} of the roof"
@@ -257,7 +260,8 @@ plt.show()
 # <details><summary>Answer</summary>
 #
 # The definition writes five: centred, its square, the quotient, times weight, plus bias; what it reads comes to about eight. The kernel writes one:
-# it works block by block, so what lies between stays in the cache. And while a graph is recorded, the definition's arrays must be kept for backward;
+# it works block by block, so what lies between stays in the cache. (Part of the time that it saves is the system's, for handing out new memory: five
+# arrays against one. Page faults, below, count that.) And while a graph is recorded, the definition's arrays must be kept for backward;
 # the kernel keeps x, which is there anyway, and two numbers a row.
 # </details>
 

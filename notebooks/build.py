@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import os
 import sys
 import time
@@ -105,6 +106,26 @@ def write(source: Path, notebook: nbformat.NotebookNode) -> Path:
     return path
 
 
+@functools.cache
+def library_lines() -> set[str]:
+    """Every line of code in the two packages, without what it is indented by."""
+    files = [
+        path
+        for package in ("minigrad", "conformer")
+        for path in (FOLDER.parent / package).rglob("*")
+        if path.suffix in (".py", ".cu", ".cuh")
+    ]
+    return {line.strip() for path in files for line in path.read_text(encoding="utf-8").splitlines()}
+
+
+def shown_code(cell: nbformat.NotebookNode) -> list[str]:
+    """The lines of code that a cell shows with IPython's `Code`, which come from the library."""
+    outputs = [output.get("data", {}) for output in cell.get("outputs", [])] if "Code(" in cell.source else []
+    return [
+        line for data in outputs if "text/latex" in data for line in data["text/plain"].splitlines()
+    ]  # no picture has LaTeX
+
+
 def differences(source: Path) -> list[str]:
     """What is wrong between a source and its .ipynb, a sentence each."""
     path = source.with_suffix(".ipynb")
@@ -119,6 +140,10 @@ def differences(source: Path) -> list[str]:
         wrong.append(f"{path.name} has other cells than {source.name}; run `make notebooks`")
     if not all(cell.execution_count for cell in found.cells if cell.cell_type == "code" and cell.source.strip()):
         wrong.append(f"{path.name} has cells that were not run; run `make notebooks`")
+    lines = library_lines() | {line.strip() for cell in expected.cells for line in cell.source.splitlines()}
+    for cell in found.cells:
+        if gone := [line for line in shown_code(cell) if line.strip() not in lines]:
+            wrong.append(f"{path.name} shows code that is not there any more ({gone[0].strip()}); run `make notebooks`")
     if path.stat().st_size > LARGEST:
         wrong.append(f"{path.name} has {path.stat().st_size:,} bytes, and {LARGEST:,} are allowed")
     count = sum(cell.cell_type == "code" for cell in expected.cells)

@@ -62,6 +62,18 @@ def test_a_source_that_was_edited_is_noticed(tmp_path: Path, monkeypatch: pytest
     assert build.differences(source) == ["01_small.ipynb has other cells than 01_small.py; run `make notebooks`"]
 
 
+def test_code_of_the_library_that_was_edited_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what cells show with `Code` every line must be in the library, or in the notebook itself."""
+    source = tmp_path / "01_shown.py"
+    shown = "from IPython.display import Code\n\ndef mine(): pass\n\nCode('def mine(): pass\\nimport numpy as np')\n"
+    source.write_text(f"# %%\n{shown}")
+    build.write(source, build.run(source)[0])
+    monkeypatch.setattr(build, "library_lines", lambda: {"import numpy as np"})
+    assert build.differences(source) == []
+    monkeypatch.setattr(build, "library_lines", lambda: {"import numpy"})
+    assert build.differences(source) == ["01_shown.ipynb shows code that is not there any more (import numpy as np); run `make notebooks`"]
+
+
 @pytest.mark.parametrize(("code", "message"), [("1 / 0", "ZeroDivisionError"), ("import sys; print('careful', file=sys.stderr)", "wrote to stderr")])
 def test_a_cell_that_fails_or_warns_is_an_error(code: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tmp_path / "01_wrong.py"
