@@ -249,19 +249,19 @@ class Op:
         return results
 
 
-_FIXED = frozenset({int, float, bool, str, type(None), type(...)})  # what nobody can change later
+_FIXED = frozenset({int, float, bool, str, type(None), type(...), slice})  # what nobody can change later (a slice: see `plain_index`)
 
 
 def _frozen(values: tuple) -> tuple:
     """The values of a call in a form that their owner cannot change later, when the graph is walked: it must not see that."""
     for value in values:
-        if type(value) not in _FIXED:
+        if type(value) not in _FIXED and not (type(value) is tuple and _FIXED.issuperset(map(type, value))):
             return tuple([_frozen_value(value) for value in values])
     return values
 
 
 def _frozen_value(value: Any) -> Any:
-    """Lists as tuples, and so on inside; Tensors as numbers; arrays as copies. What is something else (a slice, a dtype) stays."""
+    """Lists as tuples, and so on inside; Tensors as numbers; arrays as copies. What is something else (a dtype) stays."""
     kind = type(value)
     if kind in _FIXED:
         return value
