@@ -13,6 +13,7 @@ import importlib
 import inspect
 import json
 import pkgutil
+import re
 import shutil
 import statistics
 import sys
@@ -23,6 +24,7 @@ from pathlib import Path
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
+INCLUDE = re.compile(r'^#include "(\w+\.cuh)"', re.MULTILINE)
 sys.path.insert(0, str(ROOT))
 
 import conformer  # noqa: E402
@@ -78,6 +80,8 @@ def operations() -> None:
         ops = [op for op in REGISTRY.values() if op.__module__ == f"minigrad.ops.{family}"]
         (folder / f"primitives_{family}.md").write_text(_family_page(family, what, ops), encoding="utf-8")
 
+    (folder / "headers.md").write_text(_headers_page(), encoding="utf-8")
+
     rows = ["| operation | kind | backward | kernels |", "|---|---|---|---|"]
     listed = [(op, "fused", page) for page, ops in sorted(pages.items()) for op in ops]
     listed += [(op, family, f"primitives_{family}") for family in FAMILIES for op in REGISTRY.values() if op.__module__ == f"minigrad.ops.{family}"]
@@ -100,7 +104,7 @@ in the way it looks for.
 ```{{toctree}}
 :hidden:
 
-{chr(10).join([*sorted(pages), *(f"primitives_{family}" for family in FAMILIES)])}
+{chr(10).join([*sorted(pages), "headers", *(f"primitives_{family}" for family in FAMILIES)])}
 ```
 """
     (folder / "index.md").write_text(index, encoding="utf-8")
@@ -136,10 +140,22 @@ def _fused_page(page: str, ops: list[Fused]) -> str:
                 if function is not None and function.__name__ in functions:
                     parts += [f"**{role}**", _code(inspect.getsource(function))]
     folder = ROOT / "minigrad" / "fused"
+    for path in sorted(folder.glob(f"{page}_*.py")):
+        parts += [f"## {path.name}", f"*File: `minigrad/fused/{path.name}`*", _code(path.read_text(encoding="utf-8"))]
     for cuda in [*folder.glob(f"{page}.cu"), *sorted(folder.glob(f"{page}_*.cu"))]:
-        parts += ["## CUDA source", f"*File: `minigrad/fused/{cuda.name}`*", _code(cuda.read_text(encoding="utf-8"), "cuda")]
+        text = cuda.read_text(encoding="utf-8")
+        shared = ", ".join(f"[{name}](headers.md)" for name in INCLUDE.findall(text))
+        parts += ["## CUDA source", f"*File: `minigrad/fused/{cuda.name}`{f', with {shared}' if shared else ''}*", _code(text, "cuda")]
     parts += _proofs(ROOT / "tests" / "fused" / f"test_{page}.py", ops)
     parts += _speed(ops)
+    return "\n\n".join(parts) + "\n"
+
+
+def _headers_page() -> str:
+    """What the CUDA files of several operations share."""
+    parts = ["# CUDA headers", "What the CUDA sources of several operations include."]
+    for path in sorted((ROOT / "minigrad" / "fused").glob("*.cuh")):
+        parts += [f"## {path.name}", f"*File: `minigrad/fused/{path.name}`*", _code(path.read_text(encoding="utf-8"), "cuda")]
     return "\n\n".join(parts) + "\n"
 
 
