@@ -226,7 +226,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         save_confusion_matrix(picture, predictions.confusion_matrix(), dataset.classes, title)
     except ImportError:
         print(f"conformer: the picture of the confusion matrix needs matplotlib ({EXTRAS}); it is not drawn", file=sys.stderr)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # matplotlib's: MPLBACKEND names no backend
         raise Mistake(f"the picture is not drawn: {_sentence(error)}", 1) from error
     else:
         print(f"\nwhich classes are taken for which: {picture}")
@@ -303,6 +303,8 @@ def _explain(options: argparse.Namespace) -> None:
         from conformer.plots import save_explanation
     except ImportError as error:
         raise Mistake(f"pictures need matplotlib ({EXTRAS})", 1) from error
+    except ValueError as error:  # MPLBACKEND names no backend
+        raise Mistake(f"the picture is not drawn: {_sentence(error)}", 1) from error
     try:
         if options.out.exists() and any(options.out.samefile(image) for image in options.images):
             raise Mistake(f"--out {options.out} is one of the images; give the picture another name", 2)

@@ -112,6 +112,11 @@ def test_threads_do_not_disturb_each_other():
         thread.join()
     assert [found[seed] for seed in range(8)] == expected
     assert random.get_counter() == (77, 0, 0)
+    seeds: list[int] = []
+    without = threading.Thread(target=lambda: seeds.append(random.get_seed()))
+    without.start()
+    without.join()
+    assert seeds == [77]  # nor the threads that set no seed
 
 
 def test_a_thread_without_a_seed_uses_the_main_threads():

@@ -34,7 +34,8 @@ __device__ __forceinline__ Squares block_sum(Squares mine)
 }
 
 constexpr double UP = 4.149515568880993e180, DOWN = 2.409919865102884e-181;  // 2^600, 2^-600
-constexpr double LARGE = 6.703903964971299e153, SMALL = 1.4916681462400413e-154;  // 2^511, 2^-511
+// Squares of numbers between these, 2^-511 and 2^486, have all their digits, and fewer than 2^52 of them do not add up to 2^1024.
+constexpr double SMALL = 1.4916681462400413e-154, LARGE = 1.997919072202235e146;
 
 template <typename T>
 __device__ __forceinline__ void add_square(Squares& sums, T number)
@@ -79,11 +80,13 @@ __global__ void __launch_bounds__(THREADS) clip_factor(const double* __restrict_
     }
     sums = block_sum(sums);
     if (threadIdx.x != 0) return;
-    double norm = sqrt(sums.middle);
+    // Small squares, each below 2^-1022, come to less than 2^-970: nothing beside a middle sum of 2^-600 or more, which has digits to 2^-653 (nor
+    // beside a large one). They count where the middle sum is less than 2^-600, which times 2^1200 is far from overflow.
+    double norm = sqrt(sums.middle);                                  // nan, too
     if (sums.large != 0)
         norm = sqrt(sums.large + sums.middle * DOWN * DOWN) * UP;
-    else if (sums.middle == 0)
-        norm = sqrt(sums.small) * DOWN;
+    else if (sums.middle < DOWN)
+        norm = sqrt(sums.small + sums.middle * UP * UP) * DOWN;
     const double factor = max_norm / (norm + 1e-6);
     result[0] = norm;
     result[1] = factor >= 1 ? 1 : factor;

@@ -219,6 +219,29 @@ def test_what_lies_in_cycles_is_freed_before_a_capture_and_not_inside(cp):
 
 
 @pytest.mark.emulator
+def test_a_capture_waits_for_what_went_before_and_is_waited_for(cp, monkeypatch):
+    """On a GPU; the emulator is never behind."""
+    outer, steps, recorded = cp.cuda.get_current_stream(), [], {}
+    record = cp.cuda.Stream.record
+
+    def recording(stream, event=None):
+        event = record(stream, event)
+        recorded[id(event)] = stream, event, len(steps)
+        return event
+
+    def waiting(stream, event):
+        of, _, before = recorded[id(event)]
+        steps.append((stream, of, before))
+
+    monkeypatch.setattr(cp.cuda.Stream, "record", recording)
+    monkeypatch.setattr(cp.cuda.Stream, "wait_event", waiting)
+    cuda.Captured(lambda: steps.append(cp.cuda.get_current_stream()), warm_ups=1)
+    inner = steps[1]
+    assert inner is not outer
+    assert steps == [(inner, outer, 0), inner, inner, (outer, inner, 3)]
+
+
+@pytest.mark.emulator
 def test_a_number_first_met_in_a_capture_is_written_by_its_graph_alone(cp):
     """CuPy fills it by a kernel, which a capture notes down and does not run: outside, the number must be another array."""
     x = Tensor([1.0, 2.0]).to(device="cuda")

@@ -73,6 +73,16 @@ def test_large_arrays_are_added_by_one_launch(dtype: type, size: int, start: int
         assert device.launches == 3
 
 
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_one_of_three_arrays_that_does_not_begin_at_sixteen_bytes(monkeypatch: pytest.MonkeyPatch, which: int) -> None:
+    monkeypatch.setattr(backend, "LARGE", 1024)
+    with on_cuda(ORDERS) as device:
+        x, y, total = (large_arrays(1024, np.float32, 3, start=int(k == which))[k] for k in range(3))
+        assert backend.add(x, y, out=total) is total
+        np.testing.assert_array_equal(total.get(), x.get() + y.get())
+        assert device.launches == 1
+
+
 def test_the_naive_sum_is_the_same() -> None:
     with on_cuda(ORDERS):
         x, y, total = large_arrays(300, np.float32, 3)

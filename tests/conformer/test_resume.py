@@ -25,6 +25,7 @@ from conformer.batches import batches
 from conformer.budget import duration, steps_within
 from conformer.checkpoints import fingerprint, load_checkpoint
 from conformer.display import Display, Progress
+from conformer.evaluate import Predictions
 from conformer.learner import Learner
 from conformer.options import TrainConfig
 from conformer.plots import save_curves
@@ -34,6 +35,7 @@ from conformer.run_log import read_log
 from conformer.steps import Outcome
 from conformer.stopping import Stopped, StopSignals
 from conformer.train import Trainer
+from conformer.weights import load_weights
 from minigrad import random, safetensors_io
 
 Cifar = Callable[..., Path]
@@ -66,6 +68,12 @@ def assert_same_run(run: Path, other: Path) -> None:
             assert array.tobytes() == expected[key].tobytes(), f"{name}: {key}"
     assert lines(run) == lines(other)
     assert not list(run.glob(".*"))
+
+
+def edit_checkpoint(run: Path, **values: Any) -> None:
+    path = run / "checkpoint.safetensors"
+    arrays, metadata = safetensors_io.load_state(path)
+    safetensors_io.save_state(path, arrays, {"checkpoint": json.dumps(json.loads(metadata["checkpoint"]) | values)})
 
 
 def break_off(config: TrainConfig, after: int, monkeypatch: pytest.MonkeyPatch) -> Trainer:
@@ -121,13 +129,18 @@ def test_broken_off_before_the_first_checkpoint(config: TrainConfig, monkeypatch
     assert_same_run(folder(other), whole)
 
 
-def test_broken_off_in_an_evaluation(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [1, 2])
+def test_broken_off_in_an_evaluation(config: TrainConfig, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the first, of the weights themselves, or in the second, of their average."""
     whole = train.train(config).folder
     other = replace(config, out=whole.with_name("other"))
     trainer = Trainer(other)
-    original = train.evaluate
+    original, calls = train.evaluate, []
 
     def interrupted(*arguments: Any, **options: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) < number:
+            return original(*arguments, **options)
         signal.raise_signal(signal.SIGTERM)  # obeyed at once
         raise AssertionError("the evaluation went on")
 
@@ -135,6 +148,7 @@ def test_broken_off_in_an_evaluation(config: TrainConfig, monkeypatch: pytest.Mo
         patch.setattr(train, "evaluate", interrupted)
         trainer.run()
     assert train.evaluate is original
+    assert len(calls) == number
     saved = load_checkpoint(folder(other) / "checkpoint.safetensors")
     assert (saved.step, saved.evaluated, saved.test) == (5, 0, None)
     train.resume(folder(other))
@@ -175,6 +189,20 @@ def test_a_second_signal_does_not_wait() -> None:
             signal.raise_signal(signal.SIGTERM)
     with pytest.raises(Stopped), StopSignals() as signals, signals.at_once():
         signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_signal_that_came_before_what_need_not_be_finished_is_obeyed_there() -> None:
+    signals = StopSignals()
+    signals.received = signal.SIGTERM
+    with pytest.raises(Stopped) as stopped, signals.at_once():
+        raise AssertionError("it was begun")
+    assert stopped.value.signal == signal.SIGTERM
+    with StopSignals() as signals:
+        with signals.at_once():
+            pass
+        assert not signals._at_once  # or the next line would end pytest
+        signal.raise_signal(signal.SIGTERM)
+        assert signals.received == signal.SIGTERM
 
 
 def test_a_signal_where_stderr_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,6 +285,22 @@ def test_other_images_are_refused(config: TrainConfig, cifar: Cifar, monkeypatch
     assert read_config(folder(config))["data_dir"] == str(same)
 
 
+@pytest.mark.parametrize("field", ["images", "labels"])
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_the_fingerprint_is_of_every_image_and_label(config: TrainConfig, part: str, field: str) -> None:
+    dataset = data.load("cifar10", config.data_dir)
+    split = getattr(dataset, part)
+    array = getattr(split, field).copy()
+    array.flat[-1] ^= 1
+    assert fingerprint(replace(dataset, **{part: replace(split, **{field: array})})) != fingerprint(dataset)
+
+
+@pytest.mark.parametrize("given", [{"name": "other"}, {"classes": tuple("abcdefghij")}, {"mean": (0.4, 0.5, 0.6)}, {"std": (0.4, 0.5, 0.6)}])
+def test_the_fingerprint_is_of_what_the_images_are_taken_for_but_not_of_where_they_lie(config: TrainConfig, given: dict[str, Any]) -> None:
+    dataset = data.load("cifar10", config.data_dir)
+    assert fingerprint(replace(dataset, **given)) != fingerprint(dataset) == fingerprint(replace(dataset, source="elsewhere", notice="moved"))
+
+
 def test_data_that_moved_before_the_first_checkpoint(config: TrainConfig, cifar: Cifar) -> None:
     Trainer(config).folder.close()
     same = cifar(records=8, folder="same")
@@ -307,13 +351,55 @@ def test_data_that_is_not_where_it_was(config: TrainConfig, cifar: Cifar, monkey
 
 def test_a_run_for_a_gpu_goes_on_with_one(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     break_off(config, 7, monkeypatch)
-    path = folder(config) / "checkpoint.safetensors"
-    arrays, metadata = safetensors_io.load_state(path)
-    values = json.loads(metadata["checkpoint"])
-    values["options"]["precision"] = "tf32"
-    safetensors_io.save_state(path, arrays, {"checkpoint": json.dumps(values)})
+    options = load_checkpoint(folder(config) / "checkpoint.safetensors").options
+    edit_checkpoint(folder(config), options=options | {"precision": "tf32"})
     with pytest.raises(ValueError, match=r"the run in .* was started with --precision tf32, which needs a GPU: go on with it on one"):
         Trainer.resume(folder(config))
+
+
+def test_a_network_that_is_not_what_its_name_means_now_is_refused(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where its weights would fit."""
+    break_off(config, 7, monkeypatch)
+    network = load_checkpoint(folder(config) / "checkpoint.safetensors").network
+    edit_checkpoint(folder(config), network=network | {"drop_path_rate": 0.1})
+    with pytest.raises(ValueError, match=r"the run in .*run has another network than this version calls tiny; it cannot go on"):
+        Trainer.resume(folder(config))
+
+
+def test_a_resumed_run_goes_on_counting_its_time(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    break_off(config, 7, monkeypatch)
+    edit_checkpoint(folder(config), seconds=5000.0, evaluation_seconds=1000.0)
+    shown = []
+
+    class Noted(Display):
+        def progress(self, progress: Progress) -> None:
+            shown.append(progress.seconds_left)
+
+    result = Trainer.resume(folder(config), Noted()).run()
+    assert [round(left / 1000) for left in shown] == [1] * 5  # steps 6 to 10, before the evaluation
+    assert 5000 < result.seconds < 5100
+    *_, last = (json.loads(line) for line in (folder(config) / "metrics.jsonl").read_text().splitlines())
+    assert 5000 < last["seconds"] <= result.seconds
+
+
+def test_a_resumed_run_knows_its_best(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = data.load("cifar10", config.data_dir).test.labels
+    right = np.eye(10, dtype=np.float32)[labels]
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "evaluate", lambda *_, **__: Predictions(right, right, labels))
+        break_off(config, 7, patch)
+    monkeypatch.setattr(train, "evaluate", lambda *_, **__: Predictions(-right, -right, labels))
+    result = train.resume(folder(config))
+    assert (result.best.sum, result.test.sum) == (1.0, 0.0)
+    assert load_weights(folder(config) / "best.safetensors")[1].step == 5
+
+
+def test_what_a_killed_process_left_half_written_is_cleared_away(config: TrainConfig) -> None:
+    Trainer(config).folder.close()
+    for name in (".0123456789abcdef.tmp", ".checkpoint.tmp", "notes.tmp", ".hidden"):
+        (folder(config) / name).write_text("half")
+    RunFolder.reopen(folder(config)).close()
+    assert {path.name for path in folder(config).iterdir()} == {"config.json", "metrics.jsonl", "notes.tmp", ".hidden"}
 
 
 def test_options_given_anew_hold_from_then_on(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -503,12 +589,22 @@ def test_batches_from_the_middle(config: TrainConfig) -> None:
 
 
 def test_prefetched_items_are_the_same_and_drawn_from_the_callers_seed(config: TrainConfig) -> None:
+    """In a thread, whose seed is its own: the main thread's is everyone's."""
     dataset = data.load("cifar10", config.data_dir)
-    random.manual_seed(7)
-    expected = list(batches(dataset, 8, 0))
-    ahead = prefetched(batches(dataset, 8, 0))
-    for mine, theirs in zip(ahead, expected, strict=True):
+    random.manual_seed(3)
+    found: list[tuple[list[train.Batch], list[train.Batch]]] = []
+
+    def draw() -> None:
+        random.manual_seed(7)
+        found.append((list(prefetched(batches(dataset, 8, 0))), list(batches(dataset, 8, 0))))
+
+    thread = threading.Thread(target=draw)
+    thread.start()
+    thread.join()
+    ((ahead, expected),) = found
+    for mine, theirs, other in zip(ahead, expected, batches(dataset, 8, 0), strict=True):
         assert_array_equal(mine.images, theirs.images)
+        assert not np.array_equal(mine.images, other.images)
     assert list(prefetched(iter([]))) == []
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,8 +20,10 @@ from conformer.batches import batches
 from conformer.checkpoints import load_checkpoint
 from conformer.devices import DeviceError
 from conformer.display import Display, Progress
-from conformer.evaluate import Accuracies, accuracies, evaluate
+from conformer.evaluate import Accuracies, Predictions, accuracies, evaluate
 from conformer.options import OptionError, TrainConfig
+from conformer.steps import Outcome
+from conformer.stopping import StopSignals
 from conformer.train import Trainer
 from conformer.weights import load_weights
 from minigrad import Tensor, random, safetensors_io
@@ -37,6 +41,13 @@ def config(cifar: Cifar, tiny_network: str, tmp_path: Path) -> TrainConfig:
 
 def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def answers(right: int, labels: np.ndarray) -> Predictions:
+    """Of which the first `right` are right, by both heads."""
+    guesses = np.where(np.arange(len(labels)) < right, labels, labels + 1) % 10
+    logits = 5 * np.eye(10, dtype=np.float32)[guesses]
+    return Predictions(logits, logits, labels)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +117,15 @@ def test_batches_cover_an_epoch_and_depend_on_seed_and_place_only(cifar: Cifar) 
         assert_array_equal(mine.labels, again.labels)
     random.manual_seed(1)
     assert list(seen) != list(np.concatenate([batch.labels for batch in batches(numbered, 8, epoch=0)]))
+
+
+def test_each_batch_of_each_epoch_is_augmented_by_draws_of_its_own(cifar: Cifar) -> None:
+    """Of copies of one image: whatever differs is not the shuffling."""
+    dataset = data.load("cifar10", cifar(records=5))
+    copies = replace(dataset, train=replace(dataset.train, images=np.repeat(dataset.train.images[:1], 25, axis=0)))
+    random.manual_seed(0)
+    made = [batch.images.tobytes() for epoch in range(3) for batch in batches(copies, 8, epoch)]
+    assert len(made) == len(set(made)) == 9
 
 
 def test_run_folder(config: TrainConfig, capsys: pytest.CaptureFixture[str]) -> None:
@@ -212,6 +232,70 @@ def test_average_of_the_weights(config: TrainConfig) -> None:
     assert set(lines(result.folder)[-1]) == TEST_LINE | {"ema_test_accuracy"}
 
 
+def test_best_is_the_best_evaluation_and_of_two_alike_the_first(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    right, states = [2, 6, 6, 3], []
+
+    def evaluated(model: Any, split: data.Split, *_: Any, **__: Any) -> Predictions:
+        states.append(model.state_dict())
+        return answers(right[len(states) - 1], split.labels)
+
+    monkeypatch.setattr(train, "evaluate", evaluated)
+    result = train.train(replace(config, epochs=4, batch_size=20))
+    assert (result.best.sum, result.test.sum) == (6 / 8, 3 / 8)
+    for name, step, evaluation in (("best", 4, 1), ("last", 8, 3)):
+        model, about = load_weights(result.folder / f"{name}.safetensors")
+        assert (about.step, about.test_accuracy["sum"]) == (step, right[evaluation] / 8)
+        for key, array in model.state_dict().items():
+            assert_array_equal(array, states[evaluation][key], err_msg=f"{name}: {key}")
+
+
+def test_the_average_of_one_step_is_half_way_from_where_it_began(config: TrainConfig) -> None:
+    trainer = Trainer(replace(config, ema=0.5, max_steps=1))
+    start = trainer.learner.model.state_dict()
+    trainer.run()
+    last, average = (safetensors_io.load_state(trainer.folder.path / f"{name}.safetensors")[0] for name in ("last", "ema"))
+    for name, array in last.items():
+        expected = 0.5 * start[name] + 0.5 * array if array.dtype.kind == "f" else array
+        assert_allclose(average[name], expected, rtol=1e-6, atol=1e-8, err_msg=name)
+    assert abs(last["conv1.weight"] - start["conv1.weight"]).max() > 1e-3
+
+
+def test_the_average_is_what_is_measured_and_saved_as_such(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    states = []
+
+    def evaluated(model: Any, split: data.Split, *_: Any, **__: Any) -> Predictions:
+        states.append(model.state_dict())
+        return answers(len(states), split.labels)
+
+    monkeypatch.setattr(train, "evaluate", evaluated)
+    trainer = Trainer(replace(config, ema=0.5, epochs=1))
+    result = trainer.run()
+    assert (result.test.sum, result.best.sum) == (1 / 8, 1 / 8)
+    last = lines(result.folder)[-1]
+    for name, state, accuracy in zip(("last", "ema"), states, (last["test_accuracy"], last["ema_test_accuracy"]), strict=True):
+        model, about = load_weights(result.folder / f"{name}.safetensors")
+        assert about.test_accuracy == accuracy
+        for key, array in model.state_dict().items():
+            assert_array_equal(array, state[key], err_msg=f"{name}: {key}")
+    assert last["ema_test_accuracy"]["sum"] == 2 / 8
+    for key, array in trainer.learner.model.state_dict().items():
+        assert_array_equal(array, states[0][key], err_msg=key)  # put back
+    assert not np.array_equal(states[0]["conv1.weight"], states[1]["conv1.weight"])
+
+
+def test_options_reach_what_they_are_for(config: TrainConfig) -> None:
+    trainer = Trainer(replace(config, drop_path=0.4, cutout=9, weight_decay=0.3, lr=0.7e-3, ema=0.25, tta="mirror"))
+    assert trainer.network.drop_path_rate == trainer.learner.model.config.drop_path_rate == 0.4
+    groups = trainer.learner.optimizer.param_groups
+    assert [(group["weight_decay"], group["initial_lr"]) for group in groups] == [(0.3, 0.7e-3), (0.0, 0.7e-3)]
+    assert trainer.learner.ema is not None
+    assert trainer.learner.ema.decay == 0.25
+    blanked, whole = (next(batches(trainer.dataset, 8, 0, cutout=cutout)).images for cutout in (9, 0))
+    first = next(trainer._batches()).images
+    assert_array_equal(first, blanked)
+    assert not np.array_equal(first, whole)
+
+
 def test_a_run_is_never_overwritten(config: TrainConfig) -> None:
     assert config.out is not None
     train.train(replace(config, max_steps=1))
@@ -279,6 +363,86 @@ def test_time_left_has_the_evaluation_that_is_due(config: TrainConfig) -> None:
     trainer._evaluate = evaluated  # type: ignore[method-assign]
     trainer.run()
     assert [round(shown[step] / 1000) for step in (1, 5, 6, 10)] == [2, 2, 1, 1]
+
+
+def test_running_figures(config: TrainConfig) -> None:
+    trainer = Trainer(config)
+    trainer.evaluated, trainer.test, trainer._evaluation_seconds = 5, Accuracies(0.1, 0.2, 0.3), 7.0
+    trainer._recent.append((3.0, Accuracies(0.125, 0.25, 0.5), 0.25))
+    trainer._recent.append((1.0, Accuracies(0.375, 0.5, 0.25), 0.75))
+    trainer._recent.append((1.25, Accuracies(1.0, 0.0, 0.75), 0.5))
+    assert trainer._progress(Outcome(7, 1.25, Accuracies(1.0, 0.0, 0.75), 3e-4, 0.5)) == Progress(
+        step=7,
+        steps=10,
+        epoch=1.4,
+        loss=1.75,
+        train=Accuracies(0.5, 0.25, 0.5),
+        test=Accuracies(0.1, 0.2, 0.3),
+        learning_rate=3e-4,
+        images_per_second=16.0,
+        seconds_left=3 * 0.5 + 7.0,
+    )
+
+
+def test_running_figures_are_of_the_last_50_steps(config: TrainConfig) -> None:
+    shown = []
+
+    class Noted(Display):
+        def progress(self, progress: Progress) -> None:
+            shown.append(progress)
+
+    trainer = Trainer(config, Noted())
+    trainer._note([Outcome(step, float(step), Accuracies(0, 0, 0), 1e-3, 0.5) for step in range(1, 61)])
+    assert [shown[step - 1].loss for step in (1, 2, 50, 51, 60)] == [1.0, 1.5, 25.5, 26.5, 35.5]
+
+
+def test_the_last_step_is_logged_and_an_epoch_that_has_begun_counts(config: TrainConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    result = train.train(replace(config, max_steps=7, log_every=3))
+    logged = lines(result.folder)[1:]
+    assert [line["step"] for line in logged if "learning_rate" in line] == [3, 6, 7]
+    assert [(line["step"], line["epoch"]) for line in logged if "test_loss" in line] == [(5, 1.0), (7, 1.4)]
+    said = [line.partition(":")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+    assert said == ["epoch 1, step 5", "epoch 2, step 7"]
+
+
+def test_a_checkpoint_is_due_after_so_many_minutes(config: TrainConfig) -> None:
+    trainer = Trainer(replace(config, checkpoint_minutes=1.0))
+    trainer._saved_at = time.perf_counter() - 30
+    assert not trainer._save_due()
+    trainer._saved_at = time.perf_counter() - 61
+    assert trainer._save_due()
+    trainer._save()
+    assert not trainer._save_due()
+    trainer.config = replace(config, checkpoint_minutes=0.0)
+    trainer._saved_at = time.perf_counter() - 1e9
+    assert not trainer._save_due()
+
+
+@pytest.mark.parametrize(("ema", "evaluations"), [(0.0, 1), (0.5, 2)])
+def test_a_budget_counts_the_evaluation_of_every_image_and_of_the_average(
+    ema: float, evaluations: int, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock on which the 500 images that are timed take 10 seconds, and everything else none; of 1,000 images an evaluation takes twice that."""
+    now, timed, asked = 0.0, [], []
+
+    def evaluated(model: Any, split: data.Split, *_: Any, **__: Any) -> None:
+        nonlocal now
+        now += 10.0
+        timed.append(len(split))
+
+    whole = data.load
+    many = data.Split(np.zeros((1000, 32, 32, 3), np.uint8), np.zeros(1000, np.int64))
+    monkeypatch.setattr(data, "load", lambda *arguments: replace(whole(*arguments), test=many))
+    monkeypatch.setattr(train, "time", SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr(train, "evaluate", evaluated)
+    monkeypatch.setattr(train, "steps_within", lambda *arguments: asked.append(arguments) or 12)
+    monkeypatch.setattr(train, "TIMED_STEPS", 2)
+    trainer = Trainer(replace(config, epochs=None, time_budget="100s", ema=ema))
+    trainer._fit_to_budget(StopSignals())
+    ((seconds, each, evaluation, between),) = asked
+    assert (timed, trainer.steps, between) == ([500], 12, 5)
+    assert_allclose([seconds, evaluation, trainer._evaluation_seconds], [98 - 10, 20 * evaluations, 20 * evaluations])
+    assert each > 0
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:

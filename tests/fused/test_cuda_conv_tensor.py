@@ -77,6 +77,12 @@ def test_tf32(case):
     check_tf32(conv_inputs(**sizes), conv_values(**values, groups=sizes.get("groups", 1)))
 
 
+def test_slices_of_several_tiles(monkeypatch: pytest.MonkeyPatch):
+    """Two slices of three tiles. A block of the weight's gradient brings one after the other to the same memory, else for large images only."""
+    monkeypatch.setattr(conv2d_tensor, "_BLOCKS", 2)
+    check_tf32(conv_inputs(batch=3, height=9, width=9), conv_values(padding=1))
+
+
 @draws(8)
 @given(packed_convolutions())
 def test_any_convolution_of_packs_in_tf32(drawn):

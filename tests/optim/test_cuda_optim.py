@@ -21,15 +21,17 @@ from minigrad import functional as F
 from minigrad.backend import cuda, nvrtc
 from minigrad.backend.kernel_source import read
 from minigrad.optim import multi_tensor
+from minigrad.tensor import wrap
 from tests.backend.emulator.in_a_process import run_tests
 from tests.cuda_device import ORDERS, Waits, last_digits, nothing_waits, on_cuda
-from tests.support import assert_close, rng
+from tests.support import as_numpy, assert_close, rng
 
 pytestmark = pytest.mark.cuda
 
 FILES = sorted((Path(minigrad.__file__).parent / "optim").glob("*.cu"))
 SHAPES = [(3, 7), (), (0, 4), (13,), (5, 4), (2, 2, 9)]
 OPTIONS: dict[type[optim.Optimizer], dict] = {optim.AdamW: {}, optim.SGD: {"momentum": 0.9}}  # with which a step depends on those before
+CHUNK = multi_tensor.CHUNK
 LAST_DIGITS = 1e-15  # of the largest number: the kernels compute in the CPU's order
 
 
@@ -382,6 +384,61 @@ def test_the_average_is_the_cpu_s(device: Any):
         assert_close(averages[name], value, name, last_digits(LAST_DIGITS))
 
 
+# --- whole chunks, and arrays that begin anywhere
+
+UPDATES = ["SGD", "SGD with momentum", "AdamW", "EMA", "clipping"]
+
+
+def updated(update: str, where: str, parameter_start: int = 0, gradient_start: int = 0) -> dict[str, np.ndarray]:
+    """Everything there is after two updates of many numbers; arrays begin so many numbers behind the beginning of their memory."""
+
+    def made(values: np.ndarray, start: int) -> Tensor:
+        return wrap(Tensor(np.append(values[:start], values)).to(device=where).data[start:])
+
+    module, norms = nn.Module(), []
+    for k, (dtype, size) in enumerate([(np.float32, 5001), (np.float64, 700)]):
+        setattr(module, f"p{k}", made(rng(k).standard_normal(size).astype(dtype), parameter_start).requires_grad_())
+    module.register_buffer("integers", made(rng(7).integers(-99, 99, 700), 0))
+    params, average = list(module.parameters()), optim.EMA(module, 0.9)
+    momentum = {"momentum": 0.9, "dampening": 0.3} if update == "SGD with momentum" else {}
+    optimizer = optim.AdamW(params, lr=0.1) if update == "AdamW" else optim.SGD(params, lr=0.1, weight_decay=0.2, **momentum)
+    for step in range(2):
+        for k, p in enumerate(params):
+            p.grad = made(rng(10 + 2 * step + k).standard_normal(p.shape).astype(p.dtype), gradient_start)
+        if update == "clipping":
+            norms.append(float(optim.clip_grad_norm_(params, 30.0)))
+            continue
+        optimizer.step()
+        if update == "EMA":
+            module.integers.data[::2] = step
+            average.update()
+    parts = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "average": average.state_dict()}
+    arrays = {f"{part} {name}": as_numpy(value) for part, state in parts.items() for name, value in state.items()}
+    return {**arrays, **{f"gradient {k}": as_numpy(p.grad) for k, p in enumerate(params)}, "norms": np.array(norms)}
+
+
+def assert_updated_like_the_cpu(update: str, **starts: int) -> None:
+    ours, reference = updated(update, "cuda", **starts), updated(update, "cpu", **starts)
+    assert list(ours) == list(reference)
+    for name, value in reference.items():
+        exact = 2e-7 if value.dtype == np.float32 else last_digits(10 * LAST_DIGITS)
+        assert_close(ours[name], value, name, 1e-6 if update == "clipping" else exact)  # the CPU measures float32 in float32
+
+
+@pytest.mark.parametrize("update", UPDATES)
+def test_chunks_in_which_each_thread_has_several_numbers(device: Any, monkeypatch: pytest.MonkeyPatch, update: str):
+    monkeypatch.setattr(multi_tensor, "CHUNK", CHUNK)
+    assert_updated_like_the_cpu(update)
+
+
+@pytest.mark.parametrize("update", UPDATES)
+@pytest.mark.parametrize("starts", [{"parameter_start": 1}, {"gradient_start": 1}, {"gradient_start": 3}], ids=str)
+def test_arrays_that_do_not_begin_at_sixteen_bytes(device: Any, monkeypatch: pytest.MonkeyPatch, update: str, starts: dict[str, int]):
+    """They are read number by number."""
+    monkeypatch.setattr(multi_tensor, "CHUNK", CHUNK)
+    assert_updated_like_the_cpu(update, **starts)
+
+
 # --- clipping
 
 
@@ -400,19 +457,29 @@ def test_clipping_is_the_cpu_s(device: Any, dtypes: tuple, scale: float, max_nor
     written = max_norm < math.inf  # for all one knows: the host does not ask for the norm
     assert [p.grad.version[0] for p in params if p.grad is not None] == [version + written for version in versions]
     exact = last_digits(LAST_DIGITS) * 10 if dtypes == (np.float64,) else 1e-6
-    assert float(norm) == pytest.approx(expected, rel=exact)
+    assert float(norm) == pytest.approx(expected, rel=exact, abs=0)
     for p, q in zip(params, reference, strict=True):
         if q.grad is not None:
             np.testing.assert_allclose(p.grad.to(device="cpu").numpy(), q.grad.numpy(), rtol=exact)
 
 
-@pytest.mark.parametrize("scale", [1e-200, 1e-160, 1e-154, 1e154, 1e200, 1e300])
+@pytest.mark.parametrize("scale", [1e-200, 1e-160, 1e-154, 1e-153, 1e-121, 1e-90, 1e-20, 1e146, 3e153, 1e154, 1e200, 1e300])
 @pytest.mark.parametrize("spread", [0, 60])
 def test_norms_of_which_squares_do_not_fit_into_a_double(device: Any, scale: float, spread: int):
     values = rng(4).uniform(1, 2, 50) * 10.0 ** rng(5).uniform(-spread, 0, 50) * scale
     p = Tensor(np.zeros(50)).to(device="cuda").requires_grad_()
     p.grad = Tensor(values).to(device="cuda")
-    assert float(optim.clip_grad_norm_([p], math.inf)) == pytest.approx(math.hypot(*values), rel=1e-14)
+    assert float(optim.clip_grad_norm_([p], math.inf)) == pytest.approx(math.hypot(*values), rel=1e-14, abs=0)
+
+
+def test_a_norm_of_more_chunks_than_a_block_has_threads(device: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(multi_tensor, "CHUNK", 4)
+    values = rng(6).standard_normal(1200)
+    p = Tensor(np.zeros(1200)).to(device="cuda").requires_grad_()
+    p.grad = Tensor(values).to(device="cuda")
+    norm = optim.clip_grad_norm_([p], 1.0)
+    assert float(norm) == pytest.approx(np.linalg.norm(values), rel=1e-12, abs=0)
+    np.testing.assert_allclose(p.grad.to(device="cpu").numpy(), values / (np.linalg.norm(values) + 1e-6), rtol=1e-12)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
