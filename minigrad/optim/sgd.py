@@ -71,14 +71,8 @@ class SGD(Optimizer):
         Raises:
             ValueError: a group has a momentum now and had none when its step was captured, which therefore has no buffer to write.
         """
-        late = [
-            p
-            for group in self.param_groups
-            if group["momentum"]
-            for p in group["params"]
-            if "momentum_buffer" not in self._state.get(id(p), {"momentum_buffer": 0})
-        ]
-        if self._together and late:
+        with_momentum = [self._state.get(id(p)) for group in self.param_groups if group["momentum"] for p in group["params"]]
+        if self._together and any(state is not None and "momentum_buffer" not in state for state in with_momentum):
             raise ValueError("SGD: a group that had no momentum when its step was captured has one now: capture the step again")
         super().upload()
 

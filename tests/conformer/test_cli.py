@@ -16,20 +16,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
 
-from conformer import cli, coupling10
+from conformer import Conformer, cli, coupling10, data
 from conformer.augment import normalize
 from conformer.batches import Batch
+from conformer.cifar import CIFAR10
 from conformer.cli import main
 from conformer.config import named_config
 from conformer.display import Display, Progress
-from conformer.evaluate import Accuracies, predict
+from conformer.evaluate import HEADS, Accuracies, evaluate, predict
+from conformer.explain import attention_rollout, class_activation_maps, token_map
 from conformer.image_files import read_image
 from conformer.learner import Learner
 from conformer.live_display import LiveDisplay
 from conformer.run_folder import OPENBLAS_PINS
-from conformer.weights import About, load_weights
-from minigrad import safetensors_io
+from conformer.weights import About, load_weights, save_weights
+from minigrad import Tensor, safetensors_io
+from minigrad.modes import no_grad
+from minigrad.random import manual_seed
 
 Cifar = Callable[..., Path]
 
@@ -54,6 +59,20 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     return run
 
 
+def saved_network(path: Path, config: str, **changes: Any) -> tuple[Conformer, About]:
+    """Weights as `conformer train` writes them, of heads that disagree; `changes` are fields of `About`."""
+    manual_seed(0)
+    network = replace(named_config(config), num_classes=10)
+    model = Conformer(**asdict(network)).eval()
+    random = np.random.default_rng(2)
+    with no_grad():
+        for layer in (model.conv_cls_head, model.trans_cls_head):
+            layer.weight.copy_(random.normal(size=layer.weight.shape))
+    about = About(asdict(network), config, "cifar10", "", CIFAR10.classes, CIFAR10.mean, CIFAR10.std, (32, 32), 5, {})
+    save_weights(path, model, about := replace(about, **changes))
+    return model, about
+
+
 def test_train_then_evaluate(
     cifar: Cifar,
     tiny_network: str,
@@ -75,7 +94,12 @@ def test_train_then_evaluate(
         assert "tiny after 2 steps, on 8 test images of cifar10" in text
         for name, key in [("CNN head", "cnn"), ("transformer head", "transformer"), ("sum of both", "sum")]:
             assert f"{name:<17} {100 * measured[key]:6.2f} %" in text
-        assert re.search(r"\nfrog +[\d.]+|nan +", text)
+        model, _ = load_weights(weights)
+        dataset = data.load("cifar10", folder)
+        shares = evaluate(model, dataset.test, dataset).class_accuracies()
+        for number, name in enumerate(dataset.classes):
+            row = re.search(rf"\n{name} +([\d.]+|nan) +([\d.]+|nan) +([\d.]+|nan)\n", text)
+            assert row and row.groups() == tuple(f"{100 * shares[head][number]:.1f}" for head in HEADS)
         assert f"which classes are taken for which: {run / 'confusion.png'}" in text
         assert (run / "confusion.png").read_bytes().startswith(b"\x89PNG")
     assert main(["evaluate", str(run), "--picture", str(tmp_path / "else.png")]) == 0  # the data is where the run had it from
@@ -89,11 +113,29 @@ def test_no_matplotlib(cifar: Cifar, tiny_network: str, tmp_path: Path, fails: C
     monkeypatch.delitem(sys.modules, "conformer.plots", raising=False)
     folder, run = str(cifar(records=8)), tmp_path / "run"
     line = fails(0, "train", "--config", tiny_network, "--data-dir", folder, "--out", str(run), "--batch-size", "8", "--max-steps", "1")
-    assert "curves.png and report.html need matplotlib (pip install" in line
+    assert "curves.png and report.html need matplotlib (in the project's folder, pip install" in line
     assert (run / "last.safetensors").exists()
     assert not (run / "curves.png").exists()
     assert not (run / "report.html").exists()
-    assert "the picture of the confusion matrix needs matplotlib (pip install" in fails(0, "evaluate", str(run))
+    assert "the picture of the confusion matrix needs matplotlib (in the project's folder, pip install" in fails(0, "evaluate", str(run))
+
+
+def test_a_backend_of_matplotlib_that_there_is_not(tmp_path: Path) -> None:
+    """Only a program of its own imports matplotlib anew, which then looks at MPLBACKEND."""
+    from PIL import Image
+
+    image = tmp_path / "image.png"
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(image)
+    command = [sys.executable, "-m", "conformer", "explain", "--run", "notebooks/cifar_nano_coupling10.safetensors", str(image)]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "out.png")],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "MPLBACKEND": "no"},
+    )
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert "conformer: the picture is not drawn: Key backend: 'no' is not a valid value" in done.stderr
 
 
 def test_no_pillow(fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,8 +144,8 @@ def test_no_pillow(fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "PIL", None)
     for name in ("conformer.image_files", "conformer.report"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    assert "reading image files needs pillow (pip install" in fails(1, "predict", "cat.jpg")
-    assert "a report needs matplotlib (pip install" in fails(1, "report", "run")
+    assert "reading image files needs pillow (in the project's folder, pip install" in fails(1, "predict", "cat.jpg")
+    assert "a report needs matplotlib (in the project's folder, pip install" in fails(1, "report", "run")
 
 
 def test_predict(cifar: Cifar, tiny_network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,6 +203,61 @@ def test_explain(
     monkeypatch.setattr(sys, "stdout", ascii_only)
     assert main(["predict", images[1], "--run", run]) == 0
     assert b"\\u732b\\udce9.png\n" in ascii_only.buffer.getvalue()
+
+
+def test_explain_draws_the_answer_of_both_heads_together(
+    tiny_network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from PIL import Image
+
+    model, about = saved_network(tmp_path / "w.safetensors", tiny_network)
+    paths = [tmp_path / f"{number}.png" for number in range(6)]
+    images = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), np.uint8)
+    images *= np.eye(3, dtype=np.uint8)[[0, 1, 2, 0, 1, 2], None, None]  # red ones, green ones and blue ones
+    for path, image in zip(paths, images, strict=True):
+        Image.fromarray(image).save(path)
+    drawn: list[Any] = []
+    monkeypatch.setattr("conformer.plots.save_explanation", lambda *arguments: drawn.extend(arguments) or arguments[0])
+    weights = ["--run", str(tmp_path / "w.safetensors")]
+    assert main(["explain", *map(str, paths), *weights, "--out", str(tmp_path / "picture.png")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'picture.png'}\n"
+    path, shown, names, answers, maps, shares = drawn
+    batch = normalize(images, about.mean, about.std)
+    cnn, transformer = predict(model, [batch])
+    expected, *alone = (logits.argmax(axis=1) for logits in (cnn + transformer, cnn, transformer))
+    assert all((head != expected).any() for head in alone) and len(set(expected)) > 1
+    assert (path, names) == (tmp_path / "picture.png", [path.name for path in paths])
+    assert answers == [about.classes[number] for number in expected]
+    assert_array_equal(shown, images)
+    with no_grad():
+        named = model.intermediates(Tensor(batch))
+    assert_allclose(maps, class_activation_maps(model, named, expected), rtol=1e-4, atol=1e-5)
+    assert_allclose(shares, token_map(named, attention_rollout(model, named)), rtol=1e-4, atol=1e-6)
+    assert main(["predict", *map(str, paths), *weights, "--top", "1"]) == 0
+    assert [line.split()[6] for line in capsys.readouterr().out.splitlines()[2::3]] == answers
+
+
+def test_the_run_whose_weights_were_written_last_is_the_newest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, written in (("a", 1000), ("b", 3000), ("c", 2000)):
+        folder = tmp_path / "runs" / name
+        folder.mkdir(parents=True)
+        (folder / "last.safetensors").touch()
+        os.utime(folder / "last.safetensors", (written, written))
+    (tmp_path / "runs" / "begun").mkdir()
+    assert cli._newest_run() == Path("runs/b")
+
+
+@pytest.mark.parametrize("changes", [{"classes": CIFAR10.classes[::-1]}, {"image_size": (32, 48)}])
+def test_weights_for_other_classes_or_sizes_are_not_measured(
+    changes: dict[str, Any], cifar: Cifar, tiny_network: str, tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    folder, weights = cifar(records=2), tmp_path / "w.safetensors"
+    saved_network(weights, tiny_network, **changes)
+    said = f"conformer: the weights are for other classes or images of another size than cifar10 in {folder} has"
+    assert fails(1, "evaluate", str(weights), "--data-dir", str(folder)) == said
+    saved_network(weights, tiny_network)
+    assert main(["evaluate", str(weights), "--data-dir", str(folder)]) == 0
 
 
 def test_predict_what_cannot_be_read(tmp_path: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from conformer import coupling10, data
+from conformer.cifar import CIFAR10, CIFAR100
 
 Cifar = Callable[..., Path]
 
@@ -131,6 +133,32 @@ def test_cifar100_has_fine_labels(tmp_path: Path) -> None:
         file.write(bytes([0, 100]))
     with pytest.raises(data.DataError, match=r"test.bin: record 0 has label 100; expected 0 to 99"):
         data.load("cifar100", tmp_path)
+
+
+def test_the_classes_of_cifar10_are_the_published_ones_in_the_order_of_the_labels() -> None:
+    assert CIFAR10.classes == ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+def test_the_classes_of_cifar100_are_the_published_ones_in_the_order_of_the_labels() -> None:
+    """Their order is the alphabet's; the digest is that of all names with a space between each two."""
+    assert len(CIFAR100.classes) == len(set(CIFAR100.classes)) == 100
+    assert list(CIFAR100.classes) == sorted(CIFAR100.classes)
+    assert hashlib.sha256(" ".join(CIFAR100.classes).encode()).hexdigest() == "77827c4c023a75b4a96911073f98319342db3ba589d39f75bec28def799cfea8"
+
+
+def test_the_checksums_are_those_of_the_page_of_the_data_sets() -> None:
+    """Source: https://www.cs.toronto.edu/~kriz/cifar.html."""
+    assert {version.archive: version.md5 for described in (CIFAR10, CIFAR100) for version in described.versions} == {
+        "cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530",
+        "cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a",
+        "cifar-100-binary.tar.gz": "03b5dce01913d631647c71ecec9e9cb8",
+        "cifar-100-python.tar.gz": "eb9058c3a382ffc7106e4002c42a8d85",
+    }
+
+
+def test_the_channels_have_the_means_and_deviations_of_the_training_images() -> None:
+    assert (CIFAR10.mean, CIFAR10.std) == ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+    assert (CIFAR100.mean, CIFAR100.std) == ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
 
 
 def test_the_other_cifar_is_named(tmp_path: Path) -> None:

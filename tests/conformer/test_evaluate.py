@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 from conformer import Conformer
+from conformer.augment import normalize
 from conformer.data import Dataset, Split
 from conformer.evaluate import HEADS, Predictions, evaluate, predict
+from minigrad.random import manual_seed
 
 CNN = np.array([[2.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 3, 0], [0, 1, 0, 0]])
 TRANSFORMER = np.array([[0.0, 1, 0, 0], [0, 1, 0, 0], [0, 4, 0, 0], [0, 0, 3, 0]])
@@ -30,6 +32,13 @@ def test_class_by_class():
 def test_rows_are_what_is_shown_and_columns_what_it_is_taken_for():
     matrix = Predictions(CNN, TRANSFORMER, np.array([0, 1, 2, 2])).confusion_matrix()
     assert_array_equal(matrix, [[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0]])
+
+
+def test_both_heads_and_their_sum_are_told_apart_class_by_class():
+    cnn = np.array([[1, 0], [0, 1], [0, 1], [0, 1], [0, 3], [0, 1]])
+    transformer = np.array([[2, 0], [2, 0], [0, 2], [0, 2], [2, 0], [0, 2]])
+    shares = Predictions(cnn, transformer, np.array([0, 0, 0, 0, 1, 1])).class_accuracies()
+    assert {head: list(share) for head, share in shares.items()} == {"cnn": [0.25, 1], "transformer": [0.5, 0.5], "sum": [0.5, 1]}
 
 
 @given(st.integers(1, 20), st.integers(1, 6), st.integers(0, 999))
@@ -62,6 +71,21 @@ def test_modules_that_are_frozen_stay_so():
     modes = [module.training for module in model.modules()]
     predict(model, [np.zeros((1, 16, 16, 3), np.float32)])
     assert [module.training for module in model.modules()] == modes and not model.bn1.training and model.training
+
+
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_images_are_normalised_with_the_data_sets_constants_and_mirrored_left_to_right(batch_size: int | None):
+    manual_seed(0)
+    model, random = small_network().eval(), np.random.default_rng(0)
+    images, other = random.integers(0, 256, (2, 5, 16, 32, 3), np.uint8)
+    test, train = (Split(array, random.integers(0, 2, 5)) for array in (images, other))
+    dataset = Dataset("x", ("a", "b"), (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), train, test, Path())
+    one, mirrored = (predict(model, [normalize(array, dataset.mean, dataset.std)]) for array in (images, images[:, :, ::-1]))
+    for tta, expected in (("none", one), ("mirror", np.mean([one, mirrored], axis=0))):
+        answers = evaluate(model, test, dataset, batch_size, tta)
+        assert_allclose([answers.cnn, answers.transformer], expected, rtol=1e-4, atol=1e-6)
+        assert_array_equal(answers.labels, test.labels)
+    assert not np.allclose(one, mirrored, rtol=1e-2)
 
 
 @pytest.mark.parametrize(

@@ -129,3 +129,27 @@ def test_coupling_strength_is_0_where_a_unit_adds_nothing(med_blocks):
         assert all((state[name] == array).all() for name, array in model.state_dict().items())  # looking moves no statistics
     assert after["conv_trans_3"] == (0, 0)
     assert after["conv_trans_2"] == before["conv_trans_2"]
+
+
+@pytest.mark.parametrize("med_blocks", [0, 2])
+def test_coupling_strength_compares_what_a_unit_adds_with_what_it_is_added_to(med_blocks: int, monkeypatch: pytest.MonkeyPatch):
+    """Down with the patch tokens that the block before left, up with what the fusion block's 3x3 convolution takes, less what FCUUp added."""
+    with no_grad():
+        model = network(num_med_block=med_blocks)
+        entered: dict[str, np.ndarray] = {}
+        for plan in model.plans:
+            conv = getattr(model, plan.name).fusion_block.conv2
+            monkeypatch.setattr(conv, "forward", lambda x, name=plan.name, run=conv.forward: entered.update({name: x.numpy()}) or run(x))
+        named = model.intermediates(Tensor(np.random.default_rng(1).normal(size=(2, 32, 32, 3))))
+        strengths = coupling_strength(model, named)
+
+    def size(array: np.ndarray) -> float:
+        return np.sqrt(np.square(array).mean())
+
+    before = "trans_1"
+    for name, (down, up) in strengths.items():
+        expanded = named[f"{name}.expand_block"].numpy()
+        assert_allclose(down, size(named[f"{name}.squeeze_block"].numpy()[:, 1:]) / size(named[before].numpy()[:, 1:]), rtol=1e-12)
+        assert_allclose(up, size(expanded) / size(entered[name] - expanded), rtol=1e-9)
+        before = f"{name}.trans_block"
+    assert list(strengths) == [f"conv_trans_{number}" for number in range(2, 7)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -9,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.testing import assert_array_equal
+from PIL import Image
 
 from conformer.data import Dataset, Split
 from conformer.evaluate import Predictions
@@ -56,6 +60,16 @@ class Page(HTMLParser):
     def text(self) -> str:
         return " ".join(" ".join(self.words).split())
 
+    def section(self, title: str) -> str:
+        """The source of one section."""
+        (found,) = re.findall(rf"<section><h2>{title}</h2>(.*?)</section>", self.source, re.DOTALL)
+        return found
+
+    def table(self, title: str) -> list[list[str]]:
+        """The first table of a section, its head first: what is in the cells, as it is written."""
+        found = self.section(title).partition("<table>")[2].partition("</table>")[0]
+        return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>(.*?)</tr>", found)]
+
 
 def folder(run: Path, *lines: dict, config: TrainConfig | None = None) -> Path:
     run.mkdir()
@@ -69,7 +83,8 @@ def dataset(count: int, classes: int) -> tuple[Dataset, Predictions]:
     split = Split(random.integers(0, 256, (count, 32, 32, 3), np.uint8), random.integers(0, classes, count))
     names = tuple(f"class <{number}>" for number in range(classes))
     cnn, transformer = random.normal(0, 2, (2, count, classes))
-    return Dataset("made", names, (0.5,) * 3, (0.2,) * 3, split, split, "here"), Predictions(cnn, transformer, split.labels)
+    train = Split(random.integers(0, 256, split.images.shape, np.uint8), random.integers(0, classes, count))
+    return Dataset("made", names, (0.5,) * 3, (0.2,) * 3, train, split, "here"), Predictions(cnn, transformer, split.labels)
 
 
 def test_a_page_that_needs_no_other_file(tmp_path: Path):
@@ -102,13 +117,96 @@ def test_the_images_are_the_right_ones(tmp_path: Path):
     images, _ = dataset(7, 2)
     split = Split(images.test.images, labels)
     logits = np.stack([np.zeros(7), margins], axis=1)
-    made = Dataset("made", ("a", "b"), images.mean, images.std, split, split, "here")
+    made = Dataset("made", ("a", "b"), images.mean, images.std, images.train, split, "here")
     page = Page(write_report(folder(tmp_path / "run", HEADER, TEST), made, Predictions(logits, logits, labels)).read_text())
     numbers = [int(text.split(",")[0].removeprefix("test image ")) for text in page.alternatives]
     assert numbers[:3] == [5, 4, 3]  # mistakes, the surest first
     assert numbers[3:10] == [2, 3, 6, 4, 1, 0, 5]  # the least sure first
     assert numbers[10:] == [0, 1, 6, 2]  # right, the surest first
     assert "b taken for a 100\N{NO-BREAK SPACE}%" in page.text.replace("\n", " ") or "b taken for a 100 %" in page.text
+    for number, source in zip(numbers, re.findall(r'<img src="data:image/png;base64,([^"]+)"', page.source), strict=True):
+        with Image.open(io.BytesIO(base64.b64decode(source))) as image:
+            assert_array_equal(np.asarray(image), split.images[number])
+    captions = dict(zip(numbers, re.findall(r"<figcaption><b>(.*?)</b><br>taken for (.*?)</figcaption>", page.source), strict=True))
+    space = "\N{NO-BREAK SPACE}"
+    assert captions[2] == ("b", f"b 55{space}% or a 45{space}%")
+    assert captions[3] == ("b", f"a 60{space}% or b 40{space}%")
+    assert captions[4] == ("a", f"b 100{space}%")
+
+
+def counted(*pairs: tuple[int, int, int]) -> tuple[Dataset, Predictions]:
+    """Images of five classes: `(shows, taken for, how many)`. Alone, the CNN head says the next class, the transformer head the one after."""
+    labels, answers = (np.repeat([pair[place] for pair in pairs], [pair[2] for pair in pairs]) for place in (0, 1))
+    made, _ = dataset(len(labels), 5)
+    cnn, transformer = (2 * np.eye(5)[answers] + 3 * np.eye(5)[(answers + further) % 5] for further in (1, 2))
+    answered = Predictions(cnn, transformer, labels)
+    return Dataset("made", made.classes, made.mean, made.std, made.train, Split(made.test.images, labels), "here"), answered
+
+
+def test_the_figures_are_each_heads_own_and_the_best_is_that_of_all_epochs(tmp_path: Path):
+    """Of four images the CNN head has one right, the transformer head two, and their sum three."""
+    cnn = np.array([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 5.0]])
+    transformer = np.array([[0.0, 2.0], [0.0, 2.0], [5.0, 0.0], [1.0, 0.0]])
+    labels = np.array([1, 1, 1, 1])
+    made, _ = dataset(4, 2)
+    best = TEST | {"epoch": 1.0, "test_accuracy": {"cnn": 0.1, "transformer": 0.2, "sum": 0.9}, "seconds": 100.0}
+    run = folder(tmp_path / "run", HEADER, TRAINING, best, TEST | {"epoch": 2.0})
+    page = Page(write_report(run, made, Predictions(cnn, transformer, labels)).read_text())
+    figures = re.findall(r"<div><b>(.*?)</b><span>(.*?)</span></div>", page.source)
+    measured = [("75.00 %", "test accuracy"), ("50.00 %", "transformer head"), ("25.00 %", "CNN head"), ("90.00 %", "best, after epoch 1")]
+    rest = [("67 min", "training time"), ("40", "steps"), ("640", "images a second"), ("1,071,880", "parameters")]
+    assert figures == [*measured, *rest]
+
+
+def test_without_predictions_the_figures_are_those_of_the_last_test(tmp_path: Path):
+    better = TEST | {"epoch": 0.5, "test_accuracy": {"cnn": 0.8, "transformer": 0.7, "sum": 0.9}}
+    text = Page(write_report(folder(tmp_path / "run", HEADER, better, TEST)).read_text()).text
+    assert "75.00 % test accuracy 50.00 % transformer head 25.00 % CNN head 90.00 % best, after epoch 0.5" in text
+
+
+def test_classes_stand_from_the_best_to_the_worst_with_the_accuracies_of_both_heads_and_their_sum(tmp_path: Path):
+    made, answered = counted((0, 0, 2), (0, 3, 6), (1, 1, 3), (1, 0, 1), (2, 1, 4), (3, 3, 5))
+    page = Page(write_report(folder(tmp_path / "run", HEADER, TEST), made, answered).read_text())
+    bars = [f'<i style="width: {share}%"></i>' for share in ("100.0", "75.0", "25.0", "0.0", "0.0")]
+    assert page.table("Classes") == [
+        ["class", "CNN head", "transformer head", "sum of both", ""],
+        ["class &lt;3&gt;", "0.0", "0.0", "100.0", bars[0]],
+        ["class &lt;1&gt;", "25.0", "0.0", "75.0", bars[1]],
+        ["class &lt;0&gt;", "0.0", "75.0", "25.0", bars[2]],
+        ["class &lt;2&gt;", "100.0", "0.0", "0.0", bars[3]],
+        ["class &lt;4&gt;", "–", "–", "–", bars[4]],
+    ]
+
+
+def test_the_twelve_pairs_that_are_confused_most_often_stand_in_order(tmp_path: Path):
+    pairs = [(shows, taken) for shows in range(5) for taken in range(5) if shows != taken][:14]
+    counts = [int(count) for count in np.random.default_rng(0).permutation(14) + 1]
+    made, answered = counted(*((*pair, count) for pair, count in zip(pairs, counts, strict=True)), *((number, number, 20) for number in range(5)))
+    page = Page(write_report(folder(tmp_path / "run", HEADER, TEST), made, answered).read_text())
+    of = np.bincount(answered.labels)
+    order = sorted(zip(counts, pairs, strict=True), reverse=True)[:12]
+    assert page.table("Confusion matrix") == [
+        ["shows", "taken for", "images"],
+        *([f"class &lt;{shows}&gt;", f"class &lt;{taken}&gt;", f"{count} of {of[shows]}"] for count, (shows, taken) in order),
+    ]
+
+
+def test_all_options_are_there_and_those_that_are_not_the_default_are_bold(tmp_path: Path):
+    config = TrainConfig(lr=0.5, dataset="cifar100")
+    page = Page(write_report(folder(tmp_path / "run", HEADER, config=config)).read_text())
+    head, *rows = page.table("How it was trained")
+    assert head == ["option", "value"]
+    assert [name for name, _ in rows] == [*plain(config), "steps"]
+    assert {name: value for name, value in rows if "<b>" in value} == {"lr": "<b>0.5</b>", "dataset": "<b>cifar100</b>"}
+    assert ["batch_size", "128"] in rows
+
+
+def test_each_curve_stands_under_its_own_title(tmp_path: Path):
+    section = Page(write_report(folder(tmp_path / "run", HEADER, TRAINING, TEST)).read_text()).section("Curves")
+    pictures = re.findall(r'aria-label="([^"]+)"(.*?)</svg>', section, re.DOTALL)
+    inside = ("test accuracy in percent", "cross entropy", "learning rate</text>")
+    assert [title for title, _ in pictures] == ["Accuracies by step", "Losses by step", "Learning rate by step"]
+    assert [[words in markup for words in inside] for _, markup in pictures] == np.eye(3, dtype=bool).tolist()
 
 
 @pytest.mark.parametrize("right", [True, False])
