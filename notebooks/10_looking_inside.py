@@ -435,7 +435,7 @@ plt.show()
 
 # %%
 def accuracies_without(direction):
-    """Percent right by head, of coupling10 also by cue, when coupling units add nothing, or all first patch tokens are alike."""
+    """Percent right by head, and by cue, when coupling units add nothing or all first patch tokens are alike."""
     state = model.state_dict()
     cut = Conformer(**vars(model.config)).eval()
     for plan in model.plans:

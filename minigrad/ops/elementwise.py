@@ -361,11 +361,11 @@ def as_tensor(who: str, value: Any) -> Tensor:
     return Tensor(value)
 
 
+def _holds_gradients(value: Any) -> bool:
+    return any(map(_holds_gradients, value)) if isinstance(value, list | tuple) else isinstance(value, Tensor) and value.requires_grad
+
+
 def refuse_lists_with_gradients(who: str, value: Any) -> None:
     """Raise TypeError for Tensors inside lists that require grad: as an array they would have no gradient."""
-
-    def inside(value: Any) -> bool:
-        return any(inside(part) for part in value) if isinstance(value, list | tuple) else isinstance(value, Tensor) and value.requires_grad
-
-    if isinstance(value, list | tuple) and MODE.get().record and inside(value):
+    if isinstance(value, list | tuple) and MODE.get().record and _holds_gradients(value):
         raise TypeError(f"{who}: Tensors in a {type(value).__name__} would lose their gradients; put them together by F.stack first")

@@ -155,6 +155,15 @@ def test_broken_off_in_an_evaluation(config: TrainConfig, number: int, monkeypat
     assert_same_run(folder(other), whole)
 
 
+@pytest.fixture
+def terminal() -> Iterator[None]:
+    """Signals as where nobody ignores them: under nohup SIGHUP is ignored, and stays so."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("terminal")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_finishes_the_step_and_saves(config: TrainConfig, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -227,6 +236,7 @@ def test_ignored_signals_stay_ignored() -> None:
     assert stopping.SIGNALS == (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+@pytest.mark.usefixtures("terminal")
 @pytest.mark.parametrize("hangs_up", [False, True])
 def test_where_progress_cannot_be_shown_the_run_is_saved(config: TrainConfig, hangs_up: bool) -> None:
     """A full disk, or a terminal that was closed: its signal comes before or after writing to it fails."""
