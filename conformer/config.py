@@ -165,8 +165,11 @@ class ConformerConfig:
         """Height and width in pixels of images that are named by one side, by both, or not at all: then 224 with the ImageNet stem, else 32."""
         if image_size is None:
             image_size = 224 if self.stem == "imagenet" else 32
-        height, width = image_size if isinstance(image_size, Sequence) else (image_size, image_size)
-        return operator.index(height), operator.index(width)
+        try:
+            height = width = operator.index(image_size)  # type: ignore[arg-type]
+        except TypeError:
+            height, width = map(operator.index, image_size)  # type: ignore[arg-type]
+        return height, width
 
     def stem_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the stem's output: every strided layer in it rounds up.

@@ -39,6 +39,7 @@ def read_image(path: str | Path, size: tuple[int, int]) -> np.ndarray:
             if image.mode == "F" or (image.mode == "I" and image.format not in SIXTEEN_BITS):
                 kind = "fractions" if image.mode == "F" else "whole numbers of 32 bits"
                 raise _Unclear(f"{path} has {kind} as pixels, which may mean anything; save it with 8 or 16 bits each")
+            sixteen_bits = any("16" in str(tile[3]) for tile in image.tile)  # a channel, in the file
             upright = ImageOps.exif_transpose(image)
             if upright.mode.startswith("I"):  # 16 bits of grey, which convert() would cut off at 255
                 grey = np.asarray(upright, np.int64)
@@ -47,7 +48,7 @@ def read_image(path: str | Path, size: tuple[int, int]) -> np.ndarray:
                 upright = Image.fromarray(levels)
             elif "A" in upright.getbands() or "transparency" in upright.info:
                 key = upright.info.get("transparency")
-                if isinstance(key, tuple) and max(key) > 255:  # of 16 bits a channel, of which pillow has cut the pixels to 8, but not the key
+                if isinstance(key, tuple) and sixteen_bits:  # of which pillow has cut the pixels to 8, but not the key
                     upright.info["transparency"] = tuple([part >> 8 for part in key])
                 upright = upright.convert("RGBA")
                 ground = Image.new("RGBA", upright.size, "white")

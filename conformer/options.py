@@ -84,7 +84,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("data_dir", "out"):
             if (path := getattr(self, name)) is not None:
-                object.__setattr__(self, name, Path(path))
+                object.__setattr__(self, name, Path(path) if str(path) else None)
         for name, allowed in {"device": DEVICES, "precision": PRECISIONS, "tta": TTA}.items():
             if getattr(self, name) not in allowed:
                 self._refuse(name, f"it must be one of {', '.join(allowed)}")
@@ -158,7 +158,7 @@ def resumed(run: Path, values: Mapping[str, Any], dataset: str | None, given: Ma
     except (TypeError, ValueError) as error:
         raise ValueError(f"the run in {run} has options that this version of the program does not ({error})") from error
     for option, value in given.items():
-        if option not in values:
+        if option not in {field.name for field in fields(TrainConfig)}:
             raise ValueError(f"there is no option {option!r}; see TrainConfig for those that there are")
         old = getattr(config, option)
         same = (old, dataset, "auto") if option == "dataset" else (old,)

@@ -26,6 +26,7 @@ from conformer import data, devices
 from conformer.batches import Batch, batches
 from conformer.budget import TIMED_STEPS, duration, steps_within
 from conformer.checkpoints import Checkpoint, fingerprint
+from conformer.cifar import CIFAR10, CIFAR100
 from conformer.config import named_config
 from conformer.display import Display, Progress
 from conformer.evaluate import Accuracies, Predictions, evaluate
@@ -164,6 +165,7 @@ class Trainer:
             gone = config.data_dir if "data_dir" not in given and config.data_dir and not config.data_dir.exists() else None
             if gone and not checkpoint:
                 raise data.DataError(f"the run's data is not in {gone} any more; give it with --data-dir")
+            gone = gone if config.dataset in (CIFAR10.name, CIFAR100.name) else None  # others may not be looked for elsewhere
             try:
                 return cls(replace(config, data_dir=None) if gone else config, display, (folder, checkpoint))
             except data.DataError as error:

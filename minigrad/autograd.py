@@ -333,6 +333,8 @@ def backward(tensor: Tensor, gradient: Any = None, retain_graph: bool = False, c
     with _collecting:
         for leaf, _ in found:
             old, data = leaf.grad, leaf.data
+            if old is not None and not isinstance(old, Tensor):
+                raise TypeError(f"backward: the .grad of a leaf of shape {data.shape} is a {type(old).__name__}; give a Tensor, or None")
             if old is not None and not (type(old.data) is type(data) and old.data.shape == data.shape and old.data.dtype == data.dtype):
                 raise ValueError(
                     f"backward: the .grad of a leaf of shape {data.shape}, {data.dtype} on {leaf.device}, is of shape {old.shape}, {old.dtype} on "

@@ -268,8 +268,11 @@ def _frozen_value(value: Any) -> Any:
     if kind is tuple or kind is list:
         return tuple([_frozen_value(part) for part in value])
     if kind is Tensor:
-        return _frozen_value(value.numpy().tolist())
-    if isinstance(value, np.ndarray) and value.flags.writeable:  # an index is read-only already: see `plain_index`
+        if value.requires_grad and MODE.get().record:
+            raise TypeError(f"a Tensor of shape {value.shape} that requires grad is given as a plain number, which has no gradient; give .detach()")
+        value._note_read()
+        return _frozen_value(backend.to_device(value.data, "cpu").tolist())
+    if isinstance(value, np.ndarray) and (value.flags.writeable or not value.flags.owndata):  # what `plain_index` copied is neither
         value = value.copy()
         value.flags.writeable = False
     return value

@@ -20,7 +20,9 @@ __all__ = ["Tensor", "wrap"]
 
 def _holds_arrays(data: Any) -> bool:
     """Whether there are Tensors, arrays or NumPy's scalars inside a list: they have a dtype, Python's numbers have none."""
-    return isinstance(data, list | tuple) and any(isinstance(part, Tensor | np.ndarray | np.generic) or _holds_arrays(part) for part in data)
+    if not isinstance(data, list | tuple) or {int, float, bool}.issuperset(map(type, data)):  # the latter is most of the time
+        return False
+    return any(isinstance(part, Tensor | np.ndarray | np.generic) or _holds_arrays(part) for part in data)
 
 
 def _is_no_number(value: Any) -> bool:

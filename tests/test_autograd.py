@@ -164,6 +164,9 @@ def test_a_gradient_that_the_user_set():
                 (first * second).backward(Tensor(np.ones(3)))
         assert_array_equal(x.grad.numpy(), before[0])
         assert_array_equal(y.grad.numpy(), wrong)
+    y.grad = np.ones(3)  # type: ignore[assignment]
+    with pytest.raises(TypeError, match="the .grad of a leaf of shape .3,. is a ndarray; give a Tensor, or None"):
+        (x * y).backward(Tensor(np.ones(3)))
 
 
 def test_accumulating_after_create_graph_does_not_write_into_a_recorded_gradient():

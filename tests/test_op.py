@@ -382,6 +382,18 @@ def test_settings_are_what_they_were_at_the_call(definition: bool):
         (lambda x, axes: x.sum(axes), (0, 1), [0, 1], lambda setting: setting.__setitem__(1, 2)),
     ):
         assert_array_equal(gradient(use, given, change), gradient(use, plain))
+    low = Tensor(np.zeros((4, 4, 1)))
+    assert_array_equal(gradient(lambda x, view: x.clip(view, np.full(x.shape, 99.0)), low.numpy(), lambda _: low.copy_(100.0)), gradient(
+        lambda x, _: x.clip(0.0, 99.0), None))  # fmt: skip
+    with pytest.raises(TypeError, match="that requires grad is given as a plain number, which has no gradient; give .detach"):
+        Tensor([1.0, 2.0]).clip(Tensor(0.5, requires_grad=True), None)
+
+
+@pytest.mark.emulator
+def test_settings_may_be_tensors_of_any_device():
+    with minigrad.emulated():
+        x = Tensor(np.arange(4.0)).to(device="cuda")
+        assert F.reshape(x, Tensor(np.array([2, 2])).to(device="cuda")).shape == (2, 2)
 
 
 def test_arrays_given_to_a_fused_operation_are_constants():

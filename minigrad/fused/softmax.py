@@ -6,6 +6,7 @@ Letters: K numbers along the axis, R rows (everything else). Read next: `log_sof
 from __future__ import annotations
 
 import math
+import operator
 
 import numpy as np
 
@@ -49,8 +50,10 @@ def check_axis(name: str, x: Tensor, axis: int) -> None:
     """Raise for integers, and for an axis that x does not have."""
     if x.dtype.kind != "f":
         raise TypeError(f"{name}: x must be a float Tensor, it is {x.dtype}")
-    if not isinstance(axis, int | np.integer):
-        raise TypeError(f"{name}: the axis must be a whole number, it is {axis!r}")
+    try:
+        operator.index(axis)
+    except TypeError:
+        raise TypeError(f"{name}: the axis must be a whole number, it is {axis!r}") from None
     if not -x.ndim <= axis < x.ndim:
         raise ValueError(f"{name}: axis {axis} is out of range for x of shape {x.shape}")
 

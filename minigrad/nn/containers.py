@@ -30,10 +30,10 @@ class _Numbered(Module):
         return self
 
     def _name(self, index: int) -> str:
-        position = operator.index(index)
+        position, names = operator.index(index), [name for name, _ in self._own("module")]
         if not -len(self) <= position < len(self):
             raise IndexError(f"{type(self).__name__}: index {position} is out of range, there are {len(self)} modules")
-        return str(position % len(self))
+        return names[position]
 
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):

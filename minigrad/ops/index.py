@@ -31,7 +31,7 @@ def plain_index(index: Any) -> Any:
     if isinstance(index, float | np.floating):  # CuPy would take 1.7 for 1
         raise IndexError(f"a tensor is indexed by integers, slices, None, Ellipsis, and arrays of integers or booleans, not by {index!r}")
     if backend.is_array(index) or isinstance(index, np.ndarray):
-        index = index.copy()
+        index = index.copy() if backend.is_array(index) else backend.host_array(index, "getitem").copy()
         if isinstance(index, np.ndarray):
             index.flags.writeable = False  # the operation need not copy it once more
     return index

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -54,7 +55,7 @@ class AdamW(Optimizer):
 
     def _problems(self, group: Mapping[str, Any]) -> list[str]:
         problems, betas = super()._problems(group), group["betas"]
-        if not isinstance(betas, tuple | list) or len(betas) != 2 or not all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in betas):
+        if np.shape(betas) != (2,) or not all(isinstance(beta, numbers.Real) and 0 <= float(beta) < 1 for beta in betas):
             problems.append(f"betas is {betas}; give two numbers from 0 to below 1")
         return problems
 

@@ -17,7 +17,7 @@ from minigrad.tensor import Tensor, wrap
 __all__ = ["clip_grad_norm_"]
 
 _cuda = cuda.Kernels(__file__)
-_of_thread = threading.local()  # .known: chunks by the sizes of the gradients on the GPU; a table of addresses is not for two threads at once
+_known: dict[tuple, multi_tensor.Chunks] = {}  # by thread (two may not share a table of addresses), device, and sizes of the gradients on the GPU
 
 
 def clip_grad_norm_(params: Iterable[Tensor] | Tensor, max_norm: float, error_if_nonfinite: bool = False) -> float | Tensor:
@@ -62,11 +62,10 @@ def _clip_together(grads: list[Tensor], max_norm: float, error_if_nonfinite: boo
     launches = []
     for dtype in dict.fromkeys(grad.dtype for grad in grads):
         arrays = [grad.data for grad in grads if grad.dtype == dtype]
-        known: dict[tuple, multi_tensor.Chunks] = _of_thread.__dict__.setdefault("known", {})
-        key = (id(cp), cp.cuda.Device().id, dtype, *[array.size for array in arrays])
-        if key not in known:
-            known[key] = multi_tensor.Chunks([array.size for array in arrays], [0] * len(arrays), 1)
-        chunks = known[key]
+        key = (threading.get_ident(), id(cp), cp.cuda.Device().id, dtype, *[array.size for array in arrays])
+        if key not in _known:  # kept for good: captured graphs know the addresses of its arrays only
+            _known[key] = multi_tensor.Chunks([array.size for array in arrays], [0] * len(arrays), 1)
+        chunks = _known[key]
         launches.append((cuda.c_type(dtype), chunks, chunks.addresses(arrays)))
     partial, result = cp.empty((sum(chunks.count for _, chunks, _ in launches), 3), np.float64), cp.empty(2, np.float64)
     start = 0

@@ -172,7 +172,7 @@ class Optimizer:
     def _problems(self, group: Mapping[str, Any]) -> list[str]:
         """What to say of each option that is out of range."""
         given = {option: group[option] for option in self._not_negative if option in group}
-        problems = [f"{option} is {value!r}; give a number" for option, value in given.items() if not isinstance(value, numbers.Real)]
+        problems = [f"{option} is {value!r}; give a number" for option, value in given.items() if not _is_number(value)]
         return problems or [f"{option} is {value}; it cannot be negative" for option, value in given.items() if not value >= 0]
 
     def _new_state(self, parameter: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
@@ -379,6 +379,10 @@ class Optimizer:
 def _on_device(state: Mapping[str, Any], device: str) -> dict[str, Any]:
     """A parameter's state with its arrays on a device: those that are there already are not copied."""
     return {name: value if isinstance(value, int) else backend.to_device(value, device) for name, value in state.items()}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) or (isinstance(value, np.ndarray) and value.ndim == 0 and value.dtype.kind in "iuf")
 
 
 def _misfit(value: np.ndarray, shape: tuple[int, ...]) -> str:

@@ -40,6 +40,7 @@ class SGD(Optimizer):
     _kernels = cuda.Kernels(__file__)
     _arrays = ("momentum_buffer",)
     _not_negative = (*Optimizer._not_negative, "momentum")
+    _without_buffers: frozenset[int] | set[int] = frozenset()  # groups some of whose parameters were updated without one in the last step on the GPU
     optional_state = ("momentum_buffer",)  # from the first update with momentum on, also after it is switched off
 
     def __init__(
@@ -71,8 +72,7 @@ class SGD(Optimizer):
         Raises:
             ValueError: a group has a momentum now and had none when its step was captured, which therefore has no buffer to write.
         """
-        with_momentum = [self._state.get(id(p)) for group in self.param_groups if group["momentum"] for p in group["params"]]
-        if self._together and any(state is not None and "momentum_buffer" not in state for state in with_momentum):
+        if any(self.param_groups[number]["momentum"] for number in self._without_buffers):
             raise ValueError("SGD: a group that had no momentum when its step was captured has one now: capture the step again")
         super().upload()
 
@@ -83,6 +83,7 @@ class SGD(Optimizer):
             self._together.clear()
             for update in late:
                 update.state.update(step=0, momentum_buffer=np.zeros_like(update.param))
+        self._without_buffers = {update.group for update in updates if update.grad is not None and "momentum_buffer" not in update.state}
         super()._update_together(updates)
 
     def _update(self, param: Any, grad: Any, state: dict[str, Any], group: Mapping[str, Any]) -> None:

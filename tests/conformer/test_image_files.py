@@ -78,13 +78,14 @@ def test_a_transparent_grey_of_16_bits_is_white(tmp_path: Path):
     assert_array_equal(read_image(tmp_path / "16.png", (2, 2))[..., 0], [[0, 255], [102, 204]])
 
 
-def test_a_transparent_colour_of_16_bits_is_white(tmp_path: Path):
+@pytest.mark.parametrize("key", [(30000, 30001, 30002), (200, 100, 50)])
+def test_a_transparent_colour_of_16_bits_is_white(key: tuple[int, ...], tmp_path: Path):
     """Pillow writes none of 16 bits a channel, so this one is made by hand: two pixels, of which the key names the second."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    pixels = struct.pack(">6H", 0x1111, 0x2222, 0x3333, 30000, 30001, 30002)
+    pixels = struct.pack(">6H", 0x1111, 0x2222, 0x3333, *key)
     parts = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)), chunk(b"tRNS", pixels[6:]), chunk(b"IDAT", zlib.compress(b"\0" + pixels))
     (tmp_path / "16.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts) + chunk(b"IEND", b""))
     assert_array_equal(read_image(tmp_path / "16.png", (1, 2)), [[[0x11, 0x22, 0x33], WHITE]])

@@ -137,6 +137,7 @@ def test_text_has_a_line_for_every_block_and_the_totals():
 def test_sizes():
     assert count(CONFIGS["cifar-nano"], 64).image_size == (64, 64)
     assert count(CONFIGS["cifar-nano"], (32, 64)).image_size == count(CONFIGS["cifar-nano"], [np.int64(32), 64]).image_size == (32, 64)
+    assert count(CONFIGS["cifar-nano"], np.array([32, 64])).image_size == (32, 64)  # type: ignore[arg-type]
     assert count(CONFIGS["cifar-nano"], np.int64(64)).image_size == (64, 64)  # type: ignore[arg-type]
     for branch in (CNNBranch, TransformerBranch):
         with pytest.raises(TypeError, match=f"count: a {branch.__name__} is not a whole Conformer"):

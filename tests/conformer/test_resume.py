@@ -27,7 +27,7 @@ from conformer.checkpoints import fingerprint, load_checkpoint
 from conformer.display import Display, Progress
 from conformer.evaluate import Predictions
 from conformer.learner import Learner
-from conformer.options import TrainConfig
+from conformer.options import TrainConfig, plain, resumed
 from conformer.plots import save_curves
 from conformer.prefetch import prefetched
 from conformer.run_folder import RunFolder, read_config
@@ -414,6 +414,8 @@ def test_what_a_killed_process_left_half_written_is_cleared_away(config: TrainCo
 
 def test_options_given_anew_hold_from_then_on(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     break_off(config, 7, monkeypatch)
+    older = {name: value for name, value in plain(config).items() if name != "device"}  # from before there was that option
+    assert resumed(folder(config), older, "cifar10", {"device": "cpu"}).device == "cpu"
     with pytest.raises(ValueError, match="there is no option 'log_evry'"):
         Trainer.resume(folder(config), log_evry=3)
     Trainer.resume(folder(config), log_every=3, checkpoint_minutes=1.0).folder.close()

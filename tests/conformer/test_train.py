@@ -95,6 +95,7 @@ def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
 def test_options_of_other_types_than_they_have() -> None:
     config = TrainConfig(epochs=np.int64(3), out="run", data_dir="data")  # type: ignore[arg-type]
     assert (type(config.epochs), config.out, config.data_dir) == (int, Path("run"), Path("data"))
+    assert TrainConfig(out="").out is None  # type: ignore[arg-type]
 
 
 def test_batches_cover_an_epoch_and_depend_on_seed_and_place_only(cifar: Cifar) -> None:

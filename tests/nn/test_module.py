@@ -393,3 +393,7 @@ def test_appending_overwrites_no_module():
     setattr(chain, "1", None)
     chain.append(nn.Identity())
     assert [name for name, _ in chain.named_children()] == ["0", "2", "3"] and len(list(chain.parameters())) == 2
+    assert len(chain) == 3 and [chain[k] for k in range(3)] == list(chain) and chain[-1] is chain[2]
+    last = chain[2]
+    chain[1] = nn.ReLU()
+    assert chain[2] is last and isinstance(chain[1], nn.ReLU)

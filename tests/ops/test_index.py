@@ -206,6 +206,8 @@ def test_a_slice_is_made_of_numbers(make: Callable):
     assert_array_equal(x.grad.numpy(), [10.0, 20.0, 0.0, 0.0, 0.0])
     with pytest.raises(TypeError):
         x[1.5:]
+    with pytest.raises(TypeError, match="getitem: a masked array's mask would be lost"):
+        x[np.ma.masked_array([0, 1], [True, False])]
 
 
 def test_gather_keeps_its_own_copy_of_an_array_of_indices():

@@ -5,9 +5,12 @@ The formulas themselves are compared with PyTorch's on the CPU: see `test_adamw.
 
 from __future__ import annotations
 
+import contextvars
 import copy
+import gc
 import math
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -268,8 +271,27 @@ def test_a_momentum_that_a_captured_step_has_no_buffer_for_is_refused():
         with pytest.raises(ValueError, match="SGD: a group that had no momentum when its step was captured has one now: capture the step again"):
             optimizer.upload()
         set_gradients(params, 2)
-        optimizer.step()  # makes the buffers
+        params[0].grad = None  # one that needs no buffer
+        optimizer.step()  # makes the others
         optimizer.upload()
+
+
+def test_a_captured_clipping_outlives_its_thread():
+    with on_cuda():
+        params, captured = parameters("cuda"), {}
+        set_gradients(params, 0)
+        expected = float(optim.clip_grad_norm_([p for p in params], math.inf))
+
+        def capture() -> None:
+            captured["graph"] = cuda.Captured(lambda: optim.clip_grad_norm_(params, 1e9))
+
+        thread = threading.Thread(target=lambda: contextvars.copy_context().run(capture))
+        thread.start()
+        thread.join()
+        del thread
+        gc.collect()
+        captured["graph"].launch()
+        assert float(captured["graph"].result) == pytest.approx(expected, rel=1e-12, abs=0)
 
 
 def test_two_graphs_have_a_table_of_addresses_each():

@@ -187,6 +187,8 @@ def test_wrong_parameters_say_what_is_wrong():
     for options, message in ((dict(lr="0.1"), "lr is '0.1'; give a number"), (dict(lr=Tensor(0.1)), r"lr is Tensor\(0.1\); give a number")):
         with pytest.raises(ValueError, match=message):
             optim.SGD([p], **options)
+    optim.AdamW([p], lr=np.array(0.1), betas=np.array([0.9, 0.999]))  # type: ignore[arg-type]
+    optim.AdamW([p], lr=np.float32(0.1), betas=(np.float32(0.9), np.float32(0.999)))  # type: ignore[arg-type]
     for betas in (0.9, (0.9, "0.999"), (0.9,), (0.9, 1.0)):
         with pytest.raises(ValueError, match="betas is .*; give two numbers from 0 to below 1"):
             optim.AdamW([p], betas=betas)  # type: ignore[arg-type]
