@@ -235,6 +235,8 @@ class _Changes:
 
     def shift(self, node: ast.expr) -> None:
         """A bound or an axis, one more and one less; for a tuple of axes, each of them."""
+        if isinstance(node, ast.Starred):  # several at once: there is nothing that one could be added to
+            return
         if isinstance(node, ast.Tuple):
             for element in node.elts:
                 self.shift(element)

@@ -63,6 +63,7 @@ def changed(source: str) -> list[str]:
         ("a = True", []),
         ("a = b[c:]", ["a = b[c + 1:]", "a = b[c - 1:]"]),
         ("a = b[:-1]", ["a = b[:0]", "a = b[:-2]", "a = b[:1]"]),
+        ("a = slice(*b)", []),
         ("a = slice(b, c)", ["a = slice(b + 1, c)", "a = slice(b - 1, c)", "a = slice(b, c + 1)", "a = slice(b, c - 1)"]),
         ("a = b.sum(1)", ["a = b.sum(2)", "a = b.sum(0)"]),
         ("a = np.sum(b, (1, 3))", ["a = np.sum(b, (2, 3))", "a = np.sum(b, (0, 3))", *(f"a = np.sum(b, (1, {n}))" for n in (4, 2, 6))]),

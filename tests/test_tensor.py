@@ -70,6 +70,13 @@ def test_what_it_is_not_made_from(data: Any):
         Tensor(data)
 
 
+def test_bytes_are_in_the_machine_s_order():
+    x, swapped = Tensor([1.0, 2.0]), np.array([3.0, 4.0], ">f4")
+    for y in (x.astype(">f8"), x + swapped, nn.Linear(1, 1).to(dtype=">f8").weight, F.stack([x, swapped])):
+        assert y.dtype.isnative
+    assert_array_equal((x + swapped).numpy(), [4.0, 6.0])
+
+
 def test_a_mask_is_not_lost_unseen():
     with pytest.raises(TypeError, match=r"a masked array's mask would be lost; give its .filled\(value\)"):
         Tensor(np.ma.masked_array([1.0, 2.0], [False, True]))
