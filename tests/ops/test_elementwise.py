@@ -529,3 +529,10 @@ def test_a_boolean_mask_given_as_an_array_may_be_reused():
     z = x * factor
     factor[:] = 0.0
     assert_close(minigrad.grad(z, x, Tensor(np.ones(2)))[0], [2.0, 5.0])
+
+
+def test_cast_gives_bytes_in_the_machine_s_order():
+    for dtype in (">f4", ">f8", ">i4"):
+        x = ops.cast(Tensor(np.array([1, 2])), dtype)
+        assert x.dtype.isnative and x.dtype == np.dtype(dtype).newbyteorder("=")
+        assert_array_equal(x.numpy(), [1, 2])
