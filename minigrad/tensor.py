@@ -73,7 +73,7 @@ class Tensor:
                     raise TypeError(f"Tensor: cannot make numbers of {type(data).__name__} data (NumPy reads it as {array.dtype})")
                 array = array if _holds_arrays(data) else array.astype(np.float32)
         backend.check_dtype(array.dtype, "Tensor")
-        array = array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+        array = array.astype(backend.native(array.dtype), copy=False)
         self.data, self.grad, self.node, self.output, self.version = array, None, None, 0, [0]
         self.requires_grad = False
         if requires_grad:

@@ -85,6 +85,12 @@ def check_dtype(dtype: np.dtype, who: str) -> None:
         raise TypeError(f"{who}: dtype {dtype} is not supported; give booleans, integers, float32 or float64")
 
 
+def native(dtype: Any) -> np.dtype:
+    """`numpy.dtype(dtype)` in the machine's byte order."""
+    dtype = np.dtype(dtype)
+    return dtype if dtype.isnative else dtype.newbyteorder("=")
+
+
 def host_array(value: Any, who: str) -> np.ndarray:
     """`numpy.asarray(value)`. Raises TypeError, in the name of `who`, for a masked array, whose mask would be lost."""
     if isinstance(value, np.ma.MaskedArray):

@@ -211,7 +211,7 @@ class Module:
             TypeError: `dtype` is not a floating-point type. ValueError: there is no such device. RuntimeError: "cuda" without CuPy or a GPU.
             Nothing has changed then.
         """
-        wanted = None if dtype is None else np.dtype(dtype).newbyteorder("=")
+        wanted = None if dtype is None else backend.native(dtype)
         if wanted is not None and wanted.kind != "f":
             raise TypeError(f"{type(self).__name__}.to: dtype is {wanted}; give a floating-point type")
         tensors = [*self.parameters(), *self.buffers()]

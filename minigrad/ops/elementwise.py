@@ -231,8 +231,7 @@ to_device.derivative(x=lambda g, x_device: to_device(g, x_device))
 
 def cast(x: Tensor, dtype: Any) -> Tensor:
     """x in another dtype, anything `numpy.dtype()` takes; x itself if it has that dtype. Gradients pass between float dtypes."""
-    dtype = np.dtype(dtype)
-    dtype = dtype if dtype.isnative else dtype.newbyteorder("=")
+    dtype = backend.native(dtype)
     if x.dtype == dtype:
         return x
     backend.check_dtype(dtype, "cast")
@@ -302,7 +301,7 @@ def promote(op: Op, inputs: Sequence[Any], start: int, floating: bool) -> list[T
     for x, array in zip(inputs, arrays, strict=True):
         if array is None and not isinstance(x, numbers.Real):
             raise TypeError(f"{op.name}: cannot use {type(x).__name__} as a tensor; give a Tensor, an array or a number")
-        if array is not None and not (type(x) is not Tensor and array.ndim == 0 and array.dtype.kind == "f"):  # a number of any width
+        if array is not None and (type(x) is Tensor or array.ndim > 0 or array.dtype.kind != "f"):  # else it is a number, of any width
             backend.check_dtype(array.dtype, op.name)
     devices = list(dict.fromkeys(backend.device_of(a) for a in arrays if a is not None and not isinstance(a, np.generic)))
     if len(devices) > 1:
@@ -321,7 +320,7 @@ def promote(op: Op, inputs: Sequence[Any], start: int, floating: bool) -> list[T
             dtype = functools.reduce(np.promote_types, [d for d in group if _KINDS[d.kind] == highest])
     if dtype is None or (floating and dtype.kind != "f"):
         dtype = np.dtype(np.float32)
-    dtype = dtype if dtype.isnative else dtype.newbyteorder("=")
+    dtype = backend.native(dtype)
     device = devices[0] if devices else "cpu"
     result = []
     for position, x in enumerate(inputs):

@@ -40,7 +40,7 @@ class SGD(Optimizer):
     _kernels = cuda.Kernels(__file__)
     _arrays = ("momentum_buffer",)
     _not_negative = (*Optimizer._not_negative, "momentum")
-    _without_buffers: frozenset[int] | set[int] = frozenset()  # groups some of whose parameters were updated without one in the last step on the GPU
+    _without_buffers = frozenset[int]()  # groups some of whose parameters were updated without one in the last step on the GPU
     optional_state = ("momentum_buffer",)  # from the first update with momentum on, also after it is switched off
 
     def __init__(
@@ -83,7 +83,8 @@ class SGD(Optimizer):
             self._together.clear()
             for update in late:
                 update.state.update(step=0, momentum_buffer=np.zeros_like(update.param))
-        self._without_buffers = {update.group for update in updates if update.grad is not None and "momentum_buffer" not in update.state}
+        without = [update.group for update in updates if update.grad is not None and "momentum_buffer" not in update.state]
+        self._without_buffers = frozenset(without)
         super()._update_together(updates)
 
     def _update(self, param: Any, grad: Any, state: dict[str, Any], group: Mapping[str, Any]) -> None:
