@@ -96,9 +96,9 @@ class ConformerConfig:
                 f"Conformer: patch_size is {self.patch_size}; it must be a multiple of 16, since the token grid is reached from three resolutions"
             )
         if self.depth % 3:
-            lower, upper = max(3, self.depth // 3 * 3), (self.depth // 3 + 1) * 3
+            near = dict.fromkeys(str(max(3, depth // 3 * 3)) for depth in (self.depth, self.depth + 3))  # 1 and 2 have one neighbour
             raise ValueError(
-                f"Conformer: depth is {self.depth}; its three stages are equally deep, so give a multiple of 3, such as {lower} or {upper}"
+                f"Conformer: depth is {self.depth}; its three stages are equally deep, so give a multiple of 3, such as {' or '.join(near)}"
             )
         if self.embed_dim % self.num_heads:
             raise ValueError(f"Conformer: embed_dim {self.embed_dim} does not divide among num_heads {self.num_heads} heads")

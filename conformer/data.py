@@ -34,10 +34,23 @@ class _NotFound(DataError):
 
 @dataclass(frozen=True)
 class Split:
-    """Images and what they show: `images` uint8 (N, H, W, 3), 32 x 32 in the data sets here, `labels` int64 (N,)."""
+    """Images and what they show: `images` uint8 (N, H, W, 3), 32 x 32 in the data sets here, `labels` integers (N,), kept as int64.
+
+    Raises:
+        DataError: they are of another shape or dtype.
+    """
 
     images: np.ndarray
     labels: np.ndarray
+
+    def __post_init__(self) -> None:
+        images, labels = self.images, self.labels
+        if images.dtype != np.uint8 or images.ndim != 4:
+            raise DataError(f"images are bytes (uint8) of shape (N, H, W, C), pixels from 0 to 255; these are {images.dtype} of shape {images.shape}")
+        if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
+            what = f"{labels.dtype} of shape {labels.shape}"
+            raise DataError(f"{len(images)} images need as many labels, integers of shape ({len(images)},); these are {what}")
+        object.__setattr__(self, "labels", labels.astype(np.int64, copy=False))  # in 8 bits, products of class numbers wrap around
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -50,6 +63,9 @@ class Dataset:
     `mean` and `std` are those of the training images' channels, with pixels from 0 to 1; `source` is the folder or archive it was read from, or
     says what it was made by. `notice` is a sentence for the first line of whatever uses it, where `auto` took another data set than CIFAR-10.
     `epochs` is how often training sees the images when it is not told.
+
+    Raises:
+        DataError: a label is none of the classes, or mean and std are not those of pixels from 0 to 1, channel by channel.
     """
 
     name: str
@@ -61,6 +77,16 @@ class Dataset:
     source: Path | str
     notice: str = ""
     epochs: int = 20
+
+    def __post_init__(self) -> None:
+        for split in (self.train, self.test):
+            low, high = split.labels.min(initial=0), split.labels.max(initial=0)
+            if low < 0 or high >= len(self.classes):
+                raise DataError(f"labels of {self.name} go from {low} to {high}; its {len(self.classes)} classes are 0 to {len(self.classes) - 1}")
+            channels = split.images.shape[3]
+            if not (len(self.mean) == len(self.std) == channels and all(0 <= m <= 1 for m in self.mean) and all(0 < s <= 1 for s in self.std)):
+                means = f"mean {self.mean}, std {self.std}"
+                raise DataError(f"{means} of {self.name}: give one for each of the {channels} channels, of pixels from 0 to 1 (divide by 255)")
 
 
 def cache_folder() -> Path:

@@ -297,6 +297,16 @@ def _start_gradients(outputs: Sequence[Tensor], gradients: Sequence[Any], name: 
     return starts
 
 
+def _refuse_misfit(name: str, x: Tensor, total: Any) -> None:
+    """Raise if a gradient has not the shape and dtype of what it is the gradient of: an operation on the way has a wrong derivative."""
+    data, gradient = x.data, total.data
+    if gradient.shape != data.shape or gradient.dtype != data.dtype:
+        raise ValueError(
+            f"{name}: the gradient of a tensor of shape {data.shape}, {data.dtype}, came out as {gradient.shape}, {gradient.dtype}: it was converted "
+            "since the forward pass, or a derivative rule or kernel on the way is wrong (gradcheck finds which)"
+        )
+
+
 _collecting = threading.Lock()  # two threads that add to one `.grad` at once would lose one of the gradients
 
 
@@ -323,15 +333,16 @@ def backward(tensor: Tensor, gradient: Any = None, retain_graph: bool = False, c
         create_graph: make `.grad` differentiable itself (the definitions of the fused operations are differentiated, at any order).
 
     Raises:
-        ValueError: gradient missing or of another shape, or a `.grad` that does not fit its leaf. RuntimeError: no graph, a freed one, or an array
-            that was written in place after the forward pass.
+        ValueError: gradient missing or of another shape, a `.grad` that does not fit its leaf, or a rule or kernel on the way whose gradient has not
+            the shape or dtype of its input. RuntimeError: no graph, a freed one, or an array that was written in place after the forward pass.
 
     Source: https://docs.pytorch.org/docs/stable/generated/torch.Tensor.backward.html
     """
     starts = _start_gradients([tensor], [gradient], "backward")
     found = _walk([tensor], starts, retain_graph or create_graph, create_graph)
     with _collecting:
-        for leaf, _ in found:
+        for (leaf, _), (total, _) in found.items():
+            _refuse_misfit("backward", leaf, total)
             old, data = leaf.grad, leaf.data
             if old is not None and not isinstance(old, Tensor):
                 raise TypeError(f"backward: the .grad of a leaf of shape {data.shape} is a {type(old).__name__}; give a Tensor, or None")
@@ -406,6 +417,7 @@ def grad(
             results.append(None)
         else:
             total, fresh = entry
+            _refuse_misfit("grad", inputs[number], total)
             results.append(_as_tensor(total) if fresh or create_graph else wrap(total.data.copy("K")))
             entry[1] = False  # asked for twice, it is copied the second time
     return tuple(results)

@@ -38,8 +38,9 @@ def gradcheck(
         seed: of the random directions and weights.
 
     Returns:
-        True. Raises AssertionError with both values if they differ, TypeError if an input that is to be checked is not float64, ValueError if none
-        is, or in no direction.
+        True. Raises AssertionError with both values if they differ, or if the function or its derivative wrote into an input or into the gradient it
+        was given; TypeError if an input that is to be checked is not float64; ValueError if none is, or in no direction, or if a gradient has not
+        its input's shape and dtype.
 
     Source: https://docs.pytorch.org/docs/stable/generated/torch.autograd.gradcheck.gradcheck.html (the fast mode)
     """
@@ -55,11 +56,14 @@ def gradcheck(
     generator = np.random.default_rng(seed)
     weights: list[Tensor] = []
 
-    def weighted(*tensors: Tensor) -> Tensor:
-        """The sum of the outputs times fixed random weights: one number."""
+    def floats(tensors: Sequence[Tensor]) -> list[Tensor]:
         outputs = function(*tensors)
         outputs = list(outputs) if isinstance(outputs, tuple | list) else [outputs]
-        outputs = [y for y in outputs if y.dtype.kind == "f"]
+        return [y for y in outputs if y.dtype.kind == "f"]
+
+    def weighted(*tensors: Tensor) -> Tensor:
+        """The sum of the outputs times fixed random weights: one number."""
+        outputs = floats(tensors)
         if not outputs:
             raise ValueError("gradcheck: none of the function's outputs is a float Tensor, so nothing has a derivative")
         if not weights:
@@ -95,6 +99,21 @@ def gradcheck(
     def first(tensors: Sequence[Tensor]) -> Tensor:
         return weighted(*tensors)
 
+    def look_for_writes() -> None:
+        """Inputs and upstream gradients belong to the caller: a second use of either would meet other numbers."""
+        outputs = [(y, w.data) for y, w in zip(floats(inputs), weights, strict=True) if y.requires_grad]
+        upstream = [Tensor(w) for _, w in outputs]
+        if outputs:
+            grad([y for y, _ in outputs], checked, upstream, allow_unused=True)
+        for number, (x, value) in enumerate(zip(inputs, before, strict=True)):
+            if not np.array_equal(x.data, value, equal_nan=True):
+                raise AssertionError(f"gradcheck: input {number} of shape {x.shape} was written to; compute into an array of your own")
+        if not all(np.array_equal(g.data, w) for g, (_, w) in zip(upstream, outputs, strict=True)):
+            raise AssertionError("gradcheck: backward wrote into the gradient it was given; compute into an array of your own")
+
+    before = [x.data.copy() for x in inputs]
+    first(inputs)  # draws the weights
+    look_for_writes()
     compare(first, "the derivative")
     if order > 1:
         v = direction()

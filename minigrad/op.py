@@ -90,8 +90,9 @@ class Op:
         self.rules: dict[str, Callable] = {}
         self.array_rules: dict[str, Callable] = {}
         self._plans: dict[int, _Plan] = {}
-        if self.name in REGISTRY:
-            raise ValueError(f"there is an operation {self.name} already")
+        known = REGISTRY.get(self.name)
+        if known is not None and (known.__module__, known.__qualname__) != (self.__module__, self.__qualname__):  # not a notebook's cell, run again
+            raise ValueError(f"there is an operation {self.name} already, from {known.__module__}; give this one another name")
         REGISTRY[self.name] = self
 
     def __repr__(self) -> str:
@@ -99,10 +100,13 @@ class Op:
 
     def derivative(self, **rules: Callable) -> None:
         """State the gradient of inputs: `name=lambda g, ...`, see the top of this file. An input without a rule has no gradient."""
-        unknown = [name for name in rules if name not in self.names[: self.count]]
+        inputs = self.names[: self.count]
+        unknown = [name for name in rules if name not in inputs]
         if unknown:
-            raise TypeError(f"{self.name}: no input is called {unknown[0]}")
-        self.rules = rules
+            there = f"there is {', '.join(inputs)}" if inputs else "annotate its inputs with Tensor"
+            raise TypeError(f"{self.name}: no input is called {unknown[0]}; {there}")
+        self.rules, self.array_rules = {**self.rules, **rules}, {}
+        self._plans.clear()
 
     def on_arrays(self, **rules: Callable) -> None:
         """State the same gradients on raw arrays, for when no graph is wanted; without arguments: the rules themselves, where they are plain
@@ -111,6 +115,7 @@ class Op:
         These rules may ask for what the rules on Tensors of the same inputs ask for, and nothing else is kept for them.
         """
         self.array_rules = rules or self.rules
+        self._plans.clear()
 
     # --- calling
 
@@ -246,6 +251,9 @@ class Op:
                     results[k] = rule(g) if alone else rule(*pick(environment))
         if on_arrays:  # NumPy makes scalars of 0-d results
             return [x if x is None else wrap(np.asarray(x) if isinstance(x, np.generic) else x) for x in results]
+        for x in results:
+            if x is not None and type(x) is not Tensor:
+                raise TypeError(f"{self.name}: a derivative rule gives an object of type {type(x).__name__}; rules compute with Tensors and give one")
         return results
 
 
@@ -476,6 +484,11 @@ class Binary(Primitive):
         return result
 
 
+def _kind(value: Any) -> str:
+    """What a kernel has returned, for the error that refuses it."""
+    return f"a tuple of {len(value)}" if type(value) is tuple else f"an object of type {type(value).__name__}"
+
+
 def _broadcast(shapes: Sequence[tuple[int, ...]]) -> bool:
     """Whether arrays of these shapes can be broadcast together."""
     try:
@@ -502,12 +515,12 @@ class Kernel:
 class Fused(Op):
     """An operation with a definition on Tensors and a kernel pair per device. Made by `@fused`.
 
-    outputs: how many the operation returns; differentiable: how many of them, from the first on, carry gradient.
+    outputs: how many the operation returns; differentiable: how many of them, from the first on, carry gradient (None: all).
     """
 
-    def __init__(self, function: Callable, outputs: int = 1, differentiable: int = 1):
+    def __init__(self, function: Callable, outputs: int = 1, differentiable: int | None = None):
         super().__init__(function, outputs)
-        self.differentiable = differentiable
+        self.differentiable = outputs if differentiable is None else differentiable
         self._check: Callable | None = None
         self._needs: dict[int, tuple[bool, ...]] = {}
 
@@ -611,7 +624,10 @@ class Fused(Op):
             for k, array in enumerate(arrays):
                 if array is not None and not array.flags.c_contiguous:
                     arrays[k] = array.copy()
-        out, saved = kernel.forward(*arrays, *values)
+        made = kernel.forward(*arrays, *values)
+        if type(made) is not tuple or len(made) != 2 or type(made[1]) is not tuple:
+            raise TypeError(f"{self.name}: the forward of its kernel gives {_kind(made)}; give (out, saved), where saved is a tuple for its backward")
+        out, saved = made
         if mode.watched:
             if mode.anomaly:
                 check_forward(self.name, arrays, values, out if self.outputs > 1 else (out,))
@@ -673,6 +689,10 @@ class Fused(Op):
         dy: Any = [g if g is None else g.data if kernel.strided or g.data.flags.c_contiguous else g.data.copy() for g in gradients]
         needs = needs or node.needs
         arrays = kernel.backward(dy[0] if len(dy) == 1 else tuple(dy), node.kept, needs)
+        if type(arrays) not in (tuple, list) or len(arrays) != len(needs):
+            raise TypeError(
+                f"{self.name}: the backward of its kernel gives {_kind(arrays)}; give a tuple of one gradient (or None) per input, {len(needs)}"
+            )
         arrays = [np.asarray(array) if isinstance(array, np.generic) else array for array in arrays]  # NumPy makes scalars of 0-d results
         return [wrap(array) if need and array is not None else None for array, need in zip(arrays, needs)], kernel.fresh  # noqa: B905
 

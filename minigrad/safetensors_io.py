@@ -114,6 +114,8 @@ def load_state(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dic
             mapping = {name: np.array(file.get_tensor(name)) for name in file.keys()}
             metadata = dict(file.metadata() or {})
     except (SafetensorError, TypeError, KeyError, AttributeError, ValueError) as error:
+        if "bfloat16" in str(error):
+            raise ValueError(f"{path} holds bfloat16, which NumPy does not have; save its tensors as float32 (PyTorch: .float())") from error
         raise ValueError(f"{path} is not a safetensors file that NumPy can read, or is damaged ({error})") from error
     for name, array in mapping.items():
         if array.dtype.kind not in "biuf":

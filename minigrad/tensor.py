@@ -39,6 +39,9 @@ class Tensor:
             they come as an array).
         requires_grad: whether gradients are collected in `.grad`; only floating-point tensors can.
 
+    Raises:
+        TypeError: no numbers, a dtype that is not there, or a list of Tensors that require grad, which would lose their gradients.
+
     Attributes:
         data: the array itself. Treat it as read-only; `copy_` and `t[index] = value` write, and tell the version counter.
         grad: the gradient collected by `backward()`, a Tensor of this shape and dtype, or None.
@@ -67,6 +70,7 @@ class Tensor:
         elif backend.is_array(data):
             array = data.copy()
         else:
+            ops.refuse_lists_with_gradients("Tensor", data)
             array = np.array(data)
             if array.dtype != bool:
                 if array.dtype.kind not in "iuf":
@@ -164,6 +168,11 @@ class Tensor:
         return view
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if self.requires_grad and is_grad_enabled():  # NumPy asks, and what it computes with the array would have no gradient
+            raise TypeError(
+                f"a tensor of shape {self.shape} that requires grad was given to a function of arrays, which passes no gradients on; take minigrad's "
+                "function (F.stack, F.concatenate, ...), or give .numpy()"
+            )
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
     def item(self) -> float | int | bool:
@@ -278,6 +287,27 @@ class Tensor:
 
     def __rmatmul__(self, other: Any) -> Tensor:
         return ops.matmul(other, self)
+
+    # `x += y` makes a new tensor, as for every immutable thing. Only where someone means to update a parameter that would do nothing, silently.
+    def __iadd__(self, other: Any) -> Tensor:
+        return self._not_updated("+=") or ops.add(self, other)
+
+    def __isub__(self, other: Any) -> Tensor:
+        return self._not_updated("-=") or ops.sub(self, other)
+
+    def __imul__(self, other: Any) -> Tensor:
+        return self._not_updated("*=") or ops.mul(self, other)
+
+    def __itruediv__(self, other: Any) -> Tensor:
+        return self._not_updated("/=") or ops.div(self, other)
+
+    def _not_updated(self, operator: str) -> None:
+        if self.requires_grad and self.node is None:
+            by = operator[0]
+            raise RuntimeError(
+                f"x {operator} y: x is a leaf that requires grad (a parameter), and would stay as it is, since {operator} makes a new tensor; write "
+                f"x = x {by} y if that is meant, or update it under `with minigrad.no_grad():` by x.copy_(x {by} y)"
+            )
 
     def __neg__(self) -> Tensor:
         return ops.neg(self)

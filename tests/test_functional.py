@@ -21,4 +21,14 @@ def test_names_are_listed_once_and_exist():
 
 
 def test_only_the_engines_own_tools_are_left_out():
-    assert set(ops.__all__) - set(F.__all__) == {"as_array", "as_tensor", "fold", "identity", "plain_index", "promote", "put", "to_device"}
+    assert set(ops.__all__) - set(F.__all__) == {
+        "as_array",
+        "as_tensor",
+        "fold",
+        "identity",
+        "plain_index",
+        "promote",
+        "put",
+        "to_device",
+        "refuse_lists_with_gradients",
+    }

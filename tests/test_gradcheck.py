@@ -159,3 +159,26 @@ def test_the_same_seed_tries_the_same_directions():
         runs.append(np.array(seen))
     np.testing.assert_array_equal(runs[0], runs[1])
     assert not np.array_equal(runs[0], runs[2])
+
+
+@pytest.mark.parametrize(
+    ("backward", "error", "message"),
+    [
+        (lambda dy, saved, needs: (dy * saved[1], dy * saved[0]), ValueError, r"gradient of a tensor of shape \(3,\), float64, came out as \(2, 3\)"),
+        (lambda dy, saved, needs: (dy * saved[1], np.float32(1) * (dy * saved[0]).sum(0).astype(np.float32)), ValueError, "came out as .*float32"),
+        (lambda dy, saved, needs: (np.multiply(dy, saved[1], out=dy), (dy * saved[0] / saved[1]).sum(0)), AssertionError, "wrote into the gradient"),
+        (
+            lambda dy, saved, needs: (dy * saved[1], np.multiply(dy, saved[0], out=saved[0]).sum(0)),
+            AssertionError,
+            "input 0 of shape .* was written to",
+        ),
+    ],
+)
+def test_a_kernel_that_breaks_the_rules(backward: Callable, error: type, message: str, registry: None):
+    @fused
+    def scale(x: Tensor, weight: Tensor) -> Tensor:
+        return x * weight
+
+    scale.kernel("cpu", lambda x, weight: (x * weight, (x, weight)), backward)
+    with pytest.raises(error, match=message):
+        gradcheck(scale, [leaf(2, 3), leaf(3, seed=1)], order=2)

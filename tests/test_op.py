@@ -83,8 +83,15 @@ def test_it_looks_like_the_function():
 def test_the_registry_knows_every_operation_once():
     assert REGISTRY["layer_norm"] is F.layer_norm and REGISTRY["mul"] is ops.mul
     affine()
-    with pytest.raises(ValueError, match="there is an operation affine already"):
-        affine()
+    again = affine()  # as a notebook's cell that is run again
+    assert REGISTRY["affine"] is again
+
+    def relu(x: Tensor) -> Tensor:
+        return x
+
+    with pytest.raises(ValueError, match=r"there is an operation relu already, from minigrad.ops.elementwise; give this one another name"):
+        primitive(relu)
+    assert REGISTRY["relu"] is ops.relu
 
 
 def test_tensors_come_first():
@@ -660,3 +667,87 @@ def test_to_device_of_what_is_there_is_a_view():
     x = leaf(2)
     y = ops.to_device(x, "cpu")
     assert np.shares_memory(x.data, y.data) and y.version is x.version
+
+
+@pytest.mark.parametrize(
+    ("forward", "backward", "message"),
+    [
+        (lambda x, w: x * w, None, r"pair: the forward of its kernel gives an object of type ndarray; give \(out, saved\)"),
+        (lambda x, w: (x * w, x, w), None, r"pair: the forward of its kernel gives a tuple of 3; give \(out, saved\)"),
+        (lambda x, w: (x * w, [x, w]), None, r"pair: the forward of its kernel gives a tuple of 2; give \(out, saved\), where saved is a tuple"),
+        (lambda x, w: (x * w, (x, w)), lambda dy, saved, needs: (dy,), r"pair: the backward of its kernel gives a tuple of 1; .* per input, 2"),
+        (lambda x, w: (x * w, (x, w)), lambda dy, saved, needs: dy, "pair: the backward of its kernel gives an object of type ndarray"),
+    ],
+)
+def test_what_a_kernel_returns_is_looked_at(forward: Callable, backward: Any, message: str):
+    @fused
+    def pair(x: Tensor, w: Tensor) -> Tensor:
+        return x * w
+
+    pair.kernel("cpu", forward, backward or (lambda dy, saved, needs: (dy, dy)))
+    x, w = Tensor([1.0, 2.0], requires_grad=True), Tensor([3.0, 4.0], requires_grad=True)
+    with pytest.raises(TypeError, match=message):
+        pair(x, w).backward(np.ones(2))
+    assert x.grad is None and w.grad is None
+
+
+def test_all_outputs_carry_gradients_unless_told_otherwise():
+    @fused(outputs=2)
+    def two(x: Tensor) -> tuple[Tensor, Tensor]:
+        return x * x, x * 3.0
+
+    two.kernel("cpu", lambda x: ((x * x, x * 3), (x,)), lambda dy, saved, needs: ((0 if dy[0] is None else dy[0] * 2 * saved[0]) + 3 * dy[1],))
+    x = Tensor([1.0, 2.0], requires_grad=True)
+    first, second = two(x)
+    (first * Tensor([1.0, 2.0]) + second * Tensor([3.0, 5.0])).backward(np.ones(2))
+    assert x.grad is not None
+    assert_array_equal(x.grad.numpy(), [11.0, 23.0])
+
+
+def test_rules_may_be_stated_one_by_one():
+    @primitive
+    def times(x: Tensor, y: Tensor) -> Tensor:
+        return x * y
+
+    x, y = Tensor([2.0], requires_grad=True), Tensor([5.0], requires_grad=True)
+    times.derivative(x=lambda g, y: g * y)
+    times.on_arrays()
+    times(x, y).backward()
+    assert x.grad is not None and x.grad.item() == 5.0 and y.grad is None
+    times.derivative(y=lambda g, x: g * x)
+    times(x, y).backward()
+    assert x.grad.item() == 10.0 and y.grad is not None and y.grad.item() == 2.0
+
+
+def test_a_rule_that_gives_an_array():
+    @primitive
+    def double(x: Tensor) -> Tensor:
+        return x * 2
+
+    double.derivative(x=lambda g: g.numpy() * 2)
+    with pytest.raises(TypeError, match="double: a derivative rule gives an object of type ndarray; rules compute with Tensors"):
+        double(Tensor([1.0], requires_grad=True)).backward()
+
+
+def test_an_operation_without_annotations_has_no_inputs():
+    @primitive
+    def bare(x):
+        return x
+
+    with pytest.raises(TypeError, match="bare: no input is called x; annotate its inputs with Tensor"):
+        bare.derivative(x=lambda g: g)
+
+
+@pytest.mark.parametrize("rule", [lambda g: g * Tensor(np.ones((2, 1), np.float32)), lambda g: g.astype(np.float64)])
+def test_a_gradient_that_does_not_fit_its_leaf(rule: Callable):
+    @primitive
+    def same(x: Tensor) -> Tensor:
+        return x * 1
+
+    same.derivative(x=rule)
+    x = Tensor([1.0, 2.0], requires_grad=True)
+    with pytest.raises(ValueError, match=r"backward: the gradient of a tensor of shape \(2,\), float32, came out as"):
+        same(x).backward(np.ones(2))
+    with pytest.raises(ValueError, match=r"grad: the gradient of a tensor of shape \(2,\), float32, came out as"):
+        minigrad.grad(same(x), x, np.ones(2))
+    assert x.grad is None

@@ -5,6 +5,7 @@ Read next: `test_autograd.py`.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from typing import Any
 
@@ -277,13 +278,32 @@ def test_arithmetic_of_single_numbers_gives_arrays():
 
 def test_plus_equals_rebinds():
     x = Tensor([1.0, 2.0], requires_grad=True)
-    y = x
+    y = first = x * 1.0
     y += 1.0
     y *= 3.0
-    assert y is not x and x.version[0] == 0
-    assert_array_equal(x.numpy(), [1.0, 2.0])
-    y.sum().backward()
-    assert_array_equal(x.grad.numpy(), [3.0, 3.0])
+    y -= Tensor([0.5, 1.0])
+    y /= 2.0
+    assert y is not first and first.version[0] == 0
+    assert_array_equal(first.numpy(), [1.0, 2.0])
+    assert_array_equal(y.numpy(), [2.75, 4.0])
+    y.backward(np.array([1.0, 10.0]))
+    assert_array_equal(x.grad.numpy(), [1.5, 15.0])
+    z = constant = Tensor([1.0])
+    z += 1.0
+    assert constant.item() == 1.0 and z.item() == 2.0
+
+
+@pytest.mark.parametrize("by", ["+", "-", "*", "/"])
+@pytest.mark.parametrize("recording", [True, False])
+def test_an_update_of_a_parameter_that_would_do_nothing_is_refused(by: str, recording: bool):
+    p = Tensor([1.0], requires_grad=True)
+    with (
+        contextlib.nullcontext() if recording else minigrad.no_grad(),
+        pytest.raises(RuntimeError, match=rf"x \{by}= y: x is a leaf that requires grad .* write x = x \{by} y if .*x\.copy_\(x \{by} y\)"),
+    ):
+        operator = {"+": "iadd", "-": "isub", "*": "imul", "/": "itruediv"}[by]
+        getattr(p, f"__{operator}__")(2.0)
+    assert p.item() == 1.0 and p.version[0] == 0
 
 
 def test_numpy_functions_do_not_take_tensors_by_accident():
@@ -299,9 +319,22 @@ def test_numpy_is_a_read_only_view(requires_grad: bool):
         assert np.shares_memory(view, t.data) and not view.flags.writeable and t.data.flags.writeable
         with pytest.raises(ValueError, match="read-only"):
             view[0] = 5.0
-    assert not np.asarray(x).flags.writeable
-    assert np.array(x).flags.writeable and not np.shares_memory(np.array(x), x.data)
-    assert np.asarray(x, np.float32).dtype == np.float32
+    with minigrad.no_grad():
+        assert not np.asarray(x).flags.writeable
+        assert np.array(x).flags.writeable and not np.shares_memory(np.array(x), x.data)
+        assert np.asarray(x, np.float32).dtype == np.float32
+
+
+def test_functions_of_arrays_do_not_lose_a_gradient_silently():
+    x = Tensor([1.0, 2.0], requires_grad=True)
+    for function in (np.asarray, lambda t: np.stack([t * 2.0, t * 3.0]), lambda t: np.array(t, np.float64)):
+        with pytest.raises(TypeError, match=r"a tensor of shape \(2,\) that requires grad was given to a function of arrays"):
+            function(x)
+    with pytest.raises(TypeError, match=r"Tensor: Tensors in a list would lose their gradients; put them together by F\.stack"):
+        Tensor([x * 2.0, x * 3.0])
+    with minigrad.no_grad():
+        assert_array_equal(Tensor([x * 2.0, x * 3.0]).numpy(), [[2.0, 4.0], [3.0, 6.0]])
+    assert_array_equal(np.stack([x.detach(), x.numpy()]), [[1.0, 2.0], [1.0, 2.0]])
 
 
 # --- out of the graph

@@ -103,7 +103,7 @@ def loadable(value: Any) -> Array | None:
     if not is_array(value):
         try:
             value = host_array(value, "load_state_dict")
-        except (TypeError, ValueError):  # lists of unequal lengths
+        except (TypeError, ValueError, RuntimeError):  # lists of unequal lengths; PyTorch's tensors of bfloat16, and those that require grad
             return None
     return value if value.dtype.kind in "biuf" else None
 
@@ -125,8 +125,18 @@ def to_device(array: Array, name: str) -> Array:
         cuda.connect()
         target = _by_name["cuda"]
     if target is None:
-        raise ValueError(f"there is no device {name!r} here; there is {', '.join(map(repr, _by_name))}")
+        hint = "; give a dtype as dtype=..." if _is_dtype(name) else ""
+        raise ValueError(f"there is no device {name!r} here; there is {', '.join(map(repr, _by_name))}{hint}")
     return array if source is target else target.from_numpy(source.to_numpy(array))
+
+
+def _is_dtype(name: Any) -> bool:
+    """Whether a dtype was given in the place of a device, as PyTorch's `to` takes it."""
+    try:
+        np.dtype(name)
+    except TypeError:
+        return False
+    return True
 
 
 def number(value: Any, dtype: Any, device: str) -> Array:

@@ -36,7 +36,8 @@ def batch_norm(
     Args:
         x: (..., C), usually (B, H, W, C).
         weight, bias: (C,), or None for 1 and 0.
-        mean, var: (C,), constants: evaluation, the running statistics. None: training, the statistics of this batch.
+        mean, var: (C,), constants: evaluation, the running statistics. None: training, the statistics of this batch. (PyTorch has them before the
+            weight: give them by name.)
         residual: the shape of x.
         eps: added to the variance.
         relu: end with a ReLU. (On the CPU an infinite upstream gradient becomes nan where y is 0: see `relu`.)

@@ -6,6 +6,7 @@ Letters: B examples, K classes. Read next: `attention.py`.
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 import numpy as np
 
@@ -36,7 +37,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) 
     Raises:
         ValueError: shapes that do not fit together, a label_smoothing outside [0, 1], a label that is no class (on the
             CPU; the GPU is not waited for: loss and gradient of that row are nan).
-        TypeError: labels of another dtype.
+        TypeError: labels of another dtype, or a label_smoothing that is no number.
 
     Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.cross_entropy.html; smoothing: Szegedy et al. 2015, section 7.
     """
@@ -57,6 +58,9 @@ def _check(logits, labels, label_smoothing) -> None:
     if logits.ndim != 2 or logits.dtype.kind != "f" or logits.shape[1] == 0:
         raise ValueError(f"cross_entropy: logits must be a float Tensor (batch, classes), it is {logits.dtype} of shape {logits.shape}")
     batch, classes = logits.shape
+    if not isinstance(label_smoothing, Real):
+        what = f"an object of type {type(label_smoothing).__name__}"
+        raise TypeError(f"cross_entropy: label_smoothing is {what}, it must be a number; there are no weights of classes")
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"cross_entropy: label_smoothing is {label_smoothing}, it must be from 0 to 1")
     if labels.dtype.kind == "f":

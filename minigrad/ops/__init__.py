@@ -8,7 +8,8 @@ matmul.py       the matrix product
 # isort: off
 from minigrad.ops.elementwise import (
     abs, add, as_array, as_tensor, cast, clip, cos, div, equal, erf, exp, greater, greater_equal, identity, isfinite, less, less_equal, log,
-    logical_and, logical_not, maximum, minimum, mul, neg, not_equal, pow, promote, relu, sin, sqrt, sub, tanh, to_device, where,
+    logical_and, logical_not, maximum, minimum, mul, neg, not_equal, pow, promote, refuse_lists_with_gradients, relu, sin, sqrt, sub, tanh, to_device,
+    where,
 )  # fmt: skip
 from minigrad.ops.movement import (
     broadcast_to, concatenate, flatten, fold, pad, reshape, stack, sum_to, swapaxes, transpose, unbind, windows,
@@ -19,8 +20,9 @@ from minigrad.ops.reduce import argmax, max, mean, min, sum, var
 # isort: on
 
 __all__ = [
-    "abs", "add", "argmax", "as_array", "as_tensor", "broadcast_to", "cast", "clip", "concatenate", "cos", "div", "equal", "erf", "exp", "flatten",
-    "fold", "gather", "getitem", "greater", "greater_equal", "identity", "isfinite", "less", "less_equal", "log", "logical_and", "logical_not",
-    "matmul", "max", "maximum", "mean", "min", "minimum", "mul", "neg", "not_equal", "pad", "plain_index", "pow", "promote", "put", "relu", "reshape",
-    "scatter_add", "sin", "sqrt", "stack", "sub", "sum", "sum_to", "swapaxes", "tanh", "to_device", "transpose", "unbind", "var", "where", "windows",
+    "abs", "add", "argmax", "as_array", "as_tensor", "broadcast_to", "cast", "clip", "concatenate", "cos", "div", "equal", "erf", "exp",
+    "flatten", "fold", "gather", "getitem", "greater", "greater_equal", "identity", "isfinite", "less", "less_equal", "log", "logical_and",
+    "logical_not", "matmul", "max", "maximum", "mean", "min", "minimum", "mul", "neg", "not_equal", "pad", "plain_index", "pow", "promote", "put",
+    "refuse_lists_with_gradients", "relu", "reshape", "scatter_add", "sin", "sqrt", "stack", "sub", "sum", "sum_to", "swapaxes", "tanh",
+    "to_device", "transpose", "unbind", "var", "where", "windows",
 ]  # fmt: skip

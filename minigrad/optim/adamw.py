@@ -39,6 +39,7 @@ class AdamW(Optimizer):
     Source: Loshchilov and Hutter 2019; https://docs.pytorch.org/docs/stable/generated/torch.optim.AdamW.html
     """
 
+    _elementwise = True
     _kernels = cuda.Kernels(__file__)
     _arrays = ("exp_avg", "exp_avg_sq")
     _not_negative = (*Optimizer._not_negative, "eps")

@@ -20,7 +20,7 @@ _cuda = cuda.Kernels(__file__)
 _known: dict[tuple, multi_tensor.Chunks] = {}  # by thread (two may not share a table of addresses), device, and sizes of the gradients on the GPU
 
 
-def clip_grad_norm_(params: Iterable[Tensor] | Tensor, max_norm: float, error_if_nonfinite: bool = False) -> float | Tensor:
+def clip_grad_norm_(params: Iterable[Tensor] | Tensor, max_norm: float, *, error_if_nonfinite: bool = False) -> float | Tensor:
     """Scale the gradients of `params`, in place, so that their norm as one long vector is at most `max_norm`.
 
     Args:

@@ -62,7 +62,11 @@ class EMA:
         yield from module.named_buffers()
 
     def update(self) -> None:
-        """Move the shadow towards the module's present weights; call it after `optimizer.step()`."""
+        """Move the shadow towards the module's present weights; call it after `optimizer.step()`.
+
+        Raises:
+            ValueError: the module has a parameter or buffer now that it did not have; nothing has changed then.
+        """
         decay = self.decay
 
         def average(shadow: Any, value: Any, scratch: Any) -> None:
@@ -71,7 +75,10 @@ class EMA:
             np.add(shadow, scratch, out=shadow)
 
         on_gpu: dict[np.dtype, list[tuple[Any, Any]]] = {}
-        for name, tensor in self._tensors():
+        tensors = list(self._tensors())
+        if new := [name for name, _ in tensors if name not in self._shadow]:
+            raise ValueError(f"EMA.update: the module has {', '.join(new)} now, which it had not when this average was begun; begin another")
+        for name, tensor in tensors:
             shadow = self._shadow[name]
             if multi_tensor.together(shadow, _DTYPES) and multi_tensor.together(tensor.data, _DTYPES):
                 on_gpu.setdefault(tensor.dtype, []).append((shadow, tensor.data))

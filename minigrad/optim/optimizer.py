@@ -45,8 +45,9 @@ class _Together(NamedTuple):
 
 
 class Optimizer:
-    """Base class: subclasses define `_problems`, `_new_state` and `_update`; for one launch for all parameters on the GPU also `_numbers`, `_arrays`
-    and `_kernels`, a `.cu` file with a kernel that has the file's name. `copy.deepcopy((model, optimizer))` gives a pair that goes on by itself.
+    """Base class: subclasses define `_new_state` and `_update`, and `_problems` where they have options of their own to look at; `_elementwise` if it
+    is so; for one launch for all parameters on the GPU also `_numbers`, `_arrays` and `_kernels`, a `.cu` file with a kernel that has the file's
+    name. `docs/own_training.md` has an example. `copy.deepcopy((model, optimizer))` gives a pair that goes on by itself.
 
     Args:
         params: the parameters, or groups of them: dicts with "params" and whatever options differ from `defaults`.
@@ -58,6 +59,7 @@ class Optimizer:
     Source: https://docs.pytorch.org/docs/stable/optim.html
     """
 
+    _elementwise = False  # whether `_update` does to every element the same, whatever the others are: then it may get many parameters end to end
     optional_state: tuple[str, ...] = ()  # arrays of its shape that a parameter's state has or lacks, as options were when it was last updated
     _not_negative: tuple[str, ...] = ("lr", "weight_decay", "initial_lr")  # options
     _kernels: cuda.Kernels | None = None
@@ -131,14 +133,14 @@ class Optimizer:
                     continue
                 state = self._state.get(id(parameter))
                 if state is None:
-                    state = self._state[id(parameter)] = self._new_state(parameter, group)
+                    state = self._state[id(parameter)] = self._first_state(parameter, group)
                 if on_gpu:
                     updates.append(_Update(parameter.data, grad.data, state, number, id(parameter)))
-                elif type(array := parameter.data) is np.ndarray and array.size <= SMALL and array.base is None and array.flags.c_contiguous:
+                elif self._elementwise and _small(array := parameter.data):
                     alike = (number, array.dtype, state.get("step"), *state)
                     small.setdefault(alike, []).append(_Update(array, grad.data, state, number, id(parameter)))
                 else:
-                    self._update(array, grad.data, state, group)
+                    self._update(parameter.data, grad.data, state, group)
                 parameter._bump()
         for alike in small.values():
             self._update_end_to_end(alike)
@@ -176,12 +178,19 @@ class Optimizer:
         return problems or [f"{option} is {value}; it cannot be negative" for option, value in given.items() if not value >= 0]
 
     def _new_state(self, parameter: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
-        """What is remembered of a parameter before its first update: arrays of its shape, and whole numbers."""
+        """What is remembered of a parameter before its first update: `int`s, and arrays on its device; of its shape, where `_elementwise`."""
         raise NotImplementedError
 
     def _update(self, param: Any, grad: Any, state: dict[str, Any], group: Mapping[str, Any]) -> None:
-        """Write the new values into the array `param` and into `state`."""
+        """Write the new values into the array `param`, in place, and into `state`; `grad` is only read."""
         raise NotImplementedError
+
+    def _first_state(self, parameter: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
+        state = self._new_state(parameter, group)
+        for name, value in state.items():
+            if type(value) is not int and not backend.is_array(value):
+                raise TypeError(f"{type(self).__name__}: the state {name!r} is a {type(value).__name__}; give whole numbers (int) and arrays")
+        return state
 
     def _update_end_to_end(self, updates: list[_Update]) -> None:
         """Update small parameters of one group and of like states on the CPU as if they were one: they and their states are copied there and back."""
@@ -293,13 +302,20 @@ class Optimizer:
 
         The names are "groups.0.lr", ..., "groups.0.parameters" (how many the group has) and "state.3.exp_avg", ..., with parameters counted from 0
         over all groups.
+
+        Raises:
+            TypeError: an option of a subclass is neither a number nor a tuple of numbers.
         """
         self._read_steps()
         flat: dict[str, np.ndarray] = {}
         for number, group in enumerate(self.param_groups):
             for option, value in group.items():
                 if option != "params":
-                    flat[f"groups.{number}.{option}"] = np.array(value)
+                    flat[f"groups.{number}.{option}"] = saved = np.array(value)
+                    if saved.dtype.kind not in "biuf":
+                        raise TypeError(
+                            f"state_dict: {type(self).__name__}'s option {option} is {value!r}; only numbers and tuples of them are saved"
+                        )
             flat[f"groups.{number}.parameters"] = np.array(len(group["params"]))
         for number, parameter in enumerate(self._parameters()):
             for name, value in _on_device(self._state.get(id(parameter), {}), "cpu").items():
@@ -374,6 +390,11 @@ class Optimizer:
             else:
                 problems.append(f"{prefix}{name} is {value}, not a whole number from 0 to {MOST_STEPS - 1}")
         return state
+
+
+def _small(array: Any) -> bool:
+    """Whether the parameter's array is one of those that are updated together on the CPU."""
+    return type(array) is np.ndarray and array.size <= SMALL and array.base is None and array.flags.c_contiguous
 
 
 def _on_device(state: Mapping[str, Any], device: str) -> dict[str, Any]:

@@ -37,6 +37,7 @@ class SGD(Optimizer):
     Source: https://docs.pytorch.org/docs/stable/generated/torch.optim.SGD.html
     """
 
+    _elementwise = True
     _kernels = cuda.Kernels(__file__)
     _arrays = ("momentum_buffer",)
     _not_negative = (*Optimizer._not_negative, "momentum")

@@ -80,6 +80,7 @@ def test_drop_path_grows_linearly_from_the_first_block_on():
         ({"patch_size": 0}, "patch_size is 0; it must be a multiple of 16"),
         ({"depth": 10}, "depth is 10; .* a multiple of 3, such as 9 or 12"),
         ({"depth": 2}, "depth is 2; .* a multiple of 3, such as 3"),
+        ({"depth": 1}, "depth is 1; .* a multiple of 3, such as 3$"),
         ({"depth": 0}, "depth is 0; it must be at least 1"),
         ({"embed_dim": 100, "num_heads": 3}, "embed_dim 100 does not divide among num_heads 3"),
         ({"stem": "resnet"}, "stem is 'resnet'; choose one of 'imagenet', 'cifar', 'cifar_fast'"),

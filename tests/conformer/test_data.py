@@ -191,3 +191,44 @@ def test_coupling10_and_auto(cifar: Cifar, monkeypatch: pytest.MonkeyPatch, tmp_
     (folder / "test_batch.bin").write_bytes(b"damaged")
     with pytest.raises(data.DataError, match="test_batch.bin has 7 bytes"):  # and damaged data is not passed over
         data.load("auto")
+
+
+IMAGES = np.zeros((2, 8, 8, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (IMAGES / 255, np.array([0, 1]), r"images are bytes \(uint8\) of shape \(N, H, W, C\), .* these are float64 of shape \(2, 8, 8, 3\)"),
+        (IMAGES[..., 0], np.array([0, 1]), r"these are uint8 of shape \(2, 8, 8\)"),
+        (IMAGES, np.array([[0], [1]]), r"2 images need as many labels, integers of shape \(2,\); these are int64 of shape \(2, 1\)"),
+        (IMAGES, np.array([0, 1, 1]), r"of shape \(3,\)"),
+        (IMAGES, np.array([0.0, 1.0]), "these are float64"),
+    ],
+)
+def test_what_is_no_split(images: np.ndarray, labels: np.ndarray, message: str) -> None:
+    with pytest.raises(data.DataError, match=message):
+        data.Split(images, labels)
+
+
+def test_labels_of_a_few_bits_are_kept_in_64() -> None:
+    split = data.Split(IMAGES, np.array([0, 255], np.uint8))
+    assert split.labels.dtype == np.int64 and split.labels.tolist() == [0, 255]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"classes": ("a", "b")}, "labels of mine go from 0 to 2; its 2 classes are 0 to 1"),
+        ({"mean": (127.0, 127.0, 127.0)}, r"mean \(127.0, .* of mine: give one for each of the 3 channels, of pixels from 0 to 1 \(divide by 255\)"),
+        ({"std": (0.0, 0.2, 0.2)}, "of pixels from 0 to 1"),
+        ({"std": (64.0, 0.2, 0.2)}, "of pixels from 0 to 1"),
+        ({"mean": (0.5,)}, "one for each of the 3 channels"),
+    ],
+)
+def test_what_is_no_data_set(changes: dict, message: str) -> None:
+    train, test = data.Split(IMAGES, np.array([0, 1])), data.Split(IMAGES, np.array([0, 2]))
+    right = {"classes": ("a", "b", "c"), "mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)}
+    assert data.Dataset("mine", train=train, test=test, source="here", **right).classes == ("a", "b", "c")
+    with pytest.raises(data.DataError, match=message):
+        data.Dataset("mine", train=train, test=test, source="here", **(right | changes))

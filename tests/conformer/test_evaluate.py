@@ -14,7 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from conformer import Conformer
 from conformer.augment import normalize
 from conformer.data import Dataset, Split
-from conformer.evaluate import HEADS, Predictions, evaluate, predict
+from conformer.evaluate import HEADS, Predictions, accuracies, evaluate, predict
 from minigrad.random import manual_seed
 
 CNN = np.array([[2.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 3, 0], [0, 1, 0, 0]])
@@ -32,6 +32,18 @@ def test_class_by_class():
 def test_rows_are_what_is_shown_and_columns_what_it_is_taken_for():
     matrix = Predictions(CNN, TRANSFORMER, np.array([0, 1, 2, 2])).confusion_matrix()
     assert_array_equal(matrix, [[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0]])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int64])
+def test_class_numbers_of_any_integer_dtype(dtype: type):
+    logits = np.eye(20)[np.arange(20)[::-1]]  # 19 times 20 does not fit into 8 bits
+    matrix = Predictions(logits, logits, np.arange(20, dtype=dtype)).confusion_matrix()
+    assert_array_equal(matrix, np.eye(20)[::-1])
+
+
+def test_labels_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match=r"accuracies: 4 rows of logits need labels of shape \(4,\), they have shape \(4, 1\)"):
+        accuracies(CNN, TRANSFORMER, np.zeros((4, 1), np.int64))
 
 
 def test_both_heads_and_their_sum_are_told_apart_class_by_class():

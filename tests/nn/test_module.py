@@ -294,6 +294,25 @@ def test_a_failed_load_lists_everything_and_changes_nothing():
     assert same_state(block.state_dict(), before)
 
 
+def test_load_of_pytorchs_tensors():
+    target = nn.Linear(2, 1)
+    target.load_state_dict({"weight": torch.tensor([[1.5, 2.5]]), "bias": torch.tensor([3.0])})
+    np.testing.assert_array_equal(target.weight.numpy(), [[1.5, 2.5]])
+    given = {"weight": torch.ones(1, 2, dtype=torch.bfloat16), "bias": torch.nn.Parameter(torch.ones(1))}
+    message = r"weight is Tensor, .* \(give its .detach\(\).float\(\)\); bias is Parameter, .* \(give its .detach\(\).float\(\)\)"
+    with pytest.raises(ValueError, match=message):
+        target.load_state_dict(given)
+    target.load_state_dict({name: tensor.detach().float() for name, tensor in given.items()})
+    np.testing.assert_array_equal(target.weight.numpy(), [[1.0, 1.0]])
+
+
+@pytest.mark.parametrize("dtype", ["float64", np.float64])
+def test_a_dtype_in_the_place_of_a_device(dtype: object):
+    for thing in (nn.Linear(2, 1), Tensor([1.0])):
+        with pytest.raises(ValueError, match=r"there is no device .*float64.* here; .*; give a dtype as dtype=\.\.\."):
+            thing.to(dtype)  # type: ignore[arg-type]
+
+
 def test_load_not_strict_writes_what_fits_and_says_what_did_not():
     block = Block()
     difference = block.load_state_dict({"scale": np.full(3, 7.0), "other": np.ones(1)}, strict=False)

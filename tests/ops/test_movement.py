@@ -122,7 +122,7 @@ class TestPad(Proof):
         Refusal(
             Case([np.zeros((2, 3))], {"widths": ((1, 1),)}),
             ValueError,
-            r"pad: 1 pairs of widths for 2 axes \(shape \(2, 3\)\)",
+            r"pad: widths is \(\(1, 1\),\) for 2 axes \(shape \(2, 3\)\); give a pair",
             "PyTorch pads the last axes.",
         ),
         Refusal(Case([np.zeros((2, 3))], {"widths": ((-1, 0), (0, 0))}), ValueError, "negative", "PyTorch cuts off."),
@@ -503,3 +503,10 @@ def test_exchanging_an_axis_that_is_not_there():
         Tensor(np.zeros((2, 3))).swapaxes(0, 2)
     with pytest.raises(ValueError, match=r"transpose: axes \(0,\) do not order the 2 axes"):
         Tensor(np.zeros((2, 3))).transpose(0)
+
+
+def test_pad_takes_no_numbers_for_pairs():
+    for widths in ((1, 1), ((1, 1), 1), ((1, 1, 1), (1, 1))):  # PyTorch's (1, 1) pads the last axis
+        with pytest.raises(ValueError, match=r"pad: widths is .* for 2 axes \(shape \(2, 3\)\); give a pair \(before, after\) per axis"):
+            ops.pad(Tensor(np.zeros((2, 3))), widths)  # type: ignore[arg-type]
+    assert ops.pad(Tensor(np.zeros((2, 3))), np.array([[1, 1], [0, 2]])).shape == (4, 5)  # type: ignore[arg-type]

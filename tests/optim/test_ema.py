@@ -191,3 +191,14 @@ def test_a_copy_goes_on_by_itself(way: Callable):
 def test_wrong_decay(decay: float):
     with pytest.raises(ValueError, match="decay is .*; give a number from 0 to 1"):
         optim.EMA(model(), decay)
+
+
+def test_a_module_that_has_grown():
+    ours = model()
+    ema = optim.EMA(ours, 0.5)
+    before = ema.state_dict()
+    change(ours, 1)
+    ours.extra = nn.Linear(2, 1)
+    with pytest.raises(ValueError, match=r"EMA.update: the module has extra.weight, extra.bias now, .* begin another"):
+        ema.update()
+    assert same(ema.state_dict(), before)

@@ -360,3 +360,52 @@ def test_small_parameters_are_updated_end_to_end_to_the_same_bits(make: Callable
     assert calls.count(0) == 20 and calls.count(12) == 14  # the first group: 1, 2, 2 calls, the second 3 (one a dtype, one large) in each step
     for together, alone in zip(*results, strict=True):
         np.testing.assert_array_equal(together, alone)
+
+
+# --- optimisers of one's own
+
+
+class Lars(optim.Optimizer):
+    """A step whose length depends on the whole parameter, so that parameters cannot be updated end to end."""
+
+    def __init__(self, params: Any, **options: Any):
+        super().__init__(params, {"lr": 0.1, **options})
+
+    def _new_state(self, parameter: Tensor, group: Any) -> dict[str, Any]:
+        return {"step": 0, "largest": np.zeros(parameter.shape[:1], parameter.dtype)}
+
+    def _update(self, param: Any, grad: Any, state: dict[str, Any], group: Any) -> None:
+        state["step"] += 1
+        state["largest"][...] = np.maximum(state["largest"], np.abs(grad).reshape(*grad.shape[:1], -1).max(-1) if grad.ndim else abs(grad))
+        param -= group["lr"] * np.linalg.norm(param) / np.linalg.norm(grad) * grad
+
+
+def test_an_optimiser_sees_one_parameter_at_a_time_unless_it_is_elementwise():
+    params = parameters()
+    before = [p.numpy().astype(np.float64) for p in params]
+    ours = Lars(params)
+    give_gradients(params, 1)
+    ours.step()
+    for p, start in zip(params, before, strict=True):
+        assert p.grad is not None
+        g = p.grad.numpy().astype(np.float64)
+        np.testing.assert_allclose(p.numpy(), start - 0.1 * np.linalg.norm(start) / np.linalg.norm(g) * g, rtol=1e-6)
+    again = Lars(parameters())
+    again.load_state_dict(ours.state_dict())
+    assert all((again.state_dict()[name] == value).all() for name, value in ours.state_dict().items())
+    assert ours.state_dict()["state.0.largest"].shape == (3,)
+
+
+def test_what_an_optimiser_of_ones_own_cannot_keep():
+    class Wrong(Lars):
+        def _new_state(self, parameter: Tensor, group: Any) -> dict[str, Any]:
+            return {"norm": 0.0}
+
+    params = parameters()
+    give_gradients(params, 1)
+    with pytest.raises(TypeError, match=r"Wrong: the state 'norm' is a float; give whole numbers \(int\) and arrays"):
+        Wrong(params).step()
+    named = Lars(params, mode="fast")
+    named.step()
+    with pytest.raises(TypeError, match="state_dict: Lars's option mode is 'fast'; only numbers and tuples of them are saved"):
+        named.state_dict()
