@@ -61,7 +61,7 @@ def _check(logits, labels, label_smoothing) -> None:
     if not isinstance(label_smoothing, Real):
         what = f"an object of type {type(label_smoothing).__name__}"
         raise TypeError(f"cross_entropy: label_smoothing is {what}, it must be a number; there are no weights of classes")
-    if not 0 <= label_smoothing <= 1:
+    if not 0 <= float(label_smoothing) <= 1:
         raise ValueError(f"cross_entropy: label_smoothing is {label_smoothing}, it must be from 0 to 1")
     if labels.dtype.kind == "f":
         if labels.shape != logits.shape:
