@@ -2,7 +2,7 @@
 
 The options of `train` are the fields of `TrainConfig`. What a user can put right ends in one sentence on stderr and exit status 2 (the
 command is wrong) or 1 (a file, a folder or the training is); anything else is a fault of ours and keeps its traceback. The modules that need the
-application's extras (`pip install -e '.[app]'`) are imported where they are used: `live_display.py` (rich), `plots.py` (matplotlib),
+application's extras (`pip install -e ".[app]"`) are imported where they are used: `live_display.py` (rich), `plots.py` (matplotlib),
 `image_files.py` (pillow), `report.py` (both) and `download.py` (pooch). Read next: `conformer/parser.py`, then `conformer/train.py`.
 """
 
@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import io
 import os
-import shlex
 import shutil
 import signal
 import sys
@@ -28,6 +28,7 @@ from conformer.augment import normalize
 from conformer.config import CONFIGS, named_config
 from conformer.display import Display
 from conformer.evaluate import HEADS, TTA, Predictions, evaluate, predict
+from conformer.files import quoted
 from conformer.info import describe
 from conformer.model import Conformer
 from conformer.options import MAY_CHANGE, OptionError, TrainConfig
@@ -47,7 +48,7 @@ __all__ = ["main"]
 
 CHOICES = {"config": CONFIGS, "dataset": data.DATASETS, "device": devices.DEVICES, "precision": PRECISIONS, "tta": TTA}
 METAVARS = {"time_budget": "TIME"}
-EXTRAS = "in the project's folder, pip install -e '.[app]'"
+EXTRAS = 'in the project\'s folder, pip install -e ".[app]"'
 WEIGHTS = "a run folder (its last weights are taken), or a weights file in it"
 DATA = "an archive, its folder or their parent (if not given: where the run had it, $CONFORMER_DATA, the cache, then a download)"
 
@@ -155,16 +156,16 @@ def _mend_weights(trainer: Trainer) -> None:
 def _way_on(trainer: Trainer) -> str:
     """How to go on with a run that was broken off."""
     kept = "nothing was saved yet" if trainer.saved is None else f"step {trainer.saved[0]:,} is saved"
-    return f"{kept}, go on with: {_program()} train --resume {shlex.quote(str(trainer.folder.path))}"
+    return f"{kept}, go on with: {_program()} train --resume {quoted(trainer.folder.path)}"
 
 
 def _program() -> str:
     """This program, as the user's shell finds it: after `make train` there is no `conformer` on its path."""
     started = Path(sys.argv[0])
     if started.name == "conformer":  # the installed script
-        return "conformer" if shutil.which("conformer") == str(started) else shlex.quote(str(started))
+        return "conformer" if shutil.which("conformer") == str(started) else quoted(started)
     python = Path(sys.executable)
-    return f"{python.name if shutil.which(python.name) == str(python) else shlex.quote(str(python))} -m conformer"
+    return f"{python.name if shutil.which(python.name) == str(python) else quoted(python)} -m conformer"
 
 
 def _report_of(run: Path, dataset: data.Dataset, predictions: Predictions | None) -> None:
@@ -445,7 +446,7 @@ def _start_threads() -> None:
 
 def _output_lost(error: OSError) -> int:
     """Our output cannot be written: say so, unless its reader has left, as in `conformer info | head -3`. Returns the exit status."""
-    broken = isinstance(error, BrokenPipeError)
+    broken = isinstance(error, BrokenPipeError) or (os.name == "nt" and error.errno == errno.EINVAL)  # Windows' number for a pipe that is closed
     for stream in (sys.stdout, sys.stderr) if broken else (sys.stdout,):
         with contextlib.suppress(AttributeError, OSError):  # Python flushes at its end what is left: to nowhere
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

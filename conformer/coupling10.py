@@ -76,7 +76,7 @@ def _draw(labels: np.ndarray, random: np.random.Generator) -> np.ndarray:
     grey += uniform(4, 12, 1, 1) * random.standard_normal(grey.shape, np.float32)
 
     angle = uniform(0.3, 0.7, 1) - np.float32(2 * np.pi / 3) * np.arange(3, dtype=np.float32)  # (B, C)
-    hue = uniform(70, 90, 1) * np.cos(angle)  # its channels sum to 0: discs are as bright as the rest
+    hue = uniform(70, 90, 1) * _cos(angle)  # its channels sum to 0: discs are as bright as the rest
     discs = _discs(arrangement, random)  # (B, H, W)
 
     tint = uniform(110, 145, 3)  # (B, C)
@@ -87,10 +87,15 @@ def _draw(labels: np.ndarray, random: np.random.Generator) -> np.ndarray:
     return images
 
 
+def _cos(angle: np.ndarray) -> np.ndarray:
+    """The cosine, rounded once: NumPy's in float32 has another last digit on every kind of processor, and a pixel another value after it."""
+    return np.cos(angle.astype(np.float64)).astype(np.float32)
+
+
 def _textures(texture: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """Patterns float32 (B, 32, 32) of mean 0 and mean square 1, exactly so in any 4x4 pixels of all but the grain; each has a phase of its own."""
     phases = random.uniform(0, 2 * np.pi, (2, len(texture), 1)).astype(np.float32)
-    waves = np.float32(np.sqrt(2)) * np.cos(phases + np.float32(2 * np.pi / PERIOD) * np.arange(SIDE, dtype=np.float32))  # (2, B, 32)
+    waves = np.float32(np.sqrt(2)) * _cos(phases + np.float32(2 * np.pi / PERIOD) * np.arange(SIDE, dtype=np.float32))  # (2, B, 32)
     down, across = waves[0, :, :, None], waves[1, :, None, :]  # (B, H, 1) and (B, 1, W)
     result = np.empty((len(texture), SIDE, SIDE), np.float32)
     for number, name in enumerate(TEXTURES):

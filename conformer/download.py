@@ -44,7 +44,7 @@ def fetch(archive: str, md5: str, folder: Path, say: Callable[[str], None]) -> P
         import pooch
         import requests  # comes with pooch
     except ImportError as error:
-        raise DataError("downloading needs pooch (in the project's folder, pip install -e '.[app]')") from error
+        raise DataError('downloading needs pooch (in the project\'s folder, pip install -e ".[app]")') from error
 
     def download(url: str, output_file: str, _: Any) -> None:
         with _connect(url) as response:

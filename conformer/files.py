@@ -5,9 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shlex
+import subprocess
 from pathlib import Path
 
-__all__ = ["write_file"]
+from minigrad.safetensors_io import replace
+
+__all__ = ["quoted", "write_file"]
+
+
+def quoted(text: object) -> str:
+    """A piece of a command as the user's shell takes it for one word."""
+    return subprocess.list2cmdline([str(text)]) if os.name == "nt" else shlex.quote(str(text))
 
 
 def write_file(path: Path, content: str | bytes, new: bool = False) -> None:
@@ -32,7 +41,7 @@ def write_file(path: Path, content: str | bytes, new: bool = False) -> None:
             file.flush()
             os.fsync(file.fileno())
         if not new:
-            os.replace(temporary, path)
+            replace(temporary, path)
             return
         try:
             os.link(temporary, path)  # unlike a renaming, fails where there is a file already

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import base64
 import json
-import shlex
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from importlib import resources
@@ -24,7 +23,7 @@ import numpy as np
 from conformer import plots
 from conformer.data import Dataset
 from conformer.evaluate import HEADS, Predictions
-from conformer.files import write_file
+from conformer.files import quoted, write_file
 from conformer.image_files import png
 from conformer.options import TrainConfig
 from conformer.run_folder import read_config
@@ -65,7 +64,7 @@ def write_report(run: Path, dataset: Dataset | None = None, predictions: Predict
 
 def command(config: dict[str, Any]) -> str:
     """The command that a run's options stand for: those that differ from the defaults, without its folder."""
-    options = [f"--{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in _given(config).items() if name != "out"]
+    options = [f"--{name.replace('_', '-')} {quoted(value)}" for name, value in _given(config).items() if name != "out"]
     return " ".join(["conformer train", *options])
 
 

@@ -40,7 +40,8 @@ WEIGHTS = "last.safetensors", "best.safetensors", "ema.safetensors"
 
 
 class RunFolder:
-    """The files of one run, made by `create` or opened again by `reopen`; it is this process's alone until `close`.
+    """The files of one run, made by `create` or opened again by `reopen`; it is this process's alone until `close` (but not on Windows,
+    where nothing keeps two processes from going on with one run).
 
     Attributes:
         path: the folder.
@@ -89,7 +90,7 @@ class RunFolder:
         """Open the folder of a run that is to go on, and clear away what a killed process left half-written.
 
         Raises:
-            OSError: there is no run in it, or another process is at it.
+            OSError: there is no run in it, or another process is at it (which is not noticed on Windows).
         """
         if not (path / "config.json").is_file():
             raise FileNotFoundError(f"there is no run to go on with in {path} (no config.json); give the folder of a run")
@@ -220,6 +221,7 @@ def environment() -> dict[str, Any]:
             {key: library.get(key) for key in ("internal_api", "version", "architecture", "num_threads")}
             for library in threadpoolctl.threadpool_info()
             if library.get("user_api") == "blas"
-        ],
+        ]
+        or [np.show_config("dicts")["Build Dependencies"]["blas"]["name"]],  # type: ignore[index]  # Accelerate, which threadpoolctl does not know
         **{name: os.environ.get(name) for name in OPENBLAS_PINS},
     }

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import secrets
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,19 @@ from safetensors.numpy import save_file
 
 from minigrad import backend
 
-__all__ = ["load_state", "save_state"]
+__all__ = ["load_state", "replace", "save_state"]
+
+_WINDOWS = os.name == "nt"
+
+
+def replace(source: Path, target: Path) -> None:
+    """`os.replace`; on Windows again for some seconds, while another program (a reader, a virus scanner) has the target open."""
+    for pause in (0.1, 0.2, 0.4, 0.8, 1.6) if _WINDOWS else ():
+        with contextlib.suppress(PermissionError):
+            os.replace(source, target)
+            return
+        time.sleep(pause)
+    os.replace(source, target)
 
 
 def save_state(path: str | os.PathLike[str], mapping: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
@@ -57,7 +70,7 @@ def save_state(path: str | os.PathLike[str], mapping: Mapping[str, Any], metadat
         temporary.chmod(mode)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())  # the bytes are on the disk before the name is
-        os.replace(temporary, path)
+        replace(temporary, path)
     except (OSError, SafetensorError) as error:
         raise _cannot_write(path, error) from error
     finally:
@@ -68,7 +81,7 @@ def save_state(path: str | os.PathLike[str], mapping: Mapping[str, Any], metadat
 
 def _cannot_write(path: Path, error: Exception) -> OSError:
     """One sentence: what could not be written, and the system's reason, which the library hides in a longer text."""
-    hidden = re.search(r"\(os error (\d+)\)", str(error))
+    hidden = None if _WINDOWS else re.search(r"\(os error (\d+)\)", str(error))  # on Windows a number of another list
     number = error.errno if isinstance(error, OSError) else int(hidden[1]) if hidden else None
     return OSError(f"cannot write {path}: {os.strerror(number) if number else error}")
 

@@ -36,7 +36,9 @@ from minigrad.op import REGISTRY, Fused, fused
 
 FAST = bool(os.environ.get("MINIGRAD_FAST"))  # fewer repetitions, smaller arrays
 about = environment()
-architectures = ", ".join(blas["architecture"] for blas in about["blas"])
+architectures = ", ".join(
+    blas if isinstance(blas, str) else blas["architecture"] or blas["internal_api"] for blas in about["blas"]
+)
 print(f"{about['processors']} processors, {thread_count()} threads, BLAS kernels for {architectures}")
 if os.environ.get("OPENBLAS_CORETYPE"):
     print("OPENBLAS_CORETYPE pins BLAS to an older processor: matrix products take up to twice as long as they could")

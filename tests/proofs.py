@@ -633,8 +633,6 @@ class Proof:
                     expected = str(reference.dtype).removeprefix("torch.")
                     assert y.dtype == expected, f"{what}: output {k} is {y.dtype}, PyTorch's {expected}"
                     assert type(y.data) is type(_leaf(np.zeros(()), False, device).data), f"{what}: output {k} is a {type(y.data).__name__}"
-                for k, g in enumerate(run.grads):
-                    assert g is None or g.dtype == dtype, f"{what}: gradient {k} is {g.dtype}"
                 near = max(1e-4, case.relative * 1e7)
                 for k, (y, reference) in enumerate(zip(run.arrays(), exact.arrays(), strict=True)):
                     assert_close(y.astype(np.float64), reference.astype(np.float64), f"{what}: output or gradient {k}", near)

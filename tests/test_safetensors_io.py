@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from minigrad import safetensors_io
 from minigrad.safetensors_io import load_state, save_state
 
 STATE = {
@@ -203,3 +205,26 @@ def test_reads_and_writes_what_pytorch_does(tmp_path: Path):
         np.testing.assert_array_equal(tensor.numpy(), STATE[name])
     save_file({"w": torch.arange(6.0).reshape(2, 3)}, tmp_path / "theirs.safetensors")
     np.testing.assert_array_equal(load_state(tmp_path / "theirs.safetensors")[0]["w"], np.arange(6.0).reshape(2, 3))
+
+
+@pytest.mark.parametrize("refusals", [0, 1, 5])
+def test_windows_waits_for_a_reader(refusals: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(safetensors_io, "_WINDOWS", True)
+    pauses: list[float] = []
+    left = [PermissionError(13, "in use")] * refusals
+
+    def replace(source: Path, target: Path, really: Callable = os.replace) -> None:
+        if left:
+            raise left.pop()
+        really(source, target)
+
+    monkeypatch.setattr(safetensors_io.os, "replace", replace)
+    monkeypatch.setattr(safetensors_io.time, "sleep", pauses.append)
+    save_state(tmp_path / "a.safetensors", STATE)
+    assert len(pauses) == refusals and sum(pauses) < 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors"]
+    left += [PermissionError(13, "in use")] * 6
+    with pytest.raises(OSError, match=r"cannot write .*a\.safetensors: Permission denied"):
+        save_state(tmp_path / "a.safetensors", {"x": np.zeros(1)})
+    assert set(load_state(tmp_path / "a.safetensors")[0]) == set(STATE)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors"]

@@ -69,7 +69,7 @@ def availability() -> Availability:
         import cupy  # type: ignore[import-not-found]
     except ImportError as failure:
         reason = "CuPy is not installed" if isinstance(failure, ModuleNotFoundError) else f"CuPy cannot be imported ({failure})"
-        return Availability(False, f"No CUDA: there is a GPU, but {reason}: in the project's folder, pip install -e '.[{extra}]'; {otherwise}")
+        return Availability(False, f'No CUDA: there is a GPU, but {reason}: in the project\'s folder, pip install -e ".[{extra}]"; {otherwise}')
     name = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
     return Availability(True, f"CUDA: {name} through CuPy {cupy.__version__}.")
 

@@ -93,7 +93,7 @@ def read(path: Path) -> Source:
 def _with_includes(path: Path, seen: set[Path]) -> str:
     lines = [f'#line 1 "{path.name}"']
     seen.add(path)
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         included = re.match(r'\s*#include\s+"([^"]+)"', line)
         if included:
             file = path.parent / included[1]

@@ -328,8 +328,8 @@ def driver(version: int = 13000, init: int = 0, count: int = 1):
     [
         (driver(init=100), "the driver finds no GPU (error 100); in a container start it with GPUs"),
         (driver(count=0), "the driver finds no GPU; in a container"),
-        (driver(), "there is a GPU, but CuPy is not installed: in the project's folder, pip install -e '.[cuda13]'"),
-        (driver(version=12080), "there is a GPU, but CuPy is not installed: in the project's folder, pip install -e '.[cuda12]'"),
+        (driver(), 'there is a GPU, but CuPy is not installed: in the project\'s folder, pip install -e ".[cuda13]"'),
+        (driver(version=12080), 'there is a GPU, but CuPy is not installed: in the project\'s folder, pip install -e ".[cuda12]"'),
     ],
 )
 def test_one_sentence_says_what_is_missing(monkeypatch, load, sentence):

@@ -483,7 +483,7 @@ def test_no_rich(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setitem(sys.modules, "rich.console", None)
     assert type(cli._display()) is Display
-    assert "needs rich (in the project's folder, pip install -e '.[app]')" in capsys.readouterr().err
+    assert 'needs rich (in the project\'s folder, pip install -e ".[app]")' in capsys.readouterr().err
 
 
 def test_the_package_needs_no_extras() -> None:

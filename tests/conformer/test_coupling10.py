@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
@@ -78,3 +80,9 @@ def test_either_cue_alone_is_not_enough(probe: str, arrangement: tuple[float, fl
     assert arrangement[0] <= found[0] <= arrangement[1]
     assert texture is None or texture[0] <= found[1] <= texture[1]
     assert found[2] < {"window": 0.5, "bag": 0.5, "texture": 0.53, "layout": 0.25}[probe]
+
+
+def test_cosines_are_the_same_on_every_processor():
+    angles = np.random.default_rng(0).uniform(0, 14, 4000).astype(np.float32)
+    exact = np.array([math.cos(float(angle)) for angle in angles]).astype(np.float32)
+    assert_array_equal(coupling10._cos(angles), exact)

@@ -146,7 +146,7 @@ def test_folder_that_cannot_be_written(server: Server, tmp_path: Path) -> None:
 
 def test_no_pooch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(__import__("sys").modules, "pooch", None)
-    assert "downloading needs pooch (in the project's folder, pip install -e '.[app]')" in refused(tmp_path)
+    assert 'downloading needs pooch (in the project\'s folder, pip install -e ".[app]")' in refused(tmp_path)
 
 
 def test_load_downloads_once(server: Server, cifar: Cifar, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

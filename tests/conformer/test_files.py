@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from conformer import files
-from conformer.files import write_file
+from conformer.files import quoted, write_file
 
 
 def test_two_that_write_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,3 +36,9 @@ def test_what_is_not_a_file_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="cannot write .*pipe: it is not a file"):
         write_file(tmp_path / "pipe", "text")
     assert (tmp_path / "pipe").is_fifo()
+
+
+def test_pieces_of_commands_as_each_shell_reads_them(monkeypatch: pytest.MonkeyPatch):
+    assert [quoted(text) for text in ("runs/a", "my runs/a", Path("it's"))] == ["runs/a", "'my runs/a'", "'it'\"'\"'s'"]
+    monkeypatch.setattr(files.os, "name", "nt")
+    assert [quoted(text) for text in ("runs\\a", "my runs\\a")] == ["runs\\a", '"my runs\\a"']

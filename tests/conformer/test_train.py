@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from conformer import data, learner, train
+from conformer import data, learner, run_folder, train
 from conformer.batches import batches
 from conformer.checkpoints import load_checkpoint
 from conformer.devices import DeviceError
@@ -100,7 +100,7 @@ def test_options_of_other_types_than_they_have() -> None:
 
 def test_batches_cover_an_epoch_and_depend_on_seed_and_place_only(cifar: Cifar) -> None:
     dataset = data.load("cifar10", cifar(records=7))
-    numbered = replace(dataset, train=replace(dataset.train, labels=np.arange(35)))
+    numbered = replace(dataset, classes=tuple(map(str, range(35))), train=replace(dataset.train, labels=np.arange(35)))
     random.manual_seed(0)
     first = list(batches(numbered, 8, epoch=0))
     seen = np.concatenate([batch.labels for batch in first])
@@ -129,7 +129,7 @@ def test_each_batch_of_each_epoch_is_augmented_by_draws_of_its_own(cifar: Cifar)
     assert len(made) == len(set(made)) == 9
 
 
-def test_run_folder(config: TrainConfig, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_folder(config: TrainConfig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     result = train.train(config)
     assert result.folder == config.out
     assert result.steps == 10
@@ -150,7 +150,11 @@ def test_run_folder(config: TrainConfig, capsys: pytest.CaptureFixture[str]) -> 
     assert (header["train_images"], header["test_images"], header["steps"], header["seed"]) == (40, 8, 10, 0)
     assert header["versions"]["numpy"] == np.__version__
     assert header["threads"] >= 1
-    assert {"OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "platform", "blas"} <= set(header)
+    assert {"OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "platform"} <= set(header)
+    assert header["blas"] == run_folder.environment()["blas"] and header["blas"][0]["version"]
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder.threadpoolctl, "threadpool_info", list)  # as where NumPy uses Apple's Accelerate
+        assert run_folder.environment()["blas"] == [np.show_config("dicts")["Build Dependencies"]["blas"]["name"]]  # type: ignore[index]
     assert [line["step"] for line in rest if set(line) == STEP_LINE] == [2, 4, 6, 8, 10]
     tests = [line for line in rest if set(line) == TEST_LINE]
     assert [(line["step"], line["epoch"]) for line in tests] == [(5, 1.0), (10, 2.0)]

@@ -73,7 +73,7 @@ def _compiler() -> tuple[str, str]:
 
 @functools.cache
 def _header_text() -> str:
-    return "".join((_HERE / name).read_text() for name in _HEADERS)
+    return "".join((_HERE / name).read_text(encoding="utf-8") for name in _HEADERS)
 
 
 def _build(stem: str, text: str, sources: tuple[str, ...], flags: tuple[str, ...], after: tuple[str, ...] = ()) -> Path:
@@ -97,7 +97,7 @@ def _build(stem: str, text: str, sources: tuple[str, ...], flags: tuple[str, ...
 
 def build_core(address: bool) -> Path:
     """The library with the scheduler and the checks: the address build needs its own."""
-    text = "".join((_HERE / name).read_text() for name in _CORE)
+    text = "".join((_HERE / name).read_text(encoding="utf-8") for name in _CORE)
     sources = tuple(str(_HERE / name) for name in _CORE)
     return _build("core", text, sources, (*_FLAGS, "-O2", *(["-DEMULATOR_ADDRESS"] if address else [])), ("-x", "none", "-lasan") if address else ())
 
