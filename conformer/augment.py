@@ -120,6 +120,5 @@ def cuda_augment(images: Array, labels: Array, plan: Array, place: Array, consta
     batch, height, width, channels = x.shape
     numbers = height * width * channels
     pack = cuda.vector_width(numbers, x)
-    number = cuda.c_type(x.dtype)
     arguments = (images, labels, plan, place, constants, x, y, height, width, channels)
-    _cuda.launch(f"augment<{number}, {number if pack == 1 else 'float4'}>", (batch, -(-numbers // pack // 256)), 256, *arguments)
+    _cuda.launch(f"augment<{cuda.pack_types(x.dtype, pack)}>", (batch, -(-numbers // pack // 256)), 256, *arguments)

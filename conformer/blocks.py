@@ -27,7 +27,8 @@ __all__ = [
     "Med_ConvBlock",
     "Mlp",
     "Named",
-    "add_named",
+    "note",
+    "note_block",
     "stem_convolution",
     "transformer_block",
 ]
@@ -37,10 +38,16 @@ Named = dict[str, Tensor]
 EPS = 1e-6  # of every norm in the official code but the stem's batch norm and trans_norm, which keep PyTorch's 1e-5
 
 
-def add_named(named: Named | None, prefix: str, inner: Named | None) -> None:
-    """Write a sub-block's tensors into its parent's dictionary, under the parent's name for the sub-block."""
+def note(named: Named | None, **tensors: Tensor) -> None:
+    """Keep intermediate tensors by name, where they were asked for."""
+    if named is not None:
+        named.update(tensors)
+
+
+def note_block(named: Named | None, name: str, inner: Named | None, output: Tensor) -> None:
+    """Keep a sub-block's output under the parent's name for it, after the tensors that the sub-block kept of itself."""
     if named is not None and inner is not None:
-        named.update({f"{prefix}.{name}": tensor for name, tensor in inner.items()})
+        named.update({f"{name}.{part}": tensor for part, tensor in inner.items()} | {name: output})
 
 
 def stem_convolution(config: ConformerConfig) -> nn.Conv2d:
@@ -95,8 +102,7 @@ class Block(nn.Module):
         x = x + self.drop_path(attention)
         norm2 = self.norm2(x)
         mlp = self.mlp(norm2)
-        if named is not None:
-            named.update(norm1=norm1, attn=attention, norm2=norm2, mlp=mlp)
+        note(named, norm1=norm1, attn=attention, norm2=norm2, mlp=mlp)
         return x + self.drop_path(mlp)
 
 
@@ -249,18 +255,13 @@ class ConvTransBlock(nn.Module):
         inner: Named | None = None if named is None else {}
         x, x2 = self.cnn_block(x)  # (B, H, W, C), (B, H, W, C / 4)
         squeezed = self.squeeze_block(x2, x_t)  # (B, N, E)
-        if named is not None:
-            named.update(cnn_block=x, squeeze_block=squeezed)
-        x_t = self.trans_block(squeezed + x_t, inner)  # (B, N, E); the class token enters doubled
-        add_named(named, "trans_block", inner)
-        if named is not None:
-            named["trans_block"] = x_t
+        note(named, cnn_block=x, squeeze_block=squeezed)
+        x_t = self.trans_block(squeezed + x_t, inner)  # (B, N, E); with double_class_token the class token enters doubled
+        note_block(named, "trans_block", inner, x_t)
         for index in range(self.num_med_block):
             x, _ = self.med_block[index](x)  # (B, H, W, C)
-            if named is not None:
-                named[f"med_block.{index}"] = x
+            note(named, **{f"med_block.{index}": x})
         expanded = self.expand_block(x_t, x2.shape[1] // self.dw_stride, x2.shape[2] // self.dw_stride)  # (B, H, W, C / 4)
         x, _ = self.fusion_block(x, expanded)  # (B, H, W, C), half of H and W in the last block
-        if named is not None:
-            named.update(expand_block=expanded, fusion_block=x)
+        note(named, expand_block=expanded, fusion_block=x)
         return x, x_t

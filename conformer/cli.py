@@ -16,7 +16,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from conformer.config import CONFIGS, named_config
 from conformer.display import Display
 from conformer.evaluate import HEADS, TTA, Predictions, evaluate, predict
 from conformer.files import quoted
-from conformer.info import describe
+from conformer.info import columns, describe
 from conformer.model import Conformer
 from conformer.options import MAY_CHANGE, OptionError, TrainConfig
 from conformer.parser import Mistake, Parser, add_options, png_path, positive, some_path
@@ -184,15 +184,28 @@ def _report_of(run: Path, dataset: data.Dataset, predictions: Predictions | None
 def _draw_curves(run: Path) -> bool:
     """Add the picture of the curves, or say why not."""
     try:
-        from conformer.plots import save_curves
-
+        with _drawing("a picture of the curves"):
+            from conformer.plots import save_curves
         save_curves(run, read_log(run))
         return True
-    except ImportError:  # matplotlib brings pillow
-        print(f"conformer: curves.png and report.html need matplotlib ({EXTRAS}); they are not made", file=sys.stderr)
+    except Mistake as mistake:
+        print(f"conformer: {mistake}; curves.png and report.html are not made", file=sys.stderr)
     except (OSError, ValueError) as error:
         print(f"conformer: curves.png is not drawn: {_sentence(error)}", file=sys.stderr)
     return False
+
+
+@contextlib.contextmanager
+def _drawing(what: str) -> Iterator[None]:
+    """A block that imports matplotlib, directly or not, to draw `what`. Raises Mistake where it is missing, or where it refuses to be imported, as
+    when MPLBACKEND names no backend.
+    """
+    try:
+        yield
+    except ImportError as error:  # also of pillow, which matplotlib brings
+        raise Mistake(f"{what} needs matplotlib ({EXTRAS})", 1) from error
+    except (ValueError, RuntimeError) as error:  # the latter: it finds no home to keep its files in
+        raise Mistake(f"{what} is not drawn: {_sentence(error)}", 1) from error
 
 
 def _device(options: argparse.Namespace) -> str:
@@ -208,8 +221,9 @@ def _evaluate(options: argparse.Namespace) -> None:
     try:
         picture = options.picture or weights_file(options.run).with_name("confusion.png")
         model, about = load_weights(options.run)
-        tta = getattr(options, "tta", None) or _options_of(options.run).get("tta", TrainConfig.tta)  # else the run would have another accuracy
-        dataset = _dataset_of(about, options)
+        saved = _options_of(options.run)
+        tta = getattr(options, "tta", None) or saved.get("tta", TrainConfig.tta)  # else the run would have another accuracy
+        dataset = _dataset_of(about, options.data_dir, saved)
     except (OSError, ValueError) as error:
         raise Mistake(_sentence(error), 1) from error
     predictions = evaluate(model.to(device=device), dataset.test, dataset, options.batch_size, tta)
@@ -220,27 +234,29 @@ def _evaluate(options: argparse.Namespace) -> None:
     print(f"  loss              {predictions.loss:6.3f}")
     shares = np.stack(list(predictions.class_accuracies().values()), axis=1)  # (K, 3)
     rows = [[name, *(f"{100 * share:.1f}" for share in row)] for name, row in zip(dataset.classes, shares, strict=True)]
-    print("\n" + _columns([["accuracy in percent", *HEADS.values()], *rows]))
+    print("\n" + columns([["accuracy in percent", *HEADS.values()], *rows]))
     try:
-        from conformer.plots import save_confusion_matrix
-
+        with _drawing("the picture of the confusion matrix"):
+            from conformer.plots import save_confusion_matrix
         save_confusion_matrix(picture, predictions.confusion_matrix(), dataset.classes, title)
-    except ImportError:
-        print(f"conformer: the picture of the confusion matrix needs matplotlib ({EXTRAS}); it is not drawn", file=sys.stderr)
-    except (OSError, ValueError) as error:  # matplotlib's: MPLBACKEND names no backend
+    except Mistake as mistake:
+        if options.picture is not None:
+            raise
+        print(f"conformer: {mistake}", file=sys.stderr)  # nobody asked for it; the figures, which were asked for, are printed
+    except OSError as error:
         raise Mistake(f"the picture is not drawn: {_sentence(error)}", 1) from error
     else:
         print(f"\nwhich classes are taken for which: {picture}")
 
 
-def _dataset_of(about: About, options: argparse.Namespace) -> data.Dataset:
-    """The data set that weights were trained on: in --data-dir, or else where the run had it from, or else wherever it is found."""
-    before = _options_of(options.run).get("data_dir")
-    gone = options.data_dir is None and before is not None and not Path(str(before)).exists()
-    try:
-        dataset = data.load(about.dataset, options.data_dir or (None if gone else before))
-    except data.DataError as error:
-        raise data.DataError(f"the run's data is not in {before} any more, and {error}" if gone else str(error)) from error
+def _dataset_of(about: About, data_dir: Path | None, saved: dict[str, Any]) -> data.Dataset:
+    """The data set that weights were trained on: in --data-dir, or else where the run with the options `saved` had it."""
+    if data_dir is not None:
+        dataset = data.load(about.dataset, data_dir)
+    else:
+        before = saved.get("data_dir")
+        with data.place_of(about.dataset, Path(str(before)) if before else None) as place:
+            dataset = data.load(about.dataset, place)
     if dataset.classes != about.classes or dataset.test.images.shape[1:3] != about.image_size:
         raise ValueError(f"the weights are for other classes or images of another size than {dataset.name} in {dataset.source} has")
     return dataset
@@ -250,14 +266,6 @@ def _options_of(run: Path) -> dict[str, Any]:
     """The options of the run that weights are from; none where the file lies alone."""
     config = weights_file(run).with_name("config.json")
     return read_config(config.parent) if config.is_file() else {}
-
-
-def _columns(rows: list[list[str]]) -> str:
-    """A table as text: the first column to the left, the others to the right."""
-    first, *widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join([f"{name:<{first}}", *(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))]) for name, *cells in rows
-    )
 
 
 def _load_images(options: argparse.Namespace) -> tuple[Conformer, About, np.ndarray]:
@@ -300,12 +308,8 @@ def _explain(options: argparse.Namespace) -> None:
     from conformer.explain import attention_rollout, class_activation_maps, token_map
 
     model, about, images = _load_images(options)
-    try:
+    with _drawing("the picture"):
         from conformer.plots import save_explanation
-    except ImportError as error:
-        raise Mistake(f"pictures need matplotlib ({EXTRAS})", 1) from error
-    except ValueError as error:  # MPLBACKEND names no backend
-        raise Mistake(f"the picture is not drawn: {_sentence(error)}", 1) from error
     try:
         if options.out.exists() and any(options.out.samefile(image) for image in options.images):
             raise Mistake(f"--out {options.out} is one of the images; give the picture another name", 2)
@@ -333,19 +337,18 @@ def _newest_run() -> Path:
 
 def _report(options: argparse.Namespace) -> None:
     run, device = options.run, _device(options)
-    try:
+    with _drawing("a report"):
         from conformer.plots import save_curves
         from conformer.report import write_report
-    except ImportError as error:
-        raise Mistake(f"a report needs matplotlib ({EXTRAS})", 1) from error
     try:
         if not (run / "metrics.jsonl").is_file():
             raise FileNotFoundError(f"there is no run in {run} (no metrics.jsonl); give the folder of a run")
         dataset = predictions = None
         if weights_file(run).is_file():
             model, about = load_weights(run)
-            dataset = _dataset_of(about, options)
-            predictions = evaluate(model.to(device=device), dataset.test, dataset, tta=read_config(run).get("tta", TrainConfig.tta))
+            saved = read_config(run)
+            dataset = _dataset_of(about, options.data_dir, saved)
+            predictions = evaluate(model.to(device=device), dataset.test, dataset, tta=saved.get("tta", TrainConfig.tta))
         save_curves(run, read_log(run))
         print(write_report(run, dataset, predictions))
     except (OSError, ValueError) as error:

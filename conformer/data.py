@@ -11,9 +11,10 @@ Letters: N images, H W rows and columns, C channels, K classes.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from conformer import coupling10, download
 from conformer.archives import SIDE, DataError, read_archive, read_batch, read_folder
 from conformer.cifar import CIFAR10, CIFAR100, Cifar, Version
 
-__all__ = ["DATASETS", "DataError", "Dataset", "Split", "cache_folder", "load"]
+__all__ = ["DATASETS", "DataError", "Dataset", "Split", "cache_folder", "load", "place_of"]
 
 Say = Callable[[str], None]
 
@@ -90,8 +91,11 @@ class Dataset:
 
 
 def cache_folder() -> Path:
-    """The folder for downloaded data: `conformer` in `$XDG_CACHE_HOME`, or else in `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "conformer"
+    """The folder for downloaded data: `conformer` in `$XDG_CACHE_HOME`, or else in `~/.cache`. Raises DataError where there is no home."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "conformer"
+    except RuntimeError as error:
+        raise _NotFound("there is no home folder to keep downloads in; give the data with --data-dir, or set XDG_CACHE_HOME to a folder") from error
 
 
 def load(name: str, data_dir: str | Path | None = None, say: Say = lambda text: print(text, file=sys.stderr)) -> Dataset:
@@ -109,6 +113,21 @@ def load(name: str, data_dir: str | Path | None = None, say: Say = lambda text: 
     if name not in DATASETS:
         raise DataError(f"there is no data set {name!r}; there is {', '.join(DATASETS)}")
     return DATASETS[name](data_dir, say)
+
+
+@contextlib.contextmanager
+def place_of(name: str, before: Path | None) -> Iterator[Path | None]:
+    """Where to look for the data `name` that a run had in `before`: there; or, for CIFAR that is not there any more, wherever `load` looks (None).
+
+    Other data sets may not be looked for elsewhere: nothing tells whether they are the same. A DataError inside the block then says what was tried.
+    """
+    gone = before is not None and not before.exists() and name in (CIFAR10.name, CIFAR100.name)
+    try:
+        yield None if gone else before
+    except DataError as error:
+        if gone:
+            raise DataError(f"the run's data is not in {before} any more, and {error}") from error
+        raise
 
 
 def _load_auto(data_dir: str | Path | None, say: Say) -> Dataset:
@@ -152,6 +171,8 @@ def _find(kind: Cifar, data_dir: str | Path | None, say: Say) -> Path:
         places = {"--data-dir": Path(data_dir)}
     else:
         variable = os.environ.get("CONFORMER_DATA")
+        if variable and (found := _locate(kind, Path(variable))):
+            return found
         places = ({"$CONFORMER_DATA": Path(variable)} if variable else {}) | {"the cache": cache_folder()}
     for place in places.values():
         if found := _locate(kind, place):

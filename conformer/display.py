@@ -28,11 +28,15 @@ class Progress(NamedTuple):
     images_per_second: float
     seconds_left: float
 
+    @property
+    def left(self) -> timedelta:
+        """Time left, in whole seconds: 1:07:30."""
+        return timedelta(seconds=round(self.seconds_left))
+
     def __str__(self) -> str:
-        left = timedelta(seconds=round(self.seconds_left))  # 1:07:30
         test = f"  test {self.test} %" if self.test else ""
         return (
-            f"step {self.step}/{self.steps}  epoch {self.epoch:.2f}  {left} left  loss {self.loss:.3f}  train {self.train} %{test}  "
+            f"step {self.step}/{self.steps}  epoch {self.epoch:.2f}  {self.left} left  loss {self.loss:.3f}  train {self.train} %{test}  "
             f"lr {self.learning_rate:.2g}  {self.images_per_second:.0f} images/s"
         )
 
@@ -55,7 +59,10 @@ class Display:
         now = time.monotonic()
         if now >= self._next or progress.step == progress.steps:
             self._next = now + self.seconds
-            self.message(str(progress))
+            self._show(progress)
+
+    def _show(self, progress: Progress) -> None:
+        self.message(str(progress))
 
     def close(self) -> None:
         """The run is over, or was broken off."""

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import secrets
 import shlex
 import subprocess
 from pathlib import Path
 
-from minigrad.safetensors_io import replace
+from minigrad.safetensors_io import replaced
 
 __all__ = ["quoted", "write_file"]
 
@@ -31,29 +29,10 @@ def write_file(path: Path, content: str | bytes, new: bool = False) -> None:
         FileExistsError: with `new`, there is one.
         OSError: it cannot be written; an older one is then unharmed, and nothing half-written is left.
     """
-    if path.exists() and not path.is_file():  # a superuser could rename a file to /dev/null
-        raise OSError(f"cannot write {path}: it is not a file")
-    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")  # of this call alone: other threads and machines may write `path`, too
-    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if not new:
-            replace(temporary, path)
-            return
-        try:
-            os.link(temporary, path)  # unlike a renaming, fails where there is a file already
-        except FileExistsError:
-            raise
-        except OSError:  # a file system without links
-            with open(path, "xb") as file:
-                file.write(data)
+        with replaced(path, new) as temporary:
+            temporary.write_bytes(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
     except FileExistsError:
         raise
     except OSError as error:
         raise OSError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()

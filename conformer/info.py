@@ -10,6 +10,7 @@ leave out norms, activations, pooling and additions. FCUDown counts as the offic
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from conformer.config import ConformerConfig
@@ -180,6 +181,12 @@ def _shape(shape: tuple[int, ...] | None) -> str:
     return " x ".join(map(str, shape)) if shape else "-"
 
 
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """A table as text: the first column to the left, the others to the right."""
+    first, *widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join([name.ljust(first), *map(str.rjust, cells, widths)]) for name, *cells in rows)
+
+
 def describe(config: ConformerConfig | Conformer, image_size: int | tuple[int, int] | None = None) -> str:
     """The shape table of a network as text, one line a block and the sums below; takes and raises what `count` does."""
     result = count(config, image_size)
@@ -187,10 +194,7 @@ def describe(config: ConformerConfig | Conformer, image_size: int | tuple[int, i
     for block in result.blocks:
         stage = "-" if block.stage is None else str(block.stage)
         lines.append((block.name, stage, _shape(block.cnn), _shape(block.tokens), f"{block.parameters:,}", f"{block.macs / 1e6:,.2f} M"))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    table = []
-    for block_name, *cells in lines:
-        table.append("  ".join([block_name.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))]))
+    table = columns(lines).splitlines()
     table.insert(1, "-" * len(table[0]))
     table.append(table[1])
 

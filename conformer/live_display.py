@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from datetime import timedelta
-
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -28,13 +25,9 @@ class LiveDisplay(Display):
         """Print a line above the progress."""
         self._live.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    def progress(self, progress: Progress) -> None:
-        """Take note of a step; redraw if it is time, or the last step."""
-        now = time.monotonic()
-        if now >= self._next or progress.step == progress.steps:
-            self._next = now + self.seconds
-            self._live.start()  # does nothing after the first time
-            self._live.update(panel(progress), refresh=True)
+    def _show(self, progress: Progress) -> None:
+        self._live.start()  # does nothing after the first time
+        self._live.update(panel(progress), refresh=True)
 
     def close(self) -> None:
         """Take the progress off the terminal; messages stay."""
@@ -43,11 +36,10 @@ class LiveDisplay(Display):
 
 def panel(progress: Progress) -> Group:
     """Where a run stands: a bar, the running figures, and the accuracies of each head."""
-    left = timedelta(seconds=round(progress.seconds_left))  # 1:07:30
     where = Table.grid(padding=(0, 2))
     where.add_row(
         ProgressBar(total=progress.steps, completed=progress.step, width=24),
-        f"step {progress.step:,}/{progress.steps:,}  epoch {progress.epoch:.2f}  {left} left",
+        f"step {progress.step:,}/{progress.steps:,}  epoch {progress.epoch:.2f}  {progress.left} left",
     )
     figures = f"loss {progress.loss:.3f}  learning rate {progress.learning_rate:.2g}  {progress.images_per_second:.0f} images/s"
     table = Table.grid(padding=(0, 2))

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from conformer.blocks import ConvBlock, ConvTransBlock, Named, add_named, stem_convolution, transformer_block
+from conformer.blocks import ConvBlock, ConvTransBlock, Named, note, note_block, stem_convolution, transformer_block
 from conformer.config import CONFIGS, ConformerConfig
 from minigrad import functional as F
 from minigrad import nn, ops
@@ -134,13 +134,10 @@ class Conformer(nn.Module):
         batch, width = images.shape[0], self.config.embed_dim
         class_token = self.cls_token.broadcast_to((batch, 1, width))  # (B, 1, E)
         x_t = ops.concatenate([class_token, patches.reshape(batch, grid[0] * grid[1], width)], axis=1)  # (B, N, E)
-        if named is not None:
-            named.update(stem=stem, conv_1=x, trans_patch_conv=patches, tokens=x_t)
+        note(named, stem=stem, conv_1=x, trans_patch_conv=patches, tokens=x_t)
         inner: Named | None = None if named is None else {}
         x_t = self.trans_1(x_t, inner)  # (B, N, E)
-        add_named(named, "trans_1", inner)
-        if named is not None:
-            named["trans_1"] = x_t
+        note_block(named, "trans_1", inner, x_t)
 
         for plan in self.plans:
             inner, block = None if named is None else {}, getattr(self, plan.name)
@@ -148,16 +145,13 @@ class Conformer(nn.Module):
                 x, x_t = checkpoint(block, x, x_t)  # (B, H, W, C), (B, N, E)
             else:
                 x, x_t = block(x, x_t, inner)  # (B, H, W, C), (B, N, E)
-            add_named(named, plan.name, inner)
-            if named is not None:
-                named[plan.name] = x
+            note_block(named, plan.name, inner, x)
 
         pooled = F.global_avg_pool2d(x)  # (B, 4 C1)
         conv_logits = self.conv_cls_head(pooled)  # (B, K)
         normed = self.trans_norm(x_t)  # (B, N, E)
         trans_logits = self.trans_cls_head(normed[:, 0])  # (B, K)
-        if named is not None:
-            named.update(pooling=pooled, conv_cls_head=conv_logits, trans_norm=normed, trans_cls_head=trans_logits)
+        note(named, pooling=pooled, conv_cls_head=conv_logits, trans_norm=normed, trans_cls_head=trans_logits)
         return conv_logits, trans_logits
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

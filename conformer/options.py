@@ -22,8 +22,12 @@ __all__ = ["MAY_CHANGE", "OptionError", "TrainConfig", "from_plain", "plain", "r
 MAY_CHANGE = {"data_dir", "device", "log_every", "checkpoint_steps", "checkpoint_minutes"}
 """Options that a resumed run may be given anew: they change no weight, but for the last digits where the device is another."""
 
-LARGEST = 10**9
-"""Of every count: no run needs more, and products of two still fit 64 bits."""
+LARGEST = 10**9  # of a count: no run needs more, and products of two still fit 64 bits
+COUNTS = {
+    "epochs": (1, LARGEST), "max_steps": (1, LARGEST), "batch_size": (2, LARGEST), "accumulate": (1, LARGEST), "eval_epochs": (1, LARGEST),
+    "log_every": (1, LARGEST), "checkpoint_steps": (0, LARGEST), "cutout": (0, LARGEST), "seed": (0, 2**64 - 1),
+}  # fmt: skip
+"""The options that are whole numbers: the least and the most of each."""
 
 
 class OptionError(ValueError):
@@ -88,19 +92,20 @@ class TrainConfig:
         for name, allowed in {"device": DEVICES, "precision": PRECISIONS, "tta": TTA}.items():
             if getattr(self, name) not in allowed:
                 self._refuse(name, f"it must be one of {', '.join(allowed)}")
-        counts = {"epochs": 1, "max_steps": 1, "batch_size": 2, "log_every": 1, "accumulate": 1, "eval_epochs": 1, "cutout": 0, "checkpoint_steps": 0}
-        for name in (*counts, "seed"):
-            if (value := getattr(self, name)) is not None:
-                try:
-                    object.__setattr__(self, name, operator.index(value))
-                except TypeError:
-                    self._refuse(name, "it must be a whole number")
-        for name, bound in {**counts, "seed": 0, "weight_decay": 0, "clip_norm": 0, "checkpoint_minutes": 0}.items():
-            if (value := getattr(self, name)) is not None and not value >= bound:
-                self._refuse(name, f"it must be at least {bound}")
-        for name, bound in {**dict.fromkeys(counts, LARGEST), "seed": 2**64 - 1}.items():
-            if (value := getattr(self, name)) is not None and value > bound:
-                self._refuse(name, f"it must be at most {bound:,}")
+        for name, (least, most) in COUNTS.items():
+            if (value := getattr(self, name)) is None:
+                continue
+            try:
+                object.__setattr__(self, name, operator.index(value))
+            except TypeError:
+                self._refuse(name, "it must be a whole number")
+            if value < least:
+                self._refuse(name, f"it must be at least {least}")
+            if value > most:
+                self._refuse(name, f"it must be at most {most:,}")
+        for name in ("weight_decay", "clip_norm", "checkpoint_minutes"):
+            if not getattr(self, name) >= 0:
+                self._refuse(name, "it must be at least 0")
         if not self.lr > 0:
             self._refuse("lr", "it must be above 0")
         for name, off in {"lr": "", "weight_decay": "", "clip_norm": ", 0 for no limit", "checkpoint_minutes": ", 0 for no such limit"}.items():
@@ -134,11 +139,7 @@ def from_plain(values: Mapping[str, Any]) -> TrainConfig:
     """The options back from what `plain` made of them; raises TypeError or ValueError for those of another version of the program."""
     if unknown := values.keys() - {field.name for field in fields(TrainConfig)}:
         raise ValueError(f"{min(unknown)} is unknown")
-    known: dict[str, Any] = dict(values)
-    for name in ("data_dir", "out"):
-        if known.get(name) is not None:
-            known[name] = Path(known[name])
-    return TrainConfig(**known)
+    return TrainConfig(**values)
 
 
 def resumed(run: Path, values: Mapping[str, Any], dataset: str | None, given: Mapping[str, Any]) -> TrainConfig:

@@ -100,9 +100,10 @@ def _figures(log: RunLog, predictions: Predictions | None) -> str:
         figures.append(("images a second", f"{np.median([line['images_per_second'] for line in log.training]):.0f}"))
     figures.append(("parameters", f"{log.header['parameters']:,}"))
     cells = "".join(f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for name, value in figures)
+    if not shares:
+        return f'<div class="figures">{cells}</div>'
     explained = "<p>The test accuracy is that of the sum of both heads' logits, on images that were not trained on. "
     explained += "The best is chosen by these very images, so its figure is on the high side: quote that of the end.</p>"
-    explained = explained if shares else ""
     return f'<div class="figures">{cells}</div>{explained}'
 
 
@@ -115,7 +116,7 @@ def _curves(log: RunLog) -> str:
     if not log.training and not log.tests:
         return _section("Curves", "<p>Nothing has been measured yet.</p>")
     pictures: dict[str, Callable[[Any, RunLog], None]] = {
-        "Accuracies by step": plots.draw_accuracies, "Losses by step": plots.draw_losses, "Learning rate by step": plots.draw_learning_rate,
+        "Accuracies by epoch": plots.draw_accuracies, "Losses by epoch": plots.draw_losses, "Learning rate by epoch": plots.draw_learning_rate,
     }  # fmt: skip
     drawn = "".join(f"<div>{plots.svg(lambda axes, draw=draw: draw(axes, log), 5, 3.6, title)}</div>" for title, draw in pictures.items())
     return _section("Curves", f'<div class="pictures">{drawn}</div>')

@@ -26,7 +26,6 @@ from conformer import data, devices
 from conformer.batches import Batch, batches
 from conformer.budget import TIMED_STEPS, duration, steps_within
 from conformer.checkpoints import Checkpoint, fingerprint
-from conformer.cifar import CIFAR10, CIFAR100
 from conformer.config import named_config
 from conformer.display import Display, Progress
 from conformer.evaluate import Accuracies, Predictions, evaluate
@@ -162,14 +161,12 @@ class Trainer:
                 config = resumed(run, checkpoint.options, checkpoint.dataset, given)
             else:
                 config = resumed(run, {name: value for name, value in read_config(folder.path).items() if name != "steps"}, None, given)
-            gone = config.data_dir if "data_dir" not in given and config.data_dir and not config.data_dir.exists() else None
-            if gone and not checkpoint:
-                raise data.DataError(f"the run's data is not in {gone} any more; give it with --data-dir")
-            gone = gone if config.dataset in (CIFAR10.name, CIFAR100.name) else None  # others may not be looked for elsewhere
-            try:
-                return cls(replace(config, data_dir=None) if gone else config, display, (folder, checkpoint))
-            except data.DataError as error:
-                raise data.DataError(f"the run's data is not in {gone} any more, and {error}" if gone else str(error)) from error
+            if "data_dir" in given:
+                return cls(config, display, (folder, checkpoint))
+            if not checkpoint and config.data_dir and not config.data_dir.exists():  # without its fingerprint, other data would pass for it
+                raise data.DataError(f"the run's data is not in {config.data_dir} any more; give it with --data-dir")
+            with data.place_of(config.dataset, config.data_dir) as place:
+                return cls(replace(config, data_dir=place), display, (folder, checkpoint))
         except BaseException:
             folder.close()
             raise

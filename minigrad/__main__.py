@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import os
+import sys
 
 from minigrad import functional  # noqa: F401  (importing it fills the registry)
 from minigrad.op import REGISTRY, Fused, Op
@@ -52,4 +54,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+        sys.stdout.flush()
+    except OSError as error:  # of the output: its reader has left (`| head`), or the disk is full
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes at its end what is left: to nowhere
+        sys.exit(1 if isinstance(error, BrokenPipeError) else f"python -m minigrad: the output cannot be written: {error.strerror or error}")

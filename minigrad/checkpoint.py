@@ -88,6 +88,31 @@ def _shapes(outputs: list) -> list:
     return [y.shape if isinstance(y, Tensor) else None for y in outputs]
 
 
+def _captured(shells: list[Tensor], results: list[Tensor], start: int) -> list[tuple]:
+    """What a function captured: the edges that lead out of the part of the graph that it made, the nodes numbered from `start` on.
+
+    shells: its inputs, each through a node of its own, at which the search stops.
+    """
+    shell_nodes = {x.node for x in shells if x.node is not None}
+    made = [y.node for y in results if y.node is not None and y.node.order > start]
+    captured: dict[tuple, None] = {}  # an ordered set of edges
+    seen = set(made) | shell_nodes
+    stack = [node for node in made if node not in shell_nodes]
+    for y in results:
+        if y.requires_grad and (y.node is None or y.node.order < start):
+            captured[edge_of(y)] = None  # type: ignore[index]  # the function returned an outside tensor as it is
+    while stack:
+        for edge in stack.pop().edges:
+            if edge is not None:
+                target = edge[0]
+                if type(target) is not Node or target.order < start:
+                    captured[edge] = None
+                elif target not in seen:
+                    seen.add(target)
+                    stack.append(target)
+    return list(captured)
+
+
 def checkpoint(function: Callable, *inputs: Any) -> Any:
     """Run `function(*inputs)` now, keep none of its intermediate arrays, and run it again when the derivative is asked for.
 
@@ -119,29 +144,12 @@ def checkpoint(function: Callable, *inputs: Any) -> Any:
         current.reads.extend(reads)
     results = _listed(outputs)
 
-    # What the function captured: the edges that lead out of the part of the graph that it made.
-    shell_nodes = {x.node for x in shells if isinstance(x, Tensor) and x.node is not None}
-    made = [y.node for y in results if isinstance(y, Tensor) and y.node is not None and y.node.order > start]
-    captured: dict[tuple, None] = {}  # an ordered set of edges
-    seen = set(made) | shell_nodes
-    stack = [node for node in made if node not in shell_nodes]
-    for y in results:
-        if isinstance(y, Tensor) and y.requires_grad and (y.node is None or y.node.order < start):
-            captured[edge_of(y)] = None  # type: ignore[index]  # the function returned an outside tensor as it is
-    while stack:
-        for edge in stack.pop().edges:
-            if edge is not None:
-                target = edge[0]
-                if type(target) is not Node or target.order < start:
-                    captured[edge] = None
-                elif target not in seen:
-                    seen.add(target)
-                    stack.append(target)
+    captured = _captured([x for x in shells if isinstance(x, Tensor)], [y for y in results if isinstance(y, Tensor)], start)
 
     edges = tuple([edge_of(x) if isinstance(x, Tensor) else None for x in inputs])
     node = Node()
-    node.op = _Checkpoint(function, _shapes(results), reads, list(captured), draws, current)
-    node.edges = edges + tuple(captured)
+    node.op = _Checkpoint(function, _shapes(results), reads, captured, draws, current)
+    node.edges = (*edges, *captured)
     node.outputs, node.order, node.site = len(results), next(node_numbers), caller_site() if current.anomaly else None
     node.inputs, node.values = inputs, ()
     wrapped = [wrap(y.data, node, k, y.version) if isinstance(y, Tensor) and y.requires_grad else y for k, y in enumerate(results)]

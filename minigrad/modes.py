@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from minigrad import backend
 __all__ = ["MODE", "Mode", "anomaly", "definitions", "enable_grad", "is_grad_enabled", "mode", "no_grad", "recomputing"]
 
 
+@dataclass(slots=True)
 class Mode:
     """How operations behave in this context.
 
@@ -27,25 +29,16 @@ class Mode:
     for all operations, where a definition is run again for a call made there. watched: anything beyond `record` that every operation must do.
     """
 
-    __slots__ = ("anomaly", "definitions", "reads", "recomputing", "record", "site", "watched")
+    record: bool = True
+    definitions: bool = False
+    anomaly: bool = False
+    recomputing: bool = False
+    reads: list | None = None
+    site: str | None = None
+    watched: bool = field(init=False)
 
-    def __init__(
-        self,
-        record: bool = True,
-        definitions: bool = False,
-        anomaly: bool = False,
-        recomputing: bool = False,
-        reads: list | None = None,
-        site: str | None = None,
-    ):
-        self.record, self.definitions, self.anomaly, self.recomputing = record, definitions, anomaly, recomputing
-        self.reads, self.site = reads, site
-        self.watched = anomaly or reads is not None
-
-    def but(self, **changes: Any) -> Mode:
-        """The same mode with some fields changed."""
-        fields = {name: getattr(self, name) for name in self.__slots__ if name != "watched"}
-        return Mode(**(fields | changes))
+    def __post_init__(self) -> None:
+        self.watched = self.anomaly or self.reads is not None
 
 
 MODE: ContextVar[Mode] = ContextVar("minigrad_mode", default=Mode())  # noqa: B039 (a Mode is never changed, only replaced)
@@ -55,7 +48,7 @@ MODE: ContextVar[Mode] = ContextVar("minigrad_mode", default=Mode())  # noqa: B0
 @contextmanager
 def mode(**changes: Any) -> Iterator[None]:
     """Change fields of the current Mode inside a `with` block; an exception leaves none of it behind."""
-    token = MODE.set(MODE.get().but(**changes))
+    token = MODE.set(replace(MODE.get(), **changes))
     try:
         yield
     finally:

@@ -22,9 +22,11 @@ Read next: `ops/elementwise.py`, then `fused/layer_norm.py`, then `autograd.py` 
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
@@ -45,6 +47,7 @@ _ndarray = np.ndarray
 _new_node = Node.__new__
 
 
+@dataclass(frozen=True, slots=True)
 class _Plan:
     """What a node keeps and which rules it runs, for one choice of inputs that require grad.
 
@@ -53,10 +56,11 @@ class _Plan:
     array_rules: the same for raw arrays, or () where there are none.
     """
 
-    __slots__ = ("array_rules", "facts", "out", "rules", "saves")
-
-    def __init__(self, saves: tuple, facts: tuple, out: bool, rules: tuple, array_rules: tuple):
-        self.saves, self.facts, self.out, self.rules, self.array_rules = saves, facts, out, rules, array_rules
+    saves: tuple
+    facts: tuple
+    out: bool
+    rules: tuple
+    array_rules: tuple
 
 
 class Op:
@@ -70,13 +74,7 @@ class Op:
         self.function = function
         self.outputs = outputs
         self.kernels: dict[str, Kernel] = {}
-        self.__doc__, self.__name__, self.__qualname__, self.__module__ = (
-            function.__doc__,
-            function.__name__,
-            function.__qualname__,
-            function.__module__,
-        )
-        self.__wrapped__ = function  # inspect and documentation tools find the signature and the source here
+        functools.update_wrapper(self, function)  # type: ignore[arg-type]  # inspect and documentation tools find the signature and the source
         parameters = list(inspect.signature(function).parameters.values())
         is_input = ["Tensor" in str(p.annotation) for p in parameters]
         self.count = sum(is_input)
@@ -91,7 +89,7 @@ class Op:
         self.array_rules: dict[str, Callable] = {}
         self._plans: dict[int, _Plan] = {}
         known = REGISTRY.get(self.name)
-        if known is not None and (known.__module__, known.__qualname__) != (self.__module__, self.__qualname__):  # not a notebook's cell, run again
+        if known is not None and _place(known.function) != _place(function):  # not a notebook's cell, run again
             raise ValueError(f"there is an operation {self.name} already, from {known.__module__}; give this one another name")
         REGISTRY[self.name] = self
 
@@ -243,7 +241,8 @@ class Op:
         environment.insert(0, g)
         rules = plan.array_rules if on_arrays else plan.rules
         if self.variadic:
-            results: list = list(rules[0][1](*rules[0][3](environment)))
+            ((_, rule, _, pick),) = rules
+            results: list = list(rule(*pick(environment)))
         else:
             results = [None] * len(node.edges)
             for k, rule, alone, pick in rules:
@@ -484,6 +483,10 @@ class Binary(Primitive):
         return result
 
 
+def _place(function: Callable) -> tuple[str, str]:
+    return function.__module__, function.__qualname__
+
+
 def _kind(value: Any) -> str:
     """What a kernel has returned, for the error that refuses it."""
     return f"a tuple of {len(value)}" if type(value) is tuple else f"an object of type {type(value).__name__}"
@@ -498,6 +501,7 @@ def _broadcast(shapes: Sequence[tuple[int, ...]]) -> bool:
     return True
 
 
+@dataclass(slots=True)
 class Kernel:
     """A forward and a backward on raw arrays for one device.
 
@@ -506,10 +510,11 @@ class Kernel:
     output, the inputs (as bits) whose gradients read its saved array; None: all of them.
     """
 
-    __slots__ = ("backward", "forward", "fresh", "readers", "strided")
-
-    def __init__(self, forward: Callable, backward: Callable | None, strided: bool, fresh: bool, readers: tuple[int, ...] | None = None):
-        self.forward, self.backward, self.strided, self.fresh, self.readers = forward, backward, strided, fresh, readers
+    forward: Callable
+    backward: Callable | None
+    strided: bool
+    fresh: bool
+    readers: tuple[int, ...] | None = None
 
 
 class Fused(Op):
@@ -717,9 +722,10 @@ def primitive(function: Callable | None = None, **options: Any) -> Any:
     """Decorator: make a function on arrays a primitive operation on Tensors. Options: see Primitive."""
 
     def make(function: Callable) -> Primitive:
-        names = list(inspect.signature(function).parameters)
-        fast = {("x",): Unary, ("x", "y"): Binary}.get(tuple(names), Primitive)
-        return (Primitive if options.get("view") else fast)(function, **options)
+        inputs = tuple([p.name if p.annotation in ("Tensor", Tensor) else None for p in inspect.signature(function).parameters.values()])
+        one_result = not options.get("view") and options.get("outputs", 1) == 1
+        kind = {("x",): Unary, ("x", "y"): Binary}.get(inputs, Primitive) if one_result else Primitive  # their calls are written for these names
+        return kind(function, **options)
 
     return make if function is None else make(function)
 

@@ -13,7 +13,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,32 @@ from safetensors.numpy import save_file
 
 from minigrad import backend
 
-__all__ = ["load_state", "replace", "save_state"]
+__all__ = ["load_state", "replaced", "save_state"]
 
 _WINDOWS = os.name == "nt"
 
 
-def replace(source: Path, target: Path) -> None:
+@contextlib.contextmanager
+def replaced(path: Path, new: bool = False) -> Iterator[Path]:
+    """A file beside `path` to write to. When the block ends, it is on the disk and takes the place of `path`; if the block fails, it is removed.
+
+    Raises OSError for a path that is there and is no file; FileExistsError, with `new`, for any that is there.
+    """
+    if path.exists() and not path.is_file():  # a superuser could rename a file to /dev/null
+        raise OSError("it is not a file")
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")  # of this call alone: other threads and machines may write `path`, too
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())  # the bytes are on the disk before the name is
+        (_create if new else _replace)(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+    _sync_folder(path.parent)
+
+
+def _replace(source: Path, target: Path) -> None:
     """`os.replace`; on Windows again for some seconds, while another program (a reader, a virus scanner) has the target open."""
     for pause in (0.1, 0.2, 0.4, 0.8, 1.6) if _WINDOWS else ():
         with contextlib.suppress(PermissionError):
@@ -36,6 +56,17 @@ def replace(source: Path, target: Path) -> None:
             return
         time.sleep(pause)
     os.replace(source, target)
+
+
+def _create(source: Path, target: Path) -> None:
+    """Give the file another name, which none must have."""
+    try:
+        os.link(source, target)  # unlike a renaming, fails where there is a file already
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        with open(target, "xb") as file:
+            file.write(source.read_bytes())
 
 
 def save_state(path: str | os.PathLike[str], mapping: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
@@ -58,25 +89,18 @@ def save_state(path: str | os.PathLike[str], mapping: Mapping[str, Any], metadat
     if "__metadata__" in mapping:
         raise ValueError("save_state: no array can be called '__metadata__', where the format keeps the metadata; give it another name")
     arrays = {name: _storable(name, value) for name, value in mapping.items()}
-    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")  # of this call alone: other threads and machines may save to `path`, too
     try:
-        temporary.touch()
-        mode = temporary.stat().st_mode  # what the user's umask gives a new file; safetensors would make it private
-        if arrays:
-            save_file(arrays, temporary, metadata=dict(metadata or {}))
-        else:  # for which the library writes a header that it cannot read
-            header = json.dumps({"__metadata__": dict(metadata or {})}).encode()
-            temporary.write_bytes(len(header).to_bytes(8, "little") + header)
-        temporary.chmod(mode)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())  # the bytes are on the disk before the name is
-        replace(temporary, path)
+        with replaced(path) as temporary:
+            temporary.touch()
+            mode = temporary.stat().st_mode  # what the user's umask gives a new file; safetensors would make it private
+            if arrays:
+                save_file(arrays, temporary, metadata=dict(metadata or {}))
+            else:  # for which the library writes a header that it cannot read
+                header = json.dumps({"__metadata__": dict(metadata or {})}).encode()
+                temporary.write_bytes(len(header).to_bytes(8, "little") + header)
+            temporary.chmod(mode)
     except (OSError, SafetensorError) as error:
         raise _cannot_write(path, error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()  # there only after a failure
-    _sync_folder(path.parent)
 
 
 def _cannot_write(path: Path, error: Exception) -> OSError:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 from minigrad import functional as F
 from minigrad.__main__ import table
@@ -49,3 +53,15 @@ def test_it_prints():
     fused = sum(isinstance(op, Fused) and op.__module__.startswith("minigrad.") for op in REGISTRY.values())
     assert lines[-1].endswith(f" {fused} fused operations")
     assert any(line.startswith("conv2d ") for line in lines)
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="no /dev/full here")
+def test_output_that_cannot_be_written():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-m", "minigrad"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (1, "python -m minigrad: the output cannot be written: No space left on device\n")
+    reader, no_reader = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-m", "minigrad"], stdout=no_reader, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(no_reader)
+    assert (done.returncode, done.stderr) == (1, "")

@@ -751,3 +751,29 @@ def test_a_gradient_that_does_not_fit_its_leaf(rule: Callable):
     with pytest.raises(ValueError, match=r"grad: the gradient of a tensor of shape \(2,\), float32, came out as"):
         minigrad.grad(same(x), x, np.ones(2))
     assert x.grad is None
+
+
+def test_the_fast_calls_are_for_inputs_alone():
+    """x and y are names of settings, too, and an operation of x may have several results."""
+
+    @primitive
+    def scaled(x: Tensor, y: float = 2.0) -> Tensor:
+        return x * y
+
+    scaled.derivative(x=lambda g, y: g * y)
+    x = Tensor([1.0, 3.0], requires_grad=True)
+    scaled(x, 5.0).backward(np.array([1.0, 2.0]))
+    assert x.grad is not None
+    assert_array_equal(x.grad.numpy(), [5.0, 10.0])
+    assert_array_equal(scaled(x).numpy(), [2.0, 6.0])
+
+    @primitive(outputs=2)
+    def both(x: Tensor) -> tuple[Tensor, Tensor]:
+        return x * 2, x * 3
+
+    both.derivative(x=lambda g: ops.mul(g[0], 2.0) if g[1] is None else g[0] * 2.0 + g[1] * 3.0)
+    first, second = both(x)
+    assert_array_equal(first.numpy(), [2.0, 6.0])
+    (gradient,) = minigrad.grad([first, second], x, [np.array([1.0, 0.0]), np.array([10.0, 1.0])])
+    assert gradient is not None
+    assert_array_equal(gradient.numpy(), [32.0, 3.0])

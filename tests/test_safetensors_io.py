@@ -228,3 +228,11 @@ def test_windows_waits_for_a_reader(refusals: int, tmp_path: Path, monkeypatch: 
         save_state(tmp_path / "a.safetensors", {"x": np.zeros(1)})
     assert set(load_state(tmp_path / "a.safetensors")[0]) == set(STATE)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+def test_what_is_not_a_file_is_not_replaced(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="cannot write .*pipe: it is not a file"):
+        save_state(tmp_path / "pipe", STATE)
+    assert (tmp_path / "pipe").is_fifo() and len(list(tmp_path.iterdir())) == 1

@@ -9,6 +9,7 @@ Read next: `cpu.py` (the thread pool), `erf.py`, `cuda.py` (kernels on a GPU).
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,16 +24,17 @@ __all__ = [
 Array = Any  # a numpy.ndarray, or the array type of another backend
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class _Device:
     """What the engine must know of a device: how to tell its arrays, how to bring an array there and back, and what it calls by other names."""
 
-    __slots__ = ("add_at", "add_into", "as_strided", "from_numpy", "matmul", "name", "to_numpy")
-
-    def __init__(
-        self, name: str, from_numpy: Callable, to_numpy: Callable, as_strided: Callable, add_at: Callable, matmul: Callable, add_into: Callable
-    ):
-        self.name, self.from_numpy, self.to_numpy, self.as_strided = name, from_numpy, to_numpy, as_strided
-        self.add_at, self.matmul, self.add_into = add_at, matmul, add_into
+    name: str
+    from_numpy: Callable
+    to_numpy: Callable
+    as_strided: Callable
+    add_at: Callable
+    matmul: Callable
+    add_into: Callable
 
 
 _cpu = _Device("cpu", np.asarray, np.asarray, np.lib.stride_tricks.as_strided, np.add.at, np.matmul, cpu.add_into)
@@ -96,16 +98,6 @@ def host_array(value: Any, who: str) -> np.ndarray:
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{who}: a masked array's mask would be lost; give its .filled(value)")
     return np.asarray(value)
-
-
-def loadable(value: Any) -> Array | None:
-    """What a `load_state_dict` was given, as an array; None if it is not one of numbers (or a masked array, whose mask would be lost)."""
-    if not is_array(value):
-        try:
-            value = host_array(value, "load_state_dict")
-        except (TypeError, ValueError, RuntimeError):  # lists of unequal lengths; PyTorch's tensors of bfloat16, and those that require grad
-            return None
-    return value if value.dtype.kind in "biuf" else None
 
 
 def device_of(array: Array) -> str:

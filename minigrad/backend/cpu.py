@@ -21,7 +21,10 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_info, threadpool_limits
 
-__all__ = ["add_into", "blocks", "has_small_products", "keep_freed_memory", "parallel_blocks", "parallel_rows", "row_blocks", "thread_count"]
+__all__ = [
+    "add_into", "blocks", "has_small_products", "keep_freed_memory", "parallel_blocks", "parallel_rows", "parallel_slices", "row_blocks",
+    "thread_count",
+]  # fmt: skip
 
 
 def _threads_wanted() -> int:
@@ -156,6 +159,16 @@ def parallel_blocks(work: Callable[[slice], Any], rows: int, width: int, grain: 
         return [work(block) for block in blocks(start, stop, rows, width)]
 
     return list(itertools.chain(*parallel_rows(share, rows, max(grain // width, 1))))
+
+
+def parallel_slices(work: Callable[[slice], Any], rows: int, step: int, grain: int) -> None:
+    """Call `work(part)` for slices of at most `step` rows that together cover `range(rows)`, on all threads; `grain` as in `parallel_rows`."""
+
+    def share(start: int, stop: int) -> None:
+        for first in range(start, stop, step):
+            work(slice(first, min(first + step, stop)))
+
+    parallel_rows(share, rows, grain)
 
 
 ADD_GRAIN = 1 << 18  # elements that a thread is worth: 400,000 take 0.10 ms on one and 0.14 ms on two

@@ -26,7 +26,8 @@ from minigrad.backend import kernel_source
 from minigrad.backend.kernel_source import CompileError, Kernel, Parameter
 
 __all__ = [
-    "Availability", "Captured", "CompileError", "Kernels", "array_module", "availability", "c_type", "connect", "emulated", "vector_width", "write",
+    "Availability", "Captured", "CompileError", "Kernels", "array_module", "availability", "c_type", "connect", "emulated",
+    "has_tensor_cores", "pack_types", "vector_width", "write",
 ]  # fmt: skip
 
 OPTIONS = ("-std=c++17", "-lineinfo")
@@ -257,6 +258,12 @@ def vector_width(length: int, *arrays: Any) -> int:
     """4 where kernels may read and write these arrays as float4: float32, rows of a `length` that 4 divides, at multiples of 16 bytes; else 1."""
     usable = length % 4 == 0 and all(x is None or (x.dtype == np.float32 and x.data.ptr % 16 == 0) for x in arrays)
     return 4 if usable else 1
+
+
+def pack_types(dtype: np.dtype, width: int) -> str:
+    """Template arguments of a kernel that moves packs of `width` numbers (see `vector_width`): the type of a number, and that of a pack."""
+    number = c_type(dtype)
+    return f"{number}, {'float4' if width == 4 else number}"
 
 
 class Kernels:

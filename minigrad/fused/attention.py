@@ -14,7 +14,7 @@ import numpy as np
 
 from minigrad import backend
 from minigrad.backend import cuda
-from minigrad.backend.cpu import parallel_rows
+from minigrad.backend.cpu import parallel_slices
 from minigrad.fused.softmax import softmax
 from minigrad.op import fused
 from minigrad.ops import where
@@ -122,13 +122,7 @@ def _token_major(batch: int, heads: int, tokens: int, width: int, dtype: np.dtyp
 
 def _by_blocks(work, batch: int, scores_each: int) -> None:
     """Call `work(slice)` for blocks of examples on all threads."""
-    step = 1 + _BLOCK // (scores_each + 1)
-
-    def share(start: int, stop: int) -> None:
-        for first in range(start, stop, step):
-            work(slice(first, min(first + step, stop)))
-
-    parallel_rows(share, batch, 1 + _GRAIN // (scores_each + 1))
+    parallel_slices(work, batch, 1 + _BLOCK // (scores_each + 1), 1 + _GRAIN // (scores_each + 1))
 
 
 def cpu_forward(query, key, value, attn_mask, dropout_mask, dropout_p, scale):

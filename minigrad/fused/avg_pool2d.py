@@ -14,7 +14,7 @@ import numpy as np
 
 from minigrad import ops
 from minigrad.backend import cuda
-from minigrad.backend.cpu import parallel_rows
+from minigrad.backend.cpu import parallel_slices
 from minigrad.fused.pair import Pair, check_pair, pair
 from minigrad.op import fused
 from minigrad.tensor import Tensor
@@ -85,12 +85,7 @@ def check_pool(name: str, x: Tensor, kernel_size: int | Pair, stride: int | Pair
 def for_image_blocks(work: Callable[[slice], None], images: np.ndarray) -> None:
     """Call `work(block)` for blocks of the images, on all threads; a block is small, so that what the work allocates stays in the cache."""
     step = max(BLOCK * len(images) // max(images.size, 1), 1)
-
-    def share(start: int, stop: int) -> None:
-        for image in range(start, stop, step):
-            work(slice(image, min(image + step, stop)))
-
-    parallel_rows(share, len(images), step)
+    parallel_slices(work, len(images), step, step)
 
 
 def fold(ufunc: np.ufunc, start: float, x: np.ndarray, axis: int, windows: Axis) -> np.ndarray:
@@ -244,11 +239,11 @@ _cuda = cuda.Kernels(__file__)
 
 def _packs(out, arrays: tuple, shape: tuple[int, ...], rows: Axis, columns: Axis) -> tuple[str, int, tuple[int, ...]]:
     """Template arguments of a pooling kernel, packs per pixel, and the numbers that it is given. Arguments as for `launch_by_rows`."""
-    channels, number = shape[3], cuda.c_type(out.dtype)
+    channels = shape[3]
     width = cuda.vector_width(channels, *(x for x in arrays if x.dtype == out.dtype))
     sizes = (*shape[1:3], rows.count, columns.count, channels // width)
     windows = (rows.kernel, columns.kernel, rows.stride, columns.stride, rows.padding, columns.padding)
-    return f"{number}, {number if width == 1 else 'float4'}", channels // width, tuple(map(int, (*sizes, *windows)))  # some may be NumPy's
+    return cuda.pack_types(out.dtype, width), channels // width, tuple(map(int, (*sizes, *windows)))  # some may be NumPy's
 
 
 def launch_by_rows(kernels: cuda.Kernels, name: str, out, arrays: tuple, shape: tuple[int, ...], rows: Axis, columns: Axis) -> None:

@@ -251,8 +251,8 @@ class _Grid:
     """How batch_norm.cu lays threads over rows and packs of channels. A choice by the shape alone: results are the same on every GPU."""
 
     def __init__(self, channels: int, rows: int, *arrays):
-        width, number = cuda.vector_width(channels, *arrays), cuda.c_type(arrays[0].dtype)
-        self.types = f"<{number}, {number if width == 1 else 'float4'}>"
+        width = cuda.vector_width(channels, *arrays)
+        self.types = f"<{cuda.pack_types(arrays[0].dtype, width)}>"
         self.packs = channels // width
         columns = -(-self.packs // 256)
         self.block = (-(-self.packs // columns), 256 // -(-self.packs // columns))  # of threads: packs, rows

@@ -103,13 +103,12 @@ _cuda = cuda.Kernels(__file__)
 
 def _cuda_types(length: int, x, mask, y) -> tuple[str, Array, int]:
     """Template arguments, the mask as bools or as numbers like x's, and the numbers of a pack: `length` is a multiple of them."""
-    number = cuda.c_type(x.dtype)
     width = cuda.vector_width(length, x, y)
     if mask.dtype != np.bool_:
         mask = mask.astype(x.dtype, copy=False)
     if mask.shape == x.shape and mask.data.ptr % (width * mask.itemsize):
         width = 1
-    return f"{number}, {number if width == 1 else 'float4'}, {'bool' if mask.dtype == np.bool_ else number}", mask, width
+    return f"{cuda.pack_types(x.dtype, width)}, {'bool' if mask.dtype == np.bool_ else cuda.c_type(x.dtype)}", mask, width
 
 
 def cuda_forward(x, mask, p):

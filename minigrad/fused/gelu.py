@@ -114,8 +114,8 @@ _cuda = cuda.Kernels(__file__)
 
 def _cuda_packs(x, *others) -> tuple[str, int]:
     """Template arguments and number of packs, for a kernel with a thread for every pack of x."""
-    number, width = cuda.c_type(x.dtype), cuda.vector_width(x.size, x, *others)
-    return f"{number}, {number if width == 1 else 'float4'}", x.size // width
+    width = cuda.vector_width(x.size, x, *others)
+    return cuda.pack_types(x.dtype, width), x.size // width
 
 
 def cuda_forward(x):

@@ -124,10 +124,9 @@ _ITEMS = 1, 2, 3, 6
 
 def _cuda_rows(x, *others) -> tuple[str, int, int, int]:
     """Template arguments, blocks, rows, and packs per row, for a kernel with a warp for every row of x and four warps to a block."""
-    channels, number = x.shape[-1], cuda.c_type(x.dtype)
-    width = cuda.vector_width(channels, x, *others)
-    rows = x.size // channels
-    return f"{number}, {number if width == 1 else 'float4'}", -(-rows // 4), rows, channels // width
+    channels = x.shape[-1]
+    rows, width = x.size // channels, cuda.vector_width(channels, x, *others)
+    return cuda.pack_types(x.dtype, width), -(-rows // 4), rows, channels // width
 
 
 def cuda_forward(x, weight, bias, eps):

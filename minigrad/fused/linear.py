@@ -123,9 +123,9 @@ def cuda_forward(x, weight, bias):
     features_out, features_in = weight.shape
     y = backend.matmul(x.reshape(prod(x.shape[:-1]), features_in), weight.T)  # (R, O); cuBLAS reads the weight transposed, nothing is copied
     if bias is not None:
-        number, width = cuda.c_type(x.dtype), cuda.vector_width(features_out, y, bias)
-        types, packs = f"{number}, {number if width == 1 else 'float4'}", y.size // width
-        _cuda.launch(f"linear_add_bias<{types}>", -(-packs // 256), 256, y, bias, packs, features_out // width)
+        width = cuda.vector_width(features_out, y, bias)
+        packs = y.size // width
+        _cuda.launch(f"linear_add_bias<{cuda.pack_types(x.dtype, width)}>", -(-packs // 256), 256, y, bias, packs, features_out // width)
     return y.reshape(*x.shape[:-1], features_out), (x, weight)
 
 

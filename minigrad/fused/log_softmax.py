@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from minigrad.backend import cuda
-from minigrad.fused.softmax import by_rows, check_axis, cuda_rows
+from minigrad.fused.softmax import by_rows, check_input, cuda_rows
 from minigrad.op import fused
 from minigrad.tensor import Tensor
 
@@ -43,7 +43,7 @@ log_softmax.derivative(x=lambda g, out, axis: g - out.exp() * g.sum(axis, keepdi
 
 @log_softmax.check
 def _check(x, axis) -> None:
-    check_axis("log_softmax", x, axis)
+    check_input("log_softmax", x, axis)
 
 
 def _forward_rows(out, x) -> None:

@@ -6,13 +6,13 @@ Letters: K numbers along the axis, R rows (everything else). Read next: `log_sof
 from __future__ import annotations
 
 import math
-import operator
 
 import numpy as np
 
 from minigrad.backend import cuda
 from minigrad.backend.cpu import parallel_rows
 from minigrad.op import fused
+from minigrad.ops.movement import check_axis
 from minigrad.tensor import Tensor
 
 __all__ = ["softmax"]
@@ -46,21 +46,18 @@ def softmax(x: Tensor, axis: int = -1) -> Tensor:
 softmax.derivative(x=lambda g, out, axis: out * (g - (g * out).sum(axis, keepdims=True)))
 
 
-def check_axis(name: str, x: Tensor, axis: int) -> None:
+def check_input(name: str, x: Tensor, axis: int) -> None:
     """Raise for integers, and for an axis that x does not have."""
     if x.dtype.kind != "f":
         raise TypeError(f"{name}: x must be a float Tensor, it is {x.dtype}")
-    try:
-        operator.index(axis)
-    except TypeError:
-        raise TypeError(f"{name}: the axis must be a whole number, it is {axis!r}") from None
+    check_axis(name, axis)
     if not -x.ndim <= axis < x.ndim:
         raise ValueError(f"{name}: axis {axis} is out of range for x of shape {x.shape}")
 
 
 @softmax.check
 def _check(x, axis) -> None:
-    check_axis("softmax", x, axis)
+    check_input("softmax", x, axis)
 
 
 def by_rows(work, axis: int, *arrays: np.ndarray) -> np.ndarray:

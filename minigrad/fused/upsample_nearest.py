@@ -69,8 +69,8 @@ _cuda = cuda.Kernels(__file__)
 
 def _cuda_launch(name: str, source, target, images, factors: Pair) -> None:
     """Launch a kernel with a thread for every pack of `target`, each block within a row of it. images: the smaller of the two, (B, H, W, C)."""
-    number, width, channels = cuda.c_type(source.dtype), cuda.vector_width(source.shape[3], source, target), source.shape[3]
-    types, packs = f"{number}, {number if width == 1 else 'float4'}", channels // width
+    width = cuda.vector_width(source.shape[3], source, target)
+    types, packs = cuda.pack_types(source.dtype, width), source.shape[3] // width
     grid = target.shape[0] * target.shape[1], -(-target.shape[2] * packs // 128)
     _cuda.launch(f"{name}<{types}>", grid, 128, source, target, images.shape[2], packs, *factors)
 

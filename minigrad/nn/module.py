@@ -255,7 +255,7 @@ class Module:
         """
         own = dict(self._state())
         given = {name: mapping[name] for name in own if name in mapping}
-        values = {name: backend.loadable(value.data if isinstance(value, Tensor) else value) for name, value in given.items()}
+        values = {name: loadable(value) for name, value in given.items()}
         difference = KeyDifference([name for name in own if name not in mapping], [name for name in mapping if name not in own])
         problems = []
         if strict:
@@ -299,6 +299,17 @@ def _describe(value: Any) -> str:
     if not isinstance(value, Tensor):
         return f"a {type(value).__name__}"
     return "a Tensor that was computed" if value.node is not None else "a Tensor without gradient"
+
+
+def loadable(value: Any) -> backend.Array | None:
+    """What a `load_state_dict` was given, a Tensor or anything array-like, as an array; None if it is not one of numbers (or a masked array)."""
+    value = value.data if isinstance(value, Tensor) else value
+    if not backend.is_array(value):
+        try:
+            value = backend.host_array(value, "load_state_dict")
+        except (TypeError, ValueError, RuntimeError):  # lists of unequal lengths; PyTorch's tensors of bfloat16, and those that require grad
+            return None
+    return value if value.dtype.kind in "biuf" else None
 
 
 def _join(prefix: str, name: str) -> str:

@@ -141,7 +141,7 @@ def clip(x: Tensor, low: float | None = None, high: float | None = None) -> Tens
     low, high = _plain_number(low), _plain_number(high)
     if x.dtype.kind != "f" and (isinstance(low, float) or isinstance(high, float)):
         x = x.astype(np.float32)
-    return np.clip(x, low, high)
+    return x.copy() if low is None and high is None else np.clip(x, low, high)  # NumPy 2.0 wants a bound
 
 
 @primitive
@@ -306,21 +306,7 @@ def promote(op: Op, inputs: Sequence[Any], start: int, floating: bool) -> list[T
     devices = list(dict.fromkeys(backend.device_of(a) for a in arrays if a is not None and not isinstance(a, np.generic)))
     if len(devices) > 1:
         raise op._mixed_devices([x if isinstance(x, Tensor) else wrap(x) for x in inputs if isinstance(x, Tensor) or backend.is_array(x)])
-    with_axes, without, numbers_given = [], [], []
-    for x, array in list(zip(inputs, arrays, strict=True))[start:]:
-        if array is not None and (type(x) is Tensor or array.ndim > 0):
-            (with_axes if array.ndim > 0 else without).append(array.dtype)
-        else:
-            kind = _KINDS[array.dtype.kind] if array is not None else 0 if isinstance(x, bool) else 1 if isinstance(x, int) else 2
-            numbers_given.append(_NUMBERS[kind])
-    dtype = None
-    for group in (with_axes, without, numbers_given):
-        highest = max([_KINDS[d.kind] for d in group], default=-1)
-        if highest > (-1 if dtype is None else _KINDS[dtype.kind]):
-            dtype = functools.reduce(np.promote_types, [d for d in group if _KINDS[d.kind] == highest])
-    if dtype is None or (floating and dtype.kind != "f"):
-        dtype = np.dtype(np.float32)
-    dtype = backend.native(dtype)
+    dtype = _common_dtype(inputs[start:], arrays[start:], floating)
     device = devices[0] if devices else "cpu"
     result = []
     for position, x in enumerate(inputs):
@@ -338,6 +324,25 @@ def promote(op: Op, inputs: Sequence[Any], start: int, floating: bool) -> list[T
 
 _KINDS = {"b": 0, "u": 1, "i": 1, "f": 2}  # boolean < integer < float
 _NUMBERS = [np.dtype(bool), np.dtype(np.int64), np.dtype(np.float32)]  # what a number of each kind is where no tensor decides
+
+
+def _common_dtype(inputs: Sequence[Any], arrays: Sequence[Any], floating: bool) -> np.dtype:
+    """The dtype that `promote` brings these inputs to. arrays: that of each, None for a Python number."""
+    with_axes, without, numbers_given = [], [], []
+    for x, array in zip(inputs, arrays, strict=True):
+        if array is not None and (type(x) is Tensor or array.ndim > 0):
+            (with_axes if array.ndim > 0 else without).append(array.dtype)
+        else:
+            kind = _KINDS[array.dtype.kind] if array is not None else 0 if isinstance(x, bool) else 1 if isinstance(x, int) else 2
+            numbers_given.append(_NUMBERS[kind])
+    dtype = None
+    for group in (with_axes, without, numbers_given):
+        highest = max([_KINDS[d.kind] for d in group], default=-1)
+        if highest > (-1 if dtype is None else _KINDS[dtype.kind]):
+            dtype = functools.reduce(np.promote_types, [d for d in group if _KINDS[d.kind] == highest])
+    if dtype is None or (floating and dtype.kind != "f"):
+        dtype = np.dtype(np.float32)
+    return backend.native(dtype)
 
 
 def as_array(what: str, value: Any, like: Tensor) -> Any:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from minigrad import backend
-from minigrad.modes import MODE
 from minigrad.op import primitive
 from minigrad.ops.movement import check_axis, sum_to
 from minigrad.tensor import Tensor
@@ -21,9 +20,7 @@ def plain_index(index: Any) -> Any:
     if isinstance(index, slice):
         return slice(*[None if part is None else operator.index(part) for part in (index.start, index.stop, index.step)])
     if isinstance(index, Tensor):
-        reads = MODE.get().reads
-        if reads is not None:  # a checkpoint must know that the function reads this tensor
-            reads.append((index.version, index.version[0]))
+        index._note_read()
         index = index.data
     if isinstance(index, list):
         index = np.array(index)

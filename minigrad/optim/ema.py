@@ -11,7 +11,7 @@ import numpy as np
 from minigrad import backend
 from minigrad.backend import cuda
 from minigrad.modes import no_grad
-from minigrad.nn.module import Module
+from minigrad.nn.module import Module, loadable
 from minigrad.optim import multi_tensor
 from minigrad.optim.optimizer import in_blocks
 from minigrad.tensor import Tensor
@@ -144,7 +144,7 @@ class EMA:
         Raises:
             ValueError: names or shapes differ, or a value is not an array of numbers; it lists every one, and nothing has changed.
         """
-        loaded = {name: backend.loadable(value.data if isinstance(value, Tensor) else value) for name, value in mapping.items()}
+        loaded = {name: loadable(value) for name, value in mapping.items()}
         problems = [f"missing {name}" for name in self._shadow if name not in loaded]
         problems += [f"unexpected {name}" for name in loaded if name not in self._shadow]
         for name, value in loaded.items():

@@ -121,31 +121,31 @@ class Optimizer:
             ValueError: a gradient's shape is not its parameter's. TypeError: its dtype or device is not. Nothing has been updated then.
         """
         self._check_gradients()
-        updates: list[_Update] = []
+        launched: list[_Update] = []  # on the GPU
         small: dict[tuple, list[_Update]] = {}
         for number, group in enumerate(self.param_groups):
             for parameter in group["params"]:
-                grad = parameter.grad
-                on_gpu = self._kernels is not None and multi_tensor.together(parameter.data)
-                if grad is None:
+                array, key = parameter.data, id(parameter)
+                on_gpu = self._kernels is not None and multi_tensor.together(array)
+                if parameter.grad is None:
                     if on_gpu:
-                        updates.append(_Update(parameter.data, None, self._state.get(id(parameter), {}), number, id(parameter)))
+                        launched.append(_Update(array, None, self._state.get(key, {}), number, key))
                     continue
-                state = self._state.get(id(parameter))
+                state = self._state.get(key)
                 if state is None:
-                    state = self._state[id(parameter)] = self._first_state(parameter, group)
+                    state = self._state[key] = self._first_state(parameter, group)
+                update = _Update(array, parameter.grad.data, state, number, key)
                 if on_gpu:
-                    updates.append(_Update(parameter.data, grad.data, state, number, id(parameter)))
-                elif self._elementwise and _small(array := parameter.data):
-                    alike = (number, array.dtype, state.get("step"), *state)
-                    small.setdefault(alike, []).append(_Update(array, grad.data, state, number, id(parameter)))
+                    launched.append(update)
+                elif self._elementwise and _small(array):
+                    small.setdefault((number, array.dtype, state.get("step"), *state), []).append(update)
                 else:
-                    self._update(parameter.data, grad.data, state, group)
+                    self._update(array, update.grad, state, group)
                 parameter._bump()
         for alike in small.values():
             self._update_end_to_end(alike)
-        if updates:
-            self._update_together(updates)
+        if launched:
+            self._update_together(launched)
 
     def _check_gradients(self) -> None:
         """Before the first update: an error must not leave some parameters a step ahead of the others."""

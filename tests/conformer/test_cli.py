@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.abc
 import io
 import json
 import os
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
+import conformer
 from conformer import Conformer, cli, coupling10, data
 from conformer.augment import normalize
 from conformer.batches import Batch
@@ -113,7 +115,7 @@ def test_no_matplotlib(cifar: Cifar, tiny_network: str, tmp_path: Path, fails: C
     monkeypatch.delitem(sys.modules, "conformer.plots", raising=False)
     folder, run = str(cifar(records=8)), tmp_path / "run"
     line = fails(0, "train", "--config", tiny_network, "--data-dir", folder, "--out", str(run), "--batch-size", "8", "--max-steps", "1")
-    assert "curves.png and report.html need matplotlib (in the project's folder, pip install" in line
+    assert "the curves needs matplotlib (in the project's folder, pip install" in line
     assert (run / "last.safetensors").exists()
     assert not (run / "curves.png").exists()
     assert not (run / "report.html").exists()
@@ -136,6 +138,27 @@ def test_a_backend_of_matplotlib_that_there_is_not(tmp_path: Path) -> None:
     )
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
     assert "conformer: the picture is not drawn: Key backend: 'no' is not a valid value" in done.stderr
+
+
+@pytest.mark.parametrize("error", [ValueError("Key backend: 'no' is not a valid value"), RuntimeError("Could not determine home directory.")])
+def test_matplotlib_that_cannot_be_imported(
+    error: Exception, cifar: Cifar, tiny_network: str, tmp_path: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refusing(importlib.abc.MetaPathFinder):
+        def find_spec(self, name: str, path: object, target: object = None) -> None:
+            if name == "conformer.plots":
+                raise error
+
+    monkeypatch.delitem(sys.modules, "conformer.plots", raising=False)
+    monkeypatch.delattr(conformer, "plots", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Refusing(), *sys.meta_path])
+    run = str(tmp_path / "run")
+    options = ["--config", tiny_network, "--data-dir", str(cifar(records=8)), "--out", run, "--batch-size", "8", "--max-steps", "1"]
+    sentence = str(error).rstrip(".")
+    assert f"a picture of the curves is not drawn: {sentence}" in fails(0, "train", *options)
+    assert f"the picture of the confusion matrix is not drawn: {sentence}" in fails(0, "evaluate", run)
+    assert f"the picture of the confusion matrix is not drawn: {sentence}" in fails(1, "evaluate", run, "--picture", str(tmp_path / "a.png"))
+    assert f"a report is not drawn: {sentence}" in fails(1, "report", run)
 
 
 def test_no_pillow(fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:

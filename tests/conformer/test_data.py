@@ -232,3 +232,18 @@ def test_what_is_no_data_set(changes: dict, message: str) -> None:
     assert data.Dataset("mine", train=train, test=test, source="here", **right).classes == ("a", "b", "c")
     with pytest.raises(data.DataError, match=message):
         data.Dataset("mine", train=train, test=test, source="here", **(right | changes))
+
+
+def test_without_a_home_folder(cifar: Cifar, monkeypatch: pytest.MonkeyPatch) -> None:
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", home)
+    folder = cifar(records=1)
+    with pytest.raises(data.DataError, match=r"^there is no home folder to keep downloads in; give the data with --data-dir"):
+        data.load("cifar10")
+    monkeypatch.setattr(coupling10, "generate", lambda count, seed=0, split=0: (np.zeros((10, 32, 32, 3), np.uint8), np.arange(10)))
+    assert data.load("auto").notice.startswith("THIS IS NOT CIFAR-10 but the generated data set coupling10, because there is no home folder")
+    monkeypatch.setenv("CONFORMER_DATA", str(folder))
+    assert data.load("cifar10").source == folder

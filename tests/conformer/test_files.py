@@ -42,3 +42,16 @@ def test_pieces_of_commands_as_each_shell_reads_them(monkeypatch: pytest.MonkeyP
     assert [quoted(text) for text in ("runs/a", "my runs/a", Path("it's"))] == ["runs/a", "'my runs/a'", "'it'\"'\"'s'"]
     monkeypatch.setattr(files.os, "name", "nt")
     assert [quoted(text) for text in ("runs\\a", "my runs\\a")] == ["runs\\a", '"my runs\\a"']
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_new_file_takes_nobodys_place(links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Path) -> None:
+        raise OSError(95, "Operation not supported")
+
+    if not links:
+        monkeypatch.setattr(files.os, "link", refuse)
+    write_file(tmp_path / "a", "first", new=True)
+    with pytest.raises(FileExistsError):
+        write_file(tmp_path / "a", "second", new=True)
+    assert (tmp_path / "a").read_text() == "first" and [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -98,7 +98,7 @@ def test_a_page_that_needs_no_other_file(tmp_path: Path):
         assert title in page.words
     ids = re.findall(r'\bid="([^"]+)"', page.source)
     assert len(ids) == len(set(ids)) > 100 and set(re.findall(r"url\(#([^)]+)\)", page.source)) <= set(ids)
-    named = ("Accuracies by step", "Losses by step", "Learning rate by step", "Confusion matrix")
+    named = ("Accuracies by epoch", "Losses by epoch", "Learning rate by epoch", "Confusion matrix")
     assert re.findall(r'<svg role="img" aria-label="([^"]+)"', page.source) == list(named)
     assert len(page.alternatives) == 36 - 12 + min(12, round(40 * dataset(40, 5)[1].accuracies.sum))
     assert not list(run.glob(".*"))
@@ -205,7 +205,7 @@ def test_each_curve_stands_under_its_own_title(tmp_path: Path):
     section = Page(write_report(folder(tmp_path / "run", HEADER, TRAINING, TEST)).read_text()).section("Curves")
     pictures = re.findall(r'aria-label="([^"]+)"(.*?)</svg>', section, re.DOTALL)
     inside = ("test accuracy in percent", "cross entropy", "learning rate</text>")
-    assert [title for title, _ in pictures] == ["Accuracies by step", "Losses by step", "Learning rate by step"]
+    assert [title for title, _ in pictures] == ["Accuracies by epoch", "Losses by epoch", "Learning rate by epoch"]
     assert [[words in markup for words in inside] for _, markup in pictures] == np.eye(3, dtype=bool).tolist()
 
 

@@ -42,13 +42,13 @@ BUILDS = {
 
 def cache_folder() -> Path:
     """Where built libraries are kept: `$XDG_CACHE_HOME/minigrad/emulator`, or `~/.cache/...`, or a temporary folder where that cannot be written."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    folder = Path(base) / "minigrad" / "emulator"
     try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(base) / "minigrad" / "emulator"
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):
             return folder
-    except OSError:
+    except (OSError, RuntimeError):  # the latter: there is no home
         pass
     folder = Path(tempfile.gettempdir()) / f"minigrad-emulator-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)

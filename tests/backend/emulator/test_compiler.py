@@ -63,6 +63,14 @@ def test_a_cache_that_cannot_be_written_is_replaced_by_a_temporary_folder(tmp_pa
     monkeypatch.setattr(compiler.tempfile, "gettempdir", lambda: str(tmp_path))
     assert compiler.cache_folder() == tmp_path / f"minigrad-emulator-{os.getuid()}"
 
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(compiler.Path, "home", no_home)
+    monkeypatch.chdir(tmp_path)
+    assert compiler.cache_folder() == tmp_path / f"minigrad-emulator-{os.getuid()}" and not (tmp_path / "~").exists()
+
 
 def test_without_a_compiler_the_message_says_how_to_get_one(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
