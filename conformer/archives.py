@@ -1,7 +1,7 @@
 """Reading CIFAR's files, from a folder or straight from an archive, binary records or pickles: nothing is unpacked to disk, nothing in a file is run.
 
 `read_folder` and `read_archive` give the contents of files by name; `read_batch` turns one file's contents into pixels and labels, and checks
-both. What is wrong is a `DataError` that names the file, what was expected and what was found. Read next: `conformer/data.py`.
+both. What is wrong is a `DataError` that names the file, what was expected and what was found. Read before: `conformer/data.py`.
 
 Letters: N images.
 """

@@ -27,7 +27,7 @@ def draw_shifts(generator: np.random.Generator, batch: int, shift: int = 4) -> t
     """Draw how each image of a batch is moved, and whether it is flipped after that.
 
     Returns:
-        Where the window begins that is cut out of it, in pixels down and right of its own corner, from -shift to shift: integers (2, B). Bools (B,).
+        The offset of each image's window, in pixels down and right, from -shift to shift: integers (2, B). Whether it is flipped: bools (B,).
     """
     moves = generator.integers(-shift, shift + 1, size=(2, batch))
     return moves, generator.random(batch) < 0.5

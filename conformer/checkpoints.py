@@ -2,7 +2,7 @@
 
 Weights, the optimiser's state and the averaged weights are its arrays; the rest (step, options, data set, best accuracies, the window of running
 figures) is one piece of JSON in its metadata. No generator state is in it: draws depend on the seed and the step (`minigrad/random.py`). The file
-is replaced atomically, so whenever a process is killed, the last checkpoint or the one before it is there, whole. Read next:
+is replaced atomically, so whenever a process is killed, the last checkpoint or the one before it is there, whole. Read before:
 `conformer/run_folder.py`, the files around it.
 """
 

@@ -3,7 +3,7 @@
 The options of `train` are the fields of `TrainConfig`. What a user can put right ends in one sentence on stderr and exit status 2 (the
 command is wrong) or 1 (a file, a folder or the training is); anything else is a fault of ours and keeps its traceback. The modules that need the
 application's extras (`pip install -e ".[app]"`) are imported where they are used: `live_display.py` (rich), `plots.py` (matplotlib),
-`image_files.py` (pillow), `report.py` (both) and `download.py` (pooch). Read next: `conformer/parser.py`, then `conformer/train.py`.
+`image_files.py` (pillow), `report.py` (matplotlib and pillow) and `download.py` (pooch). Read next: `conformer/parser.py`.
 """
 
 from __future__ import annotations

@@ -36,7 +36,6 @@ TEXTURES = "horizontal stripes", "vertical stripes", "checks", "grid", "grain"
 CLASSES = tuple(f"{arrangement}, {texture}" for arrangement in ARRANGEMENTS for texture in TEXTURES)
 """Names, in the order of the labels: 5 * arrangement + texture."""
 
-# Of the 50,000 training images of seed 0.
 MEAN = 0.498, 0.498, 0.498
 STD = 0.161, 0.105, 0.159
 """Of the training images of seed 0, by colour."""

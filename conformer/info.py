@@ -1,7 +1,7 @@
 """The network in numbers, without running it: every block's output shapes, parameters and multiply-accumulates, counted from the configuration alone.
 
 `describe` is the table that `python -m conformer info` prints, `count` the same as data. A part bears the name under which
-`Conformer.intermediates` gives its output, and the tests hold both to each other. Read next: `model.py`, the network that is counted here.
+`Conformer.intermediates` gives its output, and the tests hold both to each other. Read before: `model.py`, the network that is counted here.
 
 What is counted: the multiply-accumulates of convolutions, linear layers and the two products of attention. The published figures count the same and
 leave out norms, activations, pooling and additions. FCUDown counts as the official code runs it, with its 1x1 convolution at full resolution;

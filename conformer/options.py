@@ -160,7 +160,7 @@ def resumed(run: Path, values: Mapping[str, Any], dataset: str | None, given: Ma
         raise ValueError(f"the run in {run} has options that this version of the program does not ({error})") from error
     for option, value in given.items():
         if option not in {field.name for field in fields(TrainConfig)}:
-            raise ValueError(f"there is no option {option!r}; see TrainConfig for those that there are")
+            raise ValueError(f"there is no option {option!r}; see TrainConfig for the list")
         old = getattr(config, option)
         same = (old, dataset, "auto") if option == "dataset" else (old,)
         if option not in MAY_CHANGE and value not in same:

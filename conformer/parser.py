@@ -1,6 +1,6 @@
 """A command line made of dataclasses by argparse: options from fields, help from annotations, and mistakes in one sentence.
 
-Read next: `conformer/cli.py`, which has the commands.
+Read before: `conformer/cli.py`, which has the commands.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Taking the steps of a run and saying what each came to, on the CPU; `gpu_steps.py` does the same on the GPU.
 
 A step on the CPU is over when `take` returns. A GPU works behind the host's back, and what a step came to is known some steps later. So `take`
-returns the outcomes that have become known, and `finish` waits for the rest. Read next: `conformer/gpu_steps.py`, then `conformer/train.py`.
+returns the outcomes that have become known, and `finish` waits for the rest. Read next: `conformer/gpu_steps.py`.
 """
 
 from __future__ import annotations

@@ -142,7 +142,7 @@ class Trainer:
 
     @classmethod
     def resume(cls, run: Path, display: Display | None = None, **given: Any) -> Trainer:
-        """Set a run up that was broken off; `run()` then ends in the weights of an unbroken one, on the same device bit for bit.
+        """Set up a run that was interrupted; `run()` then ends with the weights of an uninterrupted one, bit for bit on the same device.
 
         Args:
             run: its folder. A run that was broken off before its first checkpoint begins again.

@@ -90,6 +90,9 @@ def recomputing() -> bool:
 # --- anomaly mode
 
 
+_OUTSIDE = "a line outside `with anomaly():`"
+
+
 def caller_site() -> str:
     """The `file:line` of the code outside this package that called the running operation."""
     site = MODE.get().site
@@ -131,9 +134,6 @@ def in_backward(error: FloatingPointError, node: Any) -> FloatingPointError:
         return error
     what = text.removeprefix("anomaly: ").rpartition(", called at ")[0]
     return FloatingPointError(f"anomaly: backward of {node.op.name}: {what}; its forward was called at {node.site or _OUTSIDE}")
-
-
-_OUTSIDE = "a line outside `with anomaly():`"
 
 
 def check_sum(total: Any, site: str | None, what: str) -> None:

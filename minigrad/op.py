@@ -69,6 +69,8 @@ class Op:
     Parameters annotated with Tensor are the inputs and come first; the others are plain values.
     """
 
+    elementwise = False  # see Primitive
+
     def __init__(self, function: Callable, outputs: int = 1, name: str | None = None):
         self.name = name or function.__name__
         self.function = function
@@ -143,11 +145,11 @@ class Op:
         return TypeError(f"{self.name}: inputs are on {' and '.join(dict.fromkeys(devices))}; move them to one device with .to(device=...)")
 
     def _explained(self, error: ValueError | IndexError, arrays: Sequence[Any]) -> ValueError | IndexError:
-        """NumPy's error, with the operation's name and the shapes; an error that says them already, as it is."""
+        """NumPy's error with the operation's name and the shapes added; one that names the operation already is returned unchanged."""
         if type(error) not in (ValueError, IndexError, np.exceptions.AxisError) or str(error).startswith(f"{self.name}:"):
             return error
         shapes = [array.shape for array in arrays]
-        if isinstance(self, Primitive) and self.elementwise and not _broadcast(shapes):
+        if self.elementwise and not _broadcast(shapes):
             return ValueError(f"{self.name}: shapes {' and '.join(map(str, shapes))} do not broadcast")
         kind = type(error)
         return kind(f"{self.name}: {error} (given shape{'s' * (len(shapes) > 1)} {' and '.join(map(str, shapes))})")
@@ -260,7 +262,7 @@ _FIXED = frozenset({int, float, bool, str, type(None), type(...), slice})  # wha
 
 
 def _frozen(values: tuple) -> tuple:
-    """The values of a call in a form that their owner cannot change later, when the graph is walked: it must not see that."""
+    """The values of a call in a form that their owner cannot change any more: backward must see what forward saw."""
     for value in values:
         if type(value) not in _FIXED and not (type(value) is tuple and _FIXED.issuperset(map(type, value))):
             return tuple([_frozen_value(value) for value in values])
@@ -268,7 +270,7 @@ def _frozen(values: tuple) -> tuple:
 
 
 def _frozen_value(value: Any) -> Any:
-    """Lists as tuples, and so on inside; Tensors as numbers; arrays as copies. What is something else (a dtype) stays."""
+    """Lists become tuples, at every depth; Tensors become numbers; arrays become read-only copies; anything else (a dtype) is returned as it is."""
     kind = type(value)
     if kind in _FIXED:
         return value
@@ -279,7 +281,7 @@ def _frozen_value(value: Any) -> Any:
             raise TypeError(f"a Tensor of shape {value.shape} that requires grad is given as a plain number, which has no gradient; give .detach()")
         value._note_read()
         return _frozen_value(backend.to_device(value.data, "cpu").tolist())
-    if isinstance(value, np.ndarray) and (value.flags.writeable or not value.flags.owndata):  # what `plain_index` copied is neither
+    if isinstance(value, np.ndarray) and (value.flags.writeable or not value.flags.owndata):  # what `plain_index` has copied is not copied again
         value = value.copy()
         value.flags.writeable = False
     return value
@@ -540,7 +542,10 @@ class Fused(Op):
         return function
 
     def check_shapes(self, function: Callable) -> Callable:
-        """Decorator: as `check`, for a function that looks at nothing but shapes, dtypes and values: what has passed once is not looked at again."""
+        """Decorator: as `check`, for a function that looks at nothing but shapes, dtypes and values: what has passed once is not looked at again.
+
+        That pays where the check takes longer than to look its arguments up, about a microsecond.
+        """
         passed: set = set()
 
         def remembered(*arguments: Any) -> None:

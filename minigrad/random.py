@@ -106,7 +106,8 @@ def set_counter(value: Counter) -> None:
 def generator(purpose: str, *counters: int) -> np.random.Generator:
     """A NumPy generator for one draw: the same seed, purpose and counters give the same numbers, any other gives independent ones.
 
-    Zeros that counters end in are as good as left out, and of a purpose its CRC-32 counts: two of 4 billion names that are unlike share theirs.
+    Trailing zero counters are the same as counters left out. A purpose is known by its CRC-32: two different names collide with a probability of 1 in
+    4 billion.
 
     Args:
         purpose: what the numbers are for, for example "init" or "crop"; each purpose has its own stream.

@@ -1,7 +1,7 @@
 """Tensor: an array and how it was made.
 
-The methods only forward to the operations in `minigrad/ops`; the derivatives live there, and the walk that uses them in `autograd.py`. Read next:
-`op.py`.
+The methods only forward to the operations in `minigrad/ops`; the derivatives live there, and the walk that uses them in `autograd.py`. Read before:
+`op.py`; next: `autograd.py`.
 """
 
 from __future__ import annotations

@@ -176,7 +176,7 @@ BINARY: dict[str, tuple[Callable, Callable, Callable]] = {
         lambda x, y: torch.where(torch.tensor(_pattern(x)), x, y),
         _broadcast,
     ),
-    "power_of": (lambda x, y: x**y, lambda x, y: x**y, lambda x, y: _broadcast(x, y) and _positive(x) and (np.abs(y) < 3).all()),
+    "pow": (lambda x, y: x**y, lambda x, y: x**y, lambda x, y: _broadcast(x, y) and _positive(x) and (np.abs(y) < 3).all()),
     "matmul": (lambda x, y: x @ y, lambda x, y: x @ y, _product),
     "x.T @ y": (lambda x, y: x.T @ y, lambda x, y: x.T @ y, lambda x, y: x.ndim == 2 and _product(x.T, y) and x.shape[1] * y[0].size <= SIZE),
     "concatenate": (lambda x, y: ops.concatenate([x, y, x]), lambda x, y: torch.cat([x, y, x]), _join),

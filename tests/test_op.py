@@ -489,7 +489,7 @@ MIXES = {
     "greater": lambda x, y: x > y,
     "linear": lambda x, y: F.linear(x, y),
     "layer_norm": lambda x, y: F.layer_norm(x, None, y[0]),
-    "power_of": lambda x, y: x**y,
+    "pow": lambda x, y: x**y,
 }
 
 

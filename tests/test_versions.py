@@ -37,7 +37,7 @@ IMAGE = (2, 4, 4, 2)
 # Per operation: the call, and its inputs (integers and booleans take no derivative).
 CALLS: dict[str, tuple[Callable, list[np.ndarray]]] = {
     **{name: (getattr(ops, name), [array(2, 3), array(2, 3, seed=1)]) for name in ("add", "sub", "mul", "div", "maximum", "minimum")},
-    "power_of": (ops.pow, [array(2, 3), array(2, 3, seed=1)]),
+    "pow": (ops.pow, [array(2, 3), array(2, 3, seed=1)]),
     **{
         name: (getattr(ops, name), [array(2, 3)])
         for name in ("neg", "exp", "log", "sqrt", "tanh", "erf", "sin", "cos", "relu", "abs", "identity", "sum")
@@ -190,7 +190,7 @@ def test_a_write_is_refused_if_and_only_if_the_gradient_reads_it(data: st.DataOb
     is_read = any(after is not None and any(not np.array_equal(a, b) for a, b in zip(after, expected, strict=True)) for after in secretly)
     after = gradients_after(lambda t: t.__setitem__(index, values[0]))
     op = REGISTRY.get(name)
-    is_read = is_read or name == "power_of"  # whose rule for the exponent looks at it, but only where the base is 0
+    is_read = is_read or name == "pow"  # whose rule for the exponent looks at it, but only where the base is 0
     runs_again = way == "create_graph" and isinstance(op, Fused) and not op.rules and kind == "input"  # the definition, on all inputs
     if after is None:
         assert is_read or runs_again, "refused, although no gradient depends on what was written"

@@ -26,7 +26,7 @@ Array = Any  # a numpy.ndarray, or the array type of another backend
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Device:
-    """What the engine must know of a device: how to tell its arrays, how to bring an array there and back, and what it calls by other names."""
+    """What the engine must know of a device: how to recognise its arrays, how to move one there and back, and the functions it has of its own."""
 
     name: str
     from_numpy: Callable
@@ -61,7 +61,7 @@ def add_device(
 
 
 def remove_device(name: str) -> None:
-    """Forget the device `name`. Arrays that are left of it can still be told and brought to the CPU."""
+    """Forget the device `name`. Its arrays that are still alive are recognised, and can be moved to the CPU."""
     _by_name.pop(name, None)
     _numbers.clear()
 

@@ -9,7 +9,7 @@ lists are read from the text, and every launch is checked against them (`cuda.py
     const unsigned long long* addresses                                         a table of addresses of arrays, which the kernel may write to
     #include "warp.cuh"                                                         is replaced by the file beside this one
 
-Read next: `cuda.py`.
+Read before: `cuda.py`.
 """
 
 from __future__ import annotations

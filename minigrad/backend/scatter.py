@@ -24,7 +24,7 @@ def add_at(array: Any, index: Any, values: Any) -> None:
     cp = cuda.array_module()
     parts = tuple(cp.asarray(part) if isinstance(part, np.ndarray) else part for part in (index if isinstance(index, tuple) else (index,)))
     if array.dtype.kind != "f":
-        cp.add.at(array, parts, values)  # the order of additions of integers is nobody's business
+        cp.add.at(array, parts, values)  # integers add up exactly, in any order
         return
     target = array if array.flags.c_contiguous else array.copy()
     places = cp.arange(array.size, dtype=np.int64).reshape(array.shape)[parts]  # where in memory each picked element lies

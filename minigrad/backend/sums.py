@@ -1,9 +1,9 @@
 """The sum of an array along some axes, whose rounding error does not grow with the number of elements.
 
-NumPy adds in pairs, and pairs of these, along the axis that lies densely in memory. Along any other it adds row after row to one running sum: 131,072
-rows of 0.1 in float32 come out 0.1 % off, a million 1 %. Here no running sum of rows takes many more than 128 of them, and the sums that it makes
-are summed the same way. It takes no longer than NumPy's, mostly less: however narrow the array, thousands of neighbouring elements are added at
-once. Read next: `erf.py`.
+NumPy adds in pairs, and pairs of these, along the axis that lies densely in memory. Along any other it adds row after row to one running sum:
+131,072 rows of 0.1 in float32 come out 0.1 % off, a million 1 %. Here a running sum adds not many more than 128 rows, and the partial sums are added
+up the same way. This takes no longer than NumPy's sum, usually less: however narrow the array, thousands of neighbouring elements are added at once.
+Read next: `erf.py`.
 """
 
 from __future__ import annotations

@@ -327,7 +327,7 @@ def _by_columns_of_x(x, weight, g, dy, dx, dweight):
             if dweight is not None:
                 total += multiply_transposed(columns, rows)
             if dx is not None:
-                multiply(rows, matrix_t, out=columns)  # dcolumns, in the buffer that has done its service
+                multiply(rows, matrix_t, out=columns)  # dcolumns, in the buffer of the columns, which are not needed any more
                 add_columns(columns, g, dx[block])
         return total
 

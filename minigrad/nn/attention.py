@@ -1,4 +1,4 @@
-"""Multi-head self-attention as the vision transformer has it. Read next: `minigrad/fused/attention.py` for the operation inside."""
+"""Multi-head self-attention as the vision transformer has it. Read before: `minigrad/fused/attention.py` for the operation inside."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dropout and DropPath: they draw the masks that the pure operations in `minigrad/fused/dropout.py` apply. Read next: `minigrad/random.py`."""
+"""Dropout and DropPath: they draw the masks that the pure operations in `minigrad/fused/dropout.py` apply. Read before: `minigrad/random.py`."""
 
 from __future__ import annotations
 

@@ -155,7 +155,7 @@ def power(x: Tensor, exponent: float) -> Tensor:
     return x**exponent
 
 
-@primitive(elementwise=True, floating=True)
+@primitive(elementwise=True, floating=True, name="pow")
 def power_of(x: Tensor, y: Tensor) -> Tensor:
     """x ** y for an exponent that is a Tensor; of two integers, unlike PyTorch's, it is float32."""
     return x**y

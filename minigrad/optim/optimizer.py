@@ -60,7 +60,7 @@ class Optimizer:
     """
 
     _elementwise = False  # whether `_update` does to every element the same, whatever the others are: then it may get many parameters end to end
-    optional_state: tuple[str, ...] = ()  # arrays of its shape that a parameter's state has or lacks, as options were when it was last updated
+    optional_state: tuple[str, ...] = ()  # arrays of its shape that a parameter's state has or lacks, depending on the options at its last update
     _not_negative: tuple[str, ...] = ("lr", "weight_decay", "initial_lr")  # options
     _kernels: cuda.Kernels | None = None
     _arrays: tuple[str, ...] = ()  # those of the state that the kernel gets
@@ -193,7 +193,7 @@ class Optimizer:
         return state
 
     def _update_end_to_end(self, updates: list[_Update]) -> None:
-        """Update small parameters of one group and of like states on the CPU as if they were one: they and their states are copied there and back."""
+        """Update small parameters of one group, whose states have the same entries, as one long one on the CPU; all is copied in and back."""
         param, grad = (np.concatenate([array.reshape(-1) for array in arrays]) for arrays in zip(*[update[:2] for update in updates], strict=True))
         state = {
             name: value if isinstance(value, int) else np.concatenate([update.state[name].reshape(-1) for update in updates])
@@ -258,7 +258,7 @@ class Optimizer:
         return key in self._state and any(key in together.keys for together in self._together.values())
 
     def _in_place(self, key: int, loaded: dict[str, Any] | None) -> dict[str, Any]:
-        """A loaded state (None: that of the beginning), where a captured graph may know its arrays: in the arrays that are there."""
+        """The state to keep after loading (`loaded` None: the initial one): where a captured graph may hold addresses, the arrays that are there."""
         if not self._captured(key):
             assert loaded is not None
             return loaded

@@ -237,7 +237,7 @@ class TestPower(Proof):
 
 
 class TestPowerOf(Proof):
-    op, in_torch = REGISTRY["power_of"], torch.pow
+    op, in_torch = REGISTRY["pow"], torch.pow
     cases = two(lambda shape, seed: draw(shape, seed, 0.5), draw)
     keeps = {"x y": "x y out", "x": "x y", "y": "x y out"}
     pins = [

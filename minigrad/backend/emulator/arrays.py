@@ -1,9 +1,9 @@
 """`ndarray`, the emulator's stand-in for `cupy.ndarray`: an array in the emulated device's memory.
 
-It holds a NumPy array but is none, so nothing of NumPy takes it by mistake. As in CuPy, operations refuse NumPy arrays and lists as operands and take
-Python and NumPy numbers; sums and elements are 0-d arrays on the device; results are in C order; `get()`, `float()`, `bool()` wait for the device.
-Where CuPy's result is undefined this raises: reading what was never written, an index given twice in `x[index] = y`, a cast of a number that does
-not fit. Attributes that are not here (`mT`, `flags.writeable`) are missing in some supported version of CuPy too. Read next: `standin.py`.
+It wraps a NumPy array without being one, so that NumPy never accepts it by mistake. As in CuPy, operations refuse NumPy arrays and lists as operands
+and take Python and NumPy numbers; sums and elements are 0-d arrays on the device; results are in C order; `get()`, `float()`, `bool()` wait for the
+device. Where CuPy's result is undefined this raises: reading what was never written, an index given twice in `x[index] = y`, a cast of a number that
+does not fit. Attributes that are not here (`mT`, `flags.writeable`) are missing in some supported version of CuPy too. Read next: `standin.py`.
 
 Source: https://docs.cupy.dev/en/stable/user_guide/difference.html
 """
