@@ -88,7 +88,7 @@ def for_image_blocks(work: Callable[[slice], None], images: np.ndarray) -> None:
     parallel_slices(work, len(images), step, step)
 
 
-def fold(ufunc: np.ufunc, start: float, x: np.ndarray, axis: int, windows: Axis) -> np.ndarray:
+def reduce_windows(ufunc: np.ufunc, start: float, x: np.ndarray, axis: int, windows: Axis) -> np.ndarray:
     """Combine the pixels of each window along `axis` of x with `ufunc`; padding counts as `start`."""
     if windows.tiling and axis == 1:                                       # whole rows, read in order: twice as fast as what follows
         return ufunc.reduce(x.reshape(len(x), windows.count, windows.kernel, *x.shape[2:]), axis=2)
@@ -100,8 +100,8 @@ def fold(ufunc: np.ufunc, start: float, x: np.ndarray, axis: int, windows: Axis)
     return y
 
 
-def _spread(dy: np.ndarray, axis: int, windows: Axis, dx: np.ndarray | None = None) -> np.ndarray:
-    """Add each window's gradient to all its pixels along `axis`: the transpose of `fold(np.add, 0, ...)`. It is written to `dx` if given."""
+def _spread_windows(dy: np.ndarray, axis: int, windows: Axis, dx: np.ndarray | None = None) -> np.ndarray:
+    """Add each window's gradient to all its pixels along `axis`: the transpose of `reduce_windows`. It is written to `dx` if given."""
     along = (slice(None),) * axis
     if dx is None:
         dx = np.empty((*dy.shape[:axis], windows.size, *dy.shape[axis + 1 :]), dy.dtype)
@@ -169,8 +169,8 @@ def cpu_forward(x, kernel_size, stride, padding):
     y = np.empty((batch, rows.count, columns.count, channels), x.dtype)
 
     def work(block: slice) -> None:
-        sums = fold(np.add, 0, x[block], 1, rows)                          # (b, Ho, W, C)
-        np.multiply(fold(np.add, 0, sums, 2, columns), 1 / (rows.kernel * columns.kernel), out=y[block])
+        sums = reduce_windows(np.add, 0, x[block], 1, rows)                # (b, Ho, W, C)
+        np.multiply(reduce_windows(np.add, 0, sums, 2, columns), 1 / (rows.kernel * columns.kernel), out=y[block])
 
     for_image_blocks(work, x)
     return y, (x.shape, kernel_size, stride, padding)
@@ -183,7 +183,7 @@ def cpu_backward(dy, saved, needs):
     dx = np.empty(shape, dy.dtype)
 
     def work(block: slice) -> None:
-        _spread(_spread(dy[block] * (1 / (rows.kernel * columns.kernel)), 2, columns), 1, rows, dx[block])
+        _spread_windows(_spread_windows(dy[block] * (1 / (rows.kernel * columns.kernel)), 2, columns), 1, rows, dx[block])
 
     for_image_blocks(work, dx)
     return (dx,)

@@ -336,7 +336,8 @@ def _by_columns_of_x(x, weight, g, dy, dx, dweight):
         dweight[...] = total.reshape(groups, kh, kw, inputs, -1).transpose(0, 4, 3, 1, 2).reshape(weight.shape)
 
 
-conv2d.kernel("cpu", cpu_forward, cpu_backward, fresh=True, reads={"x": "weight", "weight": "x", "bias": ""})
+READS = {"x": "weight", "weight": "x", "bias": ""}
+conv2d.kernel("cpu", cpu_forward, cpu_backward, fresh=True, reads=READS)
 
 
 # --- CUDA
@@ -456,4 +457,4 @@ def cuda_backward(dy, saved, needs):
     return dx, dweight, cuda_column_sums(dy.reshape(-1, dy.shape[3])) if needs[2] else None
 
 
-conv2d.kernel("cuda", cuda_forward, cuda_backward, fresh=True, reads={"x": "weight", "weight": "x", "bias": ""})
+conv2d.kernel("cuda", cuda_forward, cuda_backward, fresh=True, reads=READS)

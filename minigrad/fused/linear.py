@@ -102,7 +102,8 @@ def cpu_backward(dy, saved, needs):
     return None if dx is None else dx.reshape(x.shape), dweight if needs[1] else None, dbias if needs[2] else None
 
 
-linear.kernel("cpu", cpu_forward, cpu_backward, fresh=True, reads={"x": "weight", "weight": "x", "bias": ""})
+READS = {"x": "weight", "weight": "x", "bias": ""}
+linear.kernel("cpu", cpu_forward, cpu_backward, fresh=True, reads=READS)
 
 
 _cuda = cuda.Kernels(__file__)
@@ -139,4 +140,4 @@ def cuda_backward(dy, saved, needs):
     return dx, backend.matmul(g.T, rows) if needs[1] else None, cuda_column_sums(g) if needs[2] else None
 
 
-linear.kernel("cuda", cuda_forward, cuda_backward, fresh=True, reads={"x": "weight", "weight": "x", "bias": ""})
+linear.kernel("cuda", cuda_forward, cuda_backward, fresh=True, reads=READS)

@@ -11,7 +11,7 @@ import numpy as np
 
 from minigrad import ops
 from minigrad.backend import cuda
-from minigrad.fused.avg_pool2d import Axis, check_pool, fold, for_image_blocks, launch_by_rows, window_axes
+from minigrad.fused.avg_pool2d import Axis, check_pool, for_image_blocks, launch_by_rows, reduce_windows, window_axes
 from minigrad.fused.pair import Pair
 from minigrad.op import fused
 from minigrad.tensor import Tensor
@@ -59,8 +59,8 @@ def cpu_forward(x, kernel_size, stride, padding):
     y = np.empty((batch, rows.count, columns.count, channels), x.dtype)
 
     def work(block: slice) -> None:
-        highest = fold(np.maximum, -np.inf, x[block], 1, rows)             # (b, Ho, W, C)
-        y[block] = fold(np.maximum, -np.inf, highest, 2, columns)
+        highest = reduce_windows(np.maximum, -np.inf, x[block], 1, rows)   # (b, Ho, W, C)
+        y[block] = reduce_windows(np.maximum, -np.inf, highest, 2, columns)
 
     for_image_blocks(work, x)
     return y, (x, y, kernel_size, stride, padding)
@@ -90,7 +90,7 @@ def cpu_backward(dy, saved, needs):
 
     def work(block: slice) -> None:
         part = x[block]
-        row_max = fold(np.maximum, -np.inf, part, 2, columns)              # (b, H, Wo, C)
+        row_max = reduce_windows(np.maximum, -np.inf, part, 2, columns)    # (b, H, Wo, C)
         has_nan = bool(np.isnan(y[block]).any())
         row_gradient = _to_first(dy[block], y[block], row_max, 1, rows, has_nan)
         dx[block] = _to_first(row_gradient, row_max, part, 2, columns, has_nan)
