@@ -461,7 +461,7 @@ def test_the_upstream_gradient_may_be_anything_a_tensor_is_made_of():
 
 
 DEEP = """
-import gc, threading
+import gc, sys, threading
 import numpy as np
 import minigrad
 from minigrad import Tensor, ops

@@ -245,7 +245,8 @@ def test_a_batch_made_on_the_gpu_is_the_cpus_bit_for_bit(seed: int, batch: int, 
     images, labels = rng(seed).integers(0, 256, (2 * batch + 1, height, width, channels), dtype=np.uint8), rng(seed).integers(0, 9, 2 * batch + 1)
     mean, std = rng(seed).uniform(0.1, 0.9, (2, channels))
     random.manual_seed(seed)
-    data = replace(dataset(), train=Split(images, labels), mean=mean, std=std)
+    split = Split(images, labels)
+    data = replace(dataset(), train=split, test=split, mean=mean, std=std)
     planned = plan(data, batch, epoch=3, cutout=cutout)
     with on_cuda(ORDERS):
         cp = cuda.array_module()
