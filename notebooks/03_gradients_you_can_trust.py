@@ -128,6 +128,7 @@ except AssertionError as error:
 # right; the example was too nice.
 # </details>
 
+
 # %%
 @primitive
 def average(x: Tensor, axis: int) -> Tensor:
@@ -316,6 +317,7 @@ Code(inspect.getsource(Fused._backward_by_definition), language="python")
 # The value is right: -100 / inf = -0. The derivative is nan: the rule of exp multiplies its output, inf, by a gradient that is 0. A definition has
 # to be stable forward *and* backward. With $\sigma(x) = (1 + \tanh(x/2)) / 2$ nothing overflows.
 # </details>
+
 
 # %%
 @fused
@@ -567,7 +569,7 @@ print("its first and second derivatives are right")
 # **1.** Write `softplus`, $\log(1 + e^x)$, as a `@primitive` with a derivative rule that is right at 0 too, in the second derivative as well, and
 # does not overflow at 1000. (`np.logaddexp(x, 0)` is a forward on arrays.) Prove it.
 #
-# **2.** A kernel's backward says `dy *= ...; return (dy,)`: it writes into the gradient it was given, to save memory. Its own gradient is right. Build
+# **2.** A kernel's backward says `dy *= ...; return (dy,)`: it writes into the gradient it was given, to save memory. Alone, it is right. Build
 # a loss that gets a wrong gradient from it. (02 says when two inputs receive the same array.) Which line of `prove` catches it, and what does
 # `gradcheck` say?
 #
@@ -575,6 +577,7 @@ print("its first and second derivatives are right")
 # differences of the gradient.
 #
 # The solutions are in the folded cells below.
+
 
 # %% tags=["solution"]
 @primitive(floating=True)
@@ -597,6 +600,7 @@ leaf = Tensor(np.array([-1000.0, 0.0, 1000.0]), requires_grad=True)
 (second,) = minigrad.grad(first, leaf, np.ones(3))
 assert np.array_equal(first.numpy(), [0.0, 0.5, 1.0]) and np.array_equal(second.numpy(), [0.0, 0.25, 0.0])
 
+
 # %% tags=["solution"]
 @fused
 def greedy(x: Tensor) -> Tensor:
@@ -614,7 +618,10 @@ a, b = Tensor([1.0], requires_grad=True), Tensor([1.0], requires_grad=True)
 (b * 5.0 + greedy(a)).backward(np.ones(1))  # add hands one array to both; greedy comes first and writes to it
 print("gradient of b:", b.grad.numpy(), "and it should be 5; gradient of a:", a.grad.numpy())
 assert b.grad.item() == 15.0
-for test in (lambda: prove(greedy, lambda x: x * 3.0, (2, 3)), lambda: minigrad.gradcheck(greedy, Tensor(x, requires_grad=True))):
+for test in (
+    lambda: prove(greedy, lambda x: x * 3.0, (2, 3)),
+    lambda: minigrad.gradcheck(greedy, Tensor(x, requires_grad=True)),
+):
     try:
         test()
     except AssertionError as error:
