@@ -35,7 +35,7 @@ class _NotFound(DataError):
 
 @dataclass(frozen=True)
 class Split:
-    """Images and what they show: `images` uint8 (N, H, W, 3), 32 x 32 in the data sets here, `labels` integers (N,), kept as int64.
+    """Images and what they show: `images` uint8 (N, H, W, 3), 32 x 32 in the data sets here, `labels` integers (N,), kept as int64 (lists will do).
 
     Raises:
         DataError: they are of another shape or dtype.
@@ -45,12 +45,13 @@ class Split:
     labels: np.ndarray
 
     def __post_init__(self) -> None:
-        images, labels = self.images, self.labels
+        images, labels = np.asarray(self.images), np.asarray(self.labels)
         if images.dtype != np.uint8 or images.ndim != 4:
             raise DataError(f"images are bytes (uint8) of shape (N, H, W, C), pixels from 0 to 255; these are {images.dtype} of shape {images.shape}")
-        if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
+        if (labels.size and labels.dtype.kind not in "iu") or labels.shape != images.shape[:1]:
             what = f"{labels.dtype} of shape {labels.shape}"
             raise DataError(f"{len(images)} images need as many labels, integers of shape ({len(images)},); these are {what}")
+        object.__setattr__(self, "images", images)
         object.__setattr__(self, "labels", labels.astype(np.int64, copy=False))  # in 8 bits, products of class numbers wrap around
 
     def __len__(self) -> int:

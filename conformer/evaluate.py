@@ -50,6 +50,7 @@ def accuracies(cnn_logits: np.ndarray, transformer_logits: np.ndarray, labels: n
 
     Source: Peng et al. 2021, section 3: the outputs are summed at inference.
     """
+    labels = np.asarray(labels)
     if labels.shape != cnn_logits.shape[:1]:
         raise ValueError(f"accuracies: {len(cnn_logits)} rows of logits need labels of shape ({len(cnn_logits)},), they have shape {labels.shape}")
     heads = cnn_logits, transformer_logits, cnn_logits + transformer_logits
@@ -98,7 +99,9 @@ class Predictions:
     def confusion_matrix(self) -> np.ndarray:
         """How many images of class i (row) the sum of both heads takes for class j (column): integers (K, K)."""
         classes = self.cnn.shape[1]
-        return np.bincount(self.labels.astype(np.int64) * classes + self.sum.argmax(axis=1), minlength=classes * classes).reshape(classes, classes)
+        return np.bincount(np.asarray(self.labels, np.int64) * classes + self.sum.argmax(axis=1), minlength=classes * classes).reshape(
+            classes, classes
+        )
 
 
 def predict(model: Conformer, batches: Iterable[np.ndarray | Tensor]) -> tuple[np.ndarray, np.ndarray]:

@@ -179,10 +179,10 @@ class Trainer:
             self.folder.set_options(**new, steps=self.header["steps"])
             return
         if checkpoint.fingerprint != self.fingerprint:
-            raise ValueError(
-                f"the run in {self.folder.path} was trained on other images of {checkpoint.dataset} than those in {self.dataset.source}; "
-                "give the data it was started with (--data-dir)"
-            )
+            made = not isinstance(self.dataset.source, Path)  # by a program, which may be another version of it
+            advice = "they cannot be had any more, begin a new run" if made else "give the data it was started with (--data-dir)"
+            where = f"{'come from' if made else 'are in'} {self.dataset.source} now"
+            raise ValueError(f"the run in {self.folder.path} was trained on other images of {checkpoint.dataset} than those that {where}; {advice}")
         if checkpoint.network != asdict(self.network):
             raise ValueError(f"the run in {self.folder.path} has another network than this version calls {self.config.config}; it cannot go on")
         if checkpoint.steps != self.steps:  # fixed by a time budget

@@ -44,6 +44,17 @@ def main() -> None:
     """Print the table."""
     argparse.ArgumentParser(prog="python -m minigrad", description="Print the table of all operations.").parse_args()
     rows = table()
+    if sys.stdout is None:  # closed: python -m minigrad >&-
+        return
+    try:
+        _print(rows)
+        sys.stdout.flush()
+    except OSError as error:  # of the output: its reader has left (`| head`), or the disk is full
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes at its end what is left: to nowhere
+        sys.exit(1 if isinstance(error, BrokenPipeError) else f"python -m minigrad: the output cannot be written: {error.strerror or error}")
+
+
+def _print(rows: list[tuple[str, ...]]) -> None:
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     for number, row in enumerate(rows):
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -54,9 +65,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-        sys.stdout.flush()
-    except OSError as error:  # of the output: its reader has left (`| head`), or the disk is full
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes at its end what is left: to nowhere
-        sys.exit(1 if isinstance(error, BrokenPipeError) else f"python -m minigrad: the output cannot be written: {error.strerror or error}")
+    main()

@@ -20,7 +20,7 @@ from minigrad import backend
 __all__ = ["MODE", "Mode", "anomaly", "definitions", "enable_grad", "is_grad_enabled", "mode", "no_grad", "recomputing"]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Mode:
     """How operations behave in this context.
 

@@ -76,7 +76,7 @@ class Op:
         self.function = function
         self.outputs = outputs
         self.kernels: dict[str, Kernel] = {}
-        functools.update_wrapper(self, function)  # type: ignore[arg-type]  # inspect and documentation tools find the signature and the source
+        functools.update_wrapper(self, function, updated=())  # type: ignore[arg-type]  # inspect finds the signature and the source
         parameters = list(inspect.signature(function).parameters.values())
         is_input = ["Tensor" in str(p.annotation) for p in parameters]
         self.count = sum(is_input)
@@ -491,7 +491,7 @@ def _place(function: Callable) -> tuple[str, str]:
 
 def _kind(value: Any) -> str:
     """What a kernel has returned, for the error that refuses it."""
-    return f"a tuple of {len(value)}" if type(value) is tuple else f"an object of type {type(value).__name__}"
+    return f"({', '.join(type(part).__name__ for part in value)})" if isinstance(value, tuple | list) else f"an object of type {type(value).__name__}"
 
 
 def _broadcast(shapes: Sequence[tuple[int, ...]]) -> bool:
@@ -503,7 +503,7 @@ def _broadcast(shapes: Sequence[tuple[int, ...]]) -> bool:
     return True
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Kernel:
     """A forward and a backward on raw arrays for one device.
 
@@ -635,7 +635,7 @@ class Fused(Op):
                 if array is not None and not array.flags.c_contiguous:
                     arrays[k] = array.copy()
         made = kernel.forward(*arrays, *values)
-        if type(made) is not tuple or len(made) != 2 or type(made[1]) is not tuple:
+        if not isinstance(made, tuple) or len(made) != 2 or not isinstance(made[1], tuple | list):
             raise TypeError(f"{self.name}: the forward of its kernel gives {_kind(made)}; give (out, saved), where saved is a tuple for its backward")
         out, saved = made
         if mode.watched:
@@ -699,7 +699,7 @@ class Fused(Op):
         dy: Any = [g if g is None else g.data if kernel.strided or g.data.flags.c_contiguous else g.data.copy() for g in gradients]
         needs = needs or node.needs
         arrays = kernel.backward(dy[0] if len(dy) == 1 else tuple(dy), node.kept, needs)
-        if type(arrays) not in (tuple, list) or len(arrays) != len(needs):
+        if not isinstance(arrays, tuple | list) or len(arrays) != len(needs):
             raise TypeError(
                 f"{self.name}: the backward of its kernel gives {_kind(arrays)}; give a tuple of one gradient (or None) per input, {len(needs)}"
             )

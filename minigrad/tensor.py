@@ -70,8 +70,11 @@ class Tensor:
         elif backend.is_array(data):
             array = data.copy()
         else:
-            ops.refuse_lists_with_gradients("Tensor", data)
-            array = np.array(data)
+            try:
+                array = np.array(data)
+            except TypeError:  # perhaps of Tensors that require grad, which say so in general
+                ops.refuse_lists_with_gradients("Tensor", data)
+                raise
             if array.dtype != bool:
                 if array.dtype.kind not in "iuf":
                     raise TypeError(f"Tensor: cannot make numbers of {type(data).__name__} data (NumPy reads it as {array.dtype})")

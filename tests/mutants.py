@@ -52,7 +52,7 @@ ALIASES = {"as_array": "setitem", "plain_index": "getitem", "power": "pow", "pow
 PLAN: dict[str, tuple[tuple[str, ...], ...]] = {
     "minigrad/autograd.py": (
         ("tests/test_autograd.py",), ("tests/test_graphs.py",), ("tests/test_versions.py", "tests/test_checkpoint.py", "tests/test_anomaly.py"),
-        ("tests/test_memory.py",),
+        ("tests/test_memory.py", "tests/test_op.py", "tests/test_threads.py"),
     ),
     "minigrad/backend/addition.py": (("tests/backend/test_cuda_backend.py",), ("tests/fused/test_cuda_launches.py",)),
     "minigrad/backend/sums.py": (("tests/backend/test_sums.py",), ("tests/ops/test_reduce.py",)),

@@ -182,3 +182,21 @@ def test_a_kernel_that_breaks_the_rules(backward: Callable, error: type, message
     scale.kernel("cpu", lambda x, weight: (x * weight, (x, weight)), backward)
     with pytest.raises(error, match=message):
         gradcheck(scale, [leaf(2, 3), leaf(3, seed=1)], order=2)
+
+
+def test_a_write_that_is_declared_is_no_mistake():
+    average = Tensor(np.zeros(3))
+
+    def function(x: Tensor, average: Tensor) -> Tensor:
+        with minigrad.no_grad():
+            average.copy_(average * 0.9 + x.detach() * 0.1)
+        return x * 2.0
+
+    assert gradcheck(function, [leaf(3), average]) and average.numpy().any()
+
+    def silent(x: Tensor, average: Tensor) -> Tensor:
+        average.data += 1.0
+        return x * 2.0
+
+    with pytest.raises(AssertionError, match=r"gradcheck: input 1 of shape \(3,\) was written to"):
+        gradcheck(silent, [leaf(3), average])

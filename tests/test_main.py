@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -65,3 +66,5 @@ def test_output_that_cannot_be_written():
     done = subprocess.run([sys.executable, "-m", "minigrad"], stdout=no_reader, stderr=subprocess.PIPE, text=True, timeout=60)
     os.close(no_reader)
     assert (done.returncode, done.stderr) == (1, "")
+    done = subprocess.run(f"{shlex.quote(sys.executable)} -m minigrad >&-", shell=True, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -673,9 +673,9 @@ def test_to_device_of_what_is_there_is_a_view():
     ("forward", "backward", "message"),
     [
         (lambda x, w: x * w, None, r"pair: the forward of its kernel gives an object of type ndarray; give \(out, saved\)"),
-        (lambda x, w: (x * w, x, w), None, r"pair: the forward of its kernel gives a tuple of 3; give \(out, saved\)"),
-        (lambda x, w: (x * w, [x, w]), None, r"pair: the forward of its kernel gives a tuple of 2; give \(out, saved\), where saved is a tuple"),
-        (lambda x, w: (x * w, (x, w)), lambda dy, saved, needs: (dy,), r"pair: the backward of its kernel gives a tuple of 1; .* per input, 2"),
+        (lambda x, w: (x * w, x, w), None, r"pair: the forward of its kernel gives \(ndarray, ndarray, ndarray\); give \(out, saved\)"),
+        (lambda x, w: (x * w, x), None, r"pair: the forward of its kernel gives \(ndarray, ndarray\); give \(out, saved\), where saved is a tuple"),
+        (lambda x, w: (x * w, (x, w)), lambda dy, saved, needs: (dy,), r"pair: the backward of its kernel gives \(ndarray\); .* per input, 2"),
         (lambda x, w: (x * w, (x, w)), lambda dy, saved, needs: dy, "pair: the backward of its kernel gives an object of type ndarray"),
     ],
 )
@@ -777,3 +777,28 @@ def test_the_fast_calls_are_for_inputs_alone():
     (gradient,) = minigrad.grad([first, second], x, [np.array([1.0, 0.0]), np.array([10.0, 1.0])])
     assert gradient is not None
     assert_array_equal(gradient.numpy(), [32.0, 3.0])
+
+
+def test_kernels_may_give_lists_and_named_tuples():
+    class Saved(NamedTuple):
+        x: np.ndarray
+
+    @fused
+    def twice(x: Tensor) -> Tensor:
+        return x * 2.0
+
+    for saved in (Saved, lambda x: [x]):
+        twice.kernel("cpu", lambda x, saved=saved: (x * 2, saved(x)), lambda dy, saved, needs: Saved(dy * 2))
+        x = Tensor([3.0], requires_grad=True)
+        twice(x).backward(np.ones(1))
+        assert x.grad is not None and x.grad.item() == 2.0
+
+
+def test_attributes_of_the_function_are_not_the_operations():
+    def triple(x: Tensor) -> Tensor:
+        return x * 3
+
+    triple.name, triple.outputs = "exp", 9  # type: ignore[attr-defined]
+    op = primitive(triple)
+    assert op.name == "triple" and op.outputs == 1 and REGISTRY["exp"] is ops.exp
+    assert len({kernel for op in REGISTRY.values() for kernel in op.kernels.values()}) > 10

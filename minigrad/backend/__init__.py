@@ -126,7 +126,7 @@ def _is_dtype(name: Any) -> bool:
     """Whether a dtype was given in the place of a device, as PyTorch's `to` takes it."""
     try:
         np.dtype(name)
-    except TypeError:
+    except (TypeError, ValueError, SyntaxError):  # what NumPy makes of "gpu", "3,(" and ","
         return False
     return True
 

@@ -263,7 +263,12 @@ class Module:
             problems += [f"unexpected {name}" for name in difference.unexpected_keys]
         for name, value in values.items():
             if value is None:
-                hint = " (give its .detach().float())" if hasattr(mapping[name], "detach") else ""  # one of PyTorch's that NumPy cannot read
+                given = mapping[name]  # perhaps one of PyTorch's that NumPy cannot read
+                hint = (
+                    " (give its .detach().float())"
+                    if getattr(given, "requires_grad", False) or "bfloat16" in str(getattr(given, "dtype", ""))
+                    else ""
+                )
                 problems.append(f"{name} is {type(mapping[name]).__name__}, not an array of numbers{hint}")
             elif value.shape != own[name].shape:
                 problems.append(f"{name} has shape {value.shape}, here {own[name].shape}")

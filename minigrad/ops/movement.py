@@ -91,7 +91,7 @@ def flatten(x: Tensor, start: int = 0) -> Tensor:
 @primitive
 def pad(x: Tensor, widths: tuple[Pair, ...], value: float = 0.0) -> Tensor:
     """x with `value` around it: widths holds a pair (before, after) for every axis."""
-    if [np.size(pair) for pair in widths] != [2] * x.ndim:
+    if len(widths) != x.ndim or not all([isinstance(pair, tuple | np.ndarray) and len(pair) == 2 for pair in widths]):
         raise ValueError(f"pad: widths is {widths} for {x.ndim} axes (shape {x.shape}); give a pair (before, after) per axis, from the first on")
     return np.pad(x, widths, constant_values=value)
 

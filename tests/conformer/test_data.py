@@ -216,6 +216,13 @@ def test_labels_of_a_few_bits_are_kept_in_64() -> None:
     assert split.labels.dtype == np.int64 and split.labels.tolist() == [0, 255]
 
 
+def test_a_split_of_lists_and_one_without_images() -> None:
+    split = data.Split(IMAGES, [1, 0])  # type: ignore[arg-type]
+    assert split.labels.dtype == np.int64 and split.labels.tolist() == [1, 0]
+    empty = data.Split(IMAGES[:0], np.array([]))
+    assert len(empty) == 0 and empty.labels.dtype == np.int64
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

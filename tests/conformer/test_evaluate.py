@@ -41,6 +41,10 @@ def test_class_numbers_of_any_integer_dtype(dtype: type):
     assert_array_equal(matrix, np.eye(20)[::-1])
 
 
+def test_labels_in_a_list():
+    assert accuracies(CNN, TRANSFORMER, [0, 1, 2, 3]) == accuracies(CNN, TRANSFORMER, np.arange(4))  # type: ignore[arg-type]
+
+
 def test_labels_of_another_shape_are_refused():
     with pytest.raises(ValueError, match=r"accuracies: 4 rows of logits need labels of shape \(4,\), they have shape \(4, 1\)"):
         accuracies(CNN, TRANSFORMER, np.zeros((4, 1), np.int64))

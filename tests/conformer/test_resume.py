@@ -286,8 +286,13 @@ def test_options_of_a_resumed_run(config: TrainConfig, monkeypatch: pytest.Monke
 
 def test_other_images_are_refused(config: TrainConfig, cifar: Cifar, monkeypatch: pytest.MonkeyPatch) -> None:
     break_off(config, 3, monkeypatch)
-    with pytest.raises(ValueError, match="was trained on other images of cifar10 than those in .*other; give the data it was started with"):
+    with pytest.raises(ValueError, match="on other images of cifar10 than those that are in .*other now; give the data it was started with"):
         Trainer.resume(folder(config), data_dir=cifar(records=8, folder="other", seed=1))
+    made = replace(data.load("cifar10", cifar(records=8, folder="third", seed=2)), source="a generator")
+    with monkeypatch.context() as patch:
+        patch.setitem(data.DATASETS, "cifar10", lambda *_: made)
+        with pytest.raises(ValueError, match="than those that come from a generator now; they cannot be had any more, begin a new run$"):
+            Trainer.resume(folder(config))
     same = cifar(records=8, folder="same")
     assert fingerprint(data.load("cifar10", same)) == fingerprint(data.load("cifar10", config.data_dir))
     assert Trainer.resume(folder(config), data_dir=same).dataset.source == same

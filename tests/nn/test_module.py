@@ -302,6 +302,8 @@ def test_load_of_pytorchs_tensors():
     message = r"weight is Tensor, .* \(give its .detach\(\).float\(\)\); bias is Parameter, .* \(give its .detach\(\).float\(\)\)"
     with pytest.raises(ValueError, match=message):
         target.load_state_dict(given)
+    with pytest.raises(ValueError, match=r"weight is Tensor, not an array of numbers$"):
+        target.load_state_dict({"weight": torch.ones(1, 2, device="meta"), "bias": torch.ones(1)})
     target.load_state_dict({name: tensor.detach().float() for name, tensor in given.items()})
     np.testing.assert_array_equal(target.weight.numpy(), [[1.0, 1.0]])
 
@@ -311,6 +313,9 @@ def test_a_dtype_in_the_place_of_a_device(dtype: object):
     for thing in (nn.Linear(2, 1), Tensor([1.0])):
         with pytest.raises(ValueError, match=r"there is no device .*float64.* here; .*; give a dtype as dtype=\.\.\."):
             thing.to(dtype)  # type: ignore[arg-type]
+        for name in (",", "3,(", "gpu"):
+            with pytest.raises(ValueError, match=r"there is no device .* here; there is [^;]*$"):
+                thing.to(name)
 
 
 def test_load_not_strict_writes_what_fits_and_says_what_did_not():
