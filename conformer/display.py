@@ -51,8 +51,11 @@ class Display:
         self._next = 0.0
 
     def message(self, text: str) -> None:
-        """Print a line that stays."""
-        print(text, flush=True)
+        """Print a line that stays; raises OSError, which says what could not be written, where that is so."""
+        try:
+            print(text, flush=True)
+        except OSError as error:
+            raise OSError(error.errno, f"the output cannot be written: {error.strerror or error}") from error
 
     def progress(self, progress: Progress) -> None:
         """Take note of a step; print where the run stands if it is time, or the last step."""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import io
 import json
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -525,3 +529,14 @@ def test_display_prints_at_intervals_and_at_the_end(capsys: pytest.CaptureFixtur
     first, last = capsys.readouterr().out.splitlines()
     assert first == "step 1/4  epoch 0.50  0:01:15 left  loss 2.000  train 50.0/25.0/52.5 %  lr 0.001  640 images/s"
     assert last == "step 4/4  epoch 0.50  0:01:15 left  loss 2.000  train 50.0/25.0/52.5 %  test 50.0/25.0/52.5 %  lr 0.001  640 images/s"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EPIPE])
+def test_a_display_that_cannot_write_says_that_it_was_the_output(number: int) -> None:
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(number, os.strerror(number))
+
+    with contextlib.redirect_stdout(Full()), pytest.raises(OSError, match=f"the output cannot be written: {os.strerror(number)}") as caught:
+        Display().message("a line")
+    assert caught.value.errno == number and isinstance(caught.value, BrokenPipeError) == (number == errno.EPIPE)
