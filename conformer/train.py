@@ -74,15 +74,8 @@ class Trainer:
         self.config = config
         self.display = display or Display()
         self.device = devices.choose(config.device)
-        if self.device == "cpu" and config.precision != "float32":
-            if origin is not None:
-                raise ValueError(
-                    f"the run in {origin[0].path} was started with --precision {config.precision}, which needs a GPU: go on with it on one"
-                )
-            raise OptionError(f"precision is {config.precision}, which is for GPUs; the CPU computes in float32: leave it out", "precision")
-        if self.device == "cuda" and config.precision != "float32" and not cuda.has_tensor_cores():
-            needs = "which needs tensor cores of compute capability 8.0 (A100, RTX 30) or later, and this GPU has none: leave it out"
-            raise OptionError(f"precision is {config.precision}, {needs}", "precision")
+        if config.precision != "float32":
+            _check_precision(config.precision, self.device, None if origin is None else origin[0].path)
         self.dataset = data.load(config.dataset, config.data_dir, self.display.message)
         self.steps_per_epoch = len(self.dataset.train) // config.batch_size
         if not self.steps_per_epoch:
@@ -111,24 +104,28 @@ class Trainer:
         self.learner = Learner(self.network, config, self.steps, self.device)
 
         now = datetime.now().astimezone()
-        self.header = {
-            "dataset": self.dataset.name,
-            "dataset_notice": self.dataset.notice,
-            "config": config.config,
-            "parameters": sum(parameter.size for parameter in self.learner.model.parameters()),
-            "train_images": len(self.dataset.train),
-            "test_images": len(self.dataset.test),
-            "steps": self.steps if self.steps_fixed else None,
-            "seed": config.seed,
-            "started": now.isoformat(timespec="seconds"),
-            "device": devices.describe(self.device),
-            **environment(),
-        }
+        self.header = self._header(now)
         if origin is None:
             self.folder = self._new_folder(f"{config.config}-{now:%Y-%m-%d-%H%M%S}")
         else:
             self.folder, checkpoint = origin
             self._restore(checkpoint)
+
+    def _header(self, now: datetime) -> dict[str, Any]:
+        """The first line of metrics.jsonl: what the run is, and what its times depend on."""
+        return {
+            "dataset": self.dataset.name,
+            "dataset_notice": self.dataset.notice,
+            "config": self.config.config,
+            "parameters": sum(parameter.size for parameter in self.learner.model.parameters()),
+            "train_images": len(self.dataset.train),
+            "test_images": len(self.dataset.test),
+            "steps": self.steps if self.steps_fixed else None,
+            "seed": self.config.seed,
+            "started": now.isoformat(timespec="seconds"),
+            "device": devices.describe(self.device),
+            **environment(),
+        }
 
     def _new_folder(self, name: str) -> RunFolder:
         """The folder that was asked for, or one in runs/ by this name, or by the next that no run has: another may begin in the same second."""
@@ -178,13 +175,7 @@ class Trainer:
             self.folder.rewind(0, self.header)
             self.folder.set_options(**new, steps=self.header["steps"])
             return
-        if checkpoint.fingerprint != self.fingerprint:
-            made = not isinstance(self.dataset.source, Path)  # by a program, which may be another version of it
-            advice = "they cannot be had any more, begin a new run" if made else "give the data it was started with (--data-dir)"
-            where = f"{'come from' if made else 'are in'} {self.dataset.source} now"
-            raise ValueError(f"the run in {self.folder.path} was trained on other images of {checkpoint.dataset} than those that {where}; {advice}")
-        if checkpoint.network != asdict(self.network):
-            raise ValueError(f"the run in {self.folder.path} has another network than this version calls {self.config.config}; it cannot go on")
+        self._check_same(checkpoint)
         if checkpoint.steps != self.steps:  # fixed by a time budget
             self.steps, self.steps_fixed = checkpoint.steps, True
             self.learner = Learner(self.network, self.config, self.steps, self.device)
@@ -204,8 +195,21 @@ class Trainer:
             self.folder.set_options(**new)
             self.saved = None
             self._save()
-        if self.finished:
-            return
+        if not self.finished:
+            self._log_resumed(checkpoint)
+
+    def _check_same(self, checkpoint: Checkpoint) -> None:
+        """Raise ValueError where the data or the network is not what the run was started with."""
+        if checkpoint.fingerprint != self.fingerprint:
+            made = not isinstance(self.dataset.source, Path)  # by a program, which may be another version of it
+            advice = "they cannot be had any more, begin a new run" if made else "give the data it was started with (--data-dir)"
+            where = f"{'come from' if made else 'are in'} {self.dataset.source} now"
+            raise ValueError(f"the run in {self.folder.path} was trained on other images of {checkpoint.dataset} than those that {where}; {advice}")
+        if checkpoint.network != asdict(self.network):
+            raise ValueError(f"the run in {self.folder.path} has another network than this version calls {self.config.config}; it cannot go on")
+
+    def _log_resumed(self, checkpoint: Checkpoint) -> None:
+        """Note in the log that the run goes on here, and what differs from the machine it was on before; say the latter."""
         before = {"device": "CPU"} | checkpoint.environment  # the first versions knew no other
         differs = {key: value for key, value in self._environment().items() if value != before.get(key)}
         self.folder.log(step=self.step, resumed=self.header["started"], **differs)
@@ -452,6 +456,17 @@ class Trainer:
         average = f" (average of the weights: {averaged} %)" if averaged else ""
         epoch = -(-self.step // self.steps_per_epoch)
         self.display.message(f"epoch {epoch}, step {self.step}: test accuracy {test} %{average}, test loss {loss:.3f}, {seconds / 60:.1f} minutes")
+
+
+def _check_precision(precision: str, device: str, resumed: Path | None) -> None:
+    """Raise where products cannot be computed in less than float32: OptionError, or ValueError for the folder of a run that is to go on."""
+    if device == "cpu":
+        if resumed is not None:
+            raise ValueError(f"the run in {resumed} was started with --precision {precision}, which needs a GPU: go on with it on one")
+        raise OptionError(f"precision is {precision}, which is for GPUs; the CPU computes in float32: leave it out", "precision")
+    if not cuda.has_tensor_cores():
+        needs = "which needs tensor cores of compute capability 8.0 (A100, RTX 30) or later, and this GPU has none: leave it out"
+        raise OptionError(f"precision is {precision}, {needs}", "precision")
 
 
 def train(config: TrainConfig, display: Display | None = None) -> TrainResult:
