@@ -60,8 +60,16 @@ PLAN: dict[str, tuple[tuple[str, ...], ...]] = {
         ("tests/fused/test_attention.py",), ("tests/fused/test_cuda_attention.py",),
         ("tests/fused/test_cuda_choices.py", "tests/fused/test_cuda_launches.py"),
     ),
+    "minigrad/fused/avg_pool2d.py": (
+        ("tests/fused/test_avg_pool2d.py",), ("tests/fused/test_max_pool2d.py",),
+        ("tests/fused/test_cuda_choices.py", "tests/fused/test_cuda_launches.py"),
+    ),
     "minigrad/fused/conv2d_tensor.py": (
         ("tests/fused/test_cuda_choices.py",), ("tests/fused/test_cuda_conv_tensor.py",), ("tests/fused/test_cuda_launches.py",),
+    ),
+    "minigrad/ops/elementwise.py": (
+        ("tests/ops/test_elementwise.py",), ("tests/test_op.py", "tests/test_tensor.py"),
+        ("tests/test_versions.py", "tests/test_memory.py", "tests/test_peers_bugs.py", "tests/test_functional.py"),
     ),
     "minigrad/ops/index.py": (("tests/ops/test_index.py",), ("tests/test_checkpoint.py",)),
     "minigrad/optim/multi_tensor.py": (("tests/optim/test_cuda_optim.py",),),

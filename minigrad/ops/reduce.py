@@ -15,7 +15,7 @@ from minigrad.ops.elementwise import cast, equal
 from minigrad.ops.movement import broadcast_to, check_axis, reshape
 from minigrad.tensor import Tensor
 
-Axes = int | tuple[int, ...] | list[int] | None
+Axes = int | tuple[int, ...] | None  # a list becomes a tuple at the call: see op._frozen
 
 
 def _normalised(axis: Axes, ndim: int) -> tuple[int, ...]:
@@ -24,11 +24,6 @@ def _normalised(axis: Axes, ndim: int) -> tuple[int, ...]:
         return tuple(range(ndim))
     axes = axis if isinstance(axis, tuple | list) else (axis,)
     return tuple([int(a) % ndim for a in axes]) if ndim else ()  # 0 and -1 name the one place of a 0-d tensor
-
-
-def _no_list(axis: Axes) -> int | tuple[int, ...] | None:
-    """NumPy takes no list of axes, PyTorch does."""
-    return tuple(axis) if isinstance(axis, list) else axis
 
 
 def _spread(reduced: Tensor, shape: tuple[int, ...], axis: Axes) -> Tensor:
@@ -45,19 +40,19 @@ def _kept(shape: tuple[int, ...], axis: Axes) -> tuple[int, ...]:
 @primitive
 def sum(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:
     """The sum along `axis`; of booleans and integers in int64. Source: https://docs.pytorch.org/docs/stable/generated/torch.sum.html"""
-    return sums.total(x, _no_list(axis), keepdims)
+    return sums.total(x, axis, keepdims)
 
 
 @primitive
 def max(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:
     """The largest element along `axis`; ties share the gradient equally. Source: https://docs.pytorch.org/docs/stable/generated/torch.amax.html"""
-    return x.max(_no_list(axis), keepdims=keepdims)
+    return x.max(axis, keepdims=keepdims)
 
 
 @primitive
 def min(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:
     """The smallest element along `axis`; ties share the gradient equally. Source: https://docs.pytorch.org/docs/stable/generated/torch.amin.html"""
-    return x.min(_no_list(axis), keepdims=keepdims)
+    return x.min(axis, keepdims=keepdims)
 
 
 @primitive

@@ -536,3 +536,13 @@ def test_cast_gives_bytes_in_the_machine_s_order():
         x = ops.cast(Tensor(np.array([1, 2])), dtype)
         assert x.dtype.isnative and x.dtype == np.dtype(dtype).newbyteorder("=")
         assert_array_equal(x.numpy(), [1, 2])
+
+
+def test_clip_without_bounds_is_a_copy():
+    x = Tensor(np.array([-1.5, 2.0]), requires_grad=True)
+    y = ops.clip(x)
+    assert_array_equal(y.numpy(), [-1.5, 2.0])
+    assert not np.shares_memory(y.data, x.data)
+    y.backward(np.array([3.0, -4.0]))
+    assert x.grad is not None
+    assert_array_equal(x.grad.numpy(), [3.0, -4.0])
