@@ -293,18 +293,22 @@ class Tensor:
 
     # `x += y` makes a new tensor, as for every immutable thing. Only where someone means to update a parameter that would do nothing, silently.
     def __iadd__(self, other: Any) -> Tensor:
-        return self._not_updated("+=") or ops.add(self, other)
+        self._refuse_update("+=")
+        return ops.add(self, other)
 
     def __isub__(self, other: Any) -> Tensor:
-        return self._not_updated("-=") or ops.sub(self, other)
+        self._refuse_update("-=")
+        return ops.sub(self, other)
 
     def __imul__(self, other: Any) -> Tensor:
-        return self._not_updated("*=") or ops.mul(self, other)
+        self._refuse_update("*=")
+        return ops.mul(self, other)
 
     def __itruediv__(self, other: Any) -> Tensor:
-        return self._not_updated("/=") or ops.div(self, other)
+        self._refuse_update("/=")
+        return ops.div(self, other)
 
-    def _not_updated(self, operator: str) -> None:
+    def _refuse_update(self, operator: str) -> None:
         if self.requires_grad and self.node is None:
             by = operator[0]
             raise RuntimeError(
