@@ -172,11 +172,13 @@ def _find(kind: Cifar, data_dir: str | Path | None, say: Say) -> Path:
         places = {"--data-dir": Path(data_dir)}
     else:
         variable = os.environ.get("CONFORMER_DATA")
-        if variable and (found := _locate(kind, Path(variable))):
-            return found
-        places = ({"$CONFORMER_DATA": Path(variable)} if variable else {}) | {"the cache": cache_folder()}
+        places = {"$CONFORMER_DATA": Path(variable)} if variable else {}
     for place in places.values():
         if found := _locate(kind, place):
+            return found
+    if data_dir is None:  # only now: there may be no home to have a cache in
+        places["the cache"] = cache_folder()
+        if found := _locate(kind, places["the cache"]):
             return found
 
     version = kind.versions[0]
