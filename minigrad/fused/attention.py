@@ -296,26 +296,21 @@ def cuda_backward(dy, saved, needs):
     masks, masks_apart = _masks(attn_mask, dropout_mask, (batch, heads, tokens, keys), dtype)
     arrays, apart = _rows(query, key, value, dy)
 
-    def like(x, need: bool):
-        return cp.empty((batch, x.shape[2], heads, x.shape[3]), dtype) if need else None  # (B, N, h, D)
-
-    def arguments(statistics: list, gradients: list) -> list:
-        packs = cuda.vector_width(math.gcd(width, value_width, *apart), *arrays, *gradients) == 4
-        numbers = [*apart, *masks_apart, heads, tokens, keys, width, value_width, *factors, packs, abreast]
-        return [*arrays, *masks, top, rescale, *statistics, *gradients, *numbers]
-
-    def by_tiles(kernel_of: str, own: int, first, second) -> None:
-        template = f"{number}{{}}, {kernel_of}"
-        _cuda_launch("attention_backward", template, own, max(width, value_width), 2, batch * heads, dtype, arguments([delta], [first, second]))
-
     inputs, row = (query, key, value), heads * width
     if all(needs[:3]) and query.shape == key.shape == value.shape and all(x.strides[2] == 3 * row * x.itemsize for x in inputs):
         # The inputs are slices of one array (B, N, 3, h, D), and so are their gradients, as in `cpu_backward`. A kernel is told where each begins.
         abreast, together = 3, cp.empty((batch, tokens, 3, heads, width), dtype)
         made, gradients = [together[:, :, k] for k in range(3)], [together.reshape(-1)[k * row :] for k in range(3)]
     else:
-        abreast, made = 1, [like(x, need) for x, need in zip(inputs, needs, strict=False)]
-        gradients = made
+        abreast = 1
+        shapes = [(batch, x.shape[2], heads, x.shape[3]) for x in inputs]  # (B, N, h, D)
+        gradients = made = [cp.empty(shape, dtype) if need else None for shape, need in zip(shapes, needs, strict=False)]
+
+    def arguments(statistics: list, gradients: list) -> list:
+        packs = cuda.vector_width(math.gcd(width, value_width, *apart), *arrays, *gradients) == 4
+        numbers = [*apart, *masks_apart, heads, tokens, keys, width, value_width, *factors, packs, abreast]
+        return [*arrays, *masks, top, rescale, *statistics, *gradients, *numbers]
+
     short = _short_tokens(query, key, value)
     if short:
         shared = 108 * short + short * max(36, short + 4)
@@ -325,6 +320,11 @@ def cuda_backward(dy, saved, needs):
         delta = cp.empty((batch, heads, tokens), dtype)                    # (B, h, N), sum_d dY Y
         numbers = [*apart[9:], heads, tokens, value_width, delta.size]     # dy's steps first
         _cuda.launch(f"attention_delta<{number}>", -(-delta.size // 128), 128, arrays[3], _memory(out)[0], delta, *numbers)
+
+        def by_tiles(of_keys: str, own: int, first, second) -> None:
+            template = f"{number}{{}}, {of_keys}"
+            _cuda_launch("attention_backward", template, own, max(width, value_width), 2, batch * heads, dtype, arguments([delta], [first, second]))
+
         if dquery is not None:
             by_tiles("false", tokens, dquery, None)
         if dkey is not None or dvalue is not None:

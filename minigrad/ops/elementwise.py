@@ -361,11 +361,8 @@ def as_array(what: str, value: Any, like: Tensor) -> Any:
 
 def as_tensor(who: str, value: Any) -> Tensor:
     """An array, number or list that the operation `who` got in the place of a Tensor, as one: a copy, the array's owner may write to it later."""
-    try:
-        return Tensor(value)
-    except TypeError:
-        refuse_lists_with_gradients(who, value)
-        raise
+    refuse_lists_with_gradients(who, value)
+    return Tensor(value)
 
 
 def _holds_gradients(value: Any) -> bool:
