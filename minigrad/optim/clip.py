@@ -40,8 +40,8 @@ def clip_grad_norm_(params: Iterable[Tensor] | Tensor, max_norm: float, *, error
         raise ValueError(f"clip_grad_norm_: max_norm is {max_norm}; it cannot be negative")
     params = [params] if isinstance(params, Tensor) else params
     grads = {id(p.grad): p.grad for p in params if p.grad is not None}.values()  # a parameter listed twice counts once
-    if grads and all(multi_tensor.together(grad.data) for grad in grads):
-        return _clip_together(list(grads), max_norm, error_if_nonfinite)
+    if grads and all(multi_tensor.fits(grad.data) for grad in grads):
+        return _clip_on_gpu(list(grads), max_norm, error_if_nonfinite)
     total = math.hypot(*[_norm(vector) for vector in _vectors([grad.data for grad in grads])])
     if error_if_nonfinite and not math.isfinite(total):
         raise FloatingPointError(f"clip_grad_norm_: the norm of the gradients is {total}")
@@ -56,7 +56,7 @@ def clip_grad_norm_(params: Iterable[Tensor] | Tensor, max_norm: float, *, error
     return total
 
 
-def _clip_together(grads: list[Tensor], max_norm: float, error_if_nonfinite: bool) -> Tensor:
+def _clip_on_gpu(grads: list[Tensor], max_norm: float, error_if_nonfinite: bool) -> Tensor:
     """The same on the GPU, in three launches (five if there are gradients of both dtypes), and without asking for the norm: see clip.cu."""
     cp = cuda.array_module()
     launches = []

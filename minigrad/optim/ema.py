@@ -80,16 +80,16 @@ class EMA:
             raise ValueError(f"EMA.update: the module has {', '.join(new)} now, which it had not when this average was begun; begin another")
         for name, tensor in tensors:
             shadow = self._shadow[name]
-            if multi_tensor.together(shadow, _DTYPES) and multi_tensor.together(tensor.data, _DTYPES):
+            if multi_tensor.fits(shadow, _DTYPES) and multi_tensor.fits(tensor.data, _DTYPES):
                 on_gpu.setdefault(tensor.dtype, []).append((shadow, tensor.data))
             elif tensor.dtype.kind == "f":
                 in_blocks(average, shadow, tensor.data)
             else:
                 shadow[...] = tensor.data
         for dtype, pairs in on_gpu.items():
-            self._average_together(dtype, pairs)
+            self._average_on_gpu(dtype, pairs)
 
-    def _average_together(self, dtype: np.dtype, pairs: list[tuple[Any, Any]]) -> None:
+    def _average_on_gpu(self, dtype: np.dtype, pairs: list[tuple[Any, Any]]) -> None:
         """One launch for all (shadow, value) of a dtype."""
         sizes = [shadow.size for shadow, _ in pairs]
         if dtype not in self._chunks or self._chunks[dtype][0] != sizes:

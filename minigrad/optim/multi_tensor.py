@@ -16,13 +16,13 @@ import numpy as np
 from minigrad import backend
 from minigrad.backend import cuda
 
-__all__ = ["CHUNK", "Chunks", "Numbers", "together"]
+__all__ = ["CHUNK", "Chunks", "Numbers", "fits"]
 
 CHUNK = 4096
 """Numbers of the largest part of a tensor that one block works on."""
 
 
-def together(array: Any, dtypes: str = "fd") -> bool:
+def fits(array: Any, dtypes: str = "fd") -> bool:
     """Whether an array can be among those of one launch: on the GPU, contiguous, of a dtype (by its letter in NumPy) that the kernel has."""
     return type(array) is not np.ndarray and backend.device_of(array) == "cuda" and array.flags.c_contiguous and array.dtype.char in dtypes
 

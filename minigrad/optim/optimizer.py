@@ -21,7 +21,7 @@ __all__ = ["Optimizer", "in_blocks"]
 
 GRAIN = 1 << 17  # fewest elements a thread is worth
 MOST_STEPS = 1 << 31  # they are counted in an int on the GPU
-SMALL = 1 << 12  # elements up to which parameters are updated together: a step of AdamW on 100 numbers is 14 calls of NumPy and little else
+SMALL = 1 << 12  # elements up to which parameters are updated end to end: a step of AdamW on 100 numbers is 14 calls of NumPy and little else
 
 
 class _Update(NamedTuple):
@@ -34,7 +34,7 @@ class _Update(NamedTuple):
     key: int  # of `Optimizer._state`
 
 
-class _Together(NamedTuple):
+class _Launch(NamedTuple):
     """The parameters of one dtype on the GPU, as the kernel has them; `layout` says when it must be made again."""
 
     layout: list
@@ -72,7 +72,7 @@ class Optimizer:
         self.defaults = defaults
         self.param_groups: list[dict[str, Any]] = []
         self._state: dict[int, dict[str, Any]] = {}  # by id of the parameter: == between Tensors is elementwise
-        self._together: dict[np.dtype, _Together] = {}
+        self._launches: dict[np.dtype, _Launch] = {}
         entries: list[Any] = list(params)
         if not entries:
             raise ValueError(f"{name}: there are no parameters to optimise (an empty list, or a generator that was already used up)")
@@ -126,7 +126,7 @@ class Optimizer:
         for number, group in enumerate(self.param_groups):
             for parameter in group["params"]:
                 array, key = parameter.data, id(parameter)
-                on_gpu = self._kernels is not None and multi_tensor.together(array)
+                on_gpu = self._kernels is not None and multi_tensor.fits(array)
                 if parameter.grad is None:
                     if on_gpu:
                         launched.append(_Update(array, None, self._state.get(key, {}), number, key))
@@ -145,7 +145,7 @@ class Optimizer:
         for alike in small.values():
             self._update_end_to_end(alike)
         if launched:
-            self._update_together(launched)
+            self._update_on_gpu(launched)
 
     def _check_gradients(self) -> None:
         """Before the first update: an error must not leave some parameters a step ahead of the others."""
@@ -166,8 +166,8 @@ class Optimizer:
 
         A step that is not captured does so itself.
         """
-        for together in self._together.values():
-            together.options.write(self._all_numbers())
+        for launch in self._launches.values():
+            launch.options.write(self._all_numbers())
 
     # --- what an optimiser is made of
 
@@ -222,17 +222,17 @@ class Optimizer:
     def _all_numbers(self) -> np.ndarray:
         return np.array([self._numbers(group) for group in self.param_groups], np.float64)
 
-    def _update_together(self, updates: list[_Update]) -> None:
+    def _update_on_gpu(self, updates: list[_Update]) -> None:
         """One launch for all updates of a dtype."""
         kernels = self._kernels
         assert kernels is not None
         for dtype in dict.fromkeys(update.param.dtype for update in updates):
             mine = [update for update in updates if update.param.dtype == dtype]
             layout = [(update.key, update.group, update.param.size) for update in mine]
-            known = self._together.get(dtype)
+            known = self._launches.get(dtype)
             if known is None or known.layout != layout:
                 self._read_steps()
-                known = self._together[dtype] = self._put_together(mine, layout)
+                known = self._launches[dtype] = self._new_launch(mine, layout)
             known.options.write(self._all_numbers())
             grads = [g if g is None or g.flags.c_contiguous else g.copy() for g in (update.grad for update in mine)]
             arrays = [[update.state.get(name) for update in mine] for name in self._arrays]
@@ -240,11 +240,11 @@ class Optimizer:
             name, chunks = f"{kernels.path.stem}<{cuda.c_type(dtype)}>", known.chunks
             kernels.launch(name, chunks.count, 256, addresses, chunks.table, known.options.array, known.steps, chunks.tensors)
 
-    def _put_together(self, updates: list[_Update], layout: list) -> _Together:
+    def _new_launch(self, updates: list[_Update], layout: list) -> _Launch:
         chunks = multi_tensor.Chunks([u.param.size for u in updates], [u.group for u in updates], 2 + len(self._arrays))
         keys = [update.key for update in updates]
         steps = cuda.array_module().asarray(self._steps_of(keys, chunks))
-        return _Together(layout, chunks, multi_tensor.Numbers(self._all_numbers()), steps, keys)
+        return _Launch(layout, chunks, multi_tensor.Numbers(self._all_numbers()), steps, keys)
 
     def _steps_of(self, keys: list[int], chunks: multi_tensor.Chunks) -> np.ndarray:
         """The states' step counters, one for each chunk."""
@@ -255,7 +255,7 @@ class Optimizer:
 
     def _captured(self, key: int) -> bool:
         """Whether a captured graph may hold the addresses of a parameter's state."""
-        return key in self._state and any(key in together.keys for together in self._together.values())
+        return key in self._state and any(key in launch.keys for launch in self._launches.values())
 
     def _in_place(self, key: int, loaded: dict[str, Any] | None) -> dict[str, Any]:
         """The state to keep after loading (`loaded` None: the initial one): where a captured graph may hold addresses, the arrays that are there."""
@@ -271,9 +271,9 @@ class Optimizer:
 
     def _read_steps(self) -> None:
         """Bring the states' step counters up to date: those of parameters on the GPU are counted there. Waits for it."""
-        for together in self._together.values():
-            steps = backend.to_device(together.steps, "cpu")
-            for key, first in zip(together.keys, together.chunks.first, strict=True):
+        for launch in self._launches.values():
+            steps = backend.to_device(launch.steps, "cpu")
+            for key, first in zip(launch.keys, launch.chunks.first, strict=True):
                 if key in self._state:
                     self._state[key]["step"] = int(steps[first])
 
@@ -286,7 +286,7 @@ class Optimizer:
         """
         self._read_steps()
         states = [self._state.get(id(parameter)) for parameter in self._parameters()]
-        return {**self.__dict__, "_state": [None if state is None else _on_device(state, "cpu") for state in states], "_together": {}}
+        return {**self.__dict__, "_state": [None if state is None else _on_device(state, "cpu") for state in states], "_launches": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -342,8 +342,8 @@ class Optimizer:
         for group, loaded in zip(self.param_groups, options, strict=True):
             group.update(loaded)
         self._state = {key: self._in_place(key, state) for key, state in states.values() if state is not None or self._captured(key)}
-        for together in self._together.values():
-            cuda.write(together.steps, self._steps_of(together.keys, together.chunks))
+        for launch in self._launches.values():
+            cuda.write(launch.steps, self._steps_of(launch.keys, launch.chunks))
 
     def _loaded_options(self, number: int, group: dict[str, Any], left: dict[str, np.ndarray], problems: list[str]) -> dict[str, Any]:
         """The options of one group, taken out of `left`."""
@@ -393,7 +393,7 @@ class Optimizer:
 
 
 def _small(array: Any) -> bool:
-    """Whether the parameter's array is one of those that are updated together on the CPU."""
+    """Whether the parameter's array is one of those that are updated end to end on the CPU."""
     return type(array) is np.ndarray and array.size <= SMALL and array.base is None and array.flags.c_contiguous
 
 
