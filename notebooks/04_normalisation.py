@@ -88,9 +88,9 @@ assert np.allclose(jacobian, formula)
 # %% [markdown]
 # ## The picture
 #
-# All $\hat x$ have mean 0 and length $\sqrt C$. For C = 3 they lie on a circle, in the plane across (1, 1, 1). A gradient g pulls at $\hat x$ in
-# some direction; but $\hat x$ can only slide along the circle. So the pull is cut down, twice: the part along (1, 1, 1), out of the plane, and the
-# part along $\hat x$, off the circle.
+# All $\hat x$ have mean 0 and length $\sqrt C$ (but for the small eps). For C = 3 they lie on a circle, in the plane across (1, 1, 1). A gradient g
+# pulls at $\hat x$ in some direction; but $\hat x$ can only slide along the circle. So the pull is cut down, twice: the part along (1, 1, 1), out of
+# the plane, and the part along $\hat x$, off the circle.
 #
 # $$dx = r \left( g \;-\; \overline{g} \;-\; \hat x \; \overline{g \hat x} \right), \qquad \text{a bar is the mean over the C numbers.}$$
 #

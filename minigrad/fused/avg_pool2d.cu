@@ -124,8 +124,13 @@ __global__ void __launch_bounds__(256) global_avg_pool2d_forward(const T* __rest
     x += (long long)blockIdx.x * pixels * channels;
     T sum = 0;
     if (c < channels) {
+        for (int first = threadIdx.y; first < pixels; first += 8 * 128) {     // a running sum of thousands would lose digits
+            const int last = pixels - first > 8 * 128 ? first + 8 * 128 : pixels;
+            T part = 0;
 #pragma unroll 4                                                      // so that four loads are on their way at a time; the order of addition stays
-        for (int p = threadIdx.y; p < pixels; p += 8) sum += x[(long long)p * channels + c];
+            for (int p = first; p < last; p += 8) part += x[(long long)p * channels + c];
+            sum += part;
+        }
     }
     sums[threadIdx.y][threadIdx.x] = sum;
     __syncthreads();

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minigrad import ops
-from minigrad.backend import cuda
+from minigrad.backend import cuda, sums
 from minigrad.backend.cpu import parallel_slices
 from minigrad.fused.pair import Pair, check_pair, pair
 from minigrad.op import fused
@@ -225,10 +225,9 @@ global_avg_pool2d.derivative(x=lambda g, x_shape: _same_everywhere(g, x_shape))
 
 
 def cpu_forward_global(x):
-    """A row of 1 / (H W) times the pixels of each image: NumPy's own mean takes three times as long."""
+    """The sums are products with rows of ones: NumPy's own mean takes three times as long."""
     batch, height, width, channels = x.shape
-    weights = np.full((1, height * width), 1 / (height * width), x.dtype)
-    return (weights @ x.reshape(batch, height * width, channels)).reshape(batch, channels), ()
+    return sums.column_sums(x.reshape(batch, height * width, channels)) / (height * width), ()
 
 
 global_avg_pool2d.kernel("cpu", cpu_forward_global, None)

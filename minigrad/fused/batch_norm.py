@@ -12,7 +12,7 @@ from math import gcd
 
 import numpy as np
 
-from minigrad.backend import cuda
+from minigrad.backend import cuda, sums
 from minigrad.backend.cpu import blocks, parallel_blocks, parallel_rows
 from minigrad.op import fused
 from minigrad.tensor import Tensor
@@ -46,7 +46,7 @@ def batch_norm(
         y like x; the mean (C,) and the biased variance (C,) that were used (of an empty batch: zeros). No gradient goes through the last two.
 
     Raises:
-        ValueError: shapes that do not fit; mean without var; a single value per channel in training. TypeError: inputs of two dtypes, or no floats.
+        ValueError: shapes that do not fit; mean without var; a single value per channel in training. TypeError: one of them is not of floats.
 
     Source: Ioffe and Szegedy 2015, algorithm 1; https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.batch_norm.html
     """
@@ -73,8 +73,11 @@ def batch_norm(
 @batch_norm.check
 def _check(x, weight, bias, mean, var, residual, eps, relu) -> None:
     shape = x.data.shape
-    if len(shape) < 2 or x.data.dtype.kind != "f" or not shape[-1]:
-        raise ValueError(f"batch_norm: x must be a float Tensor (..., C) with 2 or more dimensions and a channel, it is {x.dtype} of shape {x.shape}")
+    for name, tensor in (("x", x), ("weight", weight), ("bias", bias), ("mean", mean), ("var", var), ("residual", residual)):
+        if tensor is not None and tensor.data.dtype.kind != "f":
+            raise TypeError(f"batch_norm: {name} must be a float Tensor, it is {tensor.dtype}")
+    if len(shape) < 2 or not shape[-1]:
+        raise ValueError(f"batch_norm: x must be (..., C) with 2 or more dimensions and a channel, it has shape {x.shape}")
     channels = shape[-1]
     for name, vector in (("weight", weight), ("bias", bias), ("mean", mean), ("var", var)):
         if vector is not None and vector.data.shape != (channels,):
@@ -107,17 +110,17 @@ def _long(vector: np.ndarray, groups: int) -> np.ndarray:
 
 
 def _totals(work: Callable[[slice, np.ndarray], None], wide: np.ndarray, channels: int) -> np.ndarray:
-    """Call `work(block, sums)` for the row blocks of `wide`, on all threads; it adds to `sums`, two long rows.
+    """Call `work(block, totals)` for the row blocks of `wide`, on all threads; it adds to `totals`, two long rows.
 
     Returned is (2, C): their total by channel, in float64 from here on, as C numbers cost nothing.
     """
     rows, width = wide.shape
 
     def share(start: int, stop: int) -> np.ndarray:
-        sums = np.zeros((2, width), wide.dtype)
+        totals = np.zeros((2, width), wide.dtype)
         for block in blocks(start, stop, rows, width):
-            work(block, sums)
-        return sums
+            work(block, totals)
+        return totals
 
     parts = parallel_rows(share, rows, max(GRAIN // width, 1))
     total = parts[0] if len(parts) == 1 else np.add.reduce(parts)
@@ -136,13 +139,13 @@ def cpu_forward(x, weight, bias, mean, var, residual, eps, relu):
     y = np.empty_like(x)
     x_wide, y_wide = x.reshape(-1, groups * channels), y.reshape(-1, groups * channels)
     residual_wide = None if residual is None else residual.reshape(x_wide.shape)
-    ones, zeros = np.ones(len(x_wide), x.dtype), np.zeros(groups * channels, x.dtype)
+    zeros = np.zeros(groups * channels, x.dtype)
 
     def moments(pivot: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:  # (C,), (C,): the mean and the variance of x'
-        def work(block: slice, sums: np.ndarray) -> None:
+        def work(block: slice, totals: np.ndarray) -> None:
             part = x_wide[block] if pivot is None else x_wide[block] - pivot
-            sums[0] += ones[block] @ part
-            sums[1] += np.einsum("rw,rw->w", part, part)
+            totals[0] += sums.column_sums(part)
+            totals[1] += sums.column_products(part, part)
 
         mean, square = _totals(work, x_wide, channels) / count
         square -= mean * mean
@@ -200,20 +203,19 @@ def cpu_backward(dy, saved, needs):
     count = max(x.size // channels, 1)
     groups = _channel_groups(x.size // channels, channels)
     x_wide, dy_wide = x.reshape(-1, groups * channels), dy.reshape(-1, groups * channels)
-    ones = np.ones(len(x_wide), x.dtype)
     long_pivot = None if pivot is None else _long(pivot, groups)
 
     g_wide = dy_wide if y is None else np.empty_like(dy_wide)
     y_wide = None if y is None else y.reshape(dy_wide.shape)
 
-    def products(block: slice, sums: np.ndarray) -> None:                  # sums of g and of g * x'
+    def products(block: slice, totals: np.ndarray) -> None:                # sums of g and of g * x'
         g, part = g_wide[block], x_wide[block]
         if y_wide is not None:
             np.multiply(dy_wide[block], y_wide[block] > 0, out=g)
         if pivot is not None:
             part = part - long_pivot
-        sums[0] += ones[block] @ g
-        sums[1] += np.einsum("rw,rw->w", g, part)
+        totals[0] += sums.column_sums(g)
+        totals[1] += sums.column_products(g, part)
 
     dbias, dweight = _totals(products, x_wide, channels)                   # float64
     dweight = (dweight - offset * dbias) * rstd

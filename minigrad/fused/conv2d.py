@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minigrad import ops
-from minigrad.backend import cublas, cuda
+from minigrad.backend import cublas, cuda, sums
 from minigrad.backend.cpu import has_small_products, parallel_rows
 from minigrad.fused import conv2d_tensor
 from minigrad.fused.linear import cuda_backward as linear_backward
@@ -144,6 +144,7 @@ GRAIN = 1 << 18  # elements to add up that a thread is worth
 PRODUCT_GRAIN = 1 << 23  # multiplications that a thread is worth: 4.7 million take 0.09 ms on one and 0.18 ms on two
 SMALL_PRODUCT = 1_000_000  # up to this many multiplications OpenBLAS does not first pack its operands, where it has kernels for that
 PACKED_PRODUCT = 10_000_000  # elsewhere: the fewest for which packing the weight again does not matter
+MOST_ADDED = 4096  # rows that a small product may add up in one running sum, whose rounding error grows with them
 
 
 def windows_of(padded: np.ndarray, g: Geometry) -> np.ndarray:
@@ -215,7 +216,7 @@ def multiply_transposed(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """left.T @ right, (G, M, K) and (G, M, N) to (G, K, N), in chunks for the same reason; it is faster with the wider one on the right."""
     if left.shape[2] > right.shape[2]:
         return multiply_transposed(right, left).swapaxes(1, 2)
-    chunk = _chunk_rows(left.shape[2] * right.shape[2])
+    chunk = min(_chunk_rows(left.shape[2] * right.shape[2]), MOST_ADDED)
     whole = left.shape[1] // chunk * chunk if chunk else 0
     total = left[:, whole:].swapaxes(1, 2) @ right[:, whole:]
     if whole:
@@ -286,7 +287,7 @@ def cpu_backward(dy, saved, needs):
         fill(_images(x, g), weight, g, _images(dy, g), None if dx is None else _images(dx, g), dweight)
     if needs[2]:
         rows = dy.reshape(-1, dy.shape[3])
-        dbias = sum(parallel_rows(lambda start, stop: np.ones(stop - start, dy.dtype) @ rows[start:stop], len(rows), 1 + GRAIN // dy.shape[3]))
+        dbias = sum(parallel_rows(lambda start, stop: sums.column_sums(rows[start:stop]), len(rows), 1 + GRAIN // dy.shape[3]))
     return dx, dweight, dbias
 
 

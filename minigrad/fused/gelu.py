@@ -36,7 +36,7 @@ def _check(x) -> None:
         raise TypeError(f"gelu: x must be a float Tensor, it is {x.dtype}")
 
 
-# Phi(x) = (1 + tanh(x Q(x^2))) / 2 = 1 / (1 + exp(-2 x Q(x^2))) with Q(s) = sum_k Q_k s^k, fitted so that the error of x Phi(x) is at most 6.7e-8 for
+# Phi(x) = (1 + tanh(x Q(x^2))) / 2 = 1 / (1 + exp(-2 x Q(x^2))) with Q(s) = sum_k Q_k s^k, fitted so that the error of x Phi(x) is below 6.8e-8 for
 # |x| < 5.6 (least squares, reweighted until the largest error was least). Beyond 5.75 x Q exceeds 10 and only grows: Phi is 0 or 1 to float32.
 _Q = (0.797884216, 3.63342835e-2, -3.3129994e-5, -5.52401585e-5, 3.96910946e-6, -1.3344641e-7, 1.80561642e-9)
 _MINUS_2Q = tuple([-2 * coefficient for coefficient in _Q])

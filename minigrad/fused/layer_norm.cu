@@ -21,6 +21,21 @@
 
 // --- forward
 
+// A row's mean and 1 / deviation from its average, which was rounded, and what is left of its numbers' sum and squares around that. Where the mean is
+// large beside the deviation, the average's rounding would count as a deviation: equal numbers would come out as noise.
+template <typename T>
+struct Moments {
+    T mean, rstd;
+
+    __device__ __forceinline__ Moments(T average, T left, T squares, T channels, T eps)
+    {
+        left /= channels;
+        const T var = squares / channels - left * left;
+        mean = average + left;
+        rstd = rsqrt((var < 0 ? T(0) : var) + eps);                   // a NaN stays one
+    }
+};
+
 // instances: layer_norm_forward_naive<float>
 template <typename T>
 __global__ void layer_norm_forward_naive(const T* __restrict__ x, const T* __restrict__ weight, const T* __restrict__ bias, T* __restrict__ y,
@@ -33,12 +48,12 @@ __global__ void layer_norm_forward_naive(const T* __restrict__ x, const T* __res
     T sum = 0;
     for (int c = 0; c < channels; c++) sum += x[c];
     const T average = sum / channels;
-    T squares = 0;                                                    // around the average: E[x^2] - E[x]^2 would cancel
-    for (int c = 0; c < channels; c++) squares += (x[c] - average) * (x[c] - average);
-    const T scale = rsqrt(squares / channels + eps);
-    for (int c = 0; c < channels; c++) y[c] = (x[c] - average) * scale * (weight ? weight[c] : T(1)) + (bias ? bias[c] : T(0));
-    mean[row] = average;
-    rstd[row] = scale;
+    T left = 0, squares = 0;                                          // around the average: E[x^2] - E[x]^2 would cancel
+    for (int c = 0; c < channels; c++) left += x[c] - average, squares += (x[c] - average) * (x[c] - average);
+    const Moments<T> moments(average, left, squares, T(channels), eps);
+    for (int c = 0; c < channels; c++) y[c] = (x[c] - moments.mean) * moments.rstd * (weight ? weight[c] : T(1)) + (bias ? bias[c] : T(0));
+    mean[row] = moments.mean;
+    rstd[row] = moments.rstd;
 }
 
 // instances: layer_norm_forward<float, float>, layer_norm_forward<float, float4>, layer_norm_forward<double, double>
@@ -59,16 +74,17 @@ __global__ void __launch_bounds__(128) layer_norm_forward(const V* __restrict__ 
     }
     const T average = warp_sum(sum) / channels;
 
-    T squares = 0;
+    T left = 0, squares = 0;
     for (int p = lane; p < packs; p += 32) {
         const auto pack = x_row[p];
-        for (T v : pack.v) squares += (v - average) * (v - average);
+        for (T v : pack.v) left += v - average, squares += (v - average) * (v - average);
     }
-    const T scale = rsqrt(warp_sum(squares) / channels + eps);
+    left = warp_sum(left);
+    const Moments<T> moments(average, left, warp_sum(squares), channels, eps);
 
     for (int p = lane; p < packs; p += 32) {
         auto pack = x_row[p];
-        for (T& v : pack.v) v = (v - average) * scale;
+        for (T& v : pack.v) v = (v - moments.mean) * moments.rstd;
         if (weight) {
             const auto w = packs_of<T>(weight)[p];
             for (int k = 0; k < N; k++) pack.v[k] *= w.v[k];
@@ -79,7 +95,7 @@ __global__ void __launch_bounds__(128) layer_norm_forward(const V* __restrict__ 
         }
         packs_of<T>(y)[(long long)row * packs + p] = pack;
     }
-    if (lane == 0) mean[row] = average, rstd[row] = scale;
+    if (lane == 0) mean[row] = moments.mean, rstd[row] = moments.rstd;
 }
 
 // --- the gradient of x: with g = dy weight and x_hat = (x - mean) rstd,  dx = rstd (g - mean(g) - x_hat mean(g x_hat))

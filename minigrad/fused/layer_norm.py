@@ -15,6 +15,7 @@ from minigrad.tensor import Tensor
 
 __all__ = ["layer_norm"]
 
+FAR = 4  # deviations from 0 to a row's mean, from which on the mean's own rounding matters in float32
 _GRAIN = 1 << 17  # elements a thread is worth: 209,000 take 0.37 ms on one and 0.52 ms on two
 
 
@@ -65,11 +66,23 @@ def cpu_forward(x, weight, bias, eps):
     y = np.empty_like(rows)                                                # (R, C)
     mean, rstd = np.empty(len(rows), x.dtype), np.empty(len(rows), x.dtype)  # (R,), (R,)
 
+    def recentre(part, out, far, mean, deviation) -> None:
+        """In rows that are `far` from 0, the rounding of the mean counts as a deviation: take off what it left in `out`."""
+        left = np.where(far, out @ ones / channels, 0)
+        var = np.maximum(np.vecdot(out, out) / channels - left * left, 0)
+        np.sqrt(var + eps, out=deviation, where=far)
+        mean += left
+        np.subtract(part, mean[:, None], out=out)
+
     def work(block: slice) -> None:
         part, out = rows[block], y[block]
         np.divide(part @ ones, channels, out=mean[block])
         np.subtract(part, mean[block, None], out=out)                      # centred first: a mean of 1000 then costs no digits of the variance
-        rstd[block] = (np.vecdot(out, out) / channels + eps) ** -0.5
+        deviation = np.sqrt(np.vecdot(out, out) / channels + eps)          # (r,)
+        far = np.abs(mean[block]) > FAR * deviation
+        if far.any():
+            recentre(part, out, far, mean[block], deviation)
+        np.divide(1, deviation, out=rstd[block])
         out *= rstd[block, None]
         if weight is not None:
             out *= weight
@@ -85,8 +98,9 @@ def cpu_backward(dy, saved, needs):
 
         dx = rstd * (g - mean(g) - x_hat * mean(g * x_hat)).
 
-    x_hat is x with its component along (1, ..., 1) removed, brought to length sqrt(C). It does not change when x moves along 1 or grows, so of g only
-    the part orthogonal to 1 and to x_hat passes back; both have squared length C, hence the means. For the parameters, summed over the rows,
+    x_hat is x with its component along (1, ..., 1) removed, brought to length sqrt(C) (but for eps, which the formula holds with too). It does not
+    change when x moves along 1 or grows, so of g only the part orthogonal to 1 and to x_hat passes back; both have squared length C, hence the means.
+    For the parameters, summed over the rows,
 
         dweight = sum(dy * x_hat),    dbias = sum(dy).
     """

@@ -17,7 +17,6 @@ from minigrad.tensor import Tensor
 
 __all__ = ["linear"]
 
-_ROWS = 1 << 9  # that BLAS adds up at once: it keeps one running sum for each column, whose rounding error grows with them
 _GRAIN = 1 << 23  # multiplications that a thread is worth: 10 million take 0.17 ms on one and 0.19 ms on two
 
 
@@ -70,14 +69,6 @@ def cpu_forward(x, weight, bias):
     return y.reshape(*x.shape[:-1], features_out), (x, weight)
 
 
-def _column_sums(rows):
-    """(R, O) to (O,): a row of ones times the rows, which BLAS takes at the speed of memory, in parts."""
-    parts, features = len(rows) // _ROWS, rows.shape[1]
-    whole = parts * _ROWS
-    rest = np.ones(len(rows) - whole, rows.dtype) @ rows[whole:]
-    return sums.total(np.ones(_ROWS, rows.dtype) @ rows[:whole].reshape(parts, _ROWS, features), 0) + rest if parts else rest
-
-
 def cpu_backward(dy, saved, needs):
     """`y_ro = sum_i x_ri w_oi + b_o` is linear in each argument, and so is what reaches it:
 
@@ -95,7 +86,7 @@ def cpu_backward(dy, saved, needs):
         block = g[start:stop]                                              # (r, O)
         if dx is not None:
             np.matmul(block, weight, out=dx[start:stop])
-        return block.T @ rows[start:stop] if needs[1] else 0, _column_sums(block) if needs[2] else 0
+        return block.T @ rows[start:stop] if needs[1] else 0, sums.column_sums(block) if needs[2] else 0
 
     parts = parallel_rows(work, len(rows), 1 + _GRAIN // (2 * weight.size + 1))  # two products of each row
     dweight, dbias = (sum(rest, start=first) for first, *rest in zip(*parts, strict=True))

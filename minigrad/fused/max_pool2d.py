@@ -68,7 +68,7 @@ def cpu_forward(x, kernel_size, stride, padding):
 
 def _to_first(dy: np.ndarray, y: np.ndarray, x: np.ndarray, axis: int, windows: Axis, has_nan: bool) -> np.ndarray:
     """Add each window's gradient to its first pixel along `axis` of x that equals the maximum y."""
-    along = (slice(None),) * axis
+    along, bits = (slice(None),) * axis, np.dtype(f"i{x.itemsize}")         # all of a number's bits or none: an infinite one times 0 would be NaN
     dx = np.zeros_like(x)
     open_ = np.ones(y.shape, bool)                                         # windows whose maximum is still to come
     for which, pixels in windows.offsets():
@@ -78,7 +78,7 @@ def _to_first(dy: np.ndarray, y: np.ndarray, x: np.ndarray, axis: int, windows: 
             hit |= np.isnan(x[pixels])                                     # the maximum is NaN then
         hit &= open_[which]
         open_[which] ^= hit
-        dx[pixels] += dy[which] * hit
+        dx[pixels] += (dy[which].view(bits) & -hit.astype(bits)).view(dy.dtype)
     return dx
 
 

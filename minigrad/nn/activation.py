@@ -24,7 +24,7 @@ class ReLU(Module):
 
 
 class GELU(Module):
-    """y = x Phi(x), exactly (by erf). Source: Hendrycks and Gimpel 2016; https://docs.pytorch.org/docs/stable/generated/torch.nn.GELU.html"""
+    """y = x Phi(x), not its approximation by tanh. Source: Hendrycks and Gimpel 2016; https://docs.pytorch.org/docs/stable/generated/torch.nn.GELU.html"""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.gelu(x)

@@ -37,7 +37,7 @@ def ones_(tensor: Tensor) -> Tensor:
 
 
 def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0) -> Tensor:
-    """Fill with numbers drawn uniformly from [a, b)."""
+    """Fill with numbers drawn uniformly from [a, b]: b itself comes from rounding to the tensor's dtype, once in 30 million times in float32."""
     return _fill(tensor, _generator().uniform(a, b, tensor.shape))
 
 
@@ -59,10 +59,10 @@ def trunc_normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float 
 
     Source: https://docs.pytorch.org/docs/stable/nn.init.html#torch.nn.init.trunc_normal_
     """
-    if std <= 0:
+    if not std > 0:
         raise ValueError(f"trunc_normal_: std is {std}; give a positive number")
     inside = (math.erf((b - mean) / std / math.sqrt(2)) - math.erf((a - mean) / std / math.sqrt(2))) / 2
-    if inside < 1e-3:
+    if not inside >= 1e-3:
         raise ValueError(
             f"trunc_normal_: [{a}, {b}] holds only {max(inside, 0.0):.1e} of a normal distribution with mean {mean} and std {std}; widen it"
         )

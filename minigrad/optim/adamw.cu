@@ -20,7 +20,7 @@ struct AdamwStep {
     __device__ __forceinline__ void operator()(T& p, T g, T& m, T& v) const
     {
         m = m * beta1 + g * take1;
-        v = v * beta2 + g * g * take2;
+        v = v * beta2 + g * take2 * g;                                // g * g may overflow
         p = p * keep - m / (sqrt(v) * rescale + eps) * size;
     }
 };

@@ -42,7 +42,8 @@ def clip_grad_norm_(params: Iterable[Tensor] | Tensor, max_norm: float, *, error
     grads = {id(p.grad): p.grad for p in params if p.grad is not None}.values()  # a parameter listed twice counts once
     if grads and all(multi_tensor.fits(grad.data) for grad in grads):
         return _clip_on_gpu(list(grads), max_norm, error_if_nonfinite)
-    total = math.hypot(*[_norm(vector) for vector in _vectors([grad.data for grad in grads])])
+    norms = [_norm(vector) for vector in _vectors([grad.data for grad in grads])]
+    total = math.nan if any(map(math.isnan, norms)) else math.hypot(*norms)  # hypot says inf of an Inf and a NaN
     if error_if_nonfinite and not math.isfinite(total):
         raise FloatingPointError(f"clip_grad_norm_: the norm of the gradients is {total}")
     if max_norm == math.inf:

@@ -1,10 +1,17 @@
-// The moving average of all tensors of a model in one launch: shadow = keep shadow + take value. The tables are in chunks.cuh.
+// The moving average of all tensors of a model in one launch: shadow = keep shadow + take value, written such that weights that rest stay as they
+// are, as keep + take is not 1 in float. The tables are in chunks.cuh.
 //
 //   ema   a block per chunk of all tensors   grid chunks   block 256
 //
 // Bytes moved, float32: 12 for every number. Integers (long long) are copied: keep is 0 then, take 1.
 #include "../fused/pack.cuh"
 #include "chunks.cuh"
+
+template <typename T>
+__device__ __forceinline__ T averaged(T shadow, T value, T keep, T take)
+{
+    return keep < take ? value - keep * (value - shadow) : shadow + take * (value - shadow);
+}
 
 // instances: ema<float>, ema<double>, ema<long long>
 template <typename T>
@@ -18,8 +25,8 @@ __global__ void __launch_bounds__(256) ema(const unsigned long long* __restrict_
     for (int i = threadIdx.x; i < packs; i += 256) {
         auto s4 = reinterpret_cast<Pack<T, 4>*>(shadow)[i];
         const auto v4 = reinterpret_cast<const Pack<T, 4>*>(value)[i];
-        for (int k = 0; k < 4; k++) s4.v[k] = s4.v[k] * keep + v4.v[k] * take;
+        for (int k = 0; k < 4; k++) s4.v[k] = averaged(s4.v[k], v4.v[k], keep, take);
         reinterpret_cast<Pack<T, 4>*>(shadow)[i] = s4;
     }
-    for (int i = 4 * packs + threadIdx.x; i < chunk.count; i += 256) shadow[i] = shadow[i] * keep + value[i] * take;
+    for (int i = 4 * packs + threadIdx.x; i < chunk.count; i += 256) shadow[i] = averaged(shadow[i], value[i], keep, take);
 }

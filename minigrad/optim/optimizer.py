@@ -5,6 +5,7 @@ An optimiser writes into `parameter.data` in place and says so to the version co
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -175,7 +176,8 @@ class Optimizer:
         """What to say of each option that is out of range."""
         given = {option: group[option] for option in self._not_negative if option in group}
         problems = [f"{option} is {value!r}; give a number" for option, value in given.items() if not _is_number(value)]
-        return problems or [f"{option} is {value}; it cannot be negative" for option, value in given.items() if not value >= 0]
+        problems = problems or [f"{option} is {value}; it cannot be negative" for option, value in given.items() if not value >= 0]
+        return problems or [f"{option} is {value}; give a finite number" for option, value in given.items() if value == math.inf]
 
     def _new_state(self, parameter: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
         """What is remembered of a parameter before its first update: `int`s, and arrays on its device; of its shape, where `_elementwise`."""

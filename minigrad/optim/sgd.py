@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -57,6 +59,8 @@ class SGD(Optimizer):
 
     def _problems(self, group: Mapping[str, Any]) -> list[str]:
         problems, momentum, dampening = super()._problems(group), group["momentum"], group["dampening"]
+        if not isinstance(dampening, numbers.Real) or not math.isfinite(dampening):
+            problems.append(f"dampening is {dampening!r}; give a finite number")
         if group["nesterov"] and (momentum == 0 or dampening != 0):
             problems.append(f"nesterov needs a momentum and no dampening, not momentum {momentum} and dampening {dampening}")
         return problems

@@ -82,3 +82,21 @@ def test_sums_on_a_gpu():
             total = Tensor(whole).to(device="cuda").sum([0, 1])
             assert total.dtype == np.int64 and total.item() == whole.sum()
         assert ops.sum_to(Tensor(small).to(device="cuda"), (3,)).dtype == np.int64
+
+
+@pytest.mark.parametrize("part", [1, 3, 4, 100])
+@pytest.mark.parametrize(("lead", "rows"), [((), 8), ((), 7), ((2, 3), 8), ((), 0), ((0,), 5)])
+def test_columns_are_added_in_parts(monkeypatch: pytest.MonkeyPatch, lead: tuple[int, ...], rows: int, part: int):
+    monkeypatch.setattr(sums, "_PART", part)
+    x, y = rng(rows).integers(-9, 10, (2, *lead, rows, 3)).astype(float)
+    assert_array_equal(sums.column_sums(x), x.sum(-2))
+    if not lead:
+        assert_array_equal(sums.column_products(x, y), (x * y).sum(0))
+
+
+def test_columns_of_many_rows_keep_their_digits():
+    """In one running sum they are 1e-3 off."""
+    x = np.full(((1 << 17) + 77, 2), 0.1, np.float32)
+    exact = x.sum(0, np.float64)
+    np.testing.assert_allclose(sums.column_sums(x), exact, rtol=1e-5)
+    np.testing.assert_allclose(sums.column_products(x, x), exact * np.float64(x[0, 0]), rtol=1e-5)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from minigrad import Tensor, definitions, enable_grad
 from minigrad.fused.avg_pool2d import Axis, avg_pool2d, global_avg_pool2d
+from tests.cuda_device import on_cuda
 from tests.proofs import Case, Proof, Refusal
 from tests.support import rng
 
@@ -142,3 +143,11 @@ class TestGlobalAvgPool2d(Proof):
             y = global_avg_pool2d(x)
             y.backward(Tensor(np.zeros((0, 3))))
         assert y.shape == (0, 3) and x.grad.shape == x.shape
+
+    @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+    def test_large_maps_keep_their_digits(self, device: str) -> None:
+        """In one running sum 90,000 pixels of 0.1 are 5e-5 off."""
+        x = np.full((1, 300, 300, 2), 0.1, np.float32)
+        with on_cuda():
+            y = global_avg_pool2d(Tensor(x).to(device=device)).to(device="cpu").numpy()
+        np.testing.assert_allclose(y, x[:, 0, 0], rtol=1e-5)

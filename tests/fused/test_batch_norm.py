@@ -151,7 +151,17 @@ class TestBatchNorm(Proof):
         refusal([(2, 4, 4, 3), None, None, None, None, (2, 4, 4, 1)], r"residual has shape \(2, 4, 4, 1\), x has shape \(2, 4, 4, 3\)"),
         refusal([(3,)], "2 or more dimensions"),
         refusal([(2, 2, 0)], "and a channel", "PyTorch returns an empty array."),
-        Refusal(Case([np.zeros((2, 3), np.int64), *[None] * 5]), ValueError, "batch_norm: x must be a float Tensor .* it is int64"),
+        *[
+            Refusal(
+                Case([None if x is None else x.astype(np.int64 if i == place else float) for i, x in enumerate(given)]),
+                TypeError,
+                f"batch_norm: {name} must be a float Tensor, it is int64",
+                name != "residual" or "PyTorch's addition, which stands in for it, promotes.",
+            )
+            for place, (name, given) in enumerate(
+                (name, [np.ones((2, 3)), *[np.ones(3)] * 4, np.ones((2, 3))]) for name in ("x", "weight", "bias", "mean", "var", "residual")
+            )
+        ],
     ]
 
     @pytest.mark.parametrize("evaluation", [False, True])

@@ -224,3 +224,11 @@ class TestConv2d(Proof):
         """By hand: a row of pixels 1 2 3 seen through (10, 1) is 12, 23."""
         x, weight = Tensor(np.array([1.0, 2.0, 3.0]).reshape(1, 1, 3, 1)), Tensor(np.array([10.0, 1.0]).reshape(1, 1, 1, 2))
         assert_close(conv2d(x, weight), np.array([12.0, 23.0]).reshape(1, 1, 2, 1))
+
+    def test_sums_over_many_pixels_keep_their_digits(self) -> None:
+        """In one running sum those of 131,072 equal numbers are 1e-3 off."""
+        x, dy = (Tensor(np.full((2, 256, 256, channels), 0.1, np.float32)) for channels in (1, 2))
+        weight, bias = Tensor(np.ones((2, 1, 1, 1), np.float32), requires_grad=True), Tensor(np.ones(2, np.float32), requires_grad=True)
+        conv2d(x, weight, bias).backward(dy)
+        np.testing.assert_allclose(bias.grad.numpy(), 131072 * np.float64(np.float32(0.1)), rtol=1e-5)
+        np.testing.assert_allclose(weight.grad.numpy(), 131072 * np.float64(np.float32(0.1)) ** 2, rtol=2e-5)

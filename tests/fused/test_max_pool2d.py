@@ -103,6 +103,21 @@ class TestMaxPool2d(Proof):
         with on_cuda():
             np.testing.assert_array_equal(gradient("cuda"), expected)
 
+    def test_an_infinite_gradient_reaches_its_pixel_alone(self) -> None:
+        image, dy = np.arange(1.0, 9.0).reshape(1, 2, 4, 1), np.array([np.inf, np.nan]).reshape(1, 1, 2, 1)
+
+        def gradient(device: str) -> np.ndarray:
+            x = Tensor(image, requires_grad=True)
+            max_pool2d(x.to(device=device), 2).backward(Tensor(dy).to(device=device))
+            return x.grad.numpy()[0, :, :, 0]
+
+        expected = [[0, 0, 0, 0], [0, np.inf, 0, np.nan]]
+        np.testing.assert_array_equal(gradient("cpu"), expected)
+        with minigrad.definitions():
+            np.testing.assert_array_equal(gradient("cpu"), expected)
+        with on_cuda():
+            np.testing.assert_array_equal(gradient("cuda"), expected)
+
     def test_a_changed_input_is_noticed(self) -> None:
         x = Tensor(rng(3).standard_normal((1, 4, 4, 1)), requires_grad=True)
         y = max_pool2d(x, 2)

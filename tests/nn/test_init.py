@@ -65,6 +65,10 @@ def test_truncated_normal_refuses_what_would_never_end():
         filled(init.trunc_normal_, 3, a=2.0, b=-2.0)
     with pytest.raises(ValueError, match="std is 0"):
         filled(init.trunc_normal_, 3, std=0.0)
+    with pytest.raises(ValueError, match="std is nan"):
+        filled(init.trunc_normal_, 3, std=float("nan"))
+    with pytest.raises(ValueError, match="holds only"):
+        filled(init.trunc_normal_, 3, mean=float("nan"))
 
 
 @pytest.mark.parametrize("mode", ["fan_in", "fan_out"])

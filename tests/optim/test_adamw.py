@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigrad import Tensor, nn, optim
+from tests.cuda_device import on_cuda
 from tests.optim.parity import Run, check_run, runs
 from tests.support import assert_close, rng
 
@@ -92,5 +93,22 @@ def test_float32_stays_float32():
 def test_options_out_of_range(betas: tuple):
     with pytest.raises(ValueError, match="betas is .*; give two numbers from 0 to below 1"):
         optim.AdamW([nn.Parameter(np.ones(3))], betas=betas)
+    with pytest.raises(ValueError, match="eps is inf; give a finite number"):
+        optim.AdamW([nn.Parameter(np.ones(3))], eps=float("inf"))
     with pytest.raises(ValueError, match="eps is -1"):
         optim.AdamW([nn.Parameter(np.ones(3))], eps=-1.0)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def test_a_square_that_overflows_does_not_stop_a_weight_for_good(device: str):
+    """g^2 is beyond float32, (1 - beta2) g^2 is not: PyTorch multiplies in that order too."""
+    with on_cuda():
+        p = Tensor(np.ones(2, np.float32)).to(device=device).requires_grad_()
+        q = torch.ones(2, requires_grad=True)
+        ours, reference = optim.AdamW([p], lr=0.1), torch.optim.AdamW([q], lr=0.1)
+        for g in (1e20, *[1.0] * 5):
+            p.grad, q.grad = Tensor(np.float32([g, 1.0])).to(device=device), torch.tensor([g, 1.0])
+            ours.step()
+            reference.step()
+        assert np.isfinite(ours.state_dict()["state.0.exp_avg_sq"]).all()
+        np.testing.assert_allclose(p.to(device="cpu").numpy(), q.detach().numpy(), rtol=1e-5)

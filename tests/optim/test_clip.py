@@ -124,6 +124,15 @@ def test_a_norm_that_is_not_finite(bad: float):
     np.testing.assert_array_equal(p.grad.numpy(), q.grad.numpy())
 
 
+def test_a_nan_is_not_hidden_by_an_infinity():
+    """`math.hypot(inf, nan)` is inf, by which everything else would be divided to 0."""
+    params = [nn.Parameter(np.zeros(5000)) for _ in range(3)]  # too large to be put end to end
+    for p, last in zip(params, (math.inf, math.nan, 1.0), strict=True):
+        p.grad = Tensor(np.append(np.ones(4999), last))
+    assert math.isnan(optim.clip_grad_norm_(params, 1.0))
+    assert all(np.isnan(p.grad.numpy()).all() for p in params)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_an_infinite_norm_only_measures(bad: float):
     """Unlike PyTorch's, which divides infinity by infinity and makes every gradient NaN."""

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import minigrad
 from minigrad import Tensor, nn, optim
+from tests.cuda_device import on_cuda
 from tests.support import assert_close, rng
 
 
@@ -60,6 +61,19 @@ def test_the_default_decay_and_the_two_ends(options: dict, decay: float):
     change(ours, 1)
     ema.update()
     assert_close(ema.state_dict()["0.weight"], decay * before + (1 - decay) * ours.state_dict()["0.weight"])
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+@pytest.mark.parametrize("decay", [0.0, 0.3, 0.9999, 1.0])
+def test_weights_that_rest_are_their_own_average(device: str, decay: float):
+    """In float32 decay and 1 - decay do not add up to 1: 60,000 updates once moved them by 1e-4."""
+    with on_cuda():
+        linear = nn.Linear(20, 10).to(device=device)
+        before = linear.state_dict()
+        ema = optim.EMA(linear, decay=decay)
+        for _ in range(20):
+            ema.update()
+        assert same(ema.state_dict(), before)
 
 
 @given(

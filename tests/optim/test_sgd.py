@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -99,6 +100,9 @@ def test_options_out_of_range():
     p = nn.Parameter(np.ones(3))
     with pytest.raises(ValueError, match="momentum is -0.1; it cannot be negative"):
         optim.SGD([p], momentum=-0.1)
+    for dampening in (math.nan, math.inf, "x"):
+        with pytest.raises(ValueError, match="dampening is .*; give a finite number"):
+            optim.SGD([p], momentum=0.9, dampening=dampening)
     for options in ({"nesterov": True}, {"nesterov": True, "momentum": 0.9, "dampening": 0.1}):
         with pytest.raises(ValueError, match="nesterov needs a momentum and no dampening"):
             optim.SGD([p], **options)
