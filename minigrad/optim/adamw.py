@@ -78,7 +78,7 @@ class AdamW(Optimizer):
             np.multiply(g, 1 - beta1, out=scratch)
             np.add(m, scratch, out=m)
             np.multiply(v, beta2, out=v)
-            np.multiply(g, 1 - beta2, out=scratch)                         # first: g * g may overflow
+            np.multiply(g, 1 - beta2, out=scratch)  # first: g * g may overflow
             np.multiply(scratch, g, out=scratch)
             np.add(v, scratch, out=v)
             np.sqrt(v, out=scratch)

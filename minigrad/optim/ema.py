@@ -70,11 +70,11 @@ class EMA:
         decay = self.decay
 
         def average(shadow: Any, value: Any, scratch: Any) -> None:
-            np.subtract(value, shadow, out=scratch)                        # 0 for weights that rest: decay + (1 - decay) is not 1 in float32
+            np.subtract(value, shadow, out=scratch)  # 0 for weights that rest: decay + (1 - decay) is not 1 in float32
             if decay >= 0.5:
                 np.multiply(scratch, 1 - decay, out=scratch)
                 np.add(shadow, scratch, out=shadow)
-            else:                                                          # and at decay 0 it is the value
+            else:  # and at decay 0 it is the value
                 np.multiply(scratch, decay, out=scratch)
                 np.subtract(value, scratch, out=shadow)
 
