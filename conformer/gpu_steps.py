@@ -83,10 +83,12 @@ class GpuSteps:
         self._start_epoch()
         cuda.write(self._counters, np.array([step, 0], np.uint64))  # from the epoch's end they would count out of its tables
         draws = random.get_counter()
-        self._graph = cuda.Captured(self._step, WARM_UPS)
-        random.set_counter(draws)
-        learner.optimizer.zero_grad()
-        learner.load_state(before, step, rate)
+        try:
+            self._graph = cuda.Captured(self._step, WARM_UPS)
+        finally:  # also where there is no memory for it, or an interrupt falls while kernels are compiled
+            random.set_counter(draws)
+            learner.optimizer.zero_grad()
+            learner.load_state(before, step, rate)
         self._start_epoch()
 
     def _step(self) -> None:

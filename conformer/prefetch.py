@@ -48,7 +48,10 @@ def prefetched(items: Iterator[Item], ahead: int = 2) -> Generator[Item]:
         while True:
             item, error = done.get()
             if error is not None:
-                raise error
+                try:
+                    raise error
+                finally:
+                    error = None  # it knows this frame through its traceback: a ring, which would keep the batches for long
             if item is end:
                 return
             places.release()

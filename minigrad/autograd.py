@@ -11,12 +11,13 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from minigrad import backend
-from minigrad.modes import MODE, check_gradients, check_sum, in_backward, mode
+from minigrad.modes import MODE, check_gradients, check_sum, in_backward
 from minigrad.tensor import Tensor, wrap
 
 __all__ = ["Node", "backward", "differentiate", "edge_of", "grad"]
@@ -218,9 +219,11 @@ def _walk(
     uses = _count_uses(list(pending), stops)
     useful = None if wanted is None else _leads_to(uses, wanted, stops)
     ready = [node for node, count in uses.items() if count == 0]
-    watch = MODE.get().anomaly
+    before = MODE.get()
+    watch = before.anomaly
     needs = None  # all of them, unless only some targets are wanted
-    with mode(record=create_graph):
+    try:
+        MODE.set(replace(before, record=create_graph))
         while ready:
             node = ready.pop()
             slots = pending.pop(node, None)
@@ -260,6 +263,8 @@ def _walk(
                     uses[target] = left = uses[target] - 1
                     if not left:
                         ready.append(target)
+    finally:
+        MODE.set(before)
     if watch:
         for (target, _), (total, _) in found.items():
             if type(total) is _Sum and type(target) is not Node:
@@ -323,8 +328,9 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 def backward(tensor: Tensor, gradient: Any = None, retain_graph: bool = False, create_graph: bool = False) -> None:
     """Add d(tensor)/d(leaf), weighted by `gradient`, to `.grad` of every leaf that requires grad.
 
-    All or nothing: `.grad` is written when the whole walk has succeeded. If something raises on the way, every `.grad` is as it was; the part of the
-    graph that the walk had passed is freed (with retain_graph, nothing is), so run the forward pass again.
+    All or nothing: `.grad` is written when the whole walk has succeeded and all memory is there. If something raises on the way, every `.grad` is as
+    it was (an interrupt can fall while they are written, too); the part of the graph that the walk had passed is freed (with retain_graph, nothing
+    is), so run the forward pass again.
 
     Args:
         tensor: where to start, usually a loss.
@@ -355,17 +361,33 @@ def backward(tensor: Tensor, gradient: Any = None, retain_graph: bool = False, c
             for (leaf, _), (total, _) in found.items():
                 if leaf.grad is not None:
                     check_sum(_array(leaf.grad.data + total.data), None, "the .grad of a leaf")
+        grads = []  # new ones, all of them before the first is kept, as there may be no memory; None where the old one is added to
         for (leaf, _), (total, fresh) in found.items():
+            old = leaf.grad
             if create_graph:
-                with mode(record=True):  # also under no_grad
-                    leaf.grad = total * 1.0 if leaf.grad is None else leaf.grad + total  # a copy too: see the next line
-            elif leaf.grad is None:
-                leaf.grad = _as_tensor(total) if fresh else wrap(total.data.copy("K"))  # .grad belongs to its leaf alone
-            elif leaf.grad.requires_grad or not getattr(leaf.grad.data.flags, "writeable", True):
-                leaf.grad = wrap(_array(leaf.grad.data + total.data))
+                grads.append(_sum_with_graph(old, total))
+            elif old is None:
+                grads.append(_as_tensor(total) if fresh else wrap(total.data.copy("K")))  # .grad belongs to its leaf alone
+            elif old.requires_grad or not getattr(old.data.flags, "writeable", True):
+                grads.append(wrap(_array(old.data + total.data)))
             else:
-                np.add(leaf.grad.data, total.data, out=leaf.grad.data)
+                grads.append(None)
+        for (leaf, _), (total, _), new in zip(found, found.values(), grads, strict=True):
+            if new is not None:
+                leaf.grad = new
+            else:
                 leaf.grad._bump()
+                np.add(leaf.grad.data, total.data, out=leaf.grad.data)
+
+
+def _sum_with_graph(old: Tensor | None, total: Tensor) -> Tensor:
+    """The new `.grad` of a leaf with create_graph, also under `no_grad`; a tensor of its own in any case."""
+    before = MODE.get()
+    try:
+        MODE.set(replace(before, record=True))
+        return total * 1.0 if old is None else old + total
+    finally:
+        MODE.set(before)
 
 
 def grad(
@@ -440,10 +462,14 @@ def differentiate(
     passed twice gets two gradients. `others` are more edges to stop at. With create_graph the results stay connected to the inputs. Returns the
     gradients of the inputs and of the others.
     """
-    with mode(record=True):
+    before = MODE.get()
+    try:
+        MODE.set(replace(before, record=True))
         shells = [ops.identity(x) if need else x for x, need in zip(inputs, needs, strict=True)]
         outputs = function(*shells)
         outputs = outputs if isinstance(outputs, tuple | list) else (outputs,)
+    finally:
+        MODE.set(before)
     pairs = [(y, g) for y, g in zip(outputs, gradients, strict=False) if g is not None and isinstance(y, Tensor) and y.requires_grad]
     edges = [(x.node, 0) if need else None for x, need in zip(shells, needs, strict=True)]
     targets = [edge for edge in edges if edge is not None] + list(others)

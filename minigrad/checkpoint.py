@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from minigrad import ops, random
@@ -60,11 +61,13 @@ class _Checkpoint:
                 raise changed_in_place(self.name, "a tensor that the function used", then, counter[0])
         own, others = needs[:count], [edge for edge, need in zip(self.captured, needs[count:], strict=True) if need]
         now = random.get_counter()
-        random.set_counter(self.draws)
+        before = MODE.get()
         try:
-            with mode(recomputing=True, definitions=self.mode.definitions, reads=None):
-                results, rest = differentiate(self.again, node.inputs, gradients, own, create_graph, others)
+            random.set_counter(self.draws)
+            MODE.set(replace(before, recomputing=True, definitions=self.mode.definitions, reads=None))
+            results, rest = differentiate(self.again, node.inputs, gradients, own, create_graph, others)
         finally:
+            MODE.set(before)
             random.set_counter(now)
         remaining = iter(rest)
         return results + [next(remaining) if need else None for need in needs[count:]], False
@@ -137,9 +140,12 @@ def checkpoint(function: Callable, *inputs: Any) -> Any:
         return outputs
     reads: list[tuple[list, int]] = []
     draws, start = random.get_counter()._replace(seed=random.get_seed()), next(node_numbers)
-    with mode(reads=reads):
+    try:
+        MODE.set(replace(current, reads=reads))
         shells = [ops.identity(x) if isinstance(x, Tensor) and x.requires_grad else x for x in inputs]
         outputs = function(*shells)
+    finally:
+        MODE.set(current)
     if current.reads is not None:
         current.reads.extend(reads)
     results = _listed(outputs)

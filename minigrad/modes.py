@@ -1,14 +1,15 @@
 """How operations behave in a context: `no_grad`, `definitions`, `anomaly`, and what checkpoint's second run needs.
 
 One immutable record in one ContextVar: an operation looks once, threads and tasks do not see each other's, and an exception leaves nothing behind.
-The second half of the file is what anomaly mode does. Read next: `autograd.py`.
+An interrupt (Ctrl-C) can fall anywhere, also as a `with` block is left: so the engine itself, which nobody would set right after it, writes `try`,
+`MODE.set(...)`, `finally`, `MODE.set(before)`. The second half of the file is what anomaly mode does. Read next: `autograd.py`.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ContextDecorator
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -45,14 +46,31 @@ MODE: ContextVar[Mode] = ContextVar("minigrad_mode", default=Mode())  # noqa: B0
 """The mode of this thread or task."""
 
 
-@contextmanager
-def mode(**changes: Any) -> Iterator[None]:
-    """Change fields of the current Mode inside a `with` block; an exception leaves none of it behind."""
-    token = MODE.set(replace(MODE.get(), **changes))
-    try:
-        yield
-    finally:
-        MODE.reset(token)
+class mode(ContextDecorator):
+    """Change fields of the current Mode inside a `with` block, or in a function that this decorates. Afterwards the mode is what it was, whatever a
+    block inside has left.
+    """
+
+    def __init__(self, **changes: Any):
+        self._changes = changes
+        self._before: list[Mode] = []  # of each `with` block that is open
+
+    def __enter__(self) -> None:
+        before = MODE.get()
+        self._before.append(before)
+        try:
+            MODE.set(replace(before, **self._changes))
+        except BaseException:
+            MODE.set(before)
+            raise
+
+    def __exit__(self, *error: Any) -> None:
+        MODE.set(self._before[-1])
+        self._before.pop()
+
+    def _recreate_cm(self) -> mode:
+        """For each call of a decorated function: generators and threads may be in several at once."""
+        return mode(**self._changes)
 
 
 def no_grad() -> Any:

@@ -222,28 +222,31 @@ class Tensor:
             raise RuntimeError(f"{what}: this tensor is a read-only view (of broadcast or overlapping memory); make a copy first")
 
     def _bump(self) -> None:
-        """Say that the memory was written: a graph that saved it will refuse to use it."""
+        """Say that the memory is being written: a graph that saved it will refuse to use it. Called first, since the writing may be interrupted."""
         self.version[0] += 1
 
     def copy_(self, value: Any) -> Tensor:
         """Write `value` (broadcast, cast to this dtype) into this tensor; returns the tensor itself."""
         self._writable("copy_", value)
         array = ops.as_array("copy_", value, self)
+        self._bump()
         try:
             np.copyto(self.data, array, casting="unsafe")
         except ValueError:
+            self.version[0] -= 1
             raise ValueError(f"copy_: a value of shape {array.shape} cannot be broadcast to the tensor's {self.shape}") from None
-        self._bump()
         return self
 
     def __setitem__(self, index: Any, value: Any) -> None:
         self._writable("t[index] = value", value)
         array = ops.as_array("t[index] = value", value, self)
-        try:
-            self.data[ops.plain_index(index)] = array
-        except (ValueError, IndexError) as error:
-            raise type(error)(f"t[index] = value: {error} (the tensor has shape {self.shape}, the value {array.shape})") from None
+        index = ops.plain_index(index)
         self._bump()
+        try:
+            self.data[index] = array
+        except (ValueError, IndexError) as error:
+            self.version[0] -= 1
+            raise type(error)(f"t[index] = value: {error} (the tensor has shape {self.shape}, the value {array.shape})") from None
 
     # --- operations
 

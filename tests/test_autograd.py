@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from minigrad import Tensor, ops, random
 from minigrad import functional as F
 from minigrad.modes import MODE, Mode, is_grad_enabled, recomputing
 from minigrad.op import primitive
+from minigrad.tensor import wrap
 from tests.support import assert_close, rng
 
 
@@ -562,6 +564,63 @@ def test_an_exception_leaves_no_mode_behind(name: str):
         assert MODE.get() is not before
         raise KeyError
     assert MODE.get() is before
+
+
+def test_a_mode_that_a_block_inside_has_left_is_taken_back():
+    """An interrupt can fall before a block that ends has done so."""
+    before = MODE.get()
+    with minigrad.enable_grad():
+        MODE.set(replace(MODE.get(), record=False, recomputing=True))
+    assert MODE.get() is before
+
+    @primitive
+    def leaving(x: Tensor) -> Tensor:
+        return x * 1.0
+
+    leaving.derivative(x=lambda g: (MODE.set(replace(MODE.get(), recomputing=True, reads=[])), g)[1])
+    x = leaf(2)
+    for function in (
+        lambda: leaving(x).sum().backward(),
+        lambda: minigrad.grad(leaving(x).sum(), x, create_graph=True),
+        lambda: minigrad.checkpoint(leaving, x).sum().backward(),
+        lambda: minigrad.checkpoint(lambda x: (MODE.set(replace(MODE.get(), record=False)), x * 1.0)[1], x),
+    ):
+        function()
+        assert MODE.get() is before
+
+
+def test_one_mode_may_be_entered_again_inside_itself():
+    before, off = MODE.get(), minigrad.no_grad()
+    with off, minigrad.enable_grad(), off:
+        assert not is_grad_enabled()
+    assert MODE.get() is before
+
+    @minigrad.no_grad()
+    def depth(n: int) -> int:
+        assert not is_grad_enabled()
+        return 0 if n == 0 else 1 + depth(n - 1)
+
+    assert depth(3) == 3 and MODE.get() is before
+
+
+def test_no_memory_for_a_gradient_leaves_all_as_they_were(monkeypatch: pytest.MonkeyPatch):
+    early, late = leaf(3), leaf(3, seed=1)
+    read_only = np.ones(3)
+    read_only.flags.writeable = False
+    early.grad, late.grad = Tensor(np.ones(3)), wrap(read_only)  # added to in place; replaced by a new one
+    y = (early * 2.0 + late).sum()
+
+    def no_memory(array: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr("minigrad.autograd._array", no_memory)
+    with pytest.raises(MemoryError):
+        y.backward(retain_graph=True)
+    assert_array_equal(early.grad.numpy(), np.ones(3))
+    monkeypatch.undo()
+    y.backward()
+    assert_array_equal(early.grad.numpy(), [3.0, 3.0, 3.0])
+    assert_array_equal(late.grad.numpy(), [2.0, 2.0, 2.0])
 
 
 def fields(mode: Mode) -> dict:

@@ -14,6 +14,7 @@ import functools
 import itertools
 import os
 import queue
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -54,29 +55,41 @@ class _Pool:
     def _work(self) -> None:
         _inside.worker = True
         while True:
-            work, number, start, stop, done = self.calls.get()
-            try:
-                done.put((number, work(start, stop), None))
-            except BaseException as error:  # handed to the caller, which raises it
-                done.put((number, None, error))
-            del work, done  # an idle worker keeps no arrays alive
+            work, blocks, numbers, outcomes, done = self.calls.get()
+            for number in itertools.islice(numbers, 1):
+                try:
+                    outcomes[number] = work(*blocks[number]), None
+                except BaseException as error:  # handed to the caller, which raises it
+                    outcomes[number] = None, error
+                done.put(number)
+            del work, outcomes, done  # an idle worker keeps no arrays alive
 
     def run(self, work: Callable[[int, int], Any], blocks: list[tuple[int, int]]) -> list:
+        """What `work` returns for each block. An error, Ctrl-C too, is raised when no worker writes into the caller's arrays any more."""
         done: queue.SimpleQueue = queue.SimpleQueue()
-        for number, (start, stop) in enumerate(blocks[1:], 1):
-            self.calls.put((work, number, start, stop, done))
-        results: list = [None] * len(blocks)
-        failure = None
+        outcomes: list = [None] * len(blocks)  # (result, None) or (None, error)
+        call = work, blocks, iter(range(1, len(blocks))), outcomes, done
+        handed, failure = False, None
+        while None in outcomes:
+            try:
+                if not handed:  # once more, if an interrupt fell in between: a worker that finds no block left looks for other calls
+                    for _ in blocks[1:]:
+                        self.calls.put(call)
+                    handed = True
+                if outcomes[0] is None:
+                    outcomes[0] = None, None  # whatever becomes of it, it is not begun again
+                    outcomes[0] = work(*blocks[0]), None
+                while None in outcomes:
+                    done.get()
+            except BaseException as error:
+                failure = failure or error
+        failure = failure or next((error for _, error in outcomes if error), None)
+        if failure is None:
+            return [result for result, _ in outcomes]
         try:
-            results[0] = work(*blocks[0])
-        except BaseException as error:
-            failure = error
-        for _ in blocks[1:]:  # also after a failure: the workers still write into the caller's arrays
-            number, results[number], error = done.get()
-            failure = failure or error
-        if failure is not None:
             raise failure
-        return results
+        finally:
+            del failure, call, outcomes  # an error's traceback knows this frame: a ring, which would keep the callers' arrays for long
 
 
 _inside = threading.local()
@@ -130,6 +143,8 @@ def parallel_rows(work: Callable[[int, int], Any], rows: int, grain: int = 1) ->
     pool = _the_pool()
     if pool.threads == 1 or rows < 2 * grain or getattr(_inside, "worker", False):
         return [work(0, rows)]
+    if sys.is_finalizing():  # Python has stopped the workers for good
+        return [work(start, stop) for start, stop in row_blocks(rows, grain)]
     return pool.run(work, row_blocks(rows, grain))
 
 

@@ -52,8 +52,8 @@ def clip_grad_norm_(params: Iterable[Tensor] | Tensor, max_norm: float, *, error
     if not scale >= 1:  # also for a NaN, which then reaches every gradient, as in PyTorch
         with np.errstate(invalid="ignore"):
             for grad in grads:
-                np.multiply(grad.data, scale, out=grad.data)
                 grad._bump()
+                np.multiply(grad.data, scale, out=grad.data)
     return total
 
 
@@ -79,10 +79,10 @@ def _clip_on_gpu(grads: list[Tensor], max_norm: float, error_if_nonfinite: bool)
         raise FloatingPointError(f"clip_grad_norm_: the norm of the gradients is {total}")
     if max_norm == math.inf:
         return wrap(result[0])
-    for number, chunks, addresses in launches:
-        _cuda.launch(f"clip_scale<{number}>", chunks.count, 256, addresses, chunks.table, result, chunks.tensors)
     for grad in grads:
         grad._bump()
+    for number, chunks, addresses in launches:
+        _cuda.launch(f"clip_scale<{number}>", chunks.count, 256, addresses, chunks.table, result, chunks.tensors)
     return wrap(result[0])
 
 

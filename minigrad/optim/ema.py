@@ -122,21 +122,46 @@ class EMA:
                 tensor.copy_(self._shadow[name])
 
     def swap(self) -> None:
-        """Exchange the module's weights and the shadow, in place; a second call exchanges them back."""
+        """Exchange the module's weights and the shadow, in place; a second call exchanges them back. If something raises, nothing is exchanged."""
+        own, averaged = self._own(), {name: array.copy() for name, array in self._shadow.items()}
+        try:
+            self._write_shadow(own)
+            self._write_module(averaged)
+        except BaseException:
+            self._write_shadow(averaged)
+            self._write_module(own)
+            raise
+
+    def _own(self) -> dict[str, Any]:
+        """Copies of the module's weights."""
+        return {name: tensor.data.copy() for name, tensor in self._tensors()}
+
+    def _write_module(self, values: Mapping[str, Any]) -> None:
         with no_grad():
             for name, tensor in self._tensors():
-                value = tensor.data.copy()
-                tensor.copy_(self._shadow[name])
-                self._shadow[name][...] = value  # in place, as in load_state_dict: a captured graph knows its address
+                tensor.copy_(values[name])
+
+    def _write_shadow(self, values: Mapping[str, Any]) -> None:
+        for name, value in values.items():
+            self._shadow[name][...] = value  # in place, as in load_state_dict: a captured graph knows its address
 
     @contextmanager
     def swapped(self) -> Iterator[Module]:
-        """`with ema.swapped() as model:` the module has the averaged weights inside the block, and its own again after it."""
-        self.swap()
+        """`with ema.swapped() as model:` the module has the averaged weights inside the block, and its own again after it, also after an interrupt.
+
+        What the block changes of them, such as batch norm's statistics, stays in the average.
+        """
+        own = self._own()
         try:
+            self._write_module(self._shadow)
             yield self.module
+            self._write_shadow(self._own())
         finally:
-            self.swap()
+            try:
+                self._write_module(own)
+            except BaseException:
+                self._write_module(own)
+                raise
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Name -> NumPy copy of the shadow, under the module's own names: `module.load_state_dict` takes it too (unless tensors are shared)."""

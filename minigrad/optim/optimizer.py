@@ -121,7 +121,7 @@ class Optimizer:
         Raises:
             ValueError: a gradient's shape is not its parameter's. TypeError: its dtype or device is not. Nothing has been updated then.
         """
-        self._check_gradients()
+        self._prepare()
         launched: list[_Update] = []  # on the GPU
         small: dict[tuple, list[_Update]] = {}
         for number, group in enumerate(self.param_groups):
@@ -132,35 +132,41 @@ class Optimizer:
                     if on_gpu:
                         launched.append(_Update(array, None, self._state.get(key, {}), number, key))
                     continue
-                state = self._state.get(key)
-                if state is None:
-                    state = self._state[key] = self._first_state(parameter, group)
+                state = self._state[key]
                 update = _Update(array, parameter.grad.data, state, number, key)
+                parameter._bump()
                 if on_gpu:
                     launched.append(update)
                 elif self._elementwise and _small(array):
                     small.setdefault((number, array.dtype, state.get("step"), *state), []).append(update)
                 else:
                     self._update(array, update.grad, state, group)
-                parameter._bump()
         for alike in small.values():
             self._update_end_to_end(alike)
         if launched:
             self._update_on_gpu(launched)
 
-    def _check_gradients(self) -> None:
-        """Before the first update: an error must not leave some parameters a step ahead of the others."""
-        for parameter in self._parameters():
-            if parameter.grad is None:
-                continue
-            array, grad = parameter.data, parameter.grad.data
-            if grad.shape != array.shape:
-                raise ValueError(f"{type(self).__name__}: a parameter of shape {array.shape} has a gradient of shape {grad.shape}")
-            if grad.dtype != array.dtype:
-                raise TypeError(f"{type(self).__name__}: a parameter of {array.dtype} has a gradient of {grad.dtype}; bring it to that")
-            if type(grad) is not type(array) and parameter.grad.device != parameter.device:
-                devices = f"a parameter on {parameter.device} has a gradient on {parameter.grad.device}"
-                raise TypeError(f"{type(self).__name__}: {devices}; bring it there with .to(device={parameter.device!r})")
+    def _prepare(self) -> None:
+        """Before the first update: an error must not leave some parameters a step ahead of the others. For new states there may be no memory."""
+        new: list[tuple[Tensor, dict[str, Any]]] = []
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._check_gradient(parameter, parameter.grad)
+                    if id(parameter) not in self._state:
+                        new.append((parameter, group))
+        for parameter, group in new:
+            self._state[id(parameter)] = self._first_state(parameter, group)
+
+    def _check_gradient(self, parameter: Tensor, gradient: Tensor) -> None:
+        array, grad = parameter.data, gradient.data
+        if grad.shape != array.shape:
+            raise ValueError(f"{type(self).__name__}: a parameter of shape {array.shape} has a gradient of shape {grad.shape}")
+        if grad.dtype != array.dtype:
+            raise TypeError(f"{type(self).__name__}: a parameter of {array.dtype} has a gradient of {grad.dtype}; bring it to that")
+        if type(grad) is not type(array) and gradient.device != parameter.device:
+            devices = f"a parameter on {parameter.device} has a gradient on {gradient.device}"
+            raise TypeError(f"{type(self).__name__}: {devices}; bring it there with .to(device={parameter.device!r})")
 
     def upload(self) -> None:
         """Bring the groups' options, such as learning rates, to the GPU: before a captured graph that holds this optimiser's step is launched.

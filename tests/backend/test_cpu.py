@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import itertools
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -85,6 +88,53 @@ def test_an_exception_comes_back_when_all_blocks_are_done(failing: str, pool: in
         parallel_rows(work, 100)
     assert len(finished) == (0 if failing == "all" else len(blocks) - 1)  # nobody writes into the caller's arrays any more
     assert parallel_rows(lambda start, stop: stop - start, 100) == [stop - start for start, stop in blocks]  # the pool lives on
+
+
+def test_ctrl_c_is_raised_when_no_worker_writes_any_more(pool: int):
+    """It comes while the caller, done with its own share, waits for the others."""
+    out = np.zeros(100)
+
+    def work(start: int, stop: int) -> None:
+        if start:
+            time.sleep(0.01)
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)  # type: ignore[arg-type]
+            time.sleep(0.05)
+        out[start:stop] = 1
+
+    if pool == 1:
+        parallel_rows(work, 100)
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            parallel_rows(work, 100)
+    assert out.all()
+    assert parallel_rows(lambda start, stop: stop - start, 100) == [stop - start for start, stop in row_blocks(100)]
+
+
+@pytest.mark.parametrize("where", ["caller", "worker"])
+def test_an_exception_keeps_no_arrays_alive(where: str, pool: int):
+    """A ring through its traceback would, until the collector comes round: a step that found no memory could not be tried again with less."""
+    arrays: list[weakref.ref] = []
+
+    def attempt() -> None:
+        array = np.zeros(1000)
+        arrays.append(weakref.ref(array))
+
+        def work(start: int, stop: int) -> None:
+            if (start == 0) == (where == "caller"):
+                raise MemoryError(array.size)
+
+        parallel_rows(work, 100)
+
+    gc.disable()
+    try:
+        with contextlib.suppress(MemoryError):
+            attempt()
+        deadline = time.monotonic() + 30
+        while arrays[0]() is not None and time.monotonic() < deadline:
+            time.sleep(0.001)  # a worker says that it is done just before it lets go
+        assert arrays[0]() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.usefixtures("pool")
@@ -275,6 +325,22 @@ print("done")
 def test_the_pool_is_made_again_after_a_fork():
     result = run(FORK, "3")
     assert result.stdout == "done\n", result.stderr[-2000:]
+
+
+def test_work_that_is_left_when_python_ends():
+    """Workers have been stopped by then."""
+    code = """
+import numpy as np
+from minigrad.backend.cpu import parallel_rows, row_blocks
+class Late:
+    def __del__(self):
+        out = np.zeros(1000)
+        parts = parallel_rows(lambda start, stop: out[start:stop].fill(1) or stop - start, 1000)
+        print(out.tolist() == [1.0] * 1000, parts == [stop - start for start, stop in row_blocks(1000)], len(parts))
+parallel_rows(lambda start, stop: None, 1000)
+late = Late()
+"""
+    assert run(code, "3").stdout == "True True 3\n"
 
 
 def test_the_same_bits_in_two_processes():

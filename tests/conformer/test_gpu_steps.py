@@ -55,6 +55,26 @@ def learner(device: str, dtype: str) -> Learner:
 
 
 @pytest.mark.cuda
+def test_a_capture_that_fails_leaves_the_learner_as_it_was(monkeypatch: pytest.MonkeyPatch):
+    """There is no memory for it, or Ctrl-C comes while kernels are compiled."""
+    with on_cuda():
+        made = learner("cuda", "float32")
+        before, draws_before = made.state(), random.get_counter()
+
+        def captured(step: Callable, warm_ups: int) -> None:
+            step()
+            raise MemoryError
+
+        monkeypatch.setattr(cuda, "Captured", captured)
+        with pytest.raises(MemoryError):
+            GpuSteps(made, dataset(), 4, 2)
+        after = made.state()
+        assert all(np.array_equal(after[name], before[name]) for name in before)
+        assert not any(after[name].any() for name in after if name.startswith("optimizer.state."))  # as if it had never been updated
+        assert random.get_counter() == draws_before and made.step == 0
+
+
+@pytest.mark.cuda
 @pytest.mark.parametrize(("dtype", "relative"), [("float64", 1e-9), ("float32", 2e-3)])
 def test_captured_steps_are_the_steps_of_the_cpu(dtype: str, relative: float, capsys: pytest.CaptureFixture[str]):
     """In parts, with drop path, clipping and averaged weights, over the end of an epoch of 3 steps; float32 as far as Adam lets roundings grow."""

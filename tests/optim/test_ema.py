@@ -6,6 +6,7 @@ import copy
 import pickle
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -155,6 +156,66 @@ def test_swap_exchanges_and_exchanges_back():
     with pytest.raises(KeyboardInterrupt), ema.swapped():
         raise KeyboardInterrupt
     assert same(ours.state_dict(), own) and same(ema.state_dict(), shadow)
+
+
+@pytest.mark.parametrize("call", range(1, 9))
+def test_an_interrupted_exchange_is_none(call: int, monkeypatch: pytest.MonkeyPatch):
+    """Ctrl-C at any of its writes: neither the module nor the average is left half averaged."""
+    ours = model()
+    ema = optim.EMA(ours, decay=0.5)
+    change(ours, 1)
+    ema.update()
+    own, shadow, calls = ours.state_dict(), ema.state_dict(), []
+    copy_ = Tensor.copy_
+
+    def interrupted(self: Tensor, value: Any) -> Tensor:
+        calls.append(self)
+        if len(calls) == call:
+            copy_(self, np.zeros(self.shape))
+            raise KeyboardInterrupt
+        return copy_(self, value)
+
+    monkeypatch.setattr(Tensor, "copy_", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ema.swap()
+        ema.swap()  # 7 tensors: the last of `call` is in here
+    second = call == 8
+    assert same(ours.state_dict(), shadow if second else own) and same(ema.state_dict(), own if second else shadow)
+
+
+@pytest.mark.parametrize("call", range(1, 15))
+def test_an_interrupted_measurement_gives_the_module_back(call: int, monkeypatch: pytest.MonkeyPatch):
+    ours = model()
+    ema = optim.EMA(ours, decay=0.5)
+    change(ours, 1)
+    ema.update()
+    own, shadow, calls = ours.state_dict(), ema.state_dict(), []
+    copy_ = Tensor.copy_
+
+    def interrupted(self: Tensor, value: Any) -> Tensor:
+        calls.append(self)
+        if len(calls) == call:
+            copy_(self, np.zeros(self.shape))
+            raise KeyboardInterrupt
+        return copy_(self, value)
+
+    monkeypatch.setattr(Tensor, "copy_", interrupted)
+    with pytest.raises(KeyboardInterrupt), ema.swapped():
+        pass
+    assert same(ours.state_dict(), own) and same(ema.state_dict(), shadow)
+
+
+def test_what_is_measured_anew_of_the_average_stays_in_it():
+    """Batch norm's statistics of the averaged weights."""
+    ours = model()
+    ema = optim.EMA(ours, decay=0.5)
+    change(ours, 1)
+    ema.update()
+    own, before = ours.state_dict(), ema.state_dict()
+    with ema.swapped() as averaged:
+        averaged(Tensor(rng(5).standard_normal((2, 2, 2, 3))))
+        measured = averaged.state_dict()
+    assert same(ours.state_dict(), own) and same(ema.state_dict(), measured) and not same(measured, before)
 
 
 def test_state_goes_out_and_in():

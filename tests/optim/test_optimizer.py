@@ -61,6 +61,48 @@ def test_a_graph_that_read_a_parameter_notices_the_step():
 
 
 @pytest.mark.parametrize("make", BOTH, ids=["adamw", "sgd"])
+@pytest.mark.parametrize("small", [0, 100])
+def test_a_graph_that_read_a_parameter_notices_an_interrupted_step(make: Callable, small: int, monkeypatch: pytest.MonkeyPatch):
+    p = nn.Parameter(np.ones(3))
+    made = make([p])
+    loss = (p * p * p).sum()
+    loss.backward(retain_graph=True)
+
+    def interrupted(*args: Any) -> None:
+        p.data[...] = 7.0
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(made, "_update", interrupted)
+    monkeypatch.setattr(optimizer, "SMALL", small)
+    with pytest.raises(KeyboardInterrupt):
+        made.step()
+    with pytest.raises(RuntimeError, match="written in place"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("make", BOTH, ids=["adamw", "sgd"])
+def test_no_memory_for_a_state_leaves_all_parameters_as_they_were(make: Callable, monkeypatch: pytest.MonkeyPatch):
+    params = [nn.Parameter(np.ones(3)) for _ in range(3)]
+    made, calls = make(params), []
+    first = made._new_state
+
+    def new_state(*args: Any) -> Any:
+        calls.append(args)
+        if len(calls) == 2:
+            raise MemoryError
+        return first(*args)
+
+    monkeypatch.setattr(made, "_new_state", new_state)
+    for p in params:
+        p.grad = Tensor(np.ones(3))
+    with pytest.raises(MemoryError):
+        made.step()
+    assert all((p.numpy() == 1).all() for p in params)
+    made.step()
+    assert len({p.numpy().tobytes() for p in params}) == 1 and params[0].numpy()[0] < 1
+
+
+@pytest.mark.parametrize("make", BOTH, ids=["adamw", "sgd"])
 @pytest.mark.parametrize("size", [(1 << 16) - 1, (1 << 16) + 1, (1 << 18) + 3])
 def test_blocks_and_threads_change_nothing(make: Callable, size: int):
     # One long parameter, updated block by block on the threads, against the same numbers as many short ones.

@@ -6,6 +6,7 @@ A launch that goes wrong raises one of the exceptions in `faults.py`. Read next:
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,6 +80,16 @@ class Core:
 
 
 _core: Core | None = None
+
+
+def _new_lock() -> None:
+    """In a forked child: a thread that was in a launch is not there to release it."""
+    if _core is not None:
+        _core.lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_new_lock)
 
 
 def core(build: str | None = None) -> Core:
