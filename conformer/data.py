@@ -67,7 +67,8 @@ class Dataset:
     `epochs` is how often training sees the images when it is not told.
 
     Raises:
-        DataError: a label is none of the classes, or mean and std are not those of pixels from 0 to 1, channel by channel.
+        DataError: the classes are not names, a label is none of them, the two splits' images differ in size, or mean and std are not those of pixels
+            from 0 to 1, channel by channel.
     """
 
     name: str
@@ -81,6 +82,18 @@ class Dataset:
     epochs: int = 20
 
     def __post_init__(self) -> None:
+        classes = () if isinstance(self.classes, str) else tuple(self.classes)
+        if not classes or not all(isinstance(name, str) for name in classes):
+            raise DataError(f"the classes of {self.name} are {self.classes!r}; give a sequence of their names, which are strings")
+        try:  # of whatever sequences and numbers they are: these can be written as JSON
+            values = {"classes": tuple(map(str, classes))} | {name: tuple(map(float, getattr(self, name))) for name in ("mean", "std")}
+        except (TypeError, ValueError) as error:
+            raise DataError(f"mean {self.mean!r}, std {self.std!r} of {self.name}: give one number for each channel") from error
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+        sizes = [split.images.shape[1:] for split in (self.train, self.test) if len(split)]
+        if len(set(sizes)) > 1:
+            raise DataError(f"the training images of {self.name} are of shape {sizes[0]}, its test images of {sizes[1]}: bring them to one size")
         for split in (self.train, self.test):
             low, high = split.labels.min(initial=0), split.labels.max(initial=0)
             if low < 0 or high >= len(self.classes):
@@ -103,7 +116,7 @@ def load(name: str, data_dir: str | Path | None = None, say: Say = lambda text: 
     """Read, download or generate the data set `name`.
 
     Args:
-        name: one of `DATASETS`. The `name` of the result is that of the data set which "auto" chose.
+        name: one of `DATASETS`. It is the `name` of the result, too, by which a run finds it again; of "auto" it is the chosen one's.
         data_dir: an extracted folder, a folder that holds it or its archive, or the archive; when None, `$CONFORMER_DATA`, the cache folder
             and then a download are tried.
         say: is given a line before a download and lines of its progress.
@@ -113,7 +126,8 @@ def load(name: str, data_dir: str | Path | None = None, say: Say = lambda text: 
     """
     if name not in DATASETS:
         raise DataError(f"there is no data set {name!r}; there is {', '.join(DATASETS)}")
-    return DATASETS[name](data_dir, say)
+    dataset = DATASETS[name](data_dir, say)
+    return dataset if name in ("auto", dataset.name) else replace(dataset, name=name)
 
 
 @contextlib.contextmanager

@@ -59,11 +59,20 @@ def accuracies(cnn_logits: np.ndarray, transformer_logits: np.ndarray, labels: n
 
 @dataclass(frozen=True)
 class Predictions:
-    """A network's answers to a split: logits of the `cnn` and the `transformer` head, each (N, K), and the true `labels` (N,)."""
+    """A network's answers to a split: logits of the `cnn` and the `transformer` head, each (N, K), and the true `labels` (N,).
+
+    Raises:
+        ValueError: a label is none of the K classes.
+    """
 
     cnn: np.ndarray
     transformer: np.ndarray
     labels: np.ndarray
+
+    def __post_init__(self) -> None:
+        classes, highest = self.cnn.shape[1], np.max(self.labels, initial=0)
+        if highest >= classes:
+            raise ValueError(f"there are labels up to {highest}, but the network has {classes} classes, 0 to {classes - 1}")
 
     @property
     def sum(self) -> np.ndarray:
@@ -115,17 +124,27 @@ def predict(model: Conformer, batches: Iterable[np.ndarray | Tensor]) -> tuple[n
 
     Returns:
         The CNN head's and the transformer head's logits, each (N, K).
+
+    Raises:
+        TypeError: the network has not two heads: it is one of the branches alone.
     """
     before, device = [(module, module.training) for module in model.modules()], _device(model)  # some may be frozen
     model.eval()
     try:
         with no_grad():
-            parts = [[head.data for head in model(Tensor(images).to(device=device))] for images in batches]
+            parts = [[head.data for head in _two_heads(model, Tensor(images).to(device=device))] for images in batches]
     finally:
         for module, training in before:
             module.training = training
     cnn, transformer = (backend.to_device(np.concatenate(head), "cpu") for head in zip(*parts, strict=True))
     return cnn, transformer
+
+
+def _two_heads(model: Conformer, images: Tensor) -> tuple[Tensor, Tensor]:
+    heads = model(images)
+    if isinstance(heads, Tensor):
+        raise TypeError(f"predict: a {type(model).__name__} gives one tensor of shape {heads.shape}; give a Conformer, which has two heads")
+    return heads
 
 
 def _device(model: Conformer) -> str:

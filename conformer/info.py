@@ -120,11 +120,16 @@ def count(config: ConformerConfig | Conformer, image_size: int | tuple[int, int]
         image_size: side in pixels, or (height, width); None is 224 with the ImageNet stem and 32 with the others.
 
     Raises:
-        ValueError: the network cannot take images of that size. TypeError: it is not a whole Conformer, such as one of its branches alone.
+        ValueError: the network cannot take images of that size, or parts of the model were replaced, so that it is not its configuration's.
+        TypeError: it is not a whole Conformer, such as one of its branches alone.
     """
     if not isinstance(config, ConformerConfig | Conformer):
         raise TypeError(f"count: a {type(config).__name__} is not a whole Conformer; give a ConformerConfig or a Conformer")
-    config = config.config if isinstance(config, Conformer) else config
+    if isinstance(config, Conformer):
+        result, real = count(config.config, image_size), sum(parameter.size for parameter in config.parameters())
+        if real != result.parameters:
+            raise ValueError(f"count: the model has {real:,} parameters, its configuration {result.parameters:,}: parts of it were replaced")
+        return result
     height, width = config.sides(image_size)
     size = config.stem_size(height, width)
     rows, columns = config.token_grid(height, width)

@@ -48,6 +48,7 @@ class Learner:
         config: the options of the run.
         steps: how many steps the learning rate's schedule is fitted to.
         device: where the network is, "cpu" or "cuda".
+        weights: parameters and buffers to begin with, by name; the others are as they are initialised.
 
     Attributes:
         model, optimizer, schedule: as they are after `step` steps.
@@ -56,10 +57,15 @@ class Learner:
         learning_rate: of the last of them.
     """
 
-    def __init__(self, network: ConformerConfig, config: TrainConfig, steps: int, device: str = "cpu"):
+    def __init__(
+        self, network: ConformerConfig, config: TrainConfig, steps: int, device: str = "cpu", weights: Mapping[str, np.ndarray] | None = None
+    ):
         random.manual_seed(config.seed)
         self.config = config
-        self.model = Conformer(**asdict(network)).to(device=device)
+        self.model = Conformer(**asdict(network))
+        if weights is not None:  # before the average begins with them
+            self.model.load_state_dict({**self.model.state_dict(), **weights})
+        self.model = self.model.to(device=device)
         self.optimizer = AdamW(parameter_groups(self.model, config.weight_decay), lr=config.lr)
         self.schedule = WarmupCosine(self.optimizer, steps, int(config.warmup * steps))
         self.ema = EMA(self.model, config.ema) if config.ema else None

@@ -206,10 +206,10 @@ def initialise(module: nn.Module) -> None:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups for AdamW: weights that decay, and those that do not: 1-D tensors, biases and what `model.no_weight_decay()` names.
+    """Two groups for AdamW: weights that decay, and those that do not: 1-D tensors, biases and what a module's `no_weight_decay()` names.
 
     Args:
-        model: a Conformer or any other module, with or without a `no_weight_decay()`; frozen parameters are left out.
+        model: a Conformer or any other module, such as one that holds a Conformer; frozen parameters are left out.
         weight_decay: of the first group.
 
     Returns:
@@ -217,7 +217,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
     Source: timm 0.3.2, optim_factory.py, `add_weight_decay`, which the official code trains with.
     """
-    spared: set[str] = getattr(model, "no_weight_decay", set)()
+    spared = {f"{path}.{name}".lstrip(".") for path, module in model.named_modules() for name in getattr(module, "no_weight_decay", set)()}
     decayed, kept = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

@@ -6,6 +6,7 @@ Read next: `conformer/train.py`, which does what it says.
 from __future__ import annotations
 
 import math
+import numbers
 import operator
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -28,6 +29,8 @@ COUNTS = {
     "log_every": (1, LARGEST), "checkpoint_steps": (0, LARGEST), "cutout": (0, LARGEST), "seed": (0, 2**64 - 1),
 }  # fmt: skip
 """The options that are whole numbers: the least and the most of each."""
+FRACTIONS = "lr", "warmup", "weight_decay", "label_smoothing", "clip_norm", "drop_path", "ema", "checkpoint_minutes"
+"""The options that are other numbers."""
 
 
 class OptionError(ValueError):
@@ -63,6 +66,7 @@ class TrainConfig:
     dataset: Annotated[str, "the data set; auto is cifar10 where it can be found or downloaded, else coupling10, which is generated"] = "auto"
     data_dir: Annotated[Path | None, "an archive, its folder or their parent (if not given: $CONFORMER_DATA, the cache, then a download)"] = None
     out: Annotated[Path | None, "the run folder to make (if not given: runs/CONFIG-TIME)"] = None
+    finetune: Annotated[Path | None, "weights to begin with, a run or a file of this network; heads for other numbers of classes are new"] = None
     precision: Annotated[str, "how a GPU computes matrix products, whose results are float32"] = "float32"
     epochs: Annotated[int | None, "times the training images are seen (if not given: 20, and 4 for coupling10)"] = None
     max_steps: Annotated[int | None, "take at most this many steps; the learning rate's schedule is fitted to them"] = None
@@ -74,7 +78,7 @@ class TrainConfig:
     weight_decay: Annotated[float, "AdamW's decay of weight matrices and kernels"] = 0.05
     label_smoothing: Annotated[float, "share of the target that is spread over all classes"] = 0.1
     clip_norm: Annotated[float, "largest norm of the gradient, 0 for no limit"] = 1.0
-    drop_path: Annotated[float, "stochastic depth of the last transformer block"] = 0.0
+    drop_path: Annotated[float | None, "stochastic depth of the last transformer block (if not given: the configuration's)"] = None
     cutout: Annotated[int, "side of a square that is blanked in each training image, in pixels, 0 for none"] = 0
     ema: Annotated[float, "decay of an average of the weights that is measured and saved too, 0 for none"] = 0.0
     accumulate: Annotated[int, "parts that a step's images are taken in, for less memory; batch norm sees one part at a time"] = 1
@@ -86,23 +90,28 @@ class TrainConfig:
     checkpoint_minutes: Annotated[float, "minutes between two checkpoints, likewise"] = 5.0
 
     def __post_init__(self) -> None:
-        for name in ("data_dir", "out"):
+        for name in ("data_dir", "finetune", "out"):
             if (path := getattr(self, name)) is not None:
                 object.__setattr__(self, name, Path(path) if str(path) else None)
         for name, allowed in {"device": DEVICES, "precision": PRECISIONS, "tta": TTA}.items():
             if getattr(self, name) not in allowed:
                 self._refuse(name, f"it must be one of {', '.join(allowed)}")
-        for name, (least, most) in COUNTS.items():
-            if (value := getattr(self, name)) is None:
-                continue
+        defaults = {field.name: field.default for field in fields(self)}
+        given = [name for name in (*COUNTS, *FRACTIONS) if getattr(self, name) is not None or defaults[name] is not None]
+        for name, (least, most) in {name: COUNTS[name] for name in given if name in COUNTS}.items():
             try:
-                object.__setattr__(self, name, operator.index(value))
+                value = operator.index(getattr(self, name))
+                object.__setattr__(self, name, value)
             except TypeError:
                 self._refuse(name, "it must be a whole number")
             if value < least:
                 self._refuse(name, f"it must be at least {least}")
             if value > most:
                 self._refuse(name, f"it must be at most {most:,}")
+        for name in [name for name in given if name in FRACTIONS]:
+            if not isinstance(getattr(self, name), numbers.Real):
+                self._refuse(name, "it must be a number")
+            object.__setattr__(self, name, float(getattr(self, name)))  # NumPy's cannot be written as JSON
         for name in ("weight_decay", "clip_norm", "checkpoint_minutes"):
             if not getattr(self, name) >= 0:
                 self._refuse(name, "it must be at least 0")
@@ -112,7 +121,7 @@ class TrainConfig:
             if not math.isfinite(getattr(self, name)):  # which JSON cannot write
                 self._refuse(name, f"it must be a finite number{off}")
         for name in ("warmup", "label_smoothing", "drop_path", "ema"):
-            if not 0 <= getattr(self, name) < 1:
+            if name in given and not 0 <= getattr(self, name) < 1:
                 self._refuse(name, "it must be at least 0 and below 1")
         if self.batch_size % self.accumulate or self.batch_size // self.accumulate < 2:
             self._refuse("accumulate", f"it must divide the {self.batch_size} images of a step into equal parts of 2 or more")
@@ -130,8 +139,8 @@ class TrainConfig:
 
 
 def plain(config: TrainConfig) -> dict[str, Any]:
-    """The options as JSON has them. The data folder in full: a run may be resumed from elsewhere."""
-    values = asdict(config) | {"data_dir": config.data_dir and config.data_dir.absolute()}
+    """The options as JSON has them. Paths in full: a run may be resumed from elsewhere."""
+    values = asdict(config) | {name: (path := getattr(config, name)) and path.absolute() for name in ("data_dir", "finetune")}
     return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
@@ -163,7 +172,7 @@ def resumed(run: Path, values: Mapping[str, Any], dataset: str | None, given: Ma
             raise ValueError(f"there is no option {option!r}; see TrainConfig for the list")
         old = getattr(config, option)
         same = (old, dataset, "auto") if option == "dataset" else (old,)
-        if option not in MAY_CHANGE and value not in same:
+        if option not in MAY_CHANGE and (value.absolute() if isinstance(value, Path) else value) not in same:
             name = f"--{option.replace('_', '-')}"
             was = f"without {name}" if old is None else f"with {name} {old}"
             raise ValueError(

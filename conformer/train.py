@@ -35,8 +35,8 @@ from conformer.options import MAY_CHANGE, OptionError, TrainConfig, plain, resum
 from conformer.run_folder import RunFolder, environment, read_config
 from conformer.steps import CpuSteps, Outcome, Steps
 from conformer.stopping import StopSignals
-from conformer.weights import About
-from minigrad import safetensors_io
+from conformer.weights import About, initial_weights
+from minigrad import random, safetensors_io
 from minigrad.backend import cpu, cuda
 from minigrad.backend.cublas import precision
 
@@ -89,8 +89,13 @@ class Trainer:
         self.steps = min(filter(None, limits), default=self.dataset.epochs * self.steps_per_epoch)
         self.steps_fixed = config.time_budget is None  # False until `_fit_to_budget` has fixed them
 
-        self.network = replace(named_config(config.config), num_classes=len(self.dataset.classes), drop_path_rate=config.drop_path)
+        network = replace(named_config(config.config), num_classes=len(self.dataset.classes))
+        self.network = network if config.drop_path is None else replace(network, drop_path_rate=config.drop_path)
         self.network.stem_size(height, width)  # raises if the network cannot take images of this size
+        if (channels := self.dataset.train.images.shape[3]) != network.in_chans:
+            raise data.DataError(f"{self.dataset.name} has images of {channels} channels, {config.config} takes {network.in_chans}")
+        if not len(self.dataset.test):
+            raise data.DataError(f"{self.dataset.name} has no test images, by which a run is measured after every epoch; hold some back")
         self.fingerprint = fingerprint(self.dataset)
         self.evaluated = 0  # steps taken at the last evaluation
         self.saved: tuple[int, int] | None = None  # step and evaluated at the last checkpoint
@@ -98,10 +103,13 @@ class Trainer:
         self.best: Accuracies | None = None
         self.predictions: Predictions | None = None  # of the last evaluation, if it was in this process
         self._recent: deque[tuple[float, Accuracies, float]] = deque(maxlen=WINDOW)  # loss, accuracies and seconds of the last steps
+        self._begun = False
         self._unshown: OSError | None = None  # why the display could not show progress
         self._evaluation_seconds = 0.0
         self._started = self._saved_at = time.perf_counter()
-        self.learner = Learner(self.network, config, self.steps, self.device)
+        began_with = origin is None or origin[1] is None  # else the checkpoint has weights
+        self._initial = initial_weights(config.finetune, self.network) if config.finetune is not None and began_with else None
+        self.learner = self._new_learner()
 
         now = datetime.now().astimezone()
         self.header = self._header(now)
@@ -110,6 +118,9 @@ class Trainer:
         else:
             self.folder, checkpoint = origin
             self._restore(checkpoint)
+
+    def _new_learner(self) -> Learner:
+        return Learner(self.network, self.config, self.steps, self.device, self._initial)
 
     def _header(self, now: datetime) -> dict[str, Any]:
         """The first line of metrics.jsonl: what the run is, and what its times depend on."""
@@ -178,7 +189,7 @@ class Trainer:
         self._check_same(checkpoint)
         if checkpoint.steps != self.steps:  # fixed by a time budget
             self.steps, self.steps_fixed = checkpoint.steps, True
-            self.learner = Learner(self.network, self.config, self.steps, self.device)
+            self.learner = self._new_learner()
         try:
             self.learner.load_state(checkpoint.arrays, checkpoint.step, checkpoint.learning_rate)
         except ValueError as error:
@@ -202,7 +213,7 @@ class Trainer:
         """Raise ValueError where the data or the network is not what the run was started with."""
         if checkpoint.fingerprint != self.fingerprint:
             made = not isinstance(self.dataset.source, Path)  # by a program, which may be another version of it
-            advice = "they cannot be had any more, begin a new run" if made else "give the data it was started with (--data-dir)"
+            advice = "bring back the program that made those, or begin a new run" if made else "give the data it was started with (--data-dir)"
             where = f"{'come from' if made else 'are in'} {self.dataset.source} now"
             raise ValueError(f"the run in {self.folder.path} was trained on other images of {checkpoint.dataset} than those that {where}; {advice}")
         if checkpoint.network != asdict(self.network):
@@ -229,12 +240,19 @@ class Trainer:
     def run(self) -> TrainResult:
         """Train to the last step, evaluating and saving after every epoch and at the end; Ctrl-C, SIGTERM and SIGHUP finish the step and save first.
 
+        It may be called once: a run that was broken off is gone on with by `Trainer.resume`, from its last checkpoint.
+
         Raises:
+            RuntimeError: it was called before.
             Stopped: by Ctrl-C, SIGTERM or SIGHUP (a KeyboardInterrupt).
             FloatingPointError: the loss or a weight is not finite any more.
             OSError: a file cannot be written, or progress cannot be shown; then the step is finished and saved first.
         """
+        if self._begun:
+            raise RuntimeError(f"this run has ended, or was broken off in the middle of a step: go on with Trainer.resume({str(self.folder.path)!r})")
+        self._begun = True
         show, config, dataset = self.display.message, self.config, self.dataset
+        random.manual_seed(config.seed)  # another run may have been set up since this one was
         if dataset.notice:
             show(dataset.notice)
         show(f"{config.config} on {dataset.name}: {len(dataset.train):,} training and {len(dataset.test):,} test images from {dataset.source}")
@@ -322,7 +340,7 @@ class Trainer:
         evaluation += self._saving_seconds()
         self.steps = steps_within(0.98 * budget - (time.perf_counter() - self._started), each, evaluation, self.evaluation_steps)
         self.steps_fixed, self._evaluation_seconds = True, evaluation
-        self.learner = Learner(self.network, self.config, self.steps, self.device)
+        self.learner = self._new_learner()
         self.learner.model.train()
         self.folder.set_steps(self.steps)
         self.folder.log(step=0, time_budget=budget, seconds_per_step=each, seconds_per_evaluation=evaluation, steps=self.steps)

@@ -12,12 +12,14 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from conformer.config import ConformerConfig
 from conformer.data import Dataset
 from conformer.model import Conformer
 from minigrad import nn, safetensors_io
 
-__all__ = ["About", "load_weights", "save_weights", "weights_file"]
+__all__ = ["About", "initial_weights", "load_weights", "save_weights", "weights_file"]
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,27 @@ def load_weights(path: str | Path) -> tuple[Conformer, About]:
     except ValueError as error:
         raise ValueError(f"{path} is not as `conformer train` wrote it ({error})") from error
     return model, about
+
+
+def initial_weights(path: str | Path, network: ConformerConfig) -> dict[str, np.ndarray]:
+    """The parameters and buffers that a network begins with when it is fine-tuned: those of a run or weights file, without the heads where these are
+    for another number of classes.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: it is not a weights file that `conformer train` wrote, or is for a network that differs by more than classes and dropped paths.
+
+    Source: the official code's main.py, `--finetune`.
+    """
+    model, about = load_weights(path)
+    loose = {"num_classes", "drop_rate", "attn_drop_rate", "drop_path_rate"}
+    mine, theirs = asdict(network), asdict(model.config)
+    if differ := [f"{name} {theirs[name]} instead of {mine[name]}" for name in mine if name not in loose and mine[name] != theirs[name]]:
+        raise ValueError(f"{weights_file(path)} holds weights of another network ({about.config}), with {', '.join(differ)}; give it as the config")
+    state = model.state_dict()
+    if mine["num_classes"] != theirs["num_classes"]:
+        state = {name: array for name, array in state.items() if "_cls_head." not in name}
+    return state
 
 
 def _check(about: About, network: ConformerConfig) -> None:

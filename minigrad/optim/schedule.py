@@ -45,7 +45,7 @@ class WarmupCosine:
 
     Args:
         optimizer: whose groups to set; they get the rate of step 0 at once. One that is added later keeps its own until the next `set`.
-        total, warmup, min_lr: as for `warmup_cosine`.
+        total, warmup, min_lr: as for `warmup_cosine`; the rates of all groups end at `min_lr`, also of one that has a smaller rate from the start.
     """
 
     def __init__(self, optimizer: Optimizer, total: int, warmup: int, min_lr: float = 0.0):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -231,6 +232,14 @@ def test_a_split_of_lists_and_one_without_images() -> None:
         ({"std": (0.0, 0.2, 0.2)}, "of pixels from 0 to 1"),
         ({"std": (64.0, 0.2, 0.2)}, "of pixels from 0 to 1"),
         ({"mean": (0.5,)}, "one for each of the 3 channels"),
+        ({"mean": 0.5}, "mean 0.5, std .* of mine: give one number for each channel"),
+        ({"mean": ("a", "b", "c")}, "give one number for each channel"),
+        ({"classes": "abc"}, "the classes of mine are 'abc'; give a sequence of their names"),
+        ({"classes": (0, 1, 2)}, "the classes of mine are .0, 1, 2.; give a sequence of their names, which are strings"),
+        (
+            {"test": data.Split(IMAGES[:, :1], np.array([0, 2]))},
+            r"images of mine are of shape \(\d+, \d+, 3\), its test images of \(1, \d+, 3\)",
+        ),
     ],
 )
 def test_what_is_no_data_set(changes: dict, message: str) -> None:
@@ -238,7 +247,24 @@ def test_what_is_no_data_set(changes: dict, message: str) -> None:
     right = {"classes": ("a", "b", "c"), "mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)}
     assert data.Dataset("mine", train=train, test=test, source="here", **right).classes == ("a", "b", "c")
     with pytest.raises(data.DataError, match=message):
-        data.Dataset("mine", train=train, test=test, source="here", **(right | changes))
+        data.Dataset("mine", source="here", **({"train": train, "test": test} | right | changes))
+
+
+def test_a_data_set_of_other_sequences_and_numbers_can_be_written_as_json() -> None:
+    split = data.Split(IMAGES, np.array([0, 1]))
+    numbers = np.full(3, 0.5, np.float32)
+    made = data.Dataset("mine", np.array(["a", "b"]), numbers, list(numbers), split, split, source="here")  # type: ignore[arg-type]
+    assert json.loads(json.dumps([made.classes, made.mean, made.std])) == [["a", "b"], [0.5] * 3, [0.5] * 3]
+    assert made.classes == ("a", "b") and {type(name) for name in made.classes} == {str}
+
+
+def test_a_data_set_has_the_name_that_it_is_found_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fold of another data set, say: else a run would be measured on the other's images."""
+    split = data.Split(IMAGES, np.array([0, 1]))
+    whole = data.Dataset("whole", ("a", "b"), (0.5,) * 3, (0.2,) * 3, split, split, source="here")
+    monkeypatch.setitem(data.DATASETS, "fold", lambda data_dir, say: whole)
+    monkeypatch.setitem(data.DATASETS, "auto", lambda data_dir, say: whole)
+    assert data.load("fold").name == "fold" and data.load("auto").name == "whole"
 
 
 def test_without_a_home_folder(cifar: Cifar, monkeypatch: pytest.MonkeyPatch) -> None:

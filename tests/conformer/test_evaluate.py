@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
-from conformer import Conformer
+from conformer import CNNBranch, Conformer
 from conformer.augment import normalize
 from conformer.data import Dataset, Split
 from conformer.evaluate import HEADS, Predictions, accuracies, evaluate, predict
@@ -118,3 +118,16 @@ def test_what_cannot_be_evaluated(count: int, options: dict, message: str):
     dataset = Dataset("x", ("a", "b"), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), split, split, Path())
     with pytest.raises(ValueError, match=message):
         evaluate(small_network(), split, dataset, **options)
+
+
+def test_labels_of_other_classes_than_the_network_has_are_refused():
+    with pytest.raises(ValueError, match="there are labels up to 3, but the network has 3 classes, 0 to 2"):
+        Predictions(np.zeros((2, 3)), np.zeros((2, 3)), np.array([0, 3]))
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_a_branch_alone_has_not_two_heads(images: int):
+    """Two images of one head would pass for one image of two."""
+    branch = CNNBranch(small_network().config)
+    with pytest.raises(TypeError, match=rf"predict: a CNNBranch gives one tensor of shape \({images}, \d+\); give a Conformer"):
+        predict(branch, [np.zeros((images, 16, 16, 3), np.float32)])  # type: ignore[arg-type]

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from conformer import CONFIGS, CNNBranch, Conformer, ConformerConfig, TransformerBranch, count, describe
-from minigrad import Tensor, no_grad
+from conformer import CONFIGS, CNNBranch, Conformer, ConformerConfig, TransformerBranch, conformer_cifar_nano, count, describe
+from minigrad import Tensor, nn, no_grad
 
 MILLION, BILLION = 1e6, 1e9
 
@@ -144,3 +144,11 @@ def test_sizes():
             count(branch(CONFIGS["cifar-nano"]))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="images are 30 x 32 pixels"):
         describe(CONFIGS["cifar-micro"], (30, 32))
+
+
+def test_a_model_whose_parts_were_replaced_is_not_counted_as_its_configuration():
+    model = conformer_cifar_nano()
+    assert count(model).parameters == 1_071_880
+    model.trans_cls_head = nn.Linear(96, 5)
+    with pytest.raises(ValueError, match="count: the model has 1,071,395 parameters, its configuration 1,071,880: parts of it were replaced"):
+        count(model)

@@ -468,6 +468,8 @@ def test_parameter_groups_spare_vectors_biases_and_the_class_token():
     parameters = dict(model.named_parameters())
     assert all(parameters[name].ndim == 1 for name in spared_names if name != "cls_token")
     assert [len(group["params"]) for group in parameter_groups(nn.Linear(2, 3), 0.1)] == [1, 1]
+    inside = parameter_groups(nn.Sequential(nn.Linear(2, 3), model), 0.05)[1]["params"]
+    assert any(parameter is model.cls_token for parameter in inside)
 
 
 # --- errors

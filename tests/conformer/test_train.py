@@ -22,10 +22,11 @@ from numpy.testing import assert_allclose, assert_array_equal
 from conformer import data, learner, run_folder, train
 from conformer.batches import batches
 from conformer.checkpoints import load_checkpoint
+from conformer.config import CONFIGS
 from conformer.devices import DeviceError
 from conformer.display import Display, Progress
 from conformer.evaluate import Accuracies, Predictions, accuracies, evaluate
-from conformer.options import OptionError, TrainConfig
+from conformer.options import OptionError, TrainConfig, plain
 from conformer.steps import Outcome
 from conformer.stopping import StopSignals
 from conformer.train import Trainer
@@ -89,6 +90,11 @@ def answers(right: int, labels: np.ndarray) -> Predictions:
         ({"time_budget": "9" * 400 + "s"}, "time_budget '9+s' is more than a year"),
         ({"max_steps": 2.5}, "max_steps is 2.5; it must be a whole number"),
         ({"seed": "1"}, "seed is 1; it must be a whole number"),
+        ({"seed": None}, "seed is None; it must be a whole number"),
+        ({"batch_size": None}, "batch_size is None; it must be a whole number"),
+        ({"lr": None}, "lr is None; it must be a number"),
+        ({"lr": "1e-3"}, "lr is 1e-3; it must be a number"),
+        ({"drop_path": 1.0}, "drop_path is 1.0; it must be at least 0 and below 1"),
     ],
 )
 def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
@@ -100,6 +106,95 @@ def test_options_of_other_types_than_they_have() -> None:
     config = TrainConfig(epochs=np.int64(3), out="run", data_dir="data")  # type: ignore[arg-type]
     assert (type(config.epochs), config.out, config.data_dir) == (int, Path("run"), Path("data"))
     assert TrainConfig(out="").out is None  # type: ignore[arg-type]
+    assert json.loads(json.dumps(plain(TrainConfig(lr=np.float32(0.5), ema=np.float64(0.5)))))["lr"] == 0.5  # type: ignore[arg-type]
+
+
+def test_paths_dropped_are_the_configurations_unless_they_are_given(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(CONFIGS, "dropping", replace(CONFIGS[config.config], drop_path_rate=0.3))
+    config = replace(config, config="dropping")
+    assert Trainer(config).network.drop_path_rate == 0.3
+    assert Trainer(replace(config, drop_path=0.0, out=tmp_path / "other")).network.drop_path_rate == 0.0
+
+
+def test_runs_that_are_set_up_before_they_run_draw_from_seeds_of_their_own(config: TrainConfig, tmp_path: Path) -> None:
+    config = replace(config, max_steps=2, drop_path=0.3)
+    one_by_one = [train.train(replace(config, seed=seed, out=tmp_path / f"alone-{seed}")).folder for seed in (0, 1)]
+    trainers = [Trainer(replace(config, seed=seed, out=tmp_path / f"abreast-{seed}")) for seed in (0, 1)]
+    for alone, trainer in zip(one_by_one, trainers, strict=True):
+        state = safetensors_io.load_state(trainer.run().folder / "last.safetensors")[0]
+        for name, array in safetensors_io.load_state(alone / "last.safetensors")[0].items():
+            assert_array_equal(state[name], array, err_msg=name)
+
+
+def test_a_run_that_was_broken_off_is_not_gone_on_with_in_the_same_process(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have stopped in the middle of a step, and its folder is not locked any more."""
+    trainer = Trainer(config)
+    monkeypatch.setattr(trainer.learner, "train_step", lambda batch: (_ for _ in ()).throw(MemoryError))
+    with pytest.raises(MemoryError):
+        trainer.run()
+    with pytest.raises(RuntimeError, match=r"go on with Trainer.resume\('.*run'\)"):
+        trainer.run()
+    assert Trainer.resume(trainer.folder.path).run().steps == 10
+
+
+def test_data_that_no_run_can_end_with_is_refused_before_it_begins(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = data.load("cifar10", config.data_dir)
+    changed = {
+        "no test images": replace(whole, test=data.Split(whole.test.images[:0], whole.test.labels[:0])),
+        "images of 1 channels, tiny takes 3": replace(
+            whole,
+            mean=(0.5,),
+            std=(0.2,),
+            train=data.Split(whole.train.images[..., :1], whole.train.labels),
+            test=data.Split(whole.test.images[..., :1], whole.test.labels),
+        ),
+    }
+    for message, dataset in changed.items():
+        monkeypatch.setitem(data.DATASETS, "mine", lambda data_dir, say, dataset=dataset: dataset)
+        with pytest.raises(data.DataError, match=message):
+            Trainer(replace(config, dataset="mine"))
+        assert config.out is not None and not config.out.exists()
+
+
+def test_a_run_that_begins_with_the_weights_of_another(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Heads for as many classes are taken over too, others are new; the average begins with them, and so does a resumed run."""
+    before = train.train(replace(config, max_steps=2)).folder
+    state = safetensors_io.load_state(before / "last.safetensors")[0]
+    tuned = Trainer(replace(config, finetune=before, out=tmp_path / "tuned", ema=0.5, drop_path=0.2))
+    assert tuned.learner.ema is not None
+    for name, array in state.items():
+        assert_array_equal(tuned.learner.model.state_dict()[name], array, err_msg=name)
+        assert_array_equal(tuned.learner.ema.state_dict()[name], array, err_msg=name)
+    tuned.folder.close()
+    assert Trainer.resume(tuned.folder.path).learner.model.state_dict()["cls_token"].tobytes() == state["cls_token"].tobytes()
+
+    whole = data.load("cifar10", config.data_dir)
+    fewer = replace(
+        whole,
+        classes=("a", "b"),
+        train=data.Split(whole.train.images, whole.train.labels % 2),
+        test=data.Split(whole.test.images, whole.test.labels % 2),
+    )
+    monkeypatch.setitem(data.DATASETS, "fewer", lambda data_dir, say: fewer)
+    other = replace(config, finetune=before / "best.safetensors", dataset="fewer", data_dir=None, out=tmp_path / "fewer")
+    weights = Trainer(other).learner.model.state_dict()
+    new = {"conv_cls_head.weight", "conv_cls_head.bias", "trans_cls_head.weight", "trans_cls_head.bias"}
+    assert {name for name, array in state.items() if not np.array_equal(weights[name], array)} == new
+
+    monkeypatch.setitem(CONFIGS, "wider", replace(CONFIGS[config.config], embed_dim=32))
+    with pytest.raises(ValueError, match=r"last.safetensors holds weights of another network \(tiny\), with embed_dim 16 instead of 32"):
+        Trainer(replace(config, config="wider", finetune=before, out=tmp_path / "wider"))
+    with pytest.raises(FileNotFoundError):
+        Trainer(replace(config, finetune=tmp_path / "nowhere", out=tmp_path / "wider"))
+    assert not (tmp_path / "wider").exists()
+
+
+def test_a_time_budget_begins_again_with_the_weights_that_were_given(config: TrainConfig, tmp_path: Path) -> None:
+    before = train.train(replace(config, max_steps=2)).folder
+    trainer = Trainer(replace(config, finetune=before, out=tmp_path / "tuned", epochs=None, time_budget="10m"))
+    with StopSignals() as signals:
+        trainer._fit_to_budget(signals)
+    assert_array_equal(trainer.learner.model.state_dict()["cls_token"], safetensors_io.load_state(before / "last.safetensors")[0]["cls_token"])
 
 
 def test_batches_cover_an_epoch_and_depend_on_seed_and_place_only(cifar: Cifar) -> None:
