@@ -86,6 +86,7 @@ class Op:
         self.names = [p.name for p in parameters]
         self._position = {name: k for k, name in enumerate(self.names)}
         self._defaults = tuple(p.default for p in parameters)
+        self._optional = tuple("None" in str(p.annotation) for p in parameters)
         self._required = sum(default is inspect.Parameter.empty for default in self._defaults)
         self.rules: dict[str, Callable] = {}
         self.array_rules: dict[str, Callable] = {}
@@ -270,7 +271,9 @@ def _frozen(values: tuple) -> tuple:
 
 
 def _frozen_value(value: Any) -> Any:
-    """Lists become tuples, at every depth; Tensors become numbers; arrays become read-only copies; anything else (a dtype) is returned as it is."""
+    """Lists become tuples, at every depth; Tensors and NumPy's fractions, which would promote float32, become numbers; arrays become read-only
+    copies; anything else (a dtype) is returned as it is.
+    """
     kind = type(value)
     if kind in _FIXED:
         return value
@@ -281,6 +284,8 @@ def _frozen_value(value: Any) -> Any:
             raise TypeError(f"a Tensor of shape {value.shape} that requires grad is given as a plain number, which has no gradient; give .detach()")
         value._note_read()
         return _frozen_value(backend.to_device(value.data, "cpu").tolist())
+    if isinstance(value, np.floating):
+        return float(value)
     if isinstance(value, np.ndarray) and (value.flags.writeable or not value.flags.owndata):  # what `plain_index` has copied is not copied again
         value = value.copy()
         value.flags.writeable = False
@@ -617,6 +622,8 @@ class Fused(Op):
                 if x.requires_grad:
                     mask |= bit
             elif x is None:
+                if not self._optional[len(arrays)]:
+                    raise TypeError(f"{self.name}: {self.names[len(arrays)]} is None; give a Tensor")
                 arrays.append(None)
             else:
                 return self(*[y if y is None or type(y) is Tensor else ops.as_tensor(self.name, y) for y in inputs], *values)

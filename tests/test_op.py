@@ -802,3 +802,25 @@ def test_attributes_of_the_function_are_not_the_operations():
     op = primitive(triple)
     assert op.name == "triple" and op.outputs == 1 and REGISTRY["exp"] is ops.exp
     assert len({kernel for op in REGISTRY.values() for kernel in op.kernels.values()}) > 10
+
+
+def test_fractions_of_numpy_do_not_make_float32_wider():
+    """np.linspace(0, 0.2, depth), say."""
+    half = np.float64(0.5)
+    x = Tensor(np.ones((2, 3), np.float32), requires_grad=True)
+    target = Tensor(np.full((2, 3), 1 / 3, np.float32), requires_grad=True)
+    for function in (
+        lambda: F.drop_path(x, np.array([True, False]), half),
+        lambda: F.dropout(x, np.ones((2, 3), bool), half),
+        lambda: F.cross_entropy(x, target, half),
+        lambda: F.layer_norm(x, None, None, half),
+    ):
+        y = function()
+        assert y.dtype == np.float32
+        y.backward(Tensor(np.ones(y.shape, np.float32)))
+
+
+@pytest.mark.parametrize("call", [lambda: F.gelu(None), lambda: F.softmax(None), lambda: F.linear(Tensor([[1.0]]), None), lambda: F.layer_norm(None)])
+def test_an_input_that_is_not_there(call: Callable):
+    with pytest.raises(TypeError, match=r"^\w+: (x|weight) is None; give a Tensor$"):
+        call()

@@ -138,10 +138,14 @@ def abs(x: Tensor) -> Tensor:
 @primitive
 def clip(x: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
     """x brought between low and high; None means no bound. Source: https://docs.pytorch.org/docs/stable/generated/torch.clamp.html"""
-    low, high = _plain_number(low), _plain_number(high)
-    if x.dtype.kind != "f" and (isinstance(low, float) or isinstance(high, float)):
+    bounds: list[Any] = [_plain_number(low), _plain_number(high)]
+    if any([isinstance(bound, tuple) for bound in bounds]):
+        raise TypeError("clip: a bound is a list or a Tensor; give a number or a NumPy array, or use F.maximum and F.minimum, which take Tensors")
+    if x.dtype.kind == "f":  # an array has a dtype, which would promote
+        bounds = [bound.astype(x.dtype) if isinstance(bound, np.ndarray) else bound for bound in bounds]
+    elif any([isinstance(bound, float) for bound in bounds]):
         x = x.astype(np.float32)
-    return x.copy() if low is None and high is None else np.clip(x, low, high)  # NumPy 2.0 wants a bound
+    return x.copy() if all([bound is None for bound in bounds]) else np.clip(x, *bounds)  # NumPy 2.0 wants a bound
 
 
 @primitive
@@ -232,6 +236,8 @@ to_device.derivative(x=lambda g, x_device: to_device(g, x_device))
 def cast(x: Tensor, dtype: Any) -> Tensor:
     """x in another dtype, anything `numpy.dtype()` takes; x itself if it has that dtype. Gradients pass between float dtypes."""
     dtype = backend.native(dtype)
+    if not isinstance(x, Tensor):
+        x = as_tensor("cast", x)
     if x.dtype == dtype:
         return x
     backend.check_dtype(dtype, "cast")
@@ -300,7 +306,8 @@ def promote(op: Op, inputs: Sequence[Any], start: int, floating: bool) -> list[T
     arrays = [x.data if type(x) is Tensor else x if backend.is_array(x) or isinstance(x, np.generic) else None for x in inputs]
     for x, array in zip(inputs, arrays, strict=True):
         if array is None and not isinstance(x, numbers.Real):
-            raise TypeError(f"{op.name}: cannot use {type(x).__name__} as a tensor; give a Tensor, an array or a number")
+            kind = type(x).__qualname__ if type(x).__module__ == "builtins" else f"{type(x).__module__}.{type(x).__qualname__}"
+            raise TypeError(f"{op.name}: cannot use {kind} as a tensor; give a Tensor, an array or a number")
         if array is not None and (type(x) is Tensor or array.ndim > 0 or array.dtype.kind != "f"):  # else it is a number, of any width
             backend.check_dtype(array.dtype, op.name)
     devices = list(dict.fromkeys(backend.device_of(a) for a in arrays if a is not None and not isinstance(a, np.generic)))
@@ -352,11 +359,22 @@ def as_array(what: str, value: Any, like: Tensor) -> Any:
     if not given:
         refuse_lists_with_gradients(what, value)
         array = backend.host_array(value, what)
+        if array.ndim == 0:
+            check_fits(what, value, like.dtype)
     if array.dtype.kind not in _KINDS:
         raise TypeError(f"{what}: cannot write {type(value).__name__} data (NumPy reads it as {array.dtype}) into a tensor; give numbers")
     if given and backend.device_of(array) != like.device:
         raise TypeError(f"{what}: the value is on {backend.device_of(array)}, the tensor on {like.device}; move one with .to(device=...)")
     return backend.to_device(array, like.device)
+
+
+def check_fits(what: str, value: Any, dtype: np.dtype) -> None:
+    """Raise OverflowError for a number that is to be written into an integer tensor and is beyond its dtype, or not finite: NumPy would wrap it."""
+    if dtype.kind in "iu" and isinstance(value, numbers.Real):
+        try:
+            np.array(int(value), dtype)
+        except (OverflowError, ValueError):
+            raise OverflowError(f"{what}: {value} is no {dtype}, which the tensor is; give it another dtype with .astype(...)") from None
 
 
 def as_tensor(who: str, value: Any) -> Tensor:

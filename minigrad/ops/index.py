@@ -87,6 +87,10 @@ def gather(x: Tensor, indices: Tensor, axis: int) -> Tensor:
 def scatter_add(x: Tensor, indices: Tensor, axis: int, size: int) -> Tensor:
     """The adjoint of gather: zeros with `size` elements along `axis`, x added at `indices`. Raises IndexError like it."""
     check_axis("scatter_add", axis)
+    if not -x.ndim <= axis < x.ndim:
+        raise IndexError(f"scatter_add: there is no axis {axis} in a tensor of {x.ndim} axes (shape {x.shape})")
+    if indices.dtype.kind not in "iu":
+        raise IndexError(f"scatter_add: the indices are {indices.dtype}; give integers")
     axis = axis % x.ndim
     out = np.zeros_like(x, shape=(*x.shape[:axis], size, *x.shape[axis + 1 :]))
     places = [np.arange(n).reshape((-1,) + (1,) * (x.ndim - 1 - k)) for k, n in enumerate(x.shape)]
@@ -95,6 +99,6 @@ def scatter_add(x: Tensor, indices: Tensor, axis: int, size: int) -> Tensor:
     return out
 
 
-# sum_to: where x has length 1 along another axis than `axis`, gather repeats it
+# sum_to: where x has length 1 along another axis than `axis` and the indices have not, both repeat it
 gather.derivative(x=lambda g, indices, axis, x_shape: sum_to(scatter_add(g, indices, axis, x_shape[axis]), x_shape))
-scatter_add.derivative(x=lambda g, indices, axis: gather(g, indices, axis))
+scatter_add.derivative(x=lambda g, indices, axis, x_shape: sum_to(gather(g, indices, axis), x_shape))

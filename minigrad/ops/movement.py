@@ -16,6 +16,7 @@ import numpy as np
 from minigrad import backend
 from minigrad.backend import sums
 from minigrad.op import primitive
+from minigrad.ops.elementwise import as_tensor, check_fits
 from minigrad.tensor import Tensor, wrap
 
 Pair = tuple[int, int]
@@ -43,8 +44,10 @@ def broadcast_to(x: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 @primitive
 def sum_to(x: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The adjoint of broadcast_to: x summed over the axes along which a tensor of `shape` would be repeated."""
+    """The adjoint of broadcast_to: x summed over the axes along which a tensor of `shape` would be repeated. Raises ValueError if it would not be."""
     extra = x.ndim - len(shape)
+    if extra < 0 or any([n not in (1, there) for n, there in zip(shape, x.shape[extra:], strict=True)]):
+        raise ValueError(f"sum_to: a tensor of shape {shape} is not broadcast to {x.shape}")
     axes = tuple([k for k in range(x.ndim) if k < extra or (shape[k - extra] == 1 and x.shape[k] != 1)])
     return sums.total(x, axes).reshape(shape)
 
@@ -75,6 +78,7 @@ def _check_axis_of(name: str, axis: Any, x: Tensor, ndim: int) -> None:
 
 def swapaxes(x: Tensor, first: int, second: int) -> Tensor:
     """x with two axes exchanged. A view."""
+    x = x if isinstance(x, Tensor) else as_tensor("swapaxes", x)
     for axis in (first, second):
         _check_axis_of("swapaxes", axis, x, x.ndim)
     axes = list(range(x.ndim))
@@ -84,6 +88,7 @@ def swapaxes(x: Tensor, first: int, second: int) -> Tensor:
 
 def flatten(x: Tensor, start: int = 0) -> Tensor:
     """The axes from `start` on merged into one."""
+    x = x if isinstance(x, Tensor) else as_tensor("flatten", x)
     _check_axis_of("flatten", start, x, max(x.ndim, 1))  # 0 and -1 name the one place of a 0-d tensor
     return reshape(x, (*x.shape[:start], math.prod(x.shape[start:])))
 
@@ -93,6 +98,7 @@ def pad(x: Tensor, widths: tuple[Pair, ...], value: float = 0.0) -> Tensor:
     """x with `value` around it: widths holds a pair (before, after) for every axis."""
     if len(widths) != x.ndim or not all([isinstance(pair, tuple | np.ndarray) and len(pair) == 2 for pair in widths]):
         raise ValueError(f"pad: widths is {widths} for {x.ndim} axes (shape {x.shape}); give a pair (before, after) per axis, from the first on")
+    check_fits("pad", value, x.dtype)
     return np.pad(x, widths, constant_values=value)
 
 

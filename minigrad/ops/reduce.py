@@ -11,7 +11,7 @@ import numpy as np
 
 from minigrad.backend import sums
 from minigrad.op import primitive
-from minigrad.ops.elementwise import cast, equal
+from minigrad.ops.elementwise import as_tensor, cast, equal
 from minigrad.ops.movement import broadcast_to, check_axis, reshape
 from minigrad.tensor import Tensor
 
@@ -76,6 +76,7 @@ min.derivative(x=lambda g, x, out, axis: _share_ties(g, x, out, axis))
 
 def mean(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:
     """The mean along `axis`; integers become float32."""
+    x = x if isinstance(x, Tensor) else as_tensor("mean", x)
     if x.dtype.kind != "f":
         x = cast(x, np.float32)
     count = math.prod([x.shape[a] for a in _normalised(axis, x.ndim)])
@@ -84,5 +85,6 @@ def mean(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:
 
 def var(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:
     """The mean squared distance from the mean along `axis` (biased: divided by n, as NumPy's), in two passes."""
+    x = x if isinstance(x, Tensor) else as_tensor("var", x)
     centered = x - mean(x, axis, keepdims=True)
     return mean(centered * centered, axis, keepdims)

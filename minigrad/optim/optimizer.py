@@ -124,6 +124,7 @@ class Optimizer:
         self._prepare()
         launched: list[_Update] = []  # on the GPU
         small: dict[tuple, list[_Update]] = {}
+        seen: set[int] = set()  # arrays: of two parameters with one, the second is not among the small, which are copied in and back
         for number, group in enumerate(self.param_groups):
             for parameter in group["params"]:
                 array, key = parameter.data, id(parameter)
@@ -137,7 +138,8 @@ class Optimizer:
                 parameter._bump()
                 if on_gpu:
                     launched.append(update)
-                elif self._elementwise and _small(array):
+                elif self._elementwise and _small(array) and id(array) not in seen:
+                    seen.add(id(array))
                     small.setdefault((number, array.dtype, state.get("step"), *state), []).append(update)
                 else:
                     self._update(array, update.grad, state, group)

@@ -546,3 +546,55 @@ def test_clip_without_bounds_is_a_copy():
     y.backward(np.array([3.0, -4.0]))
     assert x.grad is not None
     assert_array_equal(x.grad.numpy(), [3.0, -4.0])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "number"), [(np.uint8, 300), (np.uint8, -1), (np.int32, 2**40), (np.int32, np.nan), (np.int64, 1e20), (np.int64, 2**70)]
+)
+def test_a_number_that_does_not_fit_is_not_written(dtype: type, number: float):
+    x = Tensor(np.ones(2, dtype))
+    for write in (lambda: x.copy_(number), lambda: x.__setitem__(0, number), lambda: ops.pad(x, ((1, 1),), number)):
+        with pytest.raises(OverflowError, match="is no u?int.*, which the tensor is; give it another dtype"):
+            write()
+    np.testing.assert_array_equal(x.numpy(), [1, 1])
+    assert x.version[0] == 0
+    x[0] = 2.7  # cut off, as in PyTorch
+    assert x.numpy()[0] == 2
+
+
+def test_bounds_of_clip_for_each_element_do_not_promote():
+    low = np.array([0.0, 5.0])
+    x = Tensor(np.ones(2, np.float32), requires_grad=True)
+    y = ops.clip(x, low)
+    y.backward(Tensor(np.array([2.0, 3.0], np.float32)))
+    assert y.dtype == x.grad.dtype == np.float32
+    np.testing.assert_array_equal(y.numpy(), [1, 5])
+    np.testing.assert_array_equal(x.grad.numpy(), [2, 0])
+    for bound in (low.tolist(), Tensor(low)):
+        with pytest.raises(TypeError, match="clip: a bound is a list or a Tensor; give a number or a NumPy array, or use F.maximum and F.minimum"):
+            ops.clip(x, None, bound)
+
+
+def test_what_is_no_tensor_is_called_by_its_full_name():
+    with pytest.raises(TypeError, match=r"add: cannot use torch.Tensor as a tensor; give a Tensor, an array or a number"):
+        Tensor([1.0]) + torch.ones(1)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: ops.mean(x, 0),
+        lambda x: ops.var(x, 0),
+        lambda x: ops.flatten(x),
+        lambda x: ops.swapaxes(x, 0, 1),
+        lambda x: ops.cast(x, np.float64),
+        lambda x: ops.cast(x, np.int64),
+    ],
+)
+def test_arrays_and_lists_will_do(function: Callable):
+    array = np.arange(6.0).reshape(2, 3)
+    expected = function(Tensor(array))
+    for x in (array, array.tolist()):
+        y = function(x)
+        assert isinstance(y, Tensor) and not np.shares_memory(y.data, array)
+        np.testing.assert_allclose(y.numpy(), expected.numpy())

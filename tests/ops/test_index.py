@@ -216,3 +216,26 @@ def test_gather_keeps_its_own_copy_of_an_array_of_indices():
     indices[:] = 1
     y.backward(Tensor(np.array([3.0, 4.0])))
     assert_array_equal(x.grad.numpy(), [7.0, 0.0])
+
+
+def test_scatter_add_refuses_what_gather_does():
+    x = Tensor(np.ones((2, 2)))
+    for axis in (2, 3, -3):
+        with pytest.raises(IndexError, match=f"scatter_add: there is no axis {axis} in a tensor of 2 axes"):
+            ops.scatter_add(x, np.zeros((2, 2), int), axis, 2)
+    with pytest.raises(IndexError, match="there is no axis 0 in a tensor of 0 axes"):
+        ops.scatter_add(Tensor(np.ones(())), np.zeros((), int), 0, 2)
+    for indices in (np.array([True, False]), np.array([0.0, 1.0])):
+        with pytest.raises(IndexError, match="scatter_add: the indices are (bool|float64); give integers"):
+            ops.scatter_add(Tensor(np.ones(2)), indices, 0, 2)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_scatter_add_of_what_its_indices_repeat(axis: int):
+    x = Tensor(np.array([[1.0, 2.0]]), requires_grad=True)
+    indices = np.array([[0, 1], [1, 0], [2, 2]])
+    y = ops.scatter_add(x, indices, axis, 3)
+    weights = rng(1).uniform(-1, 1, y.shape)
+    y.backward(Tensor(weights))
+    picked = weights[indices, [0, 1]] if axis == 0 else np.array([[weights[0, j] for j in row] for row in indices])
+    np.testing.assert_allclose(x.grad.numpy(), picked.sum(0, keepdims=True))

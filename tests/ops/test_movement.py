@@ -98,7 +98,7 @@ class TestSumTo(Proof):
     cases = st.builds(lambda found, seed: Case([draw(found.result_shape, seed)], {"shape": found.input_shapes[0]}), broadcasts, seeds)
     keeps = {"x": ""}
     pins = "It is linear, there is no kink."
-    errors = [Refusal(Case([np.zeros((2, 3))], {"shape": (2, 2)}), ValueError, r"size 6 into shape \(2,2\)")]
+    errors = [Refusal(Case([np.zeros((2, 3))], {"shape": (2, 2)}), ValueError, r"sum_to: a tensor of shape \(2, 2\) is not broadcast to \(2, 3\)")]
 
 
 @st.composite
@@ -510,3 +510,10 @@ def test_pad_takes_no_numbers_for_pairs():
         with pytest.raises(ValueError, match=r"pad: widths is .* for 2 axes \(shape \(2, 3\)\); give a pair \(before, after\) per axis"):
             ops.pad(Tensor(np.zeros((2, 3))), widths)  # type: ignore[arg-type]
     assert ops.pad(Tensor(np.zeros((2, 3))), np.array([[1, 1], [0, 2]])).shape == (4, 5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("shape", "target"), [((2, 3), (3, 2)), ((6, 1), (2, 3)), ((4,), (2, 2)), ((2, 3), (2, 2)), ((3,), (1, 3))])
+def test_sum_to_a_shape_that_is_not_broadcast_to_it(shape: tuple[int, ...], target: tuple[int, ...]):
+    """It would only be another shape of the same numbers."""
+    with pytest.raises(ValueError, match="sum_to: a tensor of shape .* is not broadcast to"):
+        ops.sum_to(Tensor(np.ones(shape)), target)

@@ -451,3 +451,13 @@ def test_what_an_optimiser_of_ones_own_cannot_keep():
     named.step()
     with pytest.raises(TypeError, match="state_dict: Lars's option mode is 'fast'; only numbers and tuples of them are saved"):
         named.state_dict()
+
+
+@pytest.mark.parametrize("size", [3, 5000])
+def test_two_parameters_of_one_array_are_both_updated(size: int):
+    w = Tensor(np.zeros(size), requires_grad=True)
+    v = w.detach().requires_grad_()
+    for p in (w, v):
+        p.grad = Tensor(np.ones(size))
+    optim.SGD([w, v], lr=0.1).step()
+    np.testing.assert_allclose(w.numpy(), -0.2)
