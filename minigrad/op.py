@@ -86,7 +86,7 @@ class Op:
         self.names = [p.name for p in parameters]
         self._position = {name: k for k, name in enumerate(self.names)}
         self._defaults = tuple(p.default for p in parameters)
-        self._optional = tuple("None" in str(p.annotation) for p in parameters)
+        self._optional = tuple("None" in str(p.annotation) or p.default is None for p in parameters)
         self._required = sum(default is inspect.Parameter.empty for default in self._defaults)
         self.rules: dict[str, Callable] = {}
         self.array_rules: dict[str, Callable] = {}
