@@ -13,7 +13,7 @@ import io
 import pickle
 import tarfile
 import zlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
@@ -162,9 +162,11 @@ def _read_pickle(version: Version, content: bytes, path: Path) -> tuple[np.ndarr
 class _PickledArray:
     """What a pickle says about an array. Stands in for NumPy's own types, so that reading a file runs none of their code."""
 
+    arguments: tuple[Any, ...] = ()  # of the class: a pickle can make an object without calling __init__
+    state: Any = None
+
     def __init__(self, *arguments: Any):  # _reconstruct(ndarray, (0,), "b"), or dtype("u1", 0, 1)
         self.arguments = arguments
-        self.state: Any = None
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
@@ -174,13 +176,51 @@ class _PickledArray:
         match self.state:
             case (_, tuple(shape), _PickledArray(arguments=(b"u1" | "u1", *_)), bool(fortran) | int(fortran), bytes(content)):
                 array = np.frombuffer(content, np.uint8)
-                if len(shape) == 2 and all(type(size) is int and size >= 0 for size in shape) and array.size == shape[0] * shape[1]:
+                if len(shape) == 2 and all(type(size) is int and 0 <= size < 2**31 for size in shape) and array.size == shape[0] * shape[1]:
                     return array.reshape(shape, order="F" if fortran else "C")
         return None
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Reads plain values, and NumPy's arrays as `_PickledArray`. What a pickle calls comes from `find_class`: here, something inert."""
+# What files of plain values and arrays consist of, whichever Python wrote them: no sets, no objects, no other files.
+_OPCODES = (
+    *(pickle.PROTO, pickle.FRAME, pickle.STOP, pickle.MARK, pickle.PUT, pickle.BINPUT, pickle.LONG_BINPUT, pickle.MEMOIZE),
+    *(pickle.GET, pickle.BINGET, pickle.LONG_BINGET, pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE, pickle.INT, pickle.BININT, pickle.BININT1),
+    *(pickle.BININT2, pickle.LONG, pickle.LONG1, pickle.FLOAT, pickle.BINFLOAT, pickle.STRING, pickle.BINSTRING, pickle.SHORT_BINSTRING),
+    *(pickle.UNICODE, pickle.BINUNICODE, pickle.SHORT_BINUNICODE, pickle.BINBYTES, pickle.SHORT_BINBYTES, pickle.LIST, pickle.EMPTY_LIST),
+    *(pickle.APPEND, pickle.APPENDS, pickle.TUPLE, pickle.EMPTY_TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.EMPTY_DICT),
+    *(pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.INST, pickle.REDUCE, pickle.BUILD),
+)
+
+
+def _refuse_opcode(_: pickle._Unpickler) -> NoReturn:
+    raise pickle.UnpicklingError("it holds something else")
+
+
+def _with_text_as_keys(opcode: bytes) -> Callable[[Any], None]:
+    """What `opcode` does to a dictionary, refused where a key is no text: hashing a tuple of tuples of tuples ... may take for ever."""
+    load = pickle._Unpickler.dispatch[opcode[0]]
+
+    def load_checked(unpickler: Any) -> None:
+        items = unpickler.stack[-2:] if opcode == pickle.SETITEM else unpickler.stack  # key, value, key, value, ...
+        if not all(isinstance(key, (str, bytes)) for key in items[::2]):
+            raise pickle.UnpicklingError("it has keys that are no text")
+        load(unpickler)
+
+    return load_checked
+
+
+class _ArrayUnpickler(pickle._Unpickler):
+    """Reads plain values, and NumPy's arrays as `_PickledArray`. What a pickle calls comes from `find_class`: here, something inert.
+
+    It is `pickle`'s reader in Python, fast enough for the few opcodes of a file: the one in C cannot be told which of them to refuse, and takes 2 GB
+    to remember a value under a large number.
+    """
+
+    dispatch = (
+        dict.fromkeys(range(256), _refuse_opcode)
+        | {opcode[0]: pickle._Unpickler.dispatch[opcode[0]] for opcode in _OPCODES}
+        | {opcode[0]: _with_text_as_keys(opcode) for opcode in (pickle.DICT, pickle.SETITEM, pickle.SETITEMS)}
+    )
 
     def find_class(self, module: str, name: str) -> type:
         if (module, name) in {("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")}:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import pickle
 import struct
 import tarfile
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -250,7 +252,7 @@ def test_a_pickle_that_would_run_something(content: bytes, asks: str, tmp_path: 
         ({"labels": [1]}, "expected a list of 2 whole numbers as 'labels'"),
         ({"labels": [1, b"2"]}, "expected a list of 2 whole numbers"),
         ({"labels": [1, True]}, "expected a list of 2 whole numbers"),
-        ({"labels": {1: 2}}, "expected a list of 2 whole numbers"),
+        ({"labels": {"1": 2}}, "expected a list of 2 whole numbers"),
         ({"labels": [1, 10]}, "record 1 has label 10; expected 0 to 9"),
         ({"labels": [-1, 1]}, "record 0 has label -1; expected 0 to 9"),
     ],
@@ -269,12 +271,42 @@ def test_wrong_contents_of_a_pickle(change: dict[str, Any], message: str) -> Non
         (python2_pickle([1, 2]), "expected a dictionary, found list"),
         (python2_pickle({}), "expected an entry 'data', found none"),
         (python2_pickle({"data": 1}), "expected an entry 'labels', found 'data'"),
-        (python2_pickle({"data": 1, (1, (2,)): 3}), "expected an entry 'labels', found 'data'$"),
+        (python2_pickle({"data": 1, (1, (2,)): 3}), r"expected a pickle of plain values and arrays \(it has keys that are no text"),
+        (python2_pickle({"data": 1, 2: 3}), "expected a pickle of plain values and arrays"),
+        (b"\x80\x02}K\x01K\x02s.", "expected a pickle of plain values and arrays"),  # one key by itself, at protocol 2
+        (b"(K\x01K\x02d.", "expected a pickle of plain values and arrays"),  # and at protocol 0
+        (b"\x80\x04\x8f.", r"expected a pickle of plain values and arrays \(it holds something else\)"),  # a set
+        (b"(S'data'\n(inumpy\nndarray\nd.", "expected an entry 'labels', found 'data'$"),
+        (b"(S'data'\n(inumpy\nndarray\nS'labels'\n]d.", "expected an array of bytes"),  # an array of which nothing is said
     ],
 )
 def test_not_a_batch(content: bytes, message: str) -> None:
     with pytest.raises(data.DataError, match=f"data_batch_1 is not a file of CIFAR-10's Python version: {message}"):
         read(content)
+
+
+def test_a_key_that_takes_for_ever_to_hash() -> None:
+    """A tuple of two tuples of two tuples ..., 60 deep: few bytes, and 2**60 steps."""
+    key = b"K\x01\x85q\x00" + b"h\x00h\x00\x86q\x00" * 60
+    for set_item in (b"}" + key + b"K\x01s", b"}(" + key + b"K\x01u", b"(" + key + b"K\x01d", b"\x8f(" + key + b"\x90"):
+        with pytest.raises(data.DataError, match="expected a pickle of plain values and arrays"):
+            read(b"\x80\x02" + set_item + b".")
+
+
+def test_a_large_number_for_a_value_to_remember_takes_no_memory() -> None:
+    tracemalloc.start()
+    with pytest.raises(data.DataError, match="expected an entry 'data', found none"):
+        read(b"\x80\x02}r\xff\xff\xff\x07.")
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+
+
+def test_a_pickle_of_python_3() -> None:
+    """As NumPy 1 wrote it: text is text, bytes are bytes."""
+    content = batch([7])
+    planes, labels = read(pickle.dumps(content, 3).replace(b"cnumpy._core.", b"cnumpy.core."))
+    assert_array_equal(planes, content["data"])
+    assert labels.tolist() == [7]
 
 
 SMALL = python2_pickle({"labels": [1], "data": np.arange(3072).astype(np.uint8).reshape(1, 3072)})
