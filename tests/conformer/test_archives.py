@@ -194,6 +194,31 @@ def test_archive_member_too_large(cifar: Cifar, tmp_path: Path, monkeypatch: pyt
         data.load("cifar10", archive)
 
 
+def test_files_that_are_too_large_together(cifar: Cifar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = cifar()
+    archive = pack(tmp_path / "a.tar.gz", members(folder, ""))
+    monkeypatch.setattr(archives, "LARGEST", 100_000)
+    for place in (f"{folder}.", "a.tar.gz: "):
+        with pytest.raises(
+            data.DataError,
+            match=rf"{place}data_batch_5.bin has 24,584 bytes, 122,920 with those before it; expected at most 100,000 for a data set",
+        ):
+            data.load("cifar10", folder if place.startswith(str(folder)) else archive)
+    with open(folder / "data_batch_1.bin", "r+b") as file:
+        file.truncate(2**33)  # one hole, which takes no space on the disk
+    with pytest.raises(data.DataError, match=r"data_batch_1.bin has 8,589,934,592 bytes; expected at most 100,000 for a data set"):
+        data.load("cifar10", folder)
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_name_that_would_fill_the_memory(kind: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz", format=kind) as archive:
+        archive.addfile(tarfile.TarInfo("x" * 100_000))
+    monkeypatch.setattr(archives, "LARGEST_HEADERS", 50_000)
+    with pytest.raises(data.DataError, match=r"a.tar.gz has more than 50,000 bytes of names and other headers"):
+        data.load("cifar10", tmp_path / "a.tar.gz")
+
+
 def test_archive_with_holes_or_with_a_size_that_cannot_be(cifar: Cifar, tmp_path: Path) -> None:
     names = list(members(cifar(), ""))
     with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT) as archive:
