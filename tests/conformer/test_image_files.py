@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+import tracemalloc
+import warnings
 import zlib
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 from numpy.testing import assert_array_equal
 from PIL import Image
 
-from conformer.image_files import png, read_image
+from conformer.image_files import FORMATS, png, read_image
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 
@@ -121,7 +123,7 @@ def test_images_cut_short(kind: str, tmp_path: Path):
 
 @pytest.mark.parametrize("error", [RuntimeError("no frame"), NotImplementedError(), IndexError("out of range")])
 def test_whatever_a_decoder_raises_the_image_is_named(error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise error
 
     (tmp_path / "image.png").write_bytes(png(np.zeros((8, 8, 3), np.uint8)))
@@ -130,16 +132,71 @@ def test_whatever_a_decoder_raises_the_image_is_named(error: Exception, tmp_path
         read_image(tmp_path / "image.png", (8, 8))
 
 
-def test_a_damaged_texture(tmp_path: Path):
+def test_a_kind_that_is_not_read(tmp_path: Path):
     (tmp_path / "x.dds").write_bytes(b"DDS |\0\0\0" + bytes(120))
-    with pytest.raises(ValueError, match="x.dds is damaged, or of a kind that cannot be read"):
+    with pytest.raises(ValueError, match=r"x.dds is not an image that can be read \(JPEG, PNG, WebP, GIF, BMP, TIFF and PPM can\)"):
         read_image(tmp_path / "x.dds", (8, 8))
+
+
+def test_postscript_is_handed_to_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Pillow would start Ghostscript, for a file that is called a JPEG."""
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)  # looked for once
+    (tmp_path / "cat.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
+    with pytest.raises(ValueError, match="cat.jpg is not an image that can be read"):
+        read_image(tmp_path / "cat.jpg", (8, 8))
+    assert not (tmp_path / "started").exists()
+
+
+@pytest.mark.parametrize("kind", [*FORMATS, "MPO"])  # some cameras save JPEG with a second, small picture
+def test_every_kind_that_is_named(kind: str, tmp_path: Path):
+    Image.fromarray(halves(32, 32)).save(tmp_path / "image", format=kind, **({"save_all": True} if kind == "MPO" else {}))
+    image = read_image(tmp_path / "image", (32, 32)).astype(int)
+    assert np.abs(image - halves(32, 32))[:, [0, 8, 24, 31]].max() < 8
+
+
+def test_a_grey_image_has_one_channel(tmp_path: Path):
+    colours = np.zeros((4, 4, 4), np.uint8)
+    colours[0], colours[1], colours[2] = (*RED, 255), (*BLUE, 255), (10, 10, 10, 255)  # the last row is transparent
+    Image.fromarray(colours).save(tmp_path / "colours.png")
+    grey = np.arange(16, dtype=np.uint8).reshape(4, 4)
+    Image.fromarray(grey).save(tmp_path / "8.png")
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "16.png")
+    assert_array_equal(read_image(tmp_path / "colours.png", (4, 4), channels=1)[:, 0], [[76], [29], [10], [255]])
+    for name in ("8.png", "16.png"):
+        assert_array_equal(read_image(tmp_path / name, (4, 4), channels=1), grey[..., None])
+    with pytest.raises(ValueError, match=r"read_image: channels is 4; an image is read with 3 \(colour\) or with 1 \(grey\)"):
+        read_image(tmp_path / "8.png", (4, 4), channels=4)
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 3), (8, 8, 1), (8, 8)])
+def test_images_come_back_from_their_file(shape: tuple[int, ...], tmp_path: Path):
+    image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    (tmp_path / "image.png").write_bytes(png(image))
+    assert_array_equal(read_image(tmp_path / "image.png", (8, 8), channels=1 if shape[2:] != (3,) else 3).reshape(shape), image)
+
+
+def test_16_bits_take_little_memory(tmp_path: Path):
+    Image.fromarray(np.zeros((500, 500), np.uint16)).save(tmp_path / "16.png")
+    tracemalloc.start()
+    read_image(tmp_path / "16.png", (8, 8))
+    assert tracemalloc.get_traced_memory()[1] < 8 * 500 * 500  # bytes; in 64 bits a single copy has as many
+    tracemalloc.stop()
 
 
 def test_a_large_image_is_read_without_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "large.png").write_bytes(png(np.zeros((12, 12, 3), np.uint8)))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     assert read_image(tmp_path / "large.png", (8, 8)).shape == (8, 8, 3)
+
+
+def test_notes_that_are_damaged_do_not_matter(tmp_path: Path):
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<HHHII", 1, 0x010F, 2, 100, 1000)  # the maker's name, beyond the end
+    Image.fromarray(halves(16, 16)).save(tmp_path / "notes.jpg", exif=exif)
+    with warnings.catch_warnings(action="error"):
+        assert read_image(tmp_path / "notes.jpg", (8, 8)).shape == (8, 8, 3)
 
 
 def test_an_image_of_absurd_size_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
