@@ -6,6 +6,7 @@ a machine without network is told so within seconds. Read next: `conformer/data.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -21,6 +22,7 @@ SITE = "https://www.cs.toronto.edu/~kriz"
 """Where CIFAR is."""
 ANSWER_SECONDS = 4.0  # without an answer for so long, there is no network
 STALL_SECONDS = 30.0  # without data for so long, the download has ended
+LARGEST = 2**28  # bytes; the archives have up to 171 million
 REPORT_SECONDS = 2.0
 
 
@@ -37,40 +39,39 @@ def fetch(archive: str, md5: str, folder: Path, say: Callable[[str], None]) -> P
         The file's path.
 
     Raises:
-        DataError: no connection, no such file there, another checksum, a download that was cut short, a folder that cannot be written, or no pooch.
+        DataError: no connection, no such file there, another checksum, a download that was cut short or has no end, a folder that cannot be written,
+            or no pooch.
     """
     url = f"{SITE}/{archive}"
     try:
         import pooch
-        import requests  # comes with pooch
+        import urllib3  # comes with pooch, and so does requests
     except ImportError as error:
         raise DataError('downloading needs pooch (in the project\'s folder, pip install -e ".[app]")') from error
 
     def download(url: str, output_file: str, _: Any) -> None:
         with _connect(url) as response:
-            response.raise_for_status()
-            progress = _Progress(archive, int(response.headers.get("content-length", 0)), say)
+            length = response.headers.get("content-length", "")
+            progress = _Progress(archive, int(length) if length.isdecimal() else 0, say)
+            Path(output_file).unlink()  # made by pooch for this user alone; a new one is open to whom the folder is shared with
             try:
-                with open(output_file, "wb") as file:
-                    for chunk in response.iter_content(2**18):
+                with open(output_file, "xb") as file:
+                    for chunk in response.raw.stream(2**18, decode_content=False):  # as it lies on the server, which may say that it is encoded
                         file.write(chunk)
                         progress.add(len(chunk))
-            except requests.RequestException as error:
+                        if progress.done > LARGEST:
+                            raise DataError(f"{url} cannot be used: more than {LARGEST:,} bytes came, and the original file has fewer")
+            except urllib3.exceptions.HTTPError as error:
                 raise DataError(f"{url} cannot be downloaded: the connection broke after {progress.done:,} of {progress.total:,} bytes") from error
 
     logger = pooch.get_logger()
     level = logger.level
     logger.setLevel("ERROR")  # what it would say, `say` and the errors below do
     try:
+        _remove_unfinished(folder)
         return Path(pooch.retrieve(url, known_hash=f"md5:{md5}", fname=archive, path=folder, downloader=download))  # type: ignore[arg-type]
     except DataError:
         raise
-    except requests.HTTPError as error:
-        raise DataError(f"{url} cannot be downloaded: the server answers {str(error).split(' for url')[0]}") from error
-    except (requests.Timeout, TimeoutError) as error:
-        raise DataError(f"{url} cannot be downloaded: no answer within {ANSWER_SECONDS:g} seconds") from error
-    except requests.RequestException as error:
-        raise DataError(f"{url} cannot be downloaded: no connection") from error
     except ValueError as error:  # of pooch, for another checksum
         raise DataError(f"{url} cannot be used: what came is not the original file, whose MD5 is {md5}") from error
     except OSError as error:
@@ -79,14 +80,21 @@ def fetch(archive: str, md5: str, folder: Path, say: Callable[[str], None]) -> P
         logger.setLevel(level)
 
 
+def _remove_unfinished(folder: Path) -> None:
+    """Remove what downloads that were killed have left in `folder`: pooch's temporary files, but those to which data may still be coming."""
+    for path in folder.glob("tmp????????"):
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            if path.is_file() and time.time() - path.stat().st_mtime > 2 * STALL_SECONDS:
+                path.unlink()
+
+
 def _connect(url: str) -> Any:
     """The open response to a request for `url`.
 
     In a thread of its own: looking up a host's name ignores every timeout, and may last half a minute where there is no network.
 
     Raises:
-        TimeoutError: no answer within `ANSWER_SECONDS`.
-        requests.RequestException: no connection.
+        DataError: no connection, no answer within `ANSWER_SECONDS`, or not the answer that the file comes.
     """
     import requests
 
@@ -94,18 +102,28 @@ def _connect(url: str) -> Any:
 
     def ask() -> None:
         try:
-            answers.put(requests.get(url, stream=True, timeout=(ANSWER_SECONDS, STALL_SECONDS)))
+            headers = {"Accept-Encoding": "identity"}  # the archive is compressed
+            answers.put(requests.get(url, stream=True, timeout=(ANSWER_SECONDS, STALL_SECONDS), headers=headers))
         except Exception as error:  # raised again below
             answers.put(error)
 
     threading.Thread(target=ask, daemon=True).start()
     try:
         answer = answers.get(timeout=ANSWER_SECONDS)
-    except queue.Empty:
-        raise TimeoutError(f"no answer from {url}") from None
-    if isinstance(answer, Exception):
-        raise answer
-    return answer
+        if isinstance(answer, Exception):
+            raise answer
+        if not answer.ok:
+            answer.close()
+        answer.raise_for_status()
+        return answer
+    except requests.HTTPError as error:
+        raise DataError(f"{url} cannot be downloaded: the server answers {str(error).split(' for url')[0]}") from error
+    except (requests.Timeout, queue.Empty) as error:
+        raise DataError(f"{url} cannot be downloaded: no answer within {ANSWER_SECONDS:g} seconds") from error
+    except requests.ConnectionError as error:
+        raise DataError(f"{url} cannot be downloaded: no connection") from error
+    except (OSError, ValueError) as error:  # redirects without end or to no address, certificates that are not where the user says
+        raise DataError(f"{url} cannot be downloaded: {str(error).rstrip('.')}") from error
 
 
 class _Progress:

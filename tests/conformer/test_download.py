@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
+import os
+import re
 import socket
 import tarfile
 import threading
@@ -24,12 +27,13 @@ MD5 = hashlib.md5(CONTENT).hexdigest()
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `files` by path; what is in `promised` is announced with that many bytes, more than are sent."""
+    """Serves `files` by path; what is in `headers` is added, in place of the true ones. A path in `redirects` is sent elsewhere."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.files: dict[str, bytes] = {}
-        self.promised: dict[str, int] = {}
+        self.headers: dict[str, str] = {}
+        self.redirects: dict[str, str] = {}
         self.requests: list[str] = []
 
 
@@ -38,11 +42,16 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.requests.append(self.path)
+        if self.path in self.server.redirects:
+            self.send_response(302)
+            self.send_header("Location", self.server.redirects[self.path])
+            return self.end_headers()
         content = self.server.files.get(self.path)
         if content is None:
             return self.send_error(404)
         self.send_response(200)
-        self.send_header("Content-Length", str(self.server.promised.get(self.path, len(content))))
+        for name, value in {"Content-Length": str(len(content)), **self.server.headers}.items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(content)
         self.close_connection = True
@@ -105,9 +114,59 @@ def test_wrong_checksum(server: Server, tmp_path: Path) -> None:
 
 
 def test_cut_short(server: Server, tmp_path: Path) -> None:
-    server.files["/a.tar.gz"], server.promised["/a.tar.gz"] = CONTENT[:-24_000], len(CONTENT)
+    server.files["/a.tar.gz"], server.headers["Content-Length"] = CONTENT[:-24_000], str(len(CONTENT))
     assert "cannot be downloaded: the connection broke after " in (text := refused(tmp_path))
     assert "of 1,024,000 bytes" in text
+
+
+def test_without_end(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(download, "LARGEST", 1_000_000)
+    server.files["/a.tar.gz"] = CONTENT
+    for length in ("", "1024000"):  # unknown or known
+        server.headers["Content-Length"] = length
+        assert "cannot be used: more than 1,000,000 bytes came, and the original file has fewer" in refused(tmp_path)
+
+
+def test_a_server_that_calls_it_encoded(server: Server, tmp_path: Path) -> None:
+    """The archive itself is what gzip made: it is not to be unpacked on its way."""
+    server.files["/a.tar.gz"] = content = gzip.compress(CONTENT)
+    server.headers["Content-Encoding"] = "gzip"
+    path = download.fetch("a.tar.gz", hashlib.md5(content).hexdigest(), tmp_path, lambda text: None)
+    assert path.read_bytes() == content
+
+
+def test_a_length_that_is_no_number(server: Server, tmp_path: Path) -> None:
+    server.files["/a.tar.gz"], server.headers["Content-Length"] = CONTENT, "many"
+    assert download.fetch("a.tar.gz", MD5, tmp_path, lambda text: None).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(("place", "reason"), [("/a.tar.gz", "Exceeded 30 redirects"), ("http://[", ".*URL"), ("http://a:b/", ".*[Pp]ort")])
+def test_redirects_that_lead_nowhere(place: str, reason: str, server: Server, tmp_path: Path) -> None:
+    server.redirects["/a.tar.gz"] = place
+    assert re.search(f"/a.tar.gz cannot be downloaded: {reason}", refused(tmp_path))
+
+
+def test_certificates_that_are_not_there(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/no/certificates")
+    monkeypatch.setattr(download, "SITE", download.SITE.replace("http:", "https:"))
+    assert re.search("cannot be downloaded: .*invalid path: /no/certificates$", refused(tmp_path))
+
+
+def test_a_shared_cache_can_be_read_by_others(server: Server, tmp_path: Path) -> None:
+    server.files["/a.tar.gz"] = CONTENT
+    (tmp_path / "ordinary").touch()
+    path = download.fetch("a.tar.gz", MD5, tmp_path, lambda text: None)
+    assert path.stat().st_mode == (tmp_path / "ordinary").stat().st_mode
+
+
+def test_what_a_killed_download_left_is_removed(server: Server, tmp_path: Path) -> None:
+    server.files["/a.tar.gz"] = CONTENT
+    for name in ("tmp1x_abcde", "tmp2x_abcde", "tmp.tar.gz"):
+        (tmp_path / name).touch()
+    for name in ("tmp1x_abcde", "tmp.tar.gz"):
+        os.utime(tmp_path / name, (time.time() - 3600,) * 2)
+    download.fetch("a.tar.gz", MD5, tmp_path, lambda text: None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar.gz", "tmp.tar.gz", "tmp2x_abcde"]  # the last may be another's, at work
 
 
 def test_not_there(server: Server, tmp_path: Path) -> None:
