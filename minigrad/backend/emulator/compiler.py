@@ -1,7 +1,8 @@
 """Builds the emulator's core and kernel files with the system's C++ compiler, and keeps what it has built in a cache folder.
 
 A library is named by the SHA-256 of everything it is made from: source, headers, flags and the compiler's version. It is written under another name
-and then renamed, so that workers which build the same file at once cannot see half of it. Three builds of a kernel file:
+and then renamed, so that workers which build the same file at once cannot see half of it; one whose end is not there is built again. Three builds of
+a kernel file:
 
     plain     optimised, nothing is checked
     check     every access to memory goes through memory.cpp, and undefined behaviour is reported (the default)
@@ -40,6 +41,9 @@ BUILDS = {
 }
 
 
+_END = b"\0the end of this library"  # behind what the compiler wrote, where nothing reads: loading a library that was cut short may end the process
+
+
 def cache_folder() -> Path:
     """Where built libraries are kept: `$XDG_CACHE_HOME/minigrad/emulator`, or `~/.cache/...`, or a temporary folder where that cannot be written."""
     try:
@@ -76,6 +80,11 @@ def _header_text() -> str:
     return "".join((_HERE / name).read_text(encoding="utf-8") for name in _HEADERS)
 
 
+def _is_whole(library: Path) -> bool:
+    """Whether it is there, to its end: a disk that was full, or a machine that stopped, can leave a part of it, or none."""
+    return library.exists() and library.read_bytes().endswith(_END)
+
+
 def _build(stem: str, text: str, sources: tuple[str, ...], flags: tuple[str, ...], after: tuple[str, ...] = ()) -> Path:
     """The library that `sources` make, from the cache or newly compiled. `text` is what they say; "-" among them is `text` itself."""
     compiler, version = _compiler()
@@ -83,7 +92,7 @@ def _build(stem: str, text: str, sources: tuple[str, ...], flags: tuple[str, ...
     key = hashlib.sha256("\0".join([text, _header_text(), *flags, *after, version]).encode()).hexdigest()[:32]
     folder = cache_folder()
     library = folder / f"{stem}-{key}.so"
-    if library.exists():
+    if _is_whole(library):
         return library
     with tempfile.TemporaryDirectory(dir=folder, prefix="building-") as unfinished:
         target = Path(unfinished) / library.name
@@ -91,6 +100,10 @@ def _build(stem: str, text: str, sources: tuple[str, ...], flags: tuple[str, ...
         done = subprocess.run(command, input=text if "-" in sources else None, capture_output=True, text=True)
         if done.returncode:
             raise CompileError(done.stderr)
+        with open(target, "ab") as file:
+            file.write(_END)
+            file.flush()
+            os.fsync(file.fileno())  # the bytes are on the disk before the name is
         os.replace(target, library)
     return library
 

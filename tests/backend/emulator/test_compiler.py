@@ -57,6 +57,16 @@ def test_workers_that_build_the_same_file_at_once_do_not_disturb_each_other(empt
     assert len(list(empty_cache.iterdir())) == 2  # the core and the file
 
 
+@pytest.mark.parametrize("length", [0, 8_000, -1])
+def test_a_library_that_was_cut_short_is_built_again(length, empty_cache):
+    text = CODE.format(name="cut", value=1)
+    library = compiler.build_kernels("cut", text, ("cut",), "plain")
+    whole = library.read_bytes()
+    library.write_bytes(whole[:length])
+    assert compiler.build_kernels("cut", text, ("cut",), "plain") == library
+    assert library.read_bytes() == whole
+
+
 def test_a_cache_that_cannot_be_written_is_replaced_by_a_temporary_folder(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
