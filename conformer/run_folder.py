@@ -22,6 +22,8 @@ import threadpoolctl
 from conformer.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from conformer.files import write_file
 from conformer.model import Conformer
+from conformer.run_log import parse_line
+from conformer.text import from_json
 from conformer.weights import About, save_weights
 from minigrad.backend import cpu
 
@@ -82,7 +84,13 @@ class RunFolder:
             write_file(path / "config.json", _pretty(config), new=True)
         except FileExistsError as error:
             raise FileExistsError(f"{path} already holds a run (config.json); choose another folder with --out") from error
-        folder.log(**header)
+        try:
+            folder.log(**header)
+        except OSError:  # the disk is full: leave nothing behind that would be taken for a run
+            folder.close()
+            for name in ("metrics.jsonl", "config.json"):
+                (path / name).unlink(missing_ok=True)
+            raise
         return folder
 
     @classmethod
@@ -120,23 +128,33 @@ class RunFolder:
         self.lines += 1
 
     def rewind(self, lines: int, header: dict[str, Any]) -> None:
-        """Cut metrics.jsonl to its first `lines` lines (to whole ones, in any case); `header` becomes the first where there is none."""
+        """Cut metrics.jsonl to its first `lines` lines, those that a checkpoint counts; of none, `header` becomes the first.
+
+        Raises:
+            ValueError: one of them is damaged or missing, which no killed process leaves behind: they were on the disk before the checkpoint was.
+        """
         path = self.path / "metrics.jsonl"
-        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-        kept: list[str] = []
-        for line in text.splitlines(keepends=True)[:lines]:
-            if not _is_whole(line):
-                break
-            kept.append(line)
-        kept = kept or [json.dumps(header, allow_nan=False) + "\n"]
+        text = path.read_bytes() if path.exists() else b""
+        kept = text.splitlines()[:lines]
+        if len(kept) < lines:
+            raise ValueError(
+                f"{path} has {len(kept)} of the {lines} lines that the checkpoint counts; put it back, with {{}} for a line that is lost"
+            )
+        for number, line in enumerate(kept, 1):
+            try:
+                parse_line(line)
+            except ValueError as error:
+                raise ValueError(f"{path} is damaged in line {number} ({error}); mend it, or put {{}} in its place to go on without it") from error
+        kept = kept or [json.dumps(header, allow_nan=False).encode()]
         self.lines = len(kept)
-        if "".join(kept) != text:
-            write_file(path, "".join(kept))
+        content = b"".join(line + b"\n" for line in kept)
+        if content != text:
+            write_file(path, content)
 
     def header(self) -> dict[str, Any]:
         """The first line of metrics.jsonl."""
-        with open(self.path / "metrics.jsonl", encoding="utf-8") as file:
-            return dict(json.loads(file.readline()))
+        with open(self.path / "metrics.jsonl", "rb") as file:
+            return parse_line(file.readline())
 
     def set_options(self, **values: Any) -> None:
         """Change what config.json says."""
@@ -146,8 +164,8 @@ class RunFolder:
         """Say in config.json and in the first line of metrics.jsonl how many steps the run has."""
         self.set_options(steps=steps)
         path = self.path / "metrics.jsonl"
-        first, *rest = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        write_file(path, json.dumps(json.loads(first) | {"steps": steps}) + "\n" + "".join(rest))
+        _, *rest = path.read_bytes().splitlines(keepends=True)
+        write_file(path, json.dumps(self.header() | {"steps": steps}).encode() + b"\n" + b"".join(rest))
 
     def save(self, name: str, model: Conformer, about: About) -> None:
         """Write `name`.safetensors: the model's weights and what they are for; an older one stays until the new one is complete."""
@@ -169,21 +187,13 @@ def read_config(run: Path) -> dict[str, Any]:
     """What a run folder's config.json says: the options, and the number of steps; raises ValueError if it is damaged, OSError if it is not there."""
     path = run / "config.json"
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return dict(from_json(path.read_bytes()))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error})") from error
 
 
 def _pretty(values: dict[str, Any]) -> str:
     return json.dumps(values, indent=2) + "\n"
-
-
-def _is_whole(line: str) -> bool:
-    try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return line.endswith("\n")
 
 
 def _lock(path: Path) -> int | None:

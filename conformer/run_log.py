@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["RunLog", "read_log"]
+from conformer.evaluate import HEADS
+from conformer.text import from_json
+
+__all__ = ["RunLog", "parse_line", "read_log"]
+
+TEXT, WHOLE, WHOLE_OR_NULL, NUMBER, SHARES = "text", "a whole number", "a whole number or null", "a number", "three accuracies"
+TYPES = {TEXT: (str,), WHOLE: (int,), WHOLE_OR_NULL: (int, type(None)), NUMBER: (int, float)}
+HEADER = {"config": TEXT, "dataset": TEXT, "seed": WHOLE, "parameters": WHOLE}
+MEASURED = {"step": WHOLE, "epoch": NUMBER}
+TRAINING = MEASURED | {"loss": NUMBER, "learning_rate": NUMBER, "images_per_second": NUMBER}
+TEST = MEASURED | {"test_accuracy": SHARES, "test_loss": NUMBER, "seconds": NUMBER}
+OPTIONAL = {"steps": WHOLE_OR_NULL, "dataset_notice": TEXT, "ema_test_accuracy": SHARES}
+"""What is shown of a line, and of which kind it is: of the first, of running figures, of an evaluation, and what may be there besides."""
 
 
 @dataclass(frozen=True)
@@ -33,14 +44,13 @@ def read_log(run: Path) -> RunLog:
     """
     path = run / "metrics.jsonl"
     lines = []
-    texts = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    texts = path.read_bytes().splitlines(keepends=True)
     for number, text in enumerate(texts, 1):
         try:
-            line = json.loads(text)
-            if not isinstance(line, dict) or (number == 1 and not line.keys() >= {"config", "dataset", "seed"}):
-                raise ValueError("it is not what `conformer train` writes there")
+            line = parse_line(text)
+            _check(line, HEADER if number == 1 else TRAINING if "train_accuracy" in line else TEST if "test_accuracy" in line else {})
         except ValueError as error:
-            if number == len(texts) > 1 and not text.endswith("\n"):
+            if number == len(texts) > 1 and not text.endswith(b"\n"):
                 break
             raise ValueError(f"{path} is damaged in line {number} ({error})") from error
         lines.append(line)
@@ -48,3 +58,25 @@ def read_log(run: Path) -> RunLog:
         raise ValueError(f"{path} is empty")
     header, *rest = lines
     return RunLog(header, [line for line in rest if "train_accuracy" in line], [line for line in rest if "test_accuracy" in line])
+
+
+def parse_line(text: bytes) -> dict[str, Any]:
+    """What a line of metrics.jsonl says; raises ValueError where it is none."""
+    if not isinstance(line := from_json(text), dict):
+        raise ValueError("it is not what `conformer train` writes there")
+    return line
+
+
+def _check(line: dict[str, Any], kinds: dict[str, str]) -> None:
+    """Raise ValueError where one of `kinds` is missing in a line, or a value that is there is of another kind."""
+    if missing := kinds.keys() - line.keys():
+        raise ValueError(f"it is not what `conformer train` writes there: {min(missing)} is missing")
+    for name, kind in (OPTIONAL | kinds).items():
+        if name in line and not _is(line[name], kind):
+            raise ValueError(f"it is not what `conformer train` writes there: {name} is not {kind}")
+
+
+def _is(value: Any, kind: str) -> bool:
+    if kind == SHARES:
+        return isinstance(value, dict) and value.keys() == HEADS.keys() and all(_is(share, NUMBER) for share in value.values())
+    return type(value) in TYPES[kind]

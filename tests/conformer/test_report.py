@@ -18,6 +18,7 @@ from conformer.data import Dataset, Split
 from conformer.evaluate import Predictions
 from conformer.options import TrainConfig, plain
 from conformer.report import command, write_report
+from conformer.run_folder import read_config
 from conformer.run_log import read_log
 
 HEADER = {"config": "cifar-nano", "dataset": "cifar10", "dataset_notice": "", "seed": 3, "parameters": 1071880, "steps": 40, "started": "today"}
@@ -266,6 +267,46 @@ def test_damaged_logs(text: str, message: str, tmp_path: Path):
     (tmp_path / "metrics.jsonl").write_text(text)
     with pytest.raises(ValueError, match=message):
         read_log(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("number", "changes", "said"),
+    [
+        (1, {"parameters": None}, "parameters is not a whole number"),
+        (1, {"config": 3}, "config is not text"),
+        (1, {"dataset_notice": []}, "dataset_notice is not text"),
+        (1, {"steps": "many"}, "steps is not a whole number or null"),
+        (2, {"epoch": ...}, "epoch is missing"),
+        (2, {"loss": None}, "loss is not a number"),
+        (2, {"step": True}, "step is not a whole number"),
+        (2, {"images_per_second": "fast"}, "images_per_second is not a number"),
+        (2, {"learning_rate": float("nan")}, "NaN is not a number to compute with"),
+        (3, {"test_loss": ...}, "test_loss is missing"),
+        (3, {"seconds": {}}, "seconds is not a number"),
+        (3, {"test_accuracy": None}, "test_accuracy is not three accuracies"),
+        (3, {"test_accuracy": {"cnn": 0.5}}, "test_accuracy is not three accuracies"),
+        (3, {"ema_test_accuracy": {"cnn": 0.5, "transformer": 0.5, "sum": None}}, "ema_test_accuracy is not three accuracies"),
+    ],
+)
+def test_a_value_that_is_missing_or_of_another_kind(number: int, changes: dict, said: str, tmp_path: Path):
+    """As a single changed letter makes it; what is said names the file and the line."""
+    lines = [HEADER, TRAINING, TEST]
+    changed = {name: value for name, value in (lines[number - 1] | changes).items() if value is not ...}
+    run = folder(tmp_path / "run", *lines[: number - 1], changed, *lines[number:])
+    with pytest.raises(ValueError, match=f"metrics.jsonl is damaged in line {number} \\(.*{said}\\)$"):
+        write_report(run)
+
+
+def test_a_run_whose_steps_are_not_fixed_yet(tmp_path: Path):
+    assert read_log(folder(tmp_path / "run", HEADER | {"steps": None}, TRAINING, TEST)).header["steps"] is None
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "[" * 100_000])
+def test_a_config_that_is_none(text: str, tmp_path: Path):
+    run = folder(tmp_path / "run", HEADER, TEST)
+    (run / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"config.json is damaged \("):
+        read_config(run)
 
 
 def test_a_damaged_config(tmp_path: Path):

@@ -417,6 +417,75 @@ def test_what_a_killed_process_left_half_written_is_cleared_away(config: TrainCo
     assert {path.name for path in folder(config).iterdir()} == {"config.json", "metrics.jsonl", "notes.tmp", ".hidden"}
 
 
+def damaged(text: bytes, number: int, old: bytes, new: bytes) -> bytes:
+    parts = text.splitlines(keepends=True)
+    parts[number] = parts[number].replace(old, new)
+    return b"".join(parts)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda text: damaged(text, 2, b"loss", b"lo\x01s"), r"metrics.jsonl is damaged in line 3 \(.*\); mend it, or put \{\} in its place"),
+        (lambda text: damaged(text, 2, b"loss", b"lo\xffs"), r"is damaged in line 3 \("),
+        (lambda text: damaged(text, 2, b"{", b"[" * 100_000), r"is damaged in line 3 \(it is nested too deeply\)"),
+        (lambda text: b"null\n" + text, r"is damaged in line 1 \(it is not what `conformer train` writes there\)"),
+        (lambda text: b"".join(text.splitlines(keepends=True)[:3]), r"has 3 of the \d lines that the checkpoint counts; put it back, with \{\} for"),
+        (lambda text: b"", r"has 0 of the \d lines"),
+        (lambda text: text[:-20], r"is damaged in line \d"),
+    ],
+)
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_damaged_log_is_not_cut(
+    finished: bool, damage: Callable[[bytes], bytes], said: str, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A killed process leaves half a line only after those that the checkpoint counts."""
+    if finished:
+        train.train(config)
+    else:
+        break_off(config, 9, monkeypatch)
+    path = folder(config) / "metrics.jsonl"
+    counted = load_checkpoint(folder(config) / "checkpoint.safetensors").lines
+    before = damage(b"".join(path.read_bytes().splitlines(keepends=True)[:counted]))
+    path.write_bytes(before)
+    with pytest.raises(ValueError, match=said):
+        Trainer.resume(folder(config))
+    assert path.read_bytes() == before
+
+
+def test_a_damaged_line_can_be_given_up(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    break_off(config, 7, monkeypatch)
+    path = folder(config) / "metrics.jsonl"
+    first, _, *rest = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + b"{}\n" + b"".join(rest))
+    train.resume(folder(config))
+    assert len(read_log(folder(config)).training) == 4 and path.read_bytes().splitlines()[1] == b"{}"
+
+
+def test_a_log_without_its_last_line_end(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As some editors save it."""
+    whole = train.train(replace(config, out=folder(config).with_name("whole"))).folder
+    break_off(replace(config, log_every=1), 5, monkeypatch)
+    path = folder(config) / "metrics.jsonl"
+    path.write_bytes(path.read_bytes().rstrip(b"\n"))
+    train.resume(folder(config))
+    assert lines(folder(config))[-1] == lines(whole)[-1]
+
+
+def test_a_run_that_cannot_log_its_first_line_leaves_no_run(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a full disk: the same command can be given again."""
+
+    def full(self: RunFolder, **values: Any) -> None:
+        (self.path / "metrics.jsonl").write_text('{"dataset": "ci')
+        raise OSError("cannot write metrics.jsonl: No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(RunFolder, "log", full)
+        Trainer(config)
+    assert list(folder(config).iterdir()) == []
+    Trainer(config).folder.close()
+
+
 def test_options_given_anew_hold_from_then_on(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     break_off(config, 7, monkeypatch)
     older = {name: value for name, value in plain(config).items() if name != "device"}  # from before there was that option
