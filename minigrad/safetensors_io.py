@@ -1,13 +1,15 @@
 """Weights on disk: a state_dict with a few words of metadata in one safetensors file.
 
 A file is written under a temporary name in the same folder and renamed when it is complete: a reader sees the old file or the new one, never half
-of one, whatever happens in between. Nothing in a safetensors file is ever executed. Read next: `Module.state_dict` in `minigrad/nn/module.py`,
+of one, whatever happens in between. A checksum of the arrays, which stands in the metadata, tells damage that keeps the file's form (a disk or a copy
+that changed some bytes). Nothing in a safetensors file is ever executed. Read next: `Module.state_dict` in `minigrad/nn/module.py`,
 which makes what is stored here.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -24,6 +26,9 @@ from safetensors.numpy import save_file
 from minigrad import backend
 
 __all__ = ["load_state", "replaced", "save_state"]
+
+CHECKSUM = "minigrad.checksum"
+"""What the checksum is called in the metadata."""
 
 _WINDOWS = os.name == "nt"
 
@@ -75,11 +80,11 @@ def save_state(path: str | os.PathLike[str], mapping: Mapping[str, Any], metadat
     Args:
         path: the file; one that exists is replaced. Its folder must exist.
         mapping: name -> array (or CPU Tensor) of any shape, for example a `state_dict()`. The name "__metadata__" is the format's own.
-        metadata: text by name, for example the configuration as JSON.
+        metadata: text by name, for example the configuration as JSON. The name "minigrad.checksum" is the checksum's.
 
     Raises:
         TypeError: a value is not an array of numbers of at most 64 bits, or a piece of metadata is not text.
-        ValueError: an array is called "__metadata__".
+        ValueError: an array is called "__metadata__", or a piece of metadata "minigrad.checksum".
         OSError: the file cannot be written; an older file of this name is then unharmed and nothing half-written is left.
     """
     path = Path(path)
@@ -88,15 +93,18 @@ def save_state(path: str | os.PathLike[str], mapping: Mapping[str, Any], metadat
             raise TypeError(f"save_state: metadata {name!r} is {type(text).__name__}; metadata is text by name")
     if "__metadata__" in mapping:
         raise ValueError("save_state: no array can be called '__metadata__', where the format keeps the metadata; give it another name")
+    if CHECKSUM in (metadata or {}):
+        raise ValueError(f"save_state: no metadata can be called {CHECKSUM!r}, where the checksum of the arrays is kept; give it another name")
     arrays = {name: _storable(name, value) for name, value in mapping.items()}
+    entries = {**(metadata or {}), CHECKSUM: _checksum(arrays)}
     try:
         with replaced(path) as temporary:
             temporary.touch()
             mode = temporary.stat().st_mode  # what the user's umask gives a new file; safetensors would make it private
             if arrays:
-                save_file(arrays, temporary, metadata=dict(metadata or {}))
+                save_file(arrays, temporary, metadata=entries)
             else:  # for which the library writes a header that it cannot read
-                header = json.dumps({"__metadata__": dict(metadata or {})}).encode()
+                header = json.dumps({"__metadata__": entries}).encode()
                 temporary.write_bytes(len(header).to_bytes(8, "little") + header)
             temporary.chmod(mode)
     except (OSError, SafetensorError) as error:
@@ -116,6 +124,15 @@ def _storable(name: str, value: Any) -> np.ndarray:
     if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
         raise TypeError(f"save_state: {name!r} has dtype {array.dtype}; give an array of numbers of at most 64 bits, not complex")
     return array.astype(array.dtype.newbyteorder("<"), copy=False)
+
+
+def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
+    """Of names, dtypes, shapes and bytes, in whatever order they come."""
+    checksum = hashlib.blake2b(digest_size=16)
+    for name, array in sorted(arrays.items()):
+        checksum.update(repr((name, array.dtype.newbyteorder("<").str, array.shape)).encode())
+        checksum.update(array.data)
+    return checksum.hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:
@@ -139,7 +156,8 @@ def load_state(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dic
 
     Raises:
         OSError: the file is missing or cannot be read.
-        ValueError: it is not a safetensors file, is damaged, or holds a dtype that NumPy does not have, or complex numbers.
+        ValueError: it is not a safetensors file, is damaged (of a file that another program wrote, not every damage shows), or holds a dtype that
+            NumPy does not have, or complex numbers.
     """
     path = Path(path)
     try:
@@ -157,4 +175,10 @@ def load_state(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dic
     for name, array in mapping.items():
         if array.dtype.kind not in "biuf":
             raise ValueError(f"{path}: {name!r} has dtype {array.dtype}, which minigrad does not have; save it as real numbers")
+    checksum = metadata.pop(CHECKSUM, None)  # other programs write none, nor did older versions of this one
+    if checksum is not None and checksum != _checksum(mapping):
+        raise ValueError(
+            f"{path} is damaged: its arrays are not those that were written; take a copy of it (a program that changed them on purpose leaves "
+            f"{CHECKSUM!r} out of the metadata)"
+        )
     return mapping, metadata

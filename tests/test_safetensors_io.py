@@ -179,6 +179,49 @@ def test_damaged_file(tmp_path: Path, damage: str):
     assert "\n" not in str(caught.value)
 
 
+def test_every_byte_of_the_arrays_is_checked(tmp_path: Path):
+    """The file's form stays whole: only the checksum can tell."""
+    path = tmp_path / "a.safetensors"
+    save_state(path, STATE, {"step": "3"})
+    content = path.read_bytes()
+    header = 8 + int.from_bytes(content[:8], "little")
+    assert len(content) - header == sum(array.nbytes for array in STATE.values())
+    for place in range(header, len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(ValueError, match=r"a\.safetensors is damaged: its arrays are not those that were written") as caught:
+            load_state(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("old", ["weight", '"shape":[2,3]', '"dtype":"F64"'])
+def test_names_shapes_and_dtypes_are_checked(tmp_path: Path, old: str):
+    path = tmp_path / "a.safetensors"
+    save_state(path, STATE)
+    new = {"weight": "height", '"shape":[2,3]': '"shape":[3,2]', '"dtype":"F64"': '"dtype":"I64"'}[old]
+    content = path.read_bytes()
+    assert content.count(old.encode()) == 1
+    path.write_bytes(content.replace(old.encode(), new.encode()))
+    with pytest.raises(ValueError, match="its arrays are not those that were written"):
+        load_state(path)
+
+
+def test_files_without_a_checksum_are_read(tmp_path: Path):
+    from safetensors.numpy import save_file
+
+    save_file({"w": np.ones(2)}, tmp_path / "a.safetensors", metadata={"step": "3"})
+    mapping, metadata = load_state(tmp_path / "a.safetensors")
+    assert mapping["w"].tolist() == [1, 1] and metadata == {"step": "3"}
+
+
+def test_metadata_that_was_loaded_can_be_saved_again_with_other_arrays(tmp_path: Path):
+    save_state(tmp_path / "a.safetensors", STATE, {"step": "3"})
+    mapping, metadata = load_state(tmp_path / "a.safetensors")
+    save_state(tmp_path / "a.safetensors", {**mapping, "weight": np.ones(2)}, metadata)
+    assert load_state(tmp_path / "a.safetensors")[1] == {"step": "3"}
+    with pytest.raises(ValueError, match=r"no metadata can be called 'minigrad\.checksum'"):
+        save_state(tmp_path / "a.safetensors", STATE, {"minigrad.checksum": "0"})
+
+
 def test_dtype_that_numpy_does_not_have(tmp_path: Path):
     torch = pytest.importorskip("torch")
     from safetensors.torch import save_file

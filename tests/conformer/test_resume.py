@@ -512,6 +512,9 @@ def test_folders_that_cannot_go_on(config: TrainConfig, tmp_path: Path, monkeypa
     checkpoint.write_bytes(whole[:-100])
     with pytest.raises(ValueError, match="checkpoint.safetensors is not a safetensors file that NumPy can read, or is damaged"):
         Trainer.resume(run)
+    checkpoint.write_bytes(whole[:-100] + bytes(100))
+    with pytest.raises(ValueError, match="checkpoint.safetensors is damaged: its arrays are not those that were written"):
+        Trainer.resume(run)
     safetensors_io.save_state(checkpoint, {"weight": np.zeros(2)})
     with pytest.raises(ValueError, match="is not a checkpoint that `conformer train` wrote"):
         Trainer.resume(run)
