@@ -12,12 +12,17 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from typing import NamedTuple
 
 __all__ = ["CONFIGS", "STEM_STRIDES", "BlockPlan", "ConformerConfig", "named_config"]
 
 STEM_STRIDES = {"imagenet": 4, "cifar": 1, "cifar_fast": 2}
 """How much smaller than the image the stem's output is."""
+
+WHOLE = "patch_size", "in_chans", "num_classes", "base_channel", "num_med_block", "embed_dim", "depth", "num_heads", "stem_channels"
+NUMBERS = "channel_ratio", "mlp_ratio", "qk_scale", "drop_rate", "attn_drop_rate", "drop_path_rate"
+LARGEST = 10**9  # no network needs more, and products of two are still numbers that a computer has
 
 
 class BlockPlan(NamedTuple):
@@ -86,6 +91,13 @@ class ConformerConfig:
     double_class_token: bool = True
 
     def __post_init__(self) -> None:
+        for names, kind, words in ((WHOLE, Integral, "a whole number"), (NUMBERS, Real, "a number")):
+            for name in names:
+                value = getattr(self, name)
+                if value is None and name == "qk_scale":
+                    continue
+                if not isinstance(value, kind) or isinstance(value, bool) or not -LARGEST <= value <= LARGEST:  # type: ignore[operator]
+                    raise ValueError(f"Conformer: {name} is {value!r}; it must be {words}, of at most {LARGEST:,}")
         for name in ("in_chans", "num_classes", "base_channel", "embed_dim", "depth", "num_heads", "stem_channels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"Conformer: {name} is {getattr(self, name)}; it must be at least 1")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,15 @@ import numpy as np
 
 from conformer.config import ConformerConfig
 from conformer.data import Dataset
+from conformer.info import count
 from conformer.model import Conformer
-from minigrad import nn, safetensors_io
+from conformer.text import from_json
+from minigrad import safetensors_io
 
 __all__ = ["About", "initial_weights", "load_weights", "save_weights", "weights_file"]
+
+PIXELS = 2**22
+"""The most that an image may have: 2,048 x 2,048."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +62,37 @@ class About:
         )
 
 
-def save_weights(path: Path, model: nn.Module, about: About) -> None:
-    """Write a network's weights and what they are for, atomically; raises OSError."""
-    entries = {name: value if isinstance(value, str) else json.dumps(value) for name, value in asdict(about).items()}
-    safetensors_io.save_state(path, model.state_dict(), entries)
+def save_weights(path: Path, model: Conformer, about: About) -> None:
+    """Write a network's weights and what they are for, atomically.
+
+    Raises:
+        OSError: the file cannot be written.
+        TypeError: the model is no Conformer, or `about` has what JSON has not.
+        ValueError: `about` is of another network, or `load_weights` would refuse the file for another reason.
+    """
+    if not isinstance(model, Conformer):
+        raise TypeError(f"save_weights: the model is a {type(model).__name__}; save what is no Conformer with minigrad.safetensors_io.save_state")
+    entries = {name: value if isinstance(value, str) else _json(name, value) for name, value in asdict(about).items()}
+    state = model.state_dict()
+    try:
+        read = _about(entries)
+        network = ConformerConfig(**read.network)
+        if network != model.config:
+            raise ValueError("`network` is not the model's configuration")
+        _check(read, network)
+        count(model, network.size_multiple)  # raises where parts of it were replaced, such as a head
+        _check_finite(state)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"save_weights: the model could not be loaded again ({error})") from error
+    safetensors_io.save_state(path, state, entries)
+
+
+def _json(name: str, value: Any) -> str:
+    """A field of `About` as JSON."""
+    try:
+        return json.dumps(value, allow_nan=False, default=lambda number: number.item())  # NumPy's numbers
+    except (TypeError, ValueError, AttributeError) as error:
+        raise TypeError(f"save_weights: {name} is {value!r}, which JSON cannot hold; give text and finite numbers") from error
 
 
 def weights_file(path: str | Path) -> Path:
@@ -83,19 +116,20 @@ def load_weights(path: str | Path) -> tuple[Conformer, About]:
         raise ValueError(f"{path} is neither a file nor a folder")
     state, metadata = safetensors_io.load_state(path)
     try:
-        values: dict[str, Any] = {field.name: metadata[field.name] for field in fields(About)}
-        values |= {name: json.loads(text) for name, text in values.items() if name not in ("config", "dataset", "notice")}
-        values |= {name: tuple(values[name]) for name in ("classes", "mean", "std", "image_size")}  # JSON has lists
-        model, about = Conformer(**values["network"]), About(**values)
+        about = _about(metadata)
+        network = ConformerConfig(**about.network)
     except KeyError as error:
         raise ValueError(f"{path} does not say what it is for (no {error} in its metadata); give weights that `conformer train` wrote") from error
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} is for a network that this version cannot build ({error})") from error
     try:
-        _check(about, model.config)
+        _check(about, network)
+        _check_size(network, state)
+        _check_finite(state)
+        model = Conformer(**about.network)
         model.load_state_dict(state)
     except ValueError as error:
-        raise ValueError(f"{path} is not as `conformer train` wrote it ({error})") from error
+        raise ValueError(f"{path} is not as `conformer train` wrote it ({_shortened(str(error))})") from error
     return model, about
 
 
@@ -120,18 +154,50 @@ def initial_weights(path: str | Path, network: ConformerConfig) -> dict[str, np.
     return state
 
 
+def _about(metadata: Mapping[str, str]) -> About:
+    """What a file's metadata says; raises KeyError for what it does not say, TypeError and ValueError for what it says in another way."""
+    values: dict[str, Any] = {field.name: metadata[field.name] for field in fields(About)}
+    values |= {name: from_json(text) for name, text in values.items() if name not in ("config", "dataset", "notice")}
+    values |= {name: tuple(values[name]) for name in ("classes", "mean", "std", "image_size")}  # JSON has lists
+    return About(**values)
+
+
 def _check(about: About, network: ConformerConfig) -> None:
     """Raise ValueError where what a file says of its weights, which an editor may have changed, does not fit the network."""
     if len(about.classes) != network.num_classes:
         raise ValueError(f"it has {len(about.classes)} names for {network.num_classes} classes")
     if numbers := [name for name in about.classes if not isinstance(name, str)]:
         raise ValueError(f"{numbers[0]!r} is not the name of a class")
-    for name, least in {"mean": -math.inf, "std": 0}.items():
+    for name, (least, most) in {"mean": (-1e6, 1e6), "std": (1e-30, 1e30)}.items():  # what comes out is finite in float32
         numbers = getattr(about, name)
-        if len(numbers) != network.in_chans or not all(type(x) in (int, float) and least < x < math.inf for x in numbers):
+        if len(numbers) != network.in_chans or not all(type(x) in (int, float) and least <= x <= most for x in numbers):
             raise ValueError(f"{name} is {list(numbers)}, which does not normalise images of {network.in_chans} channels")
     if len(about.image_size) != 2 or not all(type(side) is int for side in about.image_size):
         raise ValueError(f"image_size is {list(about.image_size)}, which is not a height and a width")
     network.stem_size(*about.image_size)
+    if math.prod(about.image_size) > PIXELS:
+        raise ValueError(f"images are {about.image_size[0]:,} x {about.image_size[1]:,} pixels, more than the {PIXELS:,} that are allowed")
     if type(about.step) is not int:
         raise ValueError(f"step is {about.step!r}, which is not a whole number")
+
+
+def _check_size(network: ConformerConfig, state: Mapping[str, np.ndarray]) -> None:
+    """Raise ValueError where a file cannot fill the network, which is so much memory that it is not asked for before."""
+    blocks, held = network.depth * (1 + network.num_med_block), sum(array.size for array in state.values())
+    if blocks > len(state):  # each has several
+        raise ValueError(f"it has {len(state):,} tensors for a network of {blocks:,} blocks")
+    if held < (parameters := count(network, network.size_multiple).parameters):
+        raise ValueError(f"its {len(state):,} tensors are {held:,} numbers, for a network of {parameters:,} parameters")
+
+
+def _check_finite(state: Mapping[str, np.ndarray]) -> None:
+    """Raise ValueError where a weight is NaN or infinite, in float32, which the network has."""
+    for name, array in state.items():
+        if array.dtype.kind == "f" and not np.all(np.abs(array) <= np.finfo(np.float32).max):
+            raise ValueError(f"{name} has numbers that are not finite in float32; the network would answer nothing but nan")
+
+
+def _shortened(sentence: str) -> str:
+    """An error of `load_state_dict` with the first three of the entries that it lists."""
+    parts = sentence.split("; ")
+    return "; ".join(parts[:3]) + (f"; and {len(parts) - 3:,} more" if len(parts) > 3 else "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from dataclasses import FrozenInstanceError, asdict, fields, replace
 
+import numpy as np
 import pytest
 
 from conformer import CONFIGS, Conformer, ConformerConfig, named_config
@@ -91,6 +92,16 @@ def test_drop_path_grows_linearly_from_the_first_block_on():
         ({"num_med_block": -1}, "num_med_block is -1"),
         ({"drop_path_rate": 1.0}, "drop_path_rate is 1.0; it must be at least 0 and below 1"),
         ({"drop_rate": -0.1}, "drop_rate is -0.1"),
+        ({"num_heads": True}, "num_heads is True; it must be a whole number, of at most 1,000,000,000"),
+        ({"depth": 12.0}, "depth is 12.0; it must be a whole number"),
+        ({"embed_dim": None}, "embed_dim is None; it must be a whole number"),
+        ({"patch_size": "16"}, "patch_size is '16'; it must be a whole number"),
+        ({"num_med_block": 10**10}, "num_med_block is 10000000000; it must be a whole number, of at most 1,000,000,000"),
+        ({"mlp_ratio": float("inf")}, "mlp_ratio is inf; it must be a number, of at most 1,000,000,000"),
+        ({"channel_ratio": 1e308}, r"channel_ratio is 1e\+308; it must be a number"),
+        ({"drop_rate": [0.1]}, r"drop_rate is \[0.1\]; it must be a number"),
+        ({"qk_scale": float("nan")}, "qk_scale is nan; it must be a number"),
+        ({"qk_scale": "x"}, "qk_scale is 'x'; it must be a number"),
     ],
 )
 def test_arguments_that_no_network_can_be_built_with(changes, message):
@@ -99,6 +110,11 @@ def test_arguments_that_no_network_can_be_built_with(changes, message):
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match=message):
         Conformer(**changes)
+
+
+def test_numpys_numbers_are_numbers():
+    config = ConformerConfig(embed_dim=np.int64(96), num_heads=np.int32(3), mlp_ratio=np.float32(2), qk_scale=np.float64(0.5))  # type: ignore[arg-type]
+    assert (config.mlp_width, config.qk_scale) == (192, 0.5)
 
 
 def test_suggested_channel_ratio_is_accepted():

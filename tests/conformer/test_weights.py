@@ -1,0 +1,148 @@
+"""Weights files: what is written can be read, and what cannot be used is refused before it takes memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from conformer import Conformer, ConformerConfig, weights
+from conformer.baselines import CNNBranch
+from conformer.weights import About, load_weights, save_weights
+from minigrad import nn, safetensors_io
+
+NETWORK = ConformerConfig(num_classes=2, channel_ratio=0.0625, embed_dim=8, num_heads=2, depth=3, stem="cifar", stem_channels=4)
+ABOUT = About(asdict(NETWORK), "tiny", "made", "", ("cat", "dog"), (0.5,) * 3, (0.2,) * 3, (32, 32), 1, {"sum": 0.5})
+
+
+@pytest.fixture(scope="module")
+def model() -> Conformer:
+    return Conformer(**asdict(NETWORK))
+
+
+@pytest.fixture
+def edited(model: Conformer, tmp_path: Path) -> Callable[..., Path]:
+    """A function that writes a file as `conformer train` does, but for some of its metadata and arrays; those that are None are left out."""
+
+    def write(metadata: dict[str, Any] | None = None, arrays: dict[str, np.ndarray | None] | None = None) -> Path:
+        path = tmp_path / "w.safetensors"
+        save_weights(path, model, ABOUT)
+        state, entries = safetensors_io.load_state(path)
+        entries |= {name: value if isinstance(value, str) else json.dumps(value) for name, value in (metadata or {}).items()}
+        kept = {name: array for name, array in {**state, **(arrays or {})}.items() if array is not None}
+        safetensors_io.save_state(path, kept, entries)
+        return path
+
+    return write
+
+
+def test_what_is_saved_is_loaded(model: Conformer, edited: Callable[..., Path]):
+    loaded, about = load_weights(edited())
+    assert about == ABOUT and loaded.config == NETWORK
+    for name, array in model.state_dict().items():
+        assert loaded.state_dict()[name].tobytes() == array.tobytes()
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf, 1e39])
+@pytest.mark.parametrize("name", ["conv_cls_head.weight", "bn1.running_var"])
+def test_weights_that_are_not_finite(name: str, number: float, model: Conformer, edited: Callable[..., Path]):
+    array = model.state_dict()[name].astype(np.float64)
+    array.flat[-1] = number
+    with pytest.raises(ValueError, match=rf"is not as `conformer train` wrote it \({name} has numbers that are not finite in float32"):
+        load_weights(edited(arrays={name: array}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"num_med_block": 10**9}, "tensors for a network of 3,000,000,003 blocks"),
+        ({"depth": 3 * 10**8}, "tensors for a network of 300,000,000 blocks"),
+        ({"embed_dim": 4096}, r"its \d+ tensors are [\d,]+ numbers, for a network of [\d,]+ parameters"),
+    ],
+)
+def test_a_network_that_the_file_cannot_fill_is_not_built(
+    changes: dict[str, Any], said: str, edited: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+):
+    path = edited({"network": asdict(NETWORK) | changes})
+    monkeypatch.setattr(weights, "Conformer", None)  # which would ask for gigabytes
+    with pytest.raises(ValueError, match=f"w.safetensors is not as `conformer train` wrote it .*{said}"):
+        load_weights(path)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "said"),
+    [
+        ({"network": asdict(NETWORK) | {"mlp_ratio": float("inf")}}, "cannot build .Infinity is not a number to compute with"),
+        ({"network": asdict(NETWORK) | {"mlp_ratio": 1e200}}, "mlp_ratio is 1e[+]200; it must be a number"),
+        ({"network": asdict(NETWORK) | {"qk_scale": float("nan")}}, "NaN is not a number to compute with"),
+        ({"network": asdict(NETWORK) | {"qk_scale": "x"}}, "qk_scale is 'x'; it must be a number"),
+        ({"network": asdict(NETWORK) | {"num_heads": True}}, "num_heads is True; it must be a whole number"),
+        ({"network": "[" * 100_000}, "cannot build .it is nested too deeply"),
+        ({"network": []}, "cannot build"),
+        ({"mean": [0.5, 0.5, 10**400]}, "a number of 401 digits is not a number to compute with"),
+        ({"mean": [0.5, 0.5, 1e200]}, "which does not normalise images"),
+        ({"std": [0.5, 0.5, 1e-200]}, "which does not normalise images"),
+        ({"image_size": [24000, 24000]}, "images are 24,000 x 24,000 pixels, more than the 4,194,304 that are allowed"),
+    ],
+)
+def test_metadata_that_no_network_can_have(metadata: dict[str, Any], said: str, edited: Callable[..., Path]):
+    with pytest.raises(ValueError, match=said):
+        load_weights(edited(metadata))
+
+
+def test_of_many_entries_that_do_not_fit_the_first_are_named(model: Conformer, edited: Callable[..., Path]):
+    state = model.state_dict()
+    with pytest.raises(ValueError, match="; and [0-9]+ more") as caught:
+        load_weights(edited(arrays={name: np.zeros((*array.shape, 2), np.float32) for name, array in state.items()}))
+    assert len(str(caught.value)) < 500
+    count = int(str(caught.value).partition("; and ")[2].split()[0])
+    assert count == len(state) - 3
+    with pytest.raises(ValueError, match="unexpected wings[)]$"):
+        load_weights(edited(arrays={"wings": np.zeros(2)}))
+
+
+def test_numpys_numbers_are_saved(model: Conformer, tmp_path: Path):
+    mean = tuple(np.float32([0.5, 0.25, 0.125]))
+    save_weights(tmp_path / "w.safetensors", model, replace(ABOUT, mean=mean, step=np.int64(3), test_accuracy={"sum": np.float32(0.5)}))
+    about = load_weights(tmp_path / "w.safetensors")[1]
+    assert about == replace(ABOUT, mean=(0.5, 0.25, 0.125), step=3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "said"),
+    [
+        ({"classes": ("cat",)}, ValueError, "could not be loaded again .it has 1 names for 2 classes"),
+        ({"network": asdict(replace(NETWORK, num_classes=3)), "classes": ("a", "b", "c")}, ValueError, "`network` is not the model's configuration"),
+        ({"network": asdict(NETWORK) | {"wings": 2}}, ValueError, "could not be loaded again .*wings"),
+        ({"std": (0.2, 0.2)}, ValueError, "which does not normalise"),
+        ({"test_accuracy": {"sum": float("nan")}}, TypeError, "test_accuracy is .*, which JSON cannot hold; give text and finite numbers"),
+        ({"mean": np.float32([0.5] * 3)}, TypeError, "mean is .*, which JSON cannot hold"),
+        ({"classes": (b"cat", b"dog")}, TypeError, "classes is .*, which JSON cannot hold"),
+    ],
+)
+def test_what_could_not_be_loaded_is_not_saved(changes: dict[str, Any], error: type[Exception], said: str, model: Conformer, tmp_path: Path):
+    with pytest.raises(error, match=f"save_weights: .*{said}"):
+        save_weights(tmp_path / "w.safetensors", model, replace(ABOUT, **changes))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_could_not_be_loaded_is_not_saved(tmp_path: Path):
+    path = tmp_path / "w.safetensors"
+    with pytest.raises(TypeError, match="the model is a CNNBranch; save what is no Conformer with minigrad.safetensors_io.save_state"):
+        save_weights(path, CNNBranch(NETWORK), ABOUT)  # type: ignore[arg-type]
+    model = Conformer(**asdict(NETWORK))
+    weight = model.trans_cls_head.weight.numpy().copy()
+    model.trans_cls_head = nn.Linear(8, 5)
+    with pytest.raises(ValueError, match="the model has [0-9,]+ parameters, its configuration [0-9,]+: parts of it were replaced"):
+        save_weights(path, model, ABOUT)
+    model.trans_cls_head = nn.Linear(8, 2)
+    weight[0, 0] = np.nan
+    model.load_state_dict({"trans_cls_head.weight": weight}, strict=False)
+    with pytest.raises(ValueError, match="trans_cls_head.weight has numbers that are not finite"):
+        save_weights(path, model, ABOUT)
+    assert not path.exists()
