@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -18,18 +19,23 @@ import numpy as np
 
 from conformer.data import Dataset
 from conformer.evaluate import Accuracies
+from conformer.text import from_json
 from minigrad import safetensors_io
 
 __all__ = ["Checkpoint", "fingerprint", "load_checkpoint", "save_checkpoint"]
 
 VERSION = 1
+NUMBER = int, float
 KINDS = {
-    **dict.fromkeys(("options", "network", "environment"), dict),
-    **dict.fromkeys(("dataset", "fingerprint"), str),
-    **dict.fromkeys(("step", "steps", "evaluated", "lines"), int),
-    **dict.fromkeys(("learning_rate", "seconds", "evaluation_seconds"), (int, float)),
+    **dict.fromkeys(("options", "network", "environment"), (dict,)),
+    **dict.fromkeys(("dataset", "fingerprint"), (str,)),
+    **dict.fromkeys(("step", "steps", "evaluated", "lines"), (int,)),
+    **dict.fromkeys(("learning_rate", "seconds", "evaluation_seconds"), NUMBER),
 }
 """What fields of a checkpoint are in JSON."""
+
+MOST_STEPS = 3 * 10**13
+"""A billion epochs of CIFAR-10 in batches of two; with two seconds for each, the time left is still one that `datetime.timedelta` has."""
 
 
 @dataclass(frozen=True)
@@ -83,22 +89,42 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     arrays, metadata = safetensors_io.load_state(path)
     try:
-        values = json.loads(metadata["checkpoint"])
+        values = from_json(metadata["checkpoint"])
         version = values.pop("version")
-    except (KeyError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} is not a checkpoint that `conformer train` wrote") from error
     if version != VERSION:
         raise ValueError(f"{path} is a checkpoint of version {version}, and this program reads version {VERSION}")
     try:
-        for name in ("test", "best"):
-            values[name] = values[name] and Accuracies(*values[name])
-        values["recent"] = [(loss, Accuracies(*shares), seconds) for loss, shares, seconds in values["recent"]]
-        for name, kind in KINDS.items():
-            if not isinstance(values[name], kind):
+        for name, kinds in KINDS.items():
+            if type(values[name]) not in kinds:
                 raise TypeError(f"{name} is {values[name]!r}")
-        return Checkpoint(arrays=arrays, **values)
+        for name in ("test", "best"):
+            values[name] = None if values[name] is None else Accuracies(*_numbers(values[name]))
+        values["recent"] = [(loss, Accuracies(*_numbers(shares)), seconds) for loss, shares, seconds in values["recent"]]
+        _numbers(number for loss, _, seconds in values["recent"] for number in (loss, seconds))
+        checkpoint = Checkpoint(arrays=arrays, **values)
+        _check(checkpoint)
+        return checkpoint
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a checkpoint that this program wrote ({error})") from error
+
+
+def _numbers(values: Iterable[Any]) -> list[float]:
+    """The values, if all are numbers; raises TypeError if not."""
+    numbers = list(values)
+    if any(type(number) not in NUMBER for number in numbers):
+        raise TypeError(f"{numbers} are not numbers")
+    return numbers
+
+
+def _check(checkpoint: Checkpoint) -> None:
+    """Raise ValueError where counts contradict each other, as no run's do."""
+    if not 0 <= checkpoint.evaluated <= checkpoint.step <= checkpoint.steps <= MOST_STEPS or checkpoint.lines < 1:
+        counts = {name: getattr(checkpoint, name) for name in ("evaluated", "step", "steps", "lines")}
+        raise ValueError(", ".join(f"{name} is {count}" for name, count in counts.items()))
+    if checkpoint.evaluated and not (checkpoint.test and checkpoint.best):
+        raise ValueError(f"evaluated is {checkpoint.evaluated}, but there are no accuracies")
 
 
 def fingerprint(dataset: Dataset) -> str:
