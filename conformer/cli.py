@@ -17,7 +17,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from conformer.parser import Mistake, Parser, add_options, png_path, positive, s
 from conformer.run_folder import OPENBLAS_PINS, read_config
 from conformer.run_log import read_log
 from conformer.stopping import Stopped
+from conformer.text import printable
 from conformer.train import Trainer
 from conformer.weights import About, load_weights, weights_file
 from minigrad import functional as F
@@ -222,18 +223,19 @@ def _evaluate(options: argparse.Namespace) -> None:
         picture = options.picture or weights_file(options.run).with_name("confusion.png")
         model, about = load_weights(options.run)
         saved = _options_of(options.run)
-        tta = getattr(options, "tta", None) or saved.get("tta", TrainConfig.tta)  # else the run would have another accuracy
+        tta = getattr(options, "tta", None) or _tta_of(saved)
         dataset = _dataset_of(about, options.data_dir, saved)
     except (OSError, ValueError) as error:
         raise Mistake(_sentence(error), 1) from error
     predictions = evaluate(model.to(device=device), dataset.test, dataset, options.batch_size, tta)
-    title = f"{about.config} after {about.step:,} steps, on {len(dataset.test):,} test images of {dataset.name}"
+    classes = [printable(name) for name in dataset.classes]
+    title = f"{printable(about.config)} after {about.step:,} steps, on {len(dataset.test):,} test images of {dataset.name}"
     print(f"{title} from {dataset.source}, on {devices.describe(device)}{', with mirror images' * (tta == 'mirror')}")
     for name, share in zip(HEADS.values(), predictions.accuracies, strict=True):
         print(f"  {name:<17} {100 * share:6.2f} %")
     print(f"  loss              {predictions.loss:6.3f}")
     shares = np.stack(list(predictions.class_accuracies().values()), axis=1)  # (K, 3)
-    rows = [[name, *(f"{100 * share:.1f}" for share in row)] for name, row in zip(dataset.classes, shares, strict=True)]
+    rows = [[name, *(f"{100 * share:.1f}" for share in row)] for name, row in zip(classes, shares, strict=True)]
     print("\n" + columns([["accuracy in percent", *HEADS.values()], *rows]))
     try:
         with _drawing("the picture of the confusion matrix"):
@@ -259,7 +261,7 @@ def _dataset_of(about: About, data_dir: Path | None, saved: dict[str, Any]) -> d
             dataset = data.load(about.dataset, place)
     if dataset.classes != about.classes or dataset.test.images.shape[1:3] != about.image_size:
         raise ValueError(f"the weights are for other classes or images of another size than {dataset.name} in {dataset.source} has")
-    return dataset
+    return replace(dataset, mean=about.mean, std=about.std)  # a run may have trained with others than are usual
 
 
 def _options_of(run: Path) -> dict[str, Any]:
@@ -268,8 +270,15 @@ def _options_of(run: Path) -> dict[str, Any]:
     return read_config(config.parent) if config.is_file() else {}
 
 
+def _tta_of(saved: dict[str, Any]) -> str:
+    """The test-time augmentation that a run was measured with: without it, it would have another accuracy."""
+    if (tta := saved.get("tta", TrainConfig.tta)) not in TTA:
+        raise ValueError(f"config.json of the run says that tta is {tta!r}; it must be one of {', '.join(TTA)}")
+    return tta
+
+
 def _load_images(options: argparse.Namespace) -> tuple[Conformer, About, np.ndarray]:
-    """The network that was asked for, and the images as it takes them: uint8 (N, H, W, 3)."""
+    """The network that was asked for, and the images as it takes them: uint8 (N, H, W, 3), or (N, H, W, 1) for one of grey images."""
     try:
         from conformer.image_files import read_image
     except ImportError as error:
@@ -278,16 +287,20 @@ def _load_images(options: argparse.Namespace) -> tuple[Conformer, About, np.ndar
     try:
         run = options.run or _newest_run()
         model, about = load_weights(run)
-        images = np.stack([read_image(path, about.image_size) for path in options.images])
+        channels = model.config.in_chans
+        if channels not in (1, 3):
+            raise ValueError(f"the network takes images of {channels} channels, and those of image files have 3, or 1 of grey")
+        images = np.stack([read_image(path, about.image_size, channels) for path in options.images])
     except (OSError, ValueError) as error:
         raise Mistake(_sentence(error), 1) from error
     if options.run is None:
-        print(f"by {about.config} in {run}, trained on {about.dataset}")
+        print(f"by {printable(about.config)} in {run}, trained on {printable(about.dataset)}")
     return model.to(device=device), about, images
 
 
 def _predict(options: argparse.Namespace) -> None:
     model, about, images = _load_images(options)
+    classes = [printable(name) for name in about.classes]
     batches = (normalize(images[start : start + 100], about.mean, about.std) for start in range(0, len(images), 100))
     cnn, transformer = predict(model, batches)  # (N, K) each
     with no_grad():
@@ -296,12 +309,12 @@ def _predict(options: argparse.Namespace) -> None:
         columns = []
         for name, share in zip(HEADS.values(), shares, strict=True):
             top = np.argsort(-share[number], kind="stable")[: options.top]
-            width = max(len(about.classes[place]) for place in top)
-            cells = [f"{about.classes[place]:<{width}} {100 * share[number, place]:5.1f} %" for place in top]
+            width = max(len(classes[place]) for place in top)
+            cells = [f"{classes[place]:<{width}} {100 * share[number, place]:5.1f} %" for place in top]
             columns.append([name, *cells])
         widths = [max(map(len, column)) for column in columns]
         lines = ("    ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in zip(*columns, strict=True))
-        print(f"{path}", *(f"  {line}" for line in lines), sep="\n")
+        print(printable(str(path)), *(f"  {line}" for line in lines), sep="\n")
 
 
 def _explain(options: argparse.Namespace) -> None:
@@ -322,9 +335,11 @@ def _explain(options: argparse.Namespace) -> None:
     answers = (named["conv_cls_head"].numpy() + named["trans_cls_head"].numpy()).argmax(axis=1)  # (N,)
     maps, shares = class_activation_maps(model, named, answers), token_map(named, attention_rollout(model, named))
     try:
-        print(save_explanation(options.out, images, [path.name for path in options.images], [about.classes[a] for a in answers], maps, shares))
+        names, taken = [path.name for path in options.images], [about.classes[answer] for answer in answers]
+        picture = save_explanation(options.out, images, names, taken, maps, shares)
     except (OSError, ValueError) as error:
         raise Mistake(_sentence(error), 1) from error
+    print(picture)
 
 
 def _newest_run() -> Path:
@@ -348,11 +363,12 @@ def _report(options: argparse.Namespace) -> None:
             model, about = load_weights(run)
             saved = read_config(run)
             dataset = _dataset_of(about, options.data_dir, saved)
-            predictions = evaluate(model.to(device=device), dataset.test, dataset, tta=saved.get("tta", TrainConfig.tta))
+            predictions = evaluate(model.to(device=device), dataset.test, dataset, tta=_tta_of(saved))
         save_curves(run, read_log(run))
-        print(write_report(run, dataset, predictions))
+        page = write_report(run, dataset, predictions)
     except (OSError, ValueError) as error:
         raise Mistake(_sentence(error), 1) from error
+    print(page)
 
 
 def _info(options: argparse.Namespace) -> None:
@@ -372,10 +388,11 @@ def _say_pins() -> None:
 
 
 def _sentence(error: Exception) -> str:
-    """An error's message without "[Errno 2]"."""
+    """An error's message on one line, without "[Errno 2]"; names in it, of files and in files, may have anything in them."""
+    text = str(error)
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return str(error)
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return printable(text)
 
 
 def _display() -> Display:

@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from conformer.evaluate import HEADS
 from conformer.files import write_file
 from conformer.run_log import RunLog
+from conformer.text import printable
 
 __all__ = [
     "draw_accuracies",
@@ -82,12 +83,13 @@ def draw_confusion_matrix(axes: Axes, matrix: np.ndarray, classes: Sequence[str]
         matrix: integers (K, K), as `Predictions.confusion_matrix` gives them.
         classes: the K names.
     """
+    names = [printable(name) for name in classes]
     share = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)  # (K, K), in percent of the row
     axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
     few = len(classes) <= 20
     size = None if few else 4
-    axes.set_xticks(range(len(classes)), classes, rotation=45 if few else 90, ha="right" if few else "center", fontsize=size, parse_math=False)
-    axes.set_yticks(range(len(classes)), classes, fontsize=size, parse_math=False)
+    axes.set_xticks(range(len(names)), names, rotation=45 if few else 90, ha="right" if few else "center", fontsize=size, parse_math=False)
+    axes.set_yticks(range(len(names)), names, fontsize=size, parse_math=False)
     axes.set(xlabel="taken for", ylabel="shows")
     if few:
         for row, column in np.argwhere(share >= 0.5):
@@ -102,7 +104,7 @@ def save_curves(run: Path, log: RunLog) -> Path:
     draw_losses(losses, log)
     draw_accuracies(accuracies, log)
     draw_learning_rate(rates, log)
-    figure.suptitle(log.title)
+    figure.suptitle(printable(log.title), parse_math=False)
     return _save(figure, run / "curves.png")
 
 
@@ -111,7 +113,7 @@ def save_confusion_matrix(path: Path, matrix: np.ndarray, classes: Sequence[str]
     side = 6.5 if len(classes) <= 20 else 11
     figure = Figure(figsize=(side, side), layout="constrained")
     draw_confusion_matrix(figure.subplots(), matrix, classes)
-    figure.suptitle(title)
+    figure.suptitle(printable(title), parse_math=False)
     return _save(figure, path)
 
 
@@ -120,7 +122,7 @@ def save_explanation(path: Path, images: np.ndarray, names: Sequence[str], answe
 
     Args:
         path: the file.
-        images: uint8 (N, H, W, 3).
+        images: uint8 (N, H, W, 3), or (N, H, W, 1) of grey.
         names: what each image is called.
         answers: what each is taken for.
         maps: class activation maps (N, h, w), as `class_activation_maps` gives them.
@@ -137,17 +139,12 @@ def save_explanation(path: Path, images: np.ndarray, names: Sequence[str], answe
         place = (-0.5, images.shape[2] - 0.5, images.shape[1] - 0.5, -0.5)
         titles = (f"{names[row]}: {answers[row]}", f"CNN branch: what speaks for {answers[row]}", "transformer branch: class token")
         for axes, title, heat in zip(panels, titles, (None, np.maximum(maps[row], 0), shares[row]), strict=True):
-            axes.imshow(images[row])
+            axes.imshow(images[row], cmap="gray", vmin=0, vmax=255)  # which only images of grey look at
             if heat is not None:
                 axes.imshow(heat, cmap="inferno", alpha=0.6, extent=place, interpolation="bilinear")
-            axes.set_title(_printable(title), fontsize=8, parse_math=False)
+            axes.set_title(printable(title), fontsize=8, parse_math=False)
             axes.set_axis_off()
     return _save(figure, path)
-
-
-def _printable(name: str) -> str:
-    """A file's name with ? for bytes that are not UTF-8, which matplotlib does not take."""
-    return name.encode(errors="replace").decode()
 
 
 def _save(figure: Figure, path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.abc
 import io
 import json
@@ -27,7 +28,7 @@ from conformer.cifar import CIFAR10
 from conformer.cli import main
 from conformer.config import named_config
 from conformer.display import Display, Progress
-from conformer.evaluate import HEADS, Accuracies, evaluate, predict
+from conformer.evaluate import HEADS, Accuracies, Predictions, evaluate, predict
 from conformer.explain import attention_rollout, class_activation_maps, token_map
 from conformer.image_files import read_image
 from conformer.learner import Learner
@@ -281,6 +282,98 @@ def test_weights_for_other_classes_or_sizes_are_not_measured(
     assert fails(1, "evaluate", str(weights), "--data-dir", str(folder)) == said
     saved_network(weights, tiny_network)
     assert main(["evaluate", str(weights), "--data-dir", str(folder)]) == 0
+
+
+def test_a_run_is_measured_with_the_constants_it_was_trained_with(
+    cifar: Cifar, tiny_network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, whole = tmp_path / "run", data.DATASETS["cifar10"]
+    with monkeypatch.context() as patch:
+        patch.setitem(data.DATASETS, "cifar10", lambda *given: replace(whole(*given), mean=(0.1, 0.2, 0.3), std=(0.9, 0.8, 0.7)))
+        options = ["--config", tiny_network, "--dataset", "cifar10", "--data-dir", str(cifar(records=8)), "--batch-size", "8", "--max-steps", "1"]
+        assert main(["train", *options, "--out", str(run)]) == 0
+    measured: list[Predictions] = []
+    monkeypatch.setattr(cli, "evaluate", lambda *given, **more: measured.append(evaluate(*given, **more)) or measured[-1])
+    for name in ("evaluate", "report"):
+        assert main([name, str(run)]) == 0
+    logged = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    usual = evaluate(load_weights(run)[0], (dataset := data.load("cifar10", cifar(records=8, folder="same"))).test, dataset)
+    assert [predictions.loss for predictions in measured] == pytest.approx([logged["test_loss"]] * 2, rel=1e-6)
+    assert usual.loss != pytest.approx(logged["test_loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["L", "RGB"])
+def test_a_network_of_grey_images(kind: str, tiny_network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from PIL import Image
+
+    network = replace(named_config(tiny_network), num_classes=2, in_chans=1)
+    about = About(asdict(network), "tiny", "made", "", ("cat", "dog"), (0.5,), (0.2,), (32, 32), 1, {})
+    weights, image, picture = (tmp_path / name for name in ("w.safetensors", "image.png", "picture.png"))
+    save_weights(weights, Conformer(**asdict(network)), about)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32), np.uint8)).convert(kind).save(image)
+    assert main(["predict", str(image), "--run", str(weights)]) == 0
+    assert "cat" in capsys.readouterr().out
+    assert main(["explain", str(image), "--run", str(weights), "--out", str(picture)]) == 0
+    with Image.open(picture) as drawn:  # the first panel has no colour
+        panel = np.asarray(drawn.convert("RGB").crop((0, 0, drawn.width // 4, drawn.height)), int)
+    assert np.ptp(panel, axis=2).max() == 0 < panel.std()
+
+
+def test_a_network_of_other_channels_is_not_for_image_files(tiny_network: str, tmp_path: Path, fails: Callable[..., str]) -> None:
+    network = replace(named_config(tiny_network), num_classes=2, in_chans=4)
+    about = About(asdict(network), "tiny", "made", "", ("cat", "dog"), (0.5,) * 4, (0.2,) * 4, (32, 32), 1, {})
+    save_weights(tmp_path / "w.safetensors", Conformer(**asdict(network)), about)
+    assert "takes images of 4 channels, and those of image files have 3, or 1" in fails(
+        1, "predict", "cat.png", "--run", str(tmp_path / "w.safetensors")
+    )
+
+
+NAMES = ("cat\nand mouse", "\x1b]0;PWNED\x07dog", os.fsdecode(b"caf\xe9"), "$\\frac{$", *"efghij")
+SHOWN = (r"cat\nand mouse", r"\x1b]0;PWNED\x07dog", r"caf\udce9", r"$\frac{$", *"efghij")
+
+
+def test_names_that_no_terminal_shows(
+    cifar: Cifar, tiny_network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Classes that are called like files: train, evaluate, report, predict and explain."""
+    from PIL import Image
+
+    run, whole = str(tmp_path / "run"), data.DATASETS["cifar10"]
+    monkeypatch.setitem(data.DATASETS, "odd$\\frac{$", lambda *given: replace(whole(*given), name="odd$\\frac{$", classes=NAMES))
+    monkeypatch.setitem(cli.CHOICES, "dataset", data.DATASETS)
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / "image.png")
+    options = ["--config", tiny_network, "--dataset", "odd$\\frac{$", "--data-dir", str(cifar(records=8)), "--batch-size", "8", "--max-steps", "1"]
+    image, out = str(tmp_path / "image.png"), str(tmp_path / "picture.png")
+    assert main(["train", *options, "--out", run]) == 0
+    assert (Path(run) / "report.html").exists() and (Path(run) / "curves.png").exists()
+    capsys.readouterr()
+    for command in (
+        ["evaluate", run],
+        ["predict", image, "--run", run, "--top", "10"],
+        ["explain", image, "--run", run, "--out", out],
+        ["report", run],
+    ):
+        assert main(command) == 0
+        output = capsys.readouterr()
+        assert not output.err and all(letter.isprintable() for letter in output.out.replace("\n", ""))
+        if command[0] in ("evaluate", "predict"):
+            assert all(name in output.out for name in SHOWN)
+
+
+def test_names_in_what_is_said(tmp_path: Path, fails: Callable[..., str]) -> None:
+    assert fails(1, "evaluate", str(tmp_path / "a\n\x1b]0;b")).startswith(rf"conformer: cannot read {tmp_path}/a\n\x1b]0;b: No such file")
+
+
+@pytest.mark.parametrize("tta", ["mirrow", None, []])
+def test_an_augmentation_that_there_is_not(tta: object, cifar: Cifar, tiny_network: str, tmp_path: Path, fails: Callable[..., str]) -> None:
+    run, folder = tmp_path, cifar(records=2)
+    saved_network(run / "last.safetensors", tiny_network)
+    (run / "config.json").write_text(json.dumps({"tta": tta}))
+    (run / "metrics.jsonl").write_text("")
+    for command in ("evaluate", "report"):
+        line = fails(1, command, str(run), "--data-dir", str(folder))
+        assert line == f"conformer: config.json of the run says that tta is {tta!r}; it must be one of none, mirror"
+    assert main(["evaluate", str(run), "--data-dir", str(folder), "--tta", "none"]) == 0
 
 
 def test_predict_what_cannot_be_read(tmp_path: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -620,6 +713,30 @@ def test_output_that_cannot_be_written() -> None:
     os.close(full)
     for process, (argv, _, said) in zip(started, cases, strict=True):
         assert (process.communicate()[1], process.returncode) == (said, 1), argv
+
+
+@pytest.mark.parametrize("command", ["report", "explain"])
+@pytest.mark.parametrize(("reason", "said"), [(errno.ENOSPC, "the output cannot be written: No space left on device\n"), (errno.EPIPE, "")])
+def test_the_path_of_what_was_made_cannot_be_written(
+    reason: int, said: str, command: str, tiny_network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where output is not buffered, print itself fails."""
+    from PIL import Image
+
+    class Lost(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(reason, os.strerror(reason))
+
+    saved_network(tmp_path / "w.safetensors", tiny_network)
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / "image.png")
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "metrics.jsonl").write_text('{"config": "tiny", "dataset": "made", "seed": 0, "parameters": 1}\n')
+    explain = ["explain", str(tmp_path / "image.png"), "--run", str(tmp_path / "w.safetensors"), "--out", str(tmp_path / "out.png")]
+    monkeypatch.setattr(sys, "stdout", Lost())
+    monkeypatch.setattr(os, "dup2", lambda *_: None)  # pytest's own streams stay
+    assert main(explain if command == "explain" else ["report", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == (f"conformer: {said}" if said else "")
+    assert (tmp_path / ("out.png" if command == "explain" else "report.html")).exists()
 
 
 def test_no_output(monkeypatch: pytest.MonkeyPatch) -> None:

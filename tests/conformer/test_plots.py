@@ -143,6 +143,20 @@ def test_a_saved_confusion_matrix_has_its_title(saved: list[tuple[Figure, Path]]
     assert_allclose(np.asarray(figure.axes[0].images[0].get_array()), [[60, 30, 10], [0, 0, 0], [0.5, 0, 99.5]])
 
 
+def test_names_that_are_no_formulas_and_no_text(tmp_path: Path):
+    """Drawn for real: matplotlib refuses half a formula, and bytes that are not UTF-8."""
+    log = RunLog({"config": "$\\frac{$", "dataset": "a\x1bb", "seed": "\udce9"}, TRAINING, TESTS)
+    assert plots.save_curves(tmp_path, log).read_bytes().startswith(b"\x89PNG")
+    names = ("$\\frac{$", "caf\udce9", "a\nb")
+    assert plots.save_confusion_matrix(tmp_path / "c.png", MATRIX, names, "$\\frac{$ \udce9").read_bytes().startswith(b"\x89PNG")
+
+
+def test_names_are_escaped(axes: Axes):
+    plots.draw_confusion_matrix(axes, MATRIX, ("$dog$", "caf\udce9", "a\nb"))
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["$dog$", r"caf\udce9", r"a\nb"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["$dog$", r"caf\udce9", r"a\nb"]
+
+
 def test_an_explanation_has_a_row_for_each_image_with_activation_map_and_class_token_over_it(saved: list[tuple[Figure, Path]], tmp_path: Path):
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (2, 12, 16, 3), np.uint8)
