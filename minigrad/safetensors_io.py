@@ -178,7 +178,7 @@ def load_state(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dic
     checksum = metadata.pop(CHECKSUM, None)  # other programs write none, nor did older versions of this one
     if checksum is not None and checksum != _checksum(mapping):
         raise ValueError(
-            f"{path} is damaged: its arrays are not those that were written; take a copy of it (a program that changed them on purpose leaves "
+            f"{path} is damaged: its arrays are not those that were written; use another copy of it (a program that changed them on purpose leaves "
             f"{CHECKSUM!r} out of the metadata)"
         )
     return mapping, metadata
