@@ -28,12 +28,14 @@ test: lint ## all checks and tests:  make test ARGS="tests/fused -k conv2d"
 	$(FAST) MINIGRAD_THREADS=2 $(RUN) -m pytest $(ARGS)
 
 # On a GPU machine, with any Python that has CuPy, PyTorch, pytest, pytest-timeout, pytest-xdist and hypothesis: nothing is installed here. Where such a
-# machine is lent for minutes only, benchmarks/gpu_suite.py says which calls bring everything home, in which order.
+# machine is lent for minutes only, benchmarks/gpu_suite.py says which calls bring everything home, in which order. A --timeout=SECONDS given in ARGS is
+# kept by a thread: a signal would wait until a kernel that hangs returns.
 test-gpu: ## the tests of everything on CUDA, on a real GPU:  make test-gpu PYTHON_GPU=python3
 	@$(PYTHON_GPU) -m tests.gpu.compile_all
-	$(FAST) $(PYTHON_GPU) -m pytest --device=gpu -n 8 tests/backend tests/fused tests/nn tests/optim tests/conformer/test_gpu_steps.py tests/gpu tests/test_devices.py $(ARGS)
+	$(FAST) $(PYTHON_GPU) -m pytest --device=gpu -n 8 --timeout-method=thread tests/backend tests/fused tests/nn tests/optim tests/conformer/test_gpu_steps.py tests/gpu tests/test_devices.py $(ARGS)
 
 sanitize: ## every CUDA kernel under NVIDIA's compute-sanitizer:  make sanitize PYTHON_GPU=python3 ARGS="--only memcheck --out DIR"
+	@$(PYTHON_GPU) -m tests.gpu.compile_all
 	@$(PYTHON_GPU) -m tests.gpu.sanitize $(ARGS)
 
 coverage: $(VENV)/test.stamp ## which lines and branches of minigrad/ the tests run; build/coverage.json
@@ -54,7 +56,7 @@ lint: $(VENV)/test.stamp ## style, types and the direction of imports
 bench: $(VENV)/test.stamp ## the benchmarks of docs/benchmarks.md (35 minutes), or one of benchmarks/:  make bench BENCH=ops ARGS="--quick"
 	$(FAST) $(RUN) -m benchmarks.$(BENCH) $(ARGS)
 
-bench-gpu: ## the CUDA path on a GPU beside PyTorch, 6 minutes; docs/benchmarks_gpu.md:  make bench-gpu PYTHON_GPU=python3
+bench-gpu: ## the CUDA path on a GPU beside PyTorch; docs/benchmarks_gpu.md:  make bench-gpu PYTHON_GPU=python3
 	@$(PYTHON_GPU) -m tests.gpu.compile_all
 	$(FAST) $(PYTHON_GPU) -m benchmarks.gpu_suite $(ARGS)
 

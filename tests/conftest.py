@@ -80,6 +80,13 @@ def leaves_no_trace() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def the_gpu_still_answers(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a test did wrong on a GPU is told of at its end, and spoils no other test."""
+    yield
+    cuda_device.end_if_lost(request.config)
+
+
+@pytest.fixture(autouse=True)
 def nothing_is_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reaches the network: where data sets are downloaded from is a port of this machine that nobody listens on."""
     monkeypatch.setattr("conformer.download.SITE", "http://127.0.0.1:9")

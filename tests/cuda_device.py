@@ -13,6 +13,7 @@ about what only it can count, and stays away from a GPU; `gpu` is one that says 
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,7 +23,7 @@ import numpy as np
 
 from minigrad.backend import cuda
 
-__all__ = ["ORDERS", "Waits", "last_digits", "nothing_waits", "on_cuda", "on_gpu", "use_gpu"]
+__all__ = ["ORDERS", "Waits", "end_if_lost", "last_digits", "nothing_waits", "on_cuda", "on_gpu", "use_gpu"]
 
 ORDERS = ("ascending", "descending", "shuffled")
 """Of threads and blocks, on the emulator."""
@@ -50,6 +51,22 @@ def on_gpu() -> bool:
 def last_digits(relative: float) -> float:
     """The tolerance of results that are the CPU's to the last digit: a GPU's compiler fuses products and sums, and rounds once for both."""
     return 8 * relative if _gpu else relative
+
+
+def end_if_lost(config: Any) -> None:
+    """Wait for the GPU; where it answers no more, since a kernel wrote out of bounds, say so and end this process: every later test would fail in it.
+
+    Of pytest-xdist's workers the one that ends is replaced, and the test that it was at counts as failed.
+    """
+    if not _gpu:
+        return
+    try:
+        cuda.array_module().cuda.Device().synchronize()
+    except Exception as error:
+        with config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+            test = os.environ.get("PYTEST_CURRENT_TEST", "").partition(" ")[0]
+            print(f"\nThe GPU answers no more after {test}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        os._exit(1)
 
 
 @contextmanager

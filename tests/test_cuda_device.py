@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,6 +94,22 @@ def test_with_one_launch_nothing_is_read_that_nobody_has_written(cp: Any, kernel
     monkeypatch.setattr(every_kernel, "every_kernel", lambda: launched.append((set(), 0)) or launch() or launched[-1])
     monkeypatch.setattr(cp.cuda, "set_allocator", lambda allocator: None, raising=False)
     assert every_kernel.main([]) == 1 and launched  # all kernels are missed, but it has come so far
+
+
+def test_a_worker_whose_gpu_is_lost_says_after_which_test_and_ends(
+    cp: Any, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    cuda_device.end_if_lost(request.config)
+    assert ended == []
+    monkeypatch.setattr(type(cp.cuda.Device()), "synchronize", lambda device: (_ for _ in ()).throw(RuntimeError("an illegal memory access")))
+    with capfd.disabled():
+        told = io.StringIO()
+        monkeypatch.setattr(sys, "stderr", told)
+        cuda_device.end_if_lost(request.config)
+    assert ended == [1]
+    assert told.getvalue() == f"\nThe GPU answers no more after {request.node.nodeid}: RuntimeError: an illegal memory access\n"
 
 
 def test_what_waits_is_noticed_on_a_gpu_and_nothing_warns(cp: Any):

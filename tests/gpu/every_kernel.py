@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -40,61 +41,61 @@ __all__ = ["every_kernel", "missed"]
 def calls() -> Iterator[Callable[[], Any]]:
     """What launches them, page by page."""
     for case in conv.TILES:
-        yield lambda case=case: conv.test_tiles_of_a_convolution(case)
+        yield partial(conv.test_tiles_of_a_convolution, case)
     for case in conv_tensor.CASES:
-        yield lambda case=case: conv_tensor.test_tf32(case)
-        yield lambda case=case: conv_tensor.test_three_products_are_as_accurate_as_float32(case)
+        yield partial(conv_tensor.test_tf32, case)
+        yield partial(conv_tensor.test_three_products_are_as_accurate_as_float32, case)
     yield conv.test_the_numbers_may_be_numpy_s
     yield conv.test_arrays_that_do_not_lie_at_sixteen_bytes_take_the_kernel_for_single_numbers
     for values in ({"padding": 1}, {"groups": 2, "dilation": (2, 1)}):
-        yield lambda values=values: conv.test_every_rung_of_convolution(values)
+        yield partial(conv.test_every_rung_of_convolution, values)
     yield conv.test_every_rung_of_linear
     for op in (conv.max_pool2d, conv.avg_pool2d):
         for shape, values in conv.POOLS:
-            yield lambda op=op, shape=shape, values=values: conv.test_pooling(op, shape, values)
-            yield lambda op=op, shape=shape, values=values: conv.test_every_rung_of_pooling(op, shape, values)
-    yield lambda: conv.test_global_pooling((2, 5, 9, 33))
+            yield partial(conv.test_pooling, op, shape, values)
+            yield partial(conv.test_every_rung_of_pooling, op, shape, values)
+    yield partial(conv.test_global_pooling, (2, 5, 9, 33))
     yield conv.test_every_rung_of_global_pooling
-    yield lambda: conv.test_upsampling((2, 3, 5, 8), 2)
-    yield lambda: conv.test_upsampling((1, 2, 33, 5), (3, 4))
+    yield partial(conv.test_upsampling, (2, 3, 5, 8), 2)
+    yield partial(conv.test_upsampling, (1, 2, 33, 5), (3, 4))
     yield conv.test_every_rung_of_upsampling
 
     for sizes in ((33, 97), (68, 96)):
-        yield lambda sizes=sizes: kernels.test_layer_norm_is_as_accurate_as_the_definition(*sizes)
-    yield lambda: kernels.test_every_rung_of_layer_norm_s_ladder_computes_the_same(6, 20)
+        yield partial(kernels.test_layer_norm_is_as_accurate_as_the_definition, *sizes)
+    yield partial(kernels.test_every_rung_of_layer_norm_s_ladder_computes_the_same, 6, 20)
     for evaluation in (False, True):
         for sizes in ((600, 12), (530, 5)):
-            yield lambda sizes=sizes, evaluation=evaluation: kernels.test_batch_norm_of_several_slices_and_blocks_of_channels(*sizes, evaluation)
-    yield lambda: kernels.test_every_rung_of_batch_norm_s_ladder_computes_the_same(33, 8)
+            yield partial(kernels.test_batch_norm_of_several_slices_and_blocks_of_channels, *sizes, evaluation)
+    yield partial(kernels.test_every_rung_of_batch_norm_s_ladder_computes_the_same, 33, 8)
     for size in (64, 63):
-        yield lambda size=size: kernels.check_cuda(kernels.gelu, [rng(1).uniform(-3, 3, size)])
+        yield partial(kernels.check_cuda, kernels.gelu, [rng(1).uniform(-3, 3, size)])
     yield kernels.test_the_naive_gelu_computes_the_same
     for op in (softmax, log_softmax):
         for shape, axis in kernels.ROWS:
-            yield lambda op=op, shape=shape, axis=axis: kernels.test_softmax_of_rows_of_all_lengths(op, shape, axis)
-        yield lambda op=op: kernels.test_the_naive_softmax_computes_the_same(op, 20)
+            yield partial(kernels.test_softmax_of_rows_of_all_lengths, op, shape, axis)
+        yield partial(kernels.test_the_naive_softmax_computes_the_same, op, 20)
     for sizes in ((3, 1030), (5, 70)):
-        yield lambda sizes=sizes: kernels.test_cross_entropy_of_long_rows_and_of_many(*sizes, False, 0.1)
-    yield lambda: kernels.test_the_naive_cross_entropy_computes_the_same(10)
+        yield partial(kernels.test_cross_entropy_of_long_rows_and_of_many, *sizes, False, 0.1)
+    yield partial(kernels.test_the_naive_cross_entropy_computes_the_same, 10)
     yield _dropout
     yield kernels.test_a_mask_of_dropout_may_start_at_any_number
     yield kernels.test_the_naive_dropout_computes_the_same
     yield kernels.test_a_mask_of_dropout_drawn_on_the_device_is_the_one_that_numpy_draws
 
     for tokens in (1, 33, 65):
-        yield lambda tokens=tokens: attention.test_any_number_of_tokens(tokens)
+        yield partial(attention.test_any_number_of_tokens, tokens)
     for widths in ((33, 7), (96, 127), (32, 32)):
-        yield lambda widths=widths: attention.test_any_head_width(*widths)
+        yield partial(attention.test_any_head_width, *widths)
     yield _attention
     for dtype in (np.float32, np.float64):
-        yield lambda dtype=dtype: attention.test_wider_heads_take_the_kernels_with_a_thread_per_row(dtype)
-        yield lambda dtype=dtype: test_cuda_backend.test_erf_and_its_gradient_are_the_cpu_s(dtype, (300,))
+        yield partial(attention.test_wider_heads_take_the_kernels_with_a_thread_per_row, dtype)
+        yield partial(test_cuda_backend.test_erf_and_its_gradient_are_the_cpu_s, dtype, (300,))
         for size in (4100, 1025):
-            yield lambda dtype=dtype, size=size: test_cuda_backend.test_large_arrays_are_added_by_one_launch(dtype, size, 0)
+            yield partial(test_cuda_backend.test_large_arrays_are_added_by_one_launch, dtype, size, 0)
     yield test_cuda_backend.test_the_naive_sum_is_the_same
     yield test_cuda_backend.test_values_are_added_in_the_order_of_numpy
     yield test_cublas.test_bfloat16_of_every_kind_of_number
-    yield lambda: test_cublas.test_factors_are_rounded_and_sums_are_not("bf16", 7, True)
+    yield partial(test_cublas.test_factors_are_rounded_and_sums_are_not, "bf16", 7, True)
     yield _optimisers
     yield _conformer
 
@@ -195,7 +196,9 @@ def every_kernel() -> tuple[set[tuple[str, str]], int]:
     settings.load_profile("few")
     cuda.Kernels._function = function  # type: ignore[method-assign]
     try:
-        for call in calls():
+        for number, call in enumerate(calls(), 1):
+            name = (call.func if isinstance(call, partial) else call).__name__
+            print(f"{number} {name}", flush=True)  # before it: a sanitizer may be stopped in the middle
             call()
     finally:
         cuda.Kernels._function = found  # type: ignore[method-assign]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import minigrad
 from minigrad.backend import cuda
 from tests.gpu import compile_all, every_kernel, sanitize
 
@@ -24,8 +25,20 @@ def test_without_a_gpu_they_say_so_in_a_sentence(monkeypatch: pytest.MonkeyPatch
         assert error.startswith("No CUDA: ") and len(error.splitlines()) == 1
 
 
-def test_no_kernel_is_without_a_test():
+def test_a_file_that_does_not_compile_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    for name, body in (("good", "x[0] = 1;"), ("bad", "x[0] = nothing;"), ("last", "x[0] = 2;")):
+        (tmp_path / f"{name}.cu").write_text(f"__global__ void {name}(float* x)\n{{\n    {body}\n}}\n")
+    monkeypatch.setattr(compile_all, "FILES", [tmp_path / f"{name}.cu" for name in ("good", "bad", "last")])
+    with minigrad.emulated(build="plain"):
+        assert compile_all.main() == 0  # what comes next, tests or benchmarks, says what this means
+    first, second = capsys.readouterr().out.splitlines()[:2]
+    assert first.startswith("2 kernels of 2 files compiled") and second.startswith("FAILED bad.cu: ")
+
+
+def test_no_kernel_is_without_a_test(capsys: pytest.CaptureFixture[str]):
     launched, launches = every_kernel.every_kernel()
+    names = capsys.readouterr().out.splitlines()  # each before it is called: where a sanitizer was stopped
+    assert names[0] == "1 test_tiles_of_a_convolution" and [int(name.split()[0]) for name in names] == list(range(1, len(names) + 1))
     assert every_kernel.missed(launched) == []
     assert launches >= len(launched)
     some = next(iter(launched))
