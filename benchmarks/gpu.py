@@ -3,7 +3,7 @@
 Ours and PyTorch's work run in one process and, unless said otherwise, on the same stream: the events of one measure both. Every program here prints
 a short table last, writes what it measured, unreduced, to benchmarks/results/gpu/ (or --out), and on a machine without a GPU ends with the sentence
 that `minigrad` has for it. The file is written anew after every case, so that a run which is stopped leaves what it had, and --resume goes on from
-there. Read next: `gpu_networks.py`, the steps that are measured; `gpu_profile.py`, the shortest program.
+there (`Cases`). Read next: `gpu_networks.py`, the steps that are measured; `gpu_profile.py`, the shortest program.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,9 @@ from benchmarks import measure
 from benchmarks.measure import QUICK_RESULTS, RESULTS, ROOT
 
 GPU_RESULTS = RESULTS / "gpu"
+MEASURING = ["gpu", "gpu_ceilings", "gpu_counts", "gpu_kernels", "gpu_networks", "gpu_profile", "gpu_sides", "gpu_step", "gpu_updates"]
+MEASURING += ["measure", "networks", "ops", "torch_model"]
+"""The modules of this folder that make a figure; what is done with the figures may change between two runs of one file."""
 
 
 def connect() -> Any:
@@ -83,6 +86,15 @@ def synchronise() -> None:
     connect().cuda.Device().synchronize()
 
 
+def answers() -> bool:
+    """Whether the GPU still takes work from this process: after an access out of bounds every call fails, and only a new process can go on."""
+    try:
+        synchronise()
+    except Exception:
+        return False
+    return True
+
+
 def free_memory() -> None:
     """Give what is unused in both frameworks' pools back to the card."""
     import gc
@@ -108,30 +120,32 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
 
 
 def resumable(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """With --resume, for a benchmark of many cases; see `kept`."""
+    """With --resume, for a benchmark of many cases; see `Cases`."""
     parser.add_argument("--resume", action="store_true", help="keep the cases that the file has, if they are of the same card, code and options")
     return parser
 
 
 @functools.cache
-def _host() -> dict[str, Any]:
+def host() -> dict[str, Any]:
     """What measure.py says of the machine, asked for once: git takes longer than a case, and a file is written after each."""
     return measure.environment()
 
 
 @functools.cache
 def code() -> str:
-    """Twelve hexadecimal digits that differ when the code does: a machine that a copy of the files was brought to knows of no commit."""
+    """Twelve hexadecimal digits that differ when the code does that is measured, or that measures: a machine that a copy of the files was brought to
+    knows of no commit.
+    """
     digest = hashlib.sha256()
-    files = [file for folder in ("minigrad", "conformer", "benchmarks") for kind in ("py", "cu") for file in (ROOT / folder).rglob(f"*.{kind}")]
-    for file in sorted(files):
+    files = [file for folder in ("minigrad", "conformer") for kind in ("py", "cu") for file in (ROOT / folder).rglob(f"*.{kind}")]
+    for file in sorted([*files, *(ROOT / "benchmarks" / f"{module}.py" for module in MEASURING)]):
         digest.update(file.relative_to(ROOT).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()[:12]
 
 
 def environment() -> dict[str, Any]:
     """The card, its driver, the versions, and the host."""
-    about: dict[str, Any] = {"device": "the emulator", **_host(), "code": code()}
+    about: dict[str, Any] = {"device": "the emulator", **host(), "code": code()}
     if not emulated():
         cp = connect()
         properties = cp.cuda.runtime.getDeviceProperties(0)
@@ -195,20 +209,73 @@ def save(name: str, rows: Sequence[dict], options: argparse.Namespace, argv: Seq
     return path
 
 
-def kept(name: str, options: argparse.Namespace, variant: str = "", **same: Any) -> list[dict]:
-    """With --resume: the rows of the file that `save` is going to write, if card, code, --quick and what `same` says are those of now; else none."""
+def kept(name: str, options: argparse.Namespace, variant: str = "", **same: Any) -> dict[str, Any]:
+    """With --resume: the file that `save` is going to write, if card, code, --quick and what `same` says are those of now; else one without rows."""
     here = environment()
     path = path_of(name, options, here["device"], variant)
     if not options.resume or not path.is_file():
-        return []
+        return {"rows": []}
     record = json.loads(path.read_text())
     before = {**record, **record["environment"]}
     now = {"device": here["device"], "code": here["code"], "quick": options.quick, **same}
     other = [f"{key} {before.get(key)}, now {value}" for key, value in now.items() if before.get(key) != value]
     if other:
         print(f"--resume: {path.name} is measured anew, since it is of {'; '.join(other)}", flush=True)
-        return []
-    return record["rows"]
+        return {"rows": []}
+    return record
+
+
+class Cases:
+    """The cases of a benchmark, and its file. That is written before each of them, since what follows may be stopped, and says besides the rows
+
+        missing     the cases that are to be measured and are not
+        begun       those of them that were begun: they have ended the process, or were under way when it was stopped
+
+    Args:
+        cases: what is asked for, as JSON has it.
+        of: which case a row is of.
+        complete: whether these rows, not none, are all that a case has to have.
+        before: what `kept` returned.
+        write: is given the rows and, by name, what the file has besides; returns the file.
+    """
+
+    def __init__(
+        self, cases: Sequence[Any], of: Callable[[dict], Any], complete: Callable[[Any, list[dict]], bool], before: dict, write: Callable[..., Path]
+    ) -> None:
+        self.asked, self._of, self._complete, self._write = cases, of, complete, write
+        self._rows: list[dict] = before["rows"]
+        self._planned = [*cases, *(case for case in before.get("missing", []) if case not in cases)]
+        self._begun: list[Any] = before.get("begun", [])
+
+    def rows(self, case: Any = None) -> list[dict]:
+        """Those of one case, or of all that are asked for."""
+        return [row for one in (self.asked if case is None else [case]) for row in self._rows if self._of(row) == one]
+
+    def left(self) -> Iterator[Any]:
+        """The cases that are to be measured: those that have no rows, then those where a side failed, last those that have ended the process."""
+        incomplete = [case for case in self.asked if not (found := self.rows(case)) or not self._complete(case, found)]
+        for case in sorted(incomplete, key=lambda case: (case in self._begun, bool(self.rows(case)))):
+            if case not in self._begun:
+                self._begun.append(case)
+            self.save()
+            yield case
+
+    def add(self, case: Any, rows: Sequence[dict]) -> None:
+        """Take the rows of a case. Where it has left the GPU unusable, the program ends: a new process can go on with the others."""
+        self._rows = [row for row in self._rows if self._of(row) != case] + list(rows)
+        if any("failed" in row for row in rows) and not answers():
+            told(self.save())
+            raise SystemExit(
+                "The GPU answers no more in this process, which therefore ends; the same command with --resume goes on with other cases."
+            )
+        self._begun.remove(case)
+
+    def save(self) -> Path:
+        """Write the file: the rows of the cases asked for in order, then what it has of others."""
+        mine = self.rows()
+        others = [row for row in self._rows if self._of(row) not in self.asked]
+        measured = [self._of(row) for row in self._rows]
+        return self._write(mine + others, missing=[case for case in self._planned if case not in measured], begun=self._begun)
 
 
 def told(path: Path) -> None:

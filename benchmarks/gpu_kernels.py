@@ -3,21 +3,22 @@
     python -m benchmarks.gpu_kernels [--only conv2d ...] [--configs cifar-micro:512:32 ...] [--precision float32] [--rounds 3] [--resume] [--quick]
 
 The cases are those of `ops.py`: every call of a training step of the first configuration, and of each further one the largest call of each operation.
-Both sides take turns in one run; an operation is called on inputs that the cache does not hold (`gpu_sides.py`). What an operation must do is counted
-in `gpu_counts.py`; what the card can do is measured in `gpu_ceilings.py`, in the same run. A pass then reaches so many percent of its ceiling: of the
-speed of copying memory, or of cuBLAS's products, whichever it must wait for. The list of memory-bound passes below 70 % ends the output.
+Both sides take turns in one run; an operation is called on inputs that the cache does not hold, or is marked "cache" (`gpu_sides.py`). What it must
+do is counted in `gpu_counts.py`; what the card can do is measured in `gpu_ceilings.py`, in the same run. A pass then reaches so many percent of its
+ceiling: of the speed of copying memory, or of cuBLAS's products, whichever it must wait for. The list of memory-bound passes below 70 % ends the
+output.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from benchmarks import gpu, gpu_ceilings, gpu_networks, gpu_sides, gpu_updates, ops
-from benchmarks.gpu_counts import BACKWARD, FORWARD, UPDATES, Work, work_of
+from benchmarks.gpu_counts import BACKWARD, FORWARD, NAMES, UPDATES, Work, sizes_of, work_of
 from benchmarks.measure import failure, median
 
 NAME = "gpu_kernels"
@@ -48,29 +49,39 @@ def cases_of(configs: Sequence[str], only: Iterable[str] | None = None) -> list[
 def measured(case: dict, rounds: int, cache: int) -> list[dict]:
     """A row for each pass: samples in milliseconds of a call, of both sides, taken in turns."""
     update = case["op"] in UPDATES
-    data = None if update else gpu_sides.Data(case, gpu_sides.copies_of(case, cache))
     sides: dict[str, gpu_sides.Side] = {}
     failed: dict[str, str] = {}
-    preparing: dict[str, Callable[[Any], gpu_sides.Side]] = {"minigrad": gpu_sides.our_side, "torch": gpu_sides.torch_side}
-    if update:
-        preparing = gpu_updates.sides(case)
+    data, preparing = None, gpu_updates.sides(case) if update else {"minigrad": gpu_sides.our_side, "torch": gpu_sides.torch_side}
     for name, prepare in preparing.items():
         try:
-            sides[name] = prepare(data)
+            data = data or (None if update else gpu_sides.Data(case, gpu_sides.copies_of(case, cache)))
+            side = prepare(data)
+            gpu.synchronise()  # what it has done wrong is told of here
+            sides[name] = side
         except Exception as error:  # the other side, and the other cases, are still worth measuring
             failed[name] = failure(error)
-    gpu.synchronise()
     rows = []
     for which, work in work_of(case).items():
         timed = {name: side.passes[which] for name, side in sides.items() if which in side.passes}
         samples: dict[str, list[float]] = {name: [] for name in timed}
         for _ in range(rounds):
             for name, what in timed.items():
-                samples[name] += [ms / what.calls for ms in enough(what.launch)]
-        row = {"case": case, "pass": which, **work._asdict(), "copies": len(data.inputs) if data else 1, "ms": samples}
+                if name in failed:
+                    continue
+                try:
+                    samples[name] += [ms / what.calls for ms in enough(what.launch)]
+                except Exception as error:
+                    failed[name] = failure(error)
+        samples = {name: each for name, each in samples.items() if name not in failed}
+        copies = len(data.inputs) if data else 1
+        touched = work.moved if update else copies * sum(sizes_of(case).values())
+        row = {"case": case, "pass": which, **work._asdict(), "copies": copies, "in_cache": touched < gpu_sides.CACHES * cache, "ms": samples}
         row["methods"] = {name: what.method for name, what in timed.items()}
-        if which == FORWARD and len(sides) == 2:
-            row["differences"] = gpu_sides.differences(sides["minigrad"], sides["torch"])
+        if which == FORWARD and len(samples) == 2:
+            try:
+                row["differences"] = gpu_sides.differences(sides["minigrad"], sides["torch"])
+            except Exception as error:
+                failed["comparison"] = failure(error)
         rows.append({**row, "failed": failed} if failed else row)
     return rows
 
@@ -95,14 +106,17 @@ def label(case: dict) -> str:
 
 
 def summary(row: dict, ceilings: list[dict], precision: str) -> dict[str, Any]:
-    """ours and theirs: milliseconds (None where it failed). bound: "memory" or "products". share: of the ceiling that ours reaches. gb_s, tflop_s."""
+    """ours and theirs: milliseconds (None where it failed). bound: "memory", "products", or "cache": memory, so little that the cache may hold it.
+    share: of the ceiling that ours reaches. gb_s, tflop_s.
+    """
     work = Work(row["least"], row["moved"], row["flops"])
     bandwidth, rate = gpu_ceilings.bandwidth(ceilings), gpu_ceilings.rate(ceilings, precision)
     ours, theirs = (median(row["ms"][name]) if row["ms"].get(name) else None for name in ("minigrad", "torch"))
+    bound = work.bound(bandwidth, rate)
     return {
         "ours": ours,
         "theirs": theirs,
-        "bound": work.bound(bandwidth, rate),
+        "bound": "cache" if bound == "memory" and row.get("in_cache") else bound,
         "share": work.ideal_ms(bandwidth, rate) / ours if ours else None,
         "least_share": 1e3 * work.least / bandwidth / ours if ours else None,
         "gb_s": work.moved / ours / 1e6 if ours else None,
@@ -135,19 +149,36 @@ def disagreeing(rows: list[dict], precision: str) -> list[tuple[dict, float]]:
     return [(row, off) for row, off in worst if not off <= TOLERANCE[precision]]
 
 
+def of_a_step(rows: list[dict], config: str) -> list[dict]:
+    """Those of a training step of `config`."""
+    return [row for row in rows if row["case"]["config"] == config and row["case"]["where"] == "training step"]
+
+
 def sums(rows: list[dict], config: str, ceilings: list[dict], precision: str) -> list[list[Any]]:
-    """By operation, over the calls of a training step of `config`: ours and theirs in milliseconds, the ratio, and ours at the ceiling."""
+    """By operation, over the calls of a training step of `config`: ours and theirs in milliseconds, the ratio, and ours at the ceiling.
+
+    What was not measured on both sides is in none of them: see `left_out`.
+    """
     total: dict[str, list[float]] = {}
-    for row in rows:
+    for row in of_a_step(rows, config):
         case, found = row["case"], summary(row, ceilings, precision)
-        if case["config"] == config and case["where"] == "training step" and found["ours"] and found["theirs"]:
+        if found["ours"] and found["theirs"]:
             of_op = total.setdefault(f"{case['op']} {row['pass']}", [0.0, 0.0, 0.0])
             for k, value in enumerate((found["ours"], found["theirs"], found["share"] * found["ours"])):
                 of_op[k] += case["count"] * value
     ordered = sorted(total.items(), key=lambda item: -item[1][0])
     if ordered:
-        ordered.append(("all", [sum(values[k] for values in total.values()) for k in range(3)]))
+        ordered.append(("all of these", [sum(values[k] for values in total.values()) for k in range(3)]))
     return [[name, ours, theirs, ours / theirs, ideal] for name, (ours, theirs, ideal) in ordered]
+
+
+def left_out(rows: list[dict], config: str, missing: Iterable[dict] = ()) -> list[str]:
+    """Sentences that say what `sums` leaves out: passes where a side failed, and the cases in `missing`, which were not measured at all."""
+    one_sided = [label(row["case"]) + f" {row['pass']}" for row in of_a_step(rows, config) if not all(map(row["ms"].get, ("minigrad", "torch")))]
+    not_yet = len(of_a_step([{"case": case} for case in missing], config))
+    measured_cases = len([row for row in of_a_step(rows, config) if row["pass"] == FORWARD])
+    told = [f"Only {measured_cases} of {measured_cases + not_yet} cases have been measured."] if not_yet else []
+    return told + ([f"Left out, since a side failed: {'; '.join(one_sided)}."] if one_sided else [])
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -155,7 +186,7 @@ def main(argv: list[str] | None = None) -> None:
 
     parser = gpu.resumable(gpu.arguments(__doc__))
     parser.add_argument("--configs", nargs="+", default=CONFIGS, metavar="NAME:BATCH:SIZE")
-    parser.add_argument("--only", nargs="+", metavar="OPERATION", help="these operations alone")
+    parser.add_argument("--only", nargs="+", choices=[*NAMES, *UPDATES], metavar="OPERATION", help="these operations alone")
     parser.add_argument("--precision", choices=list(TOLERANCE), default="float32")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each side")
     options = parser.parse_args(argv)
@@ -163,31 +194,32 @@ def main(argv: list[str] | None = None) -> None:
     if options.quick:
         name, _, size = options.configs[0].split(":")
         options.configs, options.rounds = [f"{name}:2:{size}"], 1
+    found = json.loads(json.dumps(cases_of(options.configs, options.only)))  # as they are in the file, which has no tuples
     ceilings = gpu_ceilings.measure_ceilings(options.quick)
     gpu_networks.set_torch_precision(options.precision)
     cache = 0 if gpu.emulated() else gpu.environment()["l2_bytes"]
     how = {"precision": options.precision, "rounds": options.rounds}
     before = gpu.kept(NAME, options, options.precision, **how)
-    rows: list[dict] = []
-    cases = json.loads(json.dumps(cases_of(options.configs, options.only)))  # as they are in the file, which has no tuples
-    began, path = time.monotonic(), Path()
+    # The file keeps what it has of other operations.
+    only = sorted({*options.only, *(before.get("only") or [])}) if options.only and before.get("only", True) else None
+    more = {"ceilings": ceilings, "only": only, **how}
+    write = functools.partial(gpu.save, NAME, options=options, argv=argv, variant=options.precision, **more)
+    cases = gpu.Cases(found, lambda row: row["case"], lambda _, rows: not any("failed" in row for row in rows), before, write)
+    began = time.monotonic()
     with minigrad.precision(options.precision):
-        for case in cases:
-            found = [row for row in before if row["case"] == case]
-            rows += found if found and not any("failed" in row for row in found) else measured(case, options.rounds, cache)
-            # Each time, since what follows may be stopped; with what the file has of cases that are still to come, or are not asked for.
-            others = [row for row in before if all(row["case"] != mine["case"] for mine in rows)]
-            path = gpu.save(NAME, rows + others, options, argv, options.precision, ceilings=ceilings, **how)
+        for case in cases.left():
+            cases.add(case, measured(case, options.rounds, cache))
             gpu.free_memory()
-    print(f"{len(cases)} cases in {time.monotonic() - began:.0f} s", flush=True)
-    gpu.told(path)
+    print(f"{len(found)} cases in {time.monotonic() - began:.0f} s", flush=True)
+    gpu.told(cases.save())
+    rows = cases.rows()
     print(gpu_ceilings.table_of(ceilings))
     print(table_of(rows, ceilings, options.precision))
-    for config in options.configs:
-        of_step = sums(rows, config.partition(":")[0], ceilings, options.precision)
-        if of_step and config == options.configs[0]:
-            print(f"\n{config}, sums over a training step:")
-            print(gpu.text_table(["operation", "ms", "torch ms", "ratio", "ms at the ceiling"], of_step))
+    config = options.configs[0]
+    if of_step := sums(rows, config.partition(":")[0], ceilings, options.precision):
+        print(f"\n{config}, sums over a training step{', of ' + ', '.join(options.only) + ' alone' if options.only else ''}:")
+        print(gpu.text_table(["operation", "ms", "torch ms", "ratio", "ms at the ceiling"], of_step))
+        print("\n".join(left_out(rows, config.partition(":")[0])))
     slow = exceptions(rows, ceilings, options.precision)
     print(f"\nmemory-bound passes below {100 * ENOUGH:.0f} % of copying: {len(slow)} of {len(rows)}")
     for row, what in slow:

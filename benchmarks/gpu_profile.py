@@ -2,8 +2,9 @@
 
     python -m benchmarks.gpu_profile [--config cifar-micro] [--batch 512] [--size 32] [--precision float32] [--side minigrad|torch] [--top 40]
 
-The step is timed first, without the profiler: with a launch for each kernel, and (ours) captured as a CUDA graph. Then torch.profiler, which sees
-every kernel of the process through CUPTI, CuPy's too, records a few steps. Read before: `gpu_networks.py`.
+The step is timed first, without the profiler: with a launch for each kernel, and (ours) captured as a CUDA graph. The times are written; then
+torch.profiler, which sees every kernel of the process through CUPTI, CuPy's too, records a few steps: it may stay attached, and slow down, or break,
+what comes after. Read before: `gpu_networks.py`.
 """
 
 from __future__ import annotations
@@ -111,18 +112,24 @@ def main(argv: list[str] | None = None) -> None:
         step = ours = gpu_networks.OurStep(case, options.precision)
     else:
         ours, step = None, gpu_networks.torch_step(case, options.precision, "default" if options.side == "torch-compile" else None)
-    times = {"eager": timed(step, options.steps)}
-    profiled = min(3, options.steps)
-    events = trace_of(step, profiled)
-    rows = by_kernel(events, profiled)
+    what = {"case": case, "side": options.side, "precision": options.precision}
+    times: dict[str, dict] = {}
+
+    def save(rows: list[dict], busy_ms: float | None) -> Path:
+        variant = f"{options.side}-{options.config}-{options.precision}"
+        return gpu.save(NAME, rows, options, argv, variant, **what, times=times, busy_ms=busy_ms)
+
+    times["eager"] = timed(step, options.steps)
     if ours is not None:
         try:
             times["captured"] = timed(ours.captured(), options.steps)
         except Exception as error:  # what was seen of the uncaptured step is worth having all the same
-            print(f"not captured: {type(error).__name__}: {error}")
-    busy = covered_us(events) / profiled / 1e3
-    what = {"case": case, "side": options.side, "precision": options.precision, "times": times, "busy_ms": round(busy, 4)}
-    gpu.told(gpu.save(NAME, rows, options, argv, f"{options.side}-{options.config}-{options.precision}", **what))
+            print(f"not captured: {type(error).__name__}: {error}", flush=True)
+    save([], None)  # the profiler may end the process
+    profiled = min(3, options.steps)
+    events = trace_of(step, profiled)
+    rows, busy = by_kernel(events, profiled), covered_us(events) / profiled / 1e3
+    gpu.told(save(rows, round(busy, 4)))
     if rows:
         print(table_of(rows, options.top))
     print(f"{options.side}, {options.config}, batch {options.batch}, {options.precision}: the GPU works {busy:.3f} ms a step")

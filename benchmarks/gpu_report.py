@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import gpu_ceilings, gpu_kernels, gpu_profile, gpu_step
+from benchmarks import gpu, gpu_ceilings, gpu_kernels, gpu_profile, gpu_step
 from benchmarks.gpu import GPU_RESULTS
 from benchmarks.measure import ROOT, median
 from benchmarks.report import table
@@ -33,12 +33,15 @@ def step_section(record: dict) -> str:
         "the ratios ours is the shorter of both; below 1.00 it is faster than PyTorch.",
         table(header, cells),
     ]
+    missing = [f"{case['config']}, {precision}{', compiled' if compiled else ''}" for case, precision, compiled in record.get("missing", [])]
+    if missing:
+        parts.append(f"The run was stopped before it came to these: {'; '.join(missing)}.")
     failed = [
         f"{row['case']['config']}, {row['precision']}, {gpu_step.SIDES[row['side']]}: {row['failed']}" for row in record["rows"] if "failed" in row
     ]
     if failed:
-        parts.append("Not measured: " + "; ".join(failed) + ".")
-    parts += [f"**The sides do not begin with the same loss**: {line}." for line in gpu_step.losses_apart(record["rows"])]
+        parts.append("Not measured, or not to the end: " + "; ".join(failed) + ".")
+    parts += [f"**The sides do not take the same step; their losses**: {line}." for line in gpu_step.losses_apart(record["rows"])]
     return "\n\n".join(parts)
 
 
@@ -50,7 +53,8 @@ def kernels_section(record: dict) -> str:
         ceilings_section({"rows": ceilings}),
         "What an operation must do is counted from its shapes (`benchmarks/gpu_counts.py`): arrays read and written, in as many passes as it "
         "needs, and the multiplications and additions of its matrix products. *Of its ceiling* is the time that would take at the speed of "
-        "copying, or of cuBLAS's products, whichever is longer, over the time measured.",
+        "copying, or of cuBLAS's products, whichever is longer, over the time measured. Inputs so small that the cache may hold them are marked "
+        "*cache*, and not judged by the speed of copying.",
     ]
     config, batch = configs[0]
     of_step = [
@@ -58,7 +62,9 @@ def kernels_section(record: dict) -> str:
         for name, ours, theirs, ratio, ideal in gpu_kernels.sums(rows, config, ceilings, precision)
     ]
     if of_step:
-        parts.append(f"### {config}, batch {batch}: sums over a training step")
+        only = f", of {', '.join(record['only'])} alone" if record.get("only") else ""
+        parts.append(f"### {config}, batch {batch}: sums over a training step{only}")
+        parts += gpu_kernels.left_out(rows, config, record.get("missing", []))
         parts.append(table(["operation", "minigrad, ms", "PyTorch, ms", "ratio", "of its ceiling"], of_step))
     slow = gpu_kernels.exceptions(rows, ceilings, precision)
     goal = f"{100 * gpu_kernels.ENOUGH:.0f} %"
@@ -111,9 +117,11 @@ def profile_section(record: dict) -> str:
         for row in rows[:TOP]
     ]
     times = ", ".join(f"{name} {median(taken['ms']):.2f} ms" for name, taken in record["times"].items())
-    text = (
-        f"{record['side']}, {case['config']}, batch {case['batch']}, {record['precision']}: a step takes {times}; the GPU works "
-        f"{record['busy_ms']:.2f} ms in a step, on {sum(row['calls'] for row in rows):.0f} kernels and copies of {len(rows)} kinds."
+    text = f"{record['side']}, {case['config']}, batch {case['batch']}, {record['precision']}: a step takes {times}"
+    if record["busy_ms"] is None:
+        return f"{text}. The profiler did not end its work."
+    text += (
+        f"; the GPU works {record['busy_ms']:.2f} ms in a step, on {sum(row['calls'] for row in rows):.0f} kernels and copies of {len(rows)} kinds."
     )
     return text + "\n\n" + table(["kernel", "calls a step", "µs a step", "µs a call", "share"], cells)
 
@@ -129,10 +137,11 @@ SECTIONS: dict[str, tuple[str, Callable[[dict], str]]] = {
 def origin(record: dict) -> str:
     """The card, what drives it, and how the figures came about."""
     e = record["environment"]
+    code = f", code {e['code']}" if "code" in e else ""
     versions = ", ".join(f"{name} {version}" for name, version in e["versions"].items())
     return (
         f"{e['device']}, driver {e.get('driver') or 'unknown'}; Python {e['python']}, {versions}; {e['processors']} processors ({e['processor']}). "
-        f"Measured on {record['date'][:10]} at commit {e['revision'] or 'unknown'}:\n\n```sh\n{record['command']}\n```"
+        f"Measured on {record['date'][:10]} at commit {e['revision'] or 'unknown'}{code}:\n\n```sh\n{record['command']}\n```"
     )
 
 
@@ -144,7 +153,7 @@ def page_of(records: Sequence[tuple[str, dict]]) -> str:
         "writes it anew. Ours and PyTorch's work run in one process and take turns.",
     ]
     known = sorted(
-        ((name, record) for name, record in records if record["benchmark"] in SECTIONS),
+        ((name, record) for name, record in records if record.get("benchmark") in SECTIONS),
         key=lambda pair: (list(SECTIONS).index(pair[1]["benchmark"]), pair[1]["environment"]["device"], pair[0]),
     )
     if not known:
@@ -156,16 +165,32 @@ def page_of(records: Sequence[tuple[str, dict]]) -> str:
         card = record["environment"]["device"].removeprefix("NVIDIA ")
         precision = f", {record['precision']}" if "precision" in record else ""
         side = f", {record['side']}" if "side" in record else ""
-        parts += [f"## {heading}: {card}{precision}{side}", f"{origin(record)}\n\n[Raw figures]({LINK}{name}).", section(record)]
-    others = [f"* [{name}]({LINK}{name}): {record['benchmark']}" for name, record in records if record["benchmark"] not in SECTIONS]
+        text = section(record) if record["rows"] or "times" in record else "The run was stopped before the first case was measured."
+        parts += [f"## {heading}: {card}{precision}{side}", f"{origin(record)}\n\n[Raw figures]({LINK}{name}).", text]
+    # Those of other programs name what they are, or the command: `tests.gpu.sanitize` writes such.
+    others = [
+        f"* [{name}]({LINK}{name}): {record.get('benchmark') or record.get('command') or 'unknown'}"
+        for name, record in records
+        if record.get("benchmark") not in SECTIONS
+    ]
     if others:
         parts.append("## Raw figures of other programs\n\n" + "\n".join(others))
     return "\n\n".join(parts) + "\n"
 
 
+def add_commit(file: Path) -> None:
+    """Write the commit into a file that was measured where none was known, if that is the code that is here."""
+    text = file.read_text(encoding="utf-8")
+    environment, commit = json.loads(text).get("environment", {}), gpu.host()["revision"]
+    if environment.get("code") == gpu.code() and environment["revision"] is None and commit and not commit.endswith("+"):
+        file.write_text(text.replace('"revision": null', f'"revision": "{commit}"', 1), encoding="utf-8")
+
+
 def write(folder: Path, page: Path) -> None:
     """Write the page from the files of a folder."""
     files = sorted(folder.glob("*.json"))
+    for file in files:
+        add_commit(file)
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(page_of([(file.name, json.loads(file.read_text(encoding="utf-8"))) for file in files]), encoding="utf-8")
     print(f"written: {page.relative_to(ROOT) if page.is_relative_to(ROOT) else page}")

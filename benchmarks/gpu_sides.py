@@ -1,8 +1,8 @@
 """One operation on the GPU, ours and PyTorch's, ready to be timed: forward and backward apart, each as a CUDA graph of many calls.
 
 Both sides work on the same memory: (B, H, W, C) for us is channels_last for PyTorch. A graph calls the operation once on each of several copies of
-its inputs and keeps every output, so that the cache holds nothing that the next launch reads, and launching costs nothing. Read next:
-`gpu_kernels.py`, which times them.
+its inputs and keeps every output, so that the cache holds nothing that the next launch reads (but for the smallest), and launching costs nothing.
+Read next: `gpu_kernels.py`, which times them.
 """
 
 from __future__ import annotations
@@ -37,10 +37,15 @@ class Side(NamedTuple):
     first: list[Any]
 
 
+CACHES, MOST_COPIES = 4, 64
+
+
 def copies_of(case: dict, cache: int) -> int:
-    """How many copies of the inputs must be worked through until none is in a cache of so many bytes any more: at least four times what it holds."""
+    """How many copies of the inputs to work through until none is in a cache of so many bytes any more: `CACHES` times what it holds; but no more
+    than `MOST_COPIES`, which of the smallest cases it may hold.
+    """
     traffic = sum(sizes_of(case).values())
-    return int(min(max(1, -(-4 * cache // max(traffic, 1))), 64))
+    return int(min(max(1, -(-CACHES * cache // max(traffic, 1))), MOST_COPIES))
 
 
 class Data:

@@ -4,15 +4,16 @@
                                   [--resume] [--quick]
 
 All sides of a case begin with the same weights and take turns; a figure is the median over the steps of all turns. Compiling a network takes PyTorch
-a minute, so the compiled sides are prepared in the order of the cases until --compile-seconds are spent; the others are named as left out. Read
+a minute, so the compiled sides come after all cases, by themselves, until --compile-seconds are spent; the others are named as left out. Read
 before: `gpu_networks.py`, what a step is.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from benchmarks import gpu, gpu_networks
@@ -36,7 +37,7 @@ MILLISECONDS, FEWEST, MOST = 250.0, 5, 50  # that a turn measures, and steps
 
 
 def prepare(side: str, case: dict, precision: str) -> tuple[Callable[[], Any], float]:
-    """The step of a side, and the loss that its first step begins with (a captured step has taken others before, so its first loss says less)."""
+    """The step of a side, and the loss that it begins with (a captured step has taken others before, at a rate that changes nothing yet)."""
     if side in ("graph", "eager"):
         ours = gpu_networks.OurStep(case, precision)
         step = ours.captured() if side == "graph" else ours
@@ -51,7 +52,10 @@ def sides_of(case: dict, named: Sequence[str] | None) -> list[str]:
 
 
 def measured(case: dict, precision: str, sides: Sequence[str], rounds: int, may_compile: Callable[[], bool]) -> list[dict]:
-    """A row for each side: `{"case", "precision", "side", "turns": [{"ms", "wall_ms"}, ...], "first_loss", "prepared_s"}`, or "failed"."""
+    """A row for each side: `{"case", "precision", "side", "turns": [{"ms", "wall_ms"}, ...], "first_loss", "last_loss", "prepared_s"}`.
+
+    "failed" says why a side has no turns, or not all of them.
+    """
     steps: dict[str, Callable[[], Any]] = {}
     rows: dict[str, dict] = {side: {"case": case, "precision": precision, "side": side} for side in sides}
     for side in sides:
@@ -62,14 +66,21 @@ def measured(case: dict, precision: str, sides: Sequence[str], rounds: int, may_
         try:
             steps[side], rows[side]["first_loss"] = prepare(side, case, precision)
             rows[side].update(prepared_s=round(time.monotonic() - began, 2), turns=[])
-        except Exception as error:  # the other sides are still worth measuring
-            rows[side]["failed"] = failure(error)
-        gpu.free_memory()
-    for _ in range(rounds):
-        for side, step in steps.items():
-            once = timed(step, 1, warm_ups=2)["ms"][0]
-            rows[side]["turns"].append(timed(step, int(min(MOST, max(FEWEST, MILLISECONDS / max(once, 0.01)))), warm_ups=0))
             gpu.free_memory()
+        except Exception as error:  # the other sides are still worth measuring
+            steps.pop(side, None)
+            rows[side]["failed"] = failure(error)
+    for number in range(1, rounds + 1):
+        for side, step in list(steps.items()):
+            try:
+                once = timed(step, 1, warm_ups=2)["ms"][0]
+                rows[side]["turns"].append(timed(step, int(min(MOST, max(FEWEST, MILLISECONDS / max(once, 0.01)))), warm_ups=0))
+                if number == rounds:
+                    rows[side]["last_loss"] = float(step().item())
+                gpu.free_memory()
+            except Exception as error:  # what it has of other turns stays
+                del steps[side]
+                rows[side]["failed"] = f"in turn {number} of {rounds}: {failure(error)}"
     steps.clear()
     if any("turns" in rows[side] for side in MODES if side in rows):
         forget_compiled()
@@ -81,7 +92,6 @@ def forget_compiled() -> None:
     import torch
 
     torch.compiler.reset()
-    gpu.free_memory()
 
 
 # --- what the samples say
@@ -121,13 +131,20 @@ def cells_of(rows: Sequence[dict]) -> tuple[list[str], list[list[Any]]]:
 
 
 def losses_apart(rows: Sequence[dict]) -> list[str]:
-    """The cases whose sides begin with different losses: they would not be the same step."""
+    """The cases whose sides begin with different losses, or where a loss is not finite: they would not be the same step."""
     apart = []
     for case, precision, by_side in groups(rows):
-        first = {side: row["first_loss"] for side, row in by_side.items() if side not in ("graph", "torch-graph") and "first_loss" in row}
+        first = {side: row["first_loss"] for side, row in by_side.items() if "first_loss" in row}
+        last = {f"{side} at last": row["last_loss"] for side, row in by_side.items() if "last_loss" in row}  # after many steps, of each side its own
+        lost = {side: loss for side, loss in last.items() if not math.isfinite(loss)}
         allowed = 1e-3 if precision == "float32" else 3e-2
-        if first and not max(first.values()) - min(first.values()) <= allowed * max(first.values()):
-            apart.append(f"{case['config']}, {precision}: {', '.join(f'{side} {loss:.6g}' for side, loss in first.items())}")
+        # max and min pass over a NaN, so that is asked for before
+        if (
+            lost
+            or not all(map(math.isfinite, first.values()))
+            or (first and max(first.values()) - min(first.values()) > allowed * max(first.values()))
+        ):
+            apart.append(f"{case['config']}, {precision}: {', '.join(f'{side} {loss:.6g}' for side, loss in {**first, **lost}.items())}")
     return apart
 
 
@@ -144,35 +161,44 @@ def main(argv: list[str] | None = None) -> None:
         name, _, size = options.cases[0].split(":")
         options.cases, options.rounds, options.precisions = [f"{name}:2:{size}"], 1, options.precisions[:1]
         options.sides = options.sides or [side for side in SIDES if side not in MODES]
-    before = gpu.kept(NAME, options, rounds=options.rounds)
-    rows: list[dict] = []
-    path, compiling = Path(), 0.0
+    how = {"rounds": options.rounds}
+    jobs = []
+    for compiled in (False, True):  # in the end, since compiling takes long, and may take for ever
+        for text in options.cases:
+            config, batch, size = text.split(":")
+            case = {"config": config, "batch": int(batch), "size": int(size)}
+            if any((side in MODES) == compiled for side in sides_of(case, options.sides)):
+                jobs += [[case, precision, compiled] for precision in options.precisions]
+
+    def asked(job: list) -> list[str]:
+        return [side for side in sides_of(job[0], options.sides) if (side in MODES) == job[2]]
+
+    def complete(job: list, rows: list[dict]) -> bool:  # all sides again where one is missing, since they take turns
+        return set(asked(job)) <= {row["side"] for row in rows if "failed" not in row}
+
+    before, write = gpu.kept(NAME, options, **how), functools.partial(gpu.save, NAME, options=options, argv=argv, **how)
+    cases = gpu.Cases(jobs, lambda row: [row["case"], row["precision"], row["side"] in MODES], complete, before, write)
+    compiling = 0.0
 
     def may_compile() -> bool:
         return compiling < options.compile_seconds
 
-    for text in options.cases:
-        config, batch, size = text.split(":")
-        case = {"config": config, "batch": int(batch), "size": int(size)}
-        for precision in options.precisions:
-            sides = sides_of(case, options.sides)
-            found = [row for row in before if (row["case"], row["precision"]) == (case, precision)]
-            if not set(sides) <= {row["side"] for row in found if "failed" not in row}:  # all of them again, since they take turns
-                found = measured(case, precision, sides, options.rounds, may_compile)
-                compiling += sum(row.get("prepared_s", 0.0) for row in found if row["side"] in MODES)
-            rows += found
-            told = ", ".join(f"{row['side']} {ms:.3f} ms" if (ms := step_ms(row)) is not None else f"{row['side']} -" for row in found)
-            print(f"{text} {precision}: {told}", flush=True)
-            # Each time, since what follows may be stopped; with what the file has of cases that are still to come, or are not asked for.
-            others = [row for row in before if all((row["case"], row["precision"]) != (mine["case"], mine["precision"]) for mine in rows)]
-            path = gpu.save(NAME, rows + others, options, argv, rounds=options.rounds)
-    gpu.told(path)
+    for job in cases.left():
+        case, precision, _ = job
+        found = measured(case, precision, asked(job), options.rounds, may_compile)
+        compiling += sum(row.get("prepared_s", 0.0) for row in found if row["side"] in MODES)
+        told = ", ".join(f"{row['side']} {ms:.3f} ms" if (ms := step_ms(row)) is not None else f"{row['side']} -" for row in found)
+        print(f"{case['config']}:{case['batch']}:{case['size']} {precision}: {told}", flush=True)
+        cases.add(job, found)
+        gpu.free_memory()
+    gpu.told(cases.save())
+    rows = cases.rows()
     print(gpu.text_table(*cells_of(rows)))
     for row in rows:
         if "failed" in row:
             print(f"{row['case']['config']}, {row['precision']}, {row['side']}: {row['failed']}")
     for line in losses_apart(rows):
-        print(f"DIFFERENT first losses: {line}")
+        print(f"DIFFERENT losses: {line}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Run every GPU benchmark with its default cases, then write docs/benchmarks_gpu.md: about 6 minutes on an H100.
+"""Run every GPU benchmark with its default cases, then write docs/benchmarks_gpu.md. How long that takes has not been measured yet.
 
     make bench-gpu                               make bench-gpu ARGS="--quick"         (figures that mean nothing)
     python -m benchmarks.gpu_suite               where CuPy and PyTorch are installed already
@@ -6,16 +6,25 @@
 Each runs in a process of its own; what one cannot measure leaves the others alone. Without a GPU the first one's sentence ends it.
 
 Where a GPU is lent for 30 minutes, and 10 for one call, all there is to know about it comes from these calls, in this order. DIR is a folder (no
-more than 8 files get into it) that outlasts a call; each file is written as soon as there is something for it, so a call may be stopped. Minutes are
-guesses but for the suite's.
+more than 8 files get into it) that outlasts a call; each file is written as soon as there is something for it, so a call may be stopped. The minutes
+are the most that a call takes; starting the machine counts too, a minute or more each time that it was given back, so no time is spent on the results
+between the calls, and what does not fit is left out from the end.
 
-    1. timeout 540 make test-gpu PYTHON_GPU=python3 ARGS="-v --timeout=100" 2>&1 | tee DIR/tests.txt   9 minutes at most
-    2. make bench-gpu PYTHON_GPU=python3 ARGS="--out DIR"                                              6; and if it was stopped, what is left:
-       make bench-gpu PYTHON_GPU=python3 ARGS="--resume --out DIR"                                     DIR holds the files that the first call left
-    3. make sanitize PYTHON_GPU=python3 ARGS="--only memcheck racecheck --timeout 270 --out DIR"       9 at most
-    4. make sanitize PYTHON_GPU=python3 ARGS="--only initcheck synccheck --timeout 150 --out DIR"      5 at most
+    1. timeout -s INT -k 30 530 make test-gpu PYTHON_GPU=python3 ARGS="-v --timeout=100" 2>&1 | tee DIR/tests.txt    9 minutes
+    2. make bench-gpu PYTHON_GPU=python3 ARGS="--seconds 500 --out DIR"                                              9
+    3. make bench-gpu PYTHON_GPU=python3 ARGS="--seconds 200 --resume --out DIR"                                     4; DIR has the files of call 2
+    4. make sanitize PYTHON_GPU=python3 ARGS="--only memcheck --timeout 150 --out DIR"                               3
 
-Then, anywhere: DIR's gpu_*.json go to benchmarks/results/gpu/, and `python -m benchmarks.gpu_report` writes the page.
+Interrupted by INT, the tests still say why some failed; by TERM they say nothing. Then, anywhere: DIR's gpu_*.json go to benchmarks/results/gpu/, and
+`python -m benchmarks.gpu_report` writes the page.
+
+Training needs another 30 minutes. Where a call may carry only so much, CIFAR-10 comes in parts, in calls of their own, and is kept in a temporary
+folder DATA while the machine stays warm. Nothing above compiles the kernels that CuPy makes itself, so a few steps come first and fill its cache; the
+second run is to reach 94 %.
+
+    RUN="python3 -m conformer train --data-dir DATA --device cuda --config cifar-micro --precision tf32 --batch-size 512"
+    $RUN --max-steps 5 --out DIR/short
+    $RUN --epochs 30 --lr 3e-3 --warmup 0.15 --ema 0.995 --cutout 8 --eval-epochs 30 --log-every 50 --out DIR/run
 
 Read next: `gpu.py`, then `gpu_profile.py`.
 """
@@ -30,12 +39,15 @@ from benchmarks import gpu
 from benchmarks.measure import QUICK_RESULTS, run_all
 
 PARTS = {
-    "step": "gpu_step",
     "kernels": "gpu_kernels",
     "kernels-tf32": "gpu_kernels --precision tf32 --configs cifar-micro:512:32 --only conv2d linear scaled_dot_product_attention",
     "profile": "gpu_profile",
+    "step": "gpu_step",
 }
-"""What is run, in this order."""
+"""What is run, in this order: what may take long, since it compiles networks, comes last."""
+
+UNTIL = {"kernels": 0.4, "kernels-tf32": 0.5, "profile": 0.6, "step": 1.0}
+"""The share of --seconds by whose end each of them is stopped; what one does not need is the next one's."""
 
 WHOLE = ("profile",)
 """What has one case only, which no --resume could leave out."""
@@ -47,6 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="these benchmarks")
     parser.add_argument("--quick", action="store_true", help="tiny cases, to see that everything works; written to runs/benchmarks/gpu/")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the JSON files and the page go (default: benchmarks/results/gpu and docs)")
+    parser.add_argument("--seconds", type=float, help="stop after so long, each benchmark after its share; --resume goes on (default: no limit)")
     gpu.resumable(parser)
     options = parser.parse_args(argv)
     gpu.connect()
@@ -54,7 +67,8 @@ def main(argv: list[str] | None = None) -> int:
     handed_on = [*(["--quick"] if options.quick else []), *(["--out", str(folder)] if options.out else [])]
     where = ["--results", str(folder), "--page", str(folder / "benchmarks_gpu.md")] if folder else []
     parts = {name: [*PARTS[name].split(), *(["--resume"] if options.resume and name not in WHOLE else []), *handed_on] for name in options.only}
-    return run_all(parts, ["gpu_report", *where])
+    until = {name: share * options.seconds for name, share in UNTIL.items()} if options.seconds else None
+    return run_all(parts, ["gpu_report", *where], until)
 
 
 if __name__ == "__main__":

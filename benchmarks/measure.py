@@ -375,23 +375,30 @@ def summary(turns: Sequence[dict]) -> str:
 # --- all benchmarks
 
 
-def run_all(programs: Mapping[str, Sequence[str]], report: Sequence[str]) -> int:
+def run_all(programs: Mapping[str, Sequence[str]], report: Sequence[str], until: Mapping[str, float] | None = None) -> int:
     """Run programs of benchmarks/ one after the other, each in a process of its own, then the one that writes the page; how many failed.
 
     Args:
         programs: by what they are called in the progress that is printed: the module's name and its arguments.
         report: the same of the one that writes the page.
+        until: of each program, how many seconds after the start of the first one it is stopped; it counts as failed.
     """
+    start = time.monotonic()
 
-    def fails(command: Sequence[str]) -> bool:
+    def fails(command: Sequence[str], end: float | None = None) -> bool:
         module, *words = command
-        return bool(subprocess.run([sys.executable, "-m", f"benchmarks.{module}", *words], cwd=ROOT).returncode)
+        timeout = None if end is None else max(1.0, start + end - time.monotonic())
+        try:
+            return bool(subprocess.run([sys.executable, "-m", f"benchmarks.{module}", *words], cwd=ROOT, timeout=timeout).returncode)
+        except subprocess.TimeoutExpired:
+            print(f"stopped after {timeout:.0f} s, since its time was over", flush=True)
+            return True
 
     failed = []
     for name, command in programs.items():
         print(f"\n== {name}", flush=True)
         began = time.monotonic()
-        if fails(command):
+        if fails(command, until and until[name]):
             failed.append(name)
         print(f"== {name}: {(time.monotonic() - began) / 60:.1f} minutes", flush=True)
     if fails(report):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 import minigrad
-from benchmarks import gpu, gpu_ceilings, gpu_counts, gpu_kernels, gpu_profile, gpu_report, gpu_sides, gpu_step, gpu_suite, gpu_updates, ops
+from benchmarks import gpu, gpu_ceilings, gpu_counts, gpu_kernels, gpu_profile, gpu_report, gpu_sides, gpu_step, gpu_suite, gpu_updates, measure, ops
 from benchmarks.gpu_counts import BACKWARD, FORWARD, Work, work_of
 from benchmarks.measure import ROOT
 from conformer.config import named_config
@@ -154,6 +155,41 @@ def test_a_side_that_fails_leaves_the_other(device: object, monkeypatch: pytest.
     assert all(row["failed"] == {"torch": "KeyError: 'gelu'"} and list(row["ms"]) == ["minigrad"] for row in rows)
 
 
+@pytest.mark.parametrize("at", ["data", "synchronise", "comparison", "backward"])
+def test_whatever_fails_in_a_case_is_written_beside_what_does_not(at: str, device: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("it")
+
+    calls = []
+
+    def enough(launch: object) -> list[float]:
+        calls.append(launch)
+        return fail() if len(calls) == 3 else [1.0]  # type: ignore[return-value]  # forward of both sides, then ours backward
+
+    monkeypatch.setattr(gpu_kernels, "enough", enough if at == "backward" else lambda launch: [1.0])
+    place = {"data": (gpu_sides, "Data"), "synchronise": (gpu, "synchronise"), "comparison": (gpu_sides, "differences")}
+    if at in place:
+        monkeypatch.setattr(*place[at], fail)
+    forward, backward = gpu_kernels.measured(case_of("gelu", given([2, 4]), [2, 4]), rounds=1, cache=0)
+    both = {name: "RuntimeError: it" for name in ("minigrad", "torch")}
+    if at == "backward":
+        assert len(forward["ms"]) == 2 and list(backward["ms"]) == ["torch"] and backward["failed"] == {"minigrad": "RuntimeError: it"}
+    elif at == "comparison":
+        assert forward["failed"] == {"comparison": "RuntimeError: it"} and len(forward["ms"]) == len(backward["ms"]) == 2
+    else:
+        assert forward["failed"] == backward["failed"] == both and forward["ms"] == backward["ms"] == {}
+
+
+def test_an_operation_that_is_not_there_is_refused_before_anything_is_measured(
+    device: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu_ceilings, "measure_ceilings", lambda quick: pytest.fail("the ceilings are measured"))
+    with pytest.raises(SystemExit) as exit:
+        gpu_kernels.main(["--out", str(tmp_path), "--only", "gelu", "convd"])
+    assert exit.value.code == 2 and "invalid choice: 'convd'" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_views_of_the_same_memory_keep_their_order(device: object) -> None:
     head_wise = {"shape": [2, 3, 5, 4], "kind": "f", "order": [0, 2, 1, 3], "needs": True}
     data = gpu_sides.Data(case_of("scaled_dot_product_attention", [head_wise] * 3 + [None, None], [2, 3, 5, 4], dropout_p=0.0, scale=None), 2)
@@ -168,6 +204,18 @@ def test_views_of_the_same_memory_keep_their_order(device: object) -> None:
 def test_enough_copies_that_the_cache_holds_none() -> None:
     case = case_of("gelu", given([1000]), [1000])  # 8,000 bytes
     assert [gpu_sides.copies_of(case, cache) for cache in (0, 1000, 20_000, 10**9)] == [1, 1, 10, 64]
+
+
+def test_what_the_cache_may_hold_all_the_same_is_marked_and_not_judged_by_memory(device: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_kernels, "enough", lambda launch: [1.0])
+    case = case_of("gelu", given([10]), [10])  # 80 bytes, at most 64 times
+    for cache, held in ((0, False), (64 * 80 // 4, False), (64 * 80 // 4 + 1, True)):
+        rows = gpu_kernels.measured(case, rounds=1, cache=cache)
+        assert [row["in_cache"] for row in rows] == [held, held]
+        assert {gpu_kernels.summary(row, CEILINGS, "float32")["bound"] for row in rows} == {"cache" if held else "memory"}
+        assert len(gpu_kernels.exceptions(rows, CEILINGS, "float32")) == (0 if held else 2)
+    page = gpu_report.page_of([("a.json", made_up("gpu_kernels", rows, ceilings=CEILINGS, precision="float32"))])
+    assert "of the speed of copying: 0 of 0" in page and " % (cache) |" in page
 
 
 def test_the_largest_call_of_each_operation_stands_for_the_further_networks(tiny_network: str) -> None:
@@ -188,11 +236,47 @@ def test_all_sides_begin_with_the_same_loss(device: object, tiny_network: str, m
     case = {"config": tiny_network, "batch": 2, "size": 32}
     rows = gpu_step.measured(case, "float32", ["graph", "eager", "torch", "torch-compile"], 1, lambda: False)
     assert gpu_step.losses_apart(rows) == [] and rows[1]["first_loss"] == pytest.approx(rows[2]["first_loss"], rel=1e-4)
-    assert rows[0]["first_loss"] < rows[1]["first_loss"]  # the calls before the capture were steps
+    assert rows[0]["first_loss"] < rows[1]["first_loss"]  # the calls before the capture were steps, which move a loss by little
     assert [len(row["turns"]) for row in rows[:3]] == [1, 1, 1] and "spent" in rows[3]["failed"]
     assert all(row["turns"][0]["ms"][0] < row["first_loss"] for row in rows[:3])  # each call took a step
+    assert all(row["last_loss"] < row["turns"][0]["ms"][0] for row in rows[:3])
     rows[2]["first_loss"] *= 1.01
     assert "torch" in gpu_step.losses_apart(rows)[0]
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({}, None),
+        ({"torch": {"first_loss": 2.3005}}, None),
+        ({"torch": {"first_loss": float("nan")}}, "graph 2.3, eager 2.3, torch nan, torch-graph 2.3"),
+        ({"graph": {"first_loss": float("nan")}}, "graph nan, eager 2.3, torch 2.3, torch-graph 2.3"),
+        ({"torch-graph": {"first_loss": 0.0}}, "graph 2.3, eager 2.3, torch 2.3, torch-graph 0"),
+        ({"eager": {"last_loss": float("inf")}}, "graph 2.3, eager 2.3, torch 2.3, torch-graph 2.3, eager at last inf"),
+        ({"eager": {"last_loss": 1.1}}, None),  # it has taken more steps than the others
+    ],
+)
+def test_every_side_s_losses_are_compared_and_must_be_numbers(changed: dict[str, dict], told: str | None) -> None:
+    about = {"case": {"config": "cifar-micro", "batch": 512, "size": 32}, "precision": "float32", "first_loss": 2.3, "last_loss": 2.2}
+    rows = [{**about, "side": side, **changed.get(side, {})} for side in ("graph", "eager", "torch", "torch-graph")]
+    assert gpu_step.losses_apart(rows) == ([] if told is None else [f"cifar-micro, float32: {told}"])
+
+
+def test_a_side_that_fails_in_a_later_turn_keeps_what_it_has_and_leaves_the_others(
+    device: object, tiny_network: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def timed(step: Callable, steps: int, warm_ups: int) -> dict:
+        calls.append(step)
+        if len(calls) == 5:  # of the two sides, each of which is called twice a turn
+            raise RuntimeError("an illegal memory access")
+        return {"ms": [1.0], "wall_ms": 1.0}
+
+    monkeypatch.setattr(gpu_step, "timed", timed)
+    graph, eager = gpu_step.measured({"config": tiny_network, "batch": 2, "size": 32}, "float32", ["graph", "eager"], 3, lambda: False)
+    assert graph["failed"] == "in turn 2 of 3: RuntimeError: an illegal memory access" and len(graph["turns"]) == 1
+    assert "failed" not in eager and len(eager["turns"]) == 3 and gpu_step.step_ms(graph) == 1.0
 
 
 def test_a_profile_says_how_long_a_step_takes(
@@ -208,6 +292,27 @@ def test_a_profile_says_how_long_a_step_takes(
     assert "torch, tiny, batch 2, float32: the GPU works 0.004 ms a step" in capsys.readouterr().out
 
 
+def test_a_profile_has_every_time_before_the_profiler_is_attached(
+    device: object, tiny_network: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_: object) -> None:
+        raise Stopped
+
+    monkeypatch.setattr(gpu_profile, "trace_of", crash)
+    words = ["--quick", "--config", tiny_network, "--out", str(tmp_path / "profile.json")]
+    with pytest.raises(Stopped):
+        gpu_profile.main(words)
+    record = json.loads((tmp_path / "profile.json").read_text())
+    assert list(record["times"]) == ["eager", "captured"] and record["rows"] == [] and record["busy_ms"] is None
+    assert "The profiler did not end its work." in gpu_report.page_of([("profile.json", record)])
+    monkeypatch.setattr(
+        gpu_profile, "trace_of", lambda step, calls: [step() for _ in range(calls)] and EVENTS
+    )  # uncaptured steps after captured ones
+    gpu_profile.main(words)
+    record = json.loads((tmp_path / "profile.json").read_text())
+    assert list(record["times"]) == ["eager", "captured"] and record["rows"] == gpu_profile.by_kernel(EVENTS, 2)
+
+
 def test_which_sides_are_compiled_unasked() -> None:
     micro, small = ({"config": name, "batch": 1, "size": 32} for name in ("cifar-micro", "cifar-small"))
     assert gpu_step.sides_of(micro, None) == ["graph", "eager", "torch", "torch-graph", "torch-compile"]
@@ -218,7 +323,8 @@ def test_which_sides_are_compiled_unasked() -> None:
 def test_the_suite_runs_every_program_and_counts_those_that_fail(device: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     commands: list[list[str]] = []
 
-    def run(command: list[str], cwd: Path) -> subprocess.CompletedProcess:
+    def run(command: list[str], cwd: Path, timeout: float | None) -> subprocess.CompletedProcess:
+        assert timeout is None
         commands.append(command[2:])
         return subprocess.CompletedProcess(command, int(command[2] == "benchmarks.gpu_step"))
 
@@ -230,25 +336,48 @@ def test_the_suite_runs_every_program_and_counts_those_that_fail(device: object,
     assert only and set(only[0]) <= gpu_counts.NAMES.keys()
 
 
+def test_the_suite_stops_a_benchmark_at_the_end_of_its_share_and_goes_on(
+    device: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now, given = 0.0, {}
+
+    def run(command: list[str], cwd: Path, timeout: float | None) -> subprocess.CompletedProcess:
+        nonlocal now
+        given[command[2].removeprefix("benchmarks.")] = timeout
+        if "gpu_step" in command[2] and timeout:
+            now += timeout
+            raise subprocess.TimeoutExpired(command, timeout)
+        now += 30
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(measure.time, "monotonic", lambda: now)
+    assert gpu_suite.main(["--seconds", "100", "--only", "kernels", "profile", "step", "--out", str(tmp_path)]) == 1
+    assert given == {"gpu_kernels": 40, "gpu_profile": 30, "gpu_step": 40, "gpu_report": None}
+    told = capsys.readouterr()
+    assert "stopped after 40 s" in told.out and told.err == "failed: step\n"
+    assert gpu_suite.UNTIL.keys() == gpu_suite.PARTS.keys() and sorted(gpu_suite.UNTIL.values()) == list(gpu_suite.UNTIL.values())
+
+
 # --- files
 
 
 def small_suite(monkeypatch: pytest.MonkeyPatch, config: str) -> None:
     """The suite's programs on one tiny network, in this process, with the emulator as the GPU."""
     parts = {
-        "step": f"gpu_step --cases {config}:2:32 --sides graph",
         "kernels": f"gpu_kernels --configs {config}:2:32 --only gelu",
         "kernels-tf32": f"gpu_kernels --precision tf32 --configs {config}:2:32 --only gelu",
         "profile": f"gpu_profile --config {config}",
+        "step": f"gpu_step --cases {config}:2:32 --sides graph",
     }
-    assert parts.keys() == gpu_suite.PARTS.keys() and all(parts[name].split()[0] == gpu_suite.PARTS[name].split()[0] for name in parts)
+    assert list(parts) == list(gpu_suite.PARTS) and all(parts[name].split()[0] == gpu_suite.PARTS[name].split()[0] for name in parts)
     monkeypatch.setattr(gpu_suite, "PARTS", parts)
     monkeypatch.setattr(gpu_profile, "trace_of", lambda step, calls: EVENTS)
     monkeypatch.setattr(gpu_step, "FEWEST", 1)
     for module in (gpu_kernels, gpu_step):
         monkeypatch.setattr(module, "MILLISECONDS", 0.0)
 
-    def run(command: list[str], cwd: Path) -> subprocess.CompletedProcess:
+    def run(command: list[str], cwd: Path, timeout: float | None) -> subprocess.CompletedProcess:
         importlib.import_module(command[2]).main(command[3:])
         return subprocess.CompletedProcess(command, 0)
 
@@ -261,7 +390,7 @@ def test_all_that_the_suite_writes_is_in_the_folder_it_is_given(
     elsewhere, folder = tmp_path / "elsewhere", tmp_path / "given"
     for module, name in ((gpu, "GPU_RESULTS"), (gpu, "QUICK_RESULTS"), (gpu_suite, "QUICK_RESULTS"), (gpu_report, "PAGE")):
         monkeypatch.setattr(module, name, elsewhere / name)
-    gpu._host()  # it asks git, by the function that is replaced next
+    gpu.host()  # it asks git, by the function that is replaced next
     small_suite(monkeypatch, tiny_network)
     assert gpu_suite.main(["--quick", "--out", str(folder)]) == 0
     names = ["gpu_kernels-the-emulator-float32", "gpu_kernels-the-emulator-tf32", f"gpu_profile-the-emulator-minigrad-{tiny_network}-float32"]
@@ -330,56 +459,133 @@ def test_operations_measured_before_the_program_was_stopped_are_kept(
     monkeypatch.setattr(gpu_kernels, "measured", stopped)
     with pytest.raises(Stopped):
         gpu_kernels.main([*words, "--resume"])
-    assert second == wanted[1:2] and "failed" not in rows_of(tmp_path)[-1]  # what failed is tried again
+    assert len(wanted) == 4 and second == wanted[3:]  # before what failed, and what the first run was stopped in
     third, complete = stopping(measure, 100)
     monkeypatch.setattr(gpu_kernels, "measured", complete)
     gpu_kernels.main([*words, "--resume"])
-    assert third == wanted[2:] and rows_of(tmp_path)[:2] == record["rows"][:2]
+    assert third == [wanted[2], wanted[1]]  # a run was stopped in both; of one there are rows, if only of one side
+    assert rows_of(tmp_path)[:2] == record["rows"][:2]
+    assert not any("failed" in row for row in rows_of(tmp_path)) and [row["case"] for row in rows_of(tmp_path) if row["pass"] != BACKWARD] == wanted
+    before = len(third)
     gpu_kernels.main([*words[:-3], *words[-2:], "--resume"])  # without adamw
-    assert third == wanted[2:] and {row["case"]["op"] for row in rows_of(tmp_path)} == {"gelu", "softmax", "adamw"}
+    assert len(third) == before and {row["case"]["op"] for row in rows_of(tmp_path)} == {"gelu", "softmax", "adamw"}
+    assert json.loads(file.read_text())["only"] == ["adamw", "gelu", "softmax"]
 
     capsys.readouterr()
     monkeypatch.setattr(gpu, "code", lambda: "another")
     gpu_kernels.main([*words, "--resume"])
-    assert third == wanted[2:] + wanted and "is measured anew, since it is of code " in capsys.readouterr().out
+    assert third[before:] == wanted and "is measured anew, since it is of code " in capsys.readouterr().out
     gpu_kernels.main(words)
-    assert third == wanted[2:] + 2 * wanted
+    assert third[before:] == 2 * wanted
 
 
 def test_steps_measured_before_the_program_was_stopped_are_kept(
     device: object, tiny_network: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers = {"graph": {"turns": [{"ms": [1.0], "wall_ms": 1.0}], "first_loss": 2.0, "prepared_s": 70.0}}
-    answers["torch-compile"] = {**answers["graph"], "first_loss": 2.0}
-    calls: list[tuple[str, bool]] = []
+    answer = {"turns": [{"ms": [1.0], "wall_ms": 1.0}], "first_loss": 2.0, "prepared_s": 70.0}
+    calls: list[tuple[str, str, bool]] = []
+    most = 100
 
     def measured(case: dict, precision: str, sides: list[str], rounds: int, may_compile: Callable[[], bool]) -> list[dict]:
-        if len(calls) == 3:
+        if len(calls) == most:
             raise Stopped
-        calls.append((precision, may_compile()))
-        kept = {side: answers[side] if side == "graph" or may_compile() else {"failed": "left out"} for side in sides}
-        return [{"case": case, "precision": precision, "side": side, **answer} for side, answer in kept.items()]
+        (side,) = sides
+        calls.append((precision, side, may_compile()))
+        kept = answer if side == "graph" or may_compile() else {"failed": "left out"}
+        return [{"case": case, "precision": precision, "side": side, **kept}]
+
+    def in_file() -> list[tuple[str, str, bool]]:
+        return [(row["precision"], row["side"], "failed" in row) for row in rows_of(tmp_path)]
 
     monkeypatch.setattr(gpu_step, "measured", measured)
     words = ["--cases", f"{tiny_network}:2:32", "--sides", "graph", "torch-compile", "--compile-seconds", "100", "--out", str(tmp_path)]
     gpu_step.main(words)
-    assert calls == [("float32", True), ("tf32", True), ("bf16", False)]
+    compiled = [("float32", "torch-compile", True), ("tf32", "torch-compile", True), ("bf16", "torch-compile", False)]
+    assert calls == [(precision, "graph", True) for precision in PRECISIONS] + compiled  # what is compiled comes last
     calls.clear()
     gpu_step.main([*words, "--resume"])
-    assert calls == [("bf16", True)]  # it was left out when 140 s were spent, which this run has not
-    assert [(row["precision"], row["side"], "failed" in row) for row in rows_of(tmp_path)] == [
-        (precision, side, False) for precision in PRECISIONS for side in ("graph", "torch-compile")
-    ]
-    calls[:] = [("", True)] * 2
+    assert calls == [("bf16", "torch-compile", True)]  # it was left out when 140 s were spent, which this run has not
+    everything = [(precision, side, False) for side in ("graph", "torch-compile") for precision in PRECISIONS]
+    assert in_file() == everything
+    calls.clear()
+    most = 1
     with pytest.raises(Stopped):
         gpu_step.main(words)
-    assert [row["precision"] for row in rows_of(tmp_path)] == ["float32"] * 2  # not to be resumed, it begins anew
+    assert in_file() == everything[:1]  # not to be resumed, it begins anew
+    (file,) = tmp_path.glob("*.json")
+    page = gpu_report.page_of([(file.name, json.loads(file.read_text()))])
+    assert f"before it came to these: {tiny_network}, tf32; {tiny_network}, bf16; {tiny_network}, float32, compiled" in page
     calls.clear()
+    most = 100
     gpu_step.main([*words, "--resume", "--precisions", "bf16"])
-    assert [row["precision"] for row in rows_of(tmp_path)] == ["bf16"] * 2 + ["float32"] * 2 and calls == [("bf16", True)]
+    assert in_file() == [everything[2], everything[5], everything[0]] and [call[0] for call in calls] == ["bf16"] * 2
     calls.clear()
     gpu_step.main([*words, "--resume", "--rounds", "1", "--precisions", "bf16"])
-    assert [row["precision"] for row in rows_of(tmp_path)] == ["bf16"] * 2  # other turns than those of the file
+    assert in_file() == [everything[2], everything[5]]  # other turns than those of the file
+
+
+def test_a_case_that_ends_the_process_is_begun_last_by_every_later_run(device: object, tmp_path: Path) -> None:
+    """By two of them too: neither may keep the others from being measured."""
+    options = gpu.resumable(gpu.arguments(None)).parse_args(["--resume", "--out", str(tmp_path)])
+    deadly, order = {"b", "c"}, []
+
+    def run() -> None:
+        def write(rows: list[dict], **more: object) -> Path:
+            return gpu.save("some", rows, options, [], **more)
+
+        cases = gpu.Cases(list("abcde"), lambda row: row["case"], lambda _, rows: "failed" not in rows[0], gpu.kept("some", options), write)
+        for case in cases.left():
+            order.append(case)
+            if case in deadly:
+                raise Stopped
+            cases.add(case, [{"case": case, **({"failed": "it"} if case == "d" else {})}])
+        cases.save()
+
+    for begun in ("ab", "c", "deb", "db"):
+        order.clear()
+        with pytest.raises(Stopped):
+            run()
+        assert "".join(order) == begun
+    record = json.loads(next(tmp_path.glob("*.json")).read_text())
+    assert record["missing"] == ["b", "c"] and record["begun"] == ["b", "c"]
+    deadly.clear()
+    order.clear()
+    run()
+    assert order == ["d", "b", "c"]
+    record = json.loads(next(tmp_path.glob("*.json")).read_text())
+    assert record["missing"] == record["begun"] == [] and [row["case"] for row in record["rows"]] == list("abcde")
+
+
+def test_a_case_after_which_the_gpu_answers_no_more_ends_the_program_and_comes_last(
+    device: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: object) -> None:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    def captured(launch: object) -> list[float]:
+        monkeypatch.setattr(gpu, "synchronise", lost)
+        return lost()  # type: ignore[return-value]
+
+    monkeypatch.setattr(gpu_ceilings, "measure_ceilings", lambda quick: CEILINGS)
+    monkeypatch.setattr(gpu_kernels, "enough", captured)
+    cases = [case_of(op, given([2, 4]), [2, 4]) for op in ("gelu", "softmax")]
+    cases[1]["values"] = {"axis": -1}
+    monkeypatch.setattr(gpu_kernels, "cases_of", lambda configs, only: cases)
+    with pytest.raises(SystemExit, match="the same command with --resume goes on with other cases"):
+        gpu_kernels.main(["--out", str(tmp_path)])
+    (file,) = tmp_path.glob("*.json")
+    record = json.loads(file.read_text())
+    why = "RuntimeError: an illegal memory access was encountered"
+    assert [row["failed"] for row in record["rows"]] == [{"minigrad": why, "torch": why}] * 2 and record["begun"] == cases[:1]
+    monkeypatch.undo()
+    with minigrad.emulated(build="plain"):
+        monkeypatch.setattr(gpu_kernels, "MILLISECONDS", 0.0)
+        monkeypatch.setattr(gpu_ceilings, "measure_ceilings", lambda quick: CEILINGS)
+        monkeypatch.setattr(gpu_kernels, "cases_of", lambda configs, only: cases)
+        order, measure = stopping(gpu_kernels.measured, 2)
+        monkeypatch.setattr(gpu_kernels, "measured", measure)
+        gpu_kernels.main(["--resume", "--out", str(tmp_path)])
+    assert order == cases[::-1] and not any("failed" in row for row in rows_of(tmp_path))
 
 
 def test_a_file_that_is_being_written_when_the_program_is_stopped_stays_what_it_was(
@@ -391,7 +597,7 @@ def test_a_file_that_is_being_written_when_the_program_is_stopped_stays_what_it_
     monkeypatch.setattr(Path, "write_text", lambda path, text: write(path, text[: len(text) // 2]) and (_ for _ in ()).throw(Stopped))
     with pytest.raises(Stopped):
         gpu.save("some", [{"a": 1}, {"a": 2}], options, [])
-    assert gpu.kept("some", options) == [{"a": 1}]
+    assert gpu.kept("some", options)["rows"] == [{"a": 1}]
 
 
 # --- what is made of the samples
@@ -471,7 +677,7 @@ def test_passes_are_judged_by_what_they_wait_for() -> None:
     assert (slow["case"]["op"], slow["pass"]) == ("gelu", BACKWARD)
     of_step = {row[0]: row[1:] for row in gpu_kernels.sums(kernel_rows(), "cifar-nano", CEILINGS, "float32")}
     assert of_step["gelu backward"] == pytest.approx([0.036, 0.03, 1.2, 0.018])  # three calls
-    assert of_step["all"][:2] == pytest.approx([3 * 0.217, 3 * 0.414])
+    assert of_step["all of these"][:2] == pytest.approx([3 * 0.217, 3 * 0.414])
 
 
 def test_the_page_says_what_the_files_hold(tmp_path: Path) -> None:
@@ -489,8 +695,8 @@ def test_the_page_says_what_the_files_hold(tmp_path: Path) -> None:
     gpu_report.main(["--results", str(tmp_path), "--page", str(tmp_path / "page.md")])
     page = (tmp_path / "page.md").read_text()
     assert "| cifar-micro, 512 of 32x32, tf32 | 5 | 50 | 10 | – | 0.50 | 0.50 |" in page
-    assert "Not measured: cifar-micro, tf32, torch.compile: left out: the time for compiling was spent." in page
-    assert "do not begin with the same loss**: cifar-micro, tf32: eager 2, torch 2.5." in page
+    assert "Not measured, or not to the end: cifar-micro, tf32, torch.compile: left out: the time for compiling was spent." in page
+    assert "do not take the same step; their losses**: cifar-micro, tf32: graph 2, eager 2, torch 2.5." in page
     assert "copies memory at 2 GB/s" in page and "float32 0, tf32 0, bf16 0" in page
     assert "below 70 % of the speed of copying: 1 of 2" in page and "| gelu, backward | 3 | 12 | 50 % |" in page
     assert "| linear 100x10 50x10, forward | 3 | 200 | 400 | 0.50 |" in page
@@ -498,6 +704,75 @@ def test_the_page_says_what_the_files_hold(tmp_path: Path) -> None:
     assert page.count("NVIDIA A1, driver 1.2; Python 3.12.1, cupy 14.2, torch 2.11; 16 processors (A processor).") == 4
     assert page.endswith("* [something else.json](../benchmarks/results/gpu/something else.json): something else\n")
     assert "--quick" not in page and "No figure" not in page
+
+
+def test_the_page_says_what_its_sums_leave_out() -> None:
+    rows = [{**row, "case": {**row["case"], "config": "cifar-nano"}} for row in kernel_rows()]
+    whole = made_up("gpu_kernels", rows, ceilings=CEILINGS, precision="float32", missing=[], only=None)
+    page = gpu_report.page_of([("a.json", whole)])
+    assert "### cifar-nano, batch 64: sums over a training step\n\n| operation" in page and "| all of these |" in page
+    further = case_of("gelu", given([5]), [5])
+    missing = [further, {**further, "op": "softmax"}, {**further, "config": "cifar-micro"}, {**further, "where": "after the training step"}]
+    rows[1] = {**rows[1], "ms": {"minigrad": [1.0]}, "failed": {"torch": "it"}}
+    page = gpu_report.page_of([("a.json", {**whole, "rows": rows, "missing": missing, "only": ["gelu", "linear"]})])
+    assert "### cifar-nano, batch 64: sums over a training step, of gelu, linear alone" in page
+    assert "Only 2 of 4 cases have been measured.\n\nLeft out, since a side failed: gelu backward.\n\n| operation" in page
+    assert "| gelu backward |" not in page
+    nothing = gpu_report.page_of([("a.json", {**whole, "rows": [], "missing": missing})])
+    assert "The run was stopped before the first case was measured." in nothing
+
+
+def test_the_page_names_files_of_other_kinds(tmp_path: Path) -> None:
+    (tmp_path / "sanitize-all.json").write_text(json.dumps({"device": "A", "command": "python -m tests.gpu.sanitize", "tools": []}))
+    gpu_report.main(["--results", str(tmp_path), "--page", str(tmp_path / "page.md")])
+    assert "sanitize-all.json): python -m tests.gpu.sanitize\n" in (tmp_path / "page.md").read_text()
+
+
+def test_a_file_without_a_commit_gets_the_one_whose_code_was_measured(device: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = {**gpu.host(), "revision": None}
+    monkeypatch.setattr(gpu, "host", lambda: host)
+    gpu.save("gpu_ceilings", CEILINGS, gpu.arguments(None).parse_args(["--out", str(tmp_path)]), [])
+    (file,) = tmp_path.glob("*.json")
+    monkeypatch.setattr(gpu, "driver_version", lambda: None)
+
+    def page() -> str:
+        gpu_report.write(tmp_path, tmp_path / "page.md")
+        return (tmp_path / "page.md").read_text()
+
+    assert f"at commit unknown, code {gpu.code()}:" in page()
+    host["revision"] = "abcdef+"
+    assert "at commit unknown" in page()
+    code = gpu.code()
+    host["revision"] = "abcdef"
+    monkeypatch.setattr(gpu, "code", lambda: "another")
+    assert "at commit unknown" in page()
+    monkeypatch.setattr(gpu, "code", lambda: code)
+    assert f"at commit abcdef, code {code}:" in page()
+    host["revision"] = "later"
+    assert f"at commit abcdef, code {code}:" in page() and json.loads(file.read_text())["rows"] == CEILINGS
+
+
+def test_what_is_hashed_is_what_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of benchmarks/ that the measuring programs import, however they do it, and neither the page's program nor the suite."""
+    imported, waiting = set(), ["gpu_kernels", "gpu_step", "gpu_profile", "gpu_ceilings"]
+    while waiting:
+        module = waiting.pop()
+        imported.add(module)
+        for node in ast.walk(ast.parse((ROOT / "benchmarks" / f"{module}.py").read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] == "benchmarks":
+                names = [node.module.partition(".")[2]] if "." in node.module else [alias.name for alias in node.names]
+                waiting += [name for name in names if name not in imported]
+    assert imported == set(gpu.MEASURING)
+    for folder in ("minigrad", "conformer", "benchmarks"):
+        (tmp_path / folder).mkdir()
+    for module in [*gpu.MEASURING, "gpu_report"]:
+        (tmp_path / "benchmarks" / f"{module}.py").touch()
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    codes = []
+    for file in ("benchmarks/gpu_report.py", "benchmarks/gpu_sides.py", "minigrad/a.cu"):
+        codes.append(gpu.code.__wrapped__())
+        (tmp_path / file).write_text("changed")
+    assert len(set(codes)) == 2 and codes[0] == codes[1] and gpu.code.__wrapped__() not in codes
 
 
 def test_the_page_says_when_there_is_no_figure_or_a_quick_one() -> None:
