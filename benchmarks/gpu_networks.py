@@ -96,7 +96,7 @@ def torch_step(case: dict, precision: str = "float32", compiled: str | None = No
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     images, labels = (torch.from_numpy(array).to(device) for array in batch_of(case))
     images = images.permute(0, 3, 1, 2)  # channels_last
-    optimizer = optimizer_of(model, config.lr, config.weight_decay)
+    optimizer = optimizer_of(model, learner.begin_step(), config.weight_decay)  # steps before a capture are taken at this rate
     parameters, half, smoothing = list(model.parameters()), precision == "bf16", config.label_smoothing
 
     def loss_of() -> torch.Tensor:

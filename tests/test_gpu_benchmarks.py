@@ -15,7 +15,22 @@ import pytest
 import torch
 
 import minigrad
-from benchmarks import gpu, gpu_ceilings, gpu_counts, gpu_kernels, gpu_profile, gpu_report, gpu_sides, gpu_step, gpu_suite, gpu_updates, measure, ops
+from benchmarks import (
+    gpu,
+    gpu_ceilings,
+    gpu_counts,
+    gpu_kernels,
+    gpu_networks,
+    gpu_profile,
+    gpu_report,
+    gpu_sides,
+    gpu_step,
+    gpu_suite,
+    gpu_updates,
+    measure,
+    ops,
+    torch_model,
+)
 from benchmarks.gpu_counts import BACKWARD, FORWARD, Work, work_of
 from benchmarks.measure import ROOT
 from conformer.config import named_config
@@ -277,6 +292,18 @@ def test_a_side_that_fails_in_a_later_turn_keeps_what_it_has_and_leaves_the_othe
     graph, eager = gpu_step.measured({"config": tiny_network, "batch": 2, "size": 32}, "float32", ["graph", "eager"], 3, lambda: False)
     assert graph["failed"] == "in turn 2 of 3: RuntimeError: an illegal memory access" and len(graph["turns"]) == 1
     assert "failed" not in eager and len(eager["turns"]) == 3 and gpu_step.step_ms(graph) == 1.0
+
+
+def test_pytorch_s_steps_before_a_capture_are_at_the_rate_of_the_first_step(
+    device: object, tiny_network: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates, make = [], torch_model.optimizer_of
+    monkeypatch.setattr(torch_model, "optimizer_of", lambda model, rate, decay: rates.append(rate) or make(model, rate, decay))
+    case = {"config": tiny_network, "batch": 2, "size": 32}
+    gpu_networks.torch_step(case)
+    ours = gpu_networks.OurStep(case)
+    ours.captured()
+    assert rates == [ours._learner.learning_rate] and rates[0] < gpu_networks.RATE / 1000
 
 
 def test_a_profile_says_how_long_a_step_takes(
