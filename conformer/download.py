@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -83,8 +84,8 @@ def fetch(archive: str, md5: str, folder: Path, say: Callable[[str], None]) -> P
 def _remove_unfinished(folder: Path) -> None:
     """Remove what downloads that were killed have left in `folder`: pooch's temporary files, but those to which data may still be coming."""
     for path in folder.glob("tmp????????"):
-        with contextlib.suppress(FileNotFoundError):  # another process was faster
-            if path.is_file() and time.time() - path.stat().st_mtime > 2 * STALL_SECONDS:
+        with contextlib.suppress(OSError):  # another process was faster, or it is another user's
+            if re.fullmatch("tmp[a-z0-9_]{8}", path.name) and path.is_file() and time.time() - path.stat().st_mtime > 2 * STALL_SECONDS:
                 path.unlink()
 
 

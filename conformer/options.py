@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -140,7 +141,7 @@ class TrainConfig:
 
 def plain(config: TrainConfig) -> dict[str, Any]:
     """The options as JSON has them. Paths in full: a run may be resumed from elsewhere."""
-    values = asdict(config) | {name: (path := getattr(config, name)) and path.absolute() for name in ("data_dir", "finetune")}
+    values = asdict(config) | {name: (path := getattr(config, name)) and os.path.abspath(path) for name in ("data_dir", "finetune")}
     return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
@@ -157,7 +158,7 @@ def resumed(run: Path, values: Mapping[str, Any], dataset: str | None, given: Ma
     Args:
         run: its folder.
         values: what `plain` made of its options.
-        dataset: the data set that it was trained on: what "auto" came to is not chosen again.
+        dataset: the data set that it was trained on: what "auto" came to is not chosen again. None before the first checkpoint.
         given: options to go on with; those not in `MAY_CHANGE` must be what they were.
 
     Raises:
@@ -167,16 +168,17 @@ def resumed(run: Path, values: Mapping[str, Any], dataset: str | None, given: Ma
         config = from_plain(values)
     except (TypeError, ValueError) as error:
         raise ValueError(f"the run in {run} has options that this version of the program does not ({error})") from error
+    may_change = MAY_CHANGE if dataset else MAY_CHANGE | {"finetune"}  # which nothing needs any more after the first checkpoint
     for option, value in given.items():
         if option not in {field.name for field in fields(TrainConfig)}:
             raise ValueError(f"there is no option {option!r}; see TrainConfig for the list")
         old = getattr(config, option)
         same = (old, dataset, "auto") if option == "dataset" else (old,)
-        if option not in MAY_CHANGE and (value.absolute() if isinstance(value, Path) else value) not in same:
+        if option not in may_change and (Path(os.path.abspath(value)) if isinstance(value, Path) else value) not in same:
             name = f"--{option.replace('_', '-')}"
             was = f"without {name}" if old is None else f"with {name} {old}"
             raise ValueError(
                 f"the run in {run} was started {was}, not with {value}: leave {name} out to go on with it, or start another run with --out"
             )
-    changed = {option: value for option, value in given.items() if option in MAY_CHANGE}
+    changed = {option: value for option, value in given.items() if option in may_change}
     return replace(config, **changed, dataset=dataset or config.dataset, out=run)

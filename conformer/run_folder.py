@@ -144,7 +144,8 @@ class RunFolder:
             try:
                 parse_line(line)
             except ValueError as error:
-                raise ValueError(f"{path} is damaged in line {number} ({error}); mend it, or put {{}} in its place to go on without it") from error
+                others = ", or put {} in its place to go on without it" if number > 1 else ""  # the first says what the run is
+                raise ValueError(f"{path} is damaged in line {number} ({error}); mend it{others}") from error
         kept = kept or [json.dumps(header, allow_nan=False).encode()]
         self.lines = len(kept)
         content = b"".join(line + b"\n" for line in kept)

@@ -108,7 +108,7 @@ class Trainer:
         self._evaluation_seconds = 0.0
         self._started = self._saved_at = time.perf_counter()
         began_with = origin is None or origin[1] is None  # else the checkpoint has weights
-        self._initial = initial_weights(config.finetune, self.network) if config.finetune is not None and began_with else None
+        self._initial = self._initial_weights() if config.finetune is not None and began_with else None
         self.learner = self._new_learner()
 
         now = datetime.now().astimezone()
@@ -118,6 +118,14 @@ class Trainer:
         else:
             self.folder, checkpoint = origin
             self._restore(checkpoint)
+
+    def _initial_weights(self) -> dict[str, np.ndarray]:
+        """Those to begin with; raises OptionError where they are not there."""
+        assert self.config.finetune is not None
+        try:
+            return initial_weights(self.config.finetune, self.network)
+        except OSError as error:
+            raise OptionError(f"finetune: {error}; give a run or a weights file", "finetune") from error
 
     def _new_learner(self) -> Learner:
         return Learner(self.network, self.config, self.steps, self.device, self._initial)

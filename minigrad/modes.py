@@ -53,20 +53,23 @@ class mode(ContextDecorator):
 
     def __init__(self, **changes: Any):
         self._changes = changes
-        self._before: list[Mode] = []  # of each `with` block that is open
+        self._before: Mode | None = None  # while a `with` block is open
 
     def __enter__(self) -> None:
-        before = MODE.get()
-        self._before.append(before)
+        if self._before is not None:
+            raise RuntimeError(f"mode({', '.join(self._changes)}): this one is entered already, here or in another thread; make another")
+        self._before = before = MODE.get()
         try:
             MODE.set(replace(before, **self._changes))
         except BaseException:
             MODE.set(before)
+            self._before = None
             raise
 
     def __exit__(self, *error: Any) -> None:
-        MODE.set(self._before[-1])
-        self._before.pop()
+        assert self._before is not None
+        MODE.set(self._before)
+        self._before = None
 
     def _recreate_cm(self) -> mode:
         """For each call of a decorated function: generators and threads may be in several at once."""

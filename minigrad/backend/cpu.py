@@ -82,8 +82,9 @@ class _Pool:
                 while None in outcomes:
                     done.get()
             except BaseException as error:
-                failure = failure or error
-        failure = failure or next((error for _, error in outcomes if error), None)
+                failure = error if failure is None else failure
+        if failure is None:
+            failure = next((error for _, error in outcomes if error is not None), None)
         if failure is None:
             return [result for result, _ in outcomes]
         try:

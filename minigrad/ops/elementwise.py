@@ -359,8 +359,9 @@ def as_array(what: str, value: Any, like: Tensor) -> Any:
     if not given:
         refuse_lists_with_gradients(what, value)
         array = backend.host_array(value, what)
-        if array.ndim == 0:
-            check_fits(what, value, like.dtype)
+        extremes = [array.min().item(), array.max().item()] if array.size and array.dtype.kind in "iuf" else []
+        for number in extremes if array.ndim else [value]:
+            check_fits(what, number, like.dtype)
     if array.dtype.kind not in _KINDS:
         raise TypeError(f"{what}: cannot write {type(value).__name__} data (NumPy reads it as {array.dtype}) into a tensor; give numbers")
     if given and backend.device_of(array) != like.device:
@@ -379,8 +380,11 @@ def check_fits(what: str, value: Any, dtype: np.dtype) -> None:
 
 def as_tensor(who: str, value: Any) -> Tensor:
     """An array, number or list that the operation `who` got in the place of a Tensor, as one: a copy, the array's owner may write to it later."""
-    refuse_lists_with_gradients(who, value)
-    return Tensor(value)
+    try:
+        return Tensor(value)
+    except TypeError:
+        refuse_lists_with_gradients(who, value)  # as Tensor does, but in the operation's name
+        raise
 
 
 def _holds_gradients(value: Any) -> bool:

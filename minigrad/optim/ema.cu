@@ -10,6 +10,7 @@
 template <typename T>
 __device__ __forceinline__ T averaged(T shadow, T value, T keep, T take)
 {
+    if (value == shadow) return shadow;                               // infinite ones too, such as a mask's
     return keep < take ? value - keep * (value - shadow) : shadow + take * (value - shadow);
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -70,7 +71,11 @@ class EMA:
         decay = self.decay
 
         def average(shadow: Any, value: Any, scratch: Any) -> None:
-            np.subtract(value, shadow, out=scratch)  # 0 for weights that rest: decay + (1 - decay) is not 1 in float32
+            with np.errstate(invalid="ignore"):
+                np.subtract(value, shadow, out=scratch)  # 0 for weights that rest: decay + (1 - decay) is not 1 in float32
+            if type(scratch) is not np.ndarray or (scratch.size and not math.isfinite(scratch.min())):
+                # and for infinite ones, such as a mask's, which would become NaN
+                scratch[value == shadow] = 0
             if decay >= 0.5:
                 np.multiply(scratch, 1 - decay, out=scratch)
                 np.add(shadow, scratch, out=shadow)

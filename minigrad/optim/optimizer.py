@@ -121,10 +121,9 @@ class Optimizer:
         Raises:
             ValueError: a gradient's shape is not its parameter's. TypeError: its dtype or device is not. Nothing has been updated then.
         """
-        self._prepare()
+        shared = self._prepare()
         launched: list[_Update] = []  # on the GPU
         small: dict[tuple, list[_Update]] = {}
-        seen: set[int] = set()  # arrays: of two parameters with one, the second is not among the small, which are copied in and back
         for number, group in enumerate(self.param_groups):
             for parameter in group["params"]:
                 array, key = parameter.data, id(parameter)
@@ -138,8 +137,7 @@ class Optimizer:
                 parameter._bump()
                 if on_gpu:
                     launched.append(update)
-                elif self._elementwise and _small(array) and id(array) not in seen:
-                    seen.add(id(array))
+                elif self._elementwise and _small(array) and id(array) not in shared:
                     small.setdefault((number, array.dtype, state.get("step"), *state), []).append(update)
                 else:
                     self._update(array, update.grad, state, group)
@@ -148,17 +146,24 @@ class Optimizer:
         if launched:
             self._update_on_gpu(launched)
 
-    def _prepare(self) -> None:
-        """Before the first update: an error must not leave some parameters a step ahead of the others. For new states there may be no memory."""
+    def _prepare(self) -> set[int]:
+        """Before the first update: an error must not leave some parameters a step ahead of the others. For new states there may be no memory.
+
+        Returns the ids of arrays that several parameters have: they are updated one after the other, while small ones are copied in and back.
+        """
         new: list[tuple[Tensor, dict[str, Any]]] = []
+        seen: set[int] = set()
+        shared: set[int] = set()
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     self._check_gradient(parameter, parameter.grad)
+                    (shared if id(parameter.data) in seen else seen).add(id(parameter.data))
                     if id(parameter) not in self._state:
                         new.append((parameter, group))
         for parameter, group in new:
             self._state[id(parameter)] = self._first_state(parameter, group)
+        return shared
 
     def _check_gradient(self, parameter: Tensor, gradient: Tensor) -> None:
         array, grad = parameter.data, gradient.data

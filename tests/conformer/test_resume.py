@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import gc
 import json
 import os
 import signal
@@ -10,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -736,3 +739,40 @@ def test_curves_after_a_break(config: TrainConfig, monkeypatch: pytest.MonkeyPat
     assert save_curves(folder(config), read_log(folder(config))).read_bytes().startswith(b"\x89PNG")  # no evaluation yet
     train.resume(folder(config))
     assert save_curves(folder(config), read_log(folder(config))).read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_error_in_the_prefetching_thread_keeps_no_batches_alive() -> None:
+    """It would, through a ring of its traceback and this frame, until the collector comes round."""
+    arrays = []
+
+    def items() -> Iterator[np.ndarray]:
+        array = np.zeros(1000)
+        arrays.append(weakref.ref(array))
+        yield array[:1]
+        raise MemoryError
+
+    def attempt() -> None:
+        with closing(prefetched(items())) as ahead, contextlib.suppress(MemoryError):
+            list(ahead)
+
+    gc.disable()
+    try:
+        attempt()
+        assert arrays[0]() is None
+    finally:
+        gc.enable()
+
+
+def test_weights_to_begin_with_that_moved(config: TrainConfig, tmp_path: Path) -> None:
+    """Before the first checkpoint they are needed, and may be given anew; afterwards another place of them is another option."""
+    before = train.train(replace(config, max_steps=2, out=tmp_path / "before")).folder
+    trainer = Trainer(replace(config, finetune=before))
+    trainer.folder.close()
+    moved = before.rename(tmp_path / "moved")
+    with pytest.raises(ValueError, match="finetune: .*before.*; give a run"):
+        Trainer.resume(folder(config))
+    resumed_run = Trainer.resume(folder(config), finetune=tmp_path / "run" / ".." / "moved")
+    assert resumed_run.run().steps == 10
+    assert Trainer.resume(folder(config), finetune=moved).finished
+    with pytest.raises(ValueError, match="was started with --finetune .*moved, not with .*elsewhere"):
+        Trainer.resume(folder(config), finetune=tmp_path / "elsewhere")

@@ -184,7 +184,7 @@ def test_a_run_that_begins_with_the_weights_of_another(config: TrainConfig, monk
     monkeypatch.setitem(CONFIGS, "wider", replace(CONFIGS[config.config], embed_dim=32))
     with pytest.raises(ValueError, match=r"last.safetensors holds weights of another network \(tiny\), with embed_dim 16 instead of 32"):
         Trainer(replace(config, config="wider", finetune=before, out=tmp_path / "wider"))
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(OptionError, match="finetune: .*nowhere.*; give a run or a weights file"):
         Trainer(replace(config, finetune=tmp_path / "nowhere", out=tmp_path / "wider"))
     assert not (tmp_path / "wider").exists()
 

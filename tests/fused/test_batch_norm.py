@@ -239,6 +239,18 @@ class TestBatchNorm(Proof):
         y, *_ = batch_norm(Tensor(x))
         assert np.isnan(y.numpy()[..., 1]).all() and np.isfinite(y.numpy()[..., [0, 2]]).all()
 
+    def test_gradients_of_many_narrow_rows_keep_their_digits(self) -> None:
+        """An odd number of rows, which cannot be laid end to end: in one running sum the products of 60,001 are 5e-4 off."""
+        x = np.full((60001, 2), 0.1, np.float32)
+        x[::2] += np.float32(0.2)
+        weight = Tensor(np.ones(2, np.float32), requires_grad=True)
+        y = batch_norm(Tensor(x), weight, None)[0]
+        dy = np.where(x > 0.2, np.float32(0.3), np.float32(-0.1))
+        y.backward(Tensor(dy))
+        exact = x.astype(float)
+        exact = (exact - exact.mean(0)) / np.sqrt(exact.var(0) + 1e-5)
+        np.testing.assert_allclose(weight.grad.numpy(), (exact * dy).sum(0), rtol=1e-5)
+
 
 class TestBatchNormRelu(Proof):
     op = batch_norm

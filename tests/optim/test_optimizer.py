@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from minigrad import Tensor, nn, optim
 from minigrad.backend import cpu
 from minigrad.optim import optimizer
 from minigrad.optim.optimizer import in_blocks
 from minigrad.safetensors_io import load_state, save_state
-from tests.support import rng
+from tests.support import assert_close, rng
 
 BOTH = [lambda params, **options: optim.AdamW(params, **options), lambda params, **options: optim.SGD(params, momentum=0.9, **options)]
 
@@ -454,10 +455,19 @@ def test_what_an_optimiser_of_ones_own_cannot_keep():
 
 
 @pytest.mark.parametrize("size", [3, 5000])
-def test_two_parameters_of_one_array_are_both_updated(size: int):
-    w = Tensor(np.zeros(size), requires_grad=True)
+@pytest.mark.parametrize("make", BOTH, ids=["adamw", "sgd"])
+def test_parameters_of_one_array_are_updated_one_after_the_other(make: Callable, size: int):
+    """As PyTorch does, which the decay of the weights tells from any other order."""
+    w = Tensor(rng(1).uniform(1, 2, size), requires_grad=True)
     v = w.detach().requires_grad_()
-    for p in (w, v):
-        p.grad = Tensor(np.ones(size))
-    optim.SGD([w, v], lr=0.1).step()
-    np.testing.assert_allclose(w.numpy(), -0.2)
+    theirs = torch.tensor(w.numpy().copy(), requires_grad=True)
+    twin = theirs.detach().requires_grad_()
+    for seed, (p, q) in enumerate([(w, theirs), (v, twin)]):
+        grad = rng(10 + seed).uniform(-3, 3, size)
+        p.grad, q.grad = Tensor(grad), torch.tensor(grad)
+    is_sgd = isinstance(make([nn.Parameter(np.ones(1))]), optim.SGD)
+    reference = torch.optim.SGD([theirs, twin], lr=0.1, momentum=0.9) if is_sgd else torch.optim.AdamW([theirs, twin], lr=0.1, weight_decay=0.5)
+    options = {"lr": 0.1} if is_sgd else {"lr": 0.1, "weight_decay": 0.5}
+    make([w, v], **options).step()
+    reference.step()
+    assert_close(w, theirs)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import gc
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import minigrad
 from minigrad.backend import cuda
-from minigrad.backend.emulator import state
+from minigrad.backend.emulator import launch, state
 from minigrad.backend.emulator.faults import UninitialisedRead
 
 KERNELS = cuda.Kernels(Path(__file__).parent / "vocabulary.cu")
@@ -163,3 +165,13 @@ def test_events_and_streams_wait_for_the_device(cp, device):
     assert cp.cuda.runtime.getDeviceCount() == 1
     with pytest.raises(RuntimeError, match="device 0 only"):
         cp.cuda.Device(1)
+
+
+def test_a_forked_child_can_launch_whoever_was_in_a_launch():
+    """The thread that holds the lock is not there to release it."""
+    with minigrad.emulated():
+        core = launch.core()
+        with core.lock:
+            launch._new_lock()  # what a child does first
+            assert core.lock.acquire(blocking=False)
+        core.lock = threading.Lock()
