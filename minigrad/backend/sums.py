@@ -76,18 +76,18 @@ def _few_rows(x: np.ndarray, axis: int) -> np.ndarray:
 def column_sums(rows: np.ndarray) -> np.ndarray:
     """(..., R, C) to (..., C): a row of ones times the rows, which BLAS takes at the speed of memory, in parts."""
     *lead, count, columns = rows.shape
+    if count <= _PART:
+        return np.ones(count, rows.dtype) @ rows
     parts = count // _PART
-    rest = np.ones(count - parts * _PART, rows.dtype) @ rows[..., parts * _PART :, :]
-    if not parts:
-        return rest
-    return total(np.ones(_PART, rows.dtype) @ rows[..., : parts * _PART, :].reshape(*lead, parts, _PART, columns), -2) + rest
+    whole, rest = rows[..., : parts * _PART, :].reshape(*lead, parts, _PART, columns), rows[..., parts * _PART :, :]
+    return total(np.ones(_PART, rows.dtype) @ whole, -2) + column_sums(rest)
 
 
 def column_products(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """The column sums of x * y, both (R, C), in parts."""
+    if len(x) <= _PART:
+        return np.einsum("rc,rc->c", x, y)
     parts, columns = len(x) // _PART, x.shape[1]
-    rest = np.einsum("rc,rc->c", x[parts * _PART :], y[parts * _PART :])
-    if not parts:
-        return rest
+    rest = column_products(x[parts * _PART :], y[parts * _PART :])
     x, y = (rows[: parts * _PART].reshape(parts, _PART, columns) for rows in (x, y))
     return total(np.einsum("prc,prc->pc", x, y), 0) + rest

@@ -66,9 +66,9 @@ def cpu_forward(x, kernel_size, stride, padding):
     return y, (x, y, kernel_size, stride, padding)
 
 
-def _to_first(dy: np.ndarray, y: np.ndarray, x: np.ndarray, axis: int, windows: Axis, has_nan: bool) -> np.ndarray:
+def _to_first(dy: np.ndarray, y: np.ndarray, x: np.ndarray, axis: int, windows: Axis, has_nan: bool, finite: bool) -> np.ndarray:
     """Add each window's gradient to its first pixel along `axis` of x that equals the maximum y."""
-    along, bits = (slice(None),) * axis, np.dtype(f"i{x.itemsize}")         # all of a number's bits or none: an infinite one times 0 would be NaN
+    along = (slice(None),) * axis
     dx = np.zeros_like(x)
     open_ = np.ones(y.shape, bool)                                         # windows whose maximum is still to come
     for which, pixels in windows.offsets():
@@ -78,7 +78,7 @@ def _to_first(dy: np.ndarray, y: np.ndarray, x: np.ndarray, axis: int, windows: 
             hit |= np.isnan(x[pixels])                                     # the maximum is NaN then
         hit &= open_[which]
         open_[which] ^= hit
-        dx[pixels] += (dy[which].view(bits) & -hit.astype(bits)).view(dy.dtype)
+        dx[pixels] += dy[which] * hit if finite else np.where(hit, dy[which], 0)  # inf * 0 is NaN
     return dx
 
 
@@ -92,8 +92,9 @@ def cpu_backward(dy, saved, needs):
         part = x[block]
         row_max = reduce_windows(np.maximum, -np.inf, part, 2, columns)    # (b, H, Wo, C)
         has_nan = bool(np.isnan(y[block]).any())
-        row_gradient = _to_first(dy[block], y[block], row_max, 1, rows, has_nan)
-        dx[block] = _to_first(row_gradient, row_max, part, 2, columns, has_nan)
+        finite = bool(np.isfinite(dy[block]).all())
+        row_gradient = _to_first(dy[block], y[block], row_max, 1, rows, has_nan, finite)
+        dx[block] = _to_first(row_gradient, row_max, part, 2, columns, has_nan, finite)
 
     for_image_blocks(work, x)
     return (dx,)
