@@ -83,15 +83,28 @@ def test_infinite_numbers_that_rest_are_kept_and_at_decay_0_it_is_the_value(devi
     """A mask among the buffers; and a value that is far smaller than the shadow, which adding their difference would not give."""
     with on_cuda():
         module = nn.Module()
-        module.register_buffer("mask", Tensor(np.float32([0, -np.inf, np.inf, 1e8])).to(device=device))
+        module.register_buffer("mask", Tensor(np.float32([0, -np.inf, np.inf, 1e8, 5])).to(device=device))
         ema = optim.EMA(module, decay=decay)
-        module.mask.copy_(Tensor(np.float32([1, -np.inf, np.inf, 0.1])).to(device=device))
+        module.mask.copy_(Tensor(np.float32([1, -np.inf, np.inf, 0.1, 5])).to(device=device))
         ema.update()
         new = ema.state_dict()["mask"]
-    np.testing.assert_array_equal(new[1:3], [-np.inf, np.inf])
+    np.testing.assert_array_equal(new[[1, 2, 4]], [-np.inf, np.inf, 5])
     np.testing.assert_allclose(
         new[[0, 3]], [1 - decay, decay * 1e8 + (1 - decay) * 0.1] if decay else np.float32([1, 0.1]), rtol=1e-6 if decay else 0
     )
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def test_a_long_memory_is_as_long_as_it_says(device: str):
+    """0.99999 in float32 is 0.3 % too close to 1; 1 - 0.99999, computed before it is rounded, is right."""
+    with on_cuda():
+        module = nn.Module()
+        module.register_buffer("x", Tensor(np.zeros(3, np.float32)).to(device=device))
+        ema = optim.EMA(module, decay=0.99999)
+        module.x.copy_(Tensor(np.ones(3, np.float32)).to(device=device))
+        for _ in range(10):
+            ema.update()
+        np.testing.assert_allclose(ema.state_dict()["x"], 1 - 0.99999**10, rtol=1e-5)
 
 
 @given(
