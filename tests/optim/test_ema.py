@@ -96,7 +96,7 @@ def test_infinite_numbers_that_rest_are_kept_and_at_decay_0_it_is_the_value(devi
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def test_a_long_memory_is_as_long_as_it_says(device: str):
-    """0.99999 in float32 is 0.3 % too close to 1; 1 - 0.99999, computed before it is rounded, is right."""
+    """0.99999 in float32 is 0.14 % further from 1 than it says; 1 - 0.99999, which is rounded afterwards, is not."""
     with on_cuda():
         module = nn.Module()
         module.register_buffer("x", Tensor(np.zeros(3, np.float32)).to(device=device))
