@@ -236,7 +236,7 @@ to_device.derivative(x=lambda g, x_device: to_device(g, x_device))
 def cast(x: Tensor, dtype: Any) -> Tensor:
     """x in another dtype, anything `numpy.dtype()` takes; x itself if it has that dtype. Gradients pass between float dtypes."""
     dtype = backend.native(dtype)
-    if not isinstance(x, Tensor):
+    if not isinstance(x, Tensor):  # looked at here, since every mixed operation comes by
         x = as_tensor("cast", x)
     if x.dtype == dtype:
         return x
@@ -379,7 +379,12 @@ def check_fits(what: str, value: Any, dtype: np.dtype) -> None:
 
 
 def as_tensor(who: str, value: Any) -> Tensor:
-    """An array, number or list that the operation `who` got in the place of a Tensor, as one: a copy, the array's owner may write to it later."""
+    """An array, number or list that the operation `who` got in the place of a Tensor, as one: a copy, the array's owner may write to it later.
+
+    A Tensor is returned as it is.
+    """
+    if isinstance(value, Tensor):
+        return value
     try:
         return Tensor(value)
     except TypeError:

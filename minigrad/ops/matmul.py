@@ -40,7 +40,7 @@ def matmul(x: Any, y: Any) -> Tensor:
 
     Source: https://docs.pytorch.org/docs/stable/generated/torch.matmul.html
     """
-    x, y = [z if isinstance(z, Tensor) else as_tensor("matmul", z) for z in (x, y)]
+    x, y = [as_tensor("matmul", z) for z in (x, y)]
     if x.ndim == 0 or y.ndim == 0 or x.shape[-1] != y.shape[-2 if y.ndim > 1 else 0]:
         raise ValueError(
             f"matmul: shapes {x.shape} and {y.shape} do not fit; the last axis of the first must be as long as the last but one of the second"

@@ -78,7 +78,7 @@ def _check_axis_of(name: str, axis: Any, x: Tensor, ndim: int) -> None:
 
 def swapaxes(x: Tensor, first: int, second: int) -> Tensor:
     """x with two axes exchanged. A view."""
-    x = x if isinstance(x, Tensor) else as_tensor("swapaxes", x)
+    x = as_tensor("swapaxes", x)
     for axis in (first, second):
         _check_axis_of("swapaxes", axis, x, x.ndim)
     axes = list(range(x.ndim))
@@ -88,7 +88,7 @@ def swapaxes(x: Tensor, first: int, second: int) -> Tensor:
 
 def flatten(x: Tensor, start: int = 0) -> Tensor:
     """The axes from `start` on merged into one."""
-    x = x if isinstance(x, Tensor) else as_tensor("flatten", x)
+    x = as_tensor("flatten", x)
     _check_axis_of("flatten", start, x, max(x.ndim, 1))  # 0 and -1 name the one place of a 0-d tensor
     return reshape(x, (*x.shape[:start], math.prod(x.shape[start:])))
 

@@ -76,7 +76,7 @@ min.derivative(x=lambda g, x, out, axis: _share_ties(g, x, out, axis))
 
 def mean(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:
     """The mean along `axis`; integers become float32."""
-    x = x if isinstance(x, Tensor) else as_tensor("mean", x)
+    x = as_tensor("mean", x)
     if x.dtype.kind != "f":
         x = cast(x, np.float32)
     count = math.prod([x.shape[a] for a in _normalised(axis, x.ndim)])
@@ -85,6 +85,6 @@ def mean(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:
 
 def var(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:
     """The mean squared distance from the mean along `axis` (biased: divided by n, as NumPy's), in two passes."""
-    x = x if isinstance(x, Tensor) else as_tensor("var", x)
+    x = as_tensor("var", x)
     centered = x - mean(x, axis, keepdims=True)
     return mean(centered * centered, axis, keepdims)

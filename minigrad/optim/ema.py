@@ -122,9 +122,7 @@ class EMA:
         ]
         if wrong:
             raise ValueError(f"EMA.copy_to: the module's names or shapes differ from the averaged ones at {', '.join(wrong)}")
-        with no_grad():
-            for name, tensor in tensors.items():
-                tensor.copy_(self._shadow[name])
+        self._write_module(self._shadow, module)
 
     def swap(self) -> None:
         """Exchange the module's weights and the shadow, in place; a second call exchanges them back. If something raises, nothing is exchanged."""
@@ -141,9 +139,9 @@ class EMA:
         """Copies of the module's weights."""
         return {name: tensor.data.copy() for name, tensor in self._tensors()}
 
-    def _write_module(self, values: Mapping[str, Any]) -> None:
+    def _write_module(self, values: Mapping[str, Any], module: Module | None = None) -> None:
         with no_grad():
-            for name, tensor in self._tensors():
+            for name, tensor in self._tensors(module):
                 tensor.copy_(values[name])
 
     def _write_shadow(self, values: Mapping[str, Any]) -> None:

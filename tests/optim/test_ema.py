@@ -188,15 +188,9 @@ def test_swap_exchanges_and_exchanges_back():
     assert same(ours.state_dict(), own) and same(ema.state_dict(), shadow)
 
 
-@pytest.mark.parametrize("call", range(1, 9))
-def test_an_interrupted_exchange_is_none(call: int, monkeypatch: pytest.MonkeyPatch):
-    """Ctrl-C at any of its writes: neither the module nor the average is left half averaged."""
-    ours = model()
-    ema = optim.EMA(ours, decay=0.5)
-    change(ours, 1)
-    ema.update()
-    own, shadow, calls = ours.state_dict(), ema.state_dict(), []
-    copy_ = Tensor.copy_
+def interrupt(monkeypatch: pytest.MonkeyPatch, call: int) -> None:
+    """Let Ctrl-C fall into the writing of a tensor, the `call`-th, which leaves other numbers there."""
+    copy_, calls = Tensor.copy_, []
 
     def interrupted(self: Tensor, value: Any) -> Tensor:
         calls.append(self)
@@ -206,6 +200,17 @@ def test_an_interrupted_exchange_is_none(call: int, monkeypatch: pytest.MonkeyPa
         return copy_(self, value)
 
     monkeypatch.setattr(Tensor, "copy_", interrupted)
+
+
+@pytest.mark.parametrize("call", range(1, 9))
+def test_an_interrupted_exchange_is_none(call: int, monkeypatch: pytest.MonkeyPatch):
+    """Ctrl-C at any of its writes: neither the module nor the average is left half averaged."""
+    ours = model()
+    ema = optim.EMA(ours, decay=0.5)
+    change(ours, 1)
+    ema.update()
+    own, shadow = ours.state_dict(), ema.state_dict()
+    interrupt(monkeypatch, call)
     with pytest.raises(KeyboardInterrupt):
         ema.swap()
         ema.swap()  # 7 tensors: the last of `call` is in here
@@ -219,17 +224,8 @@ def test_an_interrupted_measurement_gives_the_module_back(call: int, monkeypatch
     ema = optim.EMA(ours, decay=0.5)
     change(ours, 1)
     ema.update()
-    own, shadow, calls = ours.state_dict(), ema.state_dict(), []
-    copy_ = Tensor.copy_
-
-    def interrupted(self: Tensor, value: Any) -> Tensor:
-        calls.append(self)
-        if len(calls) == call:
-            copy_(self, np.zeros(self.shape))
-            raise KeyboardInterrupt
-        return copy_(self, value)
-
-    monkeypatch.setattr(Tensor, "copy_", interrupted)
+    own, shadow = ours.state_dict(), ema.state_dict()
+    interrupt(monkeypatch, call)
     with pytest.raises(KeyboardInterrupt), ema.swapped():
         pass
     assert same(ours.state_dict(), own) and same(ema.state_dict(), shadow)
