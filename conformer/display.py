@@ -11,6 +11,7 @@ from datetime import timedelta
 from typing import NamedTuple
 
 from conformer.evaluate import Accuracies
+from conformer.text import printable
 
 __all__ = ["Display", "Progress"]
 
@@ -51,9 +52,9 @@ class Display:
         self._next = 0.0
 
     def message(self, text: str) -> None:
-        """Print a line that stays; raises OSError, which says what could not be written, where that is so."""
+        """Print a line that stays, names in it of whatever is in them; raises OSError, which says what could not be written, where that is so."""
         try:
-            print(text, flush=True)
+            print(printable(text), flush=True)
         except OSError as error:
             raise OSError(error.errno, f"the output cannot be written: {error.strerror or error}") from error
 

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from conformer.display import Display, Progress
 from conformer.evaluate import HEADS
+from conformer.text import printable
 
 __all__ = ["LiveDisplay", "panel"]
 
@@ -23,7 +24,7 @@ class LiveDisplay(Display):
 
     def message(self, text: str) -> None:
         """Print a line above the progress."""
-        self._live.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._live.console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
 
     def _show(self, progress: Progress) -> None:
         self._live.start()  # does nothing after the first time

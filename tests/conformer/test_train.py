@@ -626,6 +626,11 @@ def test_display_prints_at_intervals_and_at_the_end(capsys: pytest.CaptureFixtur
     assert last == "step 4/4  epoch 0.50  0:01:15 left  loss 2.000  train 50.0/25.0/52.5 %  test 50.0/25.0/52.5 %  lr 0.001  640 images/s"
 
 
+def test_what_a_display_says_is_one_line_that_a_terminal_does_not_obey(capsys: pytest.CaptureFixture[str]) -> None:
+    Display().message("a data set called \x1b[2J\nNOT THIS, für 1 €")
+    assert capsys.readouterr().out == "a data set called \\x1b[2J\\nNOT THIS, für 1 €\n"
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EPIPE])
 def test_a_display_that_cannot_write_says_that_it_was_the_output(number: int) -> None:
     class Full(io.StringIO):
