@@ -98,6 +98,9 @@ class ConformerConfig:
                     continue
                 if not isinstance(value, kind) or isinstance(value, bool) or not -LARGEST <= value <= LARGEST:  # type: ignore[operator]
                     raise ValueError(f"Conformer: {name} is {value!r}; it must be {words}, of at most {LARGEST:,}")
+        for name in ("qkv_bias", "double_class_token"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"Conformer: {name} is {getattr(self, name)!r}; it must be True or False")
         for name in ("in_chans", "num_classes", "base_channel", "embed_dim", "depth", "num_heads", "stem_channels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"Conformer: {name} is {getattr(self, name)}; it must be at least 1")
@@ -194,7 +197,7 @@ class ConformerConfig:
         if min(sizes) < 1 or any(size % self.patch_stride for size in sizes):
             fits = [size > 0 and size % self.patch_stride == 0 for size in sizes]
             below = [side if fit else max(multiple, side // multiple * multiple) for side, fit in zip((height, width), fits, strict=True)]
-            above = [side if fit else (side // multiple + 1) * multiple for side, fit in zip((height, width), fits, strict=True)]
+            above = [side if fit else max(multiple, (side // multiple + 1) * multiple) for side, fit in zip((height, width), fits, strict=True)]
             near = " or ".join(dict.fromkeys(f"{h} x {w}" for h, w in (below, above)))
             raise ValueError(
                 f"Conformer: images are {height} x {width} pixels, but with stem {self.stem!r} and patch_size {self.patch_size} a whole number of "

@@ -45,7 +45,7 @@ def generate(count: int, seed: int = 0, split: int = 0) -> tuple[np.ndarray, np.
     """Make images and labels; the same arguments give the same images, and a larger `count` begins with those of a smaller one.
 
     Args:
-        count: number of images N; of every 1,000 in a row, 100 are of each class.
+        count: number of images N; of each thousand of them (0 to 999, 1,000 to 1,999, ...), 100 are of each class.
         seed: which data set, from 0 to 2**64 - 1. Independent of the seed of a training run.
         split: 0 for the training images, 1 for the test images: different draws of one data set.
 

@@ -12,6 +12,7 @@ Letters: N images, H W rows and columns, C channels, K classes.
 from __future__ import annotations
 
 import contextlib
+import operator
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -33,7 +34,7 @@ class _NotFound(DataError):
     """A data set is in none of the places it was looked for, and could not be downloaded either."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays are not equal or unequal
 class Split:
     """Images and what they show: `images` uint8 (N, H, W, 3), 32 x 32 in the data sets here, `labels` integers (N,), kept as int64 (lists will do).
 
@@ -58,7 +59,7 @@ class Split:
         return len(self.labels)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """A data set in memory.
 
@@ -89,6 +90,10 @@ class Dataset:
             values = {"classes": tuple(map(str, classes))} | {name: tuple(map(float, getattr(self, name))) for name in ("mean", "std")}
         except (TypeError, ValueError) as error:
             raise DataError(f"mean {self.mean!r}, std {self.std!r} of {self.name}: give one number for each channel") from error
+        try:
+            values["epochs"] = operator.index(self.epochs)
+        except TypeError as error:
+            raise DataError(f"epochs of {self.name} is {self.epochs!r}; give a whole number") from error
         for name, value in values.items():
             object.__setattr__(self, name, value)
         sizes = [split.images.shape[1:] for split in (self.train, self.test) if len(split)]

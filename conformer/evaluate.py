@@ -70,9 +70,9 @@ class Predictions:
     labels: np.ndarray
 
     def __post_init__(self) -> None:
-        classes, highest = self.cnn.shape[1], np.max(self.labels, initial=0)
-        if highest >= classes:
-            raise ValueError(f"there are labels up to {highest}, but the network has {classes} classes, 0 to {classes - 1}")
+        classes, lowest, highest = self.cnn.shape[1], np.min(self.labels, initial=0), np.max(self.labels, initial=0)
+        if lowest < 0 or highest >= classes:
+            raise ValueError(f"there are labels from {lowest} to {highest}, but the network has {classes} classes, 0 to {classes - 1}")
 
     @property
     def sum(self) -> np.ndarray:

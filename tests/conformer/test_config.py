@@ -102,6 +102,8 @@ def test_drop_path_grows_linearly_from_the_first_block_on():
         ({"drop_rate": [0.1]}, r"drop_rate is \[0.1\]; it must be a number"),
         ({"qk_scale": float("nan")}, "qk_scale is nan; it must be a number"),
         ({"qk_scale": "x"}, "qk_scale is 'x'; it must be a number"),
+        ({"qkv_bias": "no"}, "qkv_bias is 'no'; it must be True or False"),
+        ({"double_class_token": 1}, "double_class_token is 1; it must be True or False"),
     ],
 )
 def test_arguments_that_no_network_can_be_built_with(changes, message):
@@ -143,6 +145,7 @@ def test_sizes_that_the_original_fails_on(side):
         ({}, (64, 40), "multiples of 16: resize to 64 x 32 or 64 x 48"),
         ({}, (5, 16), "multiples of 16: resize to 16 x 16$"),
         ({}, (0, 16), "multiples of 16: resize to 16 x 16$"),
+        ({}, (-20, 40), "multiples of 16: resize to 16 x 32 or 16 x 48$"),
         ({"patch_size": 32}, (48, 64), "patch_size 32 .*multiples of 32: resize to 32 x 64 or 64 x 64"),
         ({"stem": "cifar"}, (30, 32), "stem 'cifar' .*multiples of 4: resize to 28 x 32 or 32 x 32"),
         ({"stem": "cifar_fast"}, (32, 36), "stem 'cifar_fast' .*multiples of 8: resize to 32 x 32 or 32 x 40"),

@@ -217,6 +217,13 @@ def test_labels_of_a_few_bits_are_kept_in_64() -> None:
     assert split.labels.dtype == np.int64 and split.labels.tolist() == [0, 255]
 
 
+def test_splits_and_data_sets_are_themselves() -> None:
+    """Arrays have no truth: a comparison number by number would raise."""
+    one, other = (data.Split(IMAGES, np.array([0, 1])) for _ in range(2))
+    made = data.Dataset("mine", ("a", "b"), (0.5,) * 3, (0.2,) * 3, one, other, source="here")
+    assert one == one and one != other and len({one, other, made}) == 3 and made in [one, made]
+
+
 def test_a_split_of_lists_and_one_without_images() -> None:
     split = data.Split(IMAGES, [1, 0])  # type: ignore[arg-type]
     assert split.labels.dtype == np.int64 and split.labels.tolist() == [1, 0]
@@ -234,6 +241,7 @@ def test_a_split_of_lists_and_one_without_images() -> None:
         ({"mean": (0.5,)}, "one for each of the 3 channels"),
         ({"mean": 0.5}, "mean 0.5, std .* of mine: give one number for each channel"),
         ({"mean": ("a", "b", "c")}, "give one number for each channel"),
+        ({"epochs": 2.5}, "epochs of mine is 2.5; give a whole number"),
         ({"classes": "abc"}, "the classes of mine are 'abc'; give a sequence of their names"),
         ({"classes": (0, 1, 2)}, "the classes of mine are .0, 1, 2.; give a sequence of their names, which are strings"),
         (
@@ -253,8 +261,8 @@ def test_what_is_no_data_set(changes: dict, message: str) -> None:
 def test_a_data_set_of_other_sequences_and_numbers_can_be_written_as_json() -> None:
     split = data.Split(IMAGES, np.array([0, 1]))
     numbers = np.full(3, 0.5, np.float32)
-    made = data.Dataset("mine", np.array(["a", "b"]), numbers, list(numbers), split, split, source="here")  # type: ignore[arg-type]
-    assert json.loads(json.dumps([made.classes, made.mean, made.std])) == [["a", "b"], [0.5] * 3, [0.5] * 3]
+    made = data.Dataset("mine", np.array(["a", "b"]), numbers, list(numbers), split, split, source="here", epochs=np.int64(3))  # type: ignore[arg-type]
+    assert json.loads(json.dumps([made.classes, made.mean, made.std, made.epochs])) == [["a", "b"], [0.5] * 3, [0.5] * 3, 3]
     assert made.classes == ("a", "b") and {type(name) for name in made.classes} == {str}
 
 

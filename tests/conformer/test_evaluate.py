@@ -121,8 +121,10 @@ def test_what_cannot_be_evaluated(count: int, options: dict, message: str):
 
 
 def test_labels_of_other_classes_than_the_network_has_are_refused():
-    with pytest.raises(ValueError, match="there are labels up to 3, but the network has 3 classes, 0 to 2"):
+    with pytest.raises(ValueError, match="there are labels from 0 to 3, but the network has 3 classes, 0 to 2"):
         Predictions(np.zeros((2, 3)), np.zeros((2, 3)), np.array([0, 3]))
+    with pytest.raises(ValueError, match="there are labels from -1 to 2, but"):
+        Predictions(np.zeros((2, 3)), np.zeros((2, 3)), np.array([-1, 2]))
 
 
 @pytest.mark.parametrize("images", [1, 2])
