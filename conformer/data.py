@@ -87,7 +87,8 @@ class Dataset:
         if not classes or not all(isinstance(name, str) for name in classes):
             raise DataError(f"the classes of {self.name} are {self.classes!r}; give a sequence of their names, which are strings")
         try:  # of whatever sequences and numbers they are: these can be written as JSON
-            values: dict[str, object] = {"classes": tuple(map(str, classes))} | {name: tuple(map(float, getattr(self, name))) for name in ("mean", "std")}
+            values: dict[str, object] = {name: tuple(map(float, getattr(self, name))) for name in ("mean", "std")}
+            values["classes"] = tuple(map(str, classes))
         except (TypeError, ValueError) as error:
             raise DataError(f"mean {self.mean!r}, std {self.std!r} of {self.name}: give one number for each channel") from error
         try:
