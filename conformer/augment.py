@@ -15,7 +15,12 @@ import numpy as np
 
 from minigrad.backend import Array, cuda
 
-__all__ = ["PLAN", "channel_constants", "cuda_augment", "cut_out", "draw_shifts", "draw_squares", "normalize", "shift_and_flip"]
+__all__ = [
+    "PLAN", "SHIFT", "channel_constants", "check_sides", "cuda_augment", "cut_out", "draw_shifts", "draw_squares", "normalize", "shift_and_flip",
+]  # fmt: skip
+
+SHIFT = 4
+"""How far training images are moved at most, in pixels."""
 
 PLAN = 8
 """Numbers in a row of a plan for the GPU: see augment.cu."""
@@ -23,7 +28,7 @@ PLAN = 8
 _cuda = cuda.Kernels(__file__)
 
 
-def draw_shifts(generator: np.random.Generator, batch: int, shift: int = 4) -> tuple[np.ndarray, np.ndarray]:
+def draw_shifts(generator: np.random.Generator, batch: int, shift: int = SHIFT) -> tuple[np.ndarray, np.ndarray]:
     """Draw how each image of a batch is moved, and whether it is flipped after that.
 
     Returns:
@@ -33,7 +38,7 @@ def draw_shifts(generator: np.random.Generator, batch: int, shift: int = 4) -> t
     return moves, generator.random(batch) < 0.5
 
 
-def shift_and_flip(images: np.ndarray, generator: np.random.Generator, shift: int = 4) -> np.ndarray:
+def shift_and_flip(images: np.ndarray, generator: np.random.Generator, shift: int = SHIFT) -> np.ndarray:
     """Move every image by up to `shift` pixels each way, the border filled with its mirror image, and flip half of them left to right.
 
     The same as padding by reflection, cropping a random window and flipping, but read straight from the originals: row and
@@ -46,13 +51,23 @@ def shift_and_flip(images: np.ndarray, generator: np.random.Generator, shift: in
 
     Returns:
         A new array like `images`.
+
+    Raises:
+        ValueError: the images are smaller than that.
     """
     batch, height, width, _ = images.shape
+    check_sides(height, width, shift)
     moves, flips = draw_shifts(generator, batch, shift)
     rows = _mirror(np.arange(height) + moves[0, :, None], height)  # (B, H)
     columns = _mirror(np.arange(width) + moves[1, :, None], width)  # (B, W)
     columns = np.where(flips[:, None], columns[:, ::-1], columns)
     return images[np.arange(batch)[:, None, None], rows[:, :, None], columns[:, None, :]]  # (B, H, W, C)
+
+
+def check_sides(height: int, width: int, shift: int = SHIFT) -> None:
+    """Raise ValueError for images too small to be shifted: mirrored once at a border, they would end before the window does."""
+    if min(height, width) <= shift:
+        raise ValueError(f"images of {height} x {width} pixels cannot be shifted by up to {shift}; give images of at least {shift + 1} x {shift + 1}")
 
 
 def draw_squares(generator: np.random.Generator, batch: int, height: int, width: int, side: int) -> np.ndarray:

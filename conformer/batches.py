@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from conformer.augment import PLAN, cut_out, draw_shifts, draw_squares, normalize, shift_and_flip
+from conformer.augment import PLAN, check_sides, cut_out, draw_shifts, draw_squares, normalize, shift_and_flip
 from conformer.data import Dataset
 from minigrad import random
 
@@ -49,6 +49,7 @@ def plan(dataset: Dataset, batch_size: int, epoch: int, cutout: int = 0) -> np.n
         dataset, batch_size, epoch, cutout: as for `batches`.
     """
     images, height, width, _ = dataset.train.images.shape
+    check_sides(height, width)
     chosen = _shuffled(images, batch_size, epoch)
     planned = np.zeros((*chosen.shape, PLAN), np.int32)
     planned[:, :, 0] = chosen

@@ -120,7 +120,7 @@ def predict(model: Conformer, batches: Iterable[np.ndarray | Tensor]) -> tuple[n
 
     Args:
         model: the network.
-        batches: normalised images, (n, H, W, C) each, on any device; how they are divided changes nothing but rounding.
+        batches: normalised images, (n, H, W, C) each, on any device and of either dtype; how they are divided changes nothing but rounding.
 
     Returns:
         The CNN head's and the transformer head's logits, each (N, K).
@@ -128,11 +128,12 @@ def predict(model: Conformer, batches: Iterable[np.ndarray | Tensor]) -> tuple[n
     Raises:
         TypeError: the network has not two heads: it is one of the branches alone.
     """
-    before, device = [(module, module.training) for module in model.modules()], _device(model)  # some may be frozen
+    before = [(module, module.training) for module in model.modules()]  # some may be frozen
+    device, dtype = _device(model), next(model.parameters()).dtype
     model.eval()
     try:
         with no_grad():
-            parts = [[head.data for head in _two_heads(model, Tensor(images).to(device=device))] for images in batches]
+            parts = [[head.data for head in _two_heads(model, Tensor(images).to(device=device, dtype=dtype))] for images in batches]
     finally:
         for module, training in before:
             module.training = training

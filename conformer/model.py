@@ -177,9 +177,12 @@ class Conformer(nn.Module):
             )
         rows, columns = grid = self.config.token_grid(shape[1], shape[2])
         # The smallest maps are FCUUp's tokens and, with tokens of d pixels, the last block's d/8 by d/8 for each token (rounded up).
-        d = self.config.patch_stride
-        values = shape[0] * min(rows * columns, -(-rows * d // 8) * -(-columns * d // 8))
-        if values == 1 and self.conv_1.bn1.training:
+        blocks, d = [getattr(self, plan.name) for plan in self.plans], self.config.patch_stride
+        norms = [block.expand_block.bn for block in blocks] if shape[0] * rows * columns == 1 else []
+        if shape[0] * -(-rows * d // 8) * -(-columns * d // 8) == 1:
+            last = blocks[-1].fusion_block
+            norms += [last.bn2, last.bn3, last.residual_bn]
+        if any(norm.training for norm in norms):
             raise ValueError(
                 f"Conformer: one image of {shape[1]} x {shape[2]} pixels leaves batch norm a single value per channel, which has no variance: train "
                 "with a larger batch or larger images, or call eval()"

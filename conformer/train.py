@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from conformer import data, devices
+from conformer.augment import check_sides
 from conformer.batches import Batch, batches
 from conformer.budget import TIMED_STEPS, duration, steps_within
 from conformer.checkpoints import Checkpoint, fingerprint
@@ -82,6 +83,7 @@ class Trainer:
             has = f"{self.dataset.source} has only {len(self.dataset.train)} training images"
             raise OptionError(f"batch_size is {config.batch_size}, but {has}: take a smaller one", "batch_size")
         height, width = self.dataset.train.images.shape[1:3]
+        check_sides(height, width)
         if config.cutout >= min(height, width):
             raise OptionError(f"cutout is {config.cutout}, which can blank a whole image of {height} x {width} pixels: take a smaller one", "cutout")
         self.evaluation_steps = config.eval_epochs * self.steps_per_epoch  # from one evaluation to the next

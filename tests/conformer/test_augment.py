@@ -44,6 +44,13 @@ def test_every_shift_and_both_sides_are_drawn() -> None:
     assert 0.45 < flipped.mean() < 0.55
 
 
+def test_images_that_would_be_mirrored_twice_are_refused() -> None:
+    images = np.zeros((1, 4, 9, 3), np.uint8)
+    with pytest.raises(ValueError, match="images of 4 x 9 pixels cannot be shifted by up to 4; give images of at least 5 x 5"):
+        shift_and_flip(images, np.random.default_rng(0))
+    assert shift_and_flip(images, np.random.default_rng(0), shift=3).shape == images.shape
+
+
 def test_the_seed_fixes_the_draw() -> None:
     images = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
     original = images.copy()

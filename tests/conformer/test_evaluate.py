@@ -89,6 +89,16 @@ def test_modules_that_are_frozen_stay_so():
     assert [module.training for module in model.modules()] == modes and not model.bn1.training and model.training
 
 
+def test_a_network_in_float64_is_evaluated_in_float64():
+    manual_seed(0)
+    model, images = small_network(), np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
+    split = Split(images, np.array([0, 1, 0]))
+    dataset = Dataset("x", ("a", "b"), (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), split, split, Path())
+    single, double = (evaluate(model.to(dtype=dtype), split, dataset) for dtype in (np.float32, np.float64))
+    assert (single.cnn.dtype, double.cnn.dtype) == (np.float32, np.float64)
+    assert_allclose(single.sum, double.sum, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("batch_size", [None, 2])
 def test_images_are_normalised_with_the_data_sets_constants_and_mirrored_left_to_right(batch_size: int | None):
     manual_seed(0)

@@ -587,4 +587,11 @@ def test_one_value_per_channel_cannot_train(changes, size, larger):
         model(normal(1, *size, 3))
     model(normal(2, *size, 3))
     model(normal(1, *larger, 3))
+    model.conv_1.bn1.eval()
+    before = model.bn1.running_mean.numpy().copy()
+    with pytest.raises(ValueError, match="single value per channel"):
+        model(normal(1, *size, 3))
+    assert_array_equal(model.bn1.running_mean.numpy(), before)
     model.eval()(normal(1, *size, 3))
+    model.conv_1.bn1.train()
+    model(normal(1, *size, 3))  # its map has pixels enough

@@ -149,9 +149,11 @@ def test_data_that_no_run_can_end_with_is_refused_before_it_begins(config: Train
             test=data.Split(whole.test.images[..., :1], whole.test.labels),
         ),
     }
+    small = {half: data.Split(getattr(whole, half).images[:, :4], getattr(whole, half).labels) for half in ("train", "test")}
+    changed["images of 4 x 32 pixels cannot be shifted by up to 4"] = replace(whole, **small)
     for message, dataset in changed.items():
         monkeypatch.setitem(data.DATASETS, "mine", lambda data_dir, say, dataset=dataset: dataset)
-        with pytest.raises(data.DataError, match=message):
+        with pytest.raises(ValueError, match=message):
             Trainer(replace(config, dataset="mine"))
         assert config.out is not None and not config.out.exists()
 
