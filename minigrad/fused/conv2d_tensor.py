@@ -6,7 +6,7 @@ shapes alone, so that results are the same on all devices. Letters as in `conv2d
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 from math import gcd, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -35,7 +35,7 @@ class Tile(NamedTuple):
     seen: int
 
 
-@cache
+@lru_cache(maxsize=4096)  # images whose sizes change with every call
 def _tile(batch: int, size: Pair, steps: Pair, reach: Pair, most: int, multiple: int, room: tuple[int, int, int]) -> Tile | None:
     """The tile that needs the fewest blocks, then the fewest pixels; None if none fits into shared memory.
 
