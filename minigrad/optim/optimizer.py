@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -73,6 +73,7 @@ class Optimizer:
         self.defaults = defaults
         self.param_groups: list[dict[str, Any]] = []
         self._state: dict[int, dict[str, Any]] = {}  # by id of the parameter: == between Tensors is elementwise
+        self._kinds: dict[int, tuple] = {}  # for which array of its parameter each state was made: see `_kind`
         self._launches: dict[np.dtype, _Launch] = {}
         entries: list[Any] = list(params)
         if not entries:
@@ -116,10 +117,11 @@ class Optimizer:
             parameter.grad = None
 
     def step(self) -> None:
-        """Update every parameter that has a gradient, in place.
+        """Update every parameter that has a gradient, in place. A parameter that was moved or converted takes its state along.
 
         Raises:
-            ValueError: a gradient's shape is not its parameter's. TypeError: its dtype or device is not. Nothing has been updated then.
+            ValueError: the shape of a gradient or of a state is not its parameter's. TypeError: a gradient is no Tensor, or of another dtype or on
+                another device than its parameter. Nothing has been updated then.
         """
         shared = self._prepare()
         launched: list[_Update] = []  # on the GPU
@@ -151,21 +153,45 @@ class Optimizer:
 
         Returns the ids of arrays that several parameters have: they are updated one after the other, while small ones are copied in and back.
         """
-        new: list[tuple[Tensor, dict[str, Any]]] = []
+        unfit: list[tuple[Tensor, dict[str, Any]]] = []  # parameters with no state yet, or with one for another array
         seen: set[int] = set()
         shared: set[int] = set()
+        states, kinds = self._state, self._kinds
         for group in self.param_groups:
             for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._check_gradient(parameter, parameter.grad)
-                    (shared if id(parameter.data) in seen else seen).add(id(parameter.data))
-                    if id(parameter) not in self._state:
-                        new.append((parameter, group))
-        for parameter, group in new:
-            self._state[id(parameter)] = self._first_state(parameter, group)
+                array, gradient, key = parameter.data, parameter.grad, id(parameter)
+                dtype, shape = array.dtype, array.shape
+                if gradient is not None:
+                    grad = gradient.data
+                    if type(grad) is not type(array) or grad.dtype != dtype or grad.shape != shape:
+                        self._check_gradient(parameter, gradient)
+                    (shared if id(array) in seen else seen).add(id(array))
+                elif key not in states:
+                    continue
+                if kinds.get(key) != (type(array), dtype, shape):
+                    unfit.append((parameter, group))
+        if unfit:
+            self._make_states(unfit)
         return shared
 
+    def _make_states(self, params: list[tuple[Tensor, dict[str, Any]]]) -> None:
+        """The states of parameters that have none yet, and those of others as their arrays are now: all of them, or none."""
+        moved = any(id(parameter) in self._state for parameter, _ in params)
+        if moved:
+            self._read_steps()
+        states = {}
+        for parameter, group in params:
+            state = self._state.get(id(parameter))
+            states[id(parameter)] = self._first_state(parameter, group) if state is None else self._moved_state(parameter, group, state)
+        self._state.update(states)
+        self._kinds.update({id(parameter): _kind(parameter.data) for parameter, _ in params})
+        if moved:  # otherwise they stay: captured graphs know them
+            self._launches.clear()
+
     def _check_gradient(self, parameter: Tensor, gradient: Tensor) -> None:
+        if not isinstance(gradient, Tensor):
+            what = f"the .grad of a parameter of shape {parameter.shape} is a {type(gradient).__name__}"
+            raise TypeError(f"{type(self).__name__}: {what}; give a Tensor, or None")
         array, grad = parameter.data, gradient.data
         if grad.shape != array.shape:
             raise ValueError(f"{type(self).__name__}: a parameter of shape {array.shape} has a gradient of shape {grad.shape}")
@@ -193,7 +219,10 @@ class Optimizer:
         return problems or [f"{option} is {value}; give a finite number" for option, value in given.items() if value == math.inf]
 
     def _new_state(self, parameter: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
-        """What is remembered of a parameter before its first update: `int`s, and arrays on its device; of its shape, where `_elementwise`."""
+        """What is remembered of a parameter before its first update: `int`s, and arrays on its device; of its shape, where `_elementwise`.
+
+        They follow the parameter to another device, and those of floats to another dtype.
+        """
         raise NotImplementedError
 
     def _update(self, param: Any, grad: Any, state: dict[str, Any], group: Mapping[str, Any]) -> None:
@@ -205,6 +234,30 @@ class Optimizer:
         for name, value in state.items():
             if type(value) is not int and not backend.is_array(value):
                 raise TypeError(f"{type(self).__name__}: the state {name!r} is a {type(value).__name__}; give whole numbers (int) and arrays")
+        return state
+
+    def _moved_state(self, parameter: Tensor, group: Mapping[str, Any], state: dict[str, Any]) -> dict[str, Any]:
+        """The state on the parameter's device and, where it is of floats, in its dtype."""
+        wanted, moved = self._empty_state(parameter, group, state), dict(state)
+        for name, value in state.items():
+            if isinstance(value, int):
+                continue
+            if value.shape != wanted.get(name, value).shape:
+                raise ValueError(
+                    f"{type(self).__name__}: a parameter has shape {parameter.shape} now, and the state {name!r} of shape {value.shape} from when it "
+                    "had another; make another optimiser"
+                )
+            dtype = parameter.dtype if value.dtype.kind == "f" else value.dtype
+            moved[name] = backend.to_device(value, parameter.device).astype(dtype, "C", copy=False)
+        return moved
+
+    def _empty_state(self, parameter: Tensor, group: Mapping[str, Any], present: Container[str]) -> dict[str, Any]:
+        """What a state consists of: arrays of the right shapes, of the optional ones those that are `present`."""
+        state = self._new_state(parameter, group)
+        for name in self.optional_state:
+            state.pop(name, None)
+            if name in present:
+                state[name] = parameter.data
         return state
 
     def _update_end_to_end(self, updates: list[_Update]) -> None:
@@ -301,12 +354,15 @@ class Optimizer:
         """
         self._read_steps()
         states = [self._state.get(id(parameter)) for parameter in self._parameters()]
-        return {**self.__dict__, "_state": [None if state is None else _on_device(state, "cpu") for state in states], "_launches": {}}
+        kinds = [self._kinds.get(id(parameter), ())[1:] for parameter in self._parameters()]  # dtypes and shapes
+        on_host = [None if state is None else _on_device(state, "cpu") for state in states]
+        return {**self.__dict__, "_state": on_host, "_kinds": kinds, "_launches": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        places = zip(self._parameters(), state["_state"], strict=True)
-        self._state = {id(parameter): _on_device(kept, parameter.device) for parameter, kept in places if kept is not None}
+        places = list(zip(self._parameters(), state["_state"], state["_kinds"], strict=True))
+        self._state = {id(parameter): _on_device(kept, parameter.device) for parameter, kept, _ in places if kept is not None}
+        self._kinds = {id(parameter): (type(parameter.data), *kind) for parameter, _, kind in places if kind}
 
     def _parameters(self) -> Iterator[Tensor]:
         for group in self.param_groups:
@@ -354,9 +410,12 @@ class Optimizer:
         problems += [f"unexpected {name}" for name in left]
         if problems:
             raise ValueError(f"load_state_dict: {type(self).__name__} cannot take these {len(mapping)} entries: {'; '.join(problems)}")
+        if any(id(parameter) in self._kinds and self._kinds[id(parameter)] != _kind(parameter.data) for parameter in self._parameters()):
+            self._launches.clear()  # moved since: no captured graph holds arrays of today
         for group, loaded in zip(self.param_groups, options, strict=True):
             group.update(loaded)
         self._state = {key: self._in_place(key, state) for key, state in states.values() if state is not None or self._captured(key)}
+        self._kinds = {id(parameter): _kind(parameter.data) for parameter in self._parameters() if id(parameter) in self._state}
         for launch in self._launches.values():
             cuda.write(launch.steps, self._steps_of(launch.keys, launch.chunks))
 
@@ -387,11 +446,7 @@ class Optimizer:
         prefix = f"state.{number}."
         if not any(name.startswith(prefix) for name in left):
             return None
-        state = self._new_state(parameter, group)
-        for name in self.optional_state:
-            state.pop(name, None)
-            if prefix + name in left:
-                state[name] = parameter.data
+        state = self._empty_state(parameter, group, {name.removeprefix(prefix) for name in left})
         for name, empty in state.items():
             value = left.pop(prefix + name, None)
             if value is None:
@@ -405,6 +460,11 @@ class Optimizer:
             else:
                 problems.append(f"{prefix}{name} is {value}, not a whole number from 0 to {MOST_STEPS - 1}")
         return state
+
+
+def _kind(array: Any) -> tuple:
+    """What a state depends on: the library of its parameter's array, and with it the device; dtype and shape."""
+    return type(array), array.dtype, array.shape
 
 
 def _small(array: Any) -> bool:

@@ -182,11 +182,67 @@ def test_a_parameter_without_a_gradient_keeps_its_place_in_the_table(device: Any
     monkeypatch.setattr(multi_tensor, "Chunks", Counted)
     params = parameters("cuda", (np.float64,))
     optimizer = optim.AdamW(params)
-    for step in range(4):
-        set_gradients(params, step)
-        params[step].grad = None
+    copies, twin = copy.deepcopy((params, optimizer))
+    for leaves, kept in ((params, optimizer), (copies, twin)):
+        made.clear()
+        for step in range(4):
+            set_gradients(leaves, step)
+            leaves[step].grad = None
+            kept.step()
+            kept.load_state_dict(kept.state_dict())
+        assert made == [len(leaves)]
+
+
+MOVES = [("cuda", np.float32), ("cuda", np.float64), ("cpu", np.float64), ("cuda", np.float64), ("cuda", np.float32), ("cpu", np.float32)]
+
+
+@pytest.mark.parametrize(("kind", "options"), [(optim.AdamW, {}), (optim.SGD, {"momentum": 0.9, "dampening": 0.3}), (optim.SGD, {})])
+@pytest.mark.parametrize("missing", [0.0, 0.4])
+@pytest.mark.parametrize("reload", [False, True])
+def test_a_state_follows_its_parameter_to_another_device_and_dtype(
+    device: Any, kind: type[optim.Optimizer], options: dict, missing: float, reload: bool
+):
+    """The same as on the CPU, where it is only converted. Steps are counted on, and what is loaded has the dtype and device of today."""
+
+    def made() -> tuple[nn.Module, optim.Optimizer]:
+        module = nn.Module()
+        for k, p in enumerate(parameters("cpu")):
+            setattr(module, f"p{k}", p)
+        return module, kind(module.parameters(), lr=0.1, **options)
+
+    (here, expected), (there, ours) = made(), made()
+    for step in range(2 * len(MOVES)):
+        where, dtype = MOVES[step // 2]
+        here.to(dtype=dtype)
+        there.to(where, dtype)
+        if reload:
+            ours.load_state_dict(ours.state_dict())
+        for module, optimizer in ((here, expected), (there, ours)):
+            set_gradients(list(module.parameters()), step, missing)
+            optimizer.step()
+        for p, q in zip(there.parameters(), here.parameters(), strict=True):
+            assert_close(p.to(device="cpu"), q, f"step {step}", 1e-6)
+        for p in there.parameters():
+            assert all(a.dtype == p.dtype and type(a) is type(p.data) for a in ours._state.get(id(p), {}).values() if not isinstance(a, int))
+    mine, theirs = ours.state_dict(), expected.state_dict()
+    assert list(mine) == list(theirs)
+    for name, value in theirs.items():
+        assert_close(mine[name], value, name, 1e-6)
+
+
+def test_a_parameter_of_another_shape_than_its_state_is_refused_before_anything_is_updated(device: Any):
+    params = parameters("cuda", (np.float64,))
+    optimizer = optim.AdamW(params)
+    set_gradients(params, 0)
+    optimizer.step()
+    params[0].data, params[-1].data = params[0].data.astype(np.float32), params[-1].data[0]
+    set_gradients(params, 1)
+    before, state = [as_numpy(p).copy() for p in params], optimizer.state_dict()
+    with pytest.raises(ValueError, match=r"a parameter has shape \(2, 9\) now, and the state 'exp_avg' of shape \(2, 2, 9\)"):
         optimizer.step()
-    assert made == [len(params)]
+    assert all(np.array_equal(as_numpy(p), values) for p, values in zip(params, before, strict=True))
+    after = optimizer.state_dict()
+    assert all(np.array_equal(after[name], value) for name, value in state.items())
 
 
 def test_one_launch_for_all_parameters_and_nothing_is_waited_for():

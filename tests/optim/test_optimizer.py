@@ -193,6 +193,88 @@ def test_a_wrong_gradient_is_refused_before_anything_is_updated(make: Callable, 
         assert [p.version[0] for p in params] == versions and not any(name.startswith("state") for name in made.state_dict())
 
 
+@pytest.mark.parametrize("make", BOTH, ids=["adamw", "sgd"])
+def test_a_gradient_that_is_no_tensor_is_refused(make: Callable):
+    params = [nn.Parameter(np.ones(3)) for _ in range(2)]
+    params[0].grad, params[1].grad = Tensor(np.ones(3)), np.ones(3)  # type: ignore[assignment]
+    with pytest.raises(TypeError, match=r"the .grad of a parameter of shape \(3,\) is a ndarray; give a Tensor, or None"):
+        make(params).step()
+    assert all((p.numpy() == 1).all() for p in params)
+
+
+# --- parameters that change their arrays
+
+
+@pytest.mark.parametrize("make", BOTH, ids=["adamw", "sgd"])
+@pytest.mark.parametrize("small", [0, 100])
+def test_a_state_follows_its_parameter_to_another_dtype(make: Callable, small: int, monkeypatch: pytest.MonkeyPatch):
+    """As PyTorch's does when it is loaded, without which its AdamW's next step raises. One parameter has no gradient in the first step after."""
+    monkeypatch.setattr(optimizer, "SMALL", small)
+    ours, theirs = nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    theirs.load_state_dict({name: torch.tensor(value) for name, value in ours.state_dict().items()})
+    mine = make(ours.parameters(), lr=0.1)
+    is_sgd = isinstance(mine, optim.SGD)
+    reference = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9) if is_sgd else torch.optim.AdamW(theirs.parameters(), lr=0.1)
+    for step, dtype in enumerate([np.float32, np.float64, np.float64, np.float32, np.float32]):
+        ours.to(dtype=dtype)
+        theirs.to(torch.float64 if dtype is np.float64 else torch.float32)
+        reference.load_state_dict(reference.state_dict())
+        give_gradients(list(ours.parameters()), step)
+        if step in (1, 3):
+            ours.weight.grad = None
+        for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+            q.grad = None if p.grad is None else torch.tensor(p.grad.numpy().copy())
+        mine.step()
+        reference.step()
+        for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+            assert_close(p, q, f"step {step}", 1e-6)
+        state = mine.state_dict()
+        assert {value.dtype for name, value in state.items() if name.startswith("state") and value.ndim} == {np.dtype(dtype)}
+    assert state["state.0.step"] == 3 and state["state.1.step"] == 5
+
+
+@pytest.mark.parametrize("make", BOTH, ids=["adamw", "sgd"])
+def test_a_copy_that_was_made_between_another_dtype_and_the_step(make: Callable):
+    params = parameters()
+    first = make(params, lr=0.1)
+    give_gradients(params, 1)
+    first.step()
+    for p in params:
+        p.data = p.data.astype(np.float64)
+    copies, second = copy.deepcopy((params, first))
+    for leaves, made in ((params, first), (copies, second)):
+        give_gradients(leaves, 2)
+        made.step()
+    assert all(np.array_equal(p.numpy(), q.numpy()) for p, q in zip(params, copies, strict=True))
+    assert second.state_dict()["state.0.momentum_buffer" if isinstance(first, optim.SGD) else "state.0.exp_avg"].dtype == np.float64
+
+
+@pytest.mark.parametrize("make", [*BOTH, lambda params, **options: Lars(params, **options)], ids=["adamw", "sgd", "lars"])
+def test_a_parameter_of_another_shape_than_its_state_is_refused_before_anything_is_updated(make: Callable):
+    params = parameters()[:2]
+    made = make(params, lr=0.1)
+    give_gradients(params, 1)
+    made.step()
+    params[0].data, params[1].data = params[0].data.astype(np.float64), np.ones(4, np.float32)  # the first could follow
+    give_gradients(params, 2)
+    before, state = [p.numpy().copy() for p in params], made.state_dict()
+    with pytest.raises(ValueError, match=r"a parameter has shape \(4,\) now, and the state '\w+' of shape \(5,\) from when it had another; make"):
+        made.step()
+    assert all(np.array_equal(p.numpy(), values) for p, values in zip(params, before, strict=True))
+    after = made.state_dict()
+    assert all(np.array_equal(after[name], value) and after[name].dtype == value.dtype for name, value in state.items())
+
+
+def test_a_state_without_arrays_does_not_mind_another_shape():
+    p = nn.Parameter(np.ones(3))
+    optimizer = optim.SGD([p], lr=0.1)
+    for shape in (3, 4):
+        p.data, p.grad = np.ones(shape), Tensor(np.ones(shape))
+        optimizer.step()
+        np.testing.assert_allclose(p.numpy(), 0.9)
+    assert optimizer.state_dict()["state.0.step"] == 2
+
+
 # --- groups
 
 
@@ -310,6 +392,19 @@ def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(make: Callable, steps: in
         np.testing.assert_array_equal(p.numpy(), q.numpy())
     ours, theirs = optimizer.state_dict(), other.state_dict()
     assert list(ours) == list(theirs) and all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("make", BOTH, ids=["adamw", "sgd"])
+def test_a_state_of_before_the_first_step_is_that_of_a_new_optimiser(make: Callable):
+    params = parameters()
+    optimizer = make(params, lr=0.1)
+    start = optimizer.state_dict()
+    run(optimizer, params, range(2))
+    optimizer.load_state_dict(start)
+    twins = [nn.Parameter(p.data) for p in params]
+    run(optimizer, params, range(2, 4))
+    run(make(twins, lr=0.1), twins, range(2, 4))
+    assert all(np.array_equal(p.numpy(), q.numpy()) for p, q in zip(params, twins, strict=True))
 
 
 def test_state_is_a_copy():
@@ -452,6 +547,50 @@ def test_what_an_optimiser_of_ones_own_cannot_keep():
     named.step()
     with pytest.raises(TypeError, match="state_dict: Lars's option mode is 'fast'; only numbers and tuples of them are saved"):
         named.state_dict()
+
+
+def test_a_copy_keeps_states_of_another_dtype_than_their_parameter_s():
+    class Exact(Lars):
+        def _new_state(self, parameter: Tensor, group: Any) -> dict[str, Any]:
+            return {**super()._new_state(parameter, group), "sum": np.zeros(parameter.shape)}
+
+        def _update(self, param: Any, grad: Any, state: dict[str, Any], group: Any) -> None:
+            super()._update(param, grad, state, group)
+            state["sum"] += grad
+
+    params = parameters()
+    pair = params, Exact(params)
+    for seed in range(2):
+        give_gradients(pair[0], seed)
+        pair[1].step()
+        pair = copy.deepcopy(pair)
+    give_gradients(pair[0], 2)
+    pair[1].step()
+    assert pair[1].state_dict()["state.0.sum"].dtype == np.float64
+
+
+def test_whole_numbers_in_a_state_follow_no_dtype():
+    """And a buffer that an update makes besides those of `_new_state` does."""
+
+    class Counting(Lars):
+        def _new_state(self, parameter: Tensor, group: Any) -> dict[str, Any]:
+            return {**super()._new_state(parameter, group), "signs": np.zeros(parameter.shape, np.int64)}
+
+        def _update(self, param: Any, grad: Any, state: dict[str, Any], group: Any) -> None:
+            super()._update(param, grad, state, group)
+            state["signs"] += grad > 0
+            state.setdefault("sum", np.zeros_like(param))
+            state["sum"] += grad
+
+    params = parameters()
+    optimizer = Counting(params)
+    for seed in range(2):
+        give_gradients(params, seed)
+        optimizer.step()
+        for p in params:
+            p.data = p.data.astype(np.float64)
+    state = optimizer.state_dict()
+    assert state["state.0.signs"].dtype == np.int64 and state["state.0.sum"].dtype == state["state.0.largest"].dtype == np.float64
 
 
 @pytest.mark.parametrize("size", [3, 5000])
