@@ -62,11 +62,29 @@ class EMA:
         yield from module.named_parameters()
         yield from module.named_buffers()
 
+    def _followed(self, who: str) -> list[tuple[str, Tensor]]:
+        """The module's parameters and buffers by name, after each of the shadow's arrays has followed its tensor to its dtype and device.
+
+        Raises ValueError for `who` if there is a new one, or one of another shape; nothing has changed then.
+        """
+        tensors = list(self._tensors())
+        if new := [name for name, _ in tensors if name not in self._shadow]:
+            raise ValueError(f"EMA.{who}: the module has {', '.join(new)} now, which it had not when this average was begun; begin another")
+        moved = {}
+        for name, tensor in tensors:
+            shadow, value = self._shadow[name], tensor.data
+            if shadow.shape != value.shape:
+                raise ValueError(f"EMA.{who}: {name} has shape {value.shape} now, and had {shadow.shape} when this average was begun; begin another")
+            if type(shadow) is not type(value) or shadow.dtype != value.dtype:
+                moved[name] = backend.to_device(shadow, tensor.device).astype(value.dtype, copy=False)
+        self._shadow.update(moved)
+        return tensors
+
     def update(self) -> None:
-        """Move the shadow towards the module's present weights; call it after `optimizer.step()`.
+        """Move the shadow towards the module's present weights; call it after `optimizer.step()`. A module that was moved takes the shadow along.
 
         Raises:
-            ValueError: the module has a parameter or buffer now that it did not have; nothing has changed then.
+            ValueError: the module has a parameter or buffer now that it did not have, or one of another shape; nothing has changed then.
         """
         decay = self.decay
 
@@ -84,10 +102,7 @@ class EMA:
                 np.subtract(value, scratch, out=shadow)
 
         on_gpu: dict[np.dtype, list[tuple[Any, Any]]] = {}
-        tensors = list(self._tensors())
-        if new := [name for name, _ in tensors if name not in self._shadow]:
-            raise ValueError(f"EMA.update: the module has {', '.join(new)} now, which it had not when this average was begun; begin another")
-        for name, tensor in tensors:
+        for name, tensor in self._followed("update"):
             shadow = self._shadow[name]
             if multi_tensor.fits(shadow, _DTYPES) and multi_tensor.fits(tensor.data, _DTYPES):
                 on_gpu.setdefault(tensor.dtype, []).append((shadow, tensor.data))
@@ -125,7 +140,12 @@ class EMA:
         self._write_module(self._shadow, module)
 
     def swap(self) -> None:
-        """Exchange the module's weights and the shadow, in place; a second call exchanges them back. If something raises, nothing is exchanged."""
+        """Exchange the module's weights and the shadow, in place; a second call exchanges them back. If something raises, nothing is exchanged.
+
+        Raises:
+            ValueError: as `update`.
+        """
+        self._followed("swap")
         own, averaged = self._own(), {name: array.copy() for name, array in self._shadow.items()}
         try:
             self._write_shadow(own)
@@ -142,7 +162,8 @@ class EMA:
     def _write_module(self, values: Mapping[str, Any], module: Module | None = None) -> None:
         with no_grad():
             for name, tensor in self._tensors(module):
-                tensor.copy_(values[name])
+                if name in values:  # others are new in a module that has grown under `swapped`
+                    tensor.copy_(backend.to_device(values[name], tensor.device))
 
     def _write_shadow(self, values: Mapping[str, Any]) -> None:
         for name, value in values.items():
@@ -153,11 +174,16 @@ class EMA:
         """`with ema.swapped() as model:` the module has the averaged weights inside the block, and its own again after it, also after an interrupt.
 
         What the block changes of them, such as batch norm's statistics, stays in the average.
+
+        Raises:
+            ValueError: as `update`.
         """
+        self._followed("swapped")
         own = self._own()
         try:
             self._write_module(self._shadow)
             yield self.module
+            self._followed("swapped")
             self._write_shadow(self._own())
         finally:
             try:
@@ -174,7 +200,7 @@ class EMA:
         """Take over what `state_dict` gave.
 
         Raises:
-            ValueError: names or shapes differ, or a value is not an array of numbers; it lists every one, and nothing has changed.
+            ValueError: names or shapes differ, or a value is not an array of numbers; it lists every one. Or as `update`. Nothing has changed then.
         """
         loaded = {name: loadable(value) for name, value in mapping.items()}
         problems = [f"missing {name}" for name in self._shadow if name not in loaded]
@@ -186,5 +212,6 @@ class EMA:
                 problems.append(f"{name} has shape {value.shape}, here {self._shadow[name].shape}")
         if problems:
             raise ValueError(f"load_state_dict: EMA cannot take these {len(loaded)} entries: {'; '.join(problems)}")
-        for name, tensor in self._tensors():
-            self._shadow[name][...] = backend.to_device(loaded[name], tensor.device)
+        self._followed("load_state_dict")
+        for name, shadow in self._shadow.items():
+            shadow[...] = backend.to_device(loaded[name], backend.device_of(shadow))

@@ -294,12 +294,122 @@ def test_wrong_decay(decay: float):
         optim.EMA(model(), decay)
 
 
-def test_a_module_that_has_grown():
+def measure(ema: optim.EMA) -> None:
+    with ema.swapped():
+        pass
+
+
+METHODS: dict[str, Callable] = {
+    "update": optim.EMA.update,
+    "swap": optim.EMA.swap,
+    "swapped": measure,
+    "load_state_dict": lambda ema: ema.load_state_dict({name: value + 1 for name, value in ema.state_dict().items()}),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_module_that_has_grown(method: str):
     ours = model()
     ema = optim.EMA(ours, 0.5)
     before = ema.state_dict()
     change(ours, 1)
     ours.extra = nn.Linear(2, 1)
-    with pytest.raises(ValueError, match=r"EMA.update: the module has extra.weight, extra.bias now, .* begin another"):
+    own = ours.state_dict()
+    with pytest.raises(ValueError, match=rf"EMA.{method}: the module has extra.weight, extra.bias now, .* begin another"):
+        METHODS[method](ema)
+    assert same(ema.state_dict(), before) and same(ours.state_dict(), own)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("shape", [(3, 4), (1,), (5, 3)])
+def test_a_parameter_of_another_shape(method: str, shape: tuple[int, ...]):
+    """Also where as many numbers, or one for all, would fit."""
+    ours = model()
+    ema = optim.EMA(ours, 0.5)
+    before = ema.state_dict()
+    ours[0].weight = nn.Parameter(np.ones(shape))
+    ours.to(dtype=np.float32)
+    with pytest.raises(ValueError) as caught:
+        METHODS[method](ema)
+    assert f"EMA.{method}: 0.weight has shape {shape} now, and had (4, 3) when this average was begun; begin another" in str(caught.value)
+    after = ema.state_dict()
+    assert same(after, before) and after["0.bias"].dtype == np.float64
+
+
+def test_a_module_that_grows_while_it_has_the_average():
+    ours = model()
+    ema = optim.EMA(ours, 0.5)
+    change(ours, 1)
+    ema.update()
+    own, before = ours.state_dict(), ema.state_dict()
+    with pytest.raises(ValueError, match=r"EMA.swapped: the module has extra now"), ema.swapped():
+        ours.extra = nn.Parameter(np.ones(2))
+    after = ours.state_dict()
+    assert same({name: after[name] for name in own}, own) and same(ema.state_dict(), before)
+
+
+def test_what_the_module_has_lost_is_still_loaded():
+    ours = model()
+    ema = optim.EMA(ours, 0.5)
+    del ours[0].bias
+    state = {name: value + 1 for name, value in ema.state_dict().items()}
+    ema.load_state_dict(state)
+    assert same(ema.state_dict(), state)
+
+
+MOVES = [
+    {"dtype": np.float32},
+    pytest.param({"device": "cuda"}, marks=pytest.mark.cuda),
+    pytest.param({"device": "cuda", "dtype": np.float32}, marks=pytest.mark.cuda),
+]
+
+
+@pytest.mark.parametrize("move", MOVES, ids=str)
+@pytest.mark.parametrize("back", [False, True], ids=["there", "back"])
+@pytest.mark.parametrize("method", [*METHODS, "copy_to"])
+def test_the_average_follows_a_module_that_is_moved(method: str, move: dict, back: bool):
+    """To another dtype and device, and back: whatever is done next goes on with the same numbers."""
+    with on_cuda():
+        ours = model().to(**move if back else {})
+        ema = optim.EMA(ours, 0.5)
+        ours.load_state_dict({name: rng(1).integers(1, 9, value.shape) for name, value in ours.state_dict().items()})
         ema.update()
-    assert same(ema.state_dict(), before)
+        ours.to(**{"device": "cpu", "dtype": np.float64} if back else move)
+        own, shadow = ours.state_dict(), ema.state_dict()
+        {**METHODS, "copy_to": optim.EMA.copy_to}[method](ema)
+        weights, averages = ours.state_dict(), ema.state_dict()
+        for name, value in own.items():
+            assert weights[name].dtype == value.dtype
+            assert_close(weights[name], shadow[name] if method in ("swap", "copy_to") else value, name, 1e-6)
+            if method != "copy_to":
+                assert averages[name].dtype == value.dtype
+            updated = (shadow[name] + value) / 2 if value.dtype.kind == "f" else value
+            expected = {"update": updated, "swap": value, "load_state_dict": shadow[name] + 1}.get(method, shadow[name])
+            assert_close(averages[name], expected, name, 1e-6)
+        ema.update()
+
+
+@pytest.mark.cuda
+def test_a_module_that_is_moved_while_it_has_the_average():
+    with on_cuda():
+        ours = model()
+        ema = optim.EMA(ours, 0.5)
+        change(ours, 1)
+        ema.update()
+        own, before = ours.state_dict(), ema.state_dict()
+        with ema.swapped() as averaged:
+            averaged.to("cuda", np.float32)
+        assert ours[0].weight.device == "cuda"
+        for ours_now, then in ((ours.state_dict(), own), (ema.state_dict(), before)):
+            for name, value in then.items():
+                assert ours_now[name].dtype == (np.float32 if value.dtype.kind == "f" else np.int64)
+                assert_close(ours_now[name], value, name, 1e-6)
+
+
+@pytest.mark.cuda
+def test_an_average_is_copied_to_a_model_on_another_device():
+    with on_cuda():
+        ours, other = model(), model().to("cuda")
+        ema = optim.EMA(ours, 0.5)
+        ema.copy_to(other)
+        assert same(other.state_dict(), ema.state_dict()) and other[0].weight.device == "cuda"
