@@ -32,7 +32,8 @@ def clip_grad_norm_(params: Iterable[Tensor] | Tensor, max_norm: float, *, error
         The norm before clipping; on a GPU, where waiting for a number would cost more than clipping, a 0-d Tensor (float() of it waits).
 
     Raises:
-        ValueError: max_norm is negative. FloatingPointError: the norm is not finite and `error_if_nonfinite` is set.
+        ValueError: max_norm is negative. TypeError: a gradient is no Tensor. FloatingPointError: the norm is not finite and `error_if_nonfinite` is
+            set.
 
     Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.utils.clip_grad_norm_.html
     """
@@ -40,6 +41,9 @@ def clip_grad_norm_(params: Iterable[Tensor] | Tensor, max_norm: float, *, error
         raise ValueError(f"clip_grad_norm_: max_norm is {max_norm}; it cannot be negative")
     params = [params] if isinstance(params, Tensor) else params
     grads = {id(p.grad): p.grad for p in params if p.grad is not None}.values()  # a parameter listed twice counts once
+    for grad in grads:
+        if not isinstance(grad, Tensor):
+            raise TypeError(f"clip_grad_norm_: the .grad of a parameter is a {type(grad).__name__}; give a Tensor, or None")
     if grads and all(multi_tensor.fits(grad.data) for grad in grads):
         return _clip_on_gpu(list(grads), max_norm, error_if_nonfinite)
     norms = [_norm(vector) for vector in _vectors([grad.data for grad in grads])]

@@ -162,3 +162,11 @@ def test_small_and_large_gradients_count_alike(monkeypatch: pytest.MonkeyPatch):
         p.grad = Tensor(g.copy())
     assert optim.clip_grad_norm_(params, 1.0) == pytest.approx(np.linalg.norm(np.concatenate([g.reshape(-1) for g in grads])), rel=1e-14)
     assert sorted(sizes) == [7, 7, 16]
+
+
+def test_a_gradient_that_is_no_tensor_is_refused():
+    ours = [nn.Parameter(np.ones(3)) for _ in range(2)]
+    ours[0].grad, ours[1].grad = Tensor(np.ones(3)), np.ones(3)  # type: ignore[assignment]
+    with pytest.raises(TypeError, match="clip_grad_norm_: the .grad of a parameter is a ndarray; give a Tensor, or None"):
+        optim.clip_grad_norm_(ours, 0.1)
+    assert (ours[0].grad.numpy() == 1).all()
