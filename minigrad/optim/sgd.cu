@@ -9,10 +9,10 @@
 
 template <typename T>
 struct SgdStep {
-    T lr, decay, shrink, keep, take, look_ahead;
+    T lr, decay, keep, take, look_ahead;
     bool momentum, nesterov;
 
-    __device__ __forceinline__ void operator()(T& p, T g) const { p = p * shrink - g * lr; }
+    __device__ __forceinline__ void operator()(T& p, T g) const { p -= (p * decay + g) * lr; }
     __device__ __forceinline__ void operator()(T& p, T g, T& b) const
     {
         const T total = p * decay + g;
@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(256) sgd(const unsigned long long* __restrict_
         const double* o = options + 5 * chunk.group;
         const double lr = o[0], momentum = o[1], dampening = o[2], decay = o[3];
         const bool first = ++steps[blockIdx.x] == 1;                  // b = g then
-        shared = {T(lr), T(decay), T(1 - lr * decay), T(first ? 0 : momentum), T(first ? 1 : 1 - dampening), T(lr * momentum), momentum != 0, o[4] != 0};
+        shared = {T(lr), T(decay), T(first ? 0 : momentum), T(first ? 1 : 1 - dampening), T(lr * momentum), momentum != 0, o[4] != 0};
     }
     __syncthreads();
     const SgdStep<T> step = shared;

@@ -100,8 +100,9 @@ class SGD(Optimizer):
         keep, take = (momentum, 1 - group["dampening"]) if state["step"] > 1 else (0.0, 1.0)
 
         def plain(p: Any, g: Any, scratch: Any) -> None:
-            if decay:
-                np.multiply(p, 1 - lr * decay, out=p)
+            if decay:  # not p (1 - lr decay), which float32 rounds to 1 where lr decay is below 3e-8
+                np.multiply(p, decay, out=scratch)
+                g = np.add(scratch, g, out=scratch)  # g of the formula
             np.multiply(g, lr, out=scratch)
             np.subtract(p, scratch, out=p)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import minigrad
 from minigrad import Tensor, nn, optim
 from tests.optim.parity import Run, check_run, runs
 from tests.support import assert_close, rng
@@ -94,6 +96,24 @@ def test_state_can_be_saved_around_a_switch_of_momentum(before: float, after: fl
         assert list(second.state_dict()) == list(state) and second.param_groups[0]["momentum"] == after
     with pytest.raises(ValueError, match=r"momentum_buffer has shape \(2,\), here \(3,\)"):
         first.load_state_dict({**state, "state.0.momentum_buffer": np.zeros(2)})
+
+
+@pytest.mark.parametrize("where", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def test_a_decay_too_small_for_float32_is_not_lost(where: str):
+    """1 - lr weight_decay is 1 in float32. What 30 steps of other gradients take off many numbers is right on average all the same."""
+    values, lr, decay = rng(0), 1e-2, 2.5e-6
+    start = values.uniform(0.5, 1, 400).astype(np.float32)
+    exact = start.astype(np.float64)
+    with minigrad.emulated(build="plain") if where == "cuda" else contextlib.nullcontext():
+        p = Tensor(start).to(device=where).requires_grad_()
+        optimizer = optim.SGD([p], lr=lr, weight_decay=decay)
+        for _ in range(30):
+            grad = values.standard_normal(400).astype(np.float32)
+            p.grad = Tensor(grad).to(device=where)
+            optimizer.step()
+            exact -= lr * (grad + decay * exact)
+        wrong = (p.detach().to(device="cpu").numpy() - exact).mean()
+    assert abs(wrong) < 0.1 * 30 * lr * decay * start.mean()
 
 
 def test_options_out_of_range():
