@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,34 +20,35 @@ class _Checkpoint:
 
     name = "checkpoint"
 
-    def __init__(self, function: Callable, shapes: list, reads: list, captured: list, draws: Any, mode_then: Mode):
-        self.function, self.shapes, self.captured, self.draws, self.mode = function, shapes, captured, draws, mode_then
+    def __init__(self, function: Callable, shapes: list, steps: list, captured: list, reads: list, draws: Any, draws_end: int, mode_then: Mode):
+        self.function, self.shapes, self.steps, self.captured = function, shapes, steps, captured
+        self.draws, self.draws_end, self.mode = draws, draws_end, mode_then
         self.reads = [(counter, counter[0]) for counter, _ in reads]
         self.written = {id(counter) for counter, then in reads if counter[0] != then}  # by the function, after it had read it
 
     def again(self, *inputs: Any) -> Any:
         """Run the function a second time; raise if it is visibly not the function that it was."""
-        if self.written:
-            outputs = self._run_and_compare(*inputs)
-        else:
-            outputs = self.function(*inputs)
-        shapes = _shapes(_listed(outputs))
+        reads: list[tuple[list, int]] = []
+        with mode(reads=reads if self.written else None):
+            outputs, steps, _ = _run(self.function, inputs, self.captured)
+        # A tensor that the function has made is another one in each run. No id is used again: self.reads keeps the first run's counters.
+        if any(id(counter) in self.written for counter, _ in reads):
+            raise RuntimeError(
+                "checkpoint: the function reads a tensor from outside and then writes into it, so that its second run reads other numbers than its "
+                "first; let it write into a copy"
+            )
+        shapes, draws_end = _shapes(_listed(outputs)), random.get_counter().draw
         if shapes != self.shapes:
             raise RuntimeError(
                 f"checkpoint: the function made outputs of shapes {shapes} in its second run, {self.shapes} in its first; "
                 "it must do the same both times"
             )
-        return outputs
-
-    def _run_and_compare(self, *inputs: Any) -> Any:
-        """Run a function that writes into what it has read: a tensor of its own, which is another one in each run, or the same one in both."""
-        reads: list[tuple[list, int]] = []
-        with mode(reads=reads):
-            outputs = self.function(*inputs)
-        if any(id(counter) in self.written for counter, _ in reads):  # no id is used again: self.reads keeps the first run's counters
+        if steps != self.steps or draws_end != self.draws_end:
+            first = self.draws.draw
+            other = _difference(self.steps, steps) or f"random draws: {self.draws_end - first} then, {draws_end - first} now"
             raise RuntimeError(
-                "checkpoint: the function reads a tensor from outside and then writes into it, so that its second run reads other numbers than its "
-                "first; let it write into a copy"
+                f"checkpoint: the function did something else in its second run, in backward, than in its first ({other}); until backward is done, "
+                "leave train() and eval(), requires_grad and all that it captures (a loop's variable, too) as they were"
             )
         return outputs
 
@@ -58,7 +60,8 @@ class _Checkpoint:
         count = len(node.inputs)
         for counter, then in self.reads:
             if counter[0] != then:
-                raise changed_in_place(self.name, "a tensor that the function used", then, counter[0])
+                what = "a tensor that the function used (batch norm's statistics are some, and move with each forward pass in training mode)"
+                raise changed_in_place(self.name, what, then, counter[0])
         own, others = needs[:count], [edge for edge, need in zip(self.captured, needs[count:], strict=True) if need]
         now = random.get_counter()
         before = MODE.get()
@@ -87,33 +90,72 @@ def _listed(outputs: Any) -> list:
     return list(outputs)
 
 
-def _shapes(outputs: list) -> list:
+def _shapes(outputs: Sequence[Any]) -> list:
     return [y.shape if isinstance(y, Tensor) else None for y in outputs]
 
 
-def _captured(shells: list[Tensor], results: list[Tensor], start: int) -> list[tuple]:
-    """What a function captured: the edges that lead out of the part of the graph that it made, the nodes numbered from `start` on.
+def _run(function: Callable, inputs: Sequence[Any], captured: Sequence[tuple] = ()) -> tuple[Any, list[tuple], list[tuple]]:
+    """Run `function(*inputs)`, each input that requires grad entering through a node of its own.
 
-    shells: its inputs, each through a node of its own, at which the search stops.
+    captured: what an earlier run captured. Returns the outputs; what was done (see `_steps`); and the edges that lead out of the part of the graph
+    that the function made, other than to its inputs: those that it captured.
     """
-    shell_nodes = {x.node for x in shells if x.node is not None}
-    made = [y.node for y in results if y.node is not None and y.node.order > start]
-    captured: dict[tuple, None] = {}  # an ordered set of edges
-    seen = set(made) | shell_nodes
-    stack = [node for node in made if node not in shell_nodes]
-    for y in results:
-        if y.requires_grad and (y.node is None or y.node.order < start):
-            captured[edge_of(y)] = None  # type: ignore[index]  # the function returned an outside tensor as it is
+    shells = [ops.identity(x) if isinstance(x, Tensor) and x.requires_grad else x for x in inputs]
+    start = next(node_numbers)
+    outputs = function(*shells)
+    entrances = [(x.node, 0) for x in shells if isinstance(x, Tensor) and x.requires_grad]
+    ends: dict[tuple, int] = {edge: number for number, edge in enumerate([*entrances, *captured])}  # type: ignore[misc]
+    steps = _steps(_listed(outputs), ends, start)
+    return outputs, steps, list(ends)[len(entrances) :]
+
+
+def _steps(outputs: list, ends: dict[tuple, int], start: int) -> list[tuple]:
+    """What gradients will pass through on their way from the outputs, equal for two runs that did the same; it keeps no array alive.
+
+    First where the outputs come from, then each operation: its name, its own steps if it is a checkpoint, the shapes of the tensors that it keeps,
+    and where its inputs come from: (number of an operation, which output of it), the number of one of the `ends`, or None where no gradient goes.
+
+    ends: edges, numbered; more of them are added as they are met, all that lead to leaves or to nodes numbered below `start`.
+    """
+    numbers: dict[Node, int] = {}
+    stack: list[Node] = []
+
+    def origin(edge: tuple | None) -> tuple | int | None:
+        if edge is None:
+            return None
+        target, output = edge
+        if type(target) is not Node or target.order < start:
+            return ends.setdefault(edge, len(ends))
+        number = numbers.get(target)
+        if number is None:
+            number = numbers[target] = len(numbers)
+            stack.append(target)
+        return number, output
+
+    steps: list[tuple] = [("", (), (), [origin(edge_of(y)) if isinstance(y, Tensor) else None for y in outputs])]
     while stack:
-        for edge in stack.pop().edges:
-            if edge is not None:
-                target = edge[0]
-                if type(target) is not Node or target.order < start:
-                    captured[edge] = None
-                elif target not in seen:
-                    seen.add(target)
-                    stack.append(target)
-    return list(captured)
+        node = stack.pop()
+        kept = getattr(node, "saved", None) or getattr(node, "inputs", None) or ()  # a node has the one or the other
+        inner = node.op.steps if type(node.op) is _Checkpoint else ()
+        steps.append((node.op.name, inner, _shapes(kept), [origin(edge) for edge in node.edges]))
+    return steps
+
+
+def _names(steps: Sequence[tuple]) -> Iterator[str]:
+    for name, inner, _, _ in steps:
+        yield name
+        yield from _names(inner)
+
+
+def _difference(then: list[tuple], now: list[tuple]) -> str | None:
+    """Which operation occurs more often in one of two runs, in words; None if they are the same."""
+    if then == now:
+        return None
+    before, after = Counter(_names(then)), Counter(_names(now))
+    for name in before | after:
+        if before[name] != after[name]:
+            return f"{name}: {before[name]} then, {after[name]} now"
+    return "the same operations on other inputs"
 
 
 def checkpoint(function: Callable, *inputs: Any) -> Any:
@@ -121,7 +163,9 @@ def checkpoint(function: Callable, *inputs: Any) -> Any:
 
     Trades time for memory: only the inputs stay alive. Gradients reach the inputs and every tensor the function captured (parameters of modules).
     The second run makes the same random draws and leaves the running statistics of batch norm alone; the function must otherwise do the same both
-    times.
+    times: until backward is done, leave `train()` and `eval()`, `requires_grad` and all that it captures as they were. The two runs are compared by
+    the operations that gradients pass through, the shapes that these keep, the tensors they start from (so a function must not make tensors that
+    require grad on its own) and the number of draws; other numbers in a tensor that is merely another one are not noticed.
 
     Args:
         function: takes the inputs, returns a Tensor or a tuple or list of Tensors (and of things that hold none, such as numbers).
@@ -129,7 +173,7 @@ def checkpoint(function: Callable, *inputs: Any) -> Any:
 
     Raises:
         TypeError: the function returned something else, for example a dict. RuntimeError, in backward: a tensor that the function read was written
-            in place since, by the function itself too unless it had made it, or the second run made outputs of other shapes than the first.
+            in place since, by the function itself too unless it had made it, or the second run visibly did something else than the first.
 
     Source: https://docs.pytorch.org/docs/stable/checkpoint.html (the non-reentrant kind)
     """
@@ -139,22 +183,19 @@ def checkpoint(function: Callable, *inputs: Any) -> Any:
         _listed(outputs)
         return outputs
     reads: list[tuple[list, int]] = []
-    draws, start = random.get_counter()._replace(seed=random.get_seed()), next(node_numbers)
+    draws = random.get_counter()._replace(seed=random.get_seed())
     try:
         MODE.set(replace(current, reads=reads))
-        shells = [ops.identity(x) if isinstance(x, Tensor) and x.requires_grad else x for x in inputs]
-        outputs = function(*shells)
+        outputs, steps, captured = _run(function, inputs)
     finally:
         MODE.set(current)
     if current.reads is not None:
         current.reads.extend(reads)
     results = _listed(outputs)
 
-    captured = _captured([x for x in shells if isinstance(x, Tensor)], [y for y in results if isinstance(y, Tensor)], start)
-
     edges = tuple([edge_of(x) if isinstance(x, Tensor) else None for x in inputs])
     node = Node()
-    node.op = _Checkpoint(function, _shapes(results), reads, captured, draws, current)
+    node.op = _Checkpoint(function, _shapes(results), steps, captured, reads, draws, random.get_counter().draw, current)
     node.edges = (*edges, *captured)
     node.outputs, node.order, node.site = len(results), next(node_numbers), caller_site() if current.anomaly else None
     node.inputs, node.values = inputs, ()

@@ -386,6 +386,138 @@ def test_an_exception_in_the_function_passes_through():
     assert not recomputing() and random.get_counter() == before
 
 
+# --- a second run that is not the first
+
+
+class Net(nn.Module):
+    """What the functions of CHANGES use, and what happens to it before backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.frozen = nn.Linear(3, 3), nn.Linear(3, 3).requires_grad_(False)
+        self.bn, self.dropout, self.drop_path = nn.BatchNorm2d(3), nn.Dropout(0.5), nn.DropPath(0.5)
+        self.v, self.w = nn.Parameter(V.numpy()), nn.Parameter(V.numpy())
+        self.option = 1
+
+    def set_option(self) -> None:
+        self.option = 2
+
+    def replace_v(self) -> None:
+        self.v = nn.Parameter(V.numpy())
+
+
+OTHER_INPUTS = "the same operations on other inputs"
+
+# name: (function of a Net and x of shape (2, 3, 3, 3), what happens to the Net, the difference that the error names)
+CHANGES: dict[str, tuple[Callable, Callable, str]] = {
+    "dropout, then eval()": (lambda m, x: m.dropout(x), nn.Module.eval, "dropout: 1 then, 0 now"),
+    "dropout, then train()": (lambda m, x: m.dropout(x), nn.Module.train, "dropout: 0 then, 1 now"),
+    "drop path, then eval()": (lambda m, x: x + m.drop_path(x * x), nn.Module.eval, "drop_path: 1 then, 0 now"),
+    "dropout without gradients, then eval()": (lambda m, x: m.dropout(CONSTANT) * x, nn.Module.eval, "random draws: 1 then, 0 now"),
+    "batch norm, then eval()": (lambda m, x: m.bn(x), nn.Module.eval, OTHER_INPUTS),
+    "batch norm, then train()": (lambda m, x: m.bn(x), nn.Module.train, OTHER_INPUTS),
+    "a layer is frozen": (lambda m, x: m.fc(x), lambda m: m.fc.requires_grad_(False), OTHER_INPUTS),
+    "all that has gradients is frozen": (lambda m, x: m.fc(x.detach()) + x, lambda m: m.fc.requires_grad_(False), "linear: 1 then, 0 now"),
+    "a frozen layer is frozen no more": (lambda m, x: m.frozen(x), nn.Module.requires_grad_, OTHER_INPUTS),
+    "a parameter is replaced": (lambda m, x: x * m.v, Net.replace_v, OTHER_INPUTS),
+    "another parameter": (lambda m, x: x * (m.v if m.option == 1 else m.w), Net.set_option, OTHER_INPUTS),
+    "parameters change places": (lambda m, x: (lambda a, b: x * a + b)(*(m.v, m.w)[:: 3 - 2 * m.option]), Net.set_option, OTHER_INPUTS),
+    "outputs change places": (lambda m, x: (x, x * x)[:: 3 - 2 * m.option], Net.set_option, OTHER_INPUTS),
+    "an output has no gradient": (lambda m, x: (x * x, x if m.option == 1 else x.detach()), Net.set_option, OTHER_INPUTS),
+    "another output of an operation": (lambda m, x: x.unbind()[m.option - 1], Net.set_option, OTHER_INPUTS),
+    "another operation": (lambda m, x: x.relu() if m.option == 1 else x.exp(), Net.set_option, "relu: 1 then, 0 now"),
+    "another shape inside": (lambda m, x: (x[:, : m.option] ** 2).sum(), Net.set_option, OTHER_INPUTS),
+}
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["plain", "nested"])
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_second_run_that_is_not_the_first_is_refused(name: str, nested: bool):
+    function, change, difference = CHANGES[name]
+    net = Net().to(dtype=np.float64).train(not name.endswith("train()"))
+    x = leaf(2, 3, 3, 3)
+    y = checkpoint(lambda x: checkpoint(function, net, x) if nested else function(net, x), x)
+    change(net)
+    message = (
+        rf"checkpoint: the function did something else in its second run, in backward, than in its first \({difference}\); until backward is done"
+    )
+    loss = sum(((t * t).sum() for t in several(y) if t.requires_grad), Tensor(0.0))
+    with pytest.raises(RuntimeError, match=message):
+        loss.backward()
+    assert x.grad is None and all(p.grad is None for p in net.parameters())
+
+
+def test_batch_norm_by_definition_in_another_mode_is_refused():
+    net, x = Net().to(dtype=np.float64), leaf(2, 3, 3, 3)
+    with minigrad.definitions():
+        y = checkpoint(net.bn, x)
+    net.eval()
+    with pytest.raises(RuntimeError, match=r"in its second run, in backward, than in its first \(\w+: \d then, \d now\)"):
+        y.sum().backward()
+
+
+def test_the_variable_of_a_loop_that_has_moved_on_is_noticed():
+    """Python's functions look at it when they run: all of them would multiply by the last one. PyTorch does."""
+    x, ws = leaf(3), [leaf(3, seed=k) for k in range(3)]
+    y = x
+    for w in ws:
+        y = checkpoint(lambda a: a * w, y)  # noqa: B023
+    with pytest.raises(RuntimeError, match=r"leave .* all that it captures \(a loop's variable, too\) as they were"):
+        y.sum().backward()
+
+
+def test_two_modes_in_one_backward_are_refused_in_either_order():
+    for first in (True, False):
+        net, x = Net().to(dtype=np.float64), leaf(2, 3, 3, 3)
+        losses = [checkpoint(lambda x, net=net: net.dropout(net.bn(x)), x).sum() for mode in (first, not first) if net.train(mode)]
+        with pytest.raises(RuntimeError, match="in its second run, in backward|batch norm's statistics are some, and move with"):
+            (losses[0] + losses[1]).backward()
+        assert x.grad is None and net.bn.weight.grad is None
+
+
+def first_run_alone(found: list) -> Callable:
+    def function(x: Tensor) -> Tensor:
+        if not recomputing():
+            found.append(((x * V).mean().item(), x * x, Tensor(np.ones(3)) * CONSTANT))
+        return x * found[0][2] + x.detach() * V
+
+    return function
+
+
+def gradient_inside(x: Tensor) -> Tensor:
+    a = x * 1.0
+    return minigrad.grad((a**3 * V).sum(), a, create_graph=True)[0]
+
+
+def several_modes_inside(x: Tensor) -> tuple[Tensor, Tensor]:
+    with minigrad.no_grad():
+        mask = (x > 0.0) * (x @ W)
+    with minigrad.definitions():
+        y = F.layer_norm(x * mask, V)
+    return y, F.softmax(y) * CONSTANT
+
+
+SAME = {
+    "more operations in the first run, none of which its result needs": lambda: first_run_alone([]),
+    "a gradient inside": lambda: gradient_inside,
+    "modes inside": lambda: several_modes_inside,
+    "captured and given": lambda: lambda x: x * X * V,
+    "nothing is done": lambda: lambda x: (x, X, CONSTANT),
+}
+X = leaf(3, 3, seed=3)
+
+
+@pytest.mark.parametrize("wanted", [[X], [V], [X, V]], ids=["x", "v", "both"])
+@pytest.mark.parametrize("name", SAME)
+def test_a_second_run_that_does_the_same_is_not_refused(name: str, wanted: list[Tensor]):
+    found = []
+    for call in (checkpoint, plainly):
+        outputs = [y for y in several(call(SAME[name](), X)) if y.requires_grad]
+        found.append(minigrad.grad(outputs, wanted, [upstream(y) for y in outputs], allow_unused=True))
+    for g, reference in zip(*found, strict=True):
+        assert (g is None and reference is None) or assert_close(g, reference, name, relative=1e-12) is None
+
+
 # --- in-place writes
 
 
