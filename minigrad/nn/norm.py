@@ -6,7 +6,7 @@ import numpy as np
 
 from minigrad import functional as F
 from minigrad.backend import cuda
-from minigrad.modes import no_grad, recomputing
+from minigrad.modes import recomputing
 from minigrad.nn.module import Module, Parameter
 from minigrad.tensor import Tensor, wrap
 
@@ -19,9 +19,10 @@ class BatchNorm2d(Module):
     """Normalises each channel of (B, H, W, C) maps over batch, rows and columns, then scales and shifts it.
 
     In training mode with the mean and biased variance of the batch, which also move the running statistics (there the variance is unbiased); in
-    eval mode with the running statistics. On the CPU those are replaced at every step, never written in place: a graph that read the old ones stays
-    valid. On the GPU they are written in place, as parameters are by an optimiser, so that a captured step finds them where it left them; their
-    version counters tell, and a graph that would have to read the old ones refuses.
+    eval mode with the running statistics. On the CPU mean and variance are replaced at every step, never written in place: a graph that read the old
+    ones stays valid, and only a checkpoint, which would read the new ones, refuses. On the GPU they are written in place, as parameters are by an
+    optimiser, so that a captured step finds them where it left them; their version counters tell, and a graph that would have to read the old ones
+    refuses.
 
     Args:
         num_features: C.
@@ -63,7 +64,11 @@ class BatchNorm2d(Module):
             raise ValueError(
                 f"BatchNorm2d: x has shape {x.shape}, one value per channel; its variance needs more: a larger batch, larger maps, or eval()"
             )
-        mean, var = (None, None) if of_batch else (self.running_mean, self.running_var)
+        mean = var = None
+        if not of_batch:
+            mean, var = self.running_mean, self.running_var
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked._note_read()  # written whenever the statistics move: so a checkpoint, which would read them again, notices
         y, mean, var = F.batch_norm(x, self.weight, self.bias, mean=mean, var=var, residual=residual, eps=self.eps, relu=relu)
         if self.training and self.track_running_stats and x.size and not recomputing():
             self._track(mean, var, x.size // x.shape[-1])
@@ -75,9 +80,9 @@ class BatchNorm2d(Module):
         if self.running_mean.device == "cuda":
             self._track_on_gpu(mean, var, count)
             return
-        with no_grad():
-            self.num_batches_tracked = self.num_batches_tracked + 1
-        momentum = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
+        self.num_batches_tracked._bump()
+        self.num_batches_tracked.data[...] += 1
+        momentum = 1 / self.num_batches_tracked.data.item() if self.momentum is None else self.momentum
         # On arrays: six operations on C numbers, which as operations on Tensors would take five times as long.
         moved = (1 - momentum) * self.running_mean.data + momentum * mean.data
         spread = (1 - momentum) * self.running_var.data + (momentum * count / (count - 1)) * var.data

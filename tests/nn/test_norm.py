@@ -156,6 +156,58 @@ def test_checkpoint_tracks_once():
     assert all(np.array_equal(states[0][name], states[1][name]) for name in states[0])
 
 
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_a_checkpoint_in_eval_mode_refuses_statistics_that_have_moved(momentum: float | None):
+    """It would read the new ones. A graph still has the old ones: its derivatives, also by the definition, are what they would have been."""
+    x, grads = rng().standard_normal((2, 3, 4, 3)), []
+    for moves in (False, True):
+        layer, tensor = nn.BatchNorm2d(3, momentum=momentum).to(dtype=np.float64).eval(), Tensor(x, requires_grad=True)
+        y, recomputed = layer(tensor), minigrad.checkpoint(layer, tensor)
+        if moves:
+            layer.train()(Tensor(2 * x))
+            layer.eval()
+        grads.append(minigrad.grad(y.sum(), [tensor, layer.weight], create_graph=True))
+        if moves:
+            with pytest.raises(
+                RuntimeError, match="batch norm's statistics are some, and move with each forward pass in training mode.* was written"
+            ):
+                recomputed.sum().backward()
+        else:
+            recomputed.sum().backward()
+    for plain, moved in zip(*grads, strict=True):
+        np.testing.assert_array_equal(moved.numpy(), plain.numpy())
+
+
+def test_a_checkpoint_of_both_modes():
+    """Its second run, which moves no statistics, must find those that its first has read."""
+
+    def both(layer: nn.BatchNorm2d, first: bool, x: Tensor) -> Tensor:
+        y = layer.train(first)(x)
+        return layer.train(not first)(y * y)
+
+    layers, x = [nn.BatchNorm2d(3).to(dtype=np.float64) for _ in range(3)], Tensor(rng().standard_normal((2, 3, 4, 3)), requires_grad=True)
+    ys = [minigrad.checkpoint(both, layers[0], True, x), both(layers[1], True, x)]
+    (ours,), (plain,) = [minigrad.grad((y * y).sum(), x) for y in ys]
+    assert_close(ours, plain)
+    y = minigrad.checkpoint(both, layers[2], False, x)
+    with pytest.raises(RuntimeError, match="the function reads a tensor from outside and then writes into it"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_two_checkpoints_in_training_mode_and_one_backward(momentum: float | None):
+    """They read no running statistics, so these may move in between."""
+    found = []
+    for call in (minigrad.checkpoint, lambda f, x: f(x)):
+        layer, x = nn.BatchNorm2d(3, momentum=momentum).to(dtype=np.float64), Tensor(rng().standard_normal((2, 3, 4, 3)), requires_grad=True)
+        a, b = call(layer, x), call(layer, x * x)
+        (a * b).sum().backward()
+        assert layer.num_batches_tracked.item() == 2
+        found.append([x.grad, layer.weight.grad, layer.running_mean, layer.running_var])
+    for ours, plain in zip(*found, strict=True):
+        assert_close(ours, plain)
+
+
 def test_one_value_per_channel_cannot_be_normalised():
     layer = nn.BatchNorm2d(3)
     x = Tensor(np.ones((1, 1, 1, 3), np.float32))
