@@ -158,7 +158,9 @@ class Conformer(nn.Module):
         """Keep of each ConvTransBlock only what goes in, and run the block again in backward: a third of the memory for
         cifar-small at batch 128 (59 % for cifar-nano; `make bench BENCH=memory`), for the time of one more forward pass.
 
-        The gradients are the same to the last bit. `intermediates` keeps everything in any case. The name is timm's.
+        The gradients are the same to the last bit. Until backward is done, leave `train()` and `eval()`, `requires_grad` and the running statistics
+        as they are, or it raises RuntimeError (see `minigrad.checkpoint`): of a loss in each mode, take one's backward before the other's forward.
+        `intermediates` keeps everything in any case. The name is timm's.
         """
         self.grad_checkpointing = enable
 
