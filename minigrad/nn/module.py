@@ -66,15 +66,21 @@ class Module:
         kind, old = _kind(value), registered.get(name)
         if kind is not None and kind != old:
             self._check_name(name)
-            registered.pop(name, None)
-            registered[name] = kind
         elif kind is None and old is not None and value is not None:
             self._check_replacement(name, old, value)
-        self.__dict__[name] = value
+        object.__setattr__(self, name, value)
+        if kind is not None and kind != old and self.__dict__.get(name) is value:  # else a property of the class took it
+            self._register(name, kind)
 
     def __delattr__(self, name: str) -> None:
         object.__delattr__(self, name)
-        self._registered.pop(name, None)
+        self._register(name, None)
+
+    def _register(self, name: str, kind: str | None) -> None:
+        """Note what an attribute is from now on (None: nothing special). The dict is replaced, never written to, since a shallow copy shares it."""
+        if self._registered.get(name) != kind:
+            others = {key: value for key, value in self._registered.items() if key != name}
+            self.__dict__["_registered"] = others if kind is None else {**others, name: kind}
 
     def register_buffer(self, name: str, tensor: Tensor | None) -> None:
         """Register a Tensor without gradient, or None, as part of the state: it is saved, loaded and moved, but not trained.
@@ -88,8 +94,8 @@ class Module:
         self._check_name(name)
         if hasattr(self, name) and self._registered.get(name) != "buffer":
             raise KeyError(f"{type(self).__name__} already has an attribute {name!r}")
-        self._registered[name] = "buffer"
         self.__dict__[name] = tensor
+        self._register(name, "buffer")
 
     def _check_name(self, name: str) -> None:
         if not name or "." in name:

@@ -144,6 +144,81 @@ def test_a_computed_tensor_cannot_replace_a_parameter():
         block.scale = block.scale * 2.0
 
 
+class Scaled(nn.Module):
+    """Its properties stand for what it keeps elsewhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.drop = nn.Dropout(0.1)
+        self.log_scale = nn.Parameter([0.0])
+
+    @property
+    def p(self) -> float:
+        return self.drop.p
+
+    @p.setter
+    def p(self, value: float) -> None:
+        self.drop.p = value
+
+    @property
+    def scale(self) -> Tensor:
+        return self.log_scale.exp()
+
+    @scale.setter
+    def scale(self, value: Tensor) -> None:
+        if value.item() <= 0:
+            raise ValueError("a scale is positive")
+        self.log_scale = nn.Parameter(value.log())
+
+    @property
+    def layer(self) -> nn.Module:
+        return self.drop
+
+
+def test_a_property_takes_what_is_assigned_to_it():
+    module = Scaled()
+    module.p = 0.75
+    assert module.drop.p == 0.75
+    module.scale = nn.Parameter([np.e])
+    np.testing.assert_allclose(module.log_scale.numpy(), [1.0], rtol=1e-6)
+    with pytest.raises(ValueError, match="positive"):
+        module.scale = nn.Parameter([-1.0])
+    for value in (nn.ReLU(), 3):
+        with pytest.raises(AttributeError, match="layer"):
+            module.layer = value
+    with pytest.raises(AttributeError, match="layer"):
+        del module.layer
+    assert list(module.state_dict()) == ["log_scale"] and list(module.children()) == [module.drop]
+
+
+def test_descriptors_slots_and_the_class_are_assigned_as_in_any_object():
+    class Checked:
+        def __set_name__(self, owner: type, name: str) -> None:
+            self.name = name
+
+        def __set__(self, instance: nn.Module, value: object) -> None:
+            assert value is not None
+            instance.__dict__[self.name] = value
+
+        def __get__(self, instance: nn.Module, owner: type) -> object:
+            return instance.__dict__[self.name]
+
+    class Plain(nn.Module):
+        __slots__ = ("note",)
+        weight = Checked()
+
+    module = Plain()
+    module.note = 5
+    assert module.note == 5
+    module.weight = nn.Parameter([1.0])
+    assert [name for name, _ in module.named_parameters()] == ["weight"]
+    with pytest.raises(AssertionError):
+        module.weight = None
+    other = nn.ReLU()
+    other.__class__ = nn.GELU
+    assert type(other) is nn.GELU and isinstance(other(Tensor([1.0])), Tensor)
+
+
 def test_assigning_before_super_init_says_so():
     class Early(nn.Module):
         def __init__(self):
@@ -353,6 +428,22 @@ def test_copies_are_whole_and_independent(duplicate):
     other[0].added = nn.Parameter([1.0])
     assert not same_state(other.state_dict(), model.state_dict())
     assert "0.added" not in model.state_dict() and "0.added" in other.state_dict()
+
+
+def test_a_shallow_copy_shares_tensors_and_has_attributes_of_its_own():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1))
+    model.register_buffer("seen", Tensor([0.0]))
+    names = list(model.state_dict())
+    other = copy.copy(model)
+    assert type(other) is nn.Sequential and other[0] is model[0]
+    assert all(new is old for new, old in zip(other.parameters(), model.parameters(), strict=True))
+    other.append(nn.ReLU())
+    other.added = nn.Parameter([1.0])
+    other.register_buffer("count", Tensor([0.0]))
+    del other.seen
+    setattr(other, "0", nn.GELU())
+    assert list(model.state_dict()) == names and len(model) == 2 and len(list(model.parameters())) == 4
+    assert list(other.state_dict()) == ["added", "count", "1.weight", "1.bias"] and len(other) == 3
 
 
 def test_repr_is_pytorchs_tree():
