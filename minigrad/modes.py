@@ -7,12 +7,14 @@ An interrupt (Ctrl-C) can fall anywhere, also as a `with` block is left: so the 
 
 from __future__ import annotations
 
+import functools
+import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ContextDecorator
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -46,9 +48,12 @@ MODE: ContextVar[Mode] = ContextVar("minigrad_mode", default=Mode())  # noqa: B0
 """The mode of this thread or task."""
 
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
 class mode(ContextDecorator):
-    """Change fields of the current Mode inside a `with` block, or in a function that this decorates. Afterwards the mode is what it was, whatever a
-    block inside has left.
+    """Change fields of the current Mode inside a `with` block, or in a function or generator that this decorates. Afterwards the mode is what it was,
+    whatever a block inside has left.
     """
 
     def __init__(self, **changes: Any):
@@ -75,23 +80,50 @@ class mode(ContextDecorator):
         """For each call of a decorated function: generators and threads may be in several at once."""
         return mode(**self._changes)
 
+    def __call__(self, function: _Function) -> _Function:
+        """The function with this mode around it; a generator has it whenever it runs, and whoever takes its values between has not."""
+        if not inspect.isgeneratorfunction(function):
+            return super().__call__(function)
 
-def no_grad() -> Any:
+        @functools.wraps(function)
+        def resumed(*args: Any, **kwargs: Any) -> Generator:
+            generator = function(*args, **kwargs)
+            try:
+                with self._recreate_cm():
+                    value = next(generator)
+                while True:
+                    try:
+                        sent = yield value
+                    except BaseException as error:  # by throw(), or close()
+                        with self._recreate_cm():
+                            value = generator.throw(error)
+                    else:
+                        with self._recreate_cm():
+                            value = generator.send(sent)
+            except StopIteration as end:
+                return end.value
+
+        return cast(_Function, resumed)
+
+
+def no_grad() -> mode:
     """`with no_grad():` operations leave no graph behind. Source: https://docs.pytorch.org/docs/stable/generated/torch.no_grad.html"""
     return mode(record=False)
 
 
-def enable_grad() -> Any:
+def enable_grad() -> mode:
     """`with enable_grad():` undoes a surrounding `no_grad()`."""
     return mode(record=True)
 
 
-def definitions() -> Any:
-    """`with definitions():` every fused operation runs from its definition, no kernel is used: slower, and every step can be looked at."""
+def definitions() -> mode:
+    """`with definitions():` every fused operation called in the block runs from its definition, not its kernel: slower, and every step can be looked
+    at. So does its backward, wherever that runs; a graph from outside keeps its kernels.
+    """
     return mode(definitions=True)
 
 
-def anomaly() -> Any:
+def anomaly() -> mode:
     """`with anomaly():` the first operation that makes a NaN or Inf, forward or backward, raises FloatingPointError naming it, its shapes and the
     caller's line.
     """

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Generator
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +20,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 import minigrad
 from minigrad import Tensor, ops, random
 from minigrad import functional as F
-from minigrad.modes import MODE, Mode, is_grad_enabled, recomputing
+from minigrad.modes import MODE, Mode, is_grad_enabled, mode, recomputing
 from minigrad.op import primitive
 from minigrad.tensor import wrap
 from tests.support import assert_close, rng
@@ -558,6 +559,55 @@ MODES = {"no_grad": minigrad.no_grad, "enable_grad": minigrad.enable_grad, "defi
 
 
 @pytest.mark.parametrize("name", MODES)
+def test_a_decorated_generator_has_the_mode_whenever_it_runs(name: str):
+    seen: list[bool] = []
+
+    def note() -> None:
+        now = MODE.get()
+        on = {"no_grad": not now.record, "enable_grad": now.record, "definitions": now.definitions, "anomaly": now.anomaly}
+        seen.append(on[name] and now.recomputing)
+
+    @MODES[name]()
+    @mode(recomputing=True)  # they can be stacked
+    def numbers(first: int) -> Generator[int, int, str]:
+        note()
+        try:
+            got = yield first
+            while True:
+                note()
+                try:
+                    got = yield got + 1
+                except KeyError:
+                    note()
+                    got = yield -1
+                if got < 0:
+                    return "done"
+        finally:
+            note()
+
+    with minigrad.no_grad() if name == "enable_grad" else minigrad.enable_grad():
+        before = MODE.get()
+        generator = numbers(first=5)
+        values = [next(generator), generator.send(10), generator.throw(KeyError("a")), generator.send(20)]
+        assert values == [5, 11, -1, 21] and MODE.get() is before
+        with pytest.raises(StopIteration) as end:
+            generator.send(-1)
+        assert end.value.value == "done" and seen == [True] * 5
+
+        seen.clear()
+        generator = numbers(5)
+        next(generator)
+        generator.close()
+        with pytest.raises(ValueError, match="b"):  # which it does not catch
+            failing = numbers(5)
+            next(failing)
+            failing.throw(ValueError("b"))
+        with pytest.raises(StopIteration):
+            next(generator)
+        assert seen == [True] * 4 and MODE.get() is before
+
+
+@pytest.mark.parametrize("name", MODES)
 def test_an_exception_leaves_no_mode_behind(name: str):
     before = MODE.get()
     with pytest.raises(KeyError), MODES[name](), MODES["no_grad"]():
@@ -783,10 +833,15 @@ def test_definitions_use_no_kernel(monkeypatch: pytest.MonkeyPatch):
         raise AssertionError("a kernel was used")
 
     x = leaf(2, 3)
-    expected = minigrad.grad(F.layer_norm(x), x, upstream((2, 3)))[0]
+    outside = F.layer_norm(x)
+    expected = minigrad.grad(outside, x, upstream((2, 3)), retain_graph=True)[0]
     monkeypatch.setattr(F.layer_norm.kernels["cpu"], "forward", never)
+    monkeypatch.setattr(F.layer_norm.kernels["cpu"], "backward", never)
     with minigrad.definitions():
-        (g,) = minigrad.grad(F.layer_norm(x), x, upstream((2, 3)))
+        inside = F.layer_norm(x)
+        with pytest.raises(AssertionError, match="a kernel was used"):  # it was called before the block
+            minigrad.grad(outside, x, upstream((2, 3)))
+    (g,) = minigrad.grad(inside, x, upstream((2, 3)))
     assert_close(g, expected)
     with pytest.raises(AssertionError, match="a kernel was used"):
         F.layer_norm(x)
