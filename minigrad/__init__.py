@@ -11,7 +11,7 @@ Read next: `op.py` (what an operation is), `tensor.py`, `autograd.py` (the engin
 from minigrad.tensor import Tensor  # first: see the end of tensor.py
 
 # isort: split
-from minigrad import functional, nn, optim
+from minigrad import functional, nn, optim, random
 from minigrad.autograd import grad
 from minigrad.backend.cublas import precision
 from minigrad.backend.cuda import emulated
@@ -22,5 +22,5 @@ from minigrad.random import manual_seed
 
 __all__ = [
     "Tensor", "anomaly", "checkpoint", "definitions", "emulated", "enable_grad", "functional", "grad", "gradcheck", "manual_seed", "nn", "no_grad",
-    "optim", "precision",
+    "optim", "precision", "random",
 ]  # fmt: skip

@@ -9,7 +9,7 @@ import numpy as np
 Pair = tuple[int, int]
 
 
-def pair(value: int | Pair) -> Pair:
+def pair(value: int | Pair | list[int]) -> Pair:
     """(rows, columns) as Python's numbers, from one number for both or one for each."""
     rows, columns = value if isinstance(value, tuple | list) else (value, value)
     return int(rows), int(columns)

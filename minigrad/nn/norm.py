@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from minigrad import functional as F
@@ -108,7 +110,7 @@ class LayerNorm(Module):
     """Normalises each vector along the last axis, then scales and shifts it.
 
     Args:
-        normalized_shape: the length of the last axis, C (or the tuple `(C,)`).
+        normalized_shape: the length of the last axis, C (or a list or tuple of it alone).
         eps: added to the variance.
         elementwise_affine: whether to scale and shift; bias: whether to shift.
 
@@ -124,7 +126,7 @@ class LayerNorm(Module):
     weight: Tensor | None
     bias: Tensor | None
 
-    def __init__(self, normalized_shape: int | tuple[int, ...], eps: float = 1e-5, elementwise_affine: bool = True, bias: bool = True):
+    def __init__(self, normalized_shape: int | Sequence[int], eps: float = 1e-5, elementwise_affine: bool = True, bias: bool = True):
         super().__init__()
         shape = (normalized_shape,) if isinstance(normalized_shape, int | np.integer) else tuple(normalized_shape)
         if len(shape) != 1:

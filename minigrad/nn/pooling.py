@@ -13,7 +13,7 @@ __all__ = ["AvgPool2d", "MaxPool2d"]
 class _Pool2d(Module):
     """What the pooling layers share: their windows."""
 
-    def __init__(self, kernel_size: int | Pair, stride: int | Pair | None = None, padding: int | Pair = 0):
+    def __init__(self, kernel_size: int | Pair | list[int], stride: int | Pair | list[int] | None = None, padding: int | Pair | list[int] = 0):
         super().__init__()
         name, stride = type(self).__name__, kernel_size if stride is None else stride
         for what, value, least in (("kernel_size", kernel_size, 1), ("stride", stride, 1), ("padding", padding, 0)):
