@@ -173,11 +173,11 @@ class Module:
         """`(dotted name, tensor)` of every buffer, in the order of registration, depth first."""
         yield from self._named("buffer", prefix)
 
-    def apply(self, function: Callable[[Module], Any]) -> Self:
-        """Call `function(module)` on every module below, then on this one; returns this module."""
+    def apply(self, fn: Callable[[Module], Any]) -> Self:
+        """Call `fn(module)` on every module below, then on this one; returns this module."""
         for child in self.children():
-            child.apply(function)
-        function(self)
+            child.apply(fn)
+        fn(self)
         return self
 
     # --- switches
@@ -245,11 +245,11 @@ class Module:
         """Name -> C-contiguous NumPy copy of every parameter and buffer, under PyTorch's names and in its order."""
         return {name: np.array(backend.to_device(tensor.data, "cpu"), order="C") for name, tensor in self._state()}
 
-    def load_state_dict(self, mapping: Mapping[str, Any], strict: bool = True) -> KeyDifference:
-        """Write the arrays of `mapping` into the parameters and buffers, in place, each cast to the dtype it has here.
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> KeyDifference:
+        """Write the arrays of `state_dict` into the parameters and buffers, in place, each cast to the dtype it has here.
 
         Args:
-            mapping: name -> array or Tensor of the same shape.
+            state_dict: name -> array or Tensor of the same shape.
             strict: whether every name must occur on both sides; if not, only those that do are written.
 
         Returns:
@@ -260,26 +260,26 @@ class Module:
                 nothing has been written.
         """
         own = dict(self._state())
-        given = {name: mapping[name] for name in own if name in mapping}
+        given = {name: state_dict[name] for name in own if name in state_dict}
         values = {name: loadable(value) for name, value in given.items()}
-        difference = KeyDifference([name for name in own if name not in mapping], [name for name in mapping if name not in own])
+        difference = KeyDifference([name for name in own if name not in state_dict], [name for name in state_dict if name not in own])
         problems = []
         if strict:
             problems += [f"missing {name} of shape {own[name].shape}" for name in difference.missing_keys]
             problems += [f"unexpected {name}" for name in difference.unexpected_keys]
         for name, value in values.items():
             if value is None:
-                given = mapping[name]  # perhaps one of PyTorch's that NumPy cannot read
+                given = state_dict[name]  # perhaps one of PyTorch's that NumPy cannot read
                 hint = (
                     " (give its .detach().float())"
                     if getattr(given, "requires_grad", False) or "bfloat16" in str(getattr(given, "dtype", ""))
                     else ""
                 )
-                problems.append(f"{name} is {type(mapping[name]).__name__}, not an array of numbers{hint}")
+                problems.append(f"{name} is {type(state_dict[name]).__name__}, not an array of numbers{hint}")
             elif value.shape != own[name].shape:
                 problems.append(f"{name} has shape {value.shape}, here {own[name].shape}")
         if problems:
-            raise ValueError(f"load_state_dict: {type(self).__name__} cannot take these {len(mapping)} entries: {'; '.join(problems)}")
+            raise ValueError(f"load_state_dict: {type(self).__name__} cannot take these {len(state_dict)} entries: {'; '.join(problems)}")
         with no_grad():
             for name, value in values.items():
                 tensor = own[name]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import operator
 import pickle
 
 import numpy as np
@@ -57,6 +59,18 @@ def test_names_order_shapes_and_dtypes_are_pytorchs():
     assert [name for name, _ in ours.named_buffers()] == [name for name, _ in theirs.named_buffers()]
     assert [name for name, _ in ours.named_modules()] == [name for name, _ in theirs.named_modules()]
     assert [name for name, _ in ours.named_parameters("model")] == [name for name, _ in theirs.named_parameters("model")]
+
+
+OURS = {name: getattr(nn, name) for name in nn.__all__ if hasattr(torch.nn, name) and name not in ("Parameter", "Sequential", "init")}
+OURS |= {f"init.{name}": getattr(nn.init, name) for name in nn.init.__all__}
+OURS |= {f"Module.{name}": method for name, method in vars(nn.Module).items() if not name.startswith("_") and name not in ("forward", "to")}
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_arguments_are_called_as_pytorchs_and_come_in_its_order(name: str):
+    theirs = list(inspect.signature(operator.attrgetter(name)(torch.nn)).parameters)
+    places = [theirs.index(argument) for argument in inspect.signature(OURS[name]).parameters]
+    assert places == sorted(places)
 
 
 def test_attributes_are_what_was_assigned():
