@@ -12,11 +12,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from minigrad.autograd import grad
+from minigrad.modes import enable_grad
 from minigrad.tensor import Tensor
 
 __all__ = ["gradcheck"]
 
 
+@enable_grad()  # also under no_grad, which would give gradients of 0
 def gradcheck(
     function: Callable,
     inputs: Tensor | Sequence[Tensor],
@@ -39,8 +41,8 @@ def gradcheck(
 
     Returns:
         True. Raises AssertionError with both values if they differ, or if the function or its derivative wrote into an input or into the gradient it
-        was given; TypeError if an input that is to be checked is not float64; ValueError if none is, or in no direction, or if a gradient has not
-        its input's shape and dtype.
+        was given; TypeError if an input that is to be checked is not float64, or the function returns something else than Tensors; ValueError if no
+        input is to be checked, or in no direction, or at no distance, or if a gradient has not its input's shape and dtype.
 
     Source: https://docs.pytorch.org/docs/stable/generated/torch.autograd.gradcheck.gradcheck.html (the fast mode)
     """
@@ -53,12 +55,17 @@ def gradcheck(
             raise TypeError(f"gradcheck: an input of shape {x.shape} is {x.dtype}; finite differences need float64")
     if directions < 1:
         raise ValueError(f"gradcheck: directions is {directions}; in fewer than 1 nothing is compared")
+    if not 0 < step < np.inf:
+        raise ValueError(f"gradcheck: step is {step}; give a positive number, such as 1e-5")
     generator = np.random.default_rng(seed)
     weights: list[Tensor] = []
 
     def floats(tensors: Sequence[Tensor]) -> list[Tensor]:
         outputs = function(*tensors)
         outputs = list(outputs) if isinstance(outputs, tuple | list) else [outputs]
+        for y in outputs:
+            if not isinstance(y, Tensor):
+                raise TypeError(f"gradcheck: the function returned a {type(y).__name__}; let it return a Tensor or a tuple of Tensors")
         return [y for y in outputs if y.dtype.kind == "f"]
 
     def weighted(*tensors: Tensor) -> Tensor:

@@ -145,6 +145,27 @@ def test_in_no_direction_nothing_would_be_compared():
         gradcheck(lambda x: x * x, Tensor(np.ones(3), requires_grad=True), directions=0)
 
 
+@pytest.mark.parametrize("step", [0, -1e-5, float("nan"), float("inf")])
+def test_at_no_distance_nothing_would_be_compared(step: float):
+    with pytest.raises(ValueError, match=rf"gradcheck: step is {step}; give a positive number"):
+        gradcheck(lambda x: x * x, leaf(3), step=step)
+
+
+@pytest.mark.parametrize(("output", "kind"), [(2.0, "float"), (None, "NoneType"), (np.ones(3), "ndarray")])
+def test_what_is_no_tensor_has_no_derivative(output: object, kind: str):
+    for function in (lambda x: output, lambda x: (x * x, output)):
+        with pytest.raises(TypeError, match=f"gradcheck: the function returned a {kind}; let it return a Tensor or a tuple of Tensors"):
+            gradcheck(function, leaf(3))
+
+
+def test_it_records_under_no_grad_too():
+    with minigrad.no_grad():
+        assert gradcheck(lambda x: x**3, leaf(3), order=2)
+        with pytest.raises(AssertionError, match="gradcheck: the derivative along direction"):
+            gradcheck(lambda x: x * x.detach(), leaf(3))
+        assert not (leaf(3) * 2.0).requires_grad
+
+
 def test_the_same_seed_tries_the_same_directions():
     seen: list = []
 
