@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from minigrad import backend
 from minigrad.autograd import Node
 from minigrad.tensor import Tensor
 
@@ -158,7 +159,9 @@ def _describe(name: str, tensor: Tensor) -> tuple[str, ...]:
     """Name, numbers or shape, and gradient of a tensor, a line each."""
 
     def numbers(value: Tensor) -> str:
-        return np.array2string(value.numpy(), precision=3, separator=", ").replace("\n", "") if value.size <= SMALL else f"{value.shape}"
+        if value.size > SMALL:
+            return f"{value.shape}"
+        return np.array2string(backend.to_device(value.data, "cpu"), precision=3, separator=", ").replace("\n", "")
 
     lines = [name] if name else []
     lines.append(numbers(tensor))

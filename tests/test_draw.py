@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import minigrad
 from minigrad import Tensor, checkpoint, functional, no_grad, ops
 from minigrad.draw import graph, layout
+from tests.cuda_device import on_cuda
 
 
 def test_every_operation_leaf_and_named_tensor_has_a_box():
@@ -52,6 +53,16 @@ def test_graphs_of_several_results_and_of_a_leaf_alone():
     drawn = graph([x.exp(), x.log(), y], {"y": y})
     assert [box.lines[0] for box in drawn.boxes] == ["[1.]", "exp", "log", "y"]
     assert drawn.arrows == [(0, 1), (0, 2)]
+
+
+@pytest.mark.cuda
+def test_small_tensors_on_a_gpu_are_shown_with_their_numbers():
+    with on_cuda():
+        x = Tensor([1.0, 2.5]).to(device="cuda").requires_grad_()
+        y = (x * x).sum()
+        y.backward(retain_graph=True)
+        boxes = [box.lines for box in graph(y, {"x": x, "y": y}).boxes]
+    assert boxes == [("x", "[1. , 2.5]", "grad [2., 5.]"), ("mul",), ("sum",), ("y", "7.25")]
 
 
 def test_what_was_not_recorded_cannot_be_drawn():
