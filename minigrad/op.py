@@ -14,8 +14,8 @@ The argument names of a rule say what the graph keeps for it: an input by its na
 `x_dtype`, `x_device` where only that is needed of x. Nothing else stays alive, and only for inputs that require grad.
 
 A **fused** operation has a definition, a pure function of Tensors made of primitives, and per device a kernel pair on raw arrays that computes the
-same faster. Its derivative is the kernel's; with create_graph, under `minigrad.definitions()`, or where a kernel is missing, it is the
-definition's. A fused operation may state rules too, where its derivative is short (softmax from its output).
+same faster. Its derivative is the kernel's; with create_graph, where a kernel is missing, or where it was called under `minigrad.definitions()`, it
+is the definition's. A fused operation may state rules too, where its derivative is short (softmax from its output).
 
 Read next: `ops/elementwise.py`, then `fused/layer_norm.py`, then `autograd.py` (the walk that calls `backward` here).
 """

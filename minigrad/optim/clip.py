@@ -20,11 +20,11 @@ _cuda = cuda.Kernels(__file__)
 _known: dict[tuple, multi_tensor.Chunks] = {}  # by thread (two may not share a table of addresses), device, and sizes of the gradients on the GPU
 
 
-def clip_grad_norm_(params: Iterable[Tensor] | Tensor, max_norm: float, *, error_if_nonfinite: bool = False) -> float | Tensor:
-    """Scale the gradients of `params`, in place, so that their norm as one long vector is at most `max_norm`.
+def clip_grad_norm_(parameters: Iterable[Tensor] | Tensor, max_norm: float, *, error_if_nonfinite: bool = False) -> float | Tensor:
+    """Scale the gradients of `parameters`, in place, so that their norm as one long vector is at most `max_norm`.
 
     Args:
-        params: parameters; those without a gradient are passed over.
+        parameters: parameters; those without a gradient are passed over.
         max_norm: the largest norm allowed; infinity only measures: also gradients that hold a NaN or Inf stay as they are (PyTorch's become NaN).
         error_if_nonfinite: raise instead of scaling when a gradient holds a NaN or Inf.
 
@@ -39,8 +39,8 @@ def clip_grad_norm_(params: Iterable[Tensor] | Tensor, max_norm: float, *, error
     """
     if not max_norm >= 0:
         raise ValueError(f"clip_grad_norm_: max_norm is {max_norm}; it cannot be negative")
-    params = [params] if isinstance(params, Tensor) else params
-    grads = {id(p.grad): p.grad for p in params if p.grad is not None}.values()  # a parameter listed twice counts once
+    parameters = [parameters] if isinstance(parameters, Tensor) else parameters
+    grads = {id(p.grad): p.grad for p in parameters if p.grad is not None}.values()  # a parameter listed twice counts once
     for grad in grads:
         if not isinstance(grad, Tensor):
             raise TypeError(f"clip_grad_norm_: the .grad of a parameter is a {type(grad).__name__}; give a Tensor, or None")

@@ -196,18 +196,18 @@ class EMA:
         """Name -> NumPy copy of the shadow, under the module's own names: `module.load_state_dict` takes it too (unless tensors are shared)."""
         return {name: np.array(backend.to_device(array, "cpu"), order="C") for name, array in self._shadow.items()}
 
-    def load_state_dict(self, mapping: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave.
 
         Raises:
             ValueError: names or shapes differ, or a value is not an array of numbers; it lists every one. Or as `update`. Nothing has changed then.
         """
-        loaded = {name: loadable(value) for name, value in mapping.items()}
+        loaded = {name: loadable(value) for name, value in state_dict.items()}
         problems = [f"missing {name}" for name in self._shadow if name not in loaded]
         problems += [f"unexpected {name}" for name in loaded if name not in self._shadow]
         for name, value in loaded.items():
             if value is None:
-                problems.append(f"{name} is {type(mapping[name]).__name__}, not an array of numbers")
+                problems.append(f"{name} is {type(state_dict[name]).__name__}, not an array of numbers")
             elif name in self._shadow and value.shape != self._shadow[name].shape:
                 problems.append(f"{name} has shape {value.shape}, here {self._shadow[name].shape}")
         if problems:

@@ -393,13 +393,13 @@ class Optimizer:
                 flat[f"state.{number}.{name}"] = np.array(value, order="C")
         return flat
 
-    def load_state_dict(self, mapping: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave: the groups' options, and a copy of each parameter's state in its dtype and on its device.
 
         Raises:
             ValueError: it belongs to other groups or parameters, or an option is out of range. It lists every problem, and nothing has changed.
         """
-        left = {name: np.asarray(value) for name, value in mapping.items()}
+        left = {name: np.asarray(value) for name, value in state_dict.items()}
         problems: list[str] = []
         options = [self._loaded_options(number, group, left, problems) for number, group in enumerate(self.param_groups)]
         states = {}
@@ -409,7 +409,7 @@ class Optimizer:
                 states[len(states)] = (id(parameter), state)
         problems += [f"unexpected {name}" for name in left]
         if problems:
-            raise ValueError(f"load_state_dict: {type(self).__name__} cannot take these {len(mapping)} entries: {'; '.join(problems)}")
+            raise ValueError(f"load_state_dict: {type(self).__name__} cannot take these {len(state_dict)} entries: {'; '.join(problems)}")
         if any(id(parameter) in self._kinds and self._kinds[id(parameter)] != _kind(parameter.data) for parameter in self._parameters()):
             self._launches.clear()  # moved since: no captured graph holds arrays of today
         for group, loaded in zip(self.param_groups, options, strict=True):

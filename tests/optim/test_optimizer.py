@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import operator
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +31,20 @@ def parameters() -> list[Tensor]:
 def give_gradients(params: list[Tensor], seed: int) -> None:
     for k, p in enumerate(params):
         p.grad = Tensor(rng(100 * seed + k).standard_normal(p.shape).astype(p.dtype))
+
+
+NAMED = ["SGD", "AdamW", *(f"{kind}.{name}" for kind in ("SGD", "AdamW") for name in ("step", "zero_grad", "state_dict", "load_state_dict"))]
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_arguments_are_called_as_pytorchs(name: str):
+    ours, theirs = (inspect.signature(operator.attrgetter(name)(module)).parameters for module in (optim, torch.optim))
+    assert set(ours) <= set(theirs)
+
+
+def test_arguments_of_clipping_are_called_as_pytorchs_and_come_in_its_order():
+    ours, theirs = (list(inspect.signature(function).parameters) for function in (optim.clip_grad_norm_, torch.nn.utils.clip_grad_norm_))
+    assert ours == [name for name in theirs if name in ours]
 
 
 @pytest.mark.parametrize("make", BOTH, ids=["adamw", "sgd"])
