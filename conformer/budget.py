@@ -6,11 +6,15 @@ Read next: `Trainer._fit_to_budget` in `conformer/train.py`, which does the timi
 from __future__ import annotations
 
 import re
+import statistics
+from collections.abc import Sequence
 
-__all__ = ["TIMED_STEPS", "duration", "steps_within"]
+__all__ = ["LEAST_TIMED", "TIMED_STEPS", "duration", "seconds_a_step", "steps_within"]
 
 TIMED_STEPS = 20
 """Steps by whose time a time budget is turned into a number of steps."""
+LEAST_TIMED = 3
+"""How many of them there are at least, however slow they are: of fewer it cannot be told which one was held up."""
 LONGEST = 366 * 24 * 3600.0  # seconds
 
 UNITS = {"s": 1, "m": 60, "h": 3600}
@@ -26,6 +30,16 @@ def duration(text: str) -> float:
     if seconds > LONGEST:
         raise ValueError(f"{text!r} is more than a year")
     return seconds
+
+
+def seconds_a_step(times: Sequence[float]) -> float:
+    """What the steps of a run will take on average, by the times of some: their mean, without those that took more than twice the median.
+
+    Those were held up: the process was stopped, or another one had the processor. The median itself would be too short for all the others, whose
+    times are spread to the slow side, and a budget would be overrun.
+    """
+    most = 2 * statistics.median(times)
+    return statistics.fmean(time for time in times if time <= most)
 
 
 def steps_within(seconds: float, step: float, evaluation: float, between: int) -> int:

@@ -13,7 +13,7 @@ import itertools
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict, replace
 from datetime import datetime
@@ -25,7 +25,7 @@ import numpy as np
 from conformer import data, devices
 from conformer.augment import check_sides
 from conformer.batches import Batch, batches
-from conformer.budget import TIMED_STEPS, duration, steps_within
+from conformer.budget import LEAST_TIMED, TIMED_STEPS, duration, seconds_a_step, steps_within
 from conformer.checkpoints import Checkpoint, fingerprint
 from conformer.config import named_config
 from conformer.display import Display, Progress
@@ -328,8 +328,8 @@ class Trainer:
     def _fit_to_budget(self, signals: StopSignals) -> None:
         """Fix the number of steps by taking some and undoing them: the learning rate's schedule depends on it from the first step.
 
-        What follows is the run that --max-steps would give. Timed are up to 20 steps, fewer where they would take a tenth of the budget, the
-        evaluation of some images, and writing what a checkpoint has.
+        What follows is the run that --max-steps would give. Timed are up to 20 steps, fewer (but 3) where they would take a tenth of the budget,
+        the evaluation of some images, and writing what a checkpoint has. What holds the process up meanwhile, once, changes none of these times.
         """
         assert self.config.time_budget is not None
         budget = duration(self.config.time_budget)
@@ -339,15 +339,17 @@ class Trainer:
             for number in range(min(1 + TIMED_STEPS, self.steps)):
                 times += [outcome.seconds for outcome in steps.take()]
                 signals.check()
-                if number and time.perf_counter() - started > budget / 10:
+                if number >= LEAST_TIMED and time.perf_counter() - started - max(times, default=0.0) > budget / 10:
                     break
             times += [outcome.seconds for outcome in steps.finish()]
-        each = sum(times[1:]) / len(times[1:]) if len(times) > 1 else times[0]  # the first makes threads and memory
-        began = time.perf_counter()
+        each = seconds_a_step(times[1:] or times)  # the first makes threads and memory
         part = data.Split(self.dataset.test.images[:500], self.dataset.test.labels[:500])
-        evaluate(self.learner.model, part, self.dataset, tta=self.config.tta)
-        evaluation = (time.perf_counter() - began) * len(self.dataset.test) / len(part) * (2 if self.learner.ema else 1)
-        evaluation += self._saving_seconds()
+        evaluation = _seconds(lambda: evaluate(self.learner.model, part, self.dataset, tta=self.config.tta))
+        evaluation *= len(self.dataset.test) / len(part) * (2 if self.learner.ema else 1)
+        saving = self._saving_seconds()
+        evaluation += 3 * saving  # two checkpoints, and two or three times the weights, which are a third of one
+        if self.config.checkpoint_steps:
+            each += saving / self.config.checkpoint_steps
         self.steps = steps_within(0.98 * budget - (time.perf_counter() - self._started), each, evaluation, self.evaluation_steps)
         self.steps_fixed, self._evaluation_seconds = True, evaluation
         self.learner = self._new_learner()
@@ -357,14 +359,12 @@ class Trainer:
         self.display.message(f"{each:.3g} s a step and {evaluation:.3g} s an evaluation: {self.steps:,} steps fit {self.config.time_budget}")
 
     def _saving_seconds(self) -> float:
-        """Seconds of what is written at an evaluation: two checkpoints, and two or three times the weights, which are a third of one."""
-        began = time.perf_counter()
+        """Seconds of writing a checkpoint."""
         path = self.folder.path / ".timed.tmp"
         try:
-            safetensors_io.save_state(path, self.learner.state())
+            return _seconds(lambda: safetensors_io.save_state(path, self.learner.state()))
         finally:
             path.unlink(missing_ok=True)
-        return 3 * (time.perf_counter() - began)
 
     def _environment(self) -> dict[str, Any]:
         """What the last digits of the weights depend on."""
@@ -484,6 +484,16 @@ class Trainer:
         average = f" (average of the weights: {averaged} %)" if averaged else ""
         epoch = -(-self.step // self.steps_per_epoch)
         self.display.message(f"epoch {epoch}, step {self.step}: test accuracy {test} %{average}, test loss {loss:.3f}, {seconds / 60:.1f} minutes")
+
+
+def _seconds(action: Callable[[], object]) -> float:
+    """How long something takes: the shorter of two times, of which one may have been held up; the first makes memory, too."""
+    times = []
+    for _ in range(2):
+        began = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - began)
+    return min(times)
 
 
 def _check_precision(precision: str, device: str, resumed: Path | None) -> None:

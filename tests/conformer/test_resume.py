@@ -25,7 +25,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from conformer import data, stopping, train
 from conformer.batches import batches
-from conformer.budget import duration, steps_within
+from conformer.budget import duration, seconds_a_step, steps_within
 from conformer.checkpoints import fingerprint, load_checkpoint
 from conformer.display import Display, Progress
 from conformer.evaluate import Predictions
@@ -664,6 +664,12 @@ def test_duration(text: str, seconds: float) -> None:
 def test_no_duration(text: str) -> None:
     with pytest.raises(ValueError, match="is not a time; write it like 90s, 30m or 1h30m"):
         duration(text)
+
+
+def test_seconds_a_step_are_the_mean_of_those_that_were_not_held_up() -> None:
+    assert seconds_a_step([3.0]) == 3
+    assert seconds_a_step([1.0, 1.5, 2.0, 1.5, 41.0]) == 1.5
+    assert seconds_a_step([1.0, 1.0, 1.0, 1.0, 2.0, 2.0]) == 4 / 3  # a median of 1 would overrun a budget
 
 
 def test_steps_within() -> None:

@@ -546,9 +546,62 @@ def test_a_budget_counts_the_evaluation_of_every_image_and_of_the_average(
     trainer = Trainer(replace(config, epochs=None, time_budget="100s", ema=ema))
     trainer._fit_to_budget(StopSignals())
     ((seconds, each, evaluation, between),) = asked
-    assert (timed, trainer.steps, between) == ([500], 12, 5)
-    assert_allclose([seconds, evaluation, trainer._evaluation_seconds], [98 - 10, 20 * evaluations, 20 * evaluations])
+    assert (timed, trainer.steps, between) == ([500, 500], 12, 5)
+    assert_allclose([seconds, evaluation, trainer._evaluation_seconds], [98 - 20, 20 * evaluations, 20 * evaluations])
     assert each > 0
+
+
+def timed(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, steps: list[float], evaluations: list[float], savings: list[float]
+) -> tuple[int, float, float, float]:
+    """What a time budget comes to where steps, the evaluations of some images and checkpoints take these seconds, and all else none.
+
+    Returns:
+        How many steps were timed; seconds that are left, of a step and of an evaluation.
+    """
+    now, outcomes, asked = 0.0, [], []
+    left = {name: iter(seconds) for name, seconds in {"steps": steps, "evaluations": evaluations, "savings": savings}.items()}
+
+    def wait(what: str) -> float:
+        nonlocal now
+        now += (seconds := next(left[what]))
+        return seconds
+
+    def take() -> list[Outcome]:
+        outcomes.append(Outcome(len(outcomes) + 1, 1.0, Accuracies(0, 0, 0), 1e-3, wait("steps")))
+        return outcomes[-1:]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "time", SimpleNamespace(perf_counter=lambda: now))
+        patch.setattr(train, "evaluate", lambda *_, **__: wait("evaluations"))
+        patch.setattr(safetensors_io, "save_state", lambda *_: wait("savings"))
+        patch.setattr(train, "steps_within", lambda *arguments: asked.append(arguments) or 12)
+        patch.setattr(Trainer, "_stepper", lambda _: SimpleNamespace(take=take, finish=list, close=lambda: None))
+        Trainer(config)._fit_to_budget(StopSignals())
+    ((seconds, each, evaluation, _),) = asked
+    return len(outcomes), seconds, each, evaluation
+
+
+@pytest.mark.parametrize("held_up", [0, 1, 2, 20])
+def test_what_holds_a_run_up_once_does_not_change_what_fits_its_budget(held_up: int, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By 40 seconds, in a step, an evaluation and a checkpoint, where steps are timed for no more than 10."""
+    steps = [0.25, *[0.125, 0.1875] * 10]
+    steps[held_up] += 40
+    budget = replace(config, epochs=None, time_budget="100s")
+    count, seconds, each, evaluation = timed(budget, monkeypatch, steps, [0.5, 40.5], [40.25, 0.25])
+    assert count == 21
+    assert_allclose([seconds, evaluation], [98 - sum(steps) - 81.5, 0.5 + 3 * 0.25])
+    assert_allclose(each, 0.15625, rtol=0.02)  # the mean of ten of each, or of ten and nine
+
+
+def test_of_slow_steps_few_are_timed_and_one_of_them_may_be_held_up(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    budget = replace(config, epochs=None, time_budget="10s")
+    assert timed(budget, monkeypatch, [3.0, 2.0, 2.0, 9.0], [1.0, 1.0], [0.5, 0.5])[::2] == (4, 2.0)
+
+
+def test_a_budget_counts_the_checkpoints_between_evaluations(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    budget = replace(config, epochs=None, time_budget="100s", checkpoint_steps=4)
+    assert timed(budget, monkeypatch, [0.25] * 21, [1.0, 1.0], [0.5, 0.5])[2] == 0.25 + 0.5 / 4
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
