@@ -33,7 +33,7 @@ from conformer.info import columns, describe
 from conformer.model import Conformer
 from conformer.options import MAY_CHANGE, OptionError, TrainConfig
 from conformer.parser import Mistake, Parser, add_options, png_path, positive, some_path
-from conformer.run_folder import OPENBLAS_PINS, read_config
+from conformer.run_folder import CHECKPOINT, OPENBLAS_PINS, read_config
 from conformer.run_log import read_log
 from conformer.stopping import Stopped
 from conformer.text import printable
@@ -135,7 +135,8 @@ def _train(options: argparse.Namespace) -> None:
     except OSError as error:
         raise Mistake(f"{_sentence(error)}; {_way_on(trainer)}", 1) from error
     except KeyboardInterrupt as error:
-        _draw_curves(run)
+        if trainer.folder.has("metrics.jsonl"):
+            _draw_curves(run)
         number = error.signal if isinstance(error, Stopped) else signal.SIGINT
         where = f"at step {trainer.step:,} of {trainer.steps:,}" if trainer.steps_fixed else "while steps were timed"
         raise Mistake(f"stopped {where}; {_way_on(trainer)}", 128 + number) from error
@@ -157,6 +158,8 @@ def _mend_weights(trainer: Trainer) -> None:
 def _way_on(trainer: Trainer) -> str:
     """How to go on with a run that was broken off."""
     kept = "nothing was saved yet" if trainer.saved is None else f"step {trainer.saved[0]:,} is saved"
+    if not trainer.folder.has("config.json" if trainer.saved is None else CHECKPOINT):
+        return f"what was saved is not there now; if the folder was moved, go on in its new place with: {_program()} train --resume FOLDER"
     return f"{kept}, go on with: {_program()} train --resume {quoted(trainer.folder.path)}"
 
 

@@ -32,7 +32,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-__all__ = ["OPENBLAS_PINS", "RunFolder", "environment", "read_config"]
+__all__ = ["CHECKPOINT", "OPENBLAS_PINS", "RunFolder", "environment", "read_config"]
 
 OPENBLAS_PINS = "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"
 """Environment variables that make OpenBLAS run an older processor's code; set on some machines, they halve NumPy's speed."""
@@ -43,7 +43,8 @@ WEIGHTS = "last.safetensors", "best.safetensors", "ema.safetensors"
 
 class RunFolder:
     """The files of one run, made by `create` or opened again by `reopen`; it is this process's alone until `close` (but not on Windows,
-    where nothing keeps two processes from going on with one run).
+    where nothing keeps two processes from going on with one run). The claim is on the folder itself, and files are written by its path: where
+    another folder is at that path by now, or none, every method that writes raises OSError instead.
 
     Attributes:
         path: the folder.
@@ -53,7 +54,9 @@ class RunFolder:
     def __init__(self, path: Path):
         self.path = path
         self.lines = 0
-        self._close = weakref.finalize(self, _unlock, _lock(path))
+        handle = _lock(path)
+        self._claimed = None if handle is None else os.fstat(handle)
+        self._close = weakref.finalize(self, _unlock, handle)
 
     @classmethod
     def create(cls, path: Path, config: dict[str, Any], header: dict[str, Any]) -> RunFolder:
@@ -89,7 +92,7 @@ class RunFolder:
         except OSError:  # the disk is full: leave nothing behind that would be taken for a run
             folder.close()
             for name in ("metrics.jsonl", "config.json"):
-                (path / name).unlink(missing_ok=True)
+                folder.to_write(name).unlink(missing_ok=True)
             raise
         return folder
 
@@ -116,9 +119,28 @@ class RunFolder:
         """Let other processes have the folder."""
         self._close()
 
+    def to_write(self, name: str) -> Path:
+        """The path of a file that is about to be written.
+
+        Raises:
+            FileNotFoundError: it would not be in the folder that was created or reopened, or that has no config.json any more.
+        """
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            if self._claimed is None or os.path.samestat(self._claimed, os.stat(self.path)):
+                os.stat(self.path / "config.json")
+                return self.path / name
+        raise FileNotFoundError(f"{self.path} is no longer the folder that this run began in: it was moved, removed or emptied")
+
+    def has(self, name: str) -> bool:
+        """Whether this run's file of that name is there."""
+        try:
+            return self.to_write(name).is_file()
+        except OSError:
+            return False
+
     def log(self, **values: Any) -> None:
         """Add a line to metrics.jsonl."""
-        path = self.path / "metrics.jsonl"
+        path = self.to_write("metrics.jsonl")
         line = json.dumps(values, allow_nan=False) + "\n"
         try:
             with open(path, "a", encoding="utf-8") as file:
@@ -133,7 +155,7 @@ class RunFolder:
         Raises:
             ValueError: one of them is damaged or missing, which no killed process leaves behind: they were on the disk before the checkpoint was.
         """
-        path = self.path / "metrics.jsonl"
+        path = self.to_write("metrics.jsonl")
         text = path.read_bytes() if path.exists() else b""
         kept = text.splitlines()[:lines]
         if len(kept) < lines:
@@ -159,24 +181,25 @@ class RunFolder:
 
     def set_options(self, **values: Any) -> None:
         """Change what config.json says."""
-        write_file(self.path / "config.json", _pretty(read_config(self.path) | values))
+        write_file(self.to_write("config.json"), _pretty(read_config(self.path) | values))
 
     def set_steps(self, steps: int) -> None:
         """Say in config.json and in the first line of metrics.jsonl how many steps the run has."""
         self.set_options(steps=steps)
-        path = self.path / "metrics.jsonl"
+        path = self.to_write("metrics.jsonl")
         _, *rest = path.read_bytes().splitlines(keepends=True)
         write_file(path, json.dumps(self.header() | {"steps": steps}).encode() + b"\n" + b"".join(rest))
 
     def save(self, name: str, model: Conformer, about: About) -> None:
         """Write `name`.safetensors: the model's weights and what they are for; an older one stays until the new one is complete."""
-        save_weights(self.path / f"{name}.safetensors", model, about)
+        save_weights(self.to_write(f"{name}.safetensors"), model, about)
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Write checkpoint.safetensors; the lines of metrics.jsonl that it counts are on the disk before it is."""
+        path = self.to_write(CHECKPOINT)
         with open(self.path / "metrics.jsonl", "rb+") as file:
             os.fsync(file.fileno())
-        save_checkpoint(self.path / CHECKPOINT, checkpoint)
+        save_checkpoint(path, checkpoint)
 
     def load_checkpoint(self) -> Checkpoint | None:
         """The run's checkpoint; None if the run was broken off before it had one. Raises like `conformer.checkpoints.load_checkpoint`."""

@@ -256,7 +256,8 @@ class Trainer:
             RuntimeError: it was called before.
             Stopped: by Ctrl-C, SIGTERM or SIGHUP (a KeyboardInterrupt).
             FloatingPointError: the loss or a weight is not finite any more.
-            OSError: a file cannot be written, or progress cannot be shown; then the step is finished and saved first.
+            OSError: a file cannot be written, or the run's folder is no longer at its path; or progress cannot be shown, and then the step is
+                finished and saved first.
         """
         if self._begun:
             raise RuntimeError(f"this run has ended, or was broken off in the middle of a step: go on with Trainer.resume({str(self.folder.path)!r})")
@@ -360,7 +361,7 @@ class Trainer:
 
     def _saving_seconds(self) -> float:
         """Seconds of writing a checkpoint."""
-        path = self.folder.path / ".timed.tmp"
+        path = self.folder.to_write(".timed.tmp")
         try:
             return _seconds(lambda: safetensors_io.save_state(path, self.learner.state()))
         finally:

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -529,6 +530,33 @@ def test_ctrl_c(cifar: Cifar, tiny_network: str, tmp_path: Path, fails: Callable
     line = fails(130, *command, "--out", str(tmp_path / "run"))
     assert f"stopped at step 6 of 10; step 5 is saved, go on with: {cli._program()} train --resume {tmp_path / 'run'}" in line
     assert safetensors_io.load_state(tmp_path / "run" / "last.safetensors")[1]["step"] == "5"
+
+
+@pytest.mark.parametrize("step", [3, 7])
+@pytest.mark.parametrize("stopped", [True, False])
+def test_a_checkpoint_that_is_gone_is_not_promised(
+    stopped: bool, step: int, cifar: Cifar, tiny_network: str, tmp_path: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder was moved, and another run has its name by now."""
+    original, run = Learner.train_step, tmp_path / "run"
+
+    def moved(self: Learner, batch: Batch) -> tuple[float, Accuracies]:
+        if self.step == step:
+            run.rename(tmp_path / "moved")
+            run.mkdir()
+            for name in ("config.json", "metrics.jsonl", "checkpoint.safetensors"):
+                shutil.copy(tmp_path / "moved" / name, run)
+            if stopped:
+                raise KeyboardInterrupt
+        return original(self, batch)
+
+    monkeypatch.setattr(Learner, "train_step", moved)
+    command = ["train", "--config", tiny_network, "--data-dir", str(cifar(records=8)), "--batch-size", "8", "--epochs", "2", "--out", str(run)]
+    line = fails(130 if stopped else 1, *command)
+    why = f"stopped at step {step} of 10" if stopped else f"{run} is no longer the folder that this run began in: it was moved, removed or emptied"
+    way_on = f"if the folder was moved, go on in its new place with: {cli._program()} train --resume FOLDER"
+    assert line == f"conformer: {why}; what was saved is not there now; {way_on}"
+    assert sorted(path.name for path in run.iterdir()) == ["checkpoint.safetensors", "config.json", "metrics.jsonl"]
 
 
 def test_weights_that_cannot_be_used(tmp_path: Path, fails: Callable[..., str]) -> None:

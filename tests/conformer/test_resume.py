@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from conformer import data, stopping, train
+from conformer import data, run_folder, stopping, train
 from conformer.batches import batches
 from conformer.budget import duration, seconds_a_step, steps_within
 from conformer.checkpoints import fingerprint, load_checkpoint
@@ -571,6 +571,73 @@ def test_a_full_disk_leaves_the_checkpoint_whole(config: TrainConfig, monkeypatc
     whole = train.train(replace(config, out=run.with_name("whole"))).folder
     train.resume(run)
     assert_same_run(run, whole)
+
+
+def before_step(number: int, action: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Learner.train_step
+
+    def step(self: Learner, batch: train.Batch) -> Any:
+        if self.step == number - 1:
+            monkeypatch.setattr(Learner, "train_step", original)
+            action()
+        return original(self, batch)
+
+    monkeypatch.setattr(Learner, "train_step", step)
+
+
+@pytest.mark.parametrize("log_every", [1, 100])
+def test_a_folder_that_was_moved_is_written_to_no_more(config: TrainConfig, log_every: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is that of another run, which has its name by now: neither by a line of the log nor by a checkpoint. The moved one can go on."""
+    config = replace(config, log_every=log_every, checkpoint_steps=2)
+    run, moved = folder(config), folder(config).with_name("moved")
+    found: dict[str, bytes] = {}
+
+    def move() -> None:
+        run.rename(moved)
+        Trainer(replace(config, seed=1)).folder.close()
+        (run / "checkpoint.safetensors").write_bytes(b"of another run")
+        found.update((path.name, path.read_bytes()) for path in run.iterdir())
+
+    trainer = Trainer(config)
+    before_step(8, move, monkeypatch)
+    with pytest.raises(OSError, match=r"run is no longer the folder that this run began in: it was moved, removed or emptied$"):
+        trainer.run()
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == found
+    assert not trainer.folder.has("checkpoint.safetensors")
+    for write in (
+        lambda: trainer.folder.log(step=8),
+        lambda: trainer.folder.rewind(0, trainer.header),
+        lambda: trainer.folder.set_options(log_every=2),
+        lambda: trainer.folder.set_steps(8),
+        trainer.save_last,
+        trainer._save,
+        trainer._saving_seconds,
+    ):
+        with pytest.raises(OSError, match="is no longer the folder"):
+            write()
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == found
+    whole = train.train(replace(config, out=run.with_name("whole"))).folder
+    train.resume(moved)
+    assert_same_run(moved, whole)
+
+
+@pytest.mark.parametrize(("removed", "locks"), [(True, True), (False, True), (False, False)])
+def test_a_folder_that_was_emptied_is_not_filled_again(config: TrainConfig, removed: bool, locks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also on Windows, where a folder has no handle by which it could be told from another."""
+
+    def empty() -> None:
+        for path in folder(config).iterdir():
+            path.unlink()
+        if removed:
+            folder(config).rmdir()
+
+    if not locks:
+        monkeypatch.setattr(run_folder, "fcntl", None)
+    trainer = Trainer(replace(config, log_every=1))
+    before_step(7, empty, monkeypatch)
+    with pytest.raises(OSError, match="is no longer the folder"):
+        trainer.run()
+    assert list(folder(config).glob("*")) == []
 
 
 def test_a_log_that_cannot_be_written(config: TrainConfig) -> None:
