@@ -39,6 +39,7 @@ OPENBLAS_PINS = "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"
 
 CHECKPOINT = "checkpoint.safetensors"
 WEIGHTS = "last.safetensors", "best.safetensors", "ema.safetensors"
+HALF_WRITTEN = f".{'[0-9a-f]' * 16}.tmp"  # as `safetensors_io.replaced` calls a file until all of it is there
 
 
 class RunFolder:
@@ -83,6 +84,7 @@ class RunFolder:
             way_on = "go on with it with --resume" if "config.json" in taken else "remove this one"
             raise FileExistsError(f"{path} already holds a run ({taken[0]}); choose another folder with --out, or {way_on}")
         folder = cls(path)
+        folder._clear(HALF_WRITTEN)  # by a process killed before there was config.json; other hidden files here may be anybody's
         try:
             write_file(path / "config.json", _pretty(config), new=True)
         except FileExistsError as error:
@@ -110,10 +112,14 @@ class RunFolder:
             for name in WEIGHTS:  # the first checkpoint is older than any weights
                 if (path / name).exists():
                     raise FileNotFoundError(f"{path} has {name} but no {CHECKPOINT}, so that run cannot go on; start another one with --out")
-        for remnant in path.glob(".*.tmp"):
+        folder._clear(".*.tmp")
+        return folder
+
+    def _clear(self, pattern: str) -> None:
+        """Remove what a killed process left half-written."""
+        for remnant in self.path.glob(pattern):
             with contextlib.suppress(OSError):
                 remnant.unlink()
-        return folder
 
     def close(self) -> None:
         """Let other processes have the folder."""

@@ -420,6 +420,18 @@ def test_what_a_killed_process_left_half_written_is_cleared_away(config: TrainCo
     assert {path.name for path in folder(config).iterdir()} == {"config.json", "metrics.jsonl", "notes.tmp", ".hidden"}
 
 
+def test_what_a_process_left_that_was_killed_before_the_run_had_a_name_is_cleared_away(config: TrainConfig) -> None:
+    """There is nothing to go on with then: the same command is given again. Files of others are nobody's to remove."""
+    folder(config).mkdir()
+    with safetensors_io.replaced(folder(config).with_name("config.json")) as temporary:
+        temporary.touch()
+    others = {".0123456789abcdeg.tmp", ".0123456789abcdef0.tmp", ".notes.tmp", "0123456789abcdef.tmp"}
+    for name in (temporary.name, *others):
+        (folder(config) / name).write_text("half")
+    Trainer(config).folder.close()
+    assert {path.name for path in folder(config).iterdir()} == {"config.json", "metrics.jsonl", *others}
+
+
 def damaged(text: bytes, number: int, old: bytes, new: bytes) -> bytes:
     parts = text.splitlines(keepends=True)
     parts[number] = parts[number].replace(old, new)
