@@ -75,7 +75,7 @@ node_numbers = itertools.count()
 
 def edge_of(tensor: Tensor) -> tuple | None:
     """Where the gradient of `tensor` goes: to the node that made it, to the leaf, or nowhere."""
-    if not tensor.requires_grad:
+    if not tensor._requires_grad:
         return None
     return (tensor, 0) if tensor.node is None else (tensor.node, tensor.output)
 
@@ -281,7 +281,7 @@ def _start_gradients(outputs: Sequence[Tensor], gradients: Sequence[Any], name: 
         raise ValueError(f"{name}: {len(outputs)} outputs but {len(gradients)} gradients for them; give one per output")
     starts = []
     for tensor, gradient in zip(outputs, gradients, strict=True):
-        if not tensor.requires_grad:
+        if not tensor._requires_grad:
             raise RuntimeError(
                 f"{name}: the output of shape {tensor.shape} does not require grad: nothing it was computed from does, or it was made under no_grad"
             )
@@ -368,7 +368,7 @@ def backward(tensor: Tensor, gradient: Any = None, retain_graph: bool = False, c
                 grads.append(_sum_with_graph(old, total))
             elif old is None:
                 grads.append(_as_tensor(total) if fresh else wrap(total.data.copy("K")))  # .grad belongs to its leaf alone
-            elif old.requires_grad or not getattr(old.data.flags, "writeable", True):
+            elif old._requires_grad or not getattr(old.data.flags, "writeable", True):
                 grads.append(wrap(_array(old.data + total.data)))
             else:
                 grads.append(None)

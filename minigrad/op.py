@@ -296,7 +296,7 @@ def _new(op: Op, inputs: Sequence[Any], values: tuple, watched: bool) -> Node:
     """A node with what every operation records."""
     node = _new_node(Node)
     node.op = op
-    node.edges = tuple([None if x is None or not x.requires_grad else (x, 0) if x.node is None else (x.node, x.output) for x in inputs])
+    node.edges = tuple([None if x is None or not x._requires_grad else (x, 0) if x.node is None else (x.node, x.output) for x in inputs])
     node.values = values
     node.outputs = op.outputs
     node.order = next(node_numbers)
@@ -371,7 +371,7 @@ class Primitive(Op):
         if mode.record and self.rules:
             bit = 1
             for x in inputs:
-                if x.requires_grad:
+                if x._requires_grad:
                     mask |= bit
                 bit += bit
         if not mask:
@@ -393,7 +393,7 @@ class Primitive(Op):
 
     def _wrap_several(self, out: tuple, inputs: Sequence[Tensor], values: tuple, mode: Any) -> tuple[Tensor, ...]:
         version = inputs[0].version if self.view and out and backend.is_view(out[0], inputs[0].data) else None
-        if not (mode.record and any(x.requires_grad for x in inputs)):
+        if not (mode.record and any(x._requires_grad for x in inputs)):
             return tuple([wrap(array, None, 0, version) for array in out])
         node = _new(self, inputs, values, mode.anomaly)
         node.outputs = len(out)
@@ -423,7 +423,7 @@ class Unary(Primitive):
             raise self._explained(error, (x.data,)) from None
         if type(out) is not _ndarray and isinstance(out, np.generic):
             out = np.asarray(out)
-        if not x.requires_grad or not mode.record or not self.rules:
+        if not x._requires_grad or not mode.record or not self.rules:
             return wrap(out)
         node = _new_node(Node)
         node.op = self
@@ -465,9 +465,9 @@ class Binary(Primitive):
             out = np.asarray(out)
         if not mode.record or not self.rules:
             return wrap(out)
-        if x.requires_grad:
-            mask = 3 if y.requires_grad else 1
-        elif y.requires_grad:
+        if x._requires_grad:
+            mask = 3 if y._requires_grad else 1
+        elif y._requires_grad:
             mask = 2
         else:
             return wrap(out)
@@ -619,7 +619,7 @@ class Fused(Op):
                     if dtype is not None and dtype != data.dtype:
                         mixed = f"{dtype} and {data.dtype}"
                     dtype = data.dtype
-                if x.requires_grad:
+                if x._requires_grad:
                     mask |= bit
             elif x is None:
                 if not self._optional[len(arrays)]:

@@ -51,7 +51,7 @@ class Tensor:
     Source: https://docs.pytorch.org/docs/stable/tensors.html
     """
 
-    __slots__ = ("__weakref__", "data", "grad", "node", "output", "requires_grad", "version")
+    __slots__ = ("__weakref__", "_requires_grad", "data", "grad", "node", "output", "version")
 
     __array_ufunc__ = None  # numpy_array * tensor asks Tensor.__rmul__ instead of looping over the elements
 
@@ -59,8 +59,8 @@ class Tensor:
     grad: Tensor | None
     node: Any
     output: int
-    requires_grad: bool
     version: list[int]
+    _requires_grad: bool
 
     def __init__(self, data: Any, requires_grad: bool = False):
         if isinstance(data, Tensor):
@@ -82,7 +82,7 @@ class Tensor:
         backend.check_dtype(array.dtype, "Tensor")
         array = array.astype(backend.native(array.dtype), copy=False)
         self.data, self.grad, self.node, self.output, self.version = array, None, None, 0, [0]
-        self.requires_grad = False
+        self._requires_grad = False
         if requires_grad:
             self.requires_grad_()
 
@@ -111,6 +111,15 @@ class Tensor:
     @property
     def is_leaf(self) -> bool:
         return self.node is None
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether gradients are wanted here. `op.py` reads `_requires_grad`, for speed."""
+        return self._requires_grad
+
+    @requires_grad.setter
+    def requires_grad(self, requires_grad: bool) -> None:
+        self.requires_grad_(requires_grad)
 
     def __repr__(self) -> str:
         values = np.array2string(backend.to_device(self.data, "cpu"), separator=", ", threshold=100, prefix="Tensor(")
@@ -201,7 +210,7 @@ class Tensor:
             raise TypeError(f"requires_grad: only floating-point tensors have gradients, this one is {self.dtype}")
         if not requires_grad and self.node is not None:
             raise RuntimeError(f"requires_grad_(False): this tensor was made by {self.node.op.name}; use .detach()")
-        self.requires_grad = requires_grad
+        self._requires_grad = bool(requires_grad)
         return self
 
     def backward(self, gradient: Tensor | Array | None = None, retain_graph: bool = False, create_graph: bool = False) -> None:
@@ -437,7 +446,7 @@ def wrap(array: Array, node: Any = None, output: int = 0, version: list[int] | N
     tensor.grad = None
     tensor.node = node
     tensor.output = output
-    tensor.requires_grad = node is not None
+    tensor._requires_grad = node is not None
     tensor.version = [0] if version is None else version
     return tensor
 

@@ -122,6 +122,8 @@ def test_only_floats_require_grad(data: Any):
         Tensor(data, requires_grad=True)
     with pytest.raises(TypeError, match="only floating-point"):
         Tensor(data).requires_grad_()
+    with pytest.raises(TypeError, match="only floating-point"):
+        Tensor(data).requires_grad = True
 
 
 def test_requires_grad_():
@@ -130,6 +132,19 @@ def test_requires_grad_():
     assert not x.requires_grad_(False).requires_grad
     with pytest.raises(RuntimeError, match=r"requires_grad_\(False\): this tensor was made by mul; use .detach\(\)"):
         (x.requires_grad_() * 2.0).requires_grad_(False)
+
+
+def test_setting_requires_grad_does_not_cut_the_graph():
+    w = Tensor([1.0])
+    w.requires_grad = True
+    y = w * 2.0
+    with pytest.raises(RuntimeError, match=r"requires_grad_\(False\): this tensor was made by mul; use .detach\(\)"):
+        y.requires_grad = False
+    y.requires_grad = True
+    (y * 3.0 + w).sum().backward()
+    assert w.grad.item() == 7.0
+    w.requires_grad = False
+    assert w.requires_grad is False and not (w * 2.0).requires_grad
 
 
 # --- what it shows
