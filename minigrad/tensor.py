@@ -385,7 +385,7 @@ class Tensor:
     def abs(self) -> Tensor:
         return ops.abs(self)
 
-    def clip(self, low: float | None = None, high: float | None = None) -> Tensor:
+    def clip(self, low: Any = None, high: Any = None) -> Tensor:
         return ops.clip(self, low, high)
 
     def sum(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:

@@ -47,7 +47,7 @@ USERS = (
     "tests/test_functional.py", "tests/test_versions.py", "tests/test_memory.py", "tests/test_peers_bugs.py", "tests/nn/test_*.py",
 )  # fmt: skip
 """Where tests named for an operation are found besides its own file."""
-ALIASES = {"as_array": "setitem", "plain_index": "getitem", "power": "pow", "power_of": "pow"}
+ALIASES = {"as_array": "setitem", "clipped": "clip", "plain_index": "getitem", "power": "pow", "power_of": "pow"}
 """What tests call a function by whose own name is not what one calls it by."""
 PLAN: dict[str, tuple[tuple[str, ...], ...]] = {
     "minigrad/autograd.py": (

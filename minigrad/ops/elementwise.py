@@ -135,17 +135,12 @@ def abs(x: Tensor) -> Tensor:
     return np.abs(x)
 
 
-@primitive
-def clip(x: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
-    """x brought between low and high; None means no bound. Source: https://docs.pytorch.org/docs/stable/generated/torch.clamp.html"""
-    bounds: list[Any] = [_plain_number(low), _plain_number(high)]
-    if any([isinstance(bound, tuple) for bound in bounds]):
-        raise TypeError("clip: a bound is a list or a Tensor; give a number or a NumPy array, or use F.maximum and F.minimum, which take Tensors")
-    if x.dtype.kind == "f":  # an array has a dtype, which would promote
-        bounds = [bound.astype(x.dtype) if isinstance(bound, np.ndarray) else bound for bound in bounds]
-    elif any([isinstance(bound, float) for bound in bounds]):
+@primitive(name="clip")
+def clipped(x: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
+    """clip, where the bounds are Python's numbers."""
+    if x.dtype.kind != "f" and (isinstance(low, float) or isinstance(high, float)):
         x = x.astype(np.float32)
-    return x.copy() if all([bound is None for bound in bounds]) else np.clip(x, *bounds)  # NumPy 2.0 wants a bound
+    return x.copy() if low is None and high is None else np.clip(x, low, high)  # NumPy 2.0 wants a bound
 
 
 @primitive
@@ -174,7 +169,7 @@ sin.derivative(x=lambda g, x: g * cos(x))
 cos.derivative(x=lambda g, x: -(g * sin(x)))
 relu.derivative(x=lambda g, out: g * (out > 0))
 abs.derivative(x=lambda g, x: g * (cast(x > 0, x.dtype) - cast(x < 0, x.dtype)))
-clip.derivative(x=lambda g, x, low, high: g * cast(_inside(x, low, high), x.dtype))
+clipped.derivative(x=lambda g, x, low, high: g * cast(_inside(x, low, high), x.dtype))
 power.derivative(x=lambda g, x, exponent: g * 0 if exponent == 0 else g * (exponent * power(x, exponent - 1)))
 power_of.derivative(
     x=lambda g, x, y: g * where(equal(y, 0), 0.0, y * power_of(x, y - 1)),
@@ -190,6 +185,23 @@ def _inside(x: Tensor, low: float | None, high: float | None) -> Tensor:
     if low is None:
         return less_equal(x, np.inf if high is None else high)
     return greater_equal(x, low) if high is None else logical_and(greater_equal(x, low), less_equal(x, high))
+
+
+def clip(x: Any, low: Any = None, high: Any = None) -> Tensor:
+    """x brought between low and high, first above the one, then below the other; None means no bound.
+
+    A bound is a number, or an array or a Tensor that is broadcast with x; a Tensor has a gradient where it is what comes out.
+    Source: https://docs.pytorch.org/docs/stable/generated/torch.clamp.html
+    """
+    low, high = _plain_number(low), _plain_number(high)
+    plain = (int, float, type(None))
+    if isinstance(low, plain) and isinstance(high, plain):
+        return clipped(x, low, high)
+    x = as_tensor("clip", x)
+    low, high = [bound if x.dtype.kind != "f" or isinstance(bound, plain) else cast(bound, x.dtype) for bound in (low, high)]
+    if low is not None:
+        x = where(greater_equal(x, low), x, maximum(x, low))  # at the bound itself x has the gradient, all of it
+    return x if high is None else where(less_equal(x, high), x, minimum(x, high))
 
 
 def pow(x: Any, exponent: Any) -> Tensor:

@@ -203,7 +203,7 @@ BOUNDS = st.sampled_from([(-0.5, 0.5), (None, 0.5), (-0.5, None), (-3.0, 3.0), (
 
 
 class TestClip(Proof):
-    op, in_torch = ops.clip, staticmethod(lambda x, low, high: torch.clamp(x, low, high))
+    op, in_torch = REGISTRY["clip"], staticmethod(lambda x, low, high: torch.clamp(x, low, high))
     cases = st.builds(lambda shape, seed, b: Case([draw(shape, seed)], {"low": b[0], "high": b[1]}), shapes(), seeds, BOUNDS)
     smooth = st.builds(
         lambda shape, seed, b: Case([on_grid(shape, seed, 0.0)], {"low": b[0], "high": b[1]}), shapes(), seeds, BOUNDS.filter(lambda b: 1 not in b)
@@ -572,9 +572,46 @@ def test_bounds_of_clip_for_each_element_do_not_promote():
     assert y.dtype == x.grad.dtype == np.float32
     np.testing.assert_array_equal(y.numpy(), [1, 5])
     np.testing.assert_array_equal(x.grad.numpy(), [2, 0])
-    for bound in (low.tolist(), Tensor(low)):
-        with pytest.raises(TypeError, match="clip: a bound is a list or a Tensor; give a number or a NumPy array, or use F.maximum and F.minimum"):
-            ops.clip(x, None, bound)
+    np.testing.assert_array_equal(ops.clip(x, None, low.tolist()).numpy(), [0, 1])
+
+
+@pytest.mark.parametrize("low_shape", [(3, 1), (5,), (), None])
+@pytest.mark.parametrize("high_shape", [(3, 5), (1,), "number"])
+def test_bounds_of_clip_may_be_tensors(low_shape: tuple | None, high_shape: tuple | str):
+    """They are broadcast with x and have gradients, as PyTorch's: also of what is at a bound, and where the bounds cross."""
+    x = Tensor(rng(0).integers(-4, 5, (3, 5)) / 4, requires_grad=True)
+    low = None if low_shape is None else Tensor(np.asarray(rng(1).integers(-2, 3, low_shape) / 2), requires_grad=True)
+    high = 0.25 if isinstance(high_shape, str) else Tensor(rng(2).integers(-2, 2, high_shape) / 2 + 0.25, requires_grad=True)
+    leaves = [t for t in (x, low, high) if isinstance(t, Tensor)]
+    y = ops.clip(x, low, high)
+    theirs = [torch.tensor(t.numpy(), requires_grad=True) for t in leaves]
+    given = dict(zip(map(id, leaves), theirs, strict=True))
+    low_t, high_t = given.get(id(low)), given.get(id(high), high if low is None else torch.tensor(0.25, dtype=torch.float64))  # two of a kind
+    expected = torch.clamp(theirs[0], low_t, high_t)
+    upstream = rng(3).standard_normal(y.shape)
+    for mine, right in zip(
+        [y, *minigrad.grad(y, leaves, upstream)], [expected, *torch.autograd.grad(expected, theirs, torch.from_numpy(upstream))], strict=True
+    ):
+        assert_close(mine, right)
+
+
+def test_what_clip_makes_of_nan_and_of_bounds_that_do_not_fit():
+    x = Tensor([-1.0, 5.0], requires_grad=True)
+    nan = ops.clip(x, Tensor([np.nan, 0.0]), np.array([4.0, np.nan])).numpy()
+    assert np.isnan(nan).all() and np.isnan(ops.clip(Tensor([np.nan]), Tensor([0.0]), Tensor([1.0])).item())
+    with pytest.raises(ValueError, match=r"shapes \(2,\) and \(3,\) do not broadcast"):
+        ops.clip(x, np.zeros(3))
+    with pytest.raises(TypeError, match="cannot make numbers of str data"):
+        ops.clip(x, "0")
+
+
+@pytest.mark.emulator
+def test_bounds_of_clip_on_another_device():
+    with minigrad.emulated():
+        x = Tensor([1.0, 2.0]).to(device="cuda")
+        assert_array_equal(ops.clip(x, Tensor([1.5, 1.5]).to(device="cuda"), np.float64(1.75)).to(device="cpu").numpy(), [1.5, 1.75])
+        with pytest.raises(TypeError, match=r"inputs are on cuda and cpu; move them to one device"):
+            ops.clip(x, np.zeros(2))
 
 
 def test_what_is_no_tensor_is_called_by_its_full_name():
