@@ -99,6 +99,10 @@ class Op:
     def __repr__(self) -> str:
         return f"<{type(self).__name__.lower()} {self.name}>"
 
+    def __reduce__(self) -> str:
+        """For copies and pickles: an operation is known by its name in its module, as a function is, and there is one of it."""
+        return self.__qualname__  # type: ignore[attr-defined]  # update_wrapper has set it
+
     def derivative(self, **rules: Callable) -> None:
         """State the gradient of inputs: `name=lambda g, ...`, see the top of this file. An input without a rule has no gradient."""
         inputs = self.names[: self.count]

@@ -6,7 +6,10 @@ Read next: `backend/test_cpu.py`.
 from __future__ import annotations
 
 import contextlib
+import copy
+import functools
 import inspect
+import pickle
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -92,6 +95,19 @@ def test_the_registry_knows_every_operation_once():
     with pytest.raises(ValueError, match=r"there is an operation relu already, from minigrad.ops.elementwise; give this one another name"):
         primitive(relu)
     assert REGISTRY["relu"] is ops.relu
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_there_is_one_of_each_also_in_copies_and_pickles(protocol: int):
+    for op in REGISTRY.values():
+        assert pickle.loads(pickle.dumps(op, protocol)) is op
+        assert copy.deepcopy(op) is op and copy.copy(op) is op
+    softmax = pickle.loads(pickle.dumps(functools.partial(F.softmax, axis=0), protocol))
+    assert softmax.func is F.softmax and softmax.keywords == {"axis": 0}
+    op = affine()
+    assert copy.deepcopy(op) is op
+    with pytest.raises((AttributeError, pickle.PicklingError), match=r"affine\.<locals>\.affine"):
+        pickle.dumps(op, protocol)
 
 
 def test_tensors_come_first():
