@@ -7,7 +7,8 @@ The methods only forward to the operations in `minigrad/ops`; the derivatives li
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from copy import deepcopy
+from typing import Any, final
 
 import numpy as np
 
@@ -30,6 +31,7 @@ def _is_no_number(value: Any) -> bool:
     return value is None or isinstance(value, str | bytes | type)
 
 
+@final
 class Tensor:
     """An n-dimensional array that remembers how it was computed, so that `backward()` can find its derivatives.
 
@@ -85,6 +87,9 @@ class Tensor:
         self._requires_grad = False
         if requires_grad:
             self.requires_grad_()
+
+    def __init_subclass__(cls) -> None:
+        raise TypeError(f"class {cls.__name__}: operations look for Tensor itself, which has no subclasses; hold a Tensor in an attribute instead")
 
     # --- what it is
 
@@ -160,13 +165,27 @@ class Tensor:
     def __format__(self, spec: str) -> str:
         return format(self.item(), spec) if spec else str(self)
 
-    def __deepcopy__(self, memo: dict) -> Tensor:
+    def _refuse_history(self, what: str) -> None:
         if self.node is not None:
-            raise RuntimeError(f"deepcopy: this tensor was made by {self.node.op.name}; only leaf tensors can be copied deeply, use .detach() first")
-        copy = Tensor(self.data, self.requires_grad)
-        copy.grad = None if self.grad is None else Tensor(self.grad.data)
-        memo[id(self)] = copy
+            raise RuntimeError(f"{what}: this tensor was made by {self.node.op.name}; only leaf tensors can be copied, use .detach() first")
+
+    def __deepcopy__(self, memo: dict) -> Tensor:
+        """A copy with its `.grad`. Of tensors that share one array, copied together, the copies share one, too."""
+        self._refuse_history("deepcopy")
+        if id(self.data) not in memo:
+            memo[id(self.data)] = self.data.copy()
+        copy = wrap(memo[id(self.data)], version=deepcopy(self.version, memo))
+        copy._requires_grad = self._requires_grad
+        copy.grad = None if self.grad is None else deepcopy(self.grad.detach(), memo)
         return copy
+
+    def __getstate__(self) -> tuple:
+        self._refuse_history("copy, pickle")
+        return self.data, None if self.grad is None else self.grad.detach(), self._requires_grad, self.version
+
+    def __setstate__(self, state: tuple) -> None:
+        self.node, self.output = None, 0
+        self.data, self.grad, self._requires_grad, self.version = state
 
     # --- out of the graph
 
@@ -320,9 +339,17 @@ class Tensor:
         self._refuse_update("/=")
         return ops.div(self, other)
 
+    def __ipow__(self, exponent: Any) -> Tensor:
+        self._refuse_update("**=")
+        return ops.pow(self, exponent)
+
+    def __imatmul__(self, other: Any) -> Tensor:
+        self._refuse_update("@=")
+        return ops.matmul(self, other)
+
     def _refuse_update(self, operator: str) -> None:
         if self.requires_grad and self.node is None:
-            by = operator[0]
+            by = operator[:-1]
             raise RuntimeError(
                 f"x {operator} y: x is a leaf that requires grad (a parameter), and would stay as it is, since {operator} makes a new tensor; write "
                 f"x = x {by} y if that is meant, or update it under `with minigrad.no_grad():` by x.copy_(x {by} y)"
