@@ -6,7 +6,8 @@ The methods only forward to the operations in `minigrad/ops`; the derivatives li
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import numbers
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from typing import Any, final
 
@@ -26,9 +27,17 @@ def _holds_arrays(data: Any) -> bool:
     return any(isinstance(part, Tensor | np.ndarray | np.generic) or _holds_arrays(part) for part in data)
 
 
-def _is_no_number(value: Any) -> bool:
-    """Whether == compares a tensor with something that is no tensor and no number, and so never equal to one."""
-    return value is None or isinstance(value, str | bytes | type)
+def _ask(other: Any, method: str, error: TypeError) -> Any:
+    """What an operator gives for an operand that it cannot use: NotImplemented, so that Python asks `other`, if that is nothing like numbers and
+    has the method (of == and != Python itself knows the answer); else it raises the error, which says more than Python's.
+    """
+    equality = method in ("__eq__", "__ne__")
+    like_numbers = isinstance(other, numbers.Number | Sequence) or hasattr(type(other), "__array__")
+    if like_numbers and not (equality and isinstance(other, str | bytes)):
+        raise error
+    if not equality and getattr(type(other), method, None) is getattr(object, method, None):  # every object has a __lt__, which says nothing
+        raise error
+    return NotImplemented
 
 
 @final
@@ -287,37 +296,55 @@ class Tensor:
         return ops.cast(self, dtype)
 
     def __add__(self, other: Any) -> Tensor:
-        return ops.add(self, other)
+        try:
+            return ops.add(self, other)
+        except TypeError as error:
+            return _ask(other, "__radd__", error)
 
     def __radd__(self, other: Any) -> Tensor:
         return ops.add(other, self)
 
     def __sub__(self, other: Any) -> Tensor:
-        return ops.sub(self, other)
+        try:
+            return ops.sub(self, other)
+        except TypeError as error:
+            return _ask(other, "__rsub__", error)
 
     def __rsub__(self, other: Any) -> Tensor:
         return ops.sub(other, self)
 
     def __mul__(self, other: Any) -> Tensor:
-        return ops.mul(self, other)
+        try:
+            return ops.mul(self, other)
+        except TypeError as error:
+            return _ask(other, "__rmul__", error)
 
     def __rmul__(self, other: Any) -> Tensor:
         return ops.mul(other, self)
 
     def __truediv__(self, other: Any) -> Tensor:
-        return ops.div(self, other)
+        try:
+            return ops.div(self, other)
+        except TypeError as error:
+            return _ask(other, "__rtruediv__", error)
 
     def __rtruediv__(self, other: Any) -> Tensor:
         return ops.div(other, self)
 
     def __pow__(self, exponent: Any) -> Tensor:
-        return ops.pow(self, exponent)
+        try:
+            return ops.pow(self, exponent)
+        except TypeError as error:
+            return _ask(exponent, "__rpow__", error)
 
     def __rpow__(self, base: Any) -> Tensor:
         return ops.pow(base, self)
 
     def __matmul__(self, other: Any) -> Tensor:
-        return ops.matmul(self, other)
+        try:
+            return ops.matmul(self, other)
+        except TypeError as error:
+            return _ask(other, "__rmatmul__", error)
 
     def __rmatmul__(self, other: Any) -> Tensor:
         return ops.matmul(other, self)
@@ -325,27 +352,27 @@ class Tensor:
     # `x += y` makes a new tensor, as for every immutable thing. Only where someone means to update a parameter that would do nothing, silently.
     def __iadd__(self, other: Any) -> Tensor:
         self._refuse_update("+=")
-        return ops.add(self, other)
+        return self + other
 
     def __isub__(self, other: Any) -> Tensor:
         self._refuse_update("-=")
-        return ops.sub(self, other)
+        return self - other
 
     def __imul__(self, other: Any) -> Tensor:
         self._refuse_update("*=")
-        return ops.mul(self, other)
+        return self * other
 
     def __itruediv__(self, other: Any) -> Tensor:
         self._refuse_update("/=")
-        return ops.div(self, other)
+        return self / other
 
     def __ipow__(self, exponent: Any) -> Tensor:
         self._refuse_update("**=")
-        return ops.pow(self, exponent)
+        return self**exponent
 
     def __imatmul__(self, other: Any) -> Tensor:
         self._refuse_update("@=")
-        return ops.matmul(self, other)
+        return self @ other
 
     def _refuse_update(self, operator: str) -> None:
         if self.requires_grad and self.node is None:
@@ -368,22 +395,40 @@ class Tensor:
     __hash__ = object.__hash__
 
     def __eq__(self, other: Any) -> Any:
-        return NotImplemented if _is_no_number(other) else ops.equal(self, other)  # then Python says False
+        try:
+            return ops.equal(self, other)
+        except TypeError as error:
+            return _ask(other, "__eq__", error)
 
     def __ne__(self, other: Any) -> Any:
-        return NotImplemented if _is_no_number(other) else ops.not_equal(self, other)
+        try:
+            return ops.not_equal(self, other)
+        except TypeError as error:
+            return _ask(other, "__ne__", error)
 
     def __gt__(self, other: Any) -> Tensor:
-        return ops.greater(self, other)
+        try:
+            return ops.greater(self, other)
+        except TypeError as error:
+            return _ask(other, "__lt__", error)
 
     def __ge__(self, other: Any) -> Tensor:
-        return ops.greater_equal(self, other)
+        try:
+            return ops.greater_equal(self, other)
+        except TypeError as error:
+            return _ask(other, "__le__", error)
 
     def __lt__(self, other: Any) -> Tensor:
-        return ops.less(self, other)
+        try:
+            return ops.less(self, other)
+        except TypeError as error:
+            return _ask(other, "__gt__", error)
 
     def __le__(self, other: Any) -> Tensor:
-        return ops.less_equal(self, other)
+        try:
+            return ops.less_equal(self, other)
+        except TypeError as error:
+            return _ask(other, "__ge__", error)
 
     def exp(self) -> Tensor:
         return ops.exp(self)
