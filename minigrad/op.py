@@ -114,11 +114,14 @@ class Op:
         self._plans.clear()
 
     def on_arrays(self, **rules: Callable) -> None:
-        """State the same gradients on raw arrays, for when no graph is wanted; without arguments: the rules themselves, where they are plain
-        operators.
+        """State the same gradients, of all the inputs that `derivative` has rules for, on raw arrays, for when no graph is wanted; without
+        arguments: the rules themselves, where they are plain operators.
 
         These rules may ask for what the rules on Tensors of the same inputs ask for, and nothing else is kept for them.
         """
+        if rules and rules.keys() != self.rules.keys():
+            stated = ", ".join(self.rules) or "none yet"
+            raise TypeError(f"{self.name}: on_arrays gives rules for {', '.join(rules)}; those of derivative are for {stated}, give the same")
         self.array_rules = rules or self.rules
         self._plans.clear()
 

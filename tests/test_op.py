@@ -152,6 +152,23 @@ def test_a_rule_that_asks_for_something_else():
         asking.derivative(y=lambda g: g)
 
 
+def test_rules_on_arrays_are_for_the_inputs_that_have_rules():
+    @primitive
+    def twice(x: Tensor, y: Tensor) -> Tensor:
+        return x + y
+
+    rule = lambda g: g  # noqa: E731
+    with pytest.raises(TypeError, match="twice: on_arrays gives rules for x; those of derivative are for none yet, give the same"):
+        twice.on_arrays(x=rule)
+    twice.derivative(x=rule, y=rule)
+    for given in ({"x": rule}, {"x": rule, "z": rule}, {"x": rule, "y": rule, "z": rule}):
+        with pytest.raises(TypeError, match=f"twice: on_arrays gives rules for {', '.join(given)}; those of derivative are for x, y, give the same"):
+            twice.on_arrays(**given)
+    twice.on_arrays(y=rule, x=rule)
+    leaves = [leaf(1), leaf(1)]
+    assert [g.item() for g in minigrad.grad(twice(*leaves), leaves)] == [1.0, 1.0]
+
+
 def test_rules_on_arrays_are_used_only_where_no_graph_is_wanted():
     used = []
 
