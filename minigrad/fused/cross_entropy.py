@@ -67,7 +67,7 @@ def _check(logits, labels, label_smoothing) -> None:
         if labels.shape != logits.shape:
             raise ValueError(
                 f"cross_entropy: float labels are target distributions and must have the logits' shape {logits.shape}, they have shape "
-                f"{labels.shape}; class numbers must be integers"
+                f"{labels.shape}; class numbers must be integers, in an array (lists of numbers become float32)"
             )
         return
     if labels.dtype.kind not in "iu":

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import math
+import reprlib
+from typing import Any
 
 import numpy as np
 
@@ -46,13 +48,24 @@ def sum(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:
 @primitive
 def max(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:
     """The largest element along `axis`; ties share the gradient equally. Source: https://docs.pytorch.org/docs/stable/generated/torch.amax.html"""
-    return x.max(axis, keepdims=keepdims)
+    try:
+        return x.max(axis, keepdims=keepdims)
+    except TypeError:
+        raise _no_axis("max", axis) from None
 
 
 @primitive
 def min(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:
     """The smallest element along `axis`; ties share the gradient equally. Source: https://docs.pytorch.org/docs/stable/generated/torch.amin.html"""
-    return x.min(axis, keepdims=keepdims)
+    try:
+        return x.min(axis, keepdims=keepdims)
+    except TypeError:
+        raise _no_axis("min", axis) from None
+
+
+def _no_axis(name: str, axis: Any) -> TypeError:
+    what = reprlib.repr(axis)  # perhaps the numbers of a Tensor
+    return TypeError(f"{name}: the axis must be a whole number, a tuple of them or None, it is {what}; F.{name}imum compares two tensors")
 
 
 @primitive
@@ -76,15 +89,23 @@ min.derivative(x=lambda g, x, out, axis: _share_ties(g, x, out, axis))
 
 def mean(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:
     """The mean along `axis`; integers become float32."""
-    x = as_tensor("mean", x)
-    if x.dtype.kind != "f":
-        x = cast(x, np.float32)
-    count = math.prod([x.shape[a] for a in _normalised(axis, x.ndim)])
-    return sum(x, axis, keepdims) / count
+    return _mean("mean", x, axis, keepdims)
 
 
 def var(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:
     """The mean squared distance from the mean along `axis` (biased: divided by n, as NumPy's), in two passes."""
     x = as_tensor("var", x)
-    centered = x - mean(x, axis, keepdims=True)
-    return mean(centered * centered, axis, keepdims)
+    centered = x - _mean("var", x, axis, keepdims=True)
+    return _mean("var", centered * centered, axis, keepdims)
+
+
+def _mean(name: str, x: Tensor, axis: Axes, keepdims: bool) -> Tensor:
+    """The mean in the name of the op `name`, which its errors speak of."""
+    x = as_tensor(name, x)
+    if x.dtype.kind != "f":
+        x = cast(x, np.float32)
+    try:
+        total = sum(x, axis, keepdims)
+    except (TypeError, ValueError) as error:
+        raise type(error)(str(error).replace("sum:", f"{name}:", 1)) from None
+    return total / math.prod([x.shape[a] for a in _normalised(axis, x.ndim)])

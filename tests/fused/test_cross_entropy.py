@@ -58,7 +58,11 @@ class TestCrossEntropy(Proof):
         refusal((2, 3), np.array([0, 1, 2]), r"2 rows of logits need integer labels of shape \(2,\), they have shape \(3,\)"),
         refusal((2, 3), np.array([[0], [1]]), r"they have shape \(2, 1\)"),
         refusal((2, 3), np.zeros(2), r"must have the logits' shape \(2, 3\), they have shape \(2,\); class numbers must be integers"),
-        refusal((2, 3), np.zeros(2, np.float32), r"they have shape \(2,\); class numbers must be integers"),
+        refusal(
+            (2, 3),
+            np.zeros(2, np.float32),
+            r"they have shape \(2,\); class numbers must be integers, in an array \(lists of numbers become float32\)",
+        ),
         refusal((2, 3), np.array([True, False]), "labels must be integers or floats, they are bool", TypeError),
         refusal(
             (3,),

@@ -227,5 +227,16 @@ def test_empty():
 @pytest.mark.parametrize("name", ["mean", "var"])
 @pytest.mark.parametrize(("axis", "message"), [(2, "axis 2 is out of bounds"), (-3, "axis -3 is out of bounds"), ((0, 0), "duplicate")])
 def test_an_axis_that_is_not_there(name: str, axis: Any, message: str):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"^{name}: {message}"):
         getattr(Tensor(np.ones((2, 3))), name)(axis)
+    with pytest.raises(TypeError, match=f"^{name}: a Tensor of shape .* is given as a plain value"):
+        getattr(Tensor(np.ones((2, 3))), name)(Tensor(1.0, requires_grad=True))
+
+
+@pytest.mark.parametrize("name", ["max", "min"])
+def test_a_second_tensor_is_no_axis(name: str):
+    """PyTorch's max of two tensors is `F.maximum`."""
+    x = Tensor(np.ones((2, 3)))
+    message = rf"{name}: the axis must be a whole number, .* it is \(\(1\.0, 1\.0, 1\.0\), .*; F\.{name}imum compares two tensors"
+    with pytest.raises(TypeError, match=message):
+        getattr(ops, name)(x, x)
