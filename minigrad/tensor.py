@@ -20,11 +20,11 @@ from minigrad.modes import MODE, is_grad_enabled
 __all__ = ["Tensor", "wrap"]
 
 
-def _holds_arrays(data: Any) -> bool:
-    """Whether there are Tensors, arrays or NumPy's scalars inside a list: they have a dtype, Python's numbers have none."""
+def _dtypes_in(data: Any) -> list[np.dtype]:
+    """The dtypes of the Tensors, arrays and NumPy's scalars inside a list; Python's numbers have none."""
     if not isinstance(data, list | tuple) or {int, float, bool}.issuperset(map(type, data)):  # the latter is most of the time
-        return False
-    return any(isinstance(part, Tensor | np.ndarray | np.generic) or _holds_arrays(part) for part in data)
+        return []
+    return [dtype for part in data for dtype in ([part.dtype] if isinstance(part, Tensor | np.ndarray | np.generic) else _dtypes_in(part))]
 
 
 def _ask(other: Any, method: str, error: TypeError) -> Any:
@@ -47,7 +47,7 @@ class Tensor:
     Args:
         data: anything NumPy makes an array of. It is copied: writing to the original later changes nothing here. Arrays keep their dtype, one
             of booleans, integers, float32 and float64; Python numbers and lists of them become float32 (integers in Python lists too, unless
-            they come as an array).
+            they come as an array). In a list with Tensors or NumPy's numbers, these decide.
         requires_grad: whether gradients are collected in `.grad`; only floating-point tensors can.
 
     Raises:
@@ -89,7 +89,10 @@ class Tensor:
             if array.dtype != bool:
                 if array.dtype.kind not in "iuf":
                     raise TypeError(f"Tensor: cannot make numbers of {type(data).__name__} data (NumPy reads it as {array.dtype})")
-                array = array if _holds_arrays(data) else array.astype(np.float32)
+                dtypes = _dtypes_in(data)
+                if array.dtype.kind == "f" or not dtypes:  # NumPy takes Python's fractions for float64, which would promote
+                    floats = [dtype for dtype in dtypes if dtype.kind == "f"]
+                    array = array.astype(np.result_type(*floats) if floats else np.float32)
         backend.check_dtype(array.dtype, "Tensor")
         array = array.astype(backend.native(array.dtype), copy=False)
         self.data, self.grad, self.node, self.output, self.version = array, None, None, 0, [0]
@@ -156,7 +159,8 @@ class Tensor:
 
     def __bool__(self) -> bool:
         if self.size != 1:
-            raise ValueError(f"bool(): the tensor has {self.size} elements (shape {self.shape}), one is needed; reduce it by .max() or .min()")
+            advice = "; reduce it by .max() or .min()" if self.size else ""
+            raise ValueError(f"bool(): the tensor has {self.size} elements (shape {self.shape}), one is needed{advice}")
         self._note_read()
         return bool(self.data)
 
@@ -485,9 +489,9 @@ class Tensor:
         """Merge the axes from `start` on into one."""
         return ops.flatten(self, start)
 
-    def transpose(self, *axes: int | tuple[int, ...]) -> Tensor:
-        """Reorder the axes as NumPy's `transpose` does; without arguments, reverse them."""
-        return ops.transpose(self, _one_tuple(axes) or None)
+    def transpose(self, *axes: int | tuple[int, ...] | None) -> Tensor:
+        """Reorder the axes as NumPy's `transpose` does; without arguments or by None, reverse them."""
+        return ops.transpose(self, None if axes == (None,) else _one_tuple(axes) or None)
 
     @property
     def T(self) -> Tensor:

@@ -48,6 +48,13 @@ from tests.support import rng
         (np.zeros(2, bool), np.bool_, (2,)),
         ([np.zeros(2), np.ones(2)], np.float64, (2, 2)),
         ([np.float64(1.0)], np.float64, (1,)),
+        ([np.float32(1.0), 2.0], np.float32, (2,)),
+        ([np.float32(1.0), np.float64(2.0), 3], np.float64, (3,)),
+        ([np.int64(1), 2.5], np.float32, (2,)),
+        ([np.int32(1), np.float32(2.5)], np.float32, (2,)),
+        ([np.bool_(True), 2], np.int64, (2,)),
+        ([Tensor(2.5), 1.0], np.float32, (2,)),
+        ([[Tensor(np.array(2.5)), 1.0], (1, True)], np.float64, (2, 2)),
         ([[np.float64(1.0)], [2]], np.float64, (2, 1)),
         ([Tensor(np.arange(2)), Tensor(np.arange(2))], np.int64, (2, 2)),
         (np.ones(2, ">f8"), np.float64, (2,)),
@@ -201,7 +208,7 @@ def test_truth():
     assert bool(Tensor(1.0)) and not bool(Tensor([0.0])) and (Tensor(1.0) > 0)
     with pytest.raises(ValueError, match=r"bool\(\): the tensor has 2 elements \(shape \(2,\)\), one is needed"):
         bool(Tensor([1.0, 2.0]))
-    with pytest.raises(ValueError, match="0 elements"):
+    with pytest.raises(ValueError, match=r"0 elements \(shape \(0,\)\), one is needed$"):
         bool(Tensor([]))
 
 

@@ -311,6 +311,8 @@ def test_reshape_takes_lengths_or_a_tuple(shape: tuple, new: tuple):
 def test_transpose_takes_axes_or_a_tuple(case: Case):
     (x,), axes = case.inputs, case.values["axes"]
     assert_array_equal(Tensor(x).T.numpy(), x.T)
+    for reverse in (lambda t: t.transpose(None), np.transpose):
+        assert_array_equal(reverse(Tensor(x)).numpy(), x.T)
     if axes:
         assert_array_equal(Tensor(x).transpose(*axes).numpy(), x.transpose(axes))
 
