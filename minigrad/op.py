@@ -269,15 +269,15 @@ class Op:
 _FIXED = frozenset({int, float, bool, str, type(None), type(...), slice})  # what nobody can change later (a slice: see `plain_index`)
 
 
-def _frozen(values: tuple) -> tuple:
+def _frozen(op: Op, values: tuple) -> tuple:
     """The values of a call in a form that their owner cannot change any more: backward must see what forward saw."""
     for value in values:
         if type(value) not in _FIXED and not (type(value) is tuple and _FIXED.issuperset(map(type, value))):
-            return tuple([_frozen_value(value) for value in values])
+            return tuple([_frozen_value(op, value) for value in values])
     return values
 
 
-def _frozen_value(value: Any) -> Any:
+def _frozen_value(op: Op, value: Any) -> Any:
     """Lists become tuples, at every depth; Tensors and NumPy's fractions, which would promote float32, become numbers; arrays become read-only
     copies; anything else (a dtype) is returned as it is.
     """
@@ -285,12 +285,15 @@ def _frozen_value(value: Any) -> Any:
     if kind in _FIXED:
         return value
     if kind is tuple or kind is list:
-        return tuple([_frozen_value(part) for part in value])
+        return tuple([_frozen_value(op, part) for part in value])
     if kind is Tensor:
         if value.requires_grad and MODE.get().record:
-            raise TypeError(f"a Tensor of shape {value.shape} that requires grad is given as a plain number, which has no gradient; give .detach()")
+            raise TypeError(
+                f"{op.name}: a Tensor of shape {value.shape} that requires grad is given as a plain value ({', '.join(op.names[op.count :])}), which "
+                "has no gradient; give .detach() if it is meant to be one"
+            )
         value._note_read()
-        return _frozen_value(backend.to_device(value.data, "cpu").tolist())
+        return _frozen_value(op, backend.to_device(value.data, "cpu").tolist())
     if isinstance(value, np.floating):
         return float(value)
     if isinstance(value, np.ndarray) and (value.flags.writeable or not value.flags.owndata):  # what `plain_index` has copied is not copied again
@@ -340,13 +343,14 @@ class Primitive(Op):
 
     def _run(self, inputs: Any, values: tuple) -> Any:
         """Convert the inputs, run the forward, record a node. Unary and Binary do the same, faster, for the most common calls."""
-        values = _frozen(values)
+        values = _frozen(self, values)
         if self.variadic:
             inputs = tuple(inputs[0])
             if not inputs:
                 raise ValueError(f"{self.name}: needs at least one tensor")
             if not all([type(x) is Tensor for x in inputs]) or len({x.data.dtype for x in inputs}) > 1:
                 inputs = ops.promote(self, inputs, 0, False)
+        given = inputs
         if self.elementwise:
             inputs = ops.promote(self, inputs, self.promoted, self.floating)
         else:
@@ -366,8 +370,9 @@ class Primitive(Op):
         if isinstance(out, np.generic):  # NumPy's reductions return scalars
             out = np.asarray(out)
         if mode.watched:
-            if mode.anomaly:
-                check_forward(self.name, arrays, values, out if type(out) is tuple else (out,))
+            if mode.anomaly:  # a number may be Inf in the tensor's dtype only: 1e300 beside float32
+                numbers = [np.asarray(float(x)) if isinstance(x, int | float) else array for x, array in zip(given, arrays, strict=True)]
+                check_forward(self.name, numbers, values, out if type(out) is tuple else (out,))
             if mode.reads is not None:
                 mode.reads.extend([(x.version, x.version[0]) for x in inputs])
         if isinstance(out, tuple):
@@ -610,7 +615,7 @@ class Fused(Op):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the operation with Tensors, arrays or numbers (None where an input is optional); positions and names as in its signature."""
         inputs, values = self._bind(args, kwargs)
-        values = _frozen(values)
+        values = _frozen(self, values)
         arrays: list = []
         array_type = dtype = mixed = None
         mask, bit = 0, 1

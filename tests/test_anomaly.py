@@ -47,11 +47,16 @@ def overflow(x: Tensor) -> Tensor:
     return ops.exp(x * 1e6)  # the culprit
 
 
+def convert(x: Tensor) -> Tensor:
+    return x.astype(np.float32) * 1e300  # the culprit
+
+
 FORWARD = {
     "div makes Inf": (divide, leaf(1.0, 2.0), r"anomaly: div made Inf in its output of shape \(2,\) from inputs of shape \(2,\), \(2,\), called at"),
     "div makes NaN": (divide, leaf(0.0, 2.0), r"anomaly: div made NaN in its output of shape \(2,\) from inputs of shape \(2,\), \(2,\), called at"),
     "log makes NaN": (logarithm, leaf(1.0), r"anomaly: log made NaN in its output of shape \(1,\) from inputs of shape \(1,\), called at"),
     "exp makes Inf": (overflow, leaf(1.0, 2.0, 3.0), r"anomaly: exp made Inf in its output of shape \(3,\) from inputs of shape \(3,\), called at"),
+    "a number becomes Inf": (convert, leaf(3.0), r"anomaly: mul made Inf in its output of shape \(1,\) from inputs of shape \(1,\), \(\), called at"),
 }
 
 
@@ -234,6 +239,7 @@ def test_infinities_that_were_given_pass():
             ops.pad(scores, ((1, 0), (0, 0)), -np.inf).max(0).sum().backward()
             scores.clip(-np.inf, 0.5).sum().backward()
             ops.maximum(scores, -np.inf).sum().backward()
+            ops.maximum(np.float32(-np.inf), scores).sum().backward()
     assert np.isfinite(scores.grad.numpy()).all() and np.isfinite(image.grad.numpy()).all()
 
 
