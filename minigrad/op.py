@@ -28,7 +28,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any
+from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
 
@@ -42,6 +42,9 @@ __all__ = ["REGISTRY", "Fused", "Kernel", "Op", "Primitive", "fused", "primitive
 
 REGISTRY: dict[str, Op] = {}
 """Every operation by name: `python -m minigrad` prints it."""
+
+Result = TypeVar("Result")
+"""What a call of an operation gives, for type checkers. Of the arguments they know nothing: an array or a number will do for a Tensor."""
 
 _ndarray = np.ndarray
 _new_node = Node.__new__
@@ -63,15 +66,17 @@ class _Plan:
     array_rules: tuple
 
 
-class Op:
+class Op(Generic[Result]):
     """What primitives and fused operations share: a name, a signature, and derivative rules.
 
     Parameters annotated with Tensor are the inputs and come first; the others are plain values.
     """
 
     elementwise = False  # see Primitive
+    __name__: str
+    __qualname__: str
 
-    def __init__(self, function: Callable, outputs: int = 1, name: str | None = None):
+    def __init__(self, function: Callable[..., Result], outputs: int = 1, name: str | None = None):
         self.name = name or function.__name__
         self.function = function
         self.outputs = outputs
@@ -101,7 +106,7 @@ class Op:
 
     def __reduce__(self) -> str:
         """For copies and pickles: an operation is known by its name in its module, as a function is, and there is one of it."""
-        return self.__qualname__  # type: ignore[attr-defined]  # update_wrapper has set it
+        return self.__qualname__
 
     def derivative(self, **rules: Callable) -> None:
         """State the gradient of inputs: `name=lambda g, ...`, see the top of this file. An input without a rule has no gradient."""
@@ -278,13 +283,13 @@ def _frozen(op: Op, values: tuple) -> tuple:
 
 
 def _frozen_value(op: Op, value: Any) -> Any:
-    """Lists become tuples, at every depth; Tensors and NumPy's fractions, which would promote float32, become numbers; arrays become read-only
-    copies; anything else (a dtype) is returned as it is.
+    """Lists and ranges become tuples, at every depth; Tensors and NumPy's fractions, which would promote float32, become numbers; arrays become
+    read-only copies; anything else (a dtype) is returned as it is.
     """
     kind = type(value)
     if kind in _FIXED:
         return value
-    if kind is tuple or kind is list:
+    if kind is tuple or kind is list or kind is range:
         return tuple([_frozen_value(op, part) for part in value])
     if kind is Tensor:
         if value.requires_grad and MODE.get().record:
@@ -315,7 +320,7 @@ def _new(op: Op, inputs: Sequence[Any], values: tuple, watched: bool) -> Node:
     return node
 
 
-class Primitive(Op):
+class Primitive(Op[Result]):
     """An operation with a forward on arrays. Made by `@primitive`.
 
     elementwise: inputs are broadcast together and brought to one dtype (those from position `promoted` on); gradients are summed back over the
@@ -326,7 +331,7 @@ class Primitive(Op):
 
     def __init__(
         self,
-        function: Callable,
+        function: Callable[..., Result],
         outputs: int = 1,
         elementwise: bool = False,
         view: bool = False,
@@ -337,7 +342,7 @@ class Primitive(Op):
         super().__init__(function, outputs, name)
         self.elementwise, self.view, self.floating, self.promoted = elementwise, view, floating, promoted
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Result:
         """Call the operation with Tensors, arrays or numbers; positions and names as in its signature."""
         return self._run(*self._bind(args, kwargs))
 
@@ -422,7 +427,7 @@ class Primitive(Op):
         return results, False
 
 
-class Unary(Primitive):
+class Unary(Primitive[Tensor]):
     """A primitive of one Tensor and nothing else: `Primitive._run` without its cases."""
 
     def __call__(self, x: Any) -> Tensor:
@@ -456,7 +461,7 @@ class Unary(Primitive):
         return result
 
 
-class Binary(Primitive):
+class Binary(Primitive[Tensor]):
     """A primitive of two Tensors and nothing else: `Primitive._run` without its cases."""
 
     def __call__(self, x: Any, y: Any) -> Tensor:
@@ -536,13 +541,13 @@ class Kernel:
     readers: tuple[int, ...] | None = None
 
 
-class Fused(Op):
+class Fused(Op[Result]):
     """An operation with a definition on Tensors and a kernel pair per device. Made by `@fused`.
 
     outputs: how many the operation returns; differentiable: how many of them, from the first on, carry gradient (None: all).
     """
 
-    def __init__(self, function: Callable, outputs: int = 1, differentiable: int | None = None):
+    def __init__(self, function: Callable[..., Result], outputs: int = 1, differentiable: int | None = None):
         super().__init__(function, outputs)
         self.differentiable = outputs if differentiable is None else differentiable
         self._check: Callable | None = None
@@ -612,7 +617,7 @@ class Fused(Op):
                 raise ValueError(f"{self.name}: there is no array {name!r} that a kernel could read; there are {', '.join(saved)}")
         return tuple([sum(1 << k for k, names in enumerate(read) if name in names) for name in saved])
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Result:
         """Call the operation with Tensors, arrays or numbers (None where an input is optional); positions and names as in its signature."""
         inputs, values = self._bind(args, kwargs)
         values = _frozen(self, values)
@@ -653,6 +658,7 @@ class Fused(Op):
             for k, array in enumerate(arrays):
                 if array is not None and not array.flags.c_contiguous:
                     arrays[k] = array.copy()
+        result: Any
         made = kernel.forward(*arrays, *values)
         if not isinstance(made, tuple) or len(made) != 2 or not isinstance(made[1], tuple | list):
             raise TypeError(f"{self.name}: the forward of its kernel gives {_kind(made)}; give (out, saved), where saved is a tuple for its backward")
@@ -742,6 +748,10 @@ class Fused(Op):
         return differentiate(again, node.inputs, gradients, needs or node.needs, create_graph)[0]
 
 
+@overload
+def primitive(function: Callable[..., Result]) -> Primitive[Result]: ...
+@overload
+def primitive(**options: Any) -> Callable[[Callable[..., Result]], Primitive[Result]]: ...
 def primitive(function: Callable | None = None, **options: Any) -> Any:
     """Decorator: make a function on arrays a primitive operation on Tensors. Options: see Primitive."""
 
@@ -754,6 +764,10 @@ def primitive(function: Callable | None = None, **options: Any) -> Any:
     return make if function is None else make(function)
 
 
+@overload
+def fused(function: Callable[..., Result]) -> Fused[Result]: ...
+@overload
+def fused(**options: Any) -> Callable[[Callable[..., Result]], Fused[Result]]: ...
 def fused(function: Callable | None = None, **options: Any) -> Any:
     """Decorator: make a function on Tensors the definition of a fused operation. Options: see Fused."""
     return (lambda f: Fused(f, **options)) if function is None else Fused(function)

@@ -464,32 +464,32 @@ class Tensor:
     def clip(self, low: Any = None, high: Any = None) -> Tensor:
         return ops.clip(self, low, high)
 
-    def sum(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
+    def sum(self, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Tensor:
         return ops.sum(self, axis, keepdims)
 
-    def mean(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
+    def mean(self, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Tensor:
         return ops.mean(self, axis, keepdims)
 
-    def var(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
+    def var(self, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Tensor:
         return ops.var(self, axis, keepdims)
 
-    def max(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
+    def max(self, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Tensor:
         return ops.max(self, axis, keepdims)
 
-    def min(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
+    def min(self, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Tensor:
         return ops.min(self, axis, keepdims)
 
     def argmax(self, axis: int | None = None) -> Tensor:
         return ops.argmax(self, axis)
 
-    def reshape(self, *shape: int | tuple[int, ...]) -> Tensor:
+    def reshape(self, *shape: int | Sequence[int]) -> Tensor:
         return ops.reshape(self, _one_tuple(shape))
 
     def flatten(self, start: int = 0) -> Tensor:
         """Merge the axes from `start` on into one."""
         return ops.flatten(self, start)
 
-    def transpose(self, *axes: int | tuple[int, ...] | None) -> Tensor:
+    def transpose(self, *axes: int | Sequence[int] | None) -> Tensor:
         """Reorder the axes as NumPy's `transpose` does; without arguments or by None, reverse them."""
         return ops.transpose(self, None if axes == (None,) else _one_tuple(axes) or None)
 
@@ -500,7 +500,7 @@ class Tensor:
     def swapaxes(self, first: int, second: int) -> Tensor:
         return ops.swapaxes(self, first, second)
 
-    def broadcast_to(self, shape: tuple[int, ...]) -> Tensor:
+    def broadcast_to(self, shape: Sequence[int]) -> Tensor:
         return ops.broadcast_to(self, shape)
 
     def unbind(self, axis: int = 0) -> tuple[Tensor, ...]:
@@ -509,7 +509,7 @@ class Tensor:
 
 def _one_tuple(arguments: tuple) -> tuple[int, ...]:
     """`f(2, 3)` and `f((2, 3))` mean the same."""
-    return tuple(arguments[0]) if len(arguments) == 1 and isinstance(arguments[0], tuple | list) else arguments
+    return tuple(arguments[0]) if len(arguments) == 1 and isinstance(arguments[0], tuple | list | range) else arguments
 
 
 _new = Tensor.__new__

@@ -1,12 +1,13 @@
 """Reductions: many numbers become one, along some axes or all of them.
 
-`axis` is None (all), an integer, or a tuple or list of them; `keepdims` keeps the reduced axes with length 1. Read next: `movement.py`.
+`axis` is None (all), an integer, or a sequence of them; `keepdims` keeps the reduced axes with length 1. Read next: `movement.py`.
 """
 
 from __future__ import annotations
 
 import math
 import reprlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,14 +18,14 @@ from minigrad.ops.elementwise import as_tensor, cast, equal
 from minigrad.ops.movement import broadcast_to, check_axis, reshape
 from minigrad.tensor import Tensor
 
-Axes = int | tuple[int, ...] | None  # a list becomes a tuple at the call: see op._frozen
+Axes = int | Sequence[int] | None  # a list becomes a tuple at the call: see op._frozen
 
 
 def _normalised(axis: Axes, ndim: int) -> tuple[int, ...]:
     """The axes as a tuple of numbers from 0 to ndim - 1."""
     if axis is None:
         return tuple(range(ndim))
-    axes = axis if isinstance(axis, tuple | list) else (axis,)
+    axes = axis if isinstance(axis, tuple | list | range) else (axis,)
     return tuple([int(a) % ndim for a in axes]) if ndim else ()  # 0 and -1 name the one place of a 0-d tensor
 
 

@@ -214,6 +214,15 @@ def test_unsigned_numbers_add_up_to_int64(dtype: Any):
     assert x.sum().item() == 3
 
 
+@pytest.mark.parametrize("name", ["sum", "mean", "var", "max", "min"])
+def test_axes_are_a_sequence(name: str):
+    x = Tensor(rng(0).standard_normal((2, 3, 4)))
+    expected = getattr(x, name)((0, 1)).numpy()
+    for axes in ([0, 1], range(2), Tensor(np.array([0, 1])) if name in ("sum", "max", "min") else [np.int64(0), -2]):
+        assert_array_equal(getattr(x, name)(axes).numpy(), expected)
+    assert x.reshape([4, 6]).shape == x.transpose([1, 0, 2]).reshape(range(4, 7, 2)).shape == (4, 6)
+
+
 def test_empty():
     x = Tensor(np.zeros((0, 3)), requires_grad=True)
     assert_array_equal(x.sum(0).numpy(), np.zeros(3))
