@@ -20,11 +20,16 @@ from minigrad.modes import MODE, is_grad_enabled
 __all__ = ["Tensor", "wrap"]
 
 
-def _dtypes_in(data: Any) -> list[np.dtype]:
+def _dtypes_in(data: Any) -> set[np.dtype]:
     """The dtypes of the Tensors, arrays and NumPy's scalars inside a list; Python's numbers have none."""
     if not isinstance(data, list | tuple) or {int, float, bool}.issuperset(map(type, data)):  # the latter is most of the time
-        return []
-    return [dtype for part in data for dtype in ([part.dtype] if isinstance(part, Tensor | np.ndarray | np.generic) else _dtypes_in(part))]
+        return set()
+    kinds = set(map(type, data)) - {int, float, bool}
+    found = {np.dtype(kind) for kind in kinds if issubclass(kind, np.generic)}
+    if len(found) < len(kinds):  # some are not of such a type, which says it all, and are looked at one by one
+        for part in data:
+            found |= {part.dtype} if isinstance(part, Tensor | np.ndarray) else _dtypes_in(part)
+    return found
 
 
 def _ask(other: Any, method: str, error: TypeError) -> Any:
@@ -90,9 +95,10 @@ class Tensor:
                 if array.dtype.kind not in "iuf":
                     raise TypeError(f"Tensor: cannot make numbers of {type(data).__name__} data (NumPy reads it as {array.dtype})")
                 dtypes = _dtypes_in(data)
-                if array.dtype.kind == "f" or not dtypes:  # NumPy takes Python's fractions for float64, which would promote
-                    floats = [dtype for dtype in dtypes if dtype.kind == "f"]
-                    array = array.astype(np.result_type(*floats) if floats else np.float32)
+                if not dtypes:
+                    array = array.astype(np.float32)
+                elif array.dtype.kind == "f":  # NumPy takes Python's fractions for float64, which would promote
+                    array = array.astype(np.result_type(*[dtype for dtype in dtypes if dtype.kind == "f"] or [np.float32]))
         backend.check_dtype(array.dtype, "Tensor")
         array = array.astype(backend.native(array.dtype), copy=False)
         self.data, self.grad, self.node, self.output, self.version = array, None, None, 0, [0]
@@ -131,7 +137,7 @@ class Tensor:
 
     @property
     def requires_grad(self) -> bool:
-        """Whether gradients are wanted here. `op.py` reads `_requires_grad`, for speed."""
+        """Whether gradients are wanted here. The engine reads `_requires_grad`, for speed."""
         return self._requires_grad
 
     @requires_grad.setter
