@@ -6,8 +6,7 @@ The methods only forward to the operations in `minigrad/ops`; the derivatives li
 
 from __future__ import annotations
 
-import numbers
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any, final
 
@@ -32,17 +31,9 @@ def _dtypes_in(data: Any) -> set[np.dtype]:
     return found
 
 
-def _ask(other: Any, method: str, error: TypeError) -> Any:
-    """What an operator gives for an operand that it cannot use: NotImplemented, so that Python asks `other`, if that is nothing like numbers and
-    has the method (of == and != Python itself knows the answer); else it raises the error, which says more than Python's.
-    """
-    equality = method in ("__eq__", "__ne__")
-    like_numbers = isinstance(other, numbers.Number | Sequence) or hasattr(type(other), "__array__")
-    if like_numbers and not (equality and isinstance(other, str | bytes)):
-        raise error
-    if not equality and getattr(type(other), method, None) is getattr(object, method, None):  # every object has a __lt__, which says nothing
-        raise error
-    return NotImplemented
+def _is_no_number(value: Any) -> bool:
+    """Whether == compares a tensor with something that is no tensor and no number, and so never equal to one."""
+    return value is None or isinstance(value, str | bytes | type)
 
 
 @final
@@ -306,55 +297,37 @@ class Tensor:
         return ops.cast(self, dtype)
 
     def __add__(self, other: Any) -> Tensor:
-        try:
-            return ops.add(self, other)
-        except TypeError as error:
-            return _ask(other, "__radd__", error)
+        return ops.add(self, other)
 
     def __radd__(self, other: Any) -> Tensor:
         return ops.add(other, self)
 
     def __sub__(self, other: Any) -> Tensor:
-        try:
-            return ops.sub(self, other)
-        except TypeError as error:
-            return _ask(other, "__rsub__", error)
+        return ops.sub(self, other)
 
     def __rsub__(self, other: Any) -> Tensor:
         return ops.sub(other, self)
 
     def __mul__(self, other: Any) -> Tensor:
-        try:
-            return ops.mul(self, other)
-        except TypeError as error:
-            return _ask(other, "__rmul__", error)
+        return ops.mul(self, other)
 
     def __rmul__(self, other: Any) -> Tensor:
         return ops.mul(other, self)
 
     def __truediv__(self, other: Any) -> Tensor:
-        try:
-            return ops.div(self, other)
-        except TypeError as error:
-            return _ask(other, "__rtruediv__", error)
+        return ops.div(self, other)
 
     def __rtruediv__(self, other: Any) -> Tensor:
         return ops.div(other, self)
 
     def __pow__(self, exponent: Any) -> Tensor:
-        try:
-            return ops.pow(self, exponent)
-        except TypeError as error:
-            return _ask(exponent, "__rpow__", error)
+        return ops.pow(self, exponent)
 
     def __rpow__(self, base: Any) -> Tensor:
         return ops.pow(base, self)
 
     def __matmul__(self, other: Any) -> Tensor:
-        try:
-            return ops.matmul(self, other)
-        except TypeError as error:
-            return _ask(other, "__rmatmul__", error)
+        return ops.matmul(self, other)
 
     def __rmatmul__(self, other: Any) -> Tensor:
         return ops.matmul(other, self)
@@ -362,27 +335,27 @@ class Tensor:
     # `x += y` makes a new tensor, as for every immutable thing. Only where someone means to update a parameter that would do nothing, silently.
     def __iadd__(self, other: Any) -> Tensor:
         self._refuse_update("+=")
-        return self + other
+        return ops.add(self, other)
 
     def __isub__(self, other: Any) -> Tensor:
         self._refuse_update("-=")
-        return self - other
+        return ops.sub(self, other)
 
     def __imul__(self, other: Any) -> Tensor:
         self._refuse_update("*=")
-        return self * other
+        return ops.mul(self, other)
 
     def __itruediv__(self, other: Any) -> Tensor:
         self._refuse_update("/=")
-        return self / other
+        return ops.div(self, other)
 
     def __ipow__(self, exponent: Any) -> Tensor:
         self._refuse_update("**=")
-        return self**exponent
+        return ops.pow(self, exponent)
 
     def __imatmul__(self, other: Any) -> Tensor:
         self._refuse_update("@=")
-        return self @ other
+        return ops.matmul(self, other)
 
     def _refuse_update(self, operator: str) -> None:
         if self.requires_grad and self.node is None:
@@ -405,40 +378,22 @@ class Tensor:
     __hash__ = object.__hash__
 
     def __eq__(self, other: Any) -> Any:
-        try:
-            return ops.equal(self, other)
-        except TypeError as error:
-            return _ask(other, "__eq__", error)
+        return NotImplemented if _is_no_number(other) else ops.equal(self, other)  # then Python says False
 
     def __ne__(self, other: Any) -> Any:
-        try:
-            return ops.not_equal(self, other)
-        except TypeError as error:
-            return _ask(other, "__ne__", error)
+        return NotImplemented if _is_no_number(other) else ops.not_equal(self, other)
 
     def __gt__(self, other: Any) -> Tensor:
-        try:
-            return ops.greater(self, other)
-        except TypeError as error:
-            return _ask(other, "__lt__", error)
+        return ops.greater(self, other)
 
     def __ge__(self, other: Any) -> Tensor:
-        try:
-            return ops.greater_equal(self, other)
-        except TypeError as error:
-            return _ask(other, "__le__", error)
+        return ops.greater_equal(self, other)
 
     def __lt__(self, other: Any) -> Tensor:
-        try:
-            return ops.less(self, other)
-        except TypeError as error:
-            return _ask(other, "__gt__", error)
+        return ops.less(self, other)
 
     def __le__(self, other: Any) -> Tensor:
-        try:
-            return ops.less_equal(self, other)
-        except TypeError as error:
-            return _ask(other, "__ge__", error)
+        return ops.less_equal(self, other)
 
     def exp(self) -> Tensor:
         return ops.exp(self)
