@@ -6,7 +6,7 @@ The methods only forward to the operations in `minigrad/ops`; the derivatives li
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from typing import Any, final
 
