@@ -70,30 +70,34 @@ docs: $(VENV)/docs.stamp ## the documentation as a site, docs/_build/html/index.
 	$(FAST) $(RUN) docs/generate.py
 	$(RUN) -m sphinx -q -W --keep-going -b html docs docs/_build/html
 
-# Without the ensurepip module (some Linux distributions cut it off) the environment is made empty and the system's pip puts a pip into it.
-$(RUN):
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	    echo "minigrad needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version 2>&1 || echo missing): make PYTHON=python3.12 ..." >&2; exit 1; }
-	@echo "making $(VENV)"
-	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || { \
-	    $(PYTHON) -m venv --clear --without-pip $(VENV) && $(PYTHON) -m pip --python $(RUN) install --quiet pip; } || { rm -rf $(VENV); exit 1; }
+# A .venv with pip in it stays as it is, however it was made; one without was left half-made. Without the ensurepip module (some Linux distributions
+# cut it off) the environment is made empty and the system's pip puts a pip into it.
+$(VENV)/made.stamp:
+	@$(RUN) -m pip --version >/dev/null 2>&1 || { \
+	    $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	        echo "minigrad needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version 2>&1 || echo missing): make PYTHON=python3.12 ..." >&2; \
+	        exit 1; }; \
+	    echo "making $(VENV)"; \
+	    $(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || { \
+	        $(PYTHON) -m venv --clear --without-pip $(VENV) && $(PYTHON) -m pip --python $(RUN) install --quiet pip; } || { rm -rf $(VENV); exit 1; }; }
+	@touch $@
 
-$(VENV)/app.stamp: pyproject.toml | $(RUN)
+$(VENV)/app.stamp: pyproject.toml | $(VENV)/made.stamp
 	@echo "installing the packages that training needs into $(VENV)"
 	@$(RUN) -m pip install --quiet --editable '.[app]'
 	@touch $@
 
-$(VENV)/test.stamp: pyproject.toml | $(RUN)
+$(VENV)/test.stamp: pyproject.toml | $(VENV)/made.stamp
 	@echo "installing the packages that the tests need into $(VENV)"
 	@$(RUN) -m pip install --quiet --editable '.[test]'
 	@touch $@ $(VENV)/app.stamp
 
-$(VENV)/notebooks.stamp: pyproject.toml | $(RUN)
+$(VENV)/notebooks.stamp: pyproject.toml | $(VENV)/made.stamp
 	@echo "installing JupyterLab into $(VENV)"
 	@$(RUN) -m pip install --quiet --editable '.[notebooks]'
 	@touch $@ $(VENV)/app.stamp
 
-$(VENV)/docs.stamp: pyproject.toml | $(RUN)
+$(VENV)/docs.stamp: pyproject.toml | $(VENV)/made.stamp
 	@echo "installing the packages that the documentation needs into $(VENV)"
 	@$(RUN) -m pip install --quiet --editable '.[docs]'
 	@touch $@ $(VENV)/app.stamp

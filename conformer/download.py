@@ -123,6 +123,8 @@ def _connect(url: str) -> Any:
         raise DataError(f"{url} cannot be downloaded: no answer within {ANSWER_SECONDS:g} seconds") from error
     except requests.ConnectionError as error:
         raise DataError(f"{url} cannot be downloaded: no connection") from error
+    except ImportError as error:
+        raise DataError(f"{url} cannot be downloaded: this Python has no ssl module, which HTTPS needs") from error
     except (OSError, ValueError) as error:  # redirects without end or to no address, certificates that are not where the user says
         raise DataError(f"{url} cannot be downloaded: {str(error).rstrip('.')}") from error
 

@@ -128,8 +128,9 @@ def compile_with_nvcc(source: Source, architecture: str) -> Compiled:
     instances = [f"template __global__ void {kernel.name}({', '.join(p.type for p in kernel.parameters)});" for kernel in wanted]
     with tempfile.TemporaryDirectory() as folder:
         file, cubin = Path(folder) / f"{source.name}.cu", Path(folder) / "out.cubin"
-        file.write_text("\n".join([source.text, *instances]))
-        done = subprocess.run([nvcc, *OPTIONS, f"-arch={architecture}", "-cubin", "-o", str(cubin), str(file)], capture_output=True, text=True)
+        file.write_text("\n".join([source.text, *instances]), encoding="utf-8")
+        command = [nvcc, *OPTIONS, f"-arch={architecture}", "-cubin", "-o", str(cubin), str(file)]
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
         if done.returncode:
             raise CompileError(f"{source.name}.cu does not compile for {architecture} by nvcc:\n{source.explain(done.stdout + done.stderr)}")
         code = cubin.read_bytes()

@@ -31,6 +31,7 @@ from conformer.config import named_config
 from conformer.display import Display, Progress
 from conformer.evaluate import HEADS, Accuracies, Predictions, evaluate, predict
 from conformer.explain import attention_rollout, class_activation_maps, token_map
+from conformer.files import quoted
 from conformer.image_files import read_image
 from conformer.learner import Learner
 from conformer.live_display import LiveDisplay
@@ -528,7 +529,7 @@ def test_ctrl_c(cifar: Cifar, tiny_network: str, tmp_path: Path, fails: Callable
     monkeypatch.setattr(Learner, "train_step", interrupted)
     command = ["train", "--config", tiny_network, "--data-dir", str(cifar(records=8)), "--batch-size", "8", "--epochs", "2"]
     line = fails(130, *command, "--out", str(tmp_path / "run"))
-    assert f"stopped at step 6 of 10; step 5 is saved, go on with: {cli._program()} train --resume {tmp_path / 'run'}" in line
+    assert f"stopped at step 6 of 10; step 5 is saved, go on with: {cli._program()} train --resume {quoted(tmp_path / 'run')}" in line
     assert safetensors_io.load_state(tmp_path / "run" / "last.safetensors")[1]["step"] == "5"
 
 
@@ -658,7 +659,7 @@ def test_resume(cifar: Cifar, tiny_network: str, tmp_path: Path, fails: Callable
     with monkeypatch.context() as patch:
         patch.setattr(Learner, "train_step", terminated)
         line = fails(143, *command, "--out", run)
-    assert line == f"conformer: stopped at step 7 of 10; step 7 is saved, go on with: {cli._program()} train --resume {run}"
+    assert line == f"conformer: stopped at step 7 of 10; step 7 is saved, go on with: {cli._program()} train --resume {quoted(run)}"
     assert "already holds a run (config.json); choose another folder with --out, or go on with it with --resume" in fails(1, *command, "--out", run)
     assert "--resume goes on in the folder of the run itself: leave --out out" in fails(2, "train", "--resume", run, "--out", "other")
     assert "was started with --epochs 2, not with 3" in fails(1, "train", "--resume", run, "--epochs", "3")

@@ -203,6 +203,14 @@ def test_folder_that_cannot_be_written(server: Server, tmp_path: Path) -> None:
         download.fetch("a.tar.gz", MD5, tmp_path / "file" / "inner", lambda text: None)
 
 
+def test_a_python_without_ssl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def get(*_: object, **__: object) -> None:
+        raise ImportError("Can't connect to HTTPS URL because the SSL module is not available.")
+
+    monkeypatch.setattr("requests.get", get)
+    assert "cannot be downloaded: this Python has no ssl module, which HTTPS needs" in refused(tmp_path)
+
+
 def test_no_pooch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(__import__("sys").modules, "pooch", None)
     assert 'downloading needs pooch (in the project\'s folder, pip install -e ".[app]")' in refused(tmp_path)

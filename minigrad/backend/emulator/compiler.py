@@ -72,7 +72,7 @@ def _compiler() -> tuple[str, str]:
         raise RuntimeError(
             f"the emulator compiles kernels with g++, and there is no {wanted!r} here: install it (Debian: apt install g++), or set CXX"
         )
-    return path, subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
+    return path, subprocess.run([path, "--version"], capture_output=True, check=True, encoding="utf-8", errors="replace").stdout
 
 
 @functools.cache
@@ -97,7 +97,7 @@ def _build(stem: str, text: str, sources: tuple[str, ...], flags: tuple[str, ...
     with tempfile.TemporaryDirectory(dir=folder, prefix="building-") as unfinished:
         target = Path(unfinished) / library.name
         command = [compiler, *flags, f"-I{_HERE}", "-x", "c++", *sources, *after, "-o", str(target)]
-        done = subprocess.run(command, input=text if "-" in sources else None, capture_output=True, text=True)
+        done = subprocess.run(command, input=text if "-" in sources else None, capture_output=True, encoding="utf-8", errors="replace")
         if done.returncode:
             raise CompileError(done.stderr)
         with open(target, "ab") as file:

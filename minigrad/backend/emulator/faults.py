@@ -74,10 +74,10 @@ def lines_at(library: Path, offset: int) -> tuple[tuple[str, int], ...]:
     program = shutil.which("addr2line")
     if program is None:
         return ()
-    done = subprocess.run([program, "-i", "-e", str(library), hex(offset)], capture_output=True, text=True)
+    done = subprocess.run([program, "-i", "-e", str(library), hex(offset)], capture_output=True, encoding="utf-8", errors="replace")
     found = []
     for line in done.stdout.splitlines():
-        file, _, number = line.partition(" ")[0].rpartition(":")
+        file, _, number = line.partition(" (discriminator ")[0].rpartition(":")
         if number.isdecimal() and Path(file).name != "device.h":
             found.append((Path(file).name, int(number)))
     return tuple(found)

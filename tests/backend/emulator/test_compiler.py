@@ -137,6 +137,16 @@ def test_a_fault_in_an_included_file_is_shown_with_both_lines(tmp_path):
     assert "page.cu:5:  y[0] = at(y, 2);" in str(caught.value)
 
 
+def test_lines_of_a_library_that_was_built_in_a_folder_with_any_name(tmp_path):
+    folder = tmp_path / "my projects, für CUDA"
+    folder.mkdir()
+    (folder / "page.cu").write_text('\n\nextern "C" void f() {}\n')
+    subprocess.run(["g++", "-shared", "-g1", "-x", "c++", "page.cu", "-o", "page.so"], cwd=folder, check=True)
+    symbols = subprocess.run(["nm", "page.so"], cwd=folder, check=True, capture_output=True, text=True).stdout
+    (offset,) = [int(line.split()[0], 16) for line in symbols.splitlines() if line.endswith(" T f")]
+    assert faults.lines_at(folder / "page.so", offset) == (("page.cu", 3),)
+
+
 def test_a_barrier_in_an_included_file_is_shown_with_its_caller(tmp_path):
     (tmp_path / "helper.cuh").write_text("__device__ float sum(float x)\n{\n    return x + __shfl_xor_sync(0xffffffff, x, 1);\n}\n")
     (tmp_path / "page.cu").write_text('#include "helper.cuh"\n\n__global__ void page(float* y)\n{\n    if (threadIdx.x) y[0] = sum(y[0]);\n}\n')
