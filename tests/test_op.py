@@ -99,7 +99,7 @@ def test_the_registry_knows_every_operation_once():
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_there_is_one_of_each_also_in_copies_and_pickles(protocol: int):
-    for op in REGISTRY.values():
+    for op in [op for op in REGISTRY.values() if op.__module__.startswith("minigrad.")]:
         assert pickle.loads(pickle.dumps(op, protocol)) is op
         assert copy.deepcopy(op) is op and copy.copy(op) is op
     softmax = pickle.loads(pickle.dumps(functools.partial(F.softmax, axis=0), protocol))
