@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from conformer.archives import DataError
 from minigrad.backend import Array, cuda
 
 __all__ = [
@@ -53,7 +54,7 @@ def shift_and_flip(images: np.ndarray, generator: np.random.Generator, shift: in
         A new array like `images`.
 
     Raises:
-        ValueError: the images are smaller than that.
+        DataError: the images are smaller than that.
     """
     batch, height, width, _ = images.shape
     check_sides(height, width, shift)
@@ -65,9 +66,9 @@ def shift_and_flip(images: np.ndarray, generator: np.random.Generator, shift: in
 
 
 def check_sides(height: int, width: int, shift: int = SHIFT) -> None:
-    """Raise ValueError for images too small to be shifted: mirrored once at a border, they would end before the window does."""
+    """Raise DataError for images too small to be shifted: mirrored once at a border, they would end before the window does."""
     if min(height, width) <= shift:
-        raise ValueError(f"images of {height} x {width} pixels cannot be shifted by up to {shift}; give images of at least {shift + 1} x {shift + 1}")
+        raise DataError(f"images of {height} x {width} pixels cannot be shifted by up to {shift}; give images of at least {shift + 1} x {shift + 1}")
 
 
 def draw_squares(generator: np.random.Generator, batch: int, height: int, width: int, side: int) -> np.ndarray:

@@ -329,8 +329,9 @@ class Trainer:
     def _fit_to_budget(self, signals: StopSignals) -> None:
         """Fix the number of steps by taking some and undoing them: the learning rate's schedule depends on it from the first step.
 
-        What follows is the run that --max-steps would give. Timed are up to 20 steps, fewer (but 3) where they would take a tenth of the budget,
-        the evaluation of some images, and writing what a checkpoint has. What holds the process up meanwhile, once, changes none of these times.
+        What follows is the run that --max-steps would give. Timed are up to 20 steps, fewer where they would take a tenth of the budget (but 3, or
+        one if those would take a quarter), the evaluation of some images, and writing what a checkpoint has. What holds the process up meanwhile,
+        once, changes none of these times.
         """
         assert self.config.time_budget is not None
         budget = duration(self.config.time_budget)
@@ -342,12 +343,14 @@ class Trainer:
                 signals.check()
                 if number >= LEAST_TIMED and time.perf_counter() - started - max(times, default=0.0) > budget / 10:
                     break
+                if number and LEAST_TIMED * min(times, default=0.0) > budget / 4:
+                    break
             times += [outcome.seconds for outcome in steps.finish()]
         each = seconds_a_step(times[1:] or times)  # the first makes threads and memory
         part = data.Split(self.dataset.test.images[:500], self.dataset.test.labels[:500])
-        evaluation = _seconds(lambda: evaluate(self.learner.model, part, self.dataset, tta=self.config.tta))
+        evaluation = _seconds(lambda: evaluate(self.learner.model, part, self.dataset, tta=self.config.tta), budget / 4)
         evaluation *= len(self.dataset.test) / len(part) * (2 if self.learner.ema else 1)
-        saving = self._saving_seconds()
+        saving = self._saving_seconds(budget)
         evaluation += 3 * saving  # two checkpoints, and two or three times the weights, which are a third of one
         if self.config.checkpoint_steps:
             each += saving / self.config.checkpoint_steps
@@ -359,11 +362,11 @@ class Trainer:
         self.folder.log(step=0, time_budget=budget, seconds_per_step=each, seconds_per_evaluation=evaluation, steps=self.steps)
         self.display.message(f"{each:.3g} s a step and {evaluation:.3g} s an evaluation: {self.steps:,} steps fit {self.config.time_budget}")
 
-    def _saving_seconds(self) -> float:
+    def _saving_seconds(self, budget: float) -> float:
         """Seconds of writing a checkpoint."""
         path = self.folder.to_write(".timed.tmp")
         try:
-            return _seconds(lambda: safetensors_io.save_state(path, self.learner.state()))
+            return _seconds(lambda: safetensors_io.save_state(path, self.learner.state()), budget / 4)
         finally:
             path.unlink(missing_ok=True)
 
@@ -487,10 +490,10 @@ class Trainer:
         self.display.message(f"epoch {epoch}, step {self.step}: test accuracy {test} %{average}, test loss {loss:.3f}, {seconds / 60:.1f} minutes")
 
 
-def _seconds(action: Callable[[], object]) -> float:
-    """How long something takes: the shorter of two times, of which one may have been held up; the first makes memory, too."""
-    times = []
-    for _ in range(2):
+def _seconds(action: Callable[[], object], limit: float) -> float:
+    """How long something takes: the shorter of two times, of which one may have been held up; of one alone, if it takes more than `limit`."""
+    times: list[float] = []
+    while len(times) < 2 and sum(times) <= limit:
         began = time.perf_counter()
         action()
         times.append(time.perf_counter() - began)

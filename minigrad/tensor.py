@@ -23,11 +23,10 @@ def _dtypes_in(data: Any) -> set[np.dtype]:
     """The dtypes of the Tensors, arrays and NumPy's scalars inside a list; Python's numbers have none."""
     if not isinstance(data, list | tuple) or {int, float, bool}.issuperset(map(type, data)):  # the latter is most of the time
         return set()
-    kinds = set(map(type, data)) - {int, float, bool}
-    found = {np.dtype(kind) for kind in kinds if issubclass(kind, np.generic)}
-    if len(found) < len(kinds):  # some are not of such a type, which says it all, and are looked at one by one
-        for part in data:
-            found |= {part.dtype} if isinstance(part, Tensor | np.ndarray) else _dtypes_in(part)
+    found = {part.dtype for part in data if isinstance(part, Tensor | np.ndarray | np.generic)}
+    for part in data:
+        if isinstance(part, list | tuple):
+            found |= _dtypes_in(part)
     return found
 
 

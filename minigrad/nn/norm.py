@@ -83,7 +83,7 @@ class BatchNorm2d(Module):
             self._track_on_gpu(mean, var, count)
             return
         self.num_batches_tracked._bump()
-        self.num_batches_tracked.data[...] += 1
+        self.num_batches_tracked = wrap(np.asarray(self.num_batches_tracked.data + 1), version=self.num_batches_tracked.version)
         momentum = 1 / self.num_batches_tracked.data.item() if self.momentum is None else self.momentum
         # On arrays: six operations on C numbers, which as operations on Tensors would take five times as long.
         moved = (1 - momentum) * self.running_mean.data + momentum * mean.data

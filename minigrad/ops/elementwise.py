@@ -137,10 +137,13 @@ def abs(x: Tensor) -> Tensor:
 
 @primitive(name="clip")
 def clipped(x: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
-    """clip, where the bounds are Python's numbers."""
-    if x.dtype.kind != "f" and (isinstance(low, float) or isinstance(high, float)):
+    """clip, where the bounds are Python's numbers or NumPy's arrays, and the result has x's shape."""
+    bounds: list[Any] = [low, high]
+    if x.dtype.kind == "f":  # an array has a dtype, which would promote
+        bounds = [bound.astype(x.dtype) if isinstance(bound, np.ndarray) else bound for bound in bounds]
+    elif isinstance(low, float) or isinstance(high, float):
         x = x.astype(np.float32)
-    return x.copy() if low is None and high is None else np.clip(x, low, high)  # NumPy 2.0 wants a bound
+    return x.copy() if low is None and high is None else np.clip(x, *bounds)  # NumPy 2.0 wants a bound
 
 
 @primitive
@@ -194,11 +197,21 @@ def clip(x: Any, low: Any = None, high: Any = None) -> Tensor:
     Source: https://docs.pytorch.org/docs/stable/generated/torch.clamp.html
     """
     low, high = _plain_number(low), _plain_number(high)
-    plain = (int, float, type(None))
-    if isinstance(low, plain) and isinstance(high, plain):
+    if isinstance(low, int | float | None) and isinstance(high, int | float | None):
         return clipped(x, low, high)
     x = as_tensor("clip", x)
-    low, high = [bound if x.dtype.kind != "f" or isinstance(bound, plain) else cast(bound, x.dtype) for bound in (low, high)]
+    low, high = [bound if isinstance(bound, int | float | None) else as_tensor("clip", bound) for bound in (low, high)]
+    bounds = [bound for bound in (low, high) if isinstance(bound, Tensor)]
+    try:
+        shape = np.broadcast_shapes(x.shape, *[bound.shape for bound in bounds])
+    except ValueError:
+        raise ValueError(f"clip: shapes {' and '.join(str(y.shape) for y in (x, *bounds))} do not broadcast") from None
+    if len({y.device for y in (x, *bounds)}) > 1:
+        raise clipped._mixed_devices([x, *bounds])
+    if shape == x.shape and x.device == "cpu" and not any([bound.requires_grad for bound in bounds]):
+        return clipped(x, *[bound.data if isinstance(bound, Tensor) else bound for bound in (low, high)])
+    if x.dtype.kind == "f":
+        low, high = [cast(bound, x.dtype) if isinstance(bound, Tensor) else bound for bound in (low, high)]
     if low is not None:
         x = where(greater_equal(x, low), x, maximum(x, low))  # at the bound itself x has the gradient, all of it
     return x if high is None else where(less_equal(x, high), x, minimum(x, high))

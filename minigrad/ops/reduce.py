@@ -52,7 +52,8 @@ def max(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:
     try:
         return x.max(axis, keepdims=keepdims)
     except TypeError:
-        raise _no_axis("max", axis) from None
+        _check_axis("max", axis)
+        raise
 
 
 @primitive
@@ -61,12 +62,17 @@ def min(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:
     try:
         return x.min(axis, keepdims=keepdims)
     except TypeError:
-        raise _no_axis("min", axis) from None
+        _check_axis("min", axis)
+        raise
 
 
-def _no_axis(name: str, axis: Any) -> TypeError:
-    what = reprlib.repr(axis)  # perhaps the numbers of a Tensor
-    return TypeError(f"{name}: the axis must be a whole number, a tuple of them or None, it is {what}; F.{name}imum compares two tensors")
+def _check_axis(name: str, axis: Any) -> None:
+    axes = axis if isinstance(axis, tuple | list) else (axis,)
+    if axis is not None and not all([hasattr(a, "__index__") for a in axes]):
+        what = reprlib.repr(axis)  # perhaps the numbers of a Tensor
+        raise TypeError(
+            f"{name}: the axis must be a whole number, a tuple of them or None, it is {what}; F.{name}imum compares two tensors"
+        ) from None
 
 
 @primitive

@@ -162,7 +162,7 @@ class EMA:
     def _write_module(self, values: Mapping[str, Any], module: Module | None = None) -> None:
         with no_grad():
             for name, tensor in self._tensors(module):
-                if name in values:  # others are new in a module that has grown under `swapped`
+                if name in values and values[name].shape == tensor.shape:  # others are new in a module that has changed under `swapped`
                     tensor.copy_(backend.to_device(values[name], tensor.device))
 
     def _write_shadow(self, values: Mapping[str, Any]) -> None:

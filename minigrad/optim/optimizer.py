@@ -162,8 +162,7 @@ class Optimizer:
                 array, gradient, key = parameter.data, parameter.grad, id(parameter)
                 dtype, shape = array.dtype, array.shape
                 if gradient is not None:
-                    grad = gradient.data
-                    if type(grad) is not type(array) or grad.dtype != dtype or grad.shape != shape:
+                    if type(gradient) is not Tensor or type(grad := gradient.data) is not type(array) or grad.dtype != dtype or grad.shape != shape:
                         self._check_gradient(parameter, gradient)
                     (shared if id(array) in seen else seen).add(id(array))
                 elif key not in states:

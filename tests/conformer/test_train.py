@@ -153,7 +153,7 @@ def test_data_that_no_run_can_end_with_is_refused_before_it_begins(config: Train
     changed["images of 4 x 32 pixels cannot be shifted by up to 4"] = replace(whole, **small)
     for message, dataset in changed.items():
         monkeypatch.setitem(data.DATASETS, "mine", lambda data_dir, say, dataset=dataset: dataset)
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(data.DataError, match=message):
             Trainer(replace(config, dataset="mine"))
         assert config.out is not None and not config.out.exists()
 
@@ -584,19 +584,26 @@ def timed(
 
 @pytest.mark.parametrize("held_up", [0, 1, 2, 20])
 def test_what_holds_a_run_up_once_does_not_change_what_fits_its_budget(held_up: int, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By 40 seconds, in a step, an evaluation and a checkpoint, where steps are timed for no more than 10."""
+    """By 20 seconds, in a step, an evaluation and a checkpoint, where steps are timed for no more than 10."""
     steps = [0.25, *[0.125, 0.1875] * 10]
-    steps[held_up] += 40
+    steps[held_up] += 20
     budget = replace(config, epochs=None, time_budget="100s")
-    count, seconds, each, evaluation = timed(budget, monkeypatch, steps, [0.5, 40.5], [40.25, 0.25])
+    count, seconds, each, evaluation = timed(budget, monkeypatch, steps, [0.5, 20.5], [20.25, 0.25])
     assert count == 21
-    assert_allclose([seconds, evaluation], [98 - sum(steps) - 81.5, 0.5 + 3 * 0.25])
+    assert_allclose([seconds, evaluation], [98 - sum(steps) - 41.5, 0.5 + 3 * 0.25])
     assert_allclose(each, 0.15625, rtol=0.02)  # the mean of ten of each, or of ten and nine
 
 
 def test_of_slow_steps_few_are_timed_and_one_of_them_may_be_held_up(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    budget = replace(config, epochs=None, time_budget="10s")
+    budget = replace(config, epochs=None, time_budget="30s")
     assert timed(budget, monkeypatch, [3.0, 2.0, 2.0, 9.0], [1.0, 1.0], [0.5, 0.5])[::2] == (4, 2.0)
+
+
+def test_what_takes_a_quarter_of_the_budget_is_timed_once(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    budget = replace(config, epochs=None, time_budget="120s")
+    count, seconds, each, evaluation = timed(budget, monkeypatch, [16.0, 15.0], [31.0], [2.0, 2.0])
+    assert (count, each, evaluation) == (2, 15.0, 31.0 + 6.0)
+    assert_allclose(seconds, 0.98 * 120 - 16 - 15 - 31 - 4)
 
 
 def test_a_budget_counts_the_checkpoints_between_evaluations(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:

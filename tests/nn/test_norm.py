@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,13 @@ def test_running_statistics_are_replaced_not_written():
     y.backward(np.ones(y.shape, np.float32))  # the graph made in eval mode still has the statistics it read
     assert not layer.running_mean.requires_grad and not layer.running_var.requires_grad
     assert list(layer.state_dict()) == ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
+
+
+def test_a_shallow_copy_counts_its_batches_by_itself():
+    layer = nn.BatchNorm2d(2)
+    other = copy.copy(layer)
+    other(Tensor(rng(1).standard_normal((2, 2, 2, 2)).astype(np.float32)))
+    assert (int(layer.num_batches_tracked), int(other.num_batches_tracked)) == (0, 1)
 
 
 def test_float32_statistics_stay_float32():

@@ -573,6 +573,9 @@ def test_bounds_of_clip_for_each_element_do_not_promote():
     np.testing.assert_array_equal(y.numpy(), [1, 5])
     np.testing.assert_array_equal(x.grad.numpy(), [2, 0])
     np.testing.assert_array_equal(ops.clip(x, None, low.tolist()).numpy(), [0, 1])
+    np.testing.assert_array_equal(ops.clip(Tensor(np.array([1, 7])), [0, 5], [3, 6]).numpy(), [1, 6])
+    assert y.node.op is REGISTRY["clip"]  # in one pass, where no bound has a gradient and none has more axes
+    np.testing.assert_array_equal(ops.clip(x, low[:, None]).numpy(), [[1, 1], [5, 5]])
 
 
 @pytest.mark.parametrize("low_shape", [(3, 1), (5,), (), None])
@@ -599,7 +602,7 @@ def test_what_clip_makes_of_nan_and_of_bounds_that_do_not_fit():
     x = Tensor([-1.0, 5.0], requires_grad=True)
     nan = ops.clip(x, Tensor([np.nan, 0.0]), np.array([4.0, np.nan])).numpy()
     assert np.isnan(nan).all() and np.isnan(ops.clip(Tensor([np.nan]), Tensor([0.0]), Tensor([1.0])).item())
-    with pytest.raises(ValueError, match=r"shapes \(2,\) and \(3,\) do not broadcast"):
+    with pytest.raises(ValueError, match=r"clip: shapes \(2,\) and \(3,\) do not broadcast"):
         ops.clip(x, np.zeros(3))
     with pytest.raises(TypeError, match="cannot make numbers of str data"):
         ops.clip(x, "0")
@@ -610,7 +613,7 @@ def test_bounds_of_clip_on_another_device():
     with minigrad.emulated():
         x = Tensor([1.0, 2.0]).to(device="cuda")
         assert_array_equal(ops.clip(x, Tensor([1.5, 1.5]).to(device="cuda"), np.float64(1.75)).to(device="cpu").numpy(), [1.5, 1.75])
-        with pytest.raises(TypeError, match=r"inputs are on cuda and cpu; move them to one device"):
+        with pytest.raises(TypeError, match=r"clip: inputs are on cuda and cpu; move them to one device"):
             ops.clip(x, np.zeros(2))
 
 

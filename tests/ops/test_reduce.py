@@ -249,3 +249,5 @@ def test_a_second_tensor_is_no_axis(name: str):
     message = rf"{name}: the axis must be a whole number, .* it is \(\(1\.0, 1\.0, 1\.0\), .*; F\.{name}imum compares two tensors"
     with pytest.raises(TypeError, match=message):
         getattr(ops, name)(x, x)
+    with pytest.raises(TypeError, match="keepdims|'str' object"):  # what is wrong is not the axis
+        getattr(ops, name)(x, 0, "yes")

@@ -348,6 +348,19 @@ def test_a_module_that_grows_while_it_has_the_average():
     assert same({name: after[name] for name in own}, own) and same(ema.state_dict(), before)
 
 
+def test_a_parameter_of_another_shape_while_the_module_has_the_average():
+    ours = model()
+    ema = optim.EMA(ours, 0.5)
+    change(ours, 1)
+    ema.update()
+    own, before = ours.state_dict(), ema.state_dict()
+    with pytest.raises(ValueError, match=r"EMA.swapped: 0.weight has shape \(1, 1\) now"), ema.swapped():
+        ours[0].weight = nn.Parameter(np.ones((1, 1)))
+    after = ours.state_dict()
+    del own["0.weight"], after["0.weight"]
+    assert same(after, own) and same(ema.state_dict(), before)
+
+
 def test_what_the_module_has_lost_is_still_loaded():
     ours = model()
     ema = optim.EMA(ours, 0.5)

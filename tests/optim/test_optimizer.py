@@ -210,10 +210,11 @@ def test_a_wrong_gradient_is_refused_before_anything_is_updated(make: Callable, 
 
 
 @pytest.mark.parametrize("make", BOTH, ids=["adamw", "sgd"])
-def test_a_gradient_that_is_no_tensor_is_refused(make: Callable):
+@pytest.mark.parametrize("gradient", [np.ones(3), [1.0, 1.0, 1.0], 1.0], ids=["ndarray", "list", "float"])
+def test_a_gradient_that_is_no_tensor_is_refused(make: Callable, gradient: Any):
     params = [nn.Parameter(np.ones(3)) for _ in range(2)]
-    params[0].grad, params[1].grad = Tensor(np.ones(3)), np.ones(3)  # type: ignore[assignment]
-    with pytest.raises(TypeError, match=r"the .grad of a parameter of shape \(3,\) is a ndarray; give a Tensor, or None"):
+    params[0].grad, params[1].grad = Tensor(np.ones(3)), gradient
+    with pytest.raises(TypeError, match=rf"the .grad of a parameter of shape \(3,\) is a {type(gradient).__name__}; give a Tensor, or None"):
         make(params).step()
     assert all((p.numpy() == 1).all() for p in params)
 
