@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import time
 import warnings
 from collections import deque
@@ -350,7 +351,7 @@ class Trainer:
         part = data.Split(self.dataset.test.images[:500], self.dataset.test.labels[:500])
         evaluation = _seconds(lambda: evaluate(self.learner.model, part, self.dataset, tta=self.config.tta), budget / 4)
         evaluation *= len(self.dataset.test) / len(part) * (2 if self.learner.ema else 1)
-        saving = self._saving_seconds(budget)
+        saving = self._saving_seconds()
         evaluation += 3 * saving  # two checkpoints, and two or three times the weights, which are a third of one
         if self.config.checkpoint_steps:
             each += saving / self.config.checkpoint_steps
@@ -362,11 +363,11 @@ class Trainer:
         self.folder.log(step=0, time_budget=budget, seconds_per_step=each, seconds_per_evaluation=evaluation, steps=self.steps)
         self.display.message(f"{each:.3g} s a step and {evaluation:.3g} s an evaluation: {self.steps:,} steps fit {self.config.time_budget}")
 
-    def _saving_seconds(self, budget: float) -> float:
+    def _saving_seconds(self) -> float:
         """Seconds of writing a checkpoint."""
         path = self.folder.to_write(".timed.tmp")
         try:
-            return _seconds(lambda: safetensors_io.save_state(path, self.learner.state()), budget / 4)
+            return _seconds(lambda: safetensors_io.save_state(path, self.learner.state()))
         finally:
             path.unlink(missing_ok=True)
 
@@ -490,7 +491,7 @@ class Trainer:
         self.display.message(f"epoch {epoch}, step {self.step}: test accuracy {test} %{average}, test loss {loss:.3f}, {seconds / 60:.1f} minutes")
 
 
-def _seconds(action: Callable[[], object], limit: float) -> float:
+def _seconds(action: Callable[[], object], limit: float = math.inf) -> float:
     """How long something takes: the shorter of two times, of which one may have been held up; of one alone, if it takes more than `limit`."""
     times: list[float] = []
     while len(times) < 2 and sum(times) <= limit:
