@@ -575,7 +575,10 @@ def test_bounds_of_clip_for_each_element_do_not_promote():
     np.testing.assert_array_equal(ops.clip(x, None, low.tolist()).numpy(), [0, 1])
     np.testing.assert_array_equal(ops.clip(Tensor(np.array([1, 7])), [0, 5], [3, 6]).numpy(), [1, 6])
     assert y.node.op is REGISTRY["clip"]  # in one pass, where no bound has a gradient and none has more axes
-    np.testing.assert_array_equal(ops.clip(x, low[:, None]).numpy(), [[1, 1], [5, 5]])
+    larger = ops.clip(x, low[:, None])
+    assert larger.dtype == np.float32
+    np.testing.assert_array_equal(larger.numpy(), [[1, 1], [5, 5]])
+    np.testing.assert_array_equal(ops.clip(Tensor(np.array([1, 7])), low[:, None]).numpy(), [[1, 7], [5, 7]])
 
 
 @pytest.mark.parametrize("low_shape", [(3, 1), (5,), (), None])
