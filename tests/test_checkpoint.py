@@ -622,3 +622,29 @@ def test_a_view_that_a_checkpoint_returns_shares_its_version():
         y.copy_(0.0)
     with pytest.raises(RuntimeError, match="backward of mul"):
         product.sum().backward()
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_without_a_graph_it_is_the_function(name: str):
+    x, z, function = leaf(3, 3, seed=1), leaf(3, 3, seed=2), FUNCTIONS[name]
+    with minigrad.no_grad():
+        found, expected = checkpoint(function, x, z), function(x, z)
+        assert type(found) is type(expected)
+        for ours, plain in zip(*([y] if isinstance(y, Tensor) else y for y in (found, expected)), strict=True):
+            assert_array_equal(ours, plain)
+
+
+def test_backward_leaves_the_mode_and_the_draws_as_they_are():
+    x, drop = leaf(3, 3, seed=1), nn.Dropout(0.5)
+    with minigrad.definitions():
+        y = checkpoint(lambda x: F.softmax(drop(x)), x)
+    before, draws = MODE.get(), random.get_counter()
+    y.backward(upstream(y))
+    assert MODE.get() == before and random.get_counter() == draws
+
+
+def test_anomaly_mode_knows_the_line_of_a_checkpoint():
+    x = leaf(3, 3, seed=1)
+    assert checkpoint(F.softmax, x).node.site is None
+    with minigrad.anomaly():
+        assert "test_checkpoint.py" in checkpoint(F.softmax, x).node.site

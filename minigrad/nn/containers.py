@@ -64,8 +64,8 @@ class ModuleList(_Numbered):
     Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.ModuleList.html
     """
 
-    def __init__(self, modules: Iterable[Module] = ()):
-        super().__init__(modules)
+    def __init__(self, modules: Iterable[Module] | None = None):
+        super().__init__(() if modules is None else modules)
 
     def _of(self, modules: list[Module]) -> ModuleList:
         return ModuleList(modules)

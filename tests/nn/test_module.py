@@ -68,9 +68,10 @@ OURS |= {f"Module.{name}": method for name, method in vars(nn.Module).items() if
 
 @pytest.mark.parametrize("name", OURS)
 def test_arguments_are_called_as_pytorchs_and_come_in_its_order(name: str):
-    theirs = list(inspect.signature(operator.attrgetter(name)(torch.nn)).parameters)
-    places = [theirs.index(argument) for argument in inspect.signature(OURS[name]).parameters]
+    theirs, ours = (inspect.signature(function).parameters for function in (operator.attrgetter(name)(torch.nn), OURS[name]))
+    places = [list(theirs).index(argument) for argument in ours]
     assert places == sorted(places)
+    assert {argument: parameter.default for argument, parameter in ours.items()} == {argument: theirs[argument].default for argument in ours}
 
 
 def test_attributes_are_what_was_assigned():
@@ -247,6 +248,8 @@ def test_names_that_would_be_ambiguous_are_refused():
     block = Block()
     with pytest.raises(KeyError, match="dot"):
         setattr(block, "a.b", nn.Parameter([1.0]))
+    with pytest.raises(KeyError, match="dot"):
+        block.register_buffer("a.b", Tensor([1.0]))
     with pytest.raises(KeyError, match="already has an attribute 'note'"):
         block.register_buffer("note", Tensor([1.0]))
     with pytest.raises(TypeError, match="requires grad"):

@@ -216,10 +216,11 @@ def test_two_checkpoints_in_training_mode_and_one_backward(momentum: float | Non
         assert_close(ours, plain)
 
 
-def test_one_value_per_channel_cannot_be_normalised():
-    layer = nn.BatchNorm2d(3)
-    x = Tensor(np.ones((1, 1, 1, 3), np.float32))
-    with pytest.raises(ValueError, match=r"x has shape \(1, 1, 1, 3\), one value per channel"):
+@pytest.mark.parametrize("channels", [1, 3])
+def test_one_value_per_channel_cannot_be_normalised(channels: int):
+    layer = nn.BatchNorm2d(channels)
+    x = Tensor(np.ones((1, 1, 1, channels), np.float32))
+    with pytest.raises(ValueError, match=rf"x has shape \(1, 1, 1, {channels}\), one value per channel"):
         layer(x)
     assert layer.state_dict()["num_batches_tracked"] == 0
     assert layer.eval()(x).shape == x.shape
