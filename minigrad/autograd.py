@@ -397,7 +397,7 @@ def grad(
     create_graph: bool = False,
     retain_graph: bool | None = None,
     allow_unused: bool = False,
-) -> tuple[Tensor | None, ...]:
+) -> tuple[Tensor, ...]:
     """The gradients of `outputs` with respect to `inputs` (any tensors of the graph, not only leaves); `.grad` is not touched.
 
     Args:
@@ -409,7 +409,7 @@ def grad(
         allow_unused: give None for an input that the outputs do not depend on, instead of raising.
 
     Returns:
-        A tuple of Tensors, one per input.
+        A tuple of Tensors, one per input (and None, with allow_unused: the annotation, as PyTorch's, is for the others).
 
     Raises:
         ValueError: a weight is missing, one too many, or of another shape than its output.
@@ -428,7 +428,7 @@ def grad(
             raise RuntimeError(f"grad: input {number} of shape {tensor.shape} does not require grad")
         edges.append(edge)
     found = _walk(outputs, starts, create_graph if retain_graph is None else retain_graph, create_graph, targets=edges)
-    results: list[Tensor | None] = []
+    results: list[Any] = []
     for number, edge in enumerate(edges):
         entry = found.get(edge)
         if entry is None and not allow_unused:

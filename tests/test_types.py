@@ -44,6 +44,9 @@ minigrad.no_grad(accuracy)  # wrong
 with minigrad.no_grad() as nothing:
     assert_type(nothing, None)
 
+(slope,) = minigrad.grad(nn.Linear(1, 1)(Tensor([1.0])).sum(), Tensor([1.0]), create_graph=True)
+assert_type(slope.sum(), Tensor)
+
 minigrad.random.set_step(3)
 minigrad.random.set_stop(3)  # wrong
 nn.LayerNorm([4]), nn.LayerNorm((4,)), nn.LayerNorm(4)
