@@ -12,10 +12,11 @@ struct SgdStep {
     T lr, decay, keep, take, look_ahead;
     bool momentum, nesterov;
 
-    __device__ __forceinline__ void operator()(T& p, T g) const { p -= (p * decay + g) * lr; }
+    __device__ __forceinline__ T decayed(T p, T g) const { return decay ? p * decay + g : g; }   // 0 times an infinite p would be NaN
+    __device__ __forceinline__ void operator()(T& p, T g) const { p -= decayed(p, g) * lr; }
     __device__ __forceinline__ void operator()(T& p, T g, T& b) const
     {
-        const T total = p * decay + g;
+        const T total = decayed(p, g);
         b = b * keep + total * take;
         p = nesterov ? p - total * lr - b * look_ahead : p - b * lr;
     }

@@ -99,24 +99,24 @@ class SGD(Optimizer):
             state["step"], state["momentum_buffer"] = 1, np.zeros_like(param)
         keep, take = (momentum, 1 - group["dampening"]) if state["step"] > 1 else (0.0, 1.0)
 
+        def decayed(p: Any, g: Any, scratch: Any) -> Any:
+            """g of the formula. Not p (1 - lr decay) later, which float32 rounds to p where lr decay is below 3e-8."""
+            return np.add(np.multiply(p, decay, out=scratch), g, out=scratch) if decay else g  # 0 times an infinite p would be NaN
+
         def plain(p: Any, g: Any, scratch: Any) -> None:
-            if decay:  # not p (1 - lr decay), which float32 rounds to 1 where lr decay is below 3e-8
-                np.multiply(p, decay, out=scratch)
-                g = np.add(scratch, g, out=scratch)  # g of the formula
-            np.multiply(g, lr, out=scratch)
+            np.multiply(decayed(p, g, scratch), lr, out=scratch)
             np.subtract(p, scratch, out=p)
 
         def with_momentum(p: Any, g: Any, b: Any, scratch: Any) -> None:
-            np.multiply(p, decay, out=scratch)
-            np.add(scratch, g, out=scratch)  # g of the formula
+            g = decayed(p, g, scratch)
             np.multiply(b, keep, out=b)
             if nesterov:  # take is 1: b = momentum b + g, and the step is g + momentum b
-                np.add(b, scratch, out=b)
-                np.multiply(scratch, lr, out=scratch)
+                np.add(b, g, out=b)
+                np.multiply(g, lr, out=scratch)
                 np.subtract(p, scratch, out=p)
                 np.multiply(b, lr * momentum, out=scratch)
             else:
-                np.multiply(scratch, take, out=scratch)
+                np.multiply(g, take, out=scratch)
                 np.add(b, scratch, out=b)
                 np.multiply(b, lr, out=scratch)
             np.subtract(p, scratch, out=p)

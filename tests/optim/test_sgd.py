@@ -116,6 +116,17 @@ def test_a_decay_too_small_for_float32_is_not_lost(where: str):
     assert abs(wrong) < 0.1 * 30 * lr * decay * start.mean()
 
 
+@pytest.mark.parametrize("where", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_an_infinite_parameter_stays_so_without_decay(where: str, momentum: float):
+    """As PyTorch's does: a mask, say, of which the gradient is 0."""
+    with minigrad.emulated(build="plain") if where == "cuda" else contextlib.nullcontext():
+        p = Tensor([-np.inf, 1.0]).to(device=where).requires_grad_()
+        p.grad = Tensor([0.0, 0.5]).to(device=where)
+        optim.SGD([p], lr=0.5, momentum=momentum).step()
+        np.testing.assert_array_equal(p.detach().to(device="cpu").numpy(), [-np.inf, 0.75])
+
+
 def test_options_out_of_range():
     p = nn.Parameter(np.ones(3))
     with pytest.raises(ValueError, match="momentum is -0.1; it cannot be negative"):
