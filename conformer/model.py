@@ -179,10 +179,11 @@ class Conformer(nn.Module):
             )
         rows, columns = grid = self.config.token_grid(shape[1], shape[2])
         # The smallest maps are FCUUp's tokens and, with tokens of d pixels, the last block's d/8 by d/8 for each token (rounded up).
-        blocks, d = [getattr(self, plan.name) for plan in self.plans], self.config.patch_stride
-        norms = [block.expand_block.bn for block in blocks] if shape[0] * rows * columns == 1 else []
+        d, norms = self.config.patch_stride, []
+        if shape[0] * rows * columns == 1:
+            norms += [getattr(self, plan.name).expand_block.bn for plan in self.plans]
         if shape[0] * -(-rows * d // 8) * -(-columns * d // 8) == 1:
-            last = blocks[-1].fusion_block
+            last = getattr(self, self.plans[-1].name).fusion_block
             norms += [last.bn2, last.bn3, last.residual_bn]
         if any(norm.training for norm in norms):
             raise ValueError(
