@@ -14,7 +14,7 @@ __all__ = ["LEAST_TIMED", "TIMED_STEPS", "duration", "seconds_a_step", "steps_wi
 TIMED_STEPS = 20
 """Steps by whose time a time budget is turned into a number of steps."""
 LEAST_TIMED = 3
-"""How many of them there are at least, however slow they are: of fewer it cannot be told which one was held up."""
+"""How many of them there are, however slow they are, if they fit into a quarter of the budget: of fewer it cannot be told which one was held up."""
 LONGEST = 366 * 24 * 3600.0  # seconds
 
 UNITS = {"s": 1, "m": 60, "h": 3600}
