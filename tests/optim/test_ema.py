@@ -32,6 +32,15 @@ def change(module: nn.Module, seed: int) -> None:
     module(Tensor(rng(seed).standard_normal((2, 2, 2, 3))))
 
 
+def averaged_model() -> tuple[nn.Sequential, optim.EMA]:
+    """A module after a step, and the average with its first weights."""
+    ours = model()
+    ema = optim.EMA(ours, decay=0.5)
+    change(ours, 1)
+    ema.update()
+    return ours, ema
+
+
 def same(left: dict, right: dict) -> bool:
     return list(left) == list(right) and all(np.array_equal(left[name], right[name]) for name in left)
 
@@ -173,10 +182,7 @@ def test_copy_to_another_model():
 
 
 def test_swap_exchanges_and_exchanges_back():
-    ours = model()
-    ema = optim.EMA(ours, decay=0.5)
-    change(ours, 1)
-    ema.update()
+    ours, ema = averaged_model()
     own, shadow, parameters = ours.state_dict(), ema.state_dict(), list(ours.parameters())
     with ema.swapped() as swapped:
         assert swapped is ours
@@ -205,10 +211,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, call: int) -> None:
 @pytest.mark.parametrize("call", range(1, 9))
 def test_an_interrupted_exchange_is_none(call: int, monkeypatch: pytest.MonkeyPatch):
     """Ctrl-C at any of its writes: neither the module nor the average is left half averaged."""
-    ours = model()
-    ema = optim.EMA(ours, decay=0.5)
-    change(ours, 1)
-    ema.update()
+    ours, ema = averaged_model()
     own, shadow = ours.state_dict(), ema.state_dict()
     interrupt(monkeypatch, call)
     with pytest.raises(KeyboardInterrupt):
@@ -220,10 +223,7 @@ def test_an_interrupted_exchange_is_none(call: int, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("call", range(1, 15))
 def test_an_interrupted_measurement_gives_the_module_back(call: int, monkeypatch: pytest.MonkeyPatch):
-    ours = model()
-    ema = optim.EMA(ours, decay=0.5)
-    change(ours, 1)
-    ema.update()
+    ours, ema = averaged_model()
     own, shadow = ours.state_dict(), ema.state_dict()
     interrupt(monkeypatch, call)
     with pytest.raises(KeyboardInterrupt), ema.swapped():
@@ -233,10 +233,7 @@ def test_an_interrupted_measurement_gives_the_module_back(call: int, monkeypatch
 
 def test_what_is_measured_anew_of_the_average_stays_in_it():
     """Batch norm's statistics of the averaged weights."""
-    ours = model()
-    ema = optim.EMA(ours, decay=0.5)
-    change(ours, 1)
-    ema.update()
+    ours, ema = averaged_model()
     own, before = ours.state_dict(), ema.state_dict()
     with ema.swapped() as averaged:
         averaged(Tensor(rng(5).standard_normal((2, 2, 2, 3))))
@@ -245,10 +242,7 @@ def test_what_is_measured_anew_of_the_average_stays_in_it():
 
 
 def test_state_goes_out_and_in():
-    ours = model()
-    ema = optim.EMA(ours, decay=0.5)
-    change(ours, 1)
-    ema.update()
+    ours, ema = averaged_model()
     resumed = optim.EMA(copy.deepcopy(ours), decay=0.5)
     resumed.load_state_dict(ema.state_dict())
     for module, average in ((ours, ema), (resumed.module, resumed)):
@@ -273,10 +267,7 @@ def test_state_goes_out_and_in():
 
 @pytest.mark.parametrize("way", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))], ids=["deepcopy", "pickle"])
 def test_a_copy_goes_on_by_itself(way: Callable):
-    ours = model()
-    ema = optim.EMA(ours, decay=0.5)
-    change(ours, 1)
-    ema.update()
+    ours, ema = averaged_model()
     before = ema.state_dict()
     twin, other = way((ours, ema))
     assert other.module is twin and other.decay == 0.5
@@ -337,10 +328,7 @@ def test_a_parameter_of_another_shape(method: str, shape: tuple[int, ...]):
 
 
 def test_a_module_that_grows_while_it_has_the_average():
-    ours = model()
-    ema = optim.EMA(ours, 0.5)
-    change(ours, 1)
-    ema.update()
+    ours, ema = averaged_model()
     own, before = ours.state_dict(), ema.state_dict()
     with pytest.raises(ValueError, match=r"EMA.swapped: the module has extra now"), ema.swapped():
         ours.extra = nn.Parameter(np.ones(2))
@@ -349,10 +337,7 @@ def test_a_module_that_grows_while_it_has_the_average():
 
 
 def test_a_parameter_of_another_shape_while_the_module_has_the_average():
-    ours = model()
-    ema = optim.EMA(ours, 0.5)
-    change(ours, 1)
-    ema.update()
+    ours, ema = averaged_model()
     own, before = ours.state_dict(), ema.state_dict()
     with pytest.raises(ValueError, match=r"EMA.swapped: 0.weight has shape \(1, 1\) now"), ema.swapped():
         ours[0].weight = nn.Parameter(np.ones((1, 1)))
