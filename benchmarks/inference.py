@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 256])
     options = measure.parse(parser, argv)
     if options.worker:
-        return measure.serve(options, measure.timed_answers(inference, warm_up=3))
+        return measure.serve(options, measure.timed_answers(inference, warm_up=5))
     if options.quick:
         options.configs, options.batches = options.configs[:1], [1, 2]
     cases = [{"config": config, "size": 32, "batch": batch} for config in options.configs for batch in options.batches]

@@ -10,6 +10,7 @@ Nothing here imports numpy or a framework: each process must set its environment
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import gc
 import importlib.metadata
@@ -41,6 +42,9 @@ KEPT_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "-1", "MALLOC_MMAP_THRESHOLD_": "429496
 
 NOISY = 0.05
 """Share of the processors that others may take before a turn, or a whole run, is called noisy."""
+
+TICKS = 0.02
+"""Seconds of others' time that may be rounding: the kernel counts in hundredths."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ def arguments(description: str | None, sides: Sequence[str], rounds: int, second
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The options; --quick makes rounds and samples few. Refuses (exit status 2) to time NumPy with another processor's kernels unasked."""
     options = parser.parse_args(argv)
-    options.least = 3
+    options.least, options.revision = 3, _revision()
     if options.quick:
         options.rounds, options.seconds, options.least, options.retakes = 1, 0.0, 1, 0
     # On a busy machine threads that wait for each other wait long.
@@ -200,7 +204,7 @@ def failure(error: Exception) -> str:
 def timed_answers(prepare: Callable[[Side, dict], Callable[[], dict[str, float] | None]], warm_up: int = 2) -> Callable[[Side, dict], dict]:
     """An `answer` for `serve` that times what `prepare(side, case)` returns, and adds its attribute `facts` if it has one.
 
-    It is prepared once while the case stays the same.
+    It is prepared once while the case stays the same. warm_up: calls before the first that counts; one where a single sample is asked for (--quick).
     """
     ready: dict[str, Any] = {}
 
@@ -208,7 +212,7 @@ def timed_answers(prepare: Callable[[Side, dict], Callable[[], dict[str, float] 
         if ready.get("case") != request["case"]:
             ready.clear()  # before the next is made: both may not fit into memory
             ready.update(function=prepare(side, request["case"]), case=request["case"])
-        samples = timed(ready["function"], request["seconds"], request["least"], min(warm_up, 1 + request["least"] // 2))
+        samples = timed(ready["function"], request["seconds"], request["least"], warm_up if request["least"] > 1 else 1)
         return {**samples, **getattr(ready["function"], "facts", {})}
 
     return answer
@@ -270,36 +274,46 @@ class Worker:
         """The reply for one turn; one in which other processes took more than `NOISY` of the processors is taken again, and the quietest returned.
 
         Only time that was measured counts, so the choice looks at the others' time and not at the result; `retakes` says how often it was made.
+        A retake that fails leaves what was measured before it.
         """
-        replies = []
+        measured: list[dict] = []
         for _ in range(1 + options.retakes):
-            replies.append(self.ask(case=case, seconds=options.seconds, least=options.least))
-            if taken_by_others([replies[-1]], len(os.sched_getaffinity(0))) <= NOISY:
+            reply = self.ask(case=case, seconds=options.seconds, least=options.least)
+            if "others_s" not in reply:
+                return measured[-1] if measured else reply
+            measured.append({**reply, "retakes": len(measured)})
+            if reply["others_s"] <= TICKS or taken_by_others([reply], os.cpu_count() or 1) <= NOISY:
                 break
-        quietest = min(replies, key=lambda reply: taken_by_others([reply], 1))
-        return {**quietest, "retakes": len(replies) - 1} if "others_s" in quietest else quietest
+        return {**min(measured, key=lambda reply: taken_by_others([reply], 1)), "retakes": len(measured) - 1}
 
     def __enter__(self) -> Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
         assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it died with a request unread
+            self.process.stdin.close()
         self.process.stdout.close()
         self.process.wait()
 
 
 class Rows(list):
-    """Rows `{"case", "side", "turns"}` (or "failed" for "turns"); `about` says what each side is made of, `skipped` why a side is missing."""
+    """Rows `{"case", "side", "date", "revision", "turns" and/or "failed"}`.
+
+    Attributes:
+        about: what each side is made of. skipped: why a side is missing. stopped: whether Ctrl-C ended it. speeds: the machine's, before and after.
+    """
 
     def __init__(self, rows: Iterable[dict] = ()) -> None:
         super().__init__(rows)
         self.about: dict[str, Any] = {}
         self.skipped: dict[str, str] = {}
+        self.stopped = False
+        self.speeds: list[dict[str, float]] = []
 
 
 def interleaved(benchmark: str, cases: Iterable[dict], options: argparse.Namespace, fresh: bool, label: Callable[[dict], str] | None = None) -> Rows:
-    """Let all sides take turns on each case.
+    """Let all sides take turns on each case; the first of a round goes last in the next. Ctrl-C ends it, and what was measured is returned.
 
     Args:
         benchmark: the module in benchmarks/ whose processes answer.
@@ -314,39 +328,66 @@ def interleaved(benchmark: str, cases: Iterable[dict], options: argparse.Namespa
         print(line, flush=True)
 
     rows, workers = Rows(), {}
+    rows.speeds.append(machine_speeds(options))
     end = time.monotonic() + 60 * options.minutes
+
+    def turn(name: str, case: dict) -> dict:
+        worker = workers.pop(name, None) or Worker(benchmark, SIDES[name], options)
+        workers[name] = worker
+        reply = worker.take_turn(case, options)
+        rows.about[name] = reply.pop("about", None) or rows.about.get(name)
+        if fresh or reply.keys() & {"missing", "failed"}:
+            workers.pop(name).__exit__()
+        return reply
+
+    def measure(case: dict, turns: dict[str, list], failed: dict[str, str]) -> None:
+        names = list(turns)
+        for number in range(options.rounds):
+            first = number % max(1, len(names))
+            for name in names[first:] + names[:first]:
+                if name in rows.skipped or name in failed or time.monotonic() > end:
+                    continue
+                reply = turn(name, case)
+                if "missing" in reply:
+                    rows.skipped[name] = reply["missing"]
+                    say(f"{SIDES[name].title}: left out, {reply['missing']}" + (" (see --peers-python)" if SIDES[name].own else ""))
+                elif "failed" in reply:
+                    failed[name] = reply["failed"]
+                    say(f"{SIDES[name].title}: failed on {label(case)}: {reply['failed']}")
+                else:
+                    turns[name].append(reply)
+
     try:
         for case in cases:
             turns: dict[str, list] = {name: [] for name in options.sides if name in case.get("sides", options.sides)}
             case = {key: value for key, value in case.items() if key != "sides"}
             failed: dict[str, str] = {}
-            for _ in range(options.rounds):
-                for name in turns:
-                    if name in rows.skipped or name in failed or time.monotonic() > end:
-                        continue
-                    worker = workers.pop(name, None) or Worker(benchmark, SIDES[name], options)
-                    reply = worker.take_turn(case, options)
-                    rows.about[name] = reply.pop("about", None) or rows.about.get(name)
-                    if fresh or reply.keys() & {"missing", "failed"}:
-                        worker.__exit__()
-                    else:
-                        workers[name] = worker
-                    if "missing" in reply:
-                        rows.skipped[name] = reply["missing"]
-                        say(f"{SIDES[name].title}: left out, {reply['missing']}" + (" (see --peers-python)" if SIDES[name].own else ""))
-                    elif "failed" in reply:
-                        failed[name] = reply["failed"]
-                        say(f"{SIDES[name].title}: failed on {label(case)}: {reply['failed']}")
-                    else:
-                        turns[name].append(reply)
-            when = _now()
-            rows += [{"case": case, "side": name, "date": when, "failed": reason} for name, reason in failed.items()]
-            rows += [{"case": case, "side": name, "date": when, "turns": taken} for name, taken in turns.items() if taken and name not in failed]
+            try:
+                measure(case, turns, failed)
+            except KeyboardInterrupt:
+                rows.stopped = True
+            about = {"date": _now(), "revision": options.revision}
+            for name, taken in turns.items():
+                outcome = ({"turns": taken} if taken else {}) | ({"failed": failed[name]} if name in failed else {})
+                if outcome:
+                    rows.append({"case": case, "side": name, **about, **outcome})
+            if rows.stopped:
+                say("stopped; what was measured until now is written")
+                break
             say(f"{label(case)}: " + (", ".join(f"{name} {summary(taken)}" for name, taken in turns.items() if taken) or "no time left"))
     finally:
         for worker in workers.values():
             worker.__exit__()
+    rows.speeds.append(machine_speeds(options))
     return rows
+
+
+def machine_speeds(options: argparse.Namespace) -> dict[str, float]:
+    """What `speeds.py` measures, in a process of its own, with the kernels that the benchmark runs with."""
+    command = [sys.executable, "-m", "benchmarks.speeds", "--threads", str(options.threads), *["--quick"] * options.quick]
+    return json.loads(
+        subprocess.run(command, cwd=ROOT, env=process_environment(SIDES["minigrad"], options), stdout=subprocess.PIPE, check=True).stdout
+    )
 
 
 def taken_by_others(turns: Iterable[dict], processors: int) -> float:
@@ -413,18 +454,21 @@ def run_all(programs: Mapping[str, Sequence[str]], report: Sequence[str], until:
 
 def environment() -> dict[str, Any]:
     """The machine, the software and the variables that matter to speed."""
-    model = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
-    except OSError:
-        pass
+    model, flags, caches = platform.processor() or platform.machine(), set[str](), {}
+    with contextlib.suppress(OSError):
+        told = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
+        model = next((value.strip() for name, _, value in told if name.strip() == "model name"), model)
+        flags = set(next((value.split() for name, _, value in told if name.strip() in ("flags", "Features")), []))
+        for cache in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index[23]")):
+            caches["L" + (cache / "level").read_text().strip()] = (cache / "size").read_text().strip()
     variables = (*PINS, *THREAD_VARIABLES, *KEPT_MEMORY)
     return {
         "processor": model,
+        "vector_units": sorted({"avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve"} & flags),
+        "caches": caches,
         "processors": len(os.sched_getaffinity(0)),
         "processors_in_all": os.cpu_count(),
-        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "system": f"{platform.system()} {platform.release().partition('-')[0]}",
         "python": platform.python_version(),
         "variables": {name: os.environ[name] for name in variables if name in os.environ},
@@ -437,11 +481,12 @@ def _now() -> str:
 
 
 def _revision() -> str | None:
-    """The commit that was measured, "+" where files differ from it."""
+    """The commit that is measured, "+" where files that are run differ from it: neither results nor pages."""
+    changed = ["status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results", ":!docs", ":!*.md"]
     try:
         commit, changes = (
             subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-            for words in (["rev-parse", "--short=10", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+            for words in (["rev-parse", "--short=10", "HEAD"], changed)
         )
     except (OSError, subprocess.CalledProcessError):
         return None
@@ -454,9 +499,14 @@ def result_path(name: str, options: argparse.Namespace) -> Path:
 
 
 def save(name: str, rows: Rows, options: argparse.Namespace, argv: Sequence[str] | None = None, **more: Any) -> Path:
-    """Write everything that was measured, and on what; returns the file.
+    """Write everything that was measured, and on what; returns the file. What changed in the code meanwhile shows as two revisions, "old..new".
 
-    With --add, rows of the file as it is that were not measured now stay, each with its date. What the file says of the machine is of the last time.
+    With --add, rows of the file as it is that were not measured now stay, each with its date and revision; one that failed now, or that --minutes
+    cut short, replaces none.
+
+    Raises:
+        SystemExit: --add and the file is of another machine, other versions, threads or pins (exit status 1; nothing is written). Ctrl-C had ended
+            the measurement (130; all is written).
     """
     words = ["DIR" if os.path.isabs(word) else word for word in (sys.argv[1:] if argv is None else argv)]
     record = {
@@ -467,19 +517,51 @@ def save(name: str, rows: Rows, options: argparse.Namespace, argv: Sequence[str]
         "environment": environment(),
         "sides": {side: {"title": SIDES[side].title, "environment": SIDES[side].environment, **(what or {})} for side, what in rows.about.items()},
         "skipped": rows.skipped,
+        "speeds": rows.speeds,
         **more,
-        "rows": list(rows),
     }
+    stopped, now = rows.stopped, _revision()
+    rows = json.loads(json.dumps(rows))  # tuples are lists in the file
+    for row in rows:
+        if now != options.revision:
+            row["revision"] = f"{options.revision}..{now}"
     path = result_path(name, options)
     if options.add and path.exists():
-        before, measured = json.loads(path.read_text()), [(row["case"], row["side"]) for row in rows]
+        before = json.loads(path.read_text())
+        _refuse_to_mix(before, record, path)
+        new = [row for row in rows if "failed" not in row and len(row["turns"]) >= options.rounds]
+        measured = [(row["case"], row["side"]) for row in new]
+        kept = [row for row in before["rows"] if (row["case"], row["side"]) not in measured]
+        there = [(row["case"], row["side"]) for row in kept if "turns" in row]
+        rows = [row for row in kept if "turns" in row] + [row for row in rows if (row["case"], row["side"]) not in there]
         record["sides"] = {**before["sides"], **record["sides"]}
         record["skipped"] = {**before["skipped"], **record["skipped"]}
+        record["speeds"] = [*before.get("speeds", []), *record["speeds"]]
         record["command"] = "\n".join(dict.fromkeys([*before["command"].splitlines(), record["command"]]))
-        rows = Rows([row for row in before["rows"] if (row["case"], row["side"]) not in measured] + rows)
+    record["skipped"] = {side: why for side, why in record["skipped"].items() if side not in {row["side"] for row in rows}}
     path.parent.mkdir(parents=True, exist_ok=True)
     # one row a line: a later run differs from this one line by line
     head, rows_text = {**record, "rows": []}, ",\n".join(json.dumps(row) for row in rows)
     path.write_text(json.dumps(head, indent=1).removesuffix("[]\n}") + f"[\n{rows_text}\n]\n}}\n")
     print(f"written: {path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}")
+    if stopped:
+        raise SystemExit(130)
     return path
+
+
+def _refuse_to_mix(before: dict, now: dict, path: Path) -> None:
+    """Raise SystemExit where rows of two machines or versions would come into one file."""
+
+    def made_of(record: dict) -> dict[str, Any]:
+        about = {key: record["environment"].get(key) for key in ("processor", "vector_units", "caches", "processors", "system", "python")}
+        return about | {key: record["settings"][key] for key in ("threads", "pinned", "quick")}
+
+    def versions(record: dict) -> dict[str, str]:
+        return {package: version for side in record["sides"].values() for package, version in side.get("versions", {}).items()}
+
+    then, today = made_of(before) | versions(before), made_of(now) | versions(now)
+    differing = next((key for key in then.keys() & today.keys() if then[key] != today[key]), None)
+    if differing:
+        raise SystemExit(
+            f"{path.name} was measured with {differing} {then[differing]}, now it is {today[differing]}: take it whole, or give another --out"
+        )

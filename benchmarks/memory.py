@@ -47,7 +47,7 @@ def answer(side: Side, request: dict) -> dict:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = measure.arguments(__doc__, SIDES, rounds=1, seconds=0)
+    parser = measure.arguments(__doc__, SIDES, rounds=3, seconds=0)
     parser.add_argument("--configs", nargs="+", default=["cifar-nano", "cifar-micro", "cifar-small"])
     parser.add_argument("--batches", nargs="+", type=int, default=[128])
     options = measure.parse(parser, argv)

@@ -22,6 +22,7 @@ import numpy as np
 
 from benchmarks import measure
 from benchmarks.measure import Side
+from benchmarks.speeds import COPIED, copying
 from conformer.config import STEM_STRIDES, ConformerConfig, named_config
 
 NAME = "ops"
@@ -167,7 +168,7 @@ def prepare(side: Side, case: dict) -> Callable[[], dict[str, float] | None]:
     Its `facts` are the norms of the output and of all gradients together, which must be the same on every side.
     """
     if case["op"] == "copy":
-        return copying(case)
+        return copying(case["bytes"], case["threads"])
     return {"minigrad": _ours, "torch": _torch}[side.framework](side, case)
 
 
@@ -224,7 +225,7 @@ def torch_operations() -> dict[str, Callable]:
         "conv2d": lambda x, weight, bias, stride, padding, dilation, groups: F.conv2d(x, weight, bias, stride, padding, dilation, groups),
         "cross_entropy": lambda logits, labels, label_smoothing: F.cross_entropy(logits, labels, label_smoothing=label_smoothing),
         "drop_path": lambda x, mask, p: x * (mask.view(-1, *[1] * (x.ndim - 1)) * (1 / (1 - p))),
-        "dropout": lambda x, mask, p: x * mask * (1 / (1 - p)),
+        "dropout": lambda x, scaled_mask, p: x * scaled_mask,  # as F.dropout draws it: see MASKS
         "gelu": F.gelu,
         "global_avg_pool2d": lambda x: x.mean((2, 3)),
         "layer_norm": lambda x, weight, bias, eps: F.layer_norm(x, x.shape[-1:], weight, bias, eps),
@@ -239,6 +240,8 @@ def torch_operations() -> dict[str, Callable]:
 
 MAPS = {"avg_pool2d": (0,), "batch_norm": (0, 5), "conv2d": (0,), "global_avg_pool2d": (0,), "max_pool2d": (0,), "upsample_nearest": (0,)}
 """Positions of the inputs that are feature maps: (B, H, W, C) for us, (B, C, H, W) for PyTorch."""
+MASKS = {"dropout": 1}
+"""Position of a mask that PyTorch gets as floats of 0 and 1 / (1 - p): then it makes one multiplication each way."""
 
 
 def _torch(side: Side, case: dict) -> Callable[[], dict[str, float]]:
@@ -254,6 +257,8 @@ def _torch(side: Side, case: dict) -> Callable[[], dict[str, float]]:
             tensor = tensor.permute(0, 3, 1, 2).contiguous(memory_format=layout)
         elif tensor is not None and case["op"] == "conv2d" and tensor.ndim == 4:
             tensor = tensor.contiguous(memory_format=layout)
+        elif tensor is not None and position == MASKS.get(case["op"]):
+            tensor = tensor / (1 - case["values"]["p"])
         inputs.append(tensor)
     leaves = [x.requires_grad_() for x, given in zip(inputs, case["inputs"], strict=True) if given and given["needs"]]
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in case["values"].items()}  # JSON has no tuples
@@ -285,17 +290,6 @@ def least_bytes(case: dict) -> int:
     return read + gradients + 2 * 4 * int(np.prod(case["out"]))
 
 
-def copying(case: dict) -> Callable[[], None]:
-    """Copy `bytes` of memory, on so many threads at once, each its part: what bandwidth an operation could reach."""
-    source = np.ones(case["bytes"] // 4, np.float32)
-    target = np.empty_like(source)
-
-    def copy(start: int, stop: int) -> None:
-        np.copyto(target[start:stop], source[start:stop])
-
-    return lambda: measure.side_by_side(copy, len(source), case["threads"])
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = measure.arguments(__doc__, SIDES, rounds=2, seconds=0.05)
     parser.add_argument("--configs", nargs="+", default=["cifar-nano", "cifar-micro", "cifar-small"])
@@ -308,7 +302,7 @@ def main(argv: list[str] | None = None) -> None:
         options.configs, options.batches = options.configs[:1], [2]
     cases = [case for config in options.configs for batch in options.batches for case in cases_of(config, batch)]
     cases = [{**case, "bytes": least_bytes(case)} for case in cases if not options.only or case["op"] in options.only]
-    copies = [{"op": "copy", "bytes": 2**20 if options.quick else 2**28, "threads": options.threads, "sides": ["minigrad"]}]
+    copies = [{"op": "copy", "bytes": 2**20 if options.quick else COPIED, "threads": options.threads, "sides": ["minigrad"]}]
     rows = measure.interleaved(NAME, copies + cases, options, fresh=False, label=label)
     measure.save(NAME, rows, options, argv)
 

@@ -1,6 +1,6 @@
 """What the engine itself costs: microseconds per operation beyond the kernel that does the arithmetic.
 
-    env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE python benchmarks/overhead.py [--out FILE]
+    make bench BENCH=overhead ARGS="[--out FILE]"
 
 Forward: time of the operation on Tensors that require grad (so a graph is recorded) minus time of its kernel on the arrays. Backward: time per
 operation of `backward()` through a chain of them, each with parameters of its own, minus time of the kernel's backward (for primitives: of the
@@ -14,7 +14,6 @@ import argparse
 import datetime
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ os.environ.setdefault("MINIGRAD_THREADS", "1")  # arrays this small never leave 
 
 import numpy as np
 
+from benchmarks.measure import environment
 from minigrad import Tensor, ops
 from minigrad.op import REGISTRY, Kernel, Op
 from minigrad.ops.matmul import product
@@ -126,14 +126,9 @@ def main() -> None:
         print(f"{name:12} {kind:10} {forward:14.2f} {forward - bare:9.2f} {back:14.2f} {back - bare_back:9.2f}")
     if out:
         fields = ("operation", "kind", "forward_us", "forward_kernel_us", "backward_us", "backward_kernel_us")
-        machine = {
-            "date": datetime.date.today().isoformat(),
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "machine": platform.processor() or platform.machine(),
-        }
-        command = "env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE python benchmarks/overhead.py"
-        out.write_text(json.dumps({**machine, "command": command, "rows": [dict(zip(fields, row, strict=True)) for row in rows]}, indent=1) + "\n")
+        about = {"date": datetime.date.today().isoformat(), "command": "make bench BENCH=overhead", "numpy": np.__version__}
+        table = [dict(zip(fields, row, strict=True)) for row in rows]
+        out.write_text(json.dumps({**about, "environment": environment(), "rows": table}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

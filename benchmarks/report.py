@@ -1,4 +1,4 @@
-"""Write docs/benchmarks.md and its plots from the JSON files in benchmarks/results/: no figure on that page is typed by hand.
+"""Write docs/benchmarks.md and its plots from the JSON files in benchmarks/results/: no measurement on that page is typed by hand.
 
     make bench BENCH=report ARGS="[--results DIR] [--page FILE]"
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -20,12 +21,22 @@ from benchmarks.measure import NOISY, QUICK_RESULTS, RESULTS, ROOT, median, of_t
 PAGE = ROOT / "docs" / "benchmarks.md"
 OURS = "minigrad"
 SLOW = 2.0  # times the fastest PyTorch: operations above it are listed with the passes they make
+APART = 0.15  # by so much of their median may the turns of a figure differ before the page says so
 PASSES = {"gelu": (17, 10), "layer_norm": (6, 11), "softmax": (5, 4), "log_softmax": (5, 4)}
 """Calls of NumPy or BLAS that go over all numbers of x, forward and backward, counted in minigrad/fused by hand; see `passes` for the others."""
 
 
-VARIANTS = {"": "", "pinned": ", OpenBLAS pinned to Haswell", "avx2": ", on a processor without AVX-512"}
-"""What follows the benchmark's name in the name of a file, and in the heading: `step-pinned.json`, and `step-avx2.json`, kept of another machine."""
+VARIANTS = {"": "", "pinned": ", OpenBLAS pinned to Haswell", "xeon": ", on an Intel Xeon with AVX-512", "avx2": ", on a processor without AVX-512"}
+"""What follows the benchmark's name in the name of a file, and in the heading: `step-pinned.json`, and `step-xeon.json`, kept of another machine."""
+
+
+NAMING = ("config", "batch", "op", "varied", "value", "what", "where", "block", "threads")  # what a case is called by
+
+
+OLD_STEPS = (
+    "Of an earlier version of this benchmark, with one step of warm-up and three that count: PyTorch's second and third steps are slower than those "
+    "after them, ours less, so the ratios are a few percent too good for minigrad. The commit is that of the last rows."
+)
 
 
 class Result:
@@ -65,6 +76,32 @@ class Result:
     def turns(self) -> list[dict]:
         """All of them."""
         return [turn for row in self.rows for turn in row["turns"]]
+
+    def apart(self) -> str:
+        """A sentence on the figures whose turns differ by more than `APART`; empty if there are none."""
+        quantity = next(iter(self.turns()[0]), "") if self.rows else ""
+        spreads = []
+        for row in self.rows:
+            each = [median(turn[quantity]) for turn in row["turns"] if quantity in turn and isinstance(turn[quantity], list)]
+            if len(each) > 1 and (spread := (max(each) - min(each)) / median(each)) > APART:
+                spreads.append((spread, " ".join(str(row["case"][key]) for key in NAMING if key in row["case"]), self.title(row["side"])))
+        if not spreads:
+            return ""
+        worst = [f"{case}, {side} (by {100 * spread:.0f} %)" for spread, case, side in sorted(spreads, reverse=True)[:8]]
+        return (
+            f"Of {len(spreads)} of these {len(self.rows)} figures the turns differ by more than {100 * APART:.0f} % of their median, "
+            f"{'most' if len(spreads) > len(worst) else 'namely'} of {'; '.join(worst)}."
+        )
+
+    def revisions(self) -> str:
+        """The commits that were measured, in their order; of a file that does not say it of each row, that of the last."""
+        rows = sorted(self.rows, key=lambda row: row.get("date", ""))
+        return ", ".join(dict.fromkeys(str(row["revision"]) for row in rows if "revision" in row)) or str(self.record["environment"]["revision"])
+
+    def dates(self) -> str:
+        """From the first row's to the last's."""
+        first, last = (end(row.get("date", self.record["date"])[:16].replace("T", " ") for row in self.rows or [{}]) for end in (min, max))
+        return first if first == last else f"{first} to {last[11:] if first[:10] == last[:10] else last}"
 
     def others(self) -> float | None:
         """The share of the processors that other processes took while something was measured."""
@@ -130,8 +167,8 @@ def step_section(result: Result, plots: Plots) -> str:
 def profile_section(result: Result, plots: Plots) -> str:
     """What takes at least a hundredth of the step."""
     parts = [
-        "Each operation without those it calls. The floor is what its matrix products would take at the speed of a large one, or the arrays that it "
-        "is given and returns at the speed of copying memory, whichever is longer; what lies in a cache is read faster than that."
+        "Each operation without those it calls. The floor of a call is what its matrix products would take at the speed of a large one, or the "
+        "arrays that it is given and returns at the speed of copying memory, whichever is longer; what lies in a cache is read faster than that."
     ]
     for case, turns in result.cases():
         turn = turns[OURS][0]
@@ -176,10 +213,9 @@ def threads_section(result: Result, plots: Plots) -> str:
         "interpreter lock sleeps until it is woken; where that takes longer than the call did, two threads are slower than one. So kernels on two "
         "threads take blocks that leave the cache, and still wait. PyTorch pays neither: its loops make one pass, and its threads wait awake.\n\n"
         "What would close it without leaving Python: an interpreter without that lock. Tried, without gain or with too little of one for what it "
-        "asks of the reader: the gradients of weights as work of their own for a thread that is idle, while the first goes on to the layer below "
-        "(a few percent of the smallest network's step, nothing of the others'); waiting awake, by yielding the processor, for the other thread to "
-        "finish; shorter or longer blocks, more or fewer calls on two threads, another switch interval, polynomials as products of matrices, and "
-        "threads of idle priority that keep the processors from sleeping."
+        "asks of the reader: the gradients of weights as work of their own for a thread that is idle, while the first goes on to the layer below; "
+        "waiting awake, by yielding the processor, for the other thread to finish; shorter or longer blocks, more or fewer calls on two threads, "
+        "another switch interval, polynomials as products of matrices, and threads of idle priority that keep the processors from sleeping."
     )
     header = ["numbers a call", "one thread", "two threads", "times as fast", "two threads idle"]
     return text + table(header, rows) + "\n\n" + meaning
@@ -196,8 +232,10 @@ def ops_section(result: Result, plots: Plots) -> str:
             groups.setdefault((case["config"], case["batch"]), []).append((case, medians(turns), medians(turns, "forward_ms")))
     sides = result.sides
     parts = [
-        f"Copying memory reaches {number(bandwidth)} GB/s here (read and written bytes counted). An operation's traffic is the least it can be: each "
-        "input and the upstream gradient read once, the output and each gradient written once; products of matrices are bound by arithmetic instead."
+        f"Copying memory reaches {number(bandwidth)} GB/s here (read and written bytes counted; more than the caches hold, which is more than most "
+        "operations below touch: they run on the same arrays again and again, and can be faster than copying). An operation's traffic is the least "
+        "it can be: each input and the upstream gradient read once, the output and each gradient written once; products of matrices are bound by "
+        "arithmetic instead."
     ]
     differing = [f"{case['op']} ({case['config']}, batch {case['batch']})" for case, turns in result.cases() if not agreeing(turns)]
     if differing:
@@ -270,7 +308,7 @@ def agreeing(turns: dict[str, list[dict]]) -> bool:
     """Whether all sides that noted the norms of output and gradients noted the same, to a thousandth."""
     for key in ("out_norm", "gradient_norm"):
         noted = [taken[0][key] for taken in turns.values() if key in taken[0]]
-        if noted and max(noted) - min(noted) > 1e-3 * max(noted):
+        if any(map(math.isnan, noted)) or (noted and max(noted) - min(noted) > 1e-3 * max(noted)):
             return False
     return True
 
@@ -296,7 +334,8 @@ def block_section(result: Result, plots: Plots) -> str:
 def agreement(theirs: dict, ours: dict) -> str:
     """How far the loss and the norm of the gradient are from ours, relative to the gradient's norm."""
     scale = ours["dx_norm"]
-    error = max(abs(theirs[key] - ours[key]) for key in ("loss", "dx_norm")) / scale
+    errors = [abs(theirs[key] - ours[key]) / scale for key in ("loss", "dx_norm")]
+    error = math.nan if any(map(math.isnan, errors)) else max(errors)  # max passes over a NaN
     return f"{'yes' if error < 1e-2 else 'NO'} ({error:.0e})"
 
 
@@ -305,8 +344,11 @@ def end_to_end_section(result: Result, plots: Plots) -> str:
     for case, turns in result.cases():
         for side, taken in turns.items():
             train, bare = of_turns(taken, "train_images_per_second"), of_turns(taken, "bare_images_per_second")
-            rows.append([f"{case['config']}, {case['batch']}: {result.title(side)}", train, bare, f"{100 * train / bare:.0f} %"])
-    return table(["network, batch", "whole run, images/s", "bare step, images/s", "whole run of bare step"], rows)
+            shares = sorted(turn["whole_of_bare"][0] for turn in taken)
+            told = f"{100 * median(shares):.0f} % ({100 * shares[0]:.0f} to {100 * shares[-1]:.0f})"
+            rows.append([f"{case['config']}, {case['batch']}: {result.title(side)}", train, bare, told])
+    text = "The bare step is measured before the run and after it, and the quotient is that of a turn; in brackets the smallest and the largest.\n\n"
+    return text + table(["network, batch", "whole run, images/s", "bare step, images/s", "whole run of bare step"], rows)
 
 
 def memory_section(result: Result, plots: Plots) -> str:
@@ -411,13 +453,31 @@ def quietness(results: Sequence[Result]) -> str:
     rows = []
     for result in results:
         loads, share = [turn["load"] for turn in result.turns() if "load" in turn], result.others()
+        speeds, counts = result.record.get("speeds", []), [len(row["turns"]) for row in result.rows]
         told = "–" if share is None else f"{100 * share:.0f} %" + (" **noisy**" if share > NOISY else "")
         rows.append([
-            f"`{result.file.name}`", result.record["date"][:16].replace("T", " "), str(result.record["environment"]["revision"]),
-            str(result.record["settings"]["threads"]), f"{median(loads):.1f} (at most {max(loads):.1f})" if loads else "–", told,
+            f"`{result.file.name}`", result.dates(), result.revisions(), str(result.record["settings"]["threads"]), spread(counts, "d"),
+            spread([each["gflops"] for each in speeds]), spread([each["copy_gbs"] for each in speeds]),
+            f"{median(loads):.1f} (at most {max(loads):.1f})" if loads else "–", told,
         ])  # fmt: skip
-    text = table(["file", "date (UTC)", "commit", "threads a side", "load average", "processors taken by others"], rows)
-    if any("**noisy**" in row[5] for row in rows):
+    header = [
+        "file",
+        "date (UTC)",
+        "commit",
+        "threads a side",
+        "turns",
+        "product, GFLOP/s",
+        "copying, GB/s",
+        "load average",
+        "processors taken by others",
+    ]
+    text = table(header, rows)
+    if any(result.record.get("speeds") for result in results):
+        text += (
+            "\n\nA large matrix product and a copy of 256 MiB, before each benchmark and after it, say what state the machine was in: neighbours on "
+            "a host share its memory bus, last cache and clock unseen. Two files compare only where these agree."
+        )
+    if any("**noisy**" in row[-1] for row in rows):
         text += (
             "\n\nFigures of a noisy run compare nothing: on a busy machine PyTorch's OpenMP threads wait for each other in a loop, which costs its "
             "side many times over, in processor time too, and ours, whose threads sleep, much less."
@@ -425,19 +485,33 @@ def quietness(results: Sequence[Result]) -> str:
     return text
 
 
+def spread(values: Sequence[float], form: str = ".3g") -> str:
+    """From the smallest to the largest."""
+    ends = [format(end(values), form) for end in (min, max)] if values else ["–"]
+    return " to ".join(dict.fromkeys(ends))
+
+
 def machine(results: Sequence[Result]) -> str:
-    """Processor, memory, system and versions; once for each machine and choice of kernels, of the file that knows most of them."""
-    lines: dict[tuple[str, str], str] = {}
+    """Processor, memory, system and versions; once for each machine and choice of kernels, with all versions that its files name."""
+    found: dict[tuple[str, str], dict[str, set[str]]] = {}
     for result in results:
         e = result.record["environment"]
-        versions = {name: version for side in result.record["sides"].values() for name, version in side.get("versions", {}).items()}
         ours = result.record["sides"].get(OURS, {}).get("threads", [])
         blas = ", ".join(f"{part['internal_api']} {part['version']} ({part['architecture']} kernels)" for part in ours)
-        hardware = f"{e['processor']}, {e['processors']} processors, {e['memory_gb']:g} GB, {e['system']}"
-        software = ", ".join([f"Python {e['python']}", *(f"{name} {versions[name]}" for name in sorted(versions))])
-        line = f"{hardware}; {software}" + (f"; NumPy's BLAS: {blas}" if blas else "") + "."
-        lines[hardware, blas] = max(lines.get((hardware, blas), ""), line, key=len)
-    return next(iter(lines.values())) if len(lines) == 1 else "\n".join(f"* {line}" for line in lines.values())
+        units = [f"with {', '.join(e['vector_units'])}"] if e.get("vector_units") else []
+        caches = [f"{name} {size}" for name, size in e.get("caches", {}).items()]
+        memory = f"{e.get('memory_gib', e.get('memory_gb')):g} GiB"  # older files have the same number by a wrong name
+        hardware = ", ".join([e["processor"], *units, *caches, f"{e['processors']} processors", memory, e["system"]])
+        versions = found.setdefault((hardware, blas), {})
+        versions.setdefault("Python", set()).add(e["python"])
+        for side in result.record["sides"].values():
+            for name, version in side.get("versions", {}).items():
+                versions.setdefault(name, set()).add(version)
+    lines = []
+    for (hardware, blas), versions in found.items():
+        software = ", ".join(f"{name} {' and '.join(sorted(versions[name]))}" for name in sorted(versions, key=lambda name: (name != "Python", name)))
+        lines.append(f"{hardware}; {software}" + (f"; NumPy's BLAS: {blas}" if blas else "") + ".")
+    return lines[0] if len(lines) == 1 else "\n".join(f"* {line}" for line in lines)
 
 
 def write(folder: Path, page: Path) -> list[str]:
@@ -467,7 +541,11 @@ def write(folder: Path, page: Path) -> list[str]:
             plots.update(own)
         parts.append(f"## {heading}{VARIANTS[result.variant]}")
         parts.append(f"```sh\n{result.record['command']}\n```")
+        if result.name == "step" and "warm_up" not in result.record:
+            parts.append(OLD_STEPS)
         parts.append(text)
+        if apart := result.apart():
+            parts.append(apart)
         left_out = [f"{result.title(side)}: {reason}" for side, reason in result.record["skipped"].items()]
         left_out += dict.fromkeys(f"{result.title(row['side'])}: {row['failed']}" for row in result.failed)
         if left_out:

@@ -3,22 +3,25 @@
     make bench BENCH=step_profile ARGS="[--configs cifar-nano] [--batches 128] [--threads 1] [--shapes] [--top 30]"
 
 The step is that of `step.py`. Each operation is timed on its own (what it calls is taken off), forward and backward apart. Its bytes are those of
-the arrays it is given and returns, each once: the least it must move. Its operations are those of its matrix products. The floor is the longer of
-what the two would take at the speeds of this machine, measured at the start: a large matrix product, and copying an array out of memory. An array
-that is still in a cache is read faster than that, so an operation can be below its floor. With one thread the clock counts processor time, which
+the arrays it is given and returns, each once: the least it must move (of an update: of the parameters, gradients and state). Its operations are
+those of its matrix products. The floor of a call is the longer of what the two would take at the speeds of this machine, measured at the start:
+a large matrix product, and copying an array out of memory (`speeds.py`). An array that is still in a cache is read faster than that, so an operation
+can be below its floor. With one thread the clock counts processor time, which
 other processes lengthen less. Read next: `networks.py`, the step.
 """
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
 from benchmarks import measure
 from benchmarks.measure import Side, median
+from benchmarks.speeds import speeds
 
 NAME = "step_profile"
 REST = "everything else: modules, nodes, the walk"
@@ -28,10 +31,28 @@ REST = "everything else: modules, nodes, the walk"
 class Spent:
     """What the calls of one operation took together."""
 
-    calls: int = 0
     seconds: float = 0.0
-    bytes: int = 0
-    operations: int = 0
+    work: Counter[tuple[int, int]] = field(default_factory=Counter)
+    """How many calls had so many bytes and operations."""
+
+    @property
+    def calls(self) -> int:
+        """All of them."""
+        return self.work.total()
+
+    @property
+    def bytes(self) -> int:
+        """Of all calls."""
+        return sum(calls * bytes for (bytes, _), calls in self.work.items())
+
+    @property
+    def operations(self) -> int:
+        """Of all calls."""
+        return sum(calls * operations for (_, operations), calls in self.work.items())
+
+    def floor(self, operations_a_second: float, bytes_a_second: float) -> float:
+        """Seconds."""
+        return sum(calls * max(bytes / bytes_a_second, operations / operations_a_second) for (bytes, operations), calls in self.work.items())
 
 
 class Profile:
@@ -44,8 +65,10 @@ class Profile:
         self.counting = 0.0  # seconds that the profile itself took
         self._inside = [0.0]  # of each running call, outermost first: the seconds that the calls inside it took
 
-    def timed(self, name: str, function: Callable, operations: Callable[[tuple], int] | None = None) -> Callable:
-        """The same function, timed. operations: those of its matrix products, from its arguments."""
+    def timed(self, name: str, function: Callable, operations: Callable[[tuple], int] | None = None, moved: int | None = None) -> Callable:
+        """The same function, timed. operations: those of its matrix products, from its arguments; moved: its bytes, where they are not those of its
+        arguments and result.
+        """
 
         def call(*args: Any, **kwargs: Any) -> Any:
             self._inside.append(0.0)
@@ -56,13 +79,11 @@ class Profile:
                 seconds = self.clock() - began
                 inside = self._inside.pop()
                 self._inside[-1] += seconds
-            arrays = _arrays((args, result))
+            bytes = sum(array.nbytes for array in _arrays((args, result))) if moved is None else moved
             which = f"{name} {_shapes_of(args)}" if self.shapes else name
             spent = self.spent.setdefault(which, Spent())
-            spent.calls += 1
             spent.seconds += seconds - inside
-            spent.bytes += sum(array.nbytes for array in arrays)
-            spent.operations += operations(args) if operations else 0
+            spent.work[bytes, operations(args) if operations else 0] += 1
             counting = self.clock() - began - seconds
             self._inside[-1] += counting
             self.counting += counting
@@ -146,30 +167,9 @@ def instrument(profile: Profile, learner: Any) -> None:
             op.function = profile.timed(f"{name} forward", op.function)
         op.backward = profile.timed(f"{name} backward", op.backward)
     autograd._add = profile.timed("sums of gradients", autograd._add)
-    page.clip_grad_norm_ = profile.timed("clip_grad_norm_", page.clip_grad_norm_)
-    learner.optimizer.step = profile.timed("AdamW", learner.optimizer.step)
-
-
-def speeds(clock: Callable[[], float], seconds: float = 0.3) -> tuple[float, float]:
-    """Of this machine, on all threads of the pool: operations a second of a large matrix product, bytes a second of a large copy."""
-    import numpy as np
-
-    from minigrad.backend.cpu import parallel_rows
-
-    def best(work: Callable[[int, int], Any], rows: int) -> float:
-        fastest, end = float("inf"), time.perf_counter() + seconds
-        while fastest == float("inf") or time.perf_counter() < end:
-            began = clock()
-            parallel_rows(work, rows)
-            fastest = min(fastest, clock() - began)
-        return fastest
-
-    n = 1024
-    a, b, c = (np.ones((n, n), np.float32) for _ in range(3))
-    product = best(lambda start, stop: np.matmul(a[start:stop], b, out=c[start:stop]), n)
-    source, target = np.ones((64, 1 << 18), np.float32), np.ones((64, 1 << 18), np.float32)  # 64 MiB each
-    copy = best(lambda start, stop: np.copyto(target[start:stop], source[start:stop]), 64)
-    return 2 * n**3 / product, 2 * source.nbytes / copy
+    parameters = sum(parameter.data.nbytes for parameter in learner.model.parameters())
+    page.clip_grad_norm_ = profile.timed("clip_grad_norm_", page.clip_grad_norm_, moved=parameters)  # gradients are read
+    learner.optimizer.step = profile.timed("AdamW", learner.optimizer.step, moved=7 * parameters)  # all four are read, all but gradients written
 
 
 def answer(side: Side, request: dict) -> dict:
@@ -186,7 +186,8 @@ def answer(side: Side, request: dict) -> dict:
     learner = Learner(network_of(case), TrainConfig(batch_size=max(2, case["batch"])), steps=1000)
     learner.model.train()
     batch = Batch(*batch_of(case))
-    operations, bandwidth = speeds(clock, min(0.3, request["seconds"]))
+    machine = speeds(thread_count(), min(0.5, request["seconds"]), clock, quick=request["seconds"] == 0)
+    operations, bandwidth = 1e9 * machine["gflops"], 1e9 * machine["copy_gbs"]
     bare = measure.timed(lambda: learner.train_step(batch) and None, request["seconds"], request["least"])
     profile = Profile(case["shapes"], clock)
     instrument(profile, learner)
@@ -199,15 +200,14 @@ def answer(side: Side, request: dict) -> dict:
     total = (clock() - began - profile.counting) / steps
     rows = [
         {"operation": name, "ms": 1e3 * spent.seconds / steps, "calls": spent.calls / steps, "mb": spent.bytes / steps / 1e6,
-         "gflop": spent.operations / steps / 1e9, "floor_ms": 1e3 * max(spent.bytes / bandwidth, spent.operations / operations) / steps}
+         "gflop": spent.operations / steps / 1e9, "floor_ms": 1e3 * spent.floor(operations, bandwidth) / steps}
         for name, spent in sorted(profile.spent.items(), key=lambda item: -item[1].seconds)
     ]  # fmt: skip
     rows.append({"operation": REST, "ms": 1e3 * total - sum(row["ms"] for row in rows)})
     return {
         "wall_ms": bare["wall_ms"],
         "cpu_ms": bare["cpu_ms"],
-        "gflops": operations / 1e9,
-        "copy_gbs": bandwidth / 1e9,
+        **machine,
         "operations": [{key: round(value, 6) if isinstance(value, float) else value for key, value in row.items()} for row in rows],
         **measure.noise(before, time.process_time() - cpu),
     }

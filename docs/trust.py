@@ -105,7 +105,8 @@ def mutants(path: Path) -> str:
         "arguments swapped, an addend or an in-place statement dropped, ...), and runs the tests named for the changed operation:",
         "one of them must fail. Changes that change no result are listed with the reason in `tests/mutants_equivalent.toml`.",
         "",
-        f"**{found['killed']:,} of {real:,} noticed ({found['percent']:.1f} %)**; {found['equivalent']:,} more are equivalent.{missing}",
+        f"**{found['killed']:,} of {real:,} noticed ({found['percent']:.1f} %)**, {found['by']['time limit']:,} of them since the tests then took too "
+        f"long; {found['equivalent']:,} more are equivalent.{missing}",
         f'`make mutants ARGS="--summary benchmarks/results/mutants.json"`, {found["date"]}.',
         "",
         "| file | noticed | of | equivalent |",

@@ -12,7 +12,22 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import block, end_to_end, growth, measure, memory, networks, ops, peers, report, step, step_profile, torch_model, torch_train
+from benchmarks import (
+    block,
+    end_to_end,
+    growth,
+    measure,
+    memory,
+    networks,
+    ops,
+    peers,
+    report,
+    speeds,
+    step,
+    step_profile,
+    torch_model,
+    torch_train,
+)
 from benchmarks.measure import SIDES
 from conformer.config import CONFIGS, named_config
 from conformer.info import count
@@ -28,6 +43,15 @@ BENCHMARKS = {"step", "step_profile", "threads", "ops", "block", "end_to_end", "
 def no_pins(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in measure.PINS:
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def fake_workers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Workers that answer at once; what they do is logged in the list. The machine's speeds are not measured."""
+    monkeypatch.setattr(measure, "Worker", FakeWorker)
+    monkeypatch.setattr(FakeWorker, "log", log := [], raising=False)
+    monkeypatch.setattr(measure, "machine_speeds", lambda options: {"gflops": 10.0, "copy_gbs": 1.0})
+    return log
 
 
 def options_of(*words: str) -> argparse.Namespace:
@@ -163,10 +187,12 @@ def test_a_peer_that_is_not_installed_is_left_out_and_named(tmp_path: Path, caps
 
 
 class FakeWorker(measure.Worker):
-    """Answers at once; a case "boom" fails, the side jax is not installed. `others`: seconds that others took in each turn of a second."""
+    """Answers at once; a case "boom" fails, the side jax is not installed. `others`: seconds that others took in each turn of a second; an exception
+    in their place is raised, a text is the reason of a failure.
+    """
 
     log: list[str]
-    others: list[float] | None = None
+    others: list | None = None
 
     def __init__(self, benchmark: str, side: measure.Side, options: argparse.Namespace):
         self.side = side
@@ -178,53 +204,94 @@ class FakeWorker(measure.Worker):
             return {"missing": "jax is not installed", "about": {"versions": {}}}
         if case["name"] == "boom":
             return {"failed": "MemoryError: ", "about": {}}
-        noise = {} if self.others is None else {"seconds": 1.0, "others_s": self.others.pop(0)}
+        noise = {"seconds": 1.0, "others_s": 0.0 if self.others is None else self.others.pop(0)}
+        if isinstance(noise["others_s"], BaseException):
+            raise noise["others_s"]
+        if isinstance(noise["others_s"], str):
+            return {"failed": noise["others_s"], "about": {}}
         return {"wall_ms": [1.0], "cpu_ms": [2.0], **noise, "about": {"versions": {"numpy": "1"}}}
 
     def __exit__(self, *_: object) -> None:
         self.log.append(f"end {self.side.name}")
 
 
-def test_sides_take_turns_and_a_missing_or_failing_one_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "Worker", FakeWorker)
-    monkeypatch.setattr(FakeWorker, "log", log := [], raising=False)
+def test_sides_take_turns_and_a_missing_or_failing_one_stops_nobody(fake_workers: list[str]) -> None:
     rows = measure.interleaved("x", [{"name": "a"}, {"name": "boom"}], options_of("--sides", "minigrad", "jax", "torch-tuned"), False, str)
-    asked = [line for line in log if not line.startswith(("start", "end"))]
-    assert asked == ["minigrad a", "jax a", "torch-tuned a", "minigrad a", "torch-tuned a", "minigrad boom", "torch-tuned boom"]
+    asked = [line for line in fake_workers if not line.startswith(("start", "end"))]
+    assert asked[:5] == ["minigrad a", "jax a", "torch-tuned a", "torch-tuned a", "minigrad a"]  # who was first goes last in the next round
+    assert asked[5:] == ["minigrad boom", "torch-tuned boom"]
     assert rows.skipped == {"jax": "jax is not installed"}
     assert [(row["side"], row["case"]["name"], len(row.get("turns", []))) for row in rows] == [
         ("minigrad", "a", 2), ("torch-tuned", "a", 2), ("minigrad", "boom", 0), ("torch-tuned", "boom", 0),
     ]  # fmt: skip
-    assert log.count("start minigrad") == log.count("end minigrad") == 1
+    assert fake_workers.count("start minigrad") == fake_workers.count("end minigrad") == 1
+    assert rows.speeds == [{"gflops": 10.0, "copy_gbs": 1.0}] * 2  # before and after
 
 
-def test_a_noisy_turn_is_taken_again_in_the_same_process_and_the_quietest_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    noisy = 1.5 * len(os.sched_getaffinity(0))
-    monkeypatch.setattr(measure, "Worker", FakeWorker)
-    monkeypatch.setattr(FakeWorker, "log", log := [], raising=False)
+def test_a_noisy_turn_is_taken_again_in_the_same_process_and_the_quietest_counts(fake_workers: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    noisy = 1.5 * (os.cpu_count() or 1)
     monkeypatch.setattr(FakeWorker, "others", [noisy, 0.0, 2 * noisy, noisy, 3 * noisy, -0.01])
     (row,) = measure.interleaved("x", [{"name": "a"}], options_of("--sides", "minigrad", "--rounds", "3", "--retakes", "2"), True, str)
     assert [(turn["others_s"], turn["retakes"]) for turn in row["turns"]] == [(0.0, 1), (noisy, 2), (-0.01, 0)]
-    assert log == ["start minigrad", *["minigrad a"] * 2, "end minigrad", "start minigrad", *["minigrad a"] * 3, "end minigrad",
-                   "start minigrad", "minigrad a", "end minigrad"]  # fmt: skip
+    assert fake_workers == ["start minigrad", *["minigrad a"] * 2, "end minigrad", "start minigrad", *["minigrad a"] * 3, "end minigrad",
+                            "start minigrad", "minigrad a", "end minigrad"]  # fmt: skip
 
 
-def test_no_turn_begins_when_the_time_is_up_and_what_was_measured_is_kept(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.setattr(measure, "Worker", FakeWorker)
-    monkeypatch.setattr(FakeWorker, "log", [], raising=False)
+def test_a_retake_or_a_later_round_that_fails_leaves_what_was_measured(fake_workers: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    noisy = 1.5 * (os.cpu_count() or 1)
+    monkeypatch.setattr(FakeWorker, "others", [noisy, "MemoryError: ", 0.0, "MemoryError: "])
+    (row,) = measure.interleaved("x", [{"name": "a"}], options_of("--sides", "minigrad", "--rounds", "3"), False, str)
+    assert [turn["others_s"] for turn in row["turns"]] == [noisy, 0.0] and row["failed"] == "MemoryError: "
+
+
+def test_a_rounding_of_the_kernels_clock_is_no_noise(fake_workers: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "NOISY", 0.001)
+    monkeypatch.setattr(FakeWorker, "others", [measure.TICKS, 0.5, 0.0])
+    (row,) = measure.interleaved("x", [{"name": "a"}], options_of("--sides", "minigrad", "--rounds", "2"), False, str)
+    assert [turn["retakes"] for turn in row["turns"]] == [0, 1]
+
+
+def test_ctrl_c_ends_a_benchmark_and_keeps_what_was_measured(fake_workers: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(FakeWorker, "others", [0.0, 0.0, 0.0, KeyboardInterrupt()])
+    options = options_of("--rounds", "1", "--out", str(tmp_path / "x.json"))
+    cases = [{"name": "a"}, {"name": "b"}, {"name": "c"}]
+    rows = measure.interleaved("x", cases, options, False, str)
+    with pytest.raises(SystemExit) as exit:
+        measure.save("x", rows, options, [])
+    kept = json.loads((tmp_path / "x.json").read_text())["rows"]
+    assert exit.value.code == 130 and [(row["case"]["name"], row["side"]) for row in kept] == [
+        ("a", "minigrad"),
+        ("a", "torch-tuned"),
+        ("b", "minigrad"),
+    ]
+    assert fake_workers.count("start minigrad") == fake_workers.count("end minigrad")
+
+
+def test_a_process_that_died_with_a_request_unread_ends_quietly() -> None:
+    class Closed:
+        def close(self) -> None:
+            raise BrokenPipeError
+
+    worker = object.__new__(measure.Worker)
+    closed = argparse.Namespace(close=lambda: None)
+    worker.process = argparse.Namespace(stdin=Closed(), stdout=closed, wait=lambda: 1)  # type: ignore[assignment]
+    worker.__exit__()
+
+
+def test_no_turn_begins_when_the_time_is_up_and_what_was_measured_is_kept(
+    fake_workers: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     times = iter([0, 10, 20, 30])
     monkeypatch.setattr(measure.time, "monotonic", lambda: next(times, 61))
     rows = measure.interleaved("x", [{"name": "a"}, {"name": "b"}], options_of("--minutes", "1"), False, lambda case: case["name"])
-    assert [(row["case"]["name"], row["side"], len(row["turns"])) for row in rows] == [("a", "minigrad", 2), ("a", "torch-tuned", 1)]
+    assert [(row["case"]["name"], row["side"], len(row["turns"])) for row in rows] == [("a", "minigrad", 1), ("a", "torch-tuned", 2)]
     assert "b: no time left" in capsys.readouterr().out
 
 
-def test_fresh_processes_serve_one_turn_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "Worker", FakeWorker)
-    monkeypatch.setattr(FakeWorker, "log", log := [], raising=False)
+def test_fresh_processes_serve_one_turn_each(fake_workers: list[str]) -> None:
     measure.interleaved("x", [{"name": "a"}], options_of(), fresh=True, label=str)
-    turn = ["start minigrad", "minigrad a", "end minigrad", "start torch-tuned", "torch-tuned a", "end torch-tuned"]
-    assert log == turn * 2
+    ours, theirs = ([f"start {side}", f"{side} a", f"end {side}"] for side in ("minigrad", "torch-tuned"))
+    assert fake_workers == ours + theirs + theirs + ours
 
 
 def test_a_pinned_openblas_is_refused_unless_asked_for(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -252,30 +319,73 @@ def test_a_real_process_measures_and_the_file_says_when_where_and_how(tmp_path: 
     assert record.keys() >= {"benchmark", "date", "command", "settings", "environment", "sides", "skipped", "rows"}
     assert record["command"] == 'make bench BENCH=step ARGS="--quick --sides minigrad --out DIR"'
     assert record["sides"]["minigrad"]["versions"]["numpy"] == np.__version__
-    assert record["environment"].keys() >= {"processor", "processors", "memory_gb", "python", "revision", "variables"}
+    assert record["environment"].keys() >= {"processor", "vector_units", "caches", "processors", "memory_gib", "python", "variables"}
+    assert record["warm_up"] == 3 and [each.keys() for each in record["speeds"]] == [{"gflops", "copy_gbs"}] * 2
     (row,) = record["rows"]
     (turn,) = row["turns"]
     assert row["case"] == {"config": "cifar-nano", "size": 32, "batch": 2}
     assert turn["wall_ms"][0] > 0 and turn["cpu_ms"][0] > 0 and turn["load"] >= 0
+    assert row["revision"] == measure.parse(measure.arguments(None, [], 1, 0.0), []).revision
 
 
-def test_pieces_of_a_long_benchmark_go_into_one_file(tmp_path: Path) -> None:
+def test_a_turn_has_the_warm_up_that_its_benchmark_asks_for() -> None:
+    calls: list[str] = []
+    answer = measure.timed_answers(lambda side, case: lambda: calls.append(case), warm_up=5)  # type: ignore[func-returns-value]
+    answer(SIDES["minigrad"], {"case": "a", "seconds": 0, "least": 3})
+    assert len(calls) == 5 + 3
+    answer(SIDES["minigrad"], {"case": "b", "seconds": 0, "least": 1})  # --quick
+    assert len(calls) == 8 + 1 + 1
+
+
+def test_torch_compile_is_measured_at_the_largest_batch_of_a_network(
+    fake_workers: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[dict] = []
+    monkeypatch.setattr(measure, "interleaved", lambda name, cases, options, fresh: taken.extend(cases) or measure.Rows())
+    step.main(["--out", str(tmp_path / "step.json")])
+    assert {(case["batch"], "torch-compile" in case["sides"]) for case in taken} == {(128, True), (64, False)}
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_machines_speeds_are_of_whole_copies_and_products(threads: int) -> None:
+    quick = speeds.speeds(threads, 0.0, quick=True)
+    assert quick["gflops"] > 0 and quick["copy_gbs"] > 0
+    ticks = iter(range(1000))
+    exact = speeds.speeds(threads, 0.0, clock=lambda: float(next(ticks)), quick=True)  # every call takes a second
+    assert exact == {"gflops": round(2e-9 * 64**3, 2), "copy_gbs": round(2e-9 * 2**20, 2)}
+
+
+def test_pieces_of_a_long_benchmark_go_into_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A row measured again is replaced, the others stay; the file names every command."""
+    monkeypatch.setattr(measure, "_revision", lambda: "now")
     out = str(tmp_path / "step.json")
 
-    def piece(argv: list[str], side: str, config: str, wall: float) -> dict:
-        rows = measure.Rows([{"case": {"config": config}, "side": side, "turns": [{"wall_ms": [wall]}]}])
-        rows.about[side] = {"versions": {"numpy": "1"}}
-        measure.save("step", rows, options_of("--out", out, *argv), argv)
+    def piece(
+        argv: list[str], side: str, config: str, wall: float | str, turns: int = 2, numpy: str = "1", skipped: dict | None = None, then: str = "now"
+    ) -> dict:
+        row = {"case": {"config": config, "stride": (1, 2)}, "side": side, "revision": "abc"}
+        rows = measure.Rows([row | ({"failed": wall} if isinstance(wall, str) else {"turns": [{"wall_ms": [wall]}] * turns})])
+        rows.about[side], rows.skipped = {"versions": {"numpy": numpy}}, skipped or {}
+        options = options_of("--out", out, *argv)
+        options.revision = then
+        measure.save("step", rows, options, argv)
         return json.loads(Path(out).read_text())
 
-    piece(["--add"], "minigrad", "a", 1.0)
-    piece(["--add", "--sides", "torch-tuned"], "torch-tuned", "a", 2.0)
+    def walls(record: dict) -> list:
+        return [(row["side"], row["turns"][0]["wall_ms"] if "turns" in row else row["failed"]) for row in record["rows"]]
+
+    piece(["--add"], "minigrad", "a", 1.0, skipped={"torch-tuned": "torch is not installed"})
+    assert piece(["--add", "--sides", "torch-tuned"], "torch-tuned", "a", 2.0)["skipped"] == {}
     record = piece(["--add"], "minigrad", "a", 3.0)
-    assert [(row["side"], row["turns"][0]["wall_ms"]) for row in record["rows"]] == [("torch-tuned", [2.0]), ("minigrad", [3.0])]
+    assert walls(record) == [("torch-tuned", [2.0]), ("minigrad", [3.0])]
+    assert walls(piece(["--add"], "minigrad", "a", "MemoryError")) == walls(piece(["--add"], "minigrad", "a", 9.0, turns=1)) == walls(record)
+    with pytest.raises(SystemExit, match=r"step.json was measured with numpy 1, now it is 2: take it whole, or give another --out"):
+        piece(["--add"], "minigrad", "a", 3.0, numpy="2")
+    assert walls(json.loads(Path(out).read_text())) == walls(record)
     assert record["sides"].keys() == {"minigrad", "torch-tuned"}
     assert record["command"].splitlines() == ['make bench BENCH=step ARGS="--add"', 'make bench BENCH=step ARGS="--add --sides torch-tuned"']
-    assert len(piece([], "minigrad", "b", 4.0)["rows"]) == 1
+    assert [row["revision"] for row in piece([], "minigrad", "b", 4.0)["rows"]] == ["abc"]
+    assert piece([], "minigrad", "b", 4.0, then="before")["rows"][0]["revision"] == "before..now"  # the code changed while it was measured
 
 
 def test_medians_of_turns() -> None:
@@ -324,6 +434,14 @@ def test_a_profile_finds_the_whole_step_and_counts_products_as_they_are(tmp_path
     assert forward == pytest.approx(2 * 2 * (macs - pooled_first) / 1e9, rel=1e-4)  # two images, and an addition to each multiplication
     assert found["conv2d forward"]["calls"] == 49 and found["AdamW"]["calls"] == 1
     assert all(line["ms"] > 0 for line in turn["operations"])
+    assert found["AdamW"]["mb"] == pytest.approx(7 * 4 * count(named_config("cifar-nano"), 32).parameters / 1e6)
+
+
+def test_the_floor_of_an_operation_is_that_of_its_calls() -> None:
+    spent = step_profile.Spent()
+    spent.work.update({(100, 0): 2, (10, 50): 3})
+    assert (spent.calls, spent.bytes, spent.operations) == (5, 230, 150)
+    assert spent.floor(operations_a_second=10.0, bytes_a_second=100.0) == 2 * 1.0 + 3 * 5.0
 
 
 def test_memory_is_measured_from_before_the_model_exists(tmp_path: Path) -> None:
@@ -343,10 +461,10 @@ def made_up(name: str, rows: list[dict], **changes: object) -> dict:
     settings = {"rounds": 2, "seconds": 1.0, "threads": 2, "pinned": False, "quick": False}
     return {
         "benchmark": name, "date": "2026-01-02T03:04:05+00:00", "command": f"make bench BENCH={name}", "settings": settings,
-        "environment": {"processor": "A processor", "processors": 2, "processors_in_all": 2, "memory_gb": 8.0, "system": "Linux 6",
+        "environment": {"processor": "A processor", "processors": 2, "processors_in_all": 2, "memory_gib": 8.0, "system": "Linux 6",
                         "python": "3.11.7", "variables": {}, "revision": "abc"},
         "sides": {side: {"title": SIDES[side].title, "versions": {"numpy": "2.4"}, "threads": []} for side in ("minigrad", "torch-tuned")},
-        "skipped": {}, "rows": rows, **changes,
+        "skipped": {}, "warm_up": 3, "rows": rows, **changes,
     }  # fmt: skip
 
 
@@ -367,7 +485,7 @@ def all_made_up() -> list[dict]:
     call = {"config": "cifar-nano", "batch": 64, "where": "training step", "op": "gelu", "count": 6, "values": {}, "out": [64, 17, 384],
             "inputs": [{"shape": [64, 17, 384], "kind": "f", "order": [0, 1, 2], "needs": True}], "bytes": 6_000_000}  # fmt: skip
     copy = {"case": {"op": "copy", "bytes": 10_000_000, "threads": 2}, "side": "minigrad", "turns": [{"wall_ms": [1.0]}]}
-    images = {"bare_images_per_second": [400.0]}
+    images = {"bare_images_per_second": [400.0], "whole_of_bare": [0.75]}
     grown = [row for value in (3, 6) for row in rows_of({**network, "varied": "depth", "value": value}, [10.0 * value], [20.0 * value])]
     facts = {"loss": 10.0, "dx_norm": 100.0}
     products = {"operation": "linear forward", "ms": 20.0, "calls": 6.0, "mb": 80.0, "gflop": 1.5, "floor_ms": 15.0}
@@ -411,7 +529,8 @@ def test_the_page_says_what_the_files_hold(tmp_path: Path) -> None:
     assert "| gelu 64×17×384 | 6 | 1.5 | 1 | 1.50 | 0.375 | 6 | 4 | 20 % |" in page
     assert "Not measured: jax: jax is not installed." in page and "do not agree" not in page
     assert "| PyTorch, channels_last, tuned malloc | 10 | 20 | 0.50 | yes (0e+00) |" in page
-    assert "| cifar-nano, 128: minigrad | 300 | 400 | 75 % |" in page
+    assert "| cifar-nano, 128: minigrad | 300 | 400 | 75 % (75 to 75) |" in page
+    assert "Of 1 of these 2 figures the turns differ by more than 15 % of their median, namely of cifar-nano 64, minigrad (by 167 %)." in page
     assert "| cifar-nano, 64 | 100 | 250 | 0.40 |" in page and "| cifar-nano, 64, blocks checkpointed | 40 | – | – |" in page  # memory
     assert "| depth 6 | 60 | 120 | 0.50 |" in page
     assert "| cifar-nano, 256 | 500 images/s | 1,000 images/s | 2.00 |" in page
@@ -445,12 +564,18 @@ def test_the_page_says_when_a_run_was_noisy_quick_or_pinned(tmp_path: Path) -> N
 
 def test_the_page_has_files_of_another_machine_by_their_names(tmp_path: Path) -> None:
     plain = made_up("step", rows_of({"config": "cifar-nano", "batch": 64}, [100], [150]))
-    (tmp_path / "step-avx2.json").write_text(json.dumps(plain | {"environment": plain["environment"] | {"processor": "Another"}}))
+    about = plain["environment"] | {"processor": "Another", "vector_units": ["avx2"], "caches": {"L2": "1024K"}}
+    old = {key: value for key, value in plain.items() if key != "warm_up"} | {"environment": about, "speeds": [{"gflops": 300.0, "copy_gbs": 20.0}]}
+    dated = [{**row, "date": f"2026-01-0{day}T03:04:05+00:00", "revision": f"r{day}"} for day, row in enumerate(plain["rows"], 1)]
+    (tmp_path / "step-avx2.json").write_text(json.dumps(old | {"rows": dated}))
     page = written(tmp_path, [plain])
     assert page.index("## The training step\n") < page.index("## The training step, on a processor without AVX-512\n")
-    assert "* A processor, 2 processors" in page and "* Another, 2 processors" in page and page.count("step.svg") == 1
+    assert "* A processor, 2 processors" in page and "* Another, with avx2, L2 1024K, 2 processors" in page and page.count("step.svg") == 1
+    assert page.count("an earlier version of this benchmark") == 1  # the old one, which says nothing of its warm-up
+    assert "| `step-avx2.json` | 2026-01-01 03:04 to 2026-01-02 03:04 | r1, r2 | 2 | 1 | 300 | 20 |" in page
+    assert "| `step.json` | 2026-01-02 03:04 | abc | 2 | 1 | – | – |" in page
     (tmp_path / "step-2.json").write_text(json.dumps(plain))
-    with pytest.raises(SystemExit, match=r"step-2\.json: the file of benchmark step is called step\.json or step-\{pinned,avx2\}\.json"):
+    with pytest.raises(SystemExit, match=r"step-2\.json: the file of benchmark step is called step\.json or step-\{pinned,xeon,avx2\}\.json"):
         written(tmp_path, [plain])
 
 
@@ -470,13 +595,15 @@ def test_the_page_lists_operations_above_twice_pytorchs_time_with_their_passes(t
 
 def test_the_page_names_an_operation_that_two_sides_compute_differently(tmp_path: Path) -> None:
     record = all_made_up()[1]
-    for row, norm in zip(record["rows"][1:], (1.0, 1.1), strict=True):
-        row["turns"][0] |= {"out_norm": 3.0, "gradient_norm": norm}
-    assert "**The sides do not agree** on gelu (cifar-nano, batch 64)." in written(tmp_path, [record])
+    for norms in ((1.0, 1.1), (1.0, math.nan), (math.nan, math.nan)):
+        for row, norm in zip(record["rows"][1:], norms, strict=True):
+            row["turns"][0] |= {"out_norm": 3.0, "gradient_norm": norm}
+        assert "**The sides do not agree** on gelu (cifar-nano, batch 64)." in written(tmp_path, [record])
 
 
 def test_agreement_of_two_sides() -> None:
     ours = {"loss": 1.0, "dx_norm": 100.0}
     assert report.agreement({"loss": 1.0, "dx_norm": 100.1}, ours).startswith("yes")
     assert report.agreement({"loss": 9.0, "dx_norm": 100.0}, ours).startswith("NO")
+    assert report.agreement({"loss": 1.0, "dx_norm": math.nan}, ours).startswith("NO")
     assert math.isclose(float(report.ratio(3.0, 2.0)), 1.5)

@@ -1,0 +1,77 @@
+"""Two speeds of this machine, now: a large matrix product, and copying memory. Every file of results has them from before and after its benchmark.
+
+    make bench BENCH=speeds ARGS="[--threads 2]"
+
+A virtual machine shares its memory bus, last-level cache and clock with neighbours that it cannot see: two files are comparable where these agree.
+The arrays of the copy are larger than any cache, and both figures are medians. Read next: `measure.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from benchmarks.measure import median, side_by_side
+
+COPIED = 2**28  # bytes
+SIDE = 1024  # of the matrices
+
+
+def copying(size: int, threads: int) -> Callable[[], None]:
+    """Copies `size` bytes, each thread its part."""
+    source = np.ones(size // 4, np.float32)
+    target = np.empty_like(source)
+
+    def copy(start: int, stop: int) -> None:
+        np.copyto(target[start:stop], source[start:stop])
+
+    return lambda: side_by_side(copy, len(source), threads)
+
+
+def multiplying(side: int, threads: int) -> Callable[[], None]:
+    """Multiplies two square matrices, each thread its rows of the product."""
+    a, b, c = (np.ones((side, side), np.float32) for _ in range(3))
+
+    def multiply(start: int, stop: int) -> None:
+        np.matmul(a[start:stop], b, out=c[start:stop])
+
+    return lambda: side_by_side(multiply, side, threads)
+
+
+def speeds(threads: int, seconds: float = 0.5, clock: Callable[[], float] = time.perf_counter, quick: bool = False) -> dict[str, float]:
+    """gflops: 10^9 operations a second of the product; copy_gbs: 10^9 bytes a second of the copy, read and written ones counted.
+
+    seconds: how long each is measured, three times at least. quick: at sizes that say nothing. BLAS must have been told to use one thread.
+    """
+
+    def of(work: Callable[[], None]) -> float:
+        work()
+        samples, end = [], time.perf_counter() + seconds
+        while len(samples) < 3 or time.perf_counter() < end:
+            began = clock()
+            work()
+            samples.append(clock() - began)
+        return max(median(samples), 1e-9)  # a clock of processor time has ticks
+
+    side, size = (64, 2**20) if quick else (SIDE, COPIED)
+    return {"gflops": round(2e-9 * side**3 / of(multiplying(side, threads)), 2), "copy_gbs": round(2e-9 * size / of(copying(size, threads)), 2)}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: as many as processors")
+    parser.add_argument("--quick", action="store_true", help="sizes that say nothing")
+    options = parser.parse_args(argv)
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):
+        print(json.dumps(speeds(options.threads, 0.0 if options.quick else 0.5, quick=options.quick)))
+
+
+if __name__ == "__main__":
+    main()
