@@ -98,6 +98,8 @@ def mutants(path: Path) -> str:
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     real = found["killed"] + found["survived"]
     missing = f" {found['not_run']:,} have not been run." if found["not_run"] else ""
+    late = found["by"].get("time limit", 0)
+    late = f", {late:,} of them since the tests then took too long" if late else ""
     lines = [
         "## Do the tests bite?",
         "",
@@ -105,8 +107,7 @@ def mutants(path: Path) -> str:
         "arguments swapped, an addend or an in-place statement dropped, ...), and runs the tests named for the changed operation:",
         "one of them must fail. Changes that change no result are listed with the reason in `tests/mutants_equivalent.toml`.",
         "",
-        f"**{found['killed']:,} of {real:,} noticed ({found['percent']:.1f} %)**, {found['by']['time limit']:,} of them since the tests then took too "
-        f"long; {found['equivalent']:,} more are equivalent.{missing}",
+        f"**{found['killed']:,} of {real:,} noticed ({found['percent']:.1f} %)**{late}; {found['equivalent']:,} more are equivalent.{missing}",
         f'`make mutants ARGS="--summary benchmarks/results/mutants.json"`, {found["date"]}.',
         "",
         "| file | noticed | of | equivalent |",
