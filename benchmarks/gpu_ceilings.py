@@ -51,6 +51,11 @@ def rate(rows: list[dict], precision: str) -> float:
     return next(row["flops"] / median(row["ms"]) * 1e3 for row in rows if row["what"] == precision)
 
 
+def of_card(rows: list[dict], precision: str, cache: int) -> dict[str, float]:
+    """What a kernel is judged by: bytes a second, FLOP a second in this precision, bytes of the cache."""
+    return {"bytes_s": bandwidth(rows), "flops_s": rate(rows, precision), "l2_bytes": cache}
+
+
 def table_of(rows: list[dict]) -> str:
     cells = [["copy, GB/s read and written", bandwidth(rows) / 1e9]]
     cells += [[f"products, {row['what']}, TFLOP/s", rate(rows, row["what"]) / 1e12] for row in rows if row["what"] != "copy"]

@@ -1,7 +1,7 @@
 """What an operation has to do at least: bytes of memory traffic and floating-point operations of its forward and its backward pass, by its shapes.
 
 A case is one of `ops.py`: the operation, its inputs' shapes and which need a gradient, the shape of its output, its values. Memory-bound kernels are
-judged by how fast they move `moved` bytes, compute-bound ones by their FLOP/s. Read next: `gpu_kernels.py`.
+judged by the bytes that must come from memory or go there, compute-bound ones by their FLOP/s. Read next: `gpu_kernels.py`.
 """
 
 from __future__ import annotations
@@ -14,29 +14,44 @@ WIDTHS = {"f": 4, "b": 1, "i": 8, "u": 8}
 
 FORWARD, BACKWARD, UPDATE = "forward", "backward", "update"
 
-UPDATES = {"adamw": 7, "clip_grad_norm": 3, "ema": 3}
-"""What is done to all parameters at once, and how many arrays of their size it reads or writes: AdamW reads parameter, gradient and two moments and
-writes all but the gradient; clipping reads the gradient for its norm, then reads and writes it; an average is read with the weights, and written.
+
+class Update(NamedTuple):
+    """How many arrays of the parameters' size it works on; reads once and writes once; reads and writes in all its passes."""
+
+    arrays: int
+    least: int
+    moved: int
+
+
+UPDATES = {"adamw": Update(4, 7, 7), "clip_grad_norm": Update(1, 2, 3), "ema": Update(2, 3, 3)}
+"""What is done to all parameters at once: AdamW reads parameter, gradient and two moments and writes all but the gradient; clipping reads the
+gradient for its norm, then reads and writes it; an average is read with the weights, and written.
 """
 
 
 class Work(NamedTuple):
-    """least: bytes, each input read once and each output written once. moved: bytes in as many passes as the operation needs: a batch norm's
-    statistics must be known before its first output, so whatever is larger than the cache is read twice; each of two products reads dy. flops: of
-    matrix products, a multiplication and an addition counted as two; 0 where there is none.
+    """least: bytes, each input read once and each output written once. moved: bytes in as many passes as the operation is made in, each of them
+    out of memory: a batch norm's statistics must be known before its first output; each of two products reads dy. flops: of matrix products, a
+    multiplication and an addition counted as two; 0 where there is none.
     """
 
     least: int
     moved: int
     flops: int
 
-    def ideal_ms(self, bandwidth: float, rate: float | None) -> float:
-        """Milliseconds at `bandwidth` bytes and `rate` FLOP a second, whichever takes longer."""
-        return 1e3 * max(self.moved / bandwidth, self.flops / rate if rate else 0.0)
+    def traffic(self, cache: int) -> int:
+        """Bytes that no kernel can do without, on a card with a cache of so many: each array once, and of what is read again the part that the cache
+        cannot have kept, whatever the order.
+        """
+        return self.least + max(0, self.moved - self.least - cache)
 
-    def bound(self, bandwidth: float, rate: float | None) -> str:
+    def ideal_ms(self, bandwidth: float, rate: float | None, cache: int) -> float:
+        """Milliseconds at `bandwidth` bytes and `rate` FLOP a second, whichever takes longer."""
+        return 1e3 * max(self.traffic(cache) / bandwidth, self.flops / rate if rate else 0.0)
+
+    def bound(self, bandwidth: float, rate: float | None, cache: int) -> str:
         """What it waits for on such a card: "memory" or "products"."""
-        return "products" if rate and self.flops / rate > self.moved / bandwidth else "memory"
+        return "products" if rate and self.flops / rate > self.traffic(cache) / bandwidth else "memory"
 
 
 NAMES = {
@@ -68,6 +83,11 @@ def sizes_of(case: dict) -> dict[str, int]:
     return sizes
 
 
+def footprint(case: dict) -> int:
+    """Bytes of its arrays, each counted once, however often it is read or written: what a cache would have to hold."""
+    return 4 * UPDATES[case["op"]].arrays * prod(case["out"]) if case["op"] in UPDATES else sum(sizes_of(case).values())
+
+
 def wanted(case: dict) -> list[str]:
     """The inputs that get a gradient."""
     return [name for name, given in zip(NAMES[case["op"]].split(), case["inputs"], strict=True) if given and given["needs"]]
@@ -76,8 +96,8 @@ def wanted(case: dict) -> list[str]:
 def work_of(case: dict) -> dict[str, Work]:
     """What the case has to do, forward and backward (no entry where nothing wants a gradient); or in an update."""
     if case["op"] in UPDATES:
-        moved = 4 * UPDATES[case["op"]] * prod(case["out"])
-        return {UPDATE: Work(moved, moved, 0)}
+        update, size = UPDATES[case["op"]], 4 * prod(case["out"])
+        return {UPDATE: Work(update.least * size, update.moved * size, 0)}
     sizes, gradients, op = sizes_of(case), wanted(case), case["op"]
     training = op == "batch_norm" and case["inputs"][3] is None
     vectors = 2 * sizes["weight"] if training and "weight" in sizes else 0  # mean and variance, which batch norm returns too

@@ -4,21 +4,23 @@
 
 The cases are those of `ops.py`: every call of a training step of the first configuration, and of each further one the largest call of each operation.
 Both sides take turns in one run; an operation is called on inputs that the cache does not hold, or is marked "cache" (`gpu_sides.py`). What it must
-do is counted in `gpu_counts.py`; what the card can do is measured in `gpu_ceilings.py`, in the same run. A pass then reaches so many percent of its
-ceiling: of the speed of copying memory, or of cuBLAS's products, whichever it must wait for. The list of memory-bound passes below 70 % ends the
-output.
+do is counted in `gpu_counts.py`; what the card can do is measured in `gpu_ceilings.py`, in the same run, and is in every row. A pass then reaches so
+many percent of its ceiling: of the speed of copying memory, or of cuBLAS's products, whichever it must wait for. What is read a second time counts
+only as far as it exceeds the L2 cache; the share with each array counted once, and that with every pass, stand beside. The list of memory-bound
+passes below 70 % ends the output.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from benchmarks import gpu, gpu_ceilings, gpu_networks, gpu_sides, gpu_updates, ops
-from benchmarks.gpu_counts import BACKWARD, FORWARD, NAMES, UPDATES, Work, sizes_of, work_of
+from benchmarks.gpu_counts import BACKWARD, FORWARD, NAMES, UPDATES, Work, footprint, work_of
 from benchmarks.measure import failure, median
 
 NAME = "gpu_kernels"
@@ -46,9 +48,9 @@ def cases_of(configs: Sequence[str], only: Iterable[str] | None = None) -> list[
     return [case for case in cases if not only or case["op"] in only]
 
 
-def measured(case: dict, rounds: int, cache: int) -> list[dict]:
-    """A row for each pass: samples in milliseconds of a call, of both sides, taken in turns."""
-    update = case["op"] in UPDATES
+def measured(case: dict, rounds: int, card: dict) -> list[dict]:
+    """A row for each pass: samples in milliseconds of a call, of both sides, taken in turns. card: see `gpu_ceilings.of_card`."""
+    update, cache = case["op"] in UPDATES, card["l2_bytes"]
     sides: dict[str, gpu_sides.Side] = {}
     failed: dict[str, str] = {}
     data, preparing = None, gpu_updates.sides(case) if update else {"minigrad": gpu_sides.our_side, "torch": gpu_sides.torch_side}
@@ -74,8 +76,8 @@ def measured(case: dict, rounds: int, cache: int) -> list[dict]:
                     failed[name] = failure(error)
         samples = {name: each for name, each in samples.items() if name not in failed}
         copies = len(data.inputs) if data else 1
-        touched = work.moved if update else copies * sum(sizes_of(case).values())
-        row = {"case": case, "pass": which, **work._asdict(), "copies": copies, "in_cache": touched < gpu_sides.CACHES * cache, "ms": samples}
+        held = copies * footprint(case) < gpu_sides.CACHES * cache
+        row = {"case": case, "pass": which, **work._asdict(), "copies": copies, "in_cache": held, "card": card, "ms": samples}
         row["methods"] = {name: what.method for name, what in timed.items()}
         if which == FORWARD and len(samples) == 2:
             try:
@@ -105,63 +107,81 @@ def label(case: dict) -> str:
     return (f"{case['op']} {shapes}".strip() + extra).replace("scaled_dot_product_attention", "attention")
 
 
-def summary(row: dict, ceilings: list[dict], precision: str) -> dict[str, Any]:
+def summary(row: dict) -> dict[str, Any]:
     """ours and theirs: milliseconds (None where it failed). bound: "memory", "products", or "cache": memory, so little that the cache may hold it.
-    share: of the ceiling that ours reaches. gb_s, tflop_s.
+    share: of the ceiling that ours reaches. least_share, moved_share: of the speed of copying, with each array counted once, and with every pass; the
+    share of a memory-bound pass is between the two. gb_s, tflop_s.
     """
     work = Work(row["least"], row["moved"], row["flops"])
-    bandwidth, rate = gpu_ceilings.bandwidth(ceilings), gpu_ceilings.rate(ceilings, precision)
+    bandwidth, rate, cache = (row["card"][key] for key in ("bytes_s", "flops_s", "l2_bytes"))
     ours, theirs = (median(row["ms"][name]) if row["ms"].get(name) else None for name in ("minigrad", "torch"))
-    bound = work.bound(bandwidth, rate)
+    bound = work.bound(bandwidth, rate, cache)
     return {
         "ours": ours,
         "theirs": theirs,
-        "bound": "cache" if bound == "memory" and row.get("in_cache") else bound,
-        "share": work.ideal_ms(bandwidth, rate) / ours if ours else None,
+        "bound": "cache" if bound == "memory" and row["in_cache"] else bound,
+        "share": work.ideal_ms(bandwidth, rate, cache) / ours if ours else None,
         "least_share": 1e3 * work.least / bandwidth / ours if ours else None,
-        "gb_s": work.moved / ours / 1e6 if ours else None,
+        "moved_share": 1e3 * work.moved / bandwidth / ours if ours else None,
+        "gb_s": work.traffic(cache) / ours / 1e6 if ours else None,
         "tflop_s": work.flops / ours / 1e9 if ours and work.flops else None,
     }
 
 
-def table_of(rows: list[dict], ceilings: list[dict], precision: str) -> str:
+def counted(found: dict, between: str = "-") -> str:
+    """A summary's two other shares in percent, such as "47-70"; nothing where they are its share, or where it does not wait for memory."""
+    least, moved = found["least_share"], found["moved_share"]
+    return "" if least is None or least == moved or found["bound"] == "products" else f"{100 * least:.0f}{between}{100 * moved:.0f}"
+
+
+def table_of(rows: list[dict]) -> str:
     cells = []
     for row in rows:
-        found = summary(row, ceilings, precision)
+        found = summary(row)
         percent = "-" if found["share"] is None else f"{100 * found['share']:.0f} {found['bound'][:3]}"
         ours, theirs = (None if ms is None else 1e3 * ms for ms in (found["ours"], found["theirs"]))
         ratio = ours / theirs if ours and theirs else None
         name, count = f"{label(row['case'])} {row['pass'][:3]}", row["case"]["count"]
-        cells.append([name, count, ours, theirs, ratio, found["gb_s"], found["tflop_s"], percent])
-    return gpu.text_table(["operation", "calls", "us", "torch us", "ratio", "GB/s", "TFLOP/s", "% of bound"], cells)
+        cells.append([name, count, ours, theirs, ratio, found["gb_s"], found["tflop_s"], percent, counted(found)])
+    return gpu.text_table(["operation", "calls", "us", "torch us", "ratio", "GB/s", "TFLOP/s", "% of bound", "once-every pass"], cells)
 
 
-def exceptions(rows: list[dict], ceilings: list[dict], precision: str) -> list[tuple[dict, dict]]:
-    """The memory-bound passes below `ENOUGH` of the speed of copying, with their summaries; the one that loses most of a step first."""
-    found = [(row, summary(row, ceilings, precision)) for row in rows]
-    slow = [(row, what) for row, what in found if what["bound"] == "memory" and what["share"] is not None and what["share"] < ENOUGH]
+def judged(rows: list[dict]) -> list[tuple[dict, dict]]:
+    """The memory-bound passes that were measured, with their summaries: those that the goal is about."""
+    return [(row, what) for row in rows if (what := summary(row))["bound"] == "memory" and what["share"] is not None]
+
+
+def exceptions(rows: list[dict]) -> list[tuple[dict, dict]]:
+    """Those of `judged` below `ENOUGH` of the speed of copying; the one that loses most of a step first."""
+    slow = [(row, what) for row, what in judged(rows) if what["share"] < ENOUGH]
     return sorted(slow, key=lambda pair: -pair[0]["case"]["count"] * pair[1]["ours"] * (1 - pair[1]["share"]))
 
 
 def disagreeing(rows: list[dict], precision: str) -> list[tuple[dict, float]]:
     """The cases whose output or gradient differs from PyTorch's by more than `TOLERANCE`."""
-    worst = [(row, max(row["differences"])) for row in rows if row.get("differences")]
+    # max alone passes over a NaN that is not the first
+    worst = [(row, max(row["differences"], key=lambda off: math.inf if math.isnan(off) else off)) for row in rows if row.get("differences")]
     return [(row, off) for row, off in worst if not off <= TOLERANCE[precision]]
 
 
+def config_of(case: dict) -> str:
+    """Which of --configs it belongs to."""
+    return f"{case['config']}:{case['batch']}:{case['size']}"
+
+
 def of_a_step(rows: list[dict], config: str) -> list[dict]:
-    """Those of a training step of `config`."""
-    return [row for row in rows if row["case"]["config"] == config and row["case"]["where"] == "training step"]
+    """Those of a training step of `config`, "name:batch:size"."""
+    return [row for row in rows if config_of(row["case"]) == config and row["case"]["where"] == "training step"]
 
 
-def sums(rows: list[dict], config: str, ceilings: list[dict], precision: str) -> list[list[Any]]:
+def sums(rows: list[dict], config: str) -> list[list[Any]]:
     """By operation, over the calls of a training step of `config`: ours and theirs in milliseconds, the ratio, and ours at the ceiling.
 
     What was not measured on both sides is in none of them: see `left_out`.
     """
     total: dict[str, list[float]] = {}
     for row in of_a_step(rows, config):
-        case, found = row["case"], summary(row, ceilings, precision)
+        case, found = row["case"], summary(row)
         if found["ours"] and found["theirs"]:
             of_op = total.setdefault(f"{case['op']} {row['pass']}", [0.0, 0.0, 0.0])
             for k, value in enumerate((found["ours"], found["theirs"], found["share"] * found["ours"])):
@@ -197,7 +217,7 @@ def main(argv: list[str] | None = None) -> None:
     found = json.loads(json.dumps(cases_of(options.configs, options.only)))  # as they are in the file, which has no tuples
     ceilings = gpu_ceilings.measure_ceilings(options.quick)
     gpu_networks.set_torch_precision(options.precision)
-    cache = 0 if gpu.emulated() else gpu.environment()["l2_bytes"]
+    card = gpu_ceilings.of_card(ceilings, options.precision, gpu.environment().get("l2_bytes", 0))  # the emulator has no cache
     how = {"precision": options.precision, "rounds": options.rounds}
     before = gpu.kept(NAME, options, options.precision, **how)
     # The file keeps what it has of other operations.
@@ -208,22 +228,23 @@ def main(argv: list[str] | None = None) -> None:
     began = time.monotonic()
     with minigrad.precision(options.precision):
         for case in cases.left():
-            cases.add(case, measured(case, options.rounds, cache))
+            cases.add(case, measured(case, options.rounds, card))
             gpu.free_memory()
     print(f"{len(found)} cases in {time.monotonic() - began:.0f} s", flush=True)
     gpu.told(cases.save())
     rows = cases.rows()
     print(gpu_ceilings.table_of(ceilings))
-    print(table_of(rows, ceilings, options.precision))
+    print(table_of(rows))
     config = options.configs[0]
-    if of_step := sums(rows, config.partition(":")[0], ceilings, options.precision):
+    if of_step := sums(rows, config):
         print(f"\n{config}, sums over a training step{', of ' + ', '.join(options.only) + ' alone' if options.only else ''}:")
         print(gpu.text_table(["operation", "ms", "torch ms", "ratio", "ms at the ceiling"], of_step))
-        print("\n".join(left_out(rows, config.partition(":")[0])))
-    slow = exceptions(rows, ceilings, options.precision)
-    print(f"\nmemory-bound passes below {100 * ENOUGH:.0f} % of copying: {len(slow)} of {len(rows)}")
+        print("\n".join(left_out(rows, config)))
+    slow = exceptions(rows)
+    print(f"\nmemory-bound passes below {100 * ENOUGH:.0f} % of copying: {len(slow)} of {len(judged(rows))}")
     for row, what in slow:
-        print(f"  {100 * what['share']:.0f} %  {1e3 * what['ours']:.1f} us, {row['case']['count']} times: {label(row['case'])} {row['pass']}")
+        called = f"{row['case']['count']} times: {label(row['case'])} {row['pass']}"
+        print(f"  {100 * what['share']:.0f} % {counted(what)}  {1e3 * what['ours']:.1f} us, {called}")
     for row, off in disagreeing(rows, options.precision):
         print(f"DIFFERENT from PyTorch by {off:.1e}: {label(row['case'])}")
     for row in rows:

@@ -47,48 +47,50 @@ def step_section(record: dict) -> str:
 
 def kernels_section(record: dict) -> str:
     """Sums by operation, every pass, and the memory-bound ones below the goal."""
-    rows, ceilings, precision = record["rows"], record["ceilings"], record["precision"]
-    configs = list(dict.fromkeys((row["case"]["config"], row["case"]["batch"]) for row in rows))
+    rows = record["rows"]
+    configs = list(dict.fromkeys(gpu_kernels.config_of(row["case"]) for row in rows))
     parts = [
-        ceilings_section({"rows": ceilings}),
-        "What an operation must do is counted from its shapes (`benchmarks/gpu_counts.py`): arrays read and written, in as many passes as it "
-        "needs, and the multiplications and additions of its matrix products. *Of its ceiling* is the time that would take at the speed of "
-        "copying, or of cuBLAS's products, whichever is longer, over the time measured. Inputs so small that the cache may hold them are marked "
-        "*cache*, and not judged by the speed of copying.",
+        ceilings_section({"rows": record["ceilings"]}),
+        "What an operation must do is counted from its shapes (`benchmarks/gpu_counts.py`): arrays read and written, and the multiplications and "
+        "additions of its matrix products. *Of its ceiling* is the time that would take at the speed of copying, or of cuBLAS's products, whichever "
+        "is longer, over the time measured. Of what is read twice (a batch norm's statistics come before its output; both products of a backward "
+        f"pass read dy) the second time counts only as far as it exceeds the L2 cache, {rows[0]['card']['l2_bytes'] / 1e6:.1f} MB on this card: what "
+        "the cache may have kept need not come from memory. That is the least any kernel moves; *once to every pass* is the share with each array "
+        "counted once, and with all passes counted as if there were no cache. GB/s are of what is judged. Inputs are so many copies that the first "
+        "read finds nothing in the cache; where they are so small that it may hold them all the same, they are marked *cache*, and not judged by "
+        "the speed of copying.",
     ]
-    config, batch = configs[0]
+    if len(speeds := {round(row["card"]["bytes_s"] / 1e9) for row in rows}) > 1:
+        parts.append(
+            f"Measured by several calls; each row is judged by the copy of its own, at {', '.join(map('{:,}'.format, sorted(speeds)))} GB/s."
+        )
+    config = configs[0]
     of_step = [
-        [name, ours, theirs, f"{ratio:.2f}", f"{100 * ideal / ours:.0f} %"]
-        for name, ours, theirs, ratio, ideal in gpu_kernels.sums(rows, config, ceilings, precision)
+        [name, ours, theirs, f"{ratio:.2f}", f"{100 * ideal / ours:.0f} %"] for name, ours, theirs, ratio, ideal in gpu_kernels.sums(rows, config)
     ]
     if of_step:
         only = f", of {', '.join(record['only'])} alone" if record.get("only") else ""
-        parts.append(f"### {config}, batch {batch}: sums over a training step{only}")
+        parts.append(f"### {network(config)}: sums over a training step{only}")
         parts += gpu_kernels.left_out(rows, config, record.get("missing", []))
         parts.append(table(["operation", "minigrad, ms", "PyTorch, ms", "ratio", "of its ceiling"], of_step))
-    slow = gpu_kernels.exceptions(rows, ceilings, precision)
+    slow = gpu_kernels.exceptions(rows)
     goal = f"{100 * gpu_kernels.ENOUGH:.0f} %"
-    memory = [row for row in rows if gpu_kernels.summary(row, ceilings, precision)["bound"] == "memory"]
-    parts.append(f"### Memory-bound passes below {goal} of the speed of copying: {len(slow)} of {len(memory)}")
+    parts.append(f"### Memory-bound passes below {goal} of the speed of copying: {len(slow)} of {len(gpu_kernels.judged(rows))}")
     if slow:
-        cells = [
-            [f"{gpu_kernels.label(row['case'])}, {row['pass']}", str(row["case"]["count"]), 1e3 * what["ours"], f"{100 * what['share']:.0f} %"]
-            for row, what in slow
-        ]
-        parts.append(table(["operation and inputs", "calls", "µs", "of copying"], cells))
-    for config, batch in configs:
+        cells = [[name_of(row), str(row["case"]["count"]), 1e3 * what["ours"], f"{100 * what['share']:.0f} %", counted(what)] for row, what in slow]
+        parts.append(table(["operation and inputs", "calls", "µs", "of copying", "once to every pass"], cells))
+    for config in configs:
         cells = []
         for row in rows:
-            if (row["case"]["config"], row["case"]["batch"]) == (config, batch):
-                what = gpu_kernels.summary(row, ceilings, precision)
+            if gpu_kernels.config_of(row["case"]) == config:
+                what = gpu_kernels.summary(row)
                 ours, theirs = (None if ms is None else 1e3 * ms for ms in (what["ours"], what["theirs"]))
                 ratio = f"{ours / theirs:.2f}" if ours and theirs else "–"
                 share = "–" if what["share"] is None else f"{100 * what['share']:.0f} % ({what['bound']})"
-                name, count = f"{gpu_kernels.label(row['case'])}, {row['pass']}", str(row["case"]["count"])
-                cells.append([name, count, ours, theirs, ratio, what["gb_s"], what["tflop_s"], share])
-        header = ["operation and inputs", "calls", "µs", "PyTorch, µs", "ratio", "GB/s", "TFLOP/s", "of its ceiling"]
-        parts.append(f"<details><summary>{config}, batch {batch}: every pass</summary>\n\n{table(header, cells)}\n\n</details>")
-    off = gpu_kernels.disagreeing(rows, precision)
+                cells.append([name_of(row), str(row["case"]["count"]), ours, theirs, ratio, what["gb_s"], what["tflop_s"], share, counted(what)])
+        header = ["operation and inputs", "calls", "µs", "PyTorch, µs", "ratio", "GB/s", "TFLOP/s", "of its ceiling", "once to every pass"]
+        parts.append(f"<details><summary>{network(config)}: every pass</summary>\n\n{table(header, cells)}\n\n</details>")
+    off = gpu_kernels.disagreeing(rows, record["precision"])
     if off:
         told = "; ".join(f"{gpu_kernels.label(row['case'])} ({error:.0e})" for row, error in off)
         parts.append(f"**Both sides do not compute the same**: {told}.")
@@ -96,6 +98,22 @@ def kernels_section(record: dict) -> str:
     if failed:
         parts.append("Not measured: " + "; ".join(dict.fromkeys(failed)) + ".")
     return "\n\n".join(parts)
+
+
+def network(config: str) -> str:
+    """A "name:batch:size" in words."""
+    name, batch, size = config.split(":")
+    return f"{name}, {batch} of {size}x{size}"
+
+
+def name_of(row: dict) -> str:
+    return f"{gpu_kernels.label(row['case'])}, {row['pass']}"
+
+
+def counted(found: dict) -> str:
+    """`gpu_kernels.counted` for the page."""
+    range_of = gpu_kernels.counted(found, " to ")
+    return f"{range_of} %" if range_of else ""
 
 
 def ceilings_section(record: dict) -> str:

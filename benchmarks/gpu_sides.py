@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import gpu, ops
-from benchmarks.gpu_counts import BACKWARD, FORWARD, sizes_of
+from benchmarks.gpu_counts import BACKWARD, FORWARD, footprint
 
 
 class Timed(NamedTuple):
@@ -44,8 +44,7 @@ def copies_of(case: dict, cache: int) -> int:
     """How many copies of the inputs to work through until none is in a cache of so many bytes any more: `CACHES` times what it holds; but no more
     than `MOST_COPIES`, which of the smallest cases it may hold.
     """
-    traffic = sum(sizes_of(case).values())
-    return int(min(max(1, -(-CACHES * cache // max(traffic, 1))), MOST_COPIES))
+    return int(min(max(1, -(-CACHES * cache // max(footprint(case), 1))), MOST_COPIES))
 
 
 class Data:

@@ -31,7 +31,7 @@ from benchmarks import (
     ops,
     torch_model,
 )
-from benchmarks.gpu_counts import BACKWARD, FORWARD, Work, work_of
+from benchmarks.gpu_counts import BACKWARD, FORWARD, UPDATE, Work, work_of
 from benchmarks.measure import ROOT
 from conformer.config import named_config
 from conformer.model import Conformer
@@ -50,6 +50,11 @@ def device() -> Iterator[object]:
 
 def given(*shapes: list[int] | None, needs: bool = True, kind: str = "f") -> list[dict | None]:
     return [None if shape is None else {"shape": shape, "kind": kind, "order": list(range(len(shape))), "needs": needs} for shape in shapes]
+
+
+def card(l2_bytes: int = 0) -> dict[str, float]:
+    """2 GB/s and 1 GFLOP/s, as of `CEILINGS`."""
+    return {"bytes_s": 2e9, "flops_s": 1e9, "l2_bytes": l2_bytes}
 
 
 def case_of(op: str, inputs: list[dict | None], out: list[int], **values: object) -> dict:
@@ -119,8 +124,31 @@ def test_attention_counted_by_hand() -> None:
 
 def test_what_an_operation_waits_for() -> None:
     work = Work(least=100, moved=200, flops=4000)
-    assert work.ideal_ms(bandwidth=1000, rate=10_000) == 400 and work.bound(1000, 10_000) == "products"
-    assert work.ideal_ms(bandwidth=100, rate=10_000) == 2000 and work.bound(100, 10_000) == "memory"
+    assert work.ideal_ms(bandwidth=1000, rate=10_000, cache=0) == 400 and work.bound(1000, 10_000, 0) == "products"
+    assert work.ideal_ms(bandwidth=100, rate=10_000, cache=0) == 2000 and work.bound(100, 10_000, 0) == "memory"
+    assert work.ideal_ms(bandwidth=300, rate=10_000, cache=0) == pytest.approx(2000 / 3) and work.bound(300, 10_000, 0) == "memory"
+    assert work.ideal_ms(bandwidth=300, rate=10_000, cache=90) == 400 and work.bound(300, 10_000, 90) == "products"
+
+
+def test_what_is_read_again_counts_as_far_as_the_cache_cannot_have_kept_it() -> None:
+    work = Work(least=100, moved=180, flops=0)
+    assert [work.traffic(cache) for cache in (0, 30, 79, 80, 1000)] == [180, 150, 101, 100, 100]
+    x, c = [512, 16, 16, 32], [32]  # a batch norm of cifar-micro, whose input of 16.8 MB is in the cache when it is read again
+    norm = work_of(case_of("batch_norm", given(x, c, c, None, None, None), x, eps=1e-5, relu=True))
+    n = 4 * 512 * 16 * 16 * 32
+    assert norm[FORWARD].traffic(50_000_000) == norm[FORWARD].least == 2 * n + 4 * 4 * 32
+    assert norm[BACKWARD].traffic(50_000_000) == norm[BACKWARD].least + 3 * n + 4 * 32 - 50_000_000  # dy, x, y and the weight again
+
+
+def test_an_update_s_arrays_counted_by_hand() -> None:
+    def update(op: str) -> dict:
+        return case_of(op, given([1000], needs=False), [1000])
+
+    assert work_of(update("adamw")) == {UPDATE: Work(28_000, 28_000, 0)}  # four read, three written
+    assert work_of(update("clip_grad_norm")) == {UPDATE: Work(8_000, 12_000, 0)}  # read for the norm, then read and written
+    assert work_of(update("ema")) == {UPDATE: Work(12_000, 12_000, 0)}
+    assert [gpu_counts.footprint(update(op)) for op in gpu_counts.UPDATES] == [16_000, 4_000, 8_000]
+    assert gpu_counts.footprint(case_of("gelu", given([1000]), [1000])) == 8_000
 
 
 # --- both sides of an operation
@@ -139,7 +167,7 @@ def test_what_an_operation_waits_for() -> None:
 )
 def test_an_operation_is_timed_on_both_sides_and_computes_the_same(case: dict, device: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_kernels, "MILLISECONDS", 0.0)
-    rows = gpu_kernels.measured(case, rounds=2, cache=2000)
+    rows = gpu_kernels.measured(case, rounds=2, card=card(2000))
     assert [row["pass"] for row in rows] == [FORWARD, BACKWARD]
     for row in rows:
         assert "failed" not in row and row["methods"] == {"minigrad": "graph", "torch": "launches"}
@@ -148,8 +176,11 @@ def test_an_operation_is_timed_on_both_sides_and_computes_the_same(case: dict, d
     gradients = sum(bool(x and x["needs"]) for x in case["inputs"])
     assert len(rows[0]["differences"]) == 1 + gradients and max(rows[0]["differences"]) < 1e-5
     assert gpu_kernels.disagreeing(rows, "float32") == []
-    rows[0]["differences"][0] = float("nan")
-    assert len(gpu_kernels.disagreeing(rows, "float32")) == 1
+    for place in range(1 + gradients):
+        off = [1e-7] * (1 + gradients)
+        off[place] = float("nan")
+        ((_, worst),) = gpu_kernels.disagreeing([{**rows[0], "differences": off}, rows[1]], "float32")
+        assert worst != worst
 
 
 @pytest.mark.parametrize("op", gpu_counts.UPDATES)
@@ -157,8 +188,13 @@ def test_an_update_of_all_parameters_is_timed_on_both_sides(op: str, device: obj
     monkeypatch.setattr(gpu_kernels, "MILLISECONDS", 0.0)
     case = next(case for case in gpu_updates.cases_of(tiny_network, 4, 32) if case["op"] == op)
     parameters = sum(p.size for p in Conformer(**asdict(named_config(tiny_network))).parameters())
-    (row,) = gpu_kernels.measured(case, rounds=1, cache=0)
-    assert row["moved"] == 4 * gpu_counts.UPDATES[op] * parameters and row["flops"] == 0
+    (row,) = gpu_kernels.measured(case, rounds=1, card=card())
+    assert row["moved"] == 4 * gpu_counts.UPDATES[op].moved * parameters and row["flops"] == 0 and not row["in_cache"]
+    monkeypatch.setattr(gpu_kernels, "enough", lambda launch: [1.0])
+    held = (
+        4 * parameters * {"adamw": 4, "clip_grad_norm": 1, "ema": 2}[op] // gpu_sides.CACHES
+    )  # by a cache of so many bytes, a quarter of the arrays
+    assert [gpu_kernels.measured(case, 1, card(cache))[0]["in_cache"] for cache in (held, held + 1)] == [False, True]
     assert "failed" not in row and row["pass"] == "update" and [len(samples) for samples in row["ms"].values()] == [3, 3]
     assert gpu_kernels.label(case) == f"{op} tiny, {parameters:,} parameters"
 
@@ -166,7 +202,7 @@ def test_an_update_of_all_parameters_is_timed_on_both_sides(op: str, device: obj
 def test_a_side_that_fails_leaves_the_other(device: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_kernels, "MILLISECONDS", 0.0)
     monkeypatch.setattr(ops, "torch_operations", lambda: {})
-    rows = gpu_kernels.measured(case_of("gelu", given([2, 4]), [2, 4]), rounds=1, cache=0)
+    rows = gpu_kernels.measured(case_of("gelu", given([2, 4]), [2, 4]), rounds=1, card=card())
     assert all(row["failed"] == {"torch": "KeyError: 'gelu'"} and list(row["ms"]) == ["minigrad"] for row in rows)
 
 
@@ -185,7 +221,7 @@ def test_whatever_fails_in_a_case_is_written_beside_what_does_not(at: str, devic
     place = {"data": (gpu_sides, "Data"), "synchronise": (gpu, "synchronise"), "comparison": (gpu_sides, "differences")}
     if at in place:
         monkeypatch.setattr(*place[at], fail)
-    forward, backward = gpu_kernels.measured(case_of("gelu", given([2, 4]), [2, 4]), rounds=1, cache=0)
+    forward, backward = gpu_kernels.measured(case_of("gelu", given([2, 4]), [2, 4]), rounds=1, card=card())
     both = {name: "RuntimeError: it" for name in ("minigrad", "torch")}
     if at == "backward":
         assert len(forward["ms"]) == 2 and list(backward["ms"]) == ["torch"] and backward["failed"] == {"minigrad": "RuntimeError: it"}
@@ -225,10 +261,10 @@ def test_what_the_cache_may_hold_all_the_same_is_marked_and_not_judged_by_memory
     monkeypatch.setattr(gpu_kernels, "enough", lambda launch: [1.0])
     case = case_of("gelu", given([10]), [10])  # 80 bytes, at most 64 times
     for cache, held in ((0, False), (64 * 80 // 4, False), (64 * 80 // 4 + 1, True)):
-        rows = gpu_kernels.measured(case, rounds=1, cache=cache)
+        rows = gpu_kernels.measured(case, rounds=1, card=card(cache))
         assert [row["in_cache"] for row in rows] == [held, held]
-        assert {gpu_kernels.summary(row, CEILINGS, "float32")["bound"] for row in rows} == {"cache" if held else "memory"}
-        assert len(gpu_kernels.exceptions(rows, CEILINGS, "float32")) == (0 if held else 2)
+        assert {gpu_kernels.summary(row)["bound"] for row in rows} == {"cache" if held else "memory"}
+        assert len(gpu_kernels.exceptions(rows)) == (0 if held else 2)
     page = gpu_report.page_of([("a.json", made_up("gpu_kernels", rows, ceilings=CEILINGS, precision="float32"))])
     assert "of the speed of copying: 0 of 0" in page and " % (cache) |" in page
 
@@ -463,9 +499,9 @@ def stopping(measure: object, after: int) -> tuple[list[dict], object]:
 def test_operations_measured_before_the_program_was_stopped_are_kept(
     device: object, tiny_network: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def measure(case: dict, rounds: int, cache: int) -> list[dict]:
-        ms = {"minigrad": [1.0], "torch": [1.0]}
-        return [{"case": case, "pass": which, **work._asdict(), "copies": 1, "ms": ms} for which, work in work_of(case).items()]
+    def measure(case: dict, rounds: int, card: dict) -> list[dict]:
+        about = {"copies": 1, "in_cache": case["op"] == "softmax", "card": card, "ms": {"minigrad": [1.0], "torch": [1.0]}}
+        return [{"case": case, "pass": which, **work._asdict(), **about} for which, work in work_of(case).items()]
 
     monkeypatch.setattr(gpu_ceilings, "measure_ceilings", lambda quick: CEILINGS)
     every = gpu_kernels.cases_of([f"{tiny_network}:2:32"])
@@ -493,6 +529,8 @@ def test_operations_measured_before_the_program_was_stopped_are_kept(
     assert third == [wanted[2], wanted[1]]  # a run was stopped in both; of one there are rows, if only of one side
     assert rows_of(tmp_path)[:2] == record["rows"][:2]
     assert not any("failed" in row for row in rows_of(tmp_path)) and [row["case"] for row in rows_of(tmp_path) if row["pass"] != BACKWARD] == wanted
+    memory = [row for row in rows_of(tmp_path) if row["case"]["op"] != "softmax"]
+    assert f"below 70 % of copying: {len(gpu_kernels.exceptions(memory))} of {len(memory)}\n" in capsys.readouterr().out
     before = len(third)
     gpu_kernels.main([*words[:-3], *words[-2:], "--resume"])  # without adamw
     assert len(third) == before and {row["case"]["op"] for row in rows_of(tmp_path)} == {"gelu", "softmax", "adamw"}
@@ -682,7 +720,8 @@ def kernel_rows() -> list[dict]:
         for which, work in work_of(case).items():
             if (case["op"], which) in samples:
                 ours, theirs = samples[case["op"], which]
-                rows.append({"case": case, "pass": which, **work._asdict(), "copies": 2, "ms": {"minigrad": [ours] * 3, "torch": [theirs]}})
+                about = {"copies": 2, "in_cache": False, "card": card(), "ms": {"minigrad": [ours] * 3, "torch": [theirs]}}
+                rows.append({"case": case, "pass": which, **work._asdict(), **about})
     return rows
 
 
@@ -696,15 +735,58 @@ def step_rows() -> list[dict]:
 
 
 def test_passes_are_judged_by_what_they_wait_for() -> None:
-    forward, backward, linear = (gpu_kernels.summary(row, CEILINGS, "float32") for row in kernel_rows())
+    assert gpu_ceilings.of_card(CEILINGS, "float32", 5) == card(5)
+    forward, backward, linear = (gpu_kernels.summary(row) for row in kernel_rows())
     assert (forward["bound"], linear["bound"]) == ("memory", "products")
     assert [found["share"] for found in (forward, backward, linear)] == pytest.approx([0.8, 0.5, 0.5])
     assert forward["gb_s"] == pytest.approx(1.6) and linear["tflop_s"] == pytest.approx(5e-4)
-    ((slow, _),) = gpu_kernels.exceptions(kernel_rows(), CEILINGS, "float32")
+    ((slow, _),) = gpu_kernels.exceptions(kernel_rows())
     assert (slow["case"]["op"], slow["pass"]) == ("gelu", BACKWARD)
-    of_step = {row[0]: row[1:] for row in gpu_kernels.sums(kernel_rows(), "cifar-nano", CEILINGS, "float32")}
+    of_step = {row[0]: row[1:] for row in gpu_kernels.sums(kernel_rows(), "cifar-nano:64:32")}
     assert of_step["gelu backward"] == pytest.approx([0.036, 0.03, 1.2, 0.018])  # three calls
     assert of_step["all of these"][:2] == pytest.approx([3 * 0.217, 3 * 0.414])
+
+
+def test_each_row_is_judged_by_the_card_as_it_was_measured_beside_it() -> None:
+    forward, *others = kernel_rows()
+    later = {**forward, "card": {**card(), "bytes_s": 4e9}}
+    assert [gpu_kernels.summary(row)["share"] for row in (forward, later)] == pytest.approx([0.8, 0.4])
+    page = gpu_report.page_of([("a.json", made_up("gpu_kernels", [later, *others], ceilings=CEILINGS, precision="float32"))])
+    assert "each row is judged by the copy of its own, at 2, 4 GB/s." in page
+    assert "copy of its own" not in gpu_report.page_of([("a.json", made_up("gpu_kernels", kernel_rows(), ceilings=CEILINGS, precision="float32"))])
+
+
+def test_a_second_pass_that_the_cache_serves_does_not_lift_a_kernel_over_the_goal() -> None:
+    x, c = [2, 5, 5, 20], [20]
+    case = case_of("batch_norm", given(x, c, c, None, None, None), x, eps=1e-5, relu=False)
+    work = work_of(case)[FORWARD]
+    assert (work.least, work.moved) == (8_320, 12_320)
+    about = {"case": case, "pass": FORWARD, **work._asdict(), "copies": 60, "in_cache": False}
+    rows = [{**about, "card": card(l2), "ms": {"minigrad": [0.0077], "torch": [0.01]}} for l2 in (0, 1_000, 10_000)]
+    assert [round(100 * gpu_kernels.summary(row)["share"]) for row in rows] == [80, 74, 54]
+    assert {gpu_kernels.counted(gpu_kernels.summary(row)) for row in rows} == {"54-80"}
+    assert [row["card"]["l2_bytes"] for row, _ in gpu_kernels.exceptions(rows)] == [10_000]
+    assert gpu_kernels.summary(rows[2])["gb_s"] == pytest.approx(8_320 / 7.7e3)
+    page = gpu_report.page_of([("a.json", made_up("gpu_kernels", rows[2:], ceilings=CEILINGS, precision="float32"))])
+    assert "exceeds the L2 cache, 0.0 MB on this card" in page
+    assert "| batch_norm 2x5x5x20, forward | 3 | 7.7 | 54 % | 54 to 80 % |" in page
+    assert "| 7.7 | 10 | 0.77 | 1.08 | – | 54 % (memory) | 54 to 80 % |" in page
+
+
+def test_passes_that_failed_are_not_among_those_that_are_judged() -> None:
+    forward, backward, linear = kernel_rows()
+    rows = [forward, {**backward, "ms": {}, "failed": {"minigrad": "it"}}, linear]
+    assert [row["pass"] for row, _ in gpu_kernels.judged(rows)] == [FORWARD]
+    page = gpu_report.page_of([("a.json", made_up("gpu_kernels", rows, ceilings=CEILINGS, precision="float32"))])
+    assert "below 70 % of the speed of copying: 0 of 1" in page
+
+
+def test_two_batches_of_one_network_are_summed_apart() -> None:
+    rows = kernel_rows()
+    other = [{**row, "case": {**row["case"], "batch": 512}} for row in rows]
+    assert gpu_kernels.sums(rows + other, "cifar-nano:64:32") == gpu_kernels.sums(rows, "cifar-nano:64:32") != []
+    page = gpu_report.page_of([("a.json", made_up("gpu_kernels", rows + other, ceilings=CEILINGS, precision="float32"))])
+    assert "### cifar-nano, 64 of 32x32: sums over" in page and page.count(": every pass</summary>") == 2
 
 
 def test_the_page_says_what_the_files_hold(tmp_path: Path) -> None:
@@ -725,7 +807,7 @@ def test_the_page_says_what_the_files_hold(tmp_path: Path) -> None:
     assert "Not measured, or not to the end: cifar-micro, tf32, torch.compile: left out: the time for compiling was spent." in page
     assert "do not take the same step; their losses**: cifar-micro, tf32: graph 2, eager 2, torch 2.5." in page
     assert "copies memory at 2 GB/s" in page and "float32 0, tf32 0, bf16 0" in page
-    assert "below 70 % of the speed of copying: 1 of 2" in page and "| gelu, backward | 3 | 12 | 50 % |" in page
+    assert "below 70 % of the speed of copying: 1 of 2" in page and "| gelu, backward | 3 | 12 | 50 % |  |" in page
     assert "| linear 100x10 50x10, forward | 3 | 200 | 400 | 0.50 |" in page
     assert "a step takes eager 9.00 ms; the GPU works 4.00 ms" in page and "| `add<float>(int)` | 2 | 6 | 3 | 66.7 % |" in page
     assert page.count("NVIDIA A1, driver 1.2; Python 3.12.1, cupy 14.2, torch 2.11; 16 processors (A processor).") == 4
@@ -737,12 +819,12 @@ def test_the_page_says_what_its_sums_leave_out() -> None:
     rows = [{**row, "case": {**row["case"], "config": "cifar-nano"}} for row in kernel_rows()]
     whole = made_up("gpu_kernels", rows, ceilings=CEILINGS, precision="float32", missing=[], only=None)
     page = gpu_report.page_of([("a.json", whole)])
-    assert "### cifar-nano, batch 64: sums over a training step\n\n| operation" in page and "| all of these |" in page
+    assert "### cifar-nano, 64 of 32x32: sums over a training step\n\n| operation" in page and "| all of these |" in page
     further = case_of("gelu", given([5]), [5])
     missing = [further, {**further, "op": "softmax"}, {**further, "config": "cifar-micro"}, {**further, "where": "after the training step"}]
     rows[1] = {**rows[1], "ms": {"minigrad": [1.0]}, "failed": {"torch": "it"}}
     page = gpu_report.page_of([("a.json", {**whole, "rows": rows, "missing": missing, "only": ["gelu", "linear"]})])
-    assert "### cifar-nano, batch 64: sums over a training step, of gelu, linear alone" in page
+    assert "### cifar-nano, 64 of 32x32: sums over a training step, of gelu, linear alone" in page
     assert "Only 2 of 4 cases have been measured.\n\nLeft out, since a side failed: gelu backward.\n\n| operation" in page
     assert "| gelu backward |" not in page
     nothing = gpu_report.page_of([("a.json", {**whole, "rows": [], "missing": missing})])
