@@ -25,15 +25,25 @@ TOP = 25  # kernels of a profile that the page shows
 
 def step_section(record: dict) -> str:
     """Milliseconds of a training step by side."""
-    header, cells = gpu_step.cells_of(record["rows"])
-    cells = [[*row[:-2], *(None if ratio is None else f"{ratio:.2f}" for ratio in row[-2:])] for row in cells]
     parts = [
         "Milliseconds from the end of one step to the end of the next, by CUDA events: forward, backward, clipping, AdamW; images and labels are "
-        "on the GPU. PyTorch: channels_last, `cudnn.benchmark`, fused AdamW; its bf16 is autocast, ours rounds the factors of matrix products. In "
-        "the ratios ours is the shorter of both; below 1.00 it is faster than PyTorch.",
-        table(header, cells),
+        "on the GPU. PyTorch: channels_last, `cudnn.benchmark`, fused AdamW; its bf16 is autocast, ours rounds the factors of matrix products. The "
+        "sides of a case take turns, but for those that torch.compile makes: they are measured after all others, each by itself. In the ratios to "
+        "eager and to the fastest ours is the shorter of both; below 1.00 it is faster than PyTorch. *Graph to graph* is ours as one CUDA graph over "
+        "PyTorch's whole step as one, with its own kernels or with torch.compile's: the shorter that was measured. The fastest is named, since not "
+        "every case is compiled unasked.",
+        table(*gpu_step.cells_of(record["rows"])),
     ]
-    missing = [f"{case['config']}, {precision}{', compiled' if compiled else ''}" for case, precision, compiled in record.get("missing", [])]
+    header, cells = gpu_step.goals_of(record["rows"])
+    if cells:
+        parts += [
+            "### The goals of the step",
+            "They are worded by PyTorch eager, which launches kernel after kernel from Python. Where launching takes longer than the kernels, as "
+            "with a small network and batch, a CUDA graph is ahead by launches alone, whatever its kernels are: PyTorch's own graph shows by how "
+            "much. How the kernels compare is graph to graph.",
+            table(header, cells),
+        ]
+    missing = [f"{case['config']}, {precision}{f', {gpu_step.SIDES[side]}' if side else ''}" for case, precision, side in record.get("missing", [])]
     if missing:
         parts.append(f"The run was stopped before it came to these: {'; '.join(missing)}.")
     failed = [
@@ -168,7 +178,7 @@ def page_of(records: Sequence[tuple[str, dict]]) -> str:
     parts = [
         "# Benchmarks on a GPU",
         "Written by `python -m benchmarks.gpu_report` from the files in `benchmarks/results/gpu/`; do not edit. `make bench-gpu` measures, and "
-        "writes it anew. Ours and PyTorch's work run in one process and take turns.",
+        "writes it anew. Ours and PyTorch's work run in one process, and take turns but for what torch.compile makes.",
     ]
     known = sorted(
         ((name, record) for name, record in records if record.get("benchmark") in SECTIONS),

@@ -4,8 +4,9 @@
                                   [--resume] [--quick]
 
 All sides of a case begin with the same weights and take turns; a figure is the median over the steps of all turns. Compiling a network takes PyTorch
-a minute, so the compiled sides come after all cases, by themselves, until --compile-seconds are spent; the others are named as left out. Read
-before: `gpu_networks.py`, what a step is.
+a minute, so the compiled sides come after all cases, each by itself, until --compile-seconds are spent; the others are named as left out. Unasked,
+cifar-micro is compiled with and without a graph of the whole step, cifar-nano, where launches dominate, with it; PyTorch's own graphs
+(reduce-overhead) leave clipping and AdamW to be launched, and are for --sides. Read before: `gpu_networks.py`, what a step is.
 """
 
 from __future__ import annotations
@@ -29,20 +30,25 @@ SIDES = {
     "torch": "PyTorch eager",
     "torch-graph": "PyTorch, one CUDA graph",
     "torch-compile": "torch.compile",
-    "torch-compile-graphs": "torch.compile, CUDA graphs",
+    "torch-graph-compile": "torch.compile, one CUDA graph",
+    "torch-compile-graphs": "torch.compile, reduce-overhead",
 }
-MODES = {"torch-compile": "default", "torch-compile-graphs": "reduce-overhead"}
-COMPILED = {("cifar-micro", "torch-compile"), ("cifar-nano", "torch-compile-graphs")}  # what is compiled if no sides are named
+OURS, ONE_GRAPH = ("graph", "eager"), ("torch-graph", "torch-graph-compile")  # PyTorch's whole step as one graph, as "graph" is ours
+MODES = {"torch-compile": "default", "torch-graph-compile": "default", "torch-compile-graphs": "reduce-overhead"}
+COMPILED = {("cifar-micro", "torch-compile"), ("cifar-micro", "torch-graph-compile"), ("cifar-nano", "torch-graph-compile")}  # if no sides are named
+GOALS = {("cifar-micro", 512, "float32"): 0.9, ("cifar-micro", 512, "tf32"): 0.9, ("cifar-micro", 512, "bf16"): 1.0}
+GOALS |= {("cifar-nano", 64, precision): 1 / 3 for precision in PRECISIONS}
+"""What our step is to take of PyTorch eager's at most, by network, batch and precision."""
 MILLISECONDS, FEWEST, MOST = 250.0, 5, 50  # that a turn measures, and steps
 
 
 def prepare(side: str, case: dict, precision: str) -> tuple[Callable[[], Any], float]:
     """The step of a side, and the loss that it begins with (a captured step has taken others before, at a rate that changes nothing yet)."""
-    if side in ("graph", "eager"):
+    if side in OURS:
         ours = gpu_networks.OurStep(case, precision)
         step = ours.captured() if side == "graph" else ours
     else:
-        step = gpu_networks.torch_step(case, precision, MODES.get(side), graph=side == "torch-graph")
+        step = gpu_networks.torch_step(case, precision, MODES.get(side), graph=side in ONE_GRAPH)
     return step, float(step().item())
 
 
@@ -51,10 +57,19 @@ def sides_of(case: dict, named: Sequence[str] | None) -> list[str]:
     return [side for side in SIDES if (side in named if named else side not in MODES or (case["config"], side) in COMPILED)]
 
 
+def jobs_of(cases: Sequence[dict], precisions: Sequence[str], named: Sequence[str] | None) -> list[list]:
+    """What is measured, in this order: [case, precision, None] for the sides that take turns; in the end, since compiling takes long, and may take
+    for ever, [case, precision, side] for each compiled one, of every network in the first precision before the next.
+    """
+    turns = [case for case in cases if any(side not in MODES for side in sides_of(case, named))]
+    jobs: list[list] = [[case, precision, None] for case in turns for precision in precisions]
+    return jobs + [[case, precision, side] for precision in precisions for case in cases for side in sides_of(case, named) if side in MODES]
+
+
 def measured(case: dict, precision: str, sides: Sequence[str], rounds: int, may_compile: Callable[[], bool]) -> list[dict]:
     """A row for each side: `{"case", "precision", "side", "turns": [{"ms", "wall_ms"}, ...], "first_loss", "last_loss", "prepared_s"}`.
 
-    "failed" says why a side has no turns, or not all of them.
+    "failed" says why a side has no turns, or not all of them; "prepared_s", how long compiling or capturing it took, or took until it failed.
     """
     steps: dict[str, Callable[[], Any]] = {}
     rows: dict[str, dict] = {side: {"case": case, "precision": precision, "side": side} for side in sides}
@@ -65,11 +80,12 @@ def measured(case: dict, precision: str, sides: Sequence[str], rounds: int, may_
             continue
         try:
             steps[side], rows[side]["first_loss"] = prepare(side, case, precision)
-            rows[side].update(prepared_s=round(time.monotonic() - began, 2), turns=[])
+            rows[side]["turns"] = []
             gpu.free_memory()
         except Exception as error:  # the other sides are still worth measuring
             steps.pop(side, None)
             rows[side]["failed"] = failure(error)
+        rows[side]["prepared_s"] = round(time.monotonic() - began, 2)
     for number in range(1, rounds + 1):
         for side, step in list(steps.items()):
             try:
@@ -82,7 +98,7 @@ def measured(case: dict, precision: str, sides: Sequence[str], rounds: int, may_
                 del steps[side]
                 rows[side]["failed"] = f"in turn {number} of {rounds}: {failure(error)}"
     steps.clear()
-    if any("turns" in rows[side] for side in MODES if side in rows):
+    if any("prepared_s" in rows[side] for side in MODES if side in rows):
         forget_compiled()
     return list(rows.values())
 
@@ -113,21 +129,52 @@ def groups(rows: Sequence[dict]) -> list[tuple[dict, str, dict[str, dict]]]:
     return found
 
 
-def best(rows: dict[str, dict], sides: Sequence[str]) -> float | None:
-    """The shortest step of these sides."""
-    return min((ms for side in sides if side in rows and (ms := step_ms(rows[side])) is not None), default=None)
+def best(rows: dict[str, dict], sides: Sequence[str]) -> tuple[float, str] | None:
+    """The shortest step of these sides, and whose it is."""
+    return min(((ms, side) for side in sides if side in rows and (ms := step_ms(rows[side])) is not None), default=None)
+
+
+def ratio(rows: dict[str, dict], ours: Sequence[str], theirs: Sequence[str]) -> tuple[float, str] | None:
+    """The shortest step of our sides over the shortest of theirs, and whose that is; None where one of both was not measured."""
+    mine, (other, side) = best(rows, ours), best(rows, theirs) or (0.0, "")
+    return (mine[0] / other, side) if mine and other else None
+
+
+def beside(found: tuple[float, str] | None) -> str | None:
+    """A ratio that may be to any of several sides, with the one that it is to."""
+    return found and f"{found[0]:.2f} to {SIDES[found[1]]}"
+
+
+def label(case: dict, precision: str) -> str:
+    return f"{case['config']}, {case['batch']} of {case['size']}x{case['size']}, {precision}"
 
 
 def cells_of(rows: Sequence[dict]) -> tuple[list[str], list[list[Any]]]:
-    """Header and rows of a table: milliseconds by side, and our shorter time over PyTorch's eager and over its shortest one."""
+    """Header and rows of a table: milliseconds by side; our shorter time over PyTorch's eager, our graph's over that of PyTorch's shorter graph, and
+    our shorter time over PyTorch's shortest of all.
+    """
     sides = [side for side in SIDES if any(row["side"] == side for row in rows)]
     cells = []
     for case, precision, by_side in groups(rows):
-        ours, eager, fastest = (best(by_side, names) for names in (("graph", "eager"), ("torch",), [name for name in SIDES if "torch" in name]))
-        ratios = [ours / theirs if ours and theirs else None for theirs in (eager, fastest)]
         times = [step_ms(by_side[side]) if side in by_side else None for side in sides]
-        cells.append([f"{case['config']}, {case['batch']} of {case['size']}x{case['size']}, {precision}", *times, *ratios])
-    return ["network, batch, precision", *(SIDES[side] for side in sides), "ratio to eager", "ratio to fastest"], cells
+        eager, graphs = ratio(by_side, OURS, ["torch"]), ratio(by_side, ["graph"], ONE_GRAPH)
+        fastest = ratio(by_side, OURS, [side for side in SIDES if side not in OURS])
+        cells.append([label(case, precision), *times, eager and f"{eager[0]:.2f}", beside(graphs), beside(fastest)])
+    return ["network, batch, precision", *(SIDES[side] for side in sides), "ratio to eager", "graph to graph", "ratio to the fastest"], cells
+
+
+def goals_of(rows: Sequence[dict]) -> tuple[list[str], list[list[Any]]]:
+    """Header and rows of a table: of the cases that have a goal, the ratio to PyTorch eager that it is about, and those that say more."""
+    cells = []
+    for case, precision, by_side in groups(rows):
+        goal = GOALS.get((case["config"], case["batch"], precision))
+        if goal is None:
+            continue
+        eager, compiled = (ratio(by_side, OURS, [side]) for side in ("torch", "torch-compile"))
+        reached = None if eager is None else "yes" if eager[0] <= goal else "no"
+        graphs = beside(ratio(by_side, ["graph"], ONE_GRAPH))
+        cells.append([label(case, precision), f"{goal:.2f}", eager and f"{eager[0]:.2f}", reached, compiled and f"{compiled[0]:.2f}", graphs])
+    return ["network, batch, precision", "ratio to eager, at most", "is", "reached", "ratio to torch.compile", "graph to graph"], cells
 
 
 def losses_apart(rows: Sequence[dict]) -> list[str]:
@@ -162,22 +209,20 @@ def main(argv: list[str] | None = None) -> None:
         options.cases, options.rounds, options.precisions = [f"{name}:2:{size}"], 1, options.precisions[:1]
         options.sides = options.sides or [side for side in SIDES if side not in MODES]
     how = {"rounds": options.rounds}
-    jobs = []
-    for compiled in (False, True):  # in the end, since compiling takes long, and may take for ever
-        for text in options.cases:
-            config, batch, size = text.split(":")
-            case = {"config": config, "batch": int(batch), "size": int(size)}
-            if any((side in MODES) == compiled for side in sides_of(case, options.sides)):
-                jobs += [[case, precision, compiled] for precision in options.precisions]
+    given = [text.split(":") for text in options.cases]
+    jobs = jobs_of([{"config": config, "batch": int(batch), "size": int(size)} for config, batch, size in given], options.precisions, options.sides)
+
+    def of(row: dict) -> list:
+        return [row["case"], row["precision"], row["side"] if row["side"] in MODES else None]
 
     def asked(job: list) -> list[str]:
-        return [side for side in sides_of(job[0], options.sides) if (side in MODES) == job[2]]
+        return [job[2]] if job[2] else [side for side in sides_of(job[0], options.sides) if side not in MODES]
 
     def complete(job: list, rows: list[dict]) -> bool:  # all sides again where one is missing, since they take turns
         return set(asked(job)) <= {row["side"] for row in rows if "failed" not in row}
 
     before, write = gpu.kept(NAME, options, **how), functools.partial(gpu.save, NAME, options=options, argv=argv, **how)
-    cases = gpu.Cases(jobs, lambda row: [row["case"], row["precision"], row["side"] in MODES], complete, before, write)
+    cases = gpu.Cases(jobs, of, complete, before, write)
     compiling = 0.0
 
     def may_compile() -> bool:

@@ -377,10 +377,80 @@ def test_a_profile_has_every_time_before_the_profiler_is_attached(
 
 
 def test_which_sides_are_compiled_unasked() -> None:
-    micro, small = ({"config": name, "batch": 1, "size": 32} for name in ("cifar-micro", "cifar-small"))
-    assert gpu_step.sides_of(micro, None) == ["graph", "eager", "torch", "torch-graph", "torch-compile"]
-    assert gpu_step.sides_of(small, None) == ["graph", "eager", "torch", "torch-graph"]
+    micro, nano, small = ({"config": name, "batch": 1, "size": 32} for name in ("cifar-micro", "cifar-nano", "cifar-small"))
+    turns = ["graph", "eager", "torch", "torch-graph"]
+    assert gpu_step.sides_of(micro, None) == [*turns, "torch-compile", "torch-graph-compile"]
+    assert gpu_step.sides_of(nano, None) == [*turns, "torch-graph-compile"]
+    assert gpu_step.sides_of(small, None) == turns
     assert gpu_step.sides_of(small, ["torch-compile", "graph"]) == ["graph", "torch-compile"]
+    first, second = (
+        [[micro, precision, "torch-compile"], [micro, precision, "torch-graph-compile"], [nano, precision, "torch-graph-compile"]]
+        for precision in ("float32", "tf32")
+    )
+    turns = [[case, precision, None] for case in (micro, small, nano) for precision in ("float32", "tf32")]
+    assert gpu_step.jobs_of([micro, small, nano], ["float32", "tf32"], None) == [*turns, *first, *second]
+    assert gpu_step.jobs_of([small, nano], ["tf32"], ["torch-compile"]) == [[case, "tf32", "torch-compile"] for case in (small, nano)]
+
+
+def test_what_is_compiled_and_what_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(gpu_networks, "torch_step", lambda *of, graph: asked.append((*of[2:], graph)) or (lambda: torch.tensor(2.0)))
+    pytorchs = [side for side in gpu_step.SIDES if side not in gpu_step.OURS]
+    assert [gpu_step.prepare(side, {}, "tf32")[1] for side in pytorchs] == [2.0] * 5
+    assert dict(zip(pytorchs, asked, strict=True)) == {
+        "torch": (None, False),
+        "torch-graph": (None, True),
+        "torch-compile": ("default", False),
+        "torch-graph-compile": ("default", True),
+        "torch-compile-graphs": ("reduce-overhead", False),
+    }
+
+
+def test_a_compile_that_fails_is_paid_for_and_cleared_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        nonlocal now
+        now += 200
+        raise RuntimeError("it")
+
+    now, cleared = 0.0, []
+    monkeypatch.setattr(gpu_step, "prepare", fails)
+    monkeypatch.setattr(gpu_step.time, "monotonic", lambda: now)
+    monkeypatch.setattr(gpu_step, "forget_compiled", lambda: cleared.append(now))
+    (row,) = gpu_step.measured({"config": "cifar-micro", "batch": 2, "size": 32}, "tf32", ["torch-compile"], 3, lambda: True)
+    assert row["prepared_s"] == 200 and row["failed"] == "RuntimeError: it" and "turns" not in row and cleared == [200]
+    (row,) = gpu_step.measured({"config": "cifar-micro", "batch": 2, "size": 32}, "tf32", ["torch-compile"], 3, lambda: False)
+    assert "spent" in row["failed"] and "prepared_s" not in row and cleared == [200]
+
+
+def test_the_goals_of_the_step_and_the_graphs_beside_them() -> None:
+    def rows(config: str, batch: int, precision: str, **ms: float) -> list[dict]:
+        about = {"case": {"config": config, "batch": batch, "size": 32}, "precision": precision, "first_loss": 2.0}
+        return [{**about, "side": side.replace("_", "-"), "turns": [{"ms": [each], "wall_ms": 1.0}]} for side, each in ms.items()]
+
+    every = rows("cifar-micro", 512, "float32", graph=9.0, eager=8.9, torch=10.0, torch_graph=9.5, torch_compile=8.0, torch_graph_compile=7.5)
+    every += rows("cifar-micro", 512, "bf16", graph=9.0, torch=8.0, torch_compile=7.0)
+    every += rows("cifar-nano", 64, "tf32", graph=2.0, torch=6.0, torch_graph=4.0, torch_compile_graphs=3.0) + rows(
+        "cifar-nano", 64, "bf16", graph=2.0
+    )
+    every += rows("cifar-micro", 64, "float32", graph=1.0, torch=9.0)
+    header, cells = gpu_step.goals_of(every)
+    assert header[1:] == ["ratio to eager, at most", "is", "reached", "ratio to torch.compile", "graph to graph"]
+    assert cells == [
+        ["cifar-micro, 512 of 32x32, float32", "0.90", "0.89", "yes", "1.11", "1.20 to torch.compile, one CUDA graph"],
+        ["cifar-micro, 512 of 32x32, bf16", "1.00", "1.12", "no", "1.29", None],
+        ["cifar-nano, 64 of 32x32, tf32", "0.33", "0.33", "yes", None, "0.50 to PyTorch, one CUDA graph"],
+        ["cifar-nano, 64 of 32x32, bf16", "0.33", None, None, None, None],
+    ]
+    header, cells = gpu_step.cells_of(every)
+    assert header[-3:] == ["ratio to eager", "graph to graph", "ratio to the fastest"]
+    assert [row[-1] for row in cells] == [
+        "1.19 to torch.compile, one CUDA graph", "1.29 to torch.compile", "0.67 to torch.compile, reduce-overhead", None, "0.11 to PyTorch eager"
+    ]  # fmt: skip
+    assert [row[-2] for row in cells] == ["1.20 to torch.compile, one CUDA graph", None, "0.50 to PyTorch, one CUDA graph", None, None]
+    page = gpu_report.page_of([("a.json", made_up("gpu_step", every))])
+    assert "### The goals of the step\n\nThey are worded by PyTorch eager" in page
+    assert "| cifar-nano, 64 of 32x32, tf32 | 0.33 | 0.33 | yes | – | 0.50 to PyTorch, one CUDA graph |" in page
+    assert "### The goals" not in gpu_report.page_of([("a.json", made_up("gpu_step", every[-2:]))])
 
 
 def test_the_suite_runs_every_program_and_counts_those_that_fail(device: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -579,7 +649,7 @@ def test_steps_measured_before_the_program_was_stopped_are_kept(
     assert in_file() == everything[:1]  # not to be resumed, it begins anew
     (file,) = tmp_path.glob("*.json")
     page = gpu_report.page_of([(file.name, json.loads(file.read_text()))])
-    assert f"before it came to these: {tiny_network}, tf32; {tiny_network}, bf16; {tiny_network}, float32, compiled" in page
+    assert f"before it came to these: {tiny_network}, tf32; {tiny_network}, bf16; {tiny_network}, float32, torch.compile" in page
     calls.clear()
     most = 100
     gpu_step.main([*words, "--resume", "--precisions", "bf16"])
@@ -803,7 +873,7 @@ def test_the_page_says_what_the_files_hold(tmp_path: Path) -> None:
         (tmp_path / f"{record['benchmark']}.json").write_text(json.dumps(record))
     gpu_report.main(["--results", str(tmp_path), "--page", str(tmp_path / "page.md")])
     page = (tmp_path / "page.md").read_text()
-    assert "| cifar-micro, 512 of 32x32, tf32 | 5 | 50 | 10 | – | 0.50 | 0.50 |" in page
+    assert "| cifar-micro, 512 of 32x32, tf32 | 5 | 50 | 10 | – | 0.50 | – | 0.50 to PyTorch eager |" in page
     assert "Not measured, or not to the end: cifar-micro, tf32, torch.compile: left out: the time for compiling was spent." in page
     assert "do not take the same step; their losses**: cifar-micro, tf32: graph 2, eager 2, torch 2.5." in page
     assert "copies memory at 2 GB/s" in page and "float32 0, tf32 0, bf16 0" in page
