@@ -121,7 +121,9 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
 
 def resumable(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """With --resume, for a benchmark of many cases; see `Cases`."""
-    parser.add_argument("--resume", action="store_true", help="keep the cases that the file has, if they are of the same card, code and options")
+    parser.add_argument(
+        "--resume", action="store_true", help="keep the cases that the file has, if card, driver, versions, code and options are the same"
+    )
     return parser
 
 
@@ -145,6 +147,8 @@ def code() -> str:
 
 def environment() -> dict[str, Any]:
     """The card, its driver, the versions, and the host."""
+    import torch
+
     about: dict[str, Any] = {"device": "the emulator", **host(), "code": code()}
     if not emulated():
         cp = connect()
@@ -160,10 +164,7 @@ def environment() -> dict[str, Any]:
             cuda_runtime=int(cp.cuda.runtime.runtimeGetVersion()),
         )
     about["versions"] = {name: _version(name) for name in ("numpy", "cupy", "torch", "triton") if name in sys.modules}
-    if "torch" in sys.modules:
-        import torch
-
-        about["versions"]["cudnn"] = str(torch.backends.cudnn.version())
+    about["versions"]["cudnn"] = str(torch.backends.cudnn.version())
     return about
 
 
@@ -210,14 +211,19 @@ def save(name: str, rows: Sequence[dict], options: argparse.Namespace, argv: Seq
 
 
 def kept(name: str, options: argparse.Namespace, variant: str = "", **same: Any) -> dict[str, Any]:
-    """With --resume: the file that `save` is going to write, if card, code, --quick and what `same` says are those of now; else one without rows."""
+    """With --resume: the file that `save` is going to write, if card, driver, versions, code, --quick and what `same` says are those of now; else one
+    without rows. A library that only one of both runs had imported, as triton is for torch.compile alone, is not compared.
+    """
     here = environment()
     path = path_of(name, options, here["device"], variant)
     if not options.resume or not path.is_file():
         return {"rows": []}
     record = json.loads(path.read_text())
-    before = {**record, **record["environment"]}
-    now = {"device": here["device"], "code": here["code"], "quick": options.quick, **same}
+    versions = record["environment"]["versions"]
+    before = {**record, **record["environment"], **versions}
+    now = {key: here.get(key) for key in ("device", "driver", "cuda_runtime", "code")}
+    now |= {name: version for name, version in here["versions"].items() if name in versions}
+    now |= {"quick": options.quick, **same}
     other = [f"{key} {before.get(key)}, now {value}" for key, value in now.items() if before.get(key) != value]
     if other:
         print(f"--resume: {path.name} is measured anew, since it is of {'; '.join(other)}", flush=True)

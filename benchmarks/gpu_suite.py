@@ -8,7 +8,8 @@ Each runs in a process of its own; what one cannot measure leaves the others alo
 Where a GPU is lent for 30 minutes, and 10 for one call, all there is to know about it comes from these calls, in this order. DIR is a folder (no
 more than 8 files get into it) that outlasts a call; each file is written as soon as there is something for it, so a call may be stopped. The minutes
 are the most that a call takes; starting the machine counts too, a minute or more each time that it was given back, so no time is spent on the results
-between the calls, and what does not fit is left out from the end.
+between the calls, and what does not fit is left out from the end. Call 3 goes on with the files of call 2 on the same card, driver and versions; on
+others it writes them anew, so keep those of call 2.
 
     1. timeout -s INT -k 30 530 make test-gpu PYTHON_GPU=python3 ARGS="-v --timeout=100" 2>&1 | tee DIR/tests.txt    9 minutes
     2. make bench-gpu PYTHON_GPU=python3 ARGS="--seconds 500 --out DIR"                                              9

@@ -659,6 +659,29 @@ def test_steps_measured_before_the_program_was_stopped_are_kept(
     assert in_file() == [everything[2], everything[5]]  # other turns than those of the file
 
 
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({}, None),
+        ({"driver": "2.0"}, "driver 1.0, now 2.0"),
+        ({"cuda_runtime": 13_000}, "cuda_runtime None, now 13000"),
+        ({"versions": {"torch": "2.13", "cudnn": "9.9"}}, "cudnn 9.8, now 9.9"),
+        ({"versions": {"torch": "2.14", "cudnn": "9.8"}}, "torch 2.13, now 2.14"),
+        ({"versions": {"torch": "2.13", "triton": "3.5"}}, None),  # imported by one of both alone
+    ],
+)
+def test_figures_of_other_versions_are_not_gone_on_with(
+    changed: dict, told: str | None, device: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = gpu.resumable(gpu.arguments(None)).parse_args(["--resume", "--out", str(tmp_path)])
+    environment = {"device": "A1", "code": "abc", "driver": "1.0", "versions": {"torch": "2.13", "cudnn": "9.8"}}
+    monkeypatch.setattr(gpu, "environment", lambda: environment)
+    gpu.save("some", [{"a": 1}], options, [])
+    environment |= changed
+    assert gpu.kept("some", options)["rows"] == ([] if told else [{"a": 1}])
+    assert capsys.readouterr().out == (f"--resume: some-a1.json is measured anew, since it is of {told}\n" if told else "")
+
+
 def test_a_case_that_ends_the_process_is_begun_last_by_every_later_run(device: object, tmp_path: Path) -> None:
     """By two of them too: neither may keep the others from being measured."""
     options = gpu.resumable(gpu.arguments(None)).parse_args(["--resume", "--out", str(tmp_path)])
