@@ -145,15 +145,15 @@ class ConvBlock(nn.Module):
             self.residual_conv = nn.Conv2d(inplanes, outplanes, 1, stride=stride, bias=False)
             self.residual_bn = nn.BatchNorm2d(outplanes, eps=EPS)
 
-    def forward(self, x: Tensor, x_t: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, expanded: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(B, H, W, inplanes) -> the output (B, H', W', outplanes), and the 3x3 convolution's (B, H', W', outplanes / 4), which FCUDown reads.
 
-        `x_t` (B, H, W, outplanes / 4), what FCUUp made of the tokens, is added AFTER the first ReLU, before the 3x3 convolution.
+        `expanded` (B, H, W, outplanes / 4), what FCUUp made of the tokens, is added AFTER the first ReLU, before the 3x3 convolution.
         """
         shortcut = self.residual_bn(self.residual_conv(x)) if self.res_conv else x  # (B, H', W', outplanes)
         x = self.bn1(self.conv1(x), relu=True)  # (B, H, W, middle)
-        if x_t is not None:
-            x = x + x_t
+        if expanded is not None:
+            x = x + expanded
         x2 = self.bn2(self.conv2(x), relu=True)  # (B, H', W', middle)
         return self.bn3(self.conv3(x2), residual=shortcut, relu=True), x2
 
