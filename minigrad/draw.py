@@ -69,26 +69,30 @@ class Graph:
         from matplotlib.path import Path
 
         places, bends = layout(len(self.boxes), self.arrows)
-        wide = max((len(line) for box in self.boxes for line in box.lines), default=1)
-        high = max((len(box.lines) for box in self.boxes), default=1)
-        box_size = 0.25 + 0.075 * wide, 0.12 + 0.15 * high  # inches
-        step = box_size[0] + 0.35, box_size[1] + 0.2  # between columns and between rows
-        half = box_size[0] / step[0] / 2, box_size[1] / step[1] / 2  # of a box, where columns and rows are one apart
-        columns, rows = (1 + max((place[axis] for place in itertools.chain(places, *bends)), default=0.0) for axis in (0, 1))
+        letters = [1] * (1 + max((int(column) for column, _ in places), default=0))  # of the longest line in each column
+        for box, (column, _) in zip(self.boxes, places, strict=True):
+            letters[int(column)] = max([letters[int(column)], *map(len, box.lines)])
+        widths = [0.25 + 0.075 * longest for longest in letters]  # of the boxes of a column, inches
+        middles = [sum(widths[:column]) + 0.35 * column + width / 2 for column, width in enumerate(widths)]  # 0.35 between columns
+        high = 0.12 + 0.15 * max((len(box.lines) for box in self.boxes), default=1)  # of all boxes, inches
+        step = high + 0.2  # between rows
+        half = high / step / 2  # of a box, where rows are one apart
+        rows = 1 + max((row for _, row in itertools.chain(places, *bends)), default=0.0)
+        total = sum(widths) + 0.35 * len(widths)
         if axes is None:
-            axes = Figure(figsize=(columns * step[0], rows * step[1]), layout="constrained").subplots()
+            axes = Figure(figsize=(total, rows * step), layout="constrained").subplots()
         for (start, end), between in zip(self.arrows, bends, strict=True):
-            (x0, y0), (x1, y1) = places[start], places[end]
-            path = Path([(x0 + half[0], y0), *between, (x1 - half[0], y1)])
+            (first, y0), (last, y1) = ((int(column), row) for column, row in (places[start], places[end]))
+            ends = (middles[first] + widths[first] / 2, y0), (middles[last] - widths[last] / 2, y1)
+            path = Path([ends[0], *((middles[int(column)], row) for column, row in between), ends[1]])
             axes.add_patch(FancyArrowPatch(path=path, arrowstyle="-|>", mutation_scale=8, linewidth=0.8, color="#777777"))
-        for box, (x, y) in zip(self.boxes, places, strict=True):
+        for box, (column, y) in zip(self.boxes, places, strict=True):
+            x, width = middles[int(column)], widths[int(column)]
             corners = "round,pad=0,rounding_size=0.12" if box.kind == "operation" else "square,pad=0"
-            frame = FancyBboxPatch(
-                (x - half[0], y - half[1]), 2 * half[0], 2 * half[1], boxstyle=corners, facecolor=COLORS[box.kind], edgecolor="#888888"
-            )
+            frame = FancyBboxPatch((x - width / 2, y - half), width, 2 * half, boxstyle=corners, facecolor=COLORS[box.kind], edgecolor="#888888")
             axes.add_patch(frame)
             axes.text(x, y, "\n".join(box.lines), ha="center", va="center", fontsize=8, color="black")
-        axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))
+        axes.set(xlim=(-0.175, total - 0.175), ylim=(rows - 0.5, -0.5))
         axes.set_axis_off()
         return axes
 

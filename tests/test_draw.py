@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.patches import FancyBboxPatch
 
 import minigrad
 from minigrad import Tensor, checkpoint, functional, no_grad, ops
@@ -95,6 +96,23 @@ def test_a_picture_of_a_block():
     words = [text.get_text() for text in axes.texts]
     assert "weight\n(8, 8)" in words
     assert "gelu" in words
+
+
+def test_a_long_label_widens_its_own_column_alone():
+    w = Tensor([0.5, -1.0, 2.0], requires_grad=True)
+    loss = ((w * Tensor([1.0, 2.0, 3.0])).sum() - 1.0) ** 2
+    loss.backward()
+    axes = graph(loss, {"w": w, "loss": loss}).plot()
+    axes.figure.canvas.draw()
+    frames = [patch for patch in axes.patches if isinstance(patch, FancyBboxPatch)]
+    widths = [frame.get_width() for frame in frames]
+    assert widths[0] > 3 * widths[1]  # "grad [ 7., 14., 21.]" and "mul"
+    assert axes.figure.get_figwidth() < 7.5
+    for frame, text in zip(frames, axes.texts, strict=True):
+        outer, inner = frame.get_window_extent(), text.get_window_extent()
+        assert outer.x0 < inner.x0 < inner.x1 < outer.x1
+    edges = [(frame.get_x(), frame.get_x() + frame.get_width()) for frame in frames]
+    assert all(right < left for (_, right), (left, _) in itertools.pairwise(edges))
 
 
 @st.composite
