@@ -21,7 +21,7 @@ from minigrad.draw import graph
 # %% [markdown]
 # ## One number that should be another
 #
-# Three inputs, three weights, one score: a scalar product. The score should be 1. How wrong it is says the *loss*, the squared distance.
+# Three inputs, three weights, one score: a scalar product. The score should be 1. The *loss*, the squared distance, says how wrong it is.
 
 # %%
 inputs = [1.0, 2.0, 3.0]
@@ -86,7 +86,7 @@ assert np.allclose(np.subtract(by_nudging, on_paper), [1e-3 * x * x for x in inp
 # %% [markdown]
 # The tangent that the derivative stands for, for the third weight:
 
-# %%
+# %% alt="The loss over the third weight, a parabola; at weight 2, loss 12.25, the dashed tangent of slope 21 touches it."
 line = np.linspace(-0.5, 2.5, 100)
 plt.figure(figsize=(5, 3))
 plt.plot(line, [loss_of([*weights[:2], w]) for w in line], label="loss")
@@ -156,9 +156,9 @@ def as_value(x):
 #
 # <details><summary>Answer</summary>
 #
-# 7, that is 2 d. In `d * d` both factors are the same Value: it is a parent twice, and each time d arrives. With `=` the second would overwrite the
-# first and the gradient would be half of what it should be. A quantity that reaches the loss on several ways has the sum over all ways as its
-# gradient.
+# 7, that is 2 d. In `d * d` both factors are the same Value: it is a parent twice, and each time a gradient of d = 3.5 arrives. With `=` the second
+# would overwrite the first and the gradient would be half of what it should be. A quantity that reaches the loss along several paths has the sum over
+# all paths as its gradient.
 # </details>
 
 # %%
@@ -197,7 +197,7 @@ for count in (3, 1000, 1_000_000):
 # `minigrad.Tensor` does what `Value` does, for whole arrays at a time, on the same plan. Here is the picture of the graph, drawn from what the
 # tensors remember. Blue boxes are leaves, where gradients are collected; rounded boxes are operations.
 
-# %%
+# %% alt="From left to right, each with an arrow to the next: leaf w, mul, sum, score 4.5, sub, power 2, loss 12.25."
 w = Tensor(weights, requires_grad=True)
 score = (w * Tensor(inputs)).sum()
 loss = (score - 1.0) ** 2
@@ -236,17 +236,18 @@ else:
 #
 # The gradient points where the loss grows. Step the other way, again and again: that is training.
 #
-# **Predict:** with steps of 0.03 times the gradient, does the loss fall to 0, and does it ever rise? With 0.08?
+# **Predict:** with a step of 0.03 times the gradient (the factor is called the *learning rate*), does the loss fall to 0, and does it ever rise? With
+# 0.08?
 #
 # <details><summary>Answer</summary>
 #
-# Let $\eta$ be the factor. Each step multiplies d by $1 - 2 \eta \sum_i x_i^2 = 1 - 28 \eta$: by 0.16 for 0.03, so the loss falls fast and never
-# rises (until it is 0, or as near as float32 can tell); by -1.24 for 0.08, so d changes sign every time and grows. The border is at
+# Let $\eta$ be the learning rate. Each step multiplies d by $1 - 2 \eta \sum_i x_i^2 = 1 - 28 \eta$: by 0.16 for 0.03, so the loss falls fast and
+# never rises (until it is 0, or as near as float32 can tell); by -1.24 for 0.08, so d changes sign every time and grows. The border is at
 # $\eta = 1/14 = 0.0714$.
 # </details>
 
 
-# %%
+# %% alt="Loss over 12 steps, logarithmic: rate 0.03 falls below 1e-12 in 9 steps, 0.005 falls slowly to 0.5, 0.08 rises above 1,000."
 def descend(rate, steps=12):
     w = Tensor(weights, requires_grad=True)
     losses = []
@@ -261,8 +262,8 @@ def descend(rate, steps=12):
 
 
 plt.figure(figsize=(5, 3))
-for rate in (0.005, 0.03, 0.08):
-    plt.semilogy(descend(rate), "o-", markersize=3, label=f"step {rate}")
+for rate, style in ((0.005, "o-"), (0.03, "s--"), (0.08, "^:")):
+    plt.semilogy(descend(rate), style, markersize=3, label=f"learning rate {rate}")
 plt.xlabel("steps taken")
 plt.ylabel("loss")
 plt.ylim(1e-15, 1e4)
@@ -279,7 +280,7 @@ plt.show()
 #
 # **3.** A neuron: $\tanh(w_1 x_1 + w_2 x_2 + b)$. Find weights by gradient descent with which it says 0.5 for the inputs (1, 2).
 #
-# The solutions are in the folded cells below.
+# The solutions are in the cells below, folded in JupyterLab and on the site; on GitHub they are open: stop scrolling here.
 
 
 # %% tags=["solution"]

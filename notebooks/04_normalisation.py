@@ -5,7 +5,8 @@
 # which formulas survive float32; and counted, in bytes, what a fused kernel saves.
 #
 # Deep networks are trained with normalised activations: mean 0, variance 1, again and again on the way. **LayerNorm** does this to each vector (all
-# channels of one pixel or token), **BatchNorm** to each channel (all pixels of all images). Both are one formula, along different axes.
+# channels of one pixel, or of one *token*: a vector that stands for a patch of the image, see 06), **BatchNorm** to each channel (all pixels of all
+# images). Both are one formula, along different axes.
 #
 # In each section: read the question, *write your prediction down*, run the cell, compare. Answers are folded under the question.
 
@@ -37,8 +38,8 @@ FAST = bool(os.environ.get("MINIGRAD_FAST"))
 #
 # <details><summary>Answer</summary>
 #
-# Nothing, both times (up to $\varepsilon$, which only keeps r finite when all numbers are equal). The mean takes the shift away, the deviation the
-# scale. Remember it: it is the whole backward pass.
+# It stays the same, both times (up to $\varepsilon$, which only keeps r finite when all numbers are equal). The mean takes the shift away, the
+# deviation the scale. Remember it: it is the whole backward pass.
 # </details>
 
 
@@ -88,18 +89,18 @@ assert np.allclose(jacobian, formula)
 # %% [markdown]
 # ## The picture
 #
-# All $\hat x$ have mean 0 and length $\sqrt C$ (but for the small eps). For C = 3 they lie on a circle, in the plane across (1, 1, 1). A gradient g
-# pulls at $\hat x$ in some direction; but $\hat x$ can only slide along the circle. So the pull is cut down, twice: the part along (1, 1, 1), out of
-# the plane, and the part along $\hat x$, off the circle.
+# All $\hat x$ have mean 0 and length $\sqrt C$ (but for the small eps). For C = 3 they lie on a circle, in the plane orthogonal to (1, 1, 1). A
+# gradient g pulls at $\hat x$ in some direction; but $\hat x$ can only slide along the circle. So the pull is cut down, twice: the part along (1, 1,
+# 1), out of the plane, and the part along $\hat x$, off the circle.
 #
 # $$dx = r \left( g \;-\; \overline{g} \;-\; \hat x \; \overline{g \hat x} \right), \qquad \text{a bar is the mean over the C numbers.}$$
 #
 # $\overline g$ is the projection on (1, ..., 1), and $\hat x\, \overline{g \hat x}$ that on $\hat x$: both have squared length C, hence the
 # means. These are the three terms that every implementation of LayerNorm computes.
 
-# %%
+# %% alt="A circle and the arrow x_hat to a point on it; from there the pull points off the circle, and what passes lies along the tangent."
 g = np.array([1.0, -0.4, 1.5])
-plane = np.array([[1, -1, 0], [1, 1, -2]]) / np.sqrt([[2], [6]])  # two directions across (1, 1, 1)
+plane = np.array([[1, -1, 0], [1, 1, -2]]) / np.sqrt([[2], [6]])  # two directions orthogonal to (1, 1, 1)
 passed = g - g.mean() - x_hat * (g * x_hat).mean()
 tip, pull, slide = plane @ x_hat, plane @ g, plane @ passed
 plt.figure(figsize=(4.2, 4.2))
@@ -114,7 +115,7 @@ for start, arrow, color, label in arrows:
 plt.axis([-2.3, 2.3, -2.9, 2.1])
 plt.xlabel(r"along $(1, -1, 0)/\sqrt{2}$")
 plt.ylabel(r"along $(1, 1, -2)/\sqrt{6}$")
-plt.title("the plane across (1, 1, 1)")
+plt.title("the plane orthogonal to (1, 1, 1)")
 plt.gca().set_aspect("equal")
 plt.legend(loc="upper right", fontsize=9)
 plt.show()
@@ -200,6 +201,9 @@ sums = dx.sum((0, 1, 2)), (dx.reshape(-1, 3) * x_hat).sum(0)
 print(f"in each channel dx sums to {np.abs(sums[0]).max():.0e} at most, and dx * x_hat to {np.abs(sums[1]).max():.0e}")
 
 # %% [markdown]
+# The second sum is not 0 but $r^3 \varepsilon \sum g\, \hat x$: with $\varepsilon > 0$ a scaling moves $\hat x$ a little, and $r^3$ is some hundreds
+# here.
+#
 # ## Training and evaluation
 #
 # A single test image has no batch, and its result should not depend on who happens to be next to it. So BatchNorm keeps **running statistics** while
@@ -215,7 +219,7 @@ print(f"in each channel dx sums to {np.abs(sums[0]).max():.0e} at most, and dx *
 # them.
 # </details>
 
-# %%
+# %% alt="The running means of red, green and blue rise together from 0.05 and reach the dotted true mean, 0.5, after about 50 batches."
 layer = nn.BatchNorm2d(3)
 track, by_hand = [], np.zeros(3, np.float32)
 for start in range(0, len(images), 32):
@@ -225,8 +229,8 @@ for start in range(0, len(images), 32):
     track.append(layer.running_mean.numpy())
 assert np.allclose(layer.running_mean.numpy(), by_hand, atol=1e-5)
 plt.figure(figsize=(5.5, 3))
-for channel, color in enumerate(("tab:red", "tab:green", "tab:blue")):
-    plt.plot([mean[channel] for mean in track], color=color, label=color[4:])
+for channel, (color, style) in enumerate((("tab:red", "-"), ("tab:green", "--"), ("tab:blue", "-."))):
+    plt.plot([mean[channel] for mean in track], style, color=color, label=color[4:])
     plt.axhline(images[..., channel].mean(), color=color, linestyle=":")
 plt.xlabel("batches of 32 images")
 plt.ylabel("running mean of a channel")
@@ -284,7 +288,7 @@ for mean in (0, 10, 100, 1000, 10_000):
 # What minigrad's kernels do about it is measured best by the error of $\hat x$ itself. (LayerNorm's kernel subtracts the mean first. BatchNorm's
 # uses the fast formula, looks at the result, and starts again with a shifted x when mean and deviation are far apart.)
 
-# %%
+# %% alt="Error of x_hat over the mean of x: E[x^2] - mu^2 rises to 0.5 at 300, then is nan; layer_norm rises to 0.03; batch_norm stays at 1e-6."
 means = 10.0 ** np.arange(0, 6.1, 0.5)
 errors = {"E[x^2] - mu^2": [], "layer_norm": [], "batch_norm": []}
 for mean in means:
@@ -296,8 +300,8 @@ for mean in means:
     for kind, result in zip(errors, results, strict=True):
         errors[kind].append(np.abs(result - exact).max())
 plt.figure(figsize=(5.5, 3))
-for kind, error in errors.items():
-    plt.loglog(means, error, "o-", markersize=3, label=kind)
+for (kind, error), style in zip(errors.items(), ("o-", "s--", "^:"), strict=True):
+    plt.loglog(means, error, style, markersize=3, label=kind)
 plt.xlabel("mean of x (its deviation is 1)")
 plt.ylabel("largest error of x_hat")
 plt.title("float32; where a point is missing, it is nan", fontsize=10)
@@ -345,7 +349,7 @@ def kept_arrays(result):
     return arrays
 
 
-# (B, N, C): 64 images, 64 patches and the class token, cifar-nano's width
+# (B, N, E): 64 images, 64 patches and the class token, cifar-nano's width
 tokens = Tensor(generator.standard_normal((64, 65, 96)).astype(np.float32), requires_grad=True)
 weight, bias = (Tensor(a.astype(np.float32), requires_grad=True) for a in (np.ones(96), np.zeros(96)))
 inputs = {id(t.data) for t in (tokens, weight, bias)}
@@ -360,11 +364,12 @@ for way in ("definition", "kernel"):
 
 # %% [markdown]
 # Python can confirm it from outside: `tracemalloc` counts every byte that NumPy asks for. We take what is still there after the forward pass, the
-# output included, and the highest point of forward and backward together. The second pair of bars is batch norm with the sum and the ReLU that
-# follow it in a convolution block, which the kernel does in one go.
+# output included, and the highest point of forward and backward together. In each panel the left pair of bars is what is held after the forward pass,
+# the right pair the highest point. The left panel is layer norm, the right one batch norm with the sum and the ReLU that follow it in a convolution
+# block, which the kernel does in one go.
 
 
-# %%
+# %% alt="Bars of memory in units of x. Held after forward: definition 3, kernel 1. Most at any time: definition 6 and 7, kernel about 4."
 def bytes_of(run, definitions):
     """Bytes that are held after the forward pass, and at most during forward and backward."""
     with minigrad.definitions() if definitions else minigrad.enable_grad():
@@ -439,8 +444,8 @@ Code(inspect.getsource(F.layer_norm.kernels["cpu"].backward), language="python")
 # %% [markdown]
 # ## Maps and tokens
 #
-# The Conformer has both: feature maps (B, H, W, C) in its convolution branch, tokens (B, N, C) in its transformer. In this project channels come
-# last, so a map *is* its tokens, in the same memory, with N = H W.
+# The Conformer has both: feature maps (B, H, W, C) in its convolution branch, tokens (B, N, E) in its transformer. In this project channels come
+# last, so a map *is* its patch tokens, in the same memory, when E = C and N = H W (the class token, which 06 adds, left out).
 #
 # **Predict:** for a map of shape (64, 8, 8, 96), how many means does LayerNorm compute, and how many BatchNorm? Over how many numbers each? Which of
 # them change when one image of the batch is replaced?
@@ -473,7 +478,7 @@ for title, operation in (("LayerNorm", F.layer_norm), ("BatchNorm", lambda x: F.
 # alike: the picture stays.
 # </details>
 
-# %%
+# %% alt="Four images, unchanged and after both norms: BatchNorm keeps the picture, LayerNorm leaves flat areas of hue without the textures."
 pictures = images[:4]
 shown = [pictures, F.batch_norm(Tensor(images[:64]))[0].numpy()[:4], F.layer_norm(Tensor(pictures)).numpy()]
 figure, axes = plt.subplots(3, 4, figsize=(6, 4.7), layout="constrained")
@@ -502,7 +507,7 @@ plt.show()
 # **3.** GroupNorm takes, for each image, the mean and variance of a *group* of channels over all pixels. Make it from `reshape`, `transpose` and
 # `layer_norm`, for (B, H, W, C). What do you have to derive for its backward?
 #
-# The solutions are in the folded cells below.
+# The solutions are in the cells below, folded in JupyterLab and on the site; on GitHub they are open: stop scrolling here.
 
 
 # %% tags=["solution"]

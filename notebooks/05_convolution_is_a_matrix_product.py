@@ -3,7 +3,7 @@
 #
 # **You need** notebook 02: a matrix product and its two gradients. **You will have** slid a window over an image by hand, written all windows as the
 # rows of a matrix, and got from that one sentence everything else: the output, stride, padding, dilation and groups, both gradients, and the reason
-# why the library's kernel computes both of them from a single set of windows.
+# why the library's code computes both of them from a single set of windows.
 
 # %%
 import inspect
@@ -26,6 +26,9 @@ from minigrad.fused import conv2d as page  # the file minigrad/fused/conv2d.py
 #
 # An image of 3 x 3 pixels, a kernel of 2 x 2 weights. Lay the kernel on the image, multiply what lies on top of each other, add up: one number. Move
 # one pixel to the right, and so on.
+#
+# (Two things are called kernel. In this notebook *kernel* is the small array of weights; the fast implementation beside a definition, notebook 02's
+# kernel, is called *the library's code*.)
 #
 # **Predict:** how many places are there for the kernel, and what comes out at the first one?
 #
@@ -183,7 +186,7 @@ Code(inspect.getsource(F.conv2d.definition).split('"""')[-1], language="python")
 # put them there.
 # </details>
 
-# %%
+# %% alt="Three images, and where the two kernels answer: each finds the stripes across its own direction; the discs are in no answer."
 try:  # CIFAR-10 where it is on this machine already, else images that are generated; nothing is downloaded
     dataset = data.load("cifar10", os.environ.get("CONFORMER_DATA") or data.cache_folder())
     name, photos = dataset.name, dataset.test.images[:64]
@@ -209,8 +212,10 @@ for ax, title in zip(axes[0], (f"image ({name})", "left to right", "top to botto
 plt.show()
 
 # %% [markdown]
-# Blue is a step up in brightness, red a step down. There is no padding here, hence 30 x 30. With padding the strongest edge of all would be the frame
-# of the image, where it meets the zeros. A network sees that frame too, and notebook 07 shows what it does with it.
+# Blue is a step up in brightness, red a step down. (Where are the discs of coupling10? They differ from their ground in hue alone, and the kernel was
+# given the brightness, the mean of the three colours: there is no edge to find. Give it one colour, `chosen[..., :1]`, and they appear.) There is no
+# padding here, hence 30 x 30. With padding the strongest edge of all would be the frame of the image, where it meets the zeros. A network sees that
+# frame too, and notebook 07 shows what it does with it.
 #
 # ## Backwards, first way: back through the matrix product
 #
@@ -292,14 +297,13 @@ for padding in (0, 1, 2):
 assert minigrad.gradcheck(lambda a, b: convolution(a, b, 0.0, 2, 1, 2), (x_leaf, w_leaf))
 
 # %% [markdown]
-# The library's kernel is this, a few images at a time, shared out to the threads. `mirrored` are your windows over dY, `turned` is your turned
-# kernel:
+# The library's code is this, a few images at a time, shared out to the threads. `mirrored` are your windows over dY, `turned` is your turned kernel:
 
 # %%
 Code(inspect.getsource(page._by_columns_of_dy), language="python")
 
 # %% [markdown]
-# With a stride of 2 the windows over dY would have to skip places, so there the kernel goes the first way (`_by_columns_of_x`).
+# With a stride of 2 the windows over dY would have to skip places, so there the library's code goes the first way (`_by_columns_of_x`).
 #
 # ## 1x1: a convolution that is a linear layer
 #
@@ -327,11 +331,11 @@ assert np.abs(as_convolution.numpy() - as_linear.numpy()).max() < 1e-12
 # ## What the definition costs in memory
 #
 # Written out whole, the windows are nine images. The backward pass needs them again, so the graph keeps them until then, and their gradient is as
-# large once more. The library's kernel keeps only the image (which somebody holds anyway) and writes the windows of a few images into one small
-# buffer, over and over.
+# large once more. The library's code keeps only the image (which somebody holds anyway) and writes the windows of a few images into one small buffer,
+# over and over.
 #
-# **Predict:** how many megabytes are the windows of 32 images of 16 x 16 with 48 channels, in float32? How large is the buffer of the library's
-# kernel, if it holds at most 2 MiB a thread?
+# **Predict:** how many megabytes are the windows of 32 images of 16 x 16 with 48 channels, in float32? How large is the buffer of the library's code,
+# if it holds at most 2 MiB a thread?
 #
 # <details><summary>Answer</summary>
 #
@@ -369,7 +373,7 @@ quick, quick_peak, quick_dw = measured(2 if fast_run else 5)
 print(f"windows of the whole batch: {np.prod(big.shape) * 9 * 4 / 1e6:.1f} MB")
 print(f"definition: {1000 * slow:6.1f} ms, at its peak {slow_peak / 1e6:6.1f} MB more than before")
 print(f"library:    {1000 * quick:6.1f} ms, at its peak {quick_peak / 1e6:6.1f} MB more than before")
-print(f"the library's kernel is {slow / quick:.1f} times as fast with {slow_peak / quick_peak:.1f} times less memory")
+print(f"the library's code is {slow / quick:.1f} times as fast with {slow_peak / quick_peak:.1f} times less memory")
 assert np.abs(slow_dw - quick_dw).max() < 1e-3 * np.abs(slow_dw).max() and quick_peak < slow_peak
 
 # %% [markdown]
@@ -391,7 +395,7 @@ Code(inspect.getsource(page.columns_of), language="python")
 # **3.** Pretend you do not know Sobel's kernel, only images and their edge pictures. Find a 3x3 kernel by gradient descent that turns the ones into
 # the others.
 #
-# The solutions are in the folded cells below.
+# The solutions are in the cells below, folded in JupyterLab and on the site; on GitHub they are open: stop scrolling here.
 
 # %% tags=["solution"]
 units = Tensor(np.eye(9).reshape(9, 3, 3, 1))
@@ -424,6 +428,6 @@ print(np.round(8 * found.numpy()[0, 0], 2))
 assert np.abs(found.numpy()[0, 0] - sobel).max() < 0.01
 
 # %% [markdown]
-# **You now have** convolution as one matrix product: its output, its counts, its two gradients in two ways, and the reason why a kernel can be faster
-# with less memory than its definition. **Next:** `06`, attention, where the matrix itself is computed from the data; and `07`, where 1x1 convolutions
-# and tokens meet.
+# **You now have** convolution as one matrix product: its output, its counts, its two gradients in two ways, and the reason why fast code can do with
+# less memory than its definition. **Next:** `06`, attention, where the matrix itself is computed from the data; and `07`, where 1x1 convolutions and
+# tokens meet.

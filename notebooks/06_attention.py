@@ -88,9 +88,9 @@ assert np.allclose(by_rule, mine.numpy()) and np.allclose(by_rule, theirs.numpy(
 # %% [markdown]
 # ## Three tokens, read aloud
 #
-# Every token sends out a **query** (what it looks for), a **key** (what it can be found by) and a **value** (what it tells). The score of token n for
-# token m is the scalar product of n's query with m's key. Softmax turns n's scores into shares, and n's output is the mixture of all values with
-# these shares:
+# An image is given as a list of vectors, its **tokens**, one for each patch. Every token sends out a **query** (what it looks for), a **key** (what
+# it can be found by) and a **value** (what it tells). The score of token n for token m is the scalar product of n's query with m's key. Softmax turns
+# n's scores into shares (in the literature: *attention weights*), and n's output is the mixture of all values with these shares:
 #
 # $$Y = \text{softmax}(Q K^T)\, V .$$
 #
@@ -121,16 +121,17 @@ assert np.allclose(output.ravel(), [20, 27.5, 21])
 #
 # With real queries and keys of width D, a score is a sum of D products.
 #
-# **Predict:** queries and keys are independent numbers of variance 1. How large are the scores typically? What happens to the shares as D grows?
+# **Predict:** queries and keys are independent numbers of mean 0 and variance 1. How large are the scores typically? What happens to the shares as D
+# grows?
 #
 # <details><summary>Answer</summary>
 #
-# A sum of D independent terms of variance 1 has variance D: scores of size $\sqrt D$. Their exponentials differ more and more, until one share is
-# nearly 1 and the others nearly 0. Then $y_j (g_j - \sum g_i y_i)$ is nearly 0 everywhere: no gradient, no learning. Dividing the scores by $\sqrt D$
-# keeps them at size 1 for any width.
+# A sum of D independent terms of mean 0 and variance 1 has variance D: scores of size $\sqrt D$. Their exponentials differ more and more, until one
+# share is nearly 1 and the others nearly 0. Then $y_j (g_j - \sum g_i y_i)$ is nearly 0 everywhere: no gradient, no learning. Dividing the scores by
+# $\sqrt D$ keeps them at size 1 for any width.
 # </details>
 
-# %%
+# %% alt="The largest of 16 shares over the width D: undivided it rises from 0.3 to 0.96, divided by the root of D it stays near 0.25."
 widths = [2**k for k in range(1, 11)]
 largest = {"$Q K^T$": [], r"$Q K^T / \sqrt{D}$": []}
 for D in widths:
@@ -259,7 +260,7 @@ assert np.abs(mine.numpy() - layer(tokens).numpy()).max() < 1e-12
 # average, so its query is nearly 0: it asks nothing in particular and reads from all alike, 1/64 each.
 # </details>
 
-# %%
+# %% alt="An image and the shares of three patches: two on discs read from both discs of their colour, a grey one from all patches alike."
 try:  # CIFAR-10 where it is on this machine already, else images that are generated; nothing is downloaded
     dataset = data.load("cifar10", os.environ.get("CONFORMER_DATA") or data.cache_folder())
     name, photos = dataset.name, dataset.test.images[:64] / 255.0
@@ -283,7 +284,7 @@ for ax, (row, column) in zip(axes[1:], ((2, 1), (6, 5), (0, 3)), strict=True):
         shares[8 * row + column].reshape(8, 8), vmin=0, vmax=shares.max(), alpha=0.75, extent=(0, 8, 8, 0)
     )
     ax.add_patch(plt.Rectangle((column, row), 1, 1, fill=False, color="red", linewidth=2))
-    ax.set_title(f"asked by ({row}, {column})")
+    ax.set_title(f"asked by row {row}, column {column}", fontsize=10)
 fig.colorbar(shown, ax=axes, label="share", shrink=0.8)
 for ax in axes:
     ax.set(xticks=[], yticks=[])
@@ -305,7 +306,7 @@ plt.show()
 # one trains.
 # </details>
 
-# %%
+# %% alt="An image, its patches shuffled, and two quarters exchanged: the class token moves by less than 1e-15 in both."
 minigrad.manual_seed(0)
 embed = nn.Linear(48, 32).to(dtype="float64")
 blocks = nn.Sequential(*[Block(32, 4, 128, qkv_bias=True) for _ in range(3)]).to(dtype="float64")
@@ -339,8 +340,8 @@ for ax, (title, shown) in zip(
 plt.show()
 
 # %% [markdown]
-# The remedy of ViT: add a vector to each token that depends on its place alone, a learnt *positional embedding*. Then patch and place together make
-# the token, and a shuffled image is another one:
+# The remedy of the Vision Transformer (ViT, Dosovitskiy et al. 2021): add a vector to each token that depends on its place alone, a learnt
+# *positional embedding*. Then patch and place together make the token, and a shuffled image is another one:
 
 # %%
 positions = Tensor(random.standard_normal((1, 64, 32)))
@@ -365,7 +366,7 @@ assert all(np.abs(p - placed[0]).max() > 1e-3 for p in placed[1:])
 # hence patches: this is why the transformer branch works at low resolution and leaves the fine detail to the convolutions.
 # </details>
 
-# %%
+# %% alt="Milliseconds over the number of tokens, both logarithmic: from 64 to 2,048 tokens the times follow the dotted line, N squared."
 print(f"{'':34}{'tokens':>8}{'shares of 6 heads, one image, float32':>40}")
 for label, count in (
     ("CIFAR, 4 x 4 pixels a token", 65),
@@ -433,7 +434,7 @@ assert np.abs(defined - computed).max() < 1e-5
 # exponentials relative to it, and the mixture so far. When a larger score turns up, what must happen to the other two? (This is the idea of
 # FlashAttention.)
 #
-# The solutions are in the folded cells below.
+# The solutions are in the cells below, folded in JupyterLab and on the site; on GitHub they are open: stop scrolling here.
 
 
 # %% tags=["solution"]

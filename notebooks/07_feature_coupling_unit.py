@@ -71,7 +71,7 @@ print("tokens of the transformer branch                ", x_t.shape, "(B, 1 + 8 
 # block to block. Even with equal shapes, the louder one would drown the other. The FCU has to repair all three.
 # </details>
 
-# %%
+# %% alt="Histograms: half of the map's values are 0 and none is negative; the patch tokens are a bell around 0 from -2 to 2."
 try:
     x2 + x_t
 except ValueError as error:
@@ -141,7 +141,7 @@ assert back.numpy()[0, 0].ravel().tolist() == [2.5, 2.5, 4.5, 4.5]
 # | 1x1 convolution | every pixel's 16 channels times one matrix: 128 numbers | channels |
 # | average pool d x d | one vector for each token's pixels | resolution |
 # | layer norm | each token to mean 0 and variance 1, then a learnt scale and shift | statistics |
-# | GELU | a non-linearity, so that not only a linear image of the map can be added | |
+# | GELU | a non-linearity | without it, only a linear image of the map could be added |
 # | class token in front | the transformer's own: no pixel belongs to it | the 65th token |
 #
 # The map shrinks on its way, so d and the channels change: 4 and 16 in blocks 2 and 3, 2 and 32 in blocks 4 to 6, 1 and 64 from block 7 on, where
@@ -274,7 +274,7 @@ assert np.abs(my_up(x_t, 8, 8, up.eval()).numpy() - up(x_t, 8, 8).numpy()).max()
 # map.
 # </details>
 
-# %%
+# %% alt="The sender's share over its volume, for FCUDown and FCUUp: with the norm 48 and 46 % throughout, without it a curve from 0 to 100 %."
 with minigrad.no_grad():
     fusion = block.fusion_block
     entering = fusion.bn1(fusion.conv1(x), relu=True)  # what FCUUp's map is added to
@@ -328,7 +328,7 @@ plt.show()
 # one above the other. What was added to a pixel then speaks about another place, and the sum of right features at wrong places is noise.
 # </details>
 
-# %%
+# %% alt="An image; down and up again, coarser; with the last token dropped, moved one place to the right; column by column, mirrored."
 picture = Tensor(pixels[:1] / 255.0)
 row = average(picture, 4).reshape(1, 64, 3)
 row = ops.concatenate([Tensor(np.zeros((1, 1, 3))), row], axis=1)  # (1, 65, 3), the class token in front
@@ -446,10 +446,10 @@ assert all(size > 0 for (head, i, _), size in gradients.items() if head == "CNN 
 # ## The picture to remember
 #
 # Take one pixel of the CNN branch's map after block 2, and ask: which pixels of the image does it react to? That is the gradient of the one with
-# respect to the others. On the left the CNN branch alone (`CNNBranch`, the same weights, no FCU), on the right the Conformer.
+# respect to the others. In the middle the CNN branch alone (`CNNBranch`, the same weights, no FCU), on the right the Conformer.
 #
-# **Predict:** how large is the coloured region on the left? (There is one 3x3 convolution each in `conv_1` and in block 2's two bottlenecks, and one
-# in the *stem*, which comes before the branches part.) And on the right?
+# **Predict:** how large is the coloured region in the middle? (There is one 3x3 convolution each in `conv_1` and in block 2's two bottlenecks, and
+# one in the *stem*, which comes before the branches part.) And on the right?
 #
 # <details><summary>Answer</summary>
 #
@@ -463,7 +463,7 @@ assert all(size > 0 for (head, i, _), size in gradients.items() if head == "CNN 
 # notebook 10 shows it.
 # </details>
 
-# %%
+# %% alt="An image with a marked pixel; it reacts to 9 x 9 pixels in the CNN branch alone, and with FCUs to all, most within a rectangle near it."
 cnn = CNNBranch(model.config).to(dtype="float64").eval()
 cnn.load_state_dict({key: value for key, value in model.state_dict().items() if key in cnn.state_dict()})
 
@@ -496,7 +496,7 @@ axes[0].imshow(pixels[0])
 axes[0].set_title("one of the images")
 for ax, heat, title in zip(axes[1:], (alone, coupled), ("CNN branch alone", "with FCUs"), strict=True):
     shown = ax.imshow(np.log10(np.where(heat > 0, heat, np.nan)), vmin=-3, vmax=np.log10(coupled.max()), cmap="viridis")
-    ax.set_title(f"{title}: {(heat > 0).mean():.0%} of it")
+    ax.set_title(f"{title}: {(heat > 0).mean():.0%} of the pixels")
     fig.colorbar(shown, ax=ax, label="log10 of the gradient", shrink=0.85)
 for ax in axes:
     ax.plot(column, row, "+", color="red", markersize=10)
@@ -513,7 +513,7 @@ print(f"outside the 9 x 9: {outside:.0%} of the Conformer's gradient, 0 of the C
 # %% [markdown]
 # Block by block: what part of the image can the pixel in the middle react to at all?
 
-# %%
+# %% alt="What part of the pixels one reacts to: with FCUs 100 % from block 2 on, the CNN branch alone 8 % in block 2 and 100 % in block 6."
 one = Tensor(few.numpy()[:1], requires_grad=True)
 names = ["conv_1", *(plan.name for plan in model.plans)]
 reach = {}
@@ -537,16 +537,17 @@ assert reach["CNN branch alone"][1] < 10 and min(reach["with FCUs"][1:]) == 100
 # Notebook 06 showed that attention does not know where a token stands: permute the tokens, and the outputs are permuted. ViT adds a learnt position
 # to each token. The Conformer adds none.
 #
-# **Predict:** give it an image of one single colour. All patches are equal. After the patch embedding, are all tokens equal? After block 9?
+# **Predict:** give it an image of one single colour. All patches are equal. After the patch embedding, are all tokens equal? And what FCUDown gives
+# in block 9?
 #
 # <details><summary>Answer</summary>
 #
 # Nearly at first: only patches at the border differ, because the stem's 3x3 convolution pads with zeros, and a window with zeros in it sees something
-# else. Every 3x3 convolution carries this "distance from the border" further inside, and FCUDown hands it to the tokens. At the end each has its own
-# value, though nobody ever told them where they are: the zero padding did.
+# else. Every 3x3 convolution carries this "distance from the border" further inside, and FCUDown hands it to the tokens. At the end FCUDown gives
+# each place its own value, though nobody ever told them where they are: the zero padding did.
 # </details>
 
-# %%
+# %% alt="Distance of 8 x 8 tokens from a middle one: first only the border differs, in block 4 three rings, in block 9 nearly all, far."
 grey = Tensor(np.full((1, 32, 32, 3), 0.5))
 with minigrad.no_grad():
     grey_named = model.intermediates(grey)
@@ -559,7 +560,7 @@ for ax, (title, key) in zip(axes, shown_steps.items(), strict=True):
     ax.set(title=title, xticks=[], yticks=[])
     kinds = len(np.unique(np.round(t.reshape(64, -1), 9), axis=0))
     ax.set_xlabel(f"{kinds} different tokens")
-fig.colorbar(shown, ax=axes, shrink=0.8, label="distance")
+fig.colorbar(shown, ax=axes, shrink=0.8, extend="max", label="distance, in lengths\nof the middle one")
 plt.show()
 
 # %% [markdown]
@@ -577,7 +578,7 @@ plt.show()
 # token is doubled $9 - i$ times, so the first block's word counts 256 times as much as the last one's, before training learns to speak louder.
 # </details>
 
-# %%
+# %% alt="Length over 9 blocks: the class token doubles from 0.8 to 240; not doubled it grows to 2.5, the patch tokens grow from 7 to 32."
 plain = conformer_cifar_micro(double_class_token=False).to(dtype="float64").eval()
 plain.load_state_dict(model.state_dict())
 with minigrad.no_grad():
@@ -660,7 +661,7 @@ assert all(np.abs(a - b).max() < 1e-3 for a, b in zip(defined, kernels, strict=T
 # **3.** A far pixel reached the map in block 2. Does it need FCUDown, FCUUp, or both? Switch each off in block 2 by setting the scale and shift of
 # its norm to 0, and draw or count what the pixel reacts to. (Before you run it: on which other way does the image get into the tokens?)
 #
-# The solutions are in the folded cells below.
+# The solutions are in the cells below, folded in JupyterLab and on the site; on GitHub they are open: stop scrolling here.
 
 
 # %% tags=["solution"]

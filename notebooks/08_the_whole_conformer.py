@@ -81,9 +81,10 @@ print(describe(tiny))
 assert [plan.dw_stride for plan in tiny.blocks()] == [4] * 3 + [2] * 4 + [1] * 4
 
 # %% [markdown]
-# Nothing was run for this table: `count` adds up what the configuration says. The networks themselves hold as many numbers, and as many as the paper
-# and its authors' repository say: 23.5, 37.7 and 83.3 million, and 38.8 for the one with tokens of 32 x 32 pixels. (B alone takes 330 MB, so it is
-# only counted here; the tests build it.)
+# Nothing was run for this table: `count` adds up what the configuration says. (The row *heads* has the transformer's last layer norm in it, 768
+# numbers; by branch these are counted with the transformer.) The networks themselves hold as many numbers, and as many as the paper and its authors'
+# repository say: 23.5, 37.7 and 83.3 million, and 38.8 for the one with tokens of 32 x 32 pixels. (B alone takes 330 MB, so it is only counted here;
+# the tests build it.)
 
 # %%
 published = {
@@ -118,7 +119,7 @@ assert parameters_of(model) == count(tiny).parameters == 23_524_704
 # the CNN branch does half of it.
 # </details>
 
-# %%
+# %% alt="Bars for Ti, S and B by branch. Ti is nearly all transformer; in S and B the CNN has a third of the parameters and half of the work."
 figure, panels = plt.subplots(1, 2, figsize=(9, 2.6), sharey=True, layout="constrained")
 names = ["tiny-patch16", "small-patch16", "base-patch16"]
 for axes, which, unit, title in zip(
@@ -363,8 +364,8 @@ for part in (Conformer, FCUUp, FCUDown):
     print(f"{part.__name__}: {first_lines}\n")
 
 # %% [markdown]
-# Three more that no figure shows: FCUDown ends with a GELU; every coupled block adds the class token to itself (`double_class_token`, notebook 10
-# looks at what follows from it); and `conv_1` projects its shortcut even where both sides have 64 channels.
+# Three more that no figure shows: FCUDown ends with a GELU; every coupled block adds the class token to itself (`double_class_token`; 07 showed what
+# follows from it in a fresh network, 10 does in a trained one); and `conv_1` projects its shortcut even where both sides have 64 channels.
 #
 # ## Weights have names
 #
@@ -378,7 +379,7 @@ if keys.exists():
     official = {key: tuple(shape) for key, shape, *_ in json.loads(keys.read_text())["keys"]}
     assert {key: value.shape for key, value in state.items()} == official and list(state) == list(official)
     print(f"Conformer-Ti has {len(state)} names, all as in the official code:")
-print("\n".join(f"  {key:<49}{state[key].shape}" for key in list(state)[::80]))
+print("\n".join(f"  {key:<53}{state[key].shape}" for key in list(state)[::80]))
 
 with tempfile.TemporaryDirectory() as folder:
     file = Path(folder) / "nano.safetensors"
@@ -430,7 +431,7 @@ print(f"largest logit of the CNN head {largest[0]:.0f}, of the transformer head 
 # **3.** Cut the coupling: choose weights for the FCUs so that they add nothing, and show that the CNN head then says exactly what `CNNBranch`, the
 # network without a transformer, says with the same weights.
 #
-# The solutions are in the folded cells below.
+# The solutions are in the cells below, folded in JupyterLab and on the site; on GitHub they are open: stop scrolling here.
 
 # %% tags=["solution"]
 small, large = count(tiny, 224), count(tiny, 448)

@@ -44,7 +44,7 @@ network = replace(CONFIGS["cifar-nano"], depth=3, channel_ratio=0.5, embed_dim=4
 # `class = 5 * arrangement + texture`. The *texture* (stripes, checks, ...) can be told from any 8 x 8 pixels. The *arrangement* is told by four
 # discs, two orange and two blue: discs of one colour lie side by side (`rows`) or one above the other (`columns`); which pair is orange is random.
 
-# %%
+# %% alt="An image of each of coupling10's ten classes: five textures; discs of one colour beside each other above, above each other below."
 try:  # nothing is downloaded
     dataset = data.load("cifar10", os.environ.get("CONFORMER_DATA") or data.cache_folder())
     dataset = replace(dataset, test=Split(dataset.test.images[:2000], dataset.test.labels[:2000]))
@@ -80,9 +80,10 @@ print(f"{dataset.name}: {len(dataset.train):,} images to learn from, {len(datase
 #
 # Each image is moved by up to 4 pixels and mirrored half of the time, anew in every epoch (an epoch is once through all images). So the network never
 # sees quite the same picture twice and learns that these changes mean nothing. They must not change the class: a mirrored ship is a ship, and two
-# discs side by side stay side by side.
+# discs side by side stay side by side. What a move uncovers at one side is filled with the mirror image of what lies there; hence the slivers of
+# discs at some borders.
 
-# %%
+# %% alt="One image eight times, moved by up to 4 pixels and in some mirrored; what a move uncovers shows mirrored pieces of discs."
 same = np.repeat(dataset.train.images[shown[7]][None], 8, axis=0)
 moved = shift_and_flip(same, random.generator("augment", 0, 0))
 figure, panels = plt.subplots(1, 8, figsize=(9, 1.4), layout="constrained")
@@ -144,7 +145,7 @@ else:
 # Their norm is 5; both are divided by it: 0.6 and 0.8. Clipping each number by itself would give 1 and 1, another direction.
 # </details>
 
-# %%
+# %% alt="The learning rate rises in 30 steps to 0.003 and falls along half a cosine to 0 at step 300; a dotted line at 200."
 a, b = (Tensor([0.0], requires_grad=True) for _ in range(2))
 (3 * a + 4 * b).sum().backward()
 norm = clip_grad_norm_([a, b], 1.0)
@@ -176,13 +177,13 @@ plt.show()
 #
 # <details><summary>Answer</summary>
 #
-# It starts near ln 10 = 2.3 and falls to nearly 0, and that with random labels too: 216,000 parameters can store 32 labels. So the test says that
-# gradients reach the weights and the optimiser goes downhill. It says nothing about learning what is the same in *other* images; for that there
-# are test images.
+# It starts near ln 10 = 2.3 and falls to about 0.1, where the schedule ends (its last learning rates are almost 0), and that with random labels too:
+# 216,000 parameters can store 32 labels. So the test says that gradients reach the weights and the optimiser goes downhill. It says nothing about
+# learning what is the same in *other* images; for that there are test images.
 # </details>
 
 
-# %%
+# %% alt="The loss of 32 images over 50 steps: with their labels and with random ones alike it falls from 2.3 to about 0.1."
 def overfit(labels, steps):
     learner = Learner(network, replace(recipe, label_smoothing=0.0, batch_size=32), steps)
     learner.model.train()
@@ -207,9 +208,9 @@ plt.show()
 # %% [markdown]
 # ## The training loop, by hand
 #
-# All of it in one function, for networks with one head or two. `random.set_step` makes the step's draws depend on its number only (dropout; drop
-# path, which leaves out a block's update at random); the order of the images and their augmentation depend on the epoch and the place in it. So a run
-# that is broken off can go on exactly.
+# All of it in one function, for networks with one head or two. `random.set_step` makes the step's draws depend on its number only (dropout, which
+# sets random activations to 0; drop path, which leaves out a block's update at random); the order of the images and their augmentation depend on the
+# epoch and the place in it. So a run that is broken off can go on exactly.
 
 
 # %%
@@ -285,8 +286,8 @@ print(f"after two steps all {len(mine.state_dict())} arrays are equal")
 # learn *where* tokens are, and what a disc is, at the same time. The Conformer's CNN branch has the same layers as the CNN alone, and tokens that can
 # carry a colour across the image in one step. It also has more parameters than the other two, and this is one run with one seed: an observation, not
 # a law. *When* a network leaves the textures behind is luck in so short a run. Another seed decides it, and so does another number of threads or
-# another processor, which round differently: with the *same* seed we have seen the Conformer at 50, 63 and 99 % after 200 steps. Yours may be at 50 %
-# as the others are. So we look at a longer run besides. (On CIFAR-10, 200 steps are a quarter of an epoch, and all are far from done; the ViT is
+# another processor, which round differently: with the *same* seed we have seen the Conformer at 50, 63, 94 and 99 % after 200 steps. Yours may be at
+# 50 % as the others are. So we look at a longer run besides. (On CIFAR-10, 200 steps are a quarter of an epoch, and all are far from done; the ViT is
 # usually behind: it has to learn from data what a convolution has by construction.)
 # </details>
 
@@ -323,7 +324,7 @@ train_network("transformer branch alone", lambda: TransformerBranch(network))
 # compute what a network that knows *half* of the story would have.
 # </details>
 
-# %%
+# %% alt="Losses of both heads fall from 2.3 to the line at 1.08, texture only; the CNN head's goes below it. The gradient's norm swings around 1."
 targets = np.full(10, 0.01) + np.eye(10)[0] * 0.9
 both = np.full(10, 0.01) + np.eye(10)[[0, 5]].sum(0) * 0.45
 floors = {"perfect": -(targets * np.log(targets)).sum()} | (
@@ -331,8 +332,8 @@ floors = {"perfect": -(targets * np.log(targets)).sum()} | (
 )
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
 smooth = np.ones(min(10, steps)) / min(10, steps)
-for head, losses in zip(("cnn", "transformer"), np.transpose(logs["Conformer"]["losses"]), strict=True):
-    left.plot(np.convolve(losses, smooth, "valid"), color=COLORS[head], label=HEADS[head])
+for head, style, losses in zip(("cnn", "transformer"), "-:", np.transpose(logs["Conformer"]["losses"]), strict=True):
+    left.plot(np.convolve(losses, smooth, "valid"), style, color=COLORS[head], label=HEADS[head])
 for key, floor in floors.items():
     left.axhline(floor, color="gray", linestyle=":")
     left.text(0, floor + 0.02, f"{key}: {floor:.2f}", fontsize=8)
@@ -345,12 +346,12 @@ right.legend()
 plt.show()
 
 # %% [markdown]
-# On the right: how often the limit cuts. Early gradients are long; a norm that jumps by powers of ten in the middle of a run would be a reason to
-# look at the data or to lower the rate.
+# In the right panel above: how often the limit cuts. Early gradients are long; a norm that jumps by powers of ten in the middle of a run would be a
+# reason to look at the data or to lower the rate.
 #
-# The three networks on 500 test images (for the Conformer the sum of both heads). On the right is a longer run on coupling10 that was recorded:
-# `cifar-nano` and its two branches, twice as deep and wider than ours, 1,500 steps with a gentler learning rate (`docs/coupling10.md` has the
-# command, and what else was tried).
+# The next figure: the three networks on 500 test images (for the Conformer the sum of both heads). Its right panel is a longer run on coupling10 that
+# was recorded: `cifar-nano` and its two branches, twice as deep and wider than ours, 1,500 steps with a gentler learning rate (`docs/coupling10.md`
+# has the command, and what else was tried).
 #
 # **Predict:** which of the three never leave 50 %? And who hands the arrangement to whom in the Conformer, the CNN branch to the transformer branch
 # or the other way round?
@@ -362,19 +363,19 @@ plt.show()
 # ViT never found it may have from the tokens' other source, the map. Notebook 10 cuts that wire.
 # </details>
 
-# %%
+# %% alt="Percent right. Yours: the Conformer alone leaves 50. Recorded: its CNN head is at 100 first, then its other head and the CNN; ViT never."
 few = dataset.test.labels[:500]
 recorded = [json.loads(line) for line in Path("../benchmarks/results/coupling10-networks.jsonl").open()]
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained", sharey=True)
-for name, log in logs.items():
+for (name, log), style in zip(logs.items(), ("o-", "s--", "^:"), strict=True):
     percent = [100 * (sum(heads).argmax(1) == few).mean() for heads in log["tests"].values()]
-    left.plot(list(log["tests"]), percent, "o-", markersize=3, label=name)
+    left.plot(list(log["tests"]), percent, style, markersize=3, label=name)
 left.set(title=f"yours, {dataset.name}", xlabel="step", ylabel="right, percent of test images", ylim=(0, 103))
 left.legend(fontsize=8)
 lines = {  # network and head: as on the left, the heads apart
     ("conformer", "cnn"): ("tab:blue", "--", "Conformer, CNN head"),
     ("conformer", "transformer"): ("tab:blue", ":", "Conformer, transformer head"),
-    ("cnn", "cnn"): ("tab:orange", "-", "CNN branch alone"),
+    ("cnn", "cnn"): ("tab:orange", "-.", "CNN branch alone"),
     ("vit", "transformer"): ("tab:green", "-", "transformer branch alone"),
 }
 for (name, head), (color, style, label) in lines.items():
@@ -416,7 +417,7 @@ for name, heads in finished.items():
 # much. (On CIFAR-10 look at cat and dog, at ship and airplane.)
 # </details>
 
-# %%
+# %% alt="Two confusion matrices: a class is taken for itself or for the class with its texture in the other arrangement, for nothing else."
 predictions = evaluate(networks["Conformer"], dataset.test, dataset)
 print(f"Conformer, test images: {predictions.accuracies} % by CNN head/transformer head/sum", end=", ")
 print(f"loss {predictions.loss:.3f} (without label smoothing: not to be compared with the curves' 0.50)")
@@ -446,7 +447,7 @@ with tempfile.TemporaryDirectory() as folder:
     about = About.of(network, "cifar-nano with 3 blocks", dataset, steps, predictions.accuracies._asdict())
     save_weights(file, networks["Conformer"], about)
     loaded, about = load_weights(file)
-print(f"trained on {about.dataset} for {about.step} steps; classes {', '.join(about.classes[:3])}, ...")
+print(f"trained on {about.dataset} for {about.step} steps; classes {'; '.join(about.classes[:3])}; ...")
 again = evaluate(loaded, dataset.test, dataset)
 assert np.array_equal(again.sum, predictions.sum)
 
@@ -470,7 +471,7 @@ assert np.array_equal(again.sum, predictions.sum)
 # **3.** Group the confusion matrix: merge classes that share a property (of coupling10 the texture, of CIFAR-10 animals and vehicles) and compute the
 # accuracy of the merged classes from the matrix alone. Can it be smaller than before?
 #
-# The solutions are in the folded cells below.
+# The solutions are in the cells below, folded in JupyterLab and on the site; on GitHub they are open: stop scrolling here.
 
 
 # %% tags=["solution"]

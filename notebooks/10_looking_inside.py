@@ -97,32 +97,32 @@ bias = model.conv_cls_head.bias.numpy()[answers]
 assert np.allclose(maps.mean((1, 2)) + bias, predictions.cnn[np.arange(200), answers], rtol=1e-3, atol=1e-3)
 print("maps of", maps.shape[1:], "places; their mean and the bias are the logit")
 
-# %%
+# %% alt="Four images and their maps of 2 x 2 places: all red, which speaks for the class, the upper left place least."
 shown = [np.flatnonzero(labels[:200] == number)[0] for number in ((0, 7, 3, 9) if generated else (0, 3, 7, 8))]
 place = (-0.5, 31.5, 31.5, -0.5)
+limit = np.abs(maps[shown]).max()
 figure, panels = plt.subplots(2, 4, figsize=(8, 4.4), layout="constrained")
 for (upper, lower), index in zip(panels.T, shown, strict=True):
     upper.imshow(pixels[index])
     upper.set_title(f"shows {dataset.classes[labels[index]]},\nnamed {dataset.classes[answers[index]]}", fontsize=7)
-    lower.imshow(pixels[index], alpha=0.3)
-    lower.imshow(
-        maps[index], cmap="coolwarm", alpha=0.7, extent=place, vmin=-abs(maps[index]).max(), vmax=abs(maps[index]).max()
-    )
+    lower.imshow(pixels[index].mean(-1), cmap="gray", alpha=0.3)
+    picture = lower.imshow(maps[index], cmap="coolwarm", alpha=0.7, extent=place, vmin=-limit, vmax=limit)
     upper.set_axis_off()
     lower.set_axis_off()
+figure.colorbar(picture, ax=panels[1], label="part of the logit", shrink=0.8)
 plt.show()
 
 # %% [markdown]
-# Red speaks for the class, blue against it. The last map of `cifar-nano` has only 2 x 2 places, and each place has seen nearly the whole image
-# through the layers before it: a class activation map says at which *place of the last map* the evidence is written down, not which *pixels* it was
-# read from.
+# Red speaks for the class, blue would speak against it. In the maps kept here all four places speak for it, the upper left one least. The last map of
+# `cifar-nano` has only 2 x 2 places, and each place has seen nearly the whole image through the layers before it: a class activation map says at
+# which *place of the last map* the evidence is written down, not which *pixels* it was read from.
 #
 # ## Which pixels? Two questions that sound alike
 #
 # *Gradient:* by how much would the answer change per unit if a pixel changed a little? One `backward` down to the image tells for all pixels.
 # *Occlusion:* by how much does it change if a patch of 4 x 4 pixels is replaced by the image's median colour? That takes a forward pass for each
-# patch. To ask for one cue alone, both are taken of a *difference* of logits: class c against c + 5, which differ in the arrangement only, and c
-# against c + 1, another texture.
+# patch. To ask for one cue alone, both are taken of a *difference* of logits: class c against c + 5 (modulo 10), which differ in the arrangement
+# only, and c against the next texture in the same arrangement. (In the picture each map has a scale of its own, on which black is 0.)
 #
 # **Predict:** the network compares discs (if the figures at the top say so); the discs are 20 % of the image. What share of each map lies inside
 # them?
@@ -130,18 +130,16 @@ plt.show()
 # <details><summary>Answer</summary>
 #
 # You would think most of it, in both. The gradient has 22 % in the discs, hardly more than chance, for the arrangement as for the texture, and a
-# lattice that comes from the stem's stride of 2; the occlusion has 49 % in them for the arrangement (39 % for the texture). The gradient is about
+# lattice that comes from the stem's stride of 2; the occlusion has 49 % in them for the arrangement (40 % for the texture). The gradient is about
 # infinitely small changes in *any* direction, also in directions in which no image ever differs from another, and a trained network reacts to those
 # everywhere. The occlusion makes a change that means something: a part of a disc is gone. A map is an answer to the question that was asked. (On
-# CIFAR-10 c + 5 and c + 1 are just two other classes.)
+# CIFAR-10 both are just two other classes.)
 # </details>
 
-# %%
-few = images[: 20 if FAST else 60]
-signs = {
-    offset: np.eye(10)[answers[: len(few)]] - np.roll(np.eye(10), offset, axis=1)[answers[: len(few)]]
-    for offset in (5, 1)
-}
+# %% alt="An image and four maps: the gradient's two are a lattice all over it; occlusion of the arrangement is bright at the discs alone."
+few, chosen = images[: 20 if FAST else 60], answers[: 20 if FAST else 60]
+rivals = {"arrangement": (chosen + 5) % 10, "texture": chosen // 5 * 5 + (chosen + 1) % 5}  # which differ in this alone
+signs = {cue: np.eye(10)[chosen] - np.eye(10)[rival] for cue, rival in rivals.items()}  # (B, K) each
 
 
 def summed(inputs):
@@ -150,39 +148,39 @@ def summed(inputs):
     return conv_logits + trans_logits
 
 
-def gradient_map(offset):
-    """Mean length of the gradient of logit c - logit c + offset at each pixel, (32, 32)."""
+def gradient_map(cue):
+    """Mean length of the gradient of the class's logit minus its rival's at each pixel, (32, 32)."""
     inputs = Tensor(few, requires_grad=True)
-    (summed(inputs) * Tensor(signs[offset].astype(np.float32))).sum().backward()
+    (summed(inputs) * Tensor(signs[cue].astype(np.float32))).sum().backward()
     return np.linalg.norm(inputs.grad.numpy(), axis=-1).mean(0)
 
 
 def occlusion_maps():
-    """Mean change of each difference when a patch of 4 x 4 pixels is covered: {offset: (8, 8)}."""
+    """Mean change of each difference when a patch of 4 x 4 pixels is covered: {cue: (8, 8)}."""
     cover = np.median(few, axis=(1, 2), keepdims=True)
-    maps = {offset: np.zeros((8, 8)) for offset in signs}
+    maps = {cue: np.zeros((8, 8)) for cue in signs}
     with no_grad():
         before = summed(Tensor(few)).numpy()
         for row, column in np.ndindex(8, 8):
             covered = few.copy()
             covered[:, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] = cover
             change = summed(Tensor(covered)).numpy() - before
-            for offset, sign in signs.items():
-                maps[offset][row, column] = np.abs((change * sign).sum(1)).mean()
+            for cue, sign in signs.items():
+                maps[cue][row, column] = np.abs((change * sign).sum(1)).mean()
     return maps
 
 
 discs = np.tile(np.pad(coupling10.DISC, coupling10.MARGIN), (2, 2))  # (32, 32): a disc in the middle of each quarter
 occlusions = occlusion_maps()
-figure, panels = plt.subplots(1, 5, figsize=(9, 2.2), layout="constrained")
+figure, panels = plt.subplots(1, 5, figsize=(9, 2.3), layout="constrained")
 panels[0].imshow(pixels[shown[0]])
-heats = [(offset, kind) for kind in ("gradient", "occlusion") for offset in (5, 1)]
-for axes, (offset, kind) in zip(panels[1:], heats, strict=True):
-    heat = gradient_map(offset) if kind == "gradient" else np.kron(occlusions[offset], np.ones((4, 4)))
+titles = {"arrangement": "arrangement\n(c against c + 5)", "texture": "texture\n(c against the next)"}
+heats = [(cue, kind) for kind in ("gradient", "occlusion") for cue in signs]
+for axes, (cue, kind) in zip(panels[1:], heats, strict=True):
+    heat = gradient_map(cue) if kind == "gradient" else np.kron(occlusions[cue], np.ones((4, 4)))
     axes.imshow(heat, cmap="inferno", vmin=0)
-    axes.set_title(f"{kind},\nc against c + {offset}", fontsize=8)
+    axes.set_title(f"{kind}, {titles[cue]}", fontsize=8)
     if generated:
-        cue = "arrangement" if offset == 5 else "texture"
         share = heat[discs].sum() / heat.sum()
         print(f"{kind:<9} of the {cue:<11}: {share:.0%} inside the discs, {discs.mean():.0%} of the image")
 for axes in panels:
@@ -199,7 +197,7 @@ plt.show()
 # itself and takes the rest from others. **Rollout** writes that as a matrix, $(I + A) / 2$, and multiplies the matrices of all blocks.
 #
 # **Predict:** three tokens, the first is the class token. In block 1 it reads everything from token 2 (A's first row is 0, 1, 0), in block 2
-# everything from token 3; the others read from themselves. Which shares of the three first tokens has it at the end?
+# everything from token 3; the others read from themselves. What shares of the three initial tokens does it hold at the end?
 #
 # <details><summary>Answer</summary>
 #
@@ -222,26 +220,27 @@ assert np.allclose(rolled[:, 0], by_half, atol=1e-5)
 print("rollout by hand and by explain.attention_rollout: equal; shares sum to", by_half.sum(1)[:3].round(6))
 
 # %% [markdown]
-# What the class token reads in each block, for one image (the mean of the heads; white is the largest share):
+# What the class token reads in each block, for one image (the mean of the heads; one scale for all blocks):
 
-# %%
+# %% alt="An image, and in six 4 x 4 maps what the class token reads in each block: another place or two in each."
 index = shown[1]
 figure, panels = plt.subplots(1, 1 + len(weights), figsize=(9, 1.8), layout="constrained")
 panels[0].imshow(pixels[index])
+largest = max(block[index].mean(0)[0, 1:].max() for block in weights.values())
 for axes, (title, block) in zip(panels[1:], weights.items(), strict=True):
     row = block[index : index + 1].mean(1)[:, 0]  # (1, N)
-    axes.imshow(explain.token_map(named, row)[0], cmap="inferno", vmin=0)
+    picture = axes.imshow(explain.token_map(named, row)[0], cmap="inferno", vmin=0, vmax=largest)
     axes.set_title(f"{title.split('.')[0]}\nitself {row[0, 0]:.0%}", fontsize=7)
 for axes in panels:
     axes.set_axis_off()
+figure.colorbar(picture, ax=panels, label="share")
 plt.show()
 
 # %% [markdown]
 # ## The class token doubles
 #
-# Rollout's "one half" assumes that what a block adds is about as large as what is there. In a Conformer it is not, and the reason is one line of
-# `FCUDown`: it puts the *transformer's own* class token in front of the tokens it makes of the map, and the sum that follows adds the class token to
-# itself. The authors' code does so, and its checkpoints expect it.
+# Rollout's "one half" assumes that what a block adds is about as large as what is there. In a Conformer it is not: 07 found that before each block
+# but the first the class token is added to itself. There the weights were random. Here: what has training made of it?
 #
 # **Predict:** six blocks; each but the first doubles the class token and then adds its update. With which factor does the update of block 1 arrive at
 # the end, with which that of block 6?
@@ -249,11 +248,12 @@ plt.show()
 # <details><summary>Answer</summary>
 #
 # Block 1's update is doubled five times: 32. Block 6's arrives as it is: 1. Of all factors, 1 + 2 + 4 + 8 + 16 + 32 = 63, the first block has half.
-# In the published networks with 12 blocks the last one has 1 part in 4,095: what the class token learns late hardly counts, unless the network
-# makes late updates larger. This one has learnt to: its last block's update is so large that it has a third of the end, against 1 part in 63.
+# In the published networks with 12 blocks the last one has 1 part in 4,095: what the class token learns late hardly counts, unless the network makes
+# late updates larger. This one has learnt to: its last block's update is so large that it makes up a third of the final class token, against 1 part
+# in 63.
 # </details>
 
-# %%
+# %% alt="Bars over 6 blocks: the factor halves from 0.51 to 0.02; times the update's size, block 1 has 0.23 and block 6 has 0.35."
 blocks = list(explain.transformer_blocks(model))
 updates = [named[f"{name}.attn"].numpy()[:, 0] + named[f"{name}.mlp"].numpy()[:, 0] for name in blocks]  # (B, E) each
 shares = explain.class_token_shares(model)
@@ -273,7 +273,7 @@ position = np.arange(len(blocks))
 axes.bar(position - 0.2, shares, 0.4, label="the factor alone")
 axes.bar(position + 0.2, sizes / sizes.sum(), 0.4, label="factor times size of the update")
 axes.set_xticks(position, [f"block {number + 1}" for number in position], fontsize=8)
-axes.set_ylabel("share of the end")
+axes.set_ylabel("share of the final class token")
 axes.legend(fontsize=8)
 plt.show()
 
@@ -291,7 +291,7 @@ plt.show()
 # token. "Half" knows nothing of either: to it, the last block is half of everything, the one before a quarter.
 # </details>
 
-# %%
+# %% alt="Four images and their 4 x 4 maps of shares by both rollouts: most near 0.05; the measured one has the largest, 0.15, in one corner."
 entering = named["tokens"].numpy()[:, 0]
 for number, name in enumerate(blocks):
     if number:
@@ -303,14 +303,16 @@ for number, name in enumerate(blocks):
     entering = named[name].numpy()[:, 0]
 
 measured = explain.attention_rollout(model, named)
+largest = max(rollout[shown, 1:].max() for rollout in (by_half, measured))
 figure, panels = plt.subplots(3, 4, figsize=(7, 5.4), layout="constrained")
 for column, index in zip(panels.T, shown, strict=True):
     column[0].imshow(pixels[index])
     for axes, rollout, title in ((column[1], by_half, "half"), (column[2], measured, "measured")):
-        axes.imshow(explain.token_map(named, rollout)[index], cmap="inferno", vmin=0)
+        picture = axes.imshow(explain.token_map(named, rollout)[index], cmap="inferno", vmin=0, vmax=largest)
         axes.set_title(title, fontsize=8)
     for axes in column:
         axes.set_axis_off()
+figure.colorbar(picture, ax=panels[1:], label="share")
 plt.show()
 
 # %% [markdown]
@@ -320,9 +322,10 @@ plt.show()
 #
 # ## Both branches, block by block
 #
-# The mean size of the CNN branch's map at each place (top), and the length of each patch token (bottom), after each block, for one image.
+# The mean size of the CNN branch's map at each place (top), and the length of each patch token (bottom), after each block, for one image. Each panel
+# has its own scale, dark is its smallest value.
 
-# %%
+# %% alt="Sizes in six blocks: two discs of one colour are bright in the map up to block 4; of the tokens now this place is, now that."
 index = shown[1]
 cnn_names = ["conv_1", *[plan.name for plan in model.plans]]
 figure, panels = plt.subplots(2, len(blocks), figsize=(9, 3.4), layout="constrained")
@@ -335,8 +338,9 @@ for (upper, lower), cnn_name, token_name in zip(panels.T, cnn_names, blocks, str
 plt.show()
 
 # %% [markdown]
-# Pictures of size do not say what is *known*. A **linear probe** does: fit a linear classifier to a block's features on half of the test images, and
-# see how often it is right on the other half. What a linear function can read off, the network's next layers can too.
+# The discs of one colour stand out in the map up to block 4; the tokens show no such place. But pictures of size do not say what is *known*. A
+# **linear probe** does: fit a linear classifier to a block's features on half of the test images, and see how often it is right on the other half.
+# What a linear function can read off, the network's next layers can too.
 #
 # **Predict:** the features are the map's mean over all places (CNN branch), the patch tokens' mean, and the class token, after each block. From which
 # block on can the texture be read off each, from which the arrangement? (On CIFAR-10: how does the class rise?)
@@ -351,7 +355,7 @@ plt.show()
 # </details>
 
 
-# %%
+# %% alt="Percent right by block: texture always 100; arrangement 50, then 100 from block 4 (CNN branch, patch tokens nearly), 6 (class token)."
 def probe(features, targets):
     """Percent right on the second half of the images, of a ridge regression fitted on the first half."""
     half = len(targets) // 2
@@ -391,7 +395,7 @@ plt.show()
 # %%
 Code(inspect.getsource(explain.coupling_strength), language="python")
 
-# %%
+# %% alt="Added over already there, by block: up near 1, trained 1.2 in block 6; down, fresh 0.8 to 0.36, trained 0.5 to 0.3, then 0.4."
 minigrad.manual_seed(0)
 fresh = Conformer(**vars(model.config)).train()  # its batch norms have no statistics yet: those of this batch
 with no_grad():
@@ -410,8 +414,9 @@ axes.legend(fontsize=7, loc="lower left", ncols=2)
 plt.show()
 
 # %% [markdown]
-# Large does not mean useful. To know what the branches *need* from each other, cut the wires: a norm whose scale and shift are 0 says 0 to
-# everything.
+# Upwards what is added is about as large as what is there, before and after training; downwards it is less, and training has made it smaller in all
+# blocks but the last. (This is the run kept here; another network may differ.) Large does not mean useful. To know what the branches *need* from each
+# other, cut the wires: a norm whose scale and shift are 0 says 0 to everything.
 #
 # **Predict:** with the way up cut (tokens to map), which head suffers? With the way down cut? With both? And if both work, but the first tokens are
 # all the same vector, so that whatever a token knows of the image came to it from the map?
@@ -472,7 +477,7 @@ for direction, title in (
 # **3.** Write `attention_rollout` with a single head of the last block, and the mean of the heads in all blocks before. Which head does the class
 # token look at the patches through? Check that the mean of these rollouts is `by_half`.
 #
-# The solutions are in the folded cells below.
+# The solutions are in the cells below, folded in JupyterLab and on the site; on GitHub they are open: stop scrolling here.
 
 # %% tags=["solution"]
 exchanged = dataset.test.images.copy()
@@ -508,5 +513,5 @@ print("it looks most at patches through head", int(np.argmin([shares[:, 0].mean(
 assert np.allclose(np.mean(by_head, axis=0), by_half, atol=1e-5)
 
 # %% [markdown]
-# **You now have** six ways to look into a network, and for each a check: maps whose mean is the logit, shares that sum to one, a rebuilt class
-# token, a probe on images it was not fitted to, a cut. **Next:** `11` writes the kernels for a GPU; `12` makes the CPU's fast.
+# **You now have** ways to look into a network, and checks for them: maps whose mean is the logit, shares that sum to one, a rebuilt class token, a
+# probe on images it was not fitted to, a cut. **Next:** `11` writes the kernels for a GPU; `12` makes the CPU's fast.

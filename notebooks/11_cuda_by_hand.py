@@ -4,8 +4,9 @@
 # **You need** notebooks 01 to 04, Linux, and `g++`; no GPU. **You will have** written kernels for a vector addition, a sum, LayerNorm and its
 # backward pass; made each classic mistake once and read what it is called; and counted the bytes that separate a slow kernel from a fast one.
 #
-# A GPU runs one small C++ function, a **kernel**, in thousands of threads at once. minigrad has an emulator that compiles the same kernels for
-# the CPU and looks at every access to memory. It is slow, and strict: what a GPU silently computes wrong is here an exception, with the line.
+# A GPU runs one small C++ function, a **kernel**, in thousands of threads at once (a third meaning of the word: neither an operation's fast
+# implementation nor a convolution's weights). minigrad has an emulator that compiles the same kernels for the CPU and looks at every access to
+# memory. It is slow, and strict: what a GPU silently computes wrong is here an exception, with the line.
 #
 # In each section: read the question, *write your prediction down*, run the cell, compare. Answers are folded under the question.
 
@@ -116,7 +117,7 @@ assert np.array_equal(c, a + b)
 # %% [markdown]
 # The kernel `who` lets each thread sign the element it came by. Drawn from these signatures:
 
-# %%
+# %% alt="12 threads in three blocks of 4; the first ten each have an arrow to their element of c, the last two, dotted, have none."
 block, thread = run(vectors, "who", 3, 4, np.zeros(10, np.int32), np.zeros(10, np.int32), 10)
 box = {"width": 0.8, "height": 0.8, "edgecolor": "black"}
 plt.figure(figsize=(8, 2))
@@ -141,10 +142,10 @@ plt.show()
 #
 # <details><summary>Answer</summary>
 #
-# On a GPU most often nothing that you would notice: threads 10 and 11 read what happens to lie behind `a` and `b`, and write behind `c`. Here that is
-# padding (CuPy hands out memory in units of 512 bytes); behind 128 floats it may be another array, which is now wrong, and you search there. Here it
-# is an exception that names the kernel, block, thread, byte, argument and line. Thread 2 of block 2 is number 10: the first without an element, and
-# byte 40 is where it looks.
+# On a GPU most often nothing that you would notice: threads 10 and 11 read what happens to lie behind `a` and `b`, and write behind `c`. In this
+# example that is padding (CuPy hands out memory in units of 512 bytes). With arrays of 128 floats it may be the next array, which is then wrong, and
+# you would look for the mistake there. On the emulator it is an exception that names the kernel, block, thread, byte, argument and line. Thread 2 of
+# block 2 is number 10: the first without an element, and byte 40 is where it looks.
 # </details>
 
 # %%
@@ -237,7 +238,7 @@ assert kinds == ["UninitialisedRead", "DataRace", "BarrierFault"]
 # sum of twice as many numbers. Nobody has to tell the others the result, and it is the same to the last bit: $a + b$ and $b + a$ are rounded alike.
 # </details>
 
-# %%
+# %% alt="32 lanes, six rows: in each step a lane adds that of the lane 16, 8, 4, 2, 1 away; in the last row all hold 496."
 shuffles = kernels(
     "shuffles",
     """
@@ -357,7 +358,7 @@ for name, addresses in ways.items():
     print(f"moves {32 * sectors:4} bytes, uses 128 ({128 / 32 / sectors:.1%})")
 assert all(np.array_equal(np.sort(addresses, axis=None), 4 * np.arange(ROWS * C)) for addresses in ways.values())
 
-# %%
+# %% alt="Memory, rows by channels: a thread per row reads one channel of all 32 rows and moves 8; a warp per row reads 32 channels of one row."
 fig, axes = plt.subplots(1, 2, figsize=(10, 3.2), sharey=True, layout="constrained")
 for ax, (name, addresses) in zip(axes, ways.items(), strict=True):
     element, memory = np.arange(ROWS * C), np.zeros(ROWS * C)
@@ -385,7 +386,7 @@ plt.show()
 # </details>
 
 
-# %%
+# %% alt="KB from memory over kept sectors: a thread per row moves 96 up to 31 sectors and 12 from 32 on; a warp per row always 12."
 def bytes_moved(addresses, kept):
     """From memory, if the `kept` sectors that were used last are in the cache."""
     cache, moved = [], 0
@@ -696,7 +697,7 @@ else:
 # **3.** The kernel below computes the variance of 64 numbers, $\sum (x - \mu)^2 / 64$. It contains one mistake; a GPU may give the right
 # answer all the same, or nearly always. Find it by reading; then ask the emulator; then mend it.
 #
-# The solutions are in the folded cells below.
+# The solutions are in the cells below, folded in JupyterLab and on the site; on GitHub they are open: stop scrolling here.
 
 # %%
 VARIANCE = """

@@ -96,7 +96,7 @@ def best(function, repetitions=3 if FAST else 7):
 # </details>
 
 
-# %%
+# %% alt="Milliseconds by operation: conv2d and batch_norm take most, linear, gelu, layer_norm and attention follow; backward is the larger part."
 class Stopwatch:
     """Seconds by (operation, direction), for calls that are not inside another one."""
 
@@ -213,7 +213,7 @@ print(f"the step above: {work / total / 1e9:.0f} G operations a second, {work / 
 # as nearly as the linear layer does: it writes every window out first (notebook 05), and those bytes are not in the count.
 # </details>
 
-# %%
+# %% alt="A roof, rising then flat. Linear and convolutions lie under its flat part, near it; the norms and gelu far below its slope."
 images = Tensor(rng.standard_normal((4 if FAST else 24, 56, 56, 64), np.float32))  # full size: 19 MB
 tokens = Tensor(rng.standard_normal((4 if FAST else 24, 197, 384), np.float32))
 hidden = Tensor(rng.standard_normal((4 if FAST else 16, 197, 1536), np.float32))
@@ -261,10 +261,10 @@ plt.show()
 #
 # <details><summary>Answer</summary>
 #
-# The definition writes five: centred, its square, the quotient, times weight, plus bias; what it reads comes to about eight. The kernel writes one:
-# it works block by block, so what lies between stays in the cache. (Part of the time that it saves is the system's, for handing out new memory: five
-# arrays against one. Page faults, below, count that.) And while a graph is recorded, the definition's arrays must be kept for backward;
-# the kernel keeps x, which is there anyway, and two numbers a row.
+# The definition writes five: centred, its square, $\hat x$, times weight, plus bias; what it reads comes to about eight. The kernel writes one: it
+# works block by block, so what lies between stays in the cache. (Part of the time that it saves is the system's, for handing out new memory: five
+# arrays against one. Page faults, below, count that.) And while a graph is recorded, the definition's arrays must be kept for backward; the kernel
+# keeps x, which is there anyway, and two numbers a row.
 # </details>
 
 # %%
@@ -315,12 +315,12 @@ for name, run in cases.items():
 #
 # <details><summary>Answer</summary>
 #
-# A valley. Tiny blocks: the overhead of calls, a microsecond or so for each step. Huge blocks: each step reads from and writes to main
-# memory. The right side is steep where memory is slow and shallow where a large third-level cache helps. In between, from some ten thousand numbers
-# to what the second-level cache holds, lies the kernels' `ALONE` (`minigrad/backend/cpu.py`).
+# A valley, on a machine where one thread can wait for memory. Tiny blocks: the overhead of calls, a microsecond or so for each step. Huge blocks:
+# each step reads from and writes to main memory. The right side is steep where memory is slow and shallow where a large third-level cache helps. In
+# between, from some ten thousand numbers to what the second-level cache holds, lies the kernels' `ALONE` (`minigrad/backend/cpu.py`).
 # </details>
 
-# %%
+# %% alt="Milliseconds over numbers in a block, for the whole chain: from 70 at 2^10 they fall to 20 at 2^17, and stay near that up to 2^24, 18."
 line = source
 out = np.empty_like(line)
 
@@ -344,6 +344,11 @@ plt.ylim(bottom=0)
 plt.show()
 
 # %% [markdown]
+# The left side is always there. Whether the right side rises depends on the machine: in the run kept here it does not, and the whole array at once,
+# $2^{24}$ numbers, is as fast as any block (perhaps because the third-level cache and memory keep up with one thread). So this picture by itself does
+# not prove the kernels' choice. But here all steps work in place. Where each makes a new array, as in notebook 03's silu, blocks save that memory
+# too, and the time to get it.
+#
 # ## Threads
 #
 # NumPy lets go of the interpreter's lock inside an operation, so threads of one Python process can compute at the same time. `parallel_rows` cuts the
@@ -520,7 +525,7 @@ assert max(difference["patches"], difference["conformer, evaluation"]) < 1e-10 <
 # **3.** How wide must a linear layer (C inputs, C outputs, very many rows) be to reach the flat part of your roof? Derive its intensity, compute C
 # from `peak` and `bandwidth`.
 #
-# The solutions are in the folded cells below.
+# The solutions are in the cells below, folded in JupyterLab and on the site; on GitHub they are open: stop scrolling here.
 
 
 # %% tags=["solution"]

@@ -6,7 +6,8 @@
     python notebooks/build.py --check                say whether every .ipynb has the cells of its source
 
 The sources are the truth: Python files in jupytext's percent format, to be read, compared and edited like any other. Cells tagged `solution` hold the
-answers to the exercises; they run and are checked like the others, but Jupyter shows them folded.
+answers to the exercises; they run and are checked like the others, but Jupyter shows them folded, and what they print too. A cell that draws
+begins with `# %% alt="what is to be seen"`: for those who do not see the picture, in pages made by nbconvert (`alt`) and by MyST-NB (`mystnb`).
 """
 
 from __future__ import annotations
@@ -55,10 +56,12 @@ def read(source: Path) -> nbformat.NotebookNode:
     }
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"  # not a new one each time
-        tags = cell.metadata.get("tags", [])
+        tags, alt = cell.metadata.get("tags", []), cell.metadata.get("alt")
         cell.metadata = {"tags": tags} if tags else {}
         if "solution" in tags:
-            cell.metadata["jupyter"] = {"source_hidden": True}
+            cell.metadata["jupyter"] = {"source_hidden": True, "outputs_hidden": True}
+        if alt:
+            cell.metadata |= {"alt": alt, "mystnb": {"image": {"alt": alt}}}
     return notebook
 
 
@@ -144,6 +147,12 @@ def differences(source: Path) -> list[str]:
     for cell in found.cells:
         if gone := [line for line in shown_code(cell) if line.strip() not in lines]:
             wrong.append(f"{path.name} shows code that is not there any more ({gone[0].strip()}); run `make notebooks`")
+    for cell in found.cells:
+        drawn = any("image/png" in output.get("data", {}) for output in cell.get("outputs", []))
+        if drawn != ("alt" in cell.metadata):
+            beginning = cell.source.strip().partition("\n")[0]
+            problem = "draws and does not say what" if drawn else "says what it draws and draws nothing"
+            wrong.append(f'{path.name}: the cell {beginning!r} {problem}; see `# %% alt="..."` at the top of build.py')
     if path.stat().st_size > LARGEST:
         wrong.append(f"{path.name} has {path.stat().st_size:,} bytes, and {LARGEST:,} are allowed")
     count = sum(cell.cell_type == "code" for cell in expected.cells)

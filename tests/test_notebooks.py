@@ -54,7 +54,7 @@ def test_a_source_that_was_edited_is_noticed(tmp_path: Path, monkeypatch: pytest
     assert build.differences(source) == ["01_small.ipynb has cells that were not run; run `make notebooks`"]
     notebook, _ = build.run(source)
     assert notebook.cells[1].outputs[0].text == "42\n"
-    assert notebook.cells[2].metadata == {"tags": ["solution"], "jupyter": {"source_hidden": True}}
+    assert notebook.cells[2].metadata == {"tags": ["solution"], "jupyter": {"source_hidden": True, "outputs_hidden": True}}
     first = build.write(source, notebook).read_bytes()
     assert build.differences(source) == []
     assert build.write(source, build.run(source)[0]).read_bytes() == first
@@ -72,6 +72,27 @@ def test_code_of_the_library_that_was_edited_is_noticed(tmp_path: Path, monkeypa
     assert build.differences(source) == []
     monkeypatch.setattr(build, "library_lines", lambda: {"import numpy"})
     assert build.differences(source) == ["01_shown.ipynb shows code that is not there any more (import numpy as np); run `make notebooks`"]
+
+
+def test_pictures_say_what_they_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text of `# %% alt="..."` is where nbconvert and MyST-NB look for it; a picture without one is wrong, and one without a picture."""
+    source = tmp_path / "01_drawn.py"
+    picture = "from IPython.display import Image\n\nImage(b'\\x89PNG\\r\\n\\x1a\\n', format='png')\n"
+    monkeypatch.setattr(build, "FOLDER", tmp_path)
+
+    def wrong(text: str) -> list[str]:
+        source.write_text(text)
+        build.write(source, build.run(source)[0])
+        return build.differences(source)
+
+    assert wrong(f'# %% alt="a line that falls"\n{picture}') == []
+    (cell,) = build.nbformat.read(source.with_suffix(".ipynb"), as_version=4).cells
+    assert cell.metadata == {"alt": "a line that falls", "mystnb": {"image": {"alt": "a line that falls"}}}
+    assert "image/png" in cell.outputs[0].data
+    ending = 'see `# %% alt="..."` at the top of build.py'
+    said = f"01_drawn.ipynb: the cell 'from IPython.display import Image' draws and does not say what; {ending}"
+    assert wrong(f"# %%\n{picture}") == [said]
+    assert wrong('# %% alt="a line"\nx = 1\n') == [f"01_drawn.ipynb: the cell 'x = 1' says what it draws and draws nothing; {ending}"]
 
 
 @pytest.mark.parametrize(("code", "message"), [("1 / 0", "ZeroDivisionError"), ("import sys; print('careful', file=sys.stderr)", "wrote to stderr")])
