@@ -602,7 +602,7 @@ least = 4 * peak / bandwidth
 print(f"C = {least:.0f}")
 rows_of_it, columns = 10**6, round(least)
 intensity = 2 * rows_of_it * columns**2 / (4 * (2 * rows_of_it * columns + columns**2))
-assert math.isclose(intensity, peak / bandwidth, rel_tol=0.05)
+assert abs(intensity - peak / bandwidth) < 0.13  # C is rounded, by up to 1/2: that is 1/8 of an operation a byte
 
 # %% [markdown]
 # **You now have** the habit: measure, name the limit, remove what is moved for nothing, measure again. The kernels in `minigrad/fused/` are this
