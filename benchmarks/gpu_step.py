@@ -173,7 +173,7 @@ def goals_of(rows: Sequence[dict]) -> tuple[list[str], list[list[Any]]]:
         eager, compiled = (ratio(by_side, OURS, [side]) for side in ("torch", "torch-compile"))
         reached = None if eager is None else "yes" if eager[0] <= goal else "no"
         graphs = beside(ratio(by_side, ["graph"], ONE_GRAPH))
-        cells.append([label(case, precision), f"{goal:.2f}", eager and f"{eager[0]:.2f}", reached, compiled and f"{compiled[0]:.2f}", graphs])
+        cells.append([label(case, precision), f"{goal:.3f}", eager and f"{eager[0]:.3f}", reached, compiled and f"{compiled[0]:.2f}", graphs])
     return ["network, batch, precision", "ratio to eager, at most", "is", "reached", "ratio to torch.compile", "graph to graph"], cells
 
 

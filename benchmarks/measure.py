@@ -108,7 +108,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
     if options.quick:
         options.rounds, options.seconds, options.least, options.retakes = 1, 0.0, 1, 0
     # On a busy machine threads that wait for each other wait long.
-    options.threads = options.threads or (1 if options.quick else len(os.sched_getaffinity(0)))
+    options.threads = options.threads or (1 if options.quick else processors())
     found = [f"{name}={os.environ[name]}" for name in PINS if name in os.environ]
     if found and not options.pinned and not options.worker:
         parser.error(
@@ -116,6 +116,11 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
             "(make bench does), or give --pinned to measure that"
         )
     return options
+
+
+def processors() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # Linux alone has the first
 
 
 # --- the process of one side
@@ -280,11 +285,17 @@ class Worker:
         for _ in range(1 + options.retakes):
             reply = self.ask(case=case, seconds=options.seconds, least=options.least)
             if "others_s" not in reply:
-                return measured[-1] if measured else reply
-            measured.append({**reply, "retakes": len(measured)})
+                if not measured:
+                    return reply
+                break
+            measured.append(reply)
             if reply["others_s"] <= TICKS or taken_by_others([reply], os.cpu_count() or 1) <= NOISY:
                 break
         return {**min(measured, key=lambda reply: taken_by_others([reply], 1)), "retakes": len(measured) - 1}
+
+    def ended(self) -> bool:
+        """Whether the process is gone: of itself, since nobody has closed it."""
+        return self.process.poll() is not None
 
     def __enter__(self) -> Worker:
         return self
@@ -315,6 +326,9 @@ class Rows(list):
 def interleaved(benchmark: str, cases: Iterable[dict], options: argparse.Namespace, fresh: bool, label: Callable[[dict], str] | None = None) -> Rows:
     """Let all sides take turns on each case; the first of a round goes last in the next. Ctrl-C ends it, and what was measured is returned.
 
+    Raises:
+        SystemExit: with --add, where the file is of another machine or other settings; nothing has been measured then.
+
     Args:
         benchmark: the module in benchmarks/ whose processes answer.
         cases: what JSON can hold. A case may name the only sides that take part in it under "sides".
@@ -327,6 +341,8 @@ def interleaved(benchmark: str, cases: Iterable[dict], options: argparse.Namespa
     def say(line: str) -> None:
         print(line, flush=True)
 
+    if options.add:
+        refuse_to_mix(result_path(benchmark, options), {"environment": environment(), "settings": settings_of(options), "sides": {}})
     rows, workers = Rows(), {}
     rows.speeds.append(machine_speeds(options))
     end = time.monotonic() + 60 * options.minutes
@@ -336,7 +352,7 @@ def interleaved(benchmark: str, cases: Iterable[dict], options: argparse.Namespa
         workers[name] = worker
         reply = worker.take_turn(case, options)
         rows.about[name] = reply.pop("about", None) or rows.about.get(name)
-        if fresh or reply.keys() & {"missing", "failed"}:
+        if fresh or reply.keys() & {"missing", "failed"} or worker.ended():
             workers.pop(name).__exit__()
         return reply
 
@@ -372,13 +388,13 @@ def interleaved(benchmark: str, cases: Iterable[dict], options: argparse.Namespa
                 if outcome:
                     rows.append({"case": case, "side": name, **about, **outcome})
             if rows.stopped:
-                say("stopped; what was measured until now is written")
                 break
             say(f"{label(case)}: " + (", ".join(f"{name} {summary(taken)}" for name, taken in turns.items() if taken) or "no time left"))
     finally:
         for worker in workers.values():
             worker.__exit__()
-    rows.speeds.append(machine_speeds(options))
+    with contextlib.suppress(KeyboardInterrupt, subprocess.CalledProcessError, ValueError):  # the rows are worth more
+        rows.speeds.append(machine_speeds(options))
     return rows
 
 
@@ -429,11 +445,17 @@ def run_all(programs: Mapping[str, Sequence[str]], report: Sequence[str], until:
     def fails(command: Sequence[str], end: float | None = None) -> bool:
         module, *words = command
         timeout = None if end is None else max(1.0, start + end - time.monotonic())
+        process = subprocess.Popen([sys.executable, "-m", f"benchmarks.{module}", *words], cwd=ROOT)
         try:
-            return bool(subprocess.run([sys.executable, "-m", f"benchmarks.{module}", *words], cwd=ROOT, timeout=timeout).returncode)
+            return bool(process.wait(timeout))
         except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
             print(f"stopped after {timeout:.0f} s, since its time was over", flush=True)
             return True
+        except KeyboardInterrupt:
+            process.wait()  # the terminal told it too, and it writes what it has
+            raise
 
     failed = []
     for name, command in programs.items():
@@ -454,7 +476,9 @@ def run_all(programs: Mapping[str, Sequence[str]], report: Sequence[str], until:
 
 def environment() -> dict[str, Any]:
     """The machine, the software and the variables that matter to speed."""
-    model, flags, caches = platform.processor() or platform.machine(), set[str](), {}
+    model, flags, caches, memory = platform.processor() or platform.machine(), set[str](), {}, None
+    if hasattr(os, "sysconf"):  # not on Windows
+        memory = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     with contextlib.suppress(OSError):
         told = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
         model = next((value.strip() for name, _, value in told if name.strip() == "model name"), model)
@@ -466,9 +490,9 @@ def environment() -> dict[str, Any]:
         "processor": model,
         "vector_units": sorted({"avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve"} & flags),
         "caches": caches,
-        "processors": len(os.sched_getaffinity(0)),
+        "processors": processors(),
         "processors_in_all": os.cpu_count(),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "memory_gib": memory,
         "system": f"{platform.system()} {platform.release().partition('-')[0]}",
         "python": platform.python_version(),
         "variables": {name: os.environ[name] for name in variables if name in os.environ},
@@ -498,70 +522,93 @@ def result_path(name: str, options: argparse.Namespace) -> Path:
     return options.out or (QUICK_RESULTS if options.quick else RESULTS) / f"{name}{'-pinned' if options.pinned else ''}.json"
 
 
+def settings_of(options: argparse.Namespace) -> dict[str, Any]:
+    return {key: getattr(options, key) for key in ("rounds", "seconds", "threads", "retakes", "pinned", "quick")}
+
+
 def save(name: str, rows: Rows, options: argparse.Namespace, argv: Sequence[str] | None = None, **more: Any) -> Path:
     """Write everything that was measured, and on what; returns the file. What changed in the code meanwhile shows as two revisions, "old..new".
 
-    With --add, rows of the file as it is that were not measured now stay, each with its date and revision; one that failed now, or that --minutes
-    cut short, replaces none.
+    With --add, a row of the file as it is stays, with its date and revision, unless at least as many turns of it were measured now.
 
     Raises:
-        SystemExit: --add and the file is of another machine, other versions, threads or pins (exit status 1; nothing is written). Ctrl-C had ended
-            the measurement (130; all is written).
+        SystemExit: Ctrl-C had ended it (exit status 130); or --add, and the file is of other versions or samples (1). What was measured is beside the
+            results then, in runs/benchmarks/.
     """
     words = ["DIR" if os.path.isabs(word) else word for word in (sys.argv[1:] if argv is None else argv)]
+    now, path = _revision(), result_path(name, options)
     record = {
         "benchmark": name,
         "date": _now(),
         "command": f"make bench BENCH={name}" + (f' ARGS="{shlex.join(words)}"' if words else ""),
-        "settings": {key: getattr(options, key) for key in ("rounds", "seconds", "threads", "retakes", "pinned", "quick")},
+        "settings": settings_of(options),
         "environment": environment(),
         "sides": {side: {"title": SIDES[side].title, "environment": SIDES[side].environment, **(what or {})} for side, what in rows.about.items()},
         "skipped": rows.skipped,
         "speeds": rows.speeds,
         **more,
+        "rows": json.loads(json.dumps(rows)),  # tuples are lists in the file
     }
-    stopped, now = rows.stopped, _revision()
-    rows = json.loads(json.dumps(rows))  # tuples are lists in the file
-    for row in rows:
+    for row in record["rows"]:
         if now != options.revision:
             row["revision"] = f"{options.revision}..{now}"
-    path = result_path(name, options)
-    if options.add and path.exists():
-        before = json.loads(path.read_text())
-        _refuse_to_mix(before, record, path)
-        new = [row for row in rows if "failed" not in row and len(row["turns"]) >= options.rounds]
-        measured = [(row["case"], row["side"]) for row in new]
-        kept = [row for row in before["rows"] if (row["case"], row["side"]) not in measured]
-        there = [(row["case"], row["side"]) for row in kept if "turns" in row]
-        rows = [row for row in kept if "turns" in row] + [row for row in rows if (row["case"], row["side"]) not in there]
-        record["sides"] = {**before["sides"], **record["sides"]}
-        record["skipped"] = {**before["skipped"], **record["skipped"]}
-        record["speeds"] = [*before.get("speeds", []), *record["speeds"]]
-        record["command"] = "\n".join(dict.fromkeys([*before["command"].splitlines(), record["command"]]))
-    record["skipped"] = {side: why for side, why in record["skipped"].items() if side not in {row["side"] for row in rows}}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # one row a line: a later run differs from this one line by line
-    head, rows_text = {**record, "rows": []}, ",\n".join(json.dumps(row) for row in rows)
-    path.write_text(json.dumps(head, indent=1).removesuffix("[]\n}") + f"[\n{rows_text}\n]\n}}\n")
-    print(f"written: {path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}")
-    if stopped:
+    if rows.stopped:
+        _write(QUICK_RESULTS / path.name, record)
         raise SystemExit(130)
+    if options.add and path.exists():
+        try:
+            refuse_to_mix(path, record)
+        except SystemExit:
+            _write(QUICK_RESULTS / path.name, record)
+            raise
+        record = _added(json.loads(path.read_text()), record)
+    measured = {row["side"] for row in record["rows"]}
+    record["skipped"] = {side: why for side, why in record["skipped"].items() if side not in measured}
+    _write(path, record)
     return path
 
 
-def _refuse_to_mix(before: dict, now: dict, path: Path) -> None:
-    """Raise SystemExit where rows of two machines or versions would come into one file."""
+def _write(path: Path, record: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # one row a line: a later run differs from this one line by line
+    head, rows = json.dumps({**record, "rows": []}, indent=1).removesuffix("[]\n}"), ",\n".join(json.dumps(row) for row in record["rows"])
+    path.write_text(f"{head}[\n{rows}\n]\n}}\n")
+    print(f"written: {path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}")
+
+
+def _added(before: dict, now: dict) -> dict:
+    """The record with what a file has beside it."""
+    rows = {json.dumps([row["case"], row["side"]]): row for row in before["rows"]}
+    for row in now["rows"]:
+        key = json.dumps([row["case"], row["side"]])
+        if len(row.get("turns", [])) >= len(rows.get(key, {}).get("turns", [])):
+            rows.pop(key, None)  # so that it comes last
+            rows[key] = row
+    measured = {row["side"] for row in now["rows"] if "turns" in row}
+    return {
+        **now,
+        "sides": {**now["sides"], **before["sides"], **{side: what for side, what in now["sides"].items() if side in measured}},
+        "skipped": {**before["skipped"], **now["skipped"]},
+        "speeds": [*before.get("speeds", []), *now["speeds"]],
+        "command": "\n".join(dict.fromkeys([*before["command"].splitlines(), now["command"]])),
+        "rows": list(rows.values()),
+    }
+
+
+def refuse_to_mix(path: Path, now: dict) -> None:
+    """Raise SystemExit if rows of another machine, other versions, or otherwise sampled would come into one file."""
+    if not path.exists():
+        return
+    before = json.loads(path.read_text())
 
     def made_of(record: dict) -> dict[str, Any]:
         about = {key: record["environment"].get(key) for key in ("processor", "vector_units", "caches", "processors", "system", "python")}
-        return about | {key: record["settings"][key] for key in ("threads", "pinned", "quick")}
+        about |= {key: record["settings"][key] for key in ("threads", "pinned", "quick")}
+        about |= {key: record[key] for key in ("warm_up", "least") if key in record}
+        return about | {f"{side}'s {name}": version for side, what in record["sides"].items() for name, version in what.get("versions", {}).items()}
 
-    def versions(record: dict) -> dict[str, str]:
-        return {package: version for side in record["sides"].values() for package, version in side.get("versions", {}).items()}
-
-    then, today = made_of(before) | versions(before), made_of(now) | versions(now)
-    differing = next((key for key in then.keys() & today.keys() if then[key] != today[key]), None)
-    if differing:
-        raise SystemExit(
-            f"{path.name} was measured with {differing} {then[differing]}, now it is {today[differing]}: take it whole, or give another --out"
-        )
+    then, today = made_of(before), made_of(now)
+    for key in then:
+        if key in today and then[key] != today[key]:
+            told = f"{path.name} was measured with {key} {then[key]}, now it is {today[key]}"
+            raise SystemExit(f"{told}: measure it whole, without --add, or give another file by --out")

@@ -168,7 +168,8 @@ def prepare(side: Side, case: dict) -> Callable[[], dict[str, float] | None]:
     Its `facts` are the norms of the output and of all gradients together, which must be the same on every side.
     """
     if case["op"] == "copy":
-        return copying(case["bytes"], case["threads"])
+        source = np.ones(case["bytes"] // 4, np.float32)
+        return copying(source, np.empty_like(source), case["threads"])
     return {"minigrad": _ours, "torch": _torch}[side.framework](side, case)
 
 

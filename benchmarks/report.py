@@ -243,8 +243,11 @@ def ops_section(result: Result, plots: Plots) -> str:
     plotted: list[tuple[str, dict[str, float]]] = []
     for (config, batch), cases in groups.items():
         sums: dict[str, dict[str, float]] = {}
-        for case, wall, _ in cases:
-            if case["where"] != "training step":
+        of_step = [(case, wall) for case, wall, _ in cases if case["where"] == "training step"]
+        if lacking := sum(case["count"] for case, wall in of_step if wall.keys() != set(sides)):
+            parts.append(f"The sums of {config}, batch {batch}, are without {lacking} calls that not all sides have.")
+        for case, wall in of_step:
+            if wall.keys() != set(sides):
                 continue
             total = sums.setdefault(case["op"], dict.fromkeys(sides, 0.0) | {"calls": 0, "bytes": 0})
             total["calls"] += case["count"]

@@ -10,22 +10,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks.measure import median, side_by_side
+from benchmarks.measure import median, processors, side_by_side
 
 COPIED = 2**28  # bytes
 SIDE = 1024  # of the matrices
 
 
-def copying(size: int, threads: int) -> Callable[[], None]:
-    """Copies `size` bytes, each thread its part."""
-    source = np.ones(size // 4, np.float32)
-    target = np.empty_like(source)
+def copying(source: np.ndarray, target: np.ndarray, threads: int) -> Callable[[], None]:
+    """Copies one array to the other, each thread its part."""
 
     def copy(start: int, stop: int) -> None:
         np.copyto(target[start:stop], source[start:stop])
@@ -33,14 +30,13 @@ def copying(size: int, threads: int) -> Callable[[], None]:
     return lambda: side_by_side(copy, len(source), threads)
 
 
-def multiplying(side: int, threads: int) -> Callable[[], None]:
-    """Multiplies two square matrices, each thread its rows of the product."""
-    a, b, c = (np.ones((side, side), np.float32) for _ in range(3))
+def multiplying(a: np.ndarray, b: np.ndarray, c: np.ndarray, threads: int) -> Callable[[], None]:
+    """Multiplies two matrices into a third, each thread its rows of the product."""
 
     def multiply(start: int, stop: int) -> None:
         np.matmul(a[start:stop], b, out=c[start:stop])
 
-    return lambda: side_by_side(multiply, side, threads)
+    return lambda: side_by_side(multiply, len(a), threads)
 
 
 def speeds(threads: int, seconds: float = 0.5, clock: Callable[[], float] = time.perf_counter, quick: bool = False) -> dict[str, float]:
@@ -59,12 +55,16 @@ def speeds(threads: int, seconds: float = 0.5, clock: Callable[[], float] = time
         return max(median(samples), 1e-9)  # a clock of processor time has ticks
 
     side, size = (64, 2**20) if quick else (SIDE, COPIED)
-    return {"gflops": round(2e-9 * side**3 / of(multiplying(side, threads)), 2), "copy_gbs": round(2e-9 * size / of(copying(size, threads)), 2)}
+    matrices = [np.ones((side, side), np.float32) for _ in range(3)]
+    product = of(multiplying(*matrices, threads))
+    source = np.ones(size // 4, np.float32)
+    copy = of(copying(source, np.empty_like(source), threads))
+    return {"gflops": round(2e-9 * side**3 / product, 2), "copy_gbs": round(2e-9 * size / copy, 2)}
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: as many as processors")
+    parser.add_argument("--threads", type=int, default=processors(), help="default: as many as processors")
     parser.add_argument("--quick", action="store_true", help="sizes that say nothing")
     options = parser.parse_args(argv)
     from threadpoolctl import threadpool_limits

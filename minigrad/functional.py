@@ -4,7 +4,7 @@ Where a name is both's, the meaning is NumPy's: `equal` compares element by elem
 with an axis gives values only.
 
 Fused operations come from `minigrad/fused`, one page each with its definition and its kernels; primitives from `minigrad/ops`. Images and feature
-maps are (B, H, W, C), tokens (B, N, C), parameters have PyTorch's shapes. All of these are pure: dropout takes its mask, batch norm returns its
+maps are (B, H, W, C), tokens (B, N, E), parameters have PyTorch's shapes. All of these are pure: dropout takes its mask, batch norm returns its
 statistics; the layers in `minigrad/nn` draw and keep them. Read next: `minigrad/fused/linear.py`, then `layer_norm.py`.
 """
 

@@ -125,7 +125,7 @@ def repeat(x, d):
 
 
 tiny = Tensor(np.arange(16.0).reshape(1, 4, 4, 1))
-row = average(tiny, 2).reshape(1, 4, 1)  # tokens (B, N, C)
+row = average(tiny, 2).reshape(1, 4, 1)  # tokens (B, N, E)
 print("map\n", tiny.numpy()[0, :, :, 0], "\ntokens", row.numpy().ravel())
 back = repeat(row.reshape(1, 2, 2, 1), 2)
 print("and back\n", back.numpy()[0, :, :, 0])
@@ -348,7 +348,7 @@ plt.show()
 # %% [markdown]
 # ## Free of charge
 #
-# minigrad keeps maps as (B, H, W, C): the channels of a pixel lie side by side. Tokens are (B, N, C): the channels of a token lie side by side. Row
+# minigrad keeps maps as (B, H, W, C): the channels of a pixel lie side by side. Tokens are (B, N, E): the channels of a token lie side by side. Row
 # by row, that is the same sequence of numbers, so flatten and un-flatten move nothing.
 #
 # **Predict:** and in PyTorch's usual layout (B, C, H, W)?

@@ -600,7 +600,7 @@ assert np.allclose(mean, values.mean(0)) and np.allclose(variance, values.var(0)
 # 2 C^2 operations a row for 4 (C + C) bytes, the weights' bytes vanish among many rows: C / 4 operations a byte. C / 4 = peak / bandwidth.
 least = 4 * peak / bandwidth
 print(f"C = {least:.0f}")
-rows_of_it, columns = 10**6, round(least)
+rows_of_it, columns = 10**8, round(least)
 intensity = 2 * rows_of_it * columns**2 / (4 * (2 * rows_of_it * columns + columns**2))
 assert abs(intensity - peak / bandwidth) < 0.13  # C is rounded, by up to 1/2: that is 1/8 of an operation a byte
 

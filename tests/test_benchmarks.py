@@ -211,6 +211,9 @@ class FakeWorker(measure.Worker):
             return {"failed": noise["others_s"], "about": {}}
         return {"wall_ms": [1.0], "cpu_ms": [2.0], **noise, "about": {"versions": {"numpy": "1"}}}
 
+    def ended(self) -> bool:
+        return False
+
     def __exit__(self, *_: object) -> None:
         self.log.append(f"end {self.side.name}")
 
@@ -239,9 +242,55 @@ def test_a_noisy_turn_is_taken_again_in_the_same_process_and_the_quietest_counts
 
 def test_a_retake_or_a_later_round_that_fails_leaves_what_was_measured(fake_workers: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     noisy = 1.5 * (os.cpu_count() or 1)
-    monkeypatch.setattr(FakeWorker, "others", [noisy, "MemoryError: ", 0.0, "MemoryError: "])
+    monkeypatch.setattr(FakeWorker, "others", [noisy, 2 * noisy, "MemoryError: ", 0.0, "MemoryError: "])
     (row,) = measure.interleaved("x", [{"name": "a"}], options_of("--sides", "minigrad", "--rounds", "3"), False, str)
-    assert [turn["others_s"] for turn in row["turns"]] == [noisy, 0.0] and row["failed"] == "MemoryError: "
+    assert [(turn["others_s"], turn["retakes"]) for turn in row["turns"]] == [(noisy, 1), (0.0, 0)] and row["failed"] == "MemoryError: "
+
+
+def test_a_process_that_a_retake_ended_is_not_asked_again(fake_workers: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    noisy = 1.5 * (os.cpu_count() or 1)
+    monkeypatch.setattr(FakeWorker, "others", [noisy, "its process ended", 0.0])
+    monkeypatch.setattr(FakeWorker, "ended", lambda self: True)
+    measure.interleaved("x", [{"name": "a"}, {"name": "b"}], options_of("--sides", "minigrad", "--rounds", "1"), False, str)
+    assert fake_workers.count("start minigrad") == fake_workers.count("end minigrad") == 2
+
+
+def test_rows_survive_the_last_look_at_the_machine(fake_workers: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = iter([{"gflops": 1.0}])
+
+    def machine_speeds(options: object) -> dict:
+        for look in looks:
+            return look
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(measure, "machine_speeds", machine_speeds)
+    rows = measure.interleaved("x", [{"name": "a"}], options_of("--sides", "minigrad", "--rounds", "1"), False, str)
+    assert len(rows) == 1 and rows.speeds == [{"gflops": 1.0}]
+
+
+def test_ctrl_c_waits_for_the_benchmark_that_writes_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits = []
+
+    class Process:
+        def wait(self, timeout: float | None = None) -> int:
+            waits.append(timeout)
+            if len(waits) == 1:
+                raise KeyboardInterrupt
+            return 130
+
+    monkeypatch.setattr(measure.subprocess, "Popen", lambda *_, **__: Process())
+    with pytest.raises(KeyboardInterrupt):
+        measure.run_all({"step": ["step"]}, ["report"])
+    assert waits == [None, None]
+
+
+def test_a_file_of_another_machine_is_refused_before_anything_is_measured(fake_workers: list[str], tmp_path: Path) -> None:
+    options = options_of("--add", "--out", str(tmp_path / "x.json"), "--threads", "2")
+    about = measure.environment() | {"processor": "Another"}
+    (tmp_path / "x.json").write_text(json.dumps({"environment": about, "settings": measure.settings_of(options), "sides": {}, "rows": []}))
+    with pytest.raises(SystemExit, match=r"x\.json was measured with processor Another, now it is .*: measure it whole, without --add, or"):
+        measure.interleaved("x", [{"name": "a"}], options, False, str)
+    assert fake_workers == []
 
 
 def test_a_rounding_of_the_kernels_clock_is_no_noise(fake_workers: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,12 +302,15 @@ def test_a_rounding_of_the_kernels_clock_is_no_noise(fake_workers: list[str], mo
 
 def test_ctrl_c_ends_a_benchmark_and_keeps_what_was_measured(fake_workers: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(FakeWorker, "others", [0.0, 0.0, 0.0, KeyboardInterrupt()])
+    monkeypatch.setattr(measure, "QUICK_RESULTS", tmp_path / "runs")
+    (tmp_path / "x.json").write_text("a good one")
     options = options_of("--rounds", "1", "--out", str(tmp_path / "x.json"))
     cases = [{"name": "a"}, {"name": "b"}, {"name": "c"}]
     rows = measure.interleaved("x", cases, options, False, str)
     with pytest.raises(SystemExit) as exit:
         measure.save("x", rows, options, [])
-    kept = json.loads((tmp_path / "x.json").read_text())["rows"]
+    kept = json.loads((tmp_path / "runs" / "x.json").read_text())["rows"]
+    assert (tmp_path / "x.json").read_text() == "a good one"
     assert exit.value.code == 130 and [(row["case"]["name"], row["side"]) for row in kept] == [
         ("a", "minigrad"),
         ("a", "torch-tuned"),
@@ -351,6 +403,12 @@ def test_the_machines_speeds_are_of_whole_copies_and_products(threads: int) -> N
     quick = speeds.speeds(threads, 0.0, quick=True)
     assert quick["gflops"] > 0 and quick["copy_gbs"] > 0
     ticks = iter(range(1000))
+    source, target = np.arange(10, dtype=np.float32), np.zeros(10, np.float32)
+    speeds.copying(source, target, threads)()
+    np.testing.assert_array_equal(target, source)
+    a, b, product = np.random.default_rng(0).standard_normal((3, 5, 5))
+    speeds.multiplying(a, b, product, threads)()
+    np.testing.assert_allclose(product, a @ b)
     exact = speeds.speeds(threads, 0.0, clock=lambda: float(next(ticks)), quick=True)  # every call takes a second
     assert exact == {"gflops": round(2e-9 * 64**3, 2), "copy_gbs": round(2e-9 * 2**20, 2)}
 
@@ -358,6 +416,7 @@ def test_the_machines_speeds_are_of_whole_copies_and_products(threads: int) -> N
 def test_pieces_of_a_long_benchmark_go_into_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A row measured again is replaced, the others stay; the file names every command."""
     monkeypatch.setattr(measure, "_revision", lambda: "now")
+    monkeypatch.setattr(measure, "QUICK_RESULTS", tmp_path / "runs")
     out = str(tmp_path / "step.json")
 
     def piece(
@@ -365,7 +424,7 @@ def test_pieces_of_a_long_benchmark_go_into_one_file(tmp_path: Path, monkeypatch
     ) -> dict:
         row = {"case": {"config": config, "stride": (1, 2)}, "side": side, "revision": "abc"}
         rows = measure.Rows([row | ({"failed": wall} if isinstance(wall, str) else {"turns": [{"wall_ms": [wall]}] * turns})])
-        rows.about[side], rows.skipped = {"versions": {"numpy": numpy}}, skipped or {}
+        rows.about[side], rows.skipped = {"versions": {"numpy": numpy}} if numpy else None, skipped or {}
         options = options_of("--out", out, *argv)
         options.revision = then
         measure.save("step", rows, options, argv)
@@ -379,9 +438,15 @@ def test_pieces_of_a_long_benchmark_go_into_one_file(tmp_path: Path, monkeypatch
     record = piece(["--add"], "minigrad", "a", 3.0)
     assert walls(record) == [("torch-tuned", [2.0]), ("minigrad", [3.0])]
     assert walls(piece(["--add"], "minigrad", "a", "MemoryError")) == walls(piece(["--add"], "minigrad", "a", 9.0, turns=1)) == walls(record)
-    with pytest.raises(SystemExit, match=r"step.json was measured with numpy 1, now it is 2: take it whole, or give another --out"):
+    assert walls(piece(["--add"], "minigrad", "c", "MemoryError"))[2:] == [("minigrad", "MemoryError")]
+    assert walls(piece(["--add"], "minigrad", "b", 5.0))[2:] == [("minigrad", "MemoryError"), ("minigrad", [5.0])]
+    record = piece(["--add"], "minigrad", "c", 6.0)
+    assert walls(record)[2:] == [("minigrad", [5.0]), ("minigrad", [6.0])]
+    with pytest.raises(SystemExit, match=r"step\.json was measured with minigrad's numpy 1, now it is 2: measure it whole"):
         piece(["--add"], "minigrad", "a", 3.0, numpy="2")
     assert walls(json.loads(Path(out).read_text())) == walls(record)
+    assert walls(json.loads((tmp_path / "runs" / "step.json").read_text())) == [("minigrad", [3.0])]  # beside it, not lost
+    assert piece(["--add"], "torch-tuned", "a", "gone", numpy="")["sides"]["torch-tuned"]["versions"] == {"numpy": "1"}  # of the rows that stay
     assert record["sides"].keys() == {"minigrad", "torch-tuned"}
     assert record["command"].splitlines() == ['make bench BENCH=step ARGS="--add"', 'make bench BENCH=step ARGS="--add --sides torch-tuned"']
     assert [row["revision"] for row in piece([], "minigrad", "b", 4.0)["rows"]] == ["abc"]
@@ -591,6 +656,14 @@ def test_the_page_lists_operations_above_twice_pytorchs_time_with_their_passes(t
     assert "| batch_norm 4×2×2×8 8 8 4×2×2×8 relu | 2 | 3.00 | 6 | 6 + 8 | 2 | 10 % |" in listed
     assert listed.index("| 4.00 | 6 | 4 + 6 | 1.5 | 8 % |") < listed.index("| 3.00 |")  # the slowest first
     assert "more than 2 times" not in written(tmp_path / "equal", [all_made_up()[1]])
+
+
+def test_sums_of_operations_are_of_calls_that_all_sides_have(tmp_path: Path) -> None:
+    copy, *gelu = all_made_up()[1]["rows"]
+    other = gelu[0]["case"] | {"out": [64, 16, 96], "count": 5}
+    page = written(tmp_path, [made_up("ops", [copy, *gelu, rows_of(other, [7.0], [])[0]])])
+    assert "The sums of cifar-nano, batch 64, are without 5 calls that not all sides have." in page
+    assert "| gelu | 6 | 9 | 6 | 1.50 | 4 |" in page
 
 
 def test_the_page_names_an_operation_that_two_sides_compute_differently(tmp_path: Path) -> None:

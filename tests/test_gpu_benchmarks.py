@@ -436,10 +436,10 @@ def test_the_goals_of_the_step_and_the_graphs_beside_them() -> None:
     header, cells = gpu_step.goals_of(every)
     assert header[1:] == ["ratio to eager, at most", "is", "reached", "ratio to torch.compile", "graph to graph"]
     assert cells == [
-        ["cifar-micro, 512 of 32x32, float32", "0.90", "0.89", "yes", "1.11", "1.20 to torch.compile, one CUDA graph"],
-        ["cifar-micro, 512 of 32x32, bf16", "1.00", "1.12", "no", "1.29", None],
-        ["cifar-nano, 64 of 32x32, tf32", "0.33", "0.33", "yes", None, "0.50 to PyTorch, one CUDA graph"],
-        ["cifar-nano, 64 of 32x32, bf16", "0.33", None, None, None, None],
+        ["cifar-micro, 512 of 32x32, float32", "0.900", "0.889", "yes", "1.11", "1.20 to torch.compile, one CUDA graph"],
+        ["cifar-micro, 512 of 32x32, bf16", "1.000", "1.125", "no", "1.29", None],
+        ["cifar-nano, 64 of 32x32, tf32", "0.333", "0.333", "yes", None, "0.50 to PyTorch, one CUDA graph"],
+        ["cifar-nano, 64 of 32x32, bf16", "0.333", None, None, None, None],
     ]
     header, cells = gpu_step.cells_of(every)
     assert header[-3:] == ["ratio to eager", "graph to graph", "ratio to the fastest"]
@@ -449,7 +449,7 @@ def test_the_goals_of_the_step_and_the_graphs_beside_them() -> None:
     assert [row[-2] for row in cells] == ["1.20 to torch.compile, one CUDA graph", None, "0.50 to PyTorch, one CUDA graph", None, None]
     page = gpu_report.page_of([("a.json", made_up("gpu_step", every))])
     assert "### The goals of the step\n\nThey are worded by PyTorch eager" in page
-    assert "| cifar-nano, 64 of 32x32, tf32 | 0.33 | 0.33 | yes | – | 0.50 to PyTorch, one CUDA graph |" in page
+    assert "| cifar-nano, 64 of 32x32, tf32 | 0.333 | 0.333 | yes | – | 0.50 to PyTorch, one CUDA graph |" in page
     assert "### The goals" not in gpu_report.page_of([("a.json", made_up("gpu_step", every[-2:]))])
 
 
