@@ -300,7 +300,7 @@ assert minigrad.gradcheck(ops.tanh, Tensor(x, requires_grad=True), order=2)
 
 # %% [markdown]
 # Fused operations have a kernel for the first derivative. For the second there is none: with `create_graph` their **definition** is run again and
-# differentiated. (A few short ones, softmax among them, state rules instead, as primitives do: its first `if`.) So a mistake in a kernel's
+# differentiated. (A few short ones, softmax among them, state rules instead, as primitives do: the first `if` below.) So a mistake in a kernel's
 # backward does not reach the second derivative, and every operation that has a derivative has those of any order:
 
 # %%
