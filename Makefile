@@ -2,17 +2,17 @@
 #   make train ARGS="--max-steps 50"        PYTHON=python3.12 make venv
 
 PYTHON ?= python3
-ARGS ?=
+ARGS =
 BENCH ?= suite
 
 VENV := .venv
 RUN  := $(VENV)/bin/python
 PYTHON_GPU ?= $(if $(wildcard $(RUN)),$(RUN),$(PYTHON))
-# Some machines pin OpenBLAS to an older processor with these two variables, which halves NumPy's speed.
+# Some machines pin OpenBLAS to an older processor with these two variables, which slows NumPy down.
 FAST := env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE
 
 .DEFAULT_GOAL := help
-.PHONY: help venv train test test-gpu sanitize coverage deep mutants lint bench bench-gpu lab notebooks docs
+.PHONY: help venv train test test-gpu sanitize coverage deep mutants lint bench bench-gpu lab notebooks docs clean
 .NOTPARALLEL:
 
 help: ## this list
@@ -27,8 +27,8 @@ train: $(VENV)/app.stamp ## train a Conformer on CIFAR-10:  make train ARGS="--d
 test: lint ## all checks and tests:  make test ARGS="tests/fused -k conv2d"
 	$(FAST) MINIGRAD_THREADS=2 $(RUN) -m pytest $(ARGS)
 
-# On a GPU machine, with any Python that has CuPy, PyTorch, pytest, pytest-timeout, pytest-xdist and hypothesis: nothing is installed here. Where such a
-# machine is lent for minutes only, benchmarks/gpu_suite.py says which calls bring everything home, in which order. A --timeout=SECONDS given in ARGS is
+# On a GPU machine, with any Python that has CuPy, PyTorch, pytest, pytest-timeout, pytest-xdist, hypothesis, safetensors, threadpoolctl and Pillow:
+# nothing is installed here. Where such a machine is lent for minutes only, benchmarks/gpu_suite.py says which calls bring everything home, in which order. A --timeout=SECONDS given in ARGS is
 # kept by a thread: a signal would wait until a kernel that hangs returns.
 test-gpu: ## the tests of everything on CUDA, on a real GPU:  make test-gpu PYTHON_GPU=python3
 	@$(PYTHON_GPU) -m tests.gpu.compile_all
@@ -69,6 +69,9 @@ notebooks: $(VENV)/test.stamp ## run the notebooks and write their .ipynb files:
 docs: $(VENV)/docs.stamp ## the documentation as a site, docs/_build/html/index.html
 	$(FAST) $(RUN) docs/generate.py
 	$(RUN) -m sphinx -q -W --keep-going -b html docs docs/_build/html
+
+clean: ## remove .venv and what was built: after the Python in it has gone or changed, or the folder has moved
+	rm -rf $(VENV) build dist docs/_build docs/jupyter_execute
 
 # A .venv with pip in it stays as it is, however it was made; one without was left half-made. Without the ensurepip module (some Linux distributions
 # cut it off) the environment is made empty and the system's pip puts a pip into it.

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+import minigrad
 from conformer import data, devices
 from conformer.augment import normalize
 from conformer.config import CONFIGS, named_config
@@ -56,6 +57,7 @@ DATA = "an archive, its folder or their parent (if not given: where the run had 
 
 def _parser() -> Parser:
     parser = Parser(prog="conformer", description="The vision Conformer (Peng et al., ICCV 2021): train it, measure it, use it, look at its shapes.")
+    parser.add_argument("--version", action="version", version=minigrad.__version__, help="print it")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, title="commands")
 
     def command(name: str, run, text: str, more: str = "") -> argparse.ArgumentParser:

@@ -208,6 +208,7 @@ def _find(kind: Cifar, data_dir: str | Path | None, say: Say) -> Path:
             if other is not kind and _locate(other, Path(data_dir)):
                 raise _NotFound(f"{missing}, which holds {other.title}; --dataset {other.name} reads that")
         raise _NotFound(f"{missing}; expected {version.archive} or its folder {version.folder}, from {download.SITE}")
+    download.check()
     say(f"{missing}: downloading {download.SITE}/{version.archive}")
     try:
         return download.fetch(version.archive, version.md5, cache_folder(), say)

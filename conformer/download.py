@@ -27,6 +27,14 @@ LARGEST = 2**28  # bytes; the archives have up to 171 million
 REPORT_SECONDS = 2.0
 
 
+def check() -> None:
+    """Raise DataError where pooch, with which `fetch` downloads, is not installed."""
+    try:
+        import pooch  # noqa: F401
+    except ImportError as error:
+        raise DataError('downloading needs pooch (in the project\'s folder, pip install -e ".[app]")') from error
+
+
 def fetch(archive: str, md5: str, folder: Path, say: Callable[[str], None]) -> Path:
     """Download `SITE`/`archive` into `folder`, unless it is there already and has the right checksum.
 
@@ -43,12 +51,11 @@ def fetch(archive: str, md5: str, folder: Path, say: Callable[[str], None]) -> P
         DataError: no connection, no such file there, another checksum, a download that was cut short or has no end, a folder that cannot be written,
             or no pooch.
     """
+    check()
+    import pooch
+    import urllib3  # comes with pooch, and so does requests
+
     url = f"{SITE}/{archive}"
-    try:
-        import pooch
-        import urllib3  # comes with pooch, and so does requests
-    except ImportError as error:
-        raise DataError('downloading needs pooch (in the project\'s folder, pip install -e ".[app]")') from error
 
     def download(url: str, output_file: str, _: Any) -> None:
         with _connect(url) as response:

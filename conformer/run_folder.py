@@ -12,13 +12,13 @@ import json
 import os
 import platform
 import weakref
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import threadpoolctl
 
+import minigrad
 from conformer.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from conformer.files import write_file
 from conformer.model import Conformer
@@ -248,12 +248,8 @@ def _unlock(handle: int | None) -> None:
 
 def environment() -> dict[str, Any]:
     """What a time depends on: versions, machine, threads, and the two variables that can slow NumPy's matrix products down."""
-    try:
-        version = metadata.version("minigrad-conformer")
-    except metadata.PackageNotFoundError:  # run from a source folder that is not installed
-        version = "not installed"
     return {
-        "versions": {"minigrad-conformer": version, "numpy": np.__version__, "python": platform.python_version()},
+        "versions": {"minigrad-conformer": minigrad.__version__, "numpy": np.__version__, "python": platform.python_version()},
         "platform": platform.platform(),
         "processors": os.cpu_count(),
         "threads": cpu.thread_count(),

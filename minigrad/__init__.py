@@ -24,3 +24,15 @@ __all__ = [
     "Tensor", "anomaly", "checkpoint", "definitions", "emulated", "enable_grad", "functional", "grad", "gradcheck", "manual_seed", "nn", "no_grad",
     "optim", "precision", "random",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> str:
+    """`minigrad.__version__`: of the installed distribution, which holds the conformer too."""
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import metadata
+
+    try:
+        return metadata.version("minigrad-conformer")
+    except metadata.PackageNotFoundError:  # run from a source folder that is not installed
+        return "not installed"

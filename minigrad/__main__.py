@@ -7,7 +7,7 @@ import inspect
 import os
 import sys
 
-from minigrad import functional  # noqa: F401  (importing it fills the registry)
+import minigrad  # importing it fills the registry
 from minigrad.op import REGISTRY, Fused, Op
 
 
@@ -42,7 +42,9 @@ def _lines(op: Op) -> int:
 
 def main() -> None:
     """Print the table."""
-    argparse.ArgumentParser(prog="python -m minigrad", description="Print the table of all operations.").parse_args()
+    parser = argparse.ArgumentParser(prog="python -m minigrad", description="Print the table of all operations.")
+    parser.add_argument("--version", action="version", version=minigrad.__version__)
+    parser.parse_args()
     rows = table()
     if sys.stdout is None:  # closed: python -m minigrad >&-
         return

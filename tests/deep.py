@@ -54,6 +54,7 @@ def run(path: Path, seconds: float) -> dict[str, Any]:
     except subprocess.TimeoutExpired as error:
         (output, errors), code = ((stream or b"").decode(errors="replace") for stream in (error.stdout, error.stderr)), 124
     counts = {name: int(number) for number, name in re.findall(r"(\d+) (passed|failed|error|skipped)", output.splitlines()[-1] if output else "")}
+    output, errors = (text.replace(f"{ROOT}{os.sep}", "") for text in (output, errors))  # where this lies says nothing
     result = {"file": path.relative_to(ROOT).as_posix(), "code": code, **counts, "seconds": round(time.perf_counter() - began, 1)}
     if code:
         result["output"] = output[-6000:]

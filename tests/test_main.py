@@ -68,3 +68,22 @@ def test_output_that_cannot_be_written():
     assert (done.returncode, done.stderr) == (1, "")
     done = subprocess.run(f"{shlex.quote(sys.executable)} -m minigrad >&-", shell=True, stderr=subprocess.PIPE, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_both_programs_and_the_package_say_their_version(monkeypatch: pytest.MonkeyPatch):
+    from importlib import metadata
+
+    import minigrad
+
+    for module in ("minigrad", "conformer"):
+        done = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+        assert done.returncode == 0 and done.stdout == f"{minigrad.__version__}\n"
+    assert minigrad.__version__ == metadata.version("minigrad-conformer")
+
+    def nothing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", nothing)
+    assert minigrad.__version__ == "not installed"
+    with pytest.raises(AttributeError, match="module 'minigrad' has no attribute 'nothing'"):
+        _ = minigrad.nothing  # type: ignore[attr-defined]

@@ -214,6 +214,12 @@ def test_a_python_without_ssl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 def test_no_pooch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(__import__("sys").modules, "pooch", None)
     assert 'downloading needs pooch (in the project\'s folder, pip install -e ".[app]")' in refused(tmp_path)
+    monkeypatch.setenv("CONFORMER_DATA", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    said: list[str] = []
+    with pytest.raises(data.DataError, match="downloading needs pooch"):  # and no other data set in its place
+        data.load("auto", say=said.append)
+    assert said == []
 
 
 def test_load_downloads_once(server: Server, cifar: Cifar, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import functools
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -62,17 +63,17 @@ def cache_folder() -> Path:
 
 
 @functools.cache
-def _compiler() -> tuple[str, str]:
-    """The C++ compiler's path and version. Raises RuntimeError where there is none."""
+def _compiler() -> tuple[list[str], str]:
+    """The C++ compiler's command and version. Raises RuntimeError where there is none."""
     if sys.platform != "linux":
         raise RuntimeError(f"the emulator needs Linux and g++; this is {sys.platform}")
     wanted = os.environ.get("CXX") or "g++"
-    path = shutil.which(wanted)
-    if path is None:
+    words = [wanted] if shutil.which(wanted) else shlex.split(wanted) or [wanted]  # a path with a space, or a command such as "ccache g++"
+    if shutil.which(words[0]) is None:
         raise RuntimeError(
-            f"the emulator compiles kernels with g++, and there is no {wanted!r} here: install it (Debian: apt install g++), or set CXX"
+            f"the emulator compiles kernels with g++, and there is no {words[0]!r} here: install it (Debian: apt install g++), or set CXX"
         )
-    return path, subprocess.run([path, "--version"], capture_output=True, check=True, encoding="utf-8", errors="replace").stdout
+    return words, subprocess.run([*words, "--version"], capture_output=True, check=True, encoding="utf-8", errors="replace").stdout
 
 
 @functools.cache
@@ -96,7 +97,7 @@ def _build(stem: str, text: str, sources: tuple[str, ...], flags: tuple[str, ...
         return library
     with tempfile.TemporaryDirectory(dir=folder, prefix="building-") as unfinished:
         target = Path(unfinished) / library.name
-        command = [compiler, *flags, f"-I{_HERE}", "-x", "c++", *sources, *after, "-o", str(target)]
+        command = [*compiler, *flags, f"-I{_HERE}", "-x", "c++", *sources, *after, "-o", str(target)]
         done = subprocess.run(command, input=text if "-" in sources else None, capture_output=True, encoding="utf-8", errors="replace")
         if done.returncode:
             raise CompileError(done.stderr)

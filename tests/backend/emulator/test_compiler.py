@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -86,6 +87,16 @@ def test_without_a_compiler_the_message_says_how_to_get_one(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(RuntimeError, match="there is no 'no-such-compiler' here: install it"):
         compiler._compiler.__wrapped__()
+
+
+def test_the_compiler_may_be_a_command_or_have_a_space_in_its_path(monkeypatch, tmp_path):
+    program = tmp_path / "my g++"
+    program.symlink_to(shutil.which("g++"))
+    monkeypatch.setenv("CXX", str(program))
+    assert compiler._compiler.__wrapped__()[0] == [str(program)]
+    monkeypatch.setenv("CXX", "env g++")  # as "ccache g++"
+    words, version = compiler._compiler.__wrapped__()
+    assert words == ["env", "g++"] and "Free Software Foundation" in version
 
 
 @pytest.mark.parametrize(
