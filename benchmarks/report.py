@@ -164,6 +164,13 @@ def step_section(result: Result, plots: Plots) -> str:
     return text + table(header, rows) + picture("step", "Milliseconds of a training step")
 
 
+def step_ratios(result: Result, theirs: Callable[[dict[str, float]], float | None]) -> str:
+    """From the smallest to the largest of our step's time over that of `theirs` (of all sides' times), as README has it."""
+    walls = [medians(turns) for _, turns in result.cases()]
+    found = [wall[OURS] / other for wall in walls if OURS in wall and (other := theirs(wall))]
+    return f"{min(found):.2f} to {max(found):.2f}"
+
+
 def profile_section(result: Result, plots: Plots) -> str:
     """What takes at least a hundredth of the step."""
     parts = [

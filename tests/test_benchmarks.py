@@ -605,6 +605,19 @@ def test_the_page_says_what_the_files_hold(tmp_path: Path) -> None:
     assert {record["benchmark"] for record in all_made_up()} == report.SECTIONS.keys() == BENCHMARKS
 
 
+def test_the_readme_has_the_ratios_of_the_files() -> None:
+    readme = " ".join((measure.ROOT / "README.md").read_text(encoding="utf-8").split())
+    result = report.Result(measure.RESULTS / "step.json")
+    told = [
+        f"{report.step_ratios(result, lambda wall: wall.get('torch-nchw'))} of its time as one writes it",
+        f"{report.step_ratios(result, report.best_torch)} of its fastest eager form",
+        f"{report.step_ratios(result, lambda wall: wall.get('torch-compile'))} of `torch.compile`",
+    ]
+    assert [sentence for sentence in told if sentence not in readme] == []
+    older = [report.step_ratios(report.Result(measure.RESULTS / f"step-{name}.json"), report.best_torch) for name in ("xeon", "avx2")]
+    assert [ratios for ratios in older if ratios not in readme] == []
+
+
 def test_the_same_files_give_the_same_page_and_plots(tmp_path: Path) -> None:
     first, second = (written(tmp_path / name, all_made_up()[:1]) for name in ("a", "b"))
     assert first == second
