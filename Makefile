@@ -53,7 +53,7 @@ lint: $(VENV)/test.stamp ## style, types and the direction of imports
 	$(RUN) -m pyright --pythonpath $(RUN)
 	$(VENV)/bin/lint-imports
 
-bench: $(VENV)/test.stamp ## the benchmarks of docs/benchmarks.md (35 minutes), or one of benchmarks/:  make bench BENCH=ops ARGS="--quick"
+bench: $(VENV)/test.stamp ## the benchmarks of docs/benchmarks.md (about an hour), or one of benchmarks/:  make bench BENCH=ops ARGS="--quick"
 	$(FAST) $(RUN) -m benchmarks.$(BENCH) $(ARGS)
 
 bench-gpu: ## the CUDA path on a GPU beside PyTorch; docs/benchmarks_gpu.md:  make bench-gpu PYTHON_GPU=python3

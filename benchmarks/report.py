@@ -459,19 +459,21 @@ def bars(groups: list[tuple[str, dict[str, float]]], result: Result, label: str,
 
 
 def quietness(results: Sequence[Result]) -> str:
-    """Which files the page is made of, and how much else the machine did meanwhile."""
-    rows = []
+    """Which files the page is made of, on which of its machines, and how much else that did meanwhile."""
+    rows, machines = [], list(dict.fromkeys(map(machine_of, results)))
     for result in results:
         loads, share = [turn["load"] for turn in result.turns() if "load" in turn], result.others()
         speeds, counts = result.record.get("speeds", []), [len(row["turns"]) for row in result.rows]
         told = "–" if share is None else f"{100 * share:.0f} %" + (" **noisy**" if share > NOISY else "")
         rows.append([
-            f"`{result.file.name}`", result.dates(), result.revisions(), str(result.record["settings"]["threads"]), spread(counts, "d"),
+            f"`{result.file.name}`", str(1 + machines.index(machine_of(result))), result.dates(), result.revisions(),
+            str(result.record["settings"]["threads"]), spread(counts, "d"),
             spread([each["gflops"] for each in speeds]), spread([each["copy_gbs"] for each in speeds]),
             f"{median(loads):.1f} (at most {max(loads):.1f})" if loads else "–", told,
         ])  # fmt: skip
     header = [
         "file",
+        "machine",
         "date (UTC)",
         "commit",
         "threads a side",
@@ -501,19 +503,24 @@ def spread(values: Sequence[float], form: str = ".3g") -> str:
     return " to ".join(dict.fromkeys(ends))
 
 
+def machine_of(result: Result) -> tuple[str, str]:
+    """Processor, memory and system; NumPy's BLAS and the kernels that it chose."""
+    e = result.record["environment"]
+    ours = result.record["sides"].get(OURS, {}).get("threads", [])
+    blas = ", ".join(f"{part['internal_api']} {part['version']} ({part['architecture']} kernels)" for part in ours)
+    units = [f"with {', '.join(e['vector_units'])}"] if e.get("vector_units") else []
+    caches = [f"{name} {size}" for name, size in e.get("caches", {}).items()]
+    memory = e.get("memory_gib", e.get("memory_gb"))  # older files have the same number by a wrong name
+    sizes = [f"{memory:g} GiB"] if memory else []
+    return ", ".join([e["processor"], *units, *caches, f"{e['processors']} processors", *sizes, e["system"]]), blas
+
+
 def machine(results: Sequence[Result]) -> str:
-    """Processor, memory, system and versions; once for each machine and choice of kernels, with all versions that its files name."""
+    """Hardware and software, once for each machine and choice of kernels, with all versions that its files name."""
     found: dict[tuple[str, str], dict[str, set[str]]] = {}
     for result in results:
-        e = result.record["environment"]
-        ours = result.record["sides"].get(OURS, {}).get("threads", [])
-        blas = ", ".join(f"{part['internal_api']} {part['version']} ({part['architecture']} kernels)" for part in ours)
-        units = [f"with {', '.join(e['vector_units'])}"] if e.get("vector_units") else []
-        caches = [f"{name} {size}" for name, size in e.get("caches", {}).items()]
-        memory = f"{e.get('memory_gib', e.get('memory_gb')):g} GiB"  # older files have the same number by a wrong name
-        hardware = ", ".join([e["processor"], *units, *caches, f"{e['processors']} processors", memory, e["system"]])
-        versions = found.setdefault((hardware, blas), {})
-        versions.setdefault("Python", set()).add(e["python"])
+        versions = found.setdefault(machine_of(result), {})
+        versions.setdefault("Python", set()).add(result.record["environment"]["python"])
         for side in result.record["sides"].values():
             for name, version in side.get("versions", {}).items():
                 versions.setdefault(name, set()).add(version)
@@ -521,7 +528,7 @@ def machine(results: Sequence[Result]) -> str:
     for (hardware, blas), versions in found.items():
         software = ", ".join(f"{name} {' and '.join(sorted(versions[name]))}" for name in sorted(versions, key=lambda name: (name != "Python", name)))
         lines.append(f"{hardware}; {software}" + (f"; NumPy's BLAS: {blas}" if blas else "") + ".")
-    return lines[0] if len(lines) == 1 else "\n".join(f"* {line}" for line in lines)
+    return "\n".join(f"{number}. {line}" for number, line in enumerate(lines, 1))
 
 
 def write(folder: Path, page: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""Run the benchmarks that docs/benchmarks.md shows with their default cases, then write docs/benchmarks.md: about 35 minutes on two processors.
+"""Run the benchmarks that docs/benchmarks.md shows with their default cases, then write docs/benchmarks.md: about an hour on two processors.
 
     make bench                                  make bench ARGS="--quick"         (a few minutes, figures that mean nothing)
     make bench ARGS="--pinned"                  the step and the operations once more, with OpenBLAS pinned to Haswell's kernels

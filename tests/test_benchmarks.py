@@ -648,10 +648,10 @@ def test_the_page_has_files_of_another_machine_by_their_names(tmp_path: Path) ->
     (tmp_path / "step-avx2.json").write_text(json.dumps(old | {"rows": dated}))
     page = written(tmp_path, [plain])
     assert page.index("## The training step\n") < page.index("## The training step, on a processor without AVX-512\n")
-    assert "* A processor, 2 processors" in page and "* Another, with avx2, L2 1024K, 2 processors" in page and page.count("step.svg") == 1
+    assert "1. A processor, 2 processors" in page and "2. Another, with avx2, L2 1024K, 2 processors" in page and page.count("step.svg") == 1
     assert page.count("an earlier version of this benchmark") == 1  # the old one, which says nothing of its warm-up
-    assert "| `step-avx2.json` | 2026-01-01 03:04 to 2026-01-02 03:04 | r1, r2 | 2 | 1 | 300 | 20 |" in page
-    assert "| `step.json` | 2026-01-02 03:04 | abc | 2 | 1 | – | – |" in page
+    assert "| `step-avx2.json` | 2 | 2026-01-01 03:04 to 2026-01-02 03:04 | r1, r2 | 2 | 1 | 300 | 20 |" in page
+    assert "| `step.json` | 1 | 2026-01-02 03:04 | abc | 2 | 1 | – | – |" in page
     (tmp_path / "step-2.json").write_text(json.dumps(plain))
     with pytest.raises(SystemExit, match=r"step-2\.json: the file of benchmark step is called step\.json or step-\{pinned,xeon,avx2\}\.json"):
         written(tmp_path, [plain])
