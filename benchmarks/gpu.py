@@ -28,7 +28,7 @@ from benchmarks.measure import QUICK_RESULTS, RESULTS, ROOT
 
 GPU_RESULTS = RESULTS / "gpu"
 MEASURING = ["gpu", "gpu_ceilings", "gpu_counts", "gpu_kernels", "gpu_networks", "gpu_profile", "gpu_sides", "gpu_step", "gpu_updates"]
-MEASURING += ["measure", "networks", "ops", "torch_model"]
+MEASURING += ["measure", "networks", "ops", "speeds", "torch_model"]
 """The modules of this folder that make a figure; what is done with the figures may change between two runs of one file."""
 
 

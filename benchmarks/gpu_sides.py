@@ -170,6 +170,8 @@ def torch_side(data: Data) -> Side:
         x = x.detach()
         if position in maps:
             return x.permute(0, 3, 1, 2)
+        if position == ops.MASKS.get(case["op"]):
+            return x / (1 - values["p"])
         return x.contiguous(memory_format=torch.channels_last) if case["op"] == "conv2d" and x.ndim == 4 else x
 
     in_maps = case["op"] in ops.MAPS and len(case["out"]) == 4

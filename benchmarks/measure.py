@@ -445,17 +445,11 @@ def run_all(programs: Mapping[str, Sequence[str]], report: Sequence[str], until:
     def fails(command: Sequence[str], end: float | None = None) -> bool:
         module, *words = command
         timeout = None if end is None else max(1.0, start + end - time.monotonic())
-        process = subprocess.Popen([sys.executable, "-m", f"benchmarks.{module}", *words], cwd=ROOT)
         try:
-            return bool(process.wait(timeout))
+            return bool(status_of([sys.executable, "-m", f"benchmarks.{module}", *words], timeout))
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
             print(f"stopped after {timeout:.0f} s, since its time was over", flush=True)
             return True
-        except KeyboardInterrupt:
-            process.wait()  # the terminal told it too, and it writes what it has
-            raise
 
     failed = []
     for name, command in programs.items():
@@ -469,6 +463,22 @@ def run_all(programs: Mapping[str, Sequence[str]], report: Sequence[str], until:
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return len(failed)
+
+
+def status_of(command: Sequence[str], timeout: float | None) -> int:
+    """The exit status of a program, which is killed after `timeout` seconds (TimeoutExpired). Ctrl-C, of which the terminal tells it too, leaves it a
+    minute to write what it has.
+    """
+    process = subprocess.Popen(command, cwd=ROOT)
+    try:
+        return process.wait(timeout)
+    except KeyboardInterrupt:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(60)
+        raise
+    finally:
+        process.kill()
+        process.wait()
 
 
 # --- the file

@@ -6,6 +6,8 @@ import argparse
 import json
 import math
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -278,10 +280,19 @@ def test_ctrl_c_waits_for_the_benchmark_that_writes_what_it_has(monkeypatch: pyt
                 raise KeyboardInterrupt
             return 130
 
+        def kill(self) -> None:
+            waits.append("killed")
+
     monkeypatch.setattr(measure.subprocess, "Popen", lambda *_, **__: Process())
     with pytest.raises(KeyboardInterrupt):
         measure.run_all({"step": ["step"]}, ["report"])
-    assert waits == [None, None]
+    assert waits == [None, 60, "killed", None]
+
+
+def test_a_program_gets_no_more_than_its_time() -> None:
+    with pytest.raises(subprocess.TimeoutExpired):
+        measure.status_of([sys.executable, "-c", "import time; time.sleep(60)"], 0.1)
+    assert measure.status_of([sys.executable, "-c", "raise SystemExit(3)"], None) == 3
 
 
 def test_a_file_of_another_machine_is_refused_before_anything_is_measured(fake_workers: list[str], tmp_path: Path) -> None:

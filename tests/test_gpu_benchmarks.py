@@ -436,7 +436,7 @@ def test_the_goals_of_the_step_and_the_graphs_beside_them() -> None:
     header, cells = gpu_step.goals_of(every)
     assert header[1:] == ["ratio to eager, at most", "is", "reached", "ratio to torch.compile", "graph to graph"]
     assert cells == [
-        ["cifar-micro, 512 of 32x32, float32", "0.900", "0.889", "yes", "1.11", "1.20 to torch.compile, one CUDA graph"],
+        ["cifar-micro, 512 of 32x32, float32", "0.900", "0.890", "yes", "1.11", "1.20 to torch.compile, one CUDA graph"],
         ["cifar-micro, 512 of 32x32, bf16", "1.000", "1.125", "no", "1.29", None],
         ["cifar-nano, 64 of 32x32, tf32", "0.333", "0.333", "yes", None, "0.50 to PyTorch, one CUDA graph"],
         ["cifar-nano, 64 of 32x32, bf16", "0.333", None, None, None, None],
@@ -456,12 +456,12 @@ def test_the_goals_of_the_step_and_the_graphs_beside_them() -> None:
 def test_the_suite_runs_every_program_and_counts_those_that_fail(device: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     commands: list[list[str]] = []
 
-    def run(command: list[str], cwd: Path, timeout: float | None) -> subprocess.CompletedProcess:
+    def run(command: list[str], timeout: float | None) -> int:
         assert timeout is None
         commands.append(command[2:])
-        return subprocess.CompletedProcess(command, int(command[2] == "benchmarks.gpu_step"))
+        return int(command[2] == "benchmarks.gpu_step")
 
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(measure, "status_of", run)
     assert gpu_suite.main(["--out", str(tmp_path)]) == 1
     assert [command[0] for command in commands] == [f"benchmarks.{part.split()[0]}" for part in gpu_suite.PARTS.values()] + ["benchmarks.gpu_report"]
     assert all(command[-2:] == ["--out", str(tmp_path)] for command in commands[:-1])
@@ -474,16 +474,16 @@ def test_the_suite_stops_a_benchmark_at_the_end_of_its_share_and_goes_on(
 ) -> None:
     now, given = 0.0, {}
 
-    def run(command: list[str], cwd: Path, timeout: float | None) -> subprocess.CompletedProcess:
+    def run(command: list[str], timeout: float | None) -> int:
         nonlocal now
         given[command[2].removeprefix("benchmarks.")] = timeout
         if "gpu_step" in command[2] and timeout:
             now += timeout
             raise subprocess.TimeoutExpired(command, timeout)
         now += 30
-        return subprocess.CompletedProcess(command, 0)
+        return 0
 
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(measure, "status_of", run)
     monkeypatch.setattr(measure.time, "monotonic", lambda: now)
     assert gpu_suite.main(["--seconds", "100", "--only", "kernels", "profile", "step", "--out", str(tmp_path)]) == 1
     assert given == {"gpu_kernels": 40, "gpu_profile": 30, "gpu_step": 40, "gpu_report": None}
@@ -510,11 +510,11 @@ def small_suite(monkeypatch: pytest.MonkeyPatch, config: str) -> None:
     for module in (gpu_kernels, gpu_step):
         monkeypatch.setattr(module, "MILLISECONDS", 0.0)
 
-    def run(command: list[str], cwd: Path, timeout: float | None) -> subprocess.CompletedProcess:
+    def run(command: list[str], timeout: float | None) -> int:
         importlib.import_module(command[2]).main(command[3:])
-        return subprocess.CompletedProcess(command, 0)
+        return 0
 
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(measure, "status_of", run)
 
 
 def test_all_that_the_suite_writes_is_in_the_folder_it_is_given(
