@@ -31,7 +31,7 @@ WRITTEN = [ROOT / "README.md", *sorted(path for path in DOCS.glob("*.md") if pat
 # then reports (seen in 1 of 240 runs of docs/map.md); a NaN would show in what is printed.
 STRICT = ("-W", "error", "-W", "ignore:invalid value encountered in matmul:RuntimeWarning")
 MADE = shutil.ignore_patterns("_build", "api", "notebooks", "operations", "paper.md", "__pycache__", ".jupyter_cache", "jupyter_execute")
-SITE = ("sphinx", "myst_nb", "furo", "sphinx_copybutton", "sphinx_mathjax_offline")
+SITE = ("sphinx", "myst_nb", "furo", "sphinx_copybutton", "sphinx-mathjax-offline")
 
 spec = importlib.util.spec_from_file_location("docs_generate", DOCS / "generate.py")
 assert spec and spec.loader
