@@ -23,10 +23,10 @@ import numpy as np
 from benchmarks import measure
 from benchmarks.measure import ROOT, Side, median, timed
 from benchmarks.networks import training_step
+from benchmarks.step import WARM_UP
 
 NAME = "end_to_end"
 SIDES = ["minigrad", "torch-channels-last", "torch-tuned"]
-WARM_UP = 3  # bare steps before the first that counts
 
 
 def write_images(folder: Path, records: int) -> None:
@@ -71,7 +71,7 @@ def answer(side: Side, request: dict) -> dict:
     before, cpu = measure.cpu_times(), sum(os.times()[:4])
 
     def bare() -> float:
-        samples = timed(step, request["seconds"], request["least"], WARM_UP if request["least"] > 1 else 1)
+        samples = timed(step, request["seconds"], request["least"], WARM_UP)
         return 1e3 * case["batch"] / median(samples["wall_ms"])
 
     first = bare()

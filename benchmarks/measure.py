@@ -137,12 +137,12 @@ def cpu_times() -> tuple[float, float] | None:
 
 
 def timed(function: Callable[[], dict[str, float] | None], seconds: float, least: int, warm_up: int = 1, most: int = 2000) -> dict[str, Any]:
-    """Call `function` for `seconds`, at least `least` times.
+    """Call `function` for `seconds`, at least `least` times, after `warm_up` calls; after one where a single sample is asked for (--quick).
 
     Returns:
         wall_ms and cpu_ms of every call (and whatever the function returns by name, in lists too), and what `noise` says of the time it took.
     """
-    for _ in range(warm_up):
+    for _ in range(warm_up if least > 1 else 1):
         function()
     gc.collect()
     samples: dict[str, list[float]] = {"wall_ms": [], "cpu_ms": []}
@@ -209,7 +209,7 @@ def failure(error: Exception) -> str:
 def timed_answers(prepare: Callable[[Side, dict], Callable[[], dict[str, float] | None]], warm_up: int = 2) -> Callable[[Side, dict], dict]:
     """An `answer` for `serve` that times what `prepare(side, case)` returns, and adds its attribute `facts` if it has one.
 
-    It is prepared once while the case stays the same. warm_up: calls before the first that counts; one where a single sample is asked for (--quick).
+    It is prepared once while the case stays the same. warm_up: calls before the first that counts, see `timed`.
     """
     ready: dict[str, Any] = {}
 
@@ -217,7 +217,7 @@ def timed_answers(prepare: Callable[[Side, dict], Callable[[], dict[str, float] 
         if ready.get("case") != request["case"]:
             ready.clear()  # before the next is made: both may not fit into memory
             ready.update(function=prepare(side, request["case"]), case=request["case"])
-        samples = timed(ready["function"], request["seconds"], request["least"], warm_up if request["least"] > 1 else 1)
+        samples = timed(ready["function"], request["seconds"], request["least"], warm_up)
         return {**samples, **getattr(ready["function"], "facts", {})}
 
     return answer
@@ -348,8 +348,9 @@ def interleaved(benchmark: str, cases: Iterable[dict], options: argparse.Namespa
     end = time.monotonic() + 60 * options.minutes
 
     def turn(name: str, case: dict) -> dict:
-        worker = workers.pop(name, None) or Worker(benchmark, SIDES[name], options)
-        workers[name] = worker
+        if name not in workers:
+            workers[name] = Worker(benchmark, SIDES[name], options)
+        worker = workers[name]
         reply = worker.take_turn(case, options)
         rows.about[name] = reply.pop("about", None) or rows.about.get(name)
         if fresh or reply.keys() & {"missing", "failed"} or worker.ended():
