@@ -41,6 +41,8 @@ from tests.mutations import Mutant, mutants, operations
 MUTATED = (
     "minigrad/ops/*.py", "minigrad/fused/*.py", "minigrad/autograd.py", "minigrad/optim/*.py",
     "minigrad/backend/sums.py", "minigrad/backend/addition.py",
+    "minigrad/op.py", "minigrad/tensor.py", "minigrad/modes.py", "minigrad/checkpoint.py", "minigrad/random.py", "minigrad/gradcheck.py",
+    "minigrad/safetensors_io.py", "minigrad/nn/*.py",
 )  # fmt: skip
 USERS = (
     "tests/fused/test_cuda_*.py", "tests/optim/test_cuda_optim.py", "tests/test_graphs.py", "tests/test_op.py", "tests/test_tensor.py",
@@ -67,11 +69,38 @@ PLAN: dict[str, tuple[tuple[str, ...], ...]] = {
     "minigrad/fused/conv2d_tensor.py": (
         ("tests/fused/test_cuda_choices.py",), ("tests/fused/test_cuda_conv_tensor.py",), ("tests/fused/test_cuda_launches.py",),
     ),
+    "minigrad/checkpoint.py": (("tests/test_checkpoint.py",), ("tests/test_threads.py", "tests/test_memory.py", "tests/test_versions.py")),
+    "minigrad/gradcheck.py": (("tests/test_gradcheck.py",), ("tests/test_proofs.py",)),
+    "minigrad/modes.py": (
+        ("tests/test_op.py", "tests/test_autograd.py"), ("tests/test_anomaly.py", "tests/test_threads.py", "tests/test_checkpoint.py"),
+        ("tests/test_tensor.py", "tests/test_types.py"),
+    ),
+    "minigrad/nn/activation.py": (("tests/nn/test_layers.py",),),
+    "minigrad/nn/attention.py": (("tests/nn/test_layers.py",), ("tests/nn/test_dropout.py",)),
+    "minigrad/nn/containers.py": (("tests/nn/test_module.py",), ("tests/nn/test_layers.py",)),
+    "minigrad/nn/conv.py": (("tests/nn/test_layers.py",), ("tests/nn/test_init.py",)),
+    "minigrad/nn/dropout.py": (("tests/nn/test_dropout.py",), ("tests/nn/test_layers.py",)),
+    "minigrad/nn/init.py": (("tests/nn/test_init.py",),),
+    "minigrad/nn/linear.py": (("tests/nn/test_layers.py",), ("tests/nn/test_init.py",)),
+    "minigrad/nn/module.py": (("tests/nn/test_module.py",), ("tests/nn/test_layers.py", "tests/optim/test_optimizer.py", "tests/optim/test_ema.py")),
+    "minigrad/nn/norm.py": (("tests/nn/test_norm.py",), ("tests/nn/test_layers.py", "tests/nn/test_module.py")),
+    "minigrad/nn/pooling.py": (("tests/nn/test_layers.py",),),
+    "minigrad/op.py": (
+        ("tests/test_op.py",), ("tests/test_autograd.py", "tests/test_graphs.py"), ("tests/test_tensor.py", "tests/test_versions.py"),
+        ("tests/test_memory.py", "tests/test_anomaly.py", "tests/test_checkpoint.py", "tests/test_peers_bugs.py", "tests/test_devices.py"),
+        ("tests/ops/test_elementwise.py", "tests/fused/test_linear.py", "tests/fused/test_batch_norm.py", "tests/test_threads.py"),
+    ),
     "minigrad/ops/elementwise.py": (
         ("tests/ops/test_elementwise.py",), ("tests/test_op.py", "tests/test_tensor.py"),
         ("tests/test_versions.py", "tests/test_memory.py", "tests/test_peers_bugs.py", "tests/test_functional.py"),
     ),
     "minigrad/ops/index.py": (("tests/ops/test_index.py",), ("tests/test_checkpoint.py",)),
+    "minigrad/random.py": (("tests/test_random.py",), ("tests/nn/test_dropout.py", "tests/nn/test_init.py", "tests/test_threads.py")),
+    "minigrad/safetensors_io.py": (("tests/test_safetensors_io.py",),),
+    "minigrad/tensor.py": (
+        ("tests/test_tensor.py",), ("tests/test_autograd.py", "tests/test_graphs.py"), ("tests/test_peers_bugs.py", "tests/test_functional.py"),
+        ("tests/test_versions.py", "tests/test_memory.py", "tests/test_devices.py", "tests/test_types.py"),
+    ),
     "minigrad/optim/multi_tensor.py": (("tests/optim/test_cuda_optim.py",),),
     "minigrad/optim/optimizer.py": (
         ("tests/optim/test_optimizer.py",), ("tests/optim/test_sgd.py", "tests/optim/test_adamw.py"), ("tests/optim/test_cuda_optim.py",),

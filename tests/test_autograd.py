@@ -657,6 +657,33 @@ def test_one_mode_is_entered_once_at_a_time():
     assert depth(3) == 3 and MODE.get() is before
 
 
+def test_a_mode_that_could_not_be_entered_is_none(monkeypatch: pytest.MonkeyPatch):
+    """An interrupt as it is set, or a field that there is not: the next use begins anew."""
+    before, wrong = MODE.get(), mode(speed=2)
+    for _ in range(2):
+        with pytest.raises(TypeError, match="speed"), wrong:
+            pass
+
+    class Interrupted:
+        get, calls = staticmethod(MODE.get), 0
+
+        def set(self, value: Mode) -> None:
+            MODE.set(value)
+            self.calls += 1
+            if self.calls == 1:
+                raise KeyboardInterrupt
+
+    off = minigrad.no_grad()
+    with monkeypatch.context() as patch:
+        patch.setattr("minigrad.modes.MODE", Interrupted())
+        with pytest.raises(KeyboardInterrupt), off:
+            pass
+    assert MODE.get() is before
+    with off:
+        assert not is_grad_enabled()
+    assert MODE.get() is before
+
+
 def test_no_memory_for_a_gradient_leaves_all_as_they_were(monkeypatch: pytest.MonkeyPatch):
     early, late = leaf(3), leaf(3, seed=1)
     read_only = np.ones(3)

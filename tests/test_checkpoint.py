@@ -16,6 +16,7 @@ import minigrad
 from minigrad import Tensor, checkpoint, nn, ops, random
 from minigrad import functional as F
 from minigrad.modes import MODE, is_grad_enabled, recomputing
+from minigrad.op import primitive
 from tests.support import assert_close, leaf, rng
 
 
@@ -641,6 +642,26 @@ def test_backward_leaves_the_mode_and_the_draws_as_they_are():
     before, draws = MODE.get(), random.get_counter()
     y.backward(upstream(y))
     assert MODE.get() == before and random.get_counter() == draws
+
+
+def test_the_rest_of_the_walk_is_no_second_run(registry: None):
+    """What comes after a checkpoint in one backward pass has the mode that backward was called in."""
+    modes = []
+
+    @primitive
+    def probe(x: Tensor) -> Tensor:
+        return x * 1.0
+
+    def rule(g: Tensor) -> Tensor:
+        modes.append((recomputing(), MODE.get().definitions))
+        return g
+
+    probe.derivative(x=rule)
+    x = leaf(3, 3, seed=1)
+    with minigrad.definitions():
+        y = checkpoint(lambda x: F.softmax(x), probe(x))
+    y.backward(upstream(y))
+    assert modes == [(False, False)]
 
 
 def test_anomaly_mode_knows_the_line_of_a_checkpoint():

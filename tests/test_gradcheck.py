@@ -109,6 +109,54 @@ def test_a_wrong_second_derivative_is_caught(registry: None):
         gradcheck(cube, leaf(3), order=2)
 
 
+def test_the_second_derivative_of_every_input_is_looked_at(registry: None):
+    @fused
+    def cube(x: Tensor) -> Tensor:
+        return x * x * x.detach() * 3.0
+
+    cube.kernel("cpu", lambda x: (x**3, (x,)), lambda dy, saved, needs: (3 * dy * saved[0] ** 2,))
+    for function in (lambda x, y: cube(x) + y**2, lambda x, y: x**2 + cube(y)):
+        with pytest.raises(AssertionError, match="gradcheck: the second derivative along direction"):
+            gradcheck(function, [leaf(3), leaf(3, seed=1)], order=2)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize(
+    ("scale", "error", "passes"),
+    [(1000.0, 0.7e-6, True), (1000.0, 1.4e-6, False), (1e-3, 4e-4, True), (1e-3, 4e-3, False)],
+    ids=["large, within", "large, outside", "small, within", "small, outside"],
+)
+def test_the_tolerance_is_relative_to_the_largest_of_1_and_both_values(scale: float, error: float, passes: bool, sign: float, registry: None):
+    """Of one number, whose only directions are 1 and -1: the slope is `scale` times a weight between 0.5 and 1.5."""
+
+    @primitive
+    def scaled(x: Tensor) -> Tensor:
+        return x * scale
+
+    scaled.derivative(x=lambda g: g * (scale * (1.0 + sign * error)))
+    x = Tensor(np.array(0.5), requires_grad=True)
+    if passes:
+        assert gradcheck(scaled, x)
+    else:
+        with pytest.raises(AssertionError, match="gradcheck: the derivative along direction"):
+            gradcheck(scaled, x)
+
+
+def test_two_points_at_the_distance_along_each_direction():
+    x, y = leaf(3), leaf(2, seed=1)
+    for options, directions, step in (({}, 3, 1e-5), (dict(directions=1, step=1e-4), 1, 1e-4)):
+        moves = []
+
+        def function(a: Tensor, b: Tensor, moves: list = moves) -> Tensor:
+            moves.append(np.concatenate([a.numpy() - x.numpy(), b.numpy() - y.numpy()]))
+            return a.sum() * b
+
+        gradcheck(function, [x, y], **options)
+        distances = [np.linalg.norm(move) for move in moves if move.any()]
+        np.testing.assert_allclose(distances, step, rtol=1e-6)
+        assert len(distances) == 2 * directions
+
+
 def test_a_kink_is_a_false_alarm_and_says_so_in_numbers():
     with pytest.raises(AssertionError, match=r"step 1e-05"):
         gradcheck(lambda x: (x - 1.0).relu(), Tensor(np.array([1.0, 1.0]), requires_grad=True))
@@ -174,9 +222,9 @@ def test_the_same_seed_tries_the_same_directions():
         return x * 2.0
 
     runs = []
-    for seed in (0, 0, 1):
+    for options in ({}, dict(seed=0), dict(seed=1)):
         seen.clear()
-        gradcheck(function, Tensor(np.ones(3), requires_grad=True), seed=seed)
+        gradcheck(function, Tensor(np.ones(3), requires_grad=True), **options)
         runs.append(np.array(seen))
     np.testing.assert_array_equal(runs[0], runs[1])
     assert not np.array_equal(runs[0], runs[2])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import threading
 from collections.abc import Callable, Iterator
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -71,6 +73,19 @@ def test_truncated_normal_refuses_what_would_never_end():
         filled(init.trunc_normal_, 3, mean=float("nan"))
 
 
+@pytest.mark.parametrize(("share", "holds"), [(0.96e-3, False), (1.04e-3, True), (1.9e-3, True)])
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (3.0, 0.5), (-0.7, 2.0)])
+def test_a_thousandth_of_the_distribution_is_enough(share: float, holds: bool, mean: float, std: float):
+    normal = NormalDist(mean, std)
+    for a, b in ((normal.inv_cdf(0.6), normal.inv_cdf(0.6 + share)), (normal.inv_cdf(0.2), normal.inv_cdf(0.2 + share))):
+        if holds:
+            values = filled(init.trunc_normal_, 3, mean=mean, std=std, a=a, b=b)
+            assert np.all((a - 1e-6 <= values) & (values <= b + 1e-6))
+        else:
+            with pytest.raises(ValueError, match=r"holds only 9\.6e-04 of a normal distribution"):
+                filled(init.trunc_normal_, 3, mean=mean, std=std, a=a, b=b)
+
+
 @pytest.mark.parametrize("mode", ["fan_in", "fan_out"])
 @pytest.mark.parametrize(("nonlinearity", "a"), [("relu", 0.0), ("leaky_relu", 0.3), ("linear", 0.0), ("tanh", 0.0)])
 def test_kaiming_spread_is_pytorchs(mode: str, nonlinearity: str, a: float):
@@ -97,6 +112,17 @@ def test_linear_and_convolution_start_as_pytorchs():
             assert distance(values, lambda v: (v + bound) / (2 * bound)) < 1.95  # noqa: B023 - used at once
 
 
+@pytest.mark.parametrize("name", ["uniform_", "normal_", "trunc_normal_", "kaiming_normal_", "kaiming_uniform_"])
+def test_what_is_not_given_is_pytorchs_choice(name: str):
+    ours, theirs = (inspect.signature(getattr(module, name)).parameters for module in (init, torch.nn.init))
+    assert {key: value.default for key, value in ours.items()} == {key: theirs[key].default for key in ours}
+
+
+@pytest.mark.parametrize("nonlinearity", ["linear", "conv2d", "sigmoid", "tanh", "relu", "leaky_relu"])
+def test_gains_are_pytorchs(nonlinearity: str):
+    assert init.calculate_gain(nonlinearity) == pytest.approx(torch.nn.init.calculate_gain(nonlinearity), rel=1e-15)  # type: ignore[arg-type]
+
+
 def test_zeros_and_ones():
     assert not filled(init.zeros_, 3, 2).any()
     assert (filled(init.ones_, 3, 2) == 1).all()
@@ -112,7 +138,8 @@ def test_wrong_arguments():
 
 
 def test_empty_layers_are_allowed():
-    assert nn.Linear(0, 3).weight.shape == (3, 0)
+    layer = nn.Linear(0, 3)
+    assert layer.weight.shape == (3, 0) and layer.bias is not None and not layer.bias.numpy().any()  # within +-1/sqrt(0) nothing is known
     assert nn.Linear(3, 0).weight.shape == (0, 3)
 
 

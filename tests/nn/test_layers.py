@@ -6,6 +6,7 @@ test_norm.py, what dropout drops in test_dropout.py.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -63,6 +64,15 @@ def test_conv2d(data: st.DataObject, bias: bool, seed: int):
 def test_conv2d_takes_one_number_for_both_axes(kernel: int):
     arguments = dict(kernel_size=kernel, stride=2, padding=1, dilation=2)
     check_layer(nn.Conv2d(4, 6, **arguments), torch.nn.Conv2d(4, 6, **arguments), rng().standard_normal((2, 6, 7, 4)))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, dict(stride=(2, 1)), dict(padding=(1, 0)), dict(padding=(0, 1)), dict(dilation=(1, 2)), dict(dilation=2), dict(groups=2), dict(bias=False)],
+    ids=str,
+)
+def test_conv2d_says_of_itself_what_pytorchs_says(arguments: dict[str, Any]):
+    assert repr(nn.Conv2d(4, 6, (3, 1), **arguments)) == repr(torch.nn.Conv2d(4, 6, (3, 1), **arguments))
 
 
 def test_conv2d_groups_must_divide_the_channels():
@@ -198,6 +208,7 @@ def test_attention_is_pytorchs_own_multi_head_attention():
 
 def test_attention_names_and_errors():
     assert list(nn.MultiHeadAttention(6, 3).state_dict()) == ["qkv.weight", "proj.weight", "proj.bias"]
+    assert nn.MultiHeadAttention(16).num_heads == 8
     assert list(nn.MultiHeadAttention(6, 3, qkv_bias=True).state_dict()) == ["qkv.weight", "qkv.bias", "proj.weight", "proj.bias"]
     with pytest.raises(ValueError, match="dim is 6 and num_heads 4; the heads must divide the width"):
         nn.MultiHeadAttention(6, 4)
@@ -252,6 +263,13 @@ def test_inputs_of_another_dtype_are_refused_in_one_sentence(layer: nn.Module, s
             with way(), pytest.raises((ValueError, TypeError), match=f"^[a-z_0-9]+: .*{dtype}") as caught:
                 layer(Tensor(np.ones(shape, dtype)))
             assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["AvgPool2d", "BatchNorm2d", "Conv2d", "Dropout", "LayerNorm", "Linear", "MaxPool2d"])
+def test_what_is_not_given_is_pytorchs_choice(name: str):
+    ours, theirs = (inspect.signature(getattr(module, name)).parameters for module in (nn, torch.nn))
+    assert {key: value.default for key, value in ours.items()} == {key: theirs[key].default for key in ours}
+    assert inspect.signature(nn.DropPath).parameters["p"].default == 0.0  # timm's
 
 
 def test_layers_keep_float32():

@@ -486,12 +486,13 @@ def test_module_list_and_sequential():
     layers = [nn.Linear(2, 2) for _ in range(3)]
     modules = nn.ModuleList(layers[:2])
     modules.append(layers[2])
-    assert len(modules) == 3 and list(modules) == layers and modules[-1] is layers[2] and list(modules[1:]) == layers[1:]
+    assert len(modules) == 3 and list(modules) == layers and modules[-1] is layers[2] and modules[-3] is layers[0] and list(modules[1:]) == layers[1:]
     assert list(modules.state_dict()) == ["0.weight", "0.bias", "1.weight", "1.bias", "2.weight", "2.bias"]
     modules[0] = layers[2]
     assert modules[0] is layers[2] and len(modules) == 3
-    with pytest.raises(IndexError, match="index 3 is out of range, there are 3"):
-        modules[3]
+    for index in (3, -4):
+        with pytest.raises(IndexError, match=f"index {index} is out of range, there are 3"):
+            modules[index]
     with pytest.raises(TypeError, match="element 0 is a int"):
         nn.ModuleList([1])  # type: ignore[list-item]
     with pytest.raises(NotImplementedError):
