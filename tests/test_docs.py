@@ -2,8 +2,8 @@
 
 Python blocks run page by page, from top to bottom, in a process of their own; `print(...)  # result` must print that result. A block that begins
 with `# minigrad/...`, `# conformer/...` or `# tests/...` is a file, a diff block a change of one: such a page is followed in a copy of the project,
-and its `.venv/bin/python` lines are run there. The site itself is built where Sphinx is installed (the extra `docs`). docs/errors.md has a test of
-its own. Read next: `docs/generate.py`.
+and its `.venv/bin/python` lines are run there. The site itself is built where Sphinx is installed (the extra `docs`). The rows of differences.md that
+give one thing's code twice are computed twice. docs/errors.md has a test of its own. Read next: `docs/generate.py`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 
 from conformer import cli
+from minigrad import Tensor, functional
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -226,6 +228,42 @@ def follow(page: Path, folder: Path) -> list[str]:
         elif block.language == "sh":
             commands += [line for line in block.lines if line.startswith(".venv/bin/python")]
     return commands
+
+
+def translations() -> list[tuple[str, str]]:
+    """The rows of docs/differences.md whose two sides are code."""
+    page = (DOCS / "differences.md").read_text(encoding="utf-8")
+    return re.findall(r"^\| `([^`]+)` \| `([^`]+)` \|$", page, flags=re.MULTILINE)
+
+
+def test_there_are_translations() -> None:
+    assert len(translations()) > 25
+
+
+@pytest.mark.parametrize(("theirs", "ours"), translations(), ids=[theirs for theirs, _ in translations()])
+def test_both_sides_of_a_translation_compute_the_same(theirs: str, ours: str) -> None:
+    import torch
+
+    generator = np.random.default_rng(3)
+    arrays = {name: generator.standard_normal(shape) for name, shape in (("x", (4, 3)), ("y", (4, 3)), ("q", (2, 2, 4, 3)), ("maps", (2, 5, 4, 3)))}
+    p, labels = generator.random((4, 3)), np.array([2, 0, 1, 2])
+    tensors = {name: Tensor(array, requires_grad=True) for name, array in arrays.items()}
+    torches = {name: torch.tensor(array, requires_grad=True) for name, array in arrays.items()}
+    nchw = {**torches, "maps": torches["maps"].permute(0, 3, 1, 2)}
+    found = eval(ours, {"np": np, "F": functional, "p": Tensor(p), "labels": labels, **tensors})
+    expected = eval(theirs, {"torch": torch, "TF": torch.nn.functional, "p": torch.tensor(p), "labels": torch.tensor(labels), **nchw})
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found.numpy(), expected.detach().numpy(), rtol=1e-12, atol=1e-12)
+    assert found.requires_grad == expected.requires_grad
+    if found.requires_grad:
+        upstream = generator.uniform(0.5, 1.5, found.shape)
+        found.backward(Tensor(upstream))
+        expected.backward(torch.tensor(upstream))
+        for name, ours_too in tensors.items():
+            gradient = torches[name].grad
+            assert (ours_too.grad is None) == (gradient is None)
+            if gradient is not None and ours_too.grad is not None:
+                np.testing.assert_allclose(ours_too.grad.numpy(), gradient.numpy(), rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.slow
