@@ -33,15 +33,13 @@ class ConvBranchBlock(nn.Module):
         super().__init__()
         self.cnn_block = ConvBlock(plan.inplanes, plan.outplanes, plan.stride, plan.res_conv)
         self.fusion_block = ConvBlock(plan.outplanes, plan.outplanes, stride=2 if plan.last_fusion else 1, res_conv=plan.last_fusion)
-        if config.num_med_block:
-            self.med_block = nn.ModuleList([Med_ConvBlock(plan.outplanes) for _ in range(config.num_med_block)])
-        self.num_med_block = config.num_med_block
+        self.med_block = nn.ModuleList([Med_ConvBlock(plan.outplanes) for _ in range(config.num_med_block)])
 
     def forward(self, x: Tensor) -> Tensor:
         """The map (B, H, W, C) -> the same after this block, C, H and W perhaps changed."""
         x, _ = self.cnn_block(x)  # (B, H, W, C)
-        for index in range(self.num_med_block):
-            x, _ = self.med_block[index](x)  # (B, H, W, C)
+        for med_block in self.med_block:
+            x, _ = med_block(x)  # (B, H, W, C)
         x, _ = self.fusion_block(x)  # (B, H, W, C), half of H and W in the last block
         return x
 

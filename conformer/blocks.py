@@ -240,9 +240,7 @@ class ConvTransBlock(nn.Module):
         self.dw_stride = plan.dw_stride
         self.cnn_block = ConvBlock(plan.inplanes, plan.outplanes, plan.stride, plan.res_conv)
         self.fusion_block = ConvBlock(plan.outplanes, plan.outplanes, stride=2 if plan.last_fusion else 1, res_conv=plan.last_fusion)
-        self.num_med_block = config.num_med_block
-        if config.num_med_block:
-            self.med_block = nn.ModuleList([Med_ConvBlock(plan.outplanes) for _ in range(config.num_med_block)])
+        self.med_block = nn.ModuleList([Med_ConvBlock(plan.outplanes) for _ in range(config.num_med_block)])
         self.squeeze_block = FCUDown(middle, config.embed_dim, plan.dw_stride, config.double_class_token)
         self.expand_block = FCUUp(config.embed_dim, middle, plan.dw_stride)
         self.trans_block = transformer_block(config, plan.drop_path_rate)
@@ -258,8 +256,8 @@ class ConvTransBlock(nn.Module):
         note(named, cnn_block=x, squeeze_block=squeezed)
         x_t = self.trans_block(squeezed + x_t, inner)  # (B, N, E); with double_class_token the class token enters doubled
         note_block(named, "trans_block", inner, x_t)
-        for index in range(self.num_med_block):
-            x, _ = self.med_block[index](x)  # (B, H, W, C)
+        for index, med_block in enumerate(self.med_block):
+            x, _ = med_block(x)  # (B, H, W, C)
             note(named, **{f"med_block.{index}": x})
         expanded = self.expand_block(x_t, x2.shape[1] // self.dw_stride, x2.shape[2] // self.dw_stride)  # (B, H, W, C / 4)
         x, _ = self.fusion_block(x, expanded)  # (B, H, W, C), half of H and W in the last block
