@@ -503,7 +503,7 @@ def test_dezero_batch_norm_eval_backward():
 
 
 def test_chainer_batch_norm_of_one_value():
-    with pytest.raises(ValueError, match="one value per channel"):
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
         nn.BatchNorm2d(3)(Tensor(np.ones((1, 1, 1, 3), np.float32)))
 
 

@@ -88,7 +88,8 @@ def _check(x, weight, bias, mean, var, residual, eps, relu) -> None:
     if (mean is None) != (var is None):
         raise ValueError("batch_norm: give mean and var both (evaluation) or neither (training), not one of them")
     if mean is None and x.data.size == channels:
-        raise ValueError(f"batch_norm: expected more than 1 value per channel when training, x has shape {x.shape}")
+        advice = "give a larger batch, larger maps, or eval()"
+        raise ValueError(f"batch_norm: expected more than 1 value per channel when training, x has shape {shape}: {advice}")
     if residual is not None and residual.shape != x.shape:
         raise ValueError(f"batch_norm: residual has shape {residual.shape}, x has shape {x.shape}")
 

@@ -61,13 +61,8 @@ class BatchNorm2d(Module):
         Raises:
             ValueError: the statistics of the batch are needed and it has one value per channel: their variance is 0, whatever the value.
         """
-        of_batch = self.training or self.running_mean is None
-        if of_batch and x.ndim == 4 and x.size == x.shape[-1] > 0:
-            raise ValueError(
-                f"BatchNorm2d: x has shape {x.shape}, one value per channel; its variance needs more: a larger batch, larger maps, or eval()"
-            )
         mean = var = None
-        if not of_batch:
+        if not self.training and self.running_mean is not None:
             mean, var = self.running_mean, self.running_var
             if self.num_batches_tracked is not None:
                 self.num_batches_tracked._note_read()  # written whenever the statistics move: so a checkpoint, which would read them again, notices
