@@ -73,11 +73,12 @@ class Trainer:
     """
 
     def __init__(self, config: TrainConfig, display: Display | None = None, origin: tuple[RunFolder, Checkpoint | None] | None = None):
+        folder, checkpoint = origin or (None, None)
         self.config = config
         self.display = display or Display()
         self.device = devices.choose(config.device)
         if config.precision != "float32":
-            _check_precision(config.precision, self.device, None if origin is None else origin[0].path)
+            _check_precision(config.precision, self.device, folder and folder.path)
         self.dataset = data.load(config.dataset, config.data_dir, self.display.message)
         self.steps_per_epoch = len(self.dataset.train) // config.batch_size
         if not self.steps_per_epoch:
@@ -110,16 +111,13 @@ class Trainer:
         self._unshown: OSError | None = None  # why the display could not show progress
         self._evaluation_seconds = 0.0
         self._started = self._saved_at = time.perf_counter()
-        began_with = origin is None or origin[1] is None  # else the checkpoint has weights
-        self._initial = self._initial_weights() if config.finetune is not None and began_with else None
+        self._initial = self._initial_weights() if config.finetune is not None and checkpoint is None else None  # a checkpoint has weights
         self.learner = self._new_learner()
 
         now = datetime.now().astimezone()
         self.header = self._header(now)
-        if origin is None:
-            self.folder = self._new_folder(f"{config.config}-{now:%Y-%m-%d-%H%M%S}")
-        else:
-            self.folder, checkpoint = origin
+        self.folder = folder or self._new_folder(f"{config.config}-{now:%Y-%m-%d-%H%M%S}")
+        if folder:
             self._restore(checkpoint)
 
     def _initial_weights(self) -> dict[str, np.ndarray]:
