@@ -151,10 +151,8 @@ def _mend_weights(trainer: Trainer) -> None:
         load_weights(trainer.folder.path)
     except (OSError, ValueError) as error:
         print(f"conformer: {_sentence(error)}; it is written anew from the checkpoint", file=sys.stderr)
-        try:
+        with _told(1, OSError):
             trainer.save_last()
-        except OSError as refused:
-            raise Mistake(_sentence(refused), 1) from refused
 
 
 def _way_on(trainer: Trainer) -> str:
@@ -214,24 +212,29 @@ def _drawing(what: str) -> Iterator[None]:
         raise Mistake(f"{what} is not drawn: {_sentence(error)}", 1) from error
 
 
+@contextlib.contextmanager
+def _told(status: int, errors: type[Exception] | tuple[type[Exception], ...] = (OSError, ValueError)) -> Iterator[None]:
+    """A block in which these errors are what the user can put right: raises Mistake with their sentence and this exit status."""
+    try:
+        yield
+    except errors as error:
+        raise Mistake(_sentence(error), status) from error
+
+
 def _device(options: argparse.Namespace) -> str:
     """The device that was asked for."""
-    try:
+    with _told(2, devices.DeviceError):
         return devices.choose(getattr(options, "device", TrainConfig.device))
-    except devices.DeviceError as error:
-        raise Mistake(_sentence(error), 2) from error
 
 
 def _evaluate(options: argparse.Namespace) -> None:
     device = _device(options)
-    try:
+    with _told(1):
         picture = options.picture or weights_file(options.run).with_name("confusion.png")
         model, about = load_weights(options.run)
         saved = _options_of(options.run)
         tta = getattr(options, "tta", None) or _tta_of(saved)
         dataset = _dataset_of(about, options.data_dir, saved)
-    except (OSError, ValueError) as error:
-        raise Mistake(_sentence(error), 1) from error
     predictions = evaluate(model.to(device=device), dataset.test, dataset, options.batch_size, tta)
     classes = [printable(name) for name in dataset.classes]
     title = f"{printable(about.config)} after {about.step:,} steps, on {len(dataset.test):,} test images of {dataset.name}"
@@ -289,15 +292,13 @@ def _load_images(options: argparse.Namespace) -> tuple[Conformer, About, np.ndar
     except ImportError as error:
         raise Mistake(f"reading image files needs pillow ({EXTRAS})", 1) from error
     device = _device(options)
-    try:
+    with _told(1):
         run = options.run or _newest_run()
         model, about = load_weights(run)
         channels = model.config.in_chans
         if channels not in (1, 3):
             raise ValueError(f"the network takes images of {channels} channels, and those of image files have 3, or 1 of grey")
         images = np.stack([read_image(path, about.image_size, channels) for path in options.images])
-    except (OSError, ValueError) as error:
-        raise Mistake(_sentence(error), 1) from error
     if options.run is None:
         print(f"by {printable(about.config)} in {run}, trained on {printable(about.dataset)}")
     return model.to(device=device), about, images
@@ -311,14 +312,14 @@ def _predict(options: argparse.Namespace) -> None:
     with no_grad():
         shares = [F.softmax(Tensor(logits)).numpy() for logits in (cnn, transformer, cnn + transformer)]
     for number, path in enumerate(options.images):
-        columns = []
+        table = []
         for name, share in zip(HEADS.values(), shares, strict=True):
             top = np.argsort(-share[number], kind="stable")[: options.top]
             width = max(len(classes[place]) for place in top)
             cells = [f"{classes[place]:<{width}} {100 * share[number, place]:5.1f} %" for place in top]
-            columns.append([name, *cells])
-        widths = [max(map(len, column)) for column in columns]
-        lines = ("    ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in zip(*columns, strict=True))
+            table.append([name, *cells])
+        widths = [max(map(len, column)) for column in table]
+        lines = ("    ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in zip(*table, strict=True))
         print(printable(str(path)), *(f"  {line}" for line in lines), sep="\n")
 
 
@@ -328,22 +329,18 @@ def _explain(options: argparse.Namespace) -> None:
     model, about, images = _load_images(options)
     with _drawing("the picture"):
         from conformer.plots import save_explanation
-    try:
+    with _told(1, OSError):
         if options.out.exists() and any(options.out.samefile(image) for image in options.images):
             raise Mistake(f"--out {options.out} is one of the images; give the picture another name", 2)
-    except OSError as error:
-        raise Mistake(_sentence(error), 1) from error
     batch = Tensor(normalize(images, about.mean, about.std)).to(device=next(model.parameters()).device)
     with no_grad():
         named = {name: tensor.to(device="cpu") for name, tensor in model.eval().intermediates(batch).items()}
     model.to(device="cpu")  # what is read off a few images takes no time
     answers = (named["conv_cls_head"].numpy() + named["trans_cls_head"].numpy()).argmax(axis=1)  # (N,)
     maps, shares = class_activation_maps(model, named, answers), token_map(named, attention_rollout(model, named))
-    try:
+    with _told(1):
         names, taken = [path.name for path in options.images], [about.classes[answer] for answer in answers]
         picture = save_explanation(options.out, images, names, taken, maps, shares)
-    except (OSError, ValueError) as error:
-        raise Mistake(_sentence(error), 1) from error
     print(picture)
 
 
@@ -360,7 +357,7 @@ def _report(options: argparse.Namespace) -> None:
     with _drawing("a report"):
         from conformer.plots import save_curves
         from conformer.report import write_report
-    try:
+    with _told(1):
         if not (run / "metrics.jsonl").is_file():
             raise FileNotFoundError(f"there is no run in {run} (no metrics.jsonl); give the folder of a run")
         dataset = predictions = None
@@ -371,16 +368,12 @@ def _report(options: argparse.Namespace) -> None:
             predictions = evaluate(model.to(device=device), dataset.test, dataset, tta=_tta_of(saved))
         save_curves(run, read_log(run))
         page = write_report(run, dataset, predictions)
-    except (OSError, ValueError) as error:
-        raise Mistake(_sentence(error), 1) from error
     print(page)
 
 
 def _info(options: argparse.Namespace) -> None:
-    try:
+    with _told(2, ValueError):
         print(describe(named_config(getattr(options, "config", TrainConfig.config)), options.image_size))
-    except ValueError as error:
-        raise Mistake(_sentence(error), 2) from error
     print(f"\nhere: {devices.describe('cpu')}; {cuda.availability().sentence}")
     _say_pins()
 

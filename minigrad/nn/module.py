@@ -269,13 +269,13 @@ class Module:
             problems += [f"unexpected {name}" for name in difference.unexpected_keys]
         for name, value in values.items():
             if value is None:
-                given = state_dict[name]  # perhaps one of PyTorch's that NumPy cannot read
+                original = given[name]  # perhaps one of PyTorch's that NumPy cannot read
                 hint = (
                     " (give its .detach().float())"
-                    if getattr(given, "requires_grad", False) or "bfloat16" in str(getattr(given, "dtype", ""))
+                    if getattr(original, "requires_grad", False) or "bfloat16" in str(getattr(original, "dtype", ""))
                     else ""
                 )
-                problems.append(f"{name} is {type(state_dict[name]).__name__}, not an array of numbers{hint}")
+                problems.append(f"{name} is {type(original).__name__}, not an array of numbers{hint}")
             elif value.shape != own[name].shape:
                 problems.append(f"{name} has shape {value.shape}, here {own[name].shape}")
         if problems:
