@@ -55,9 +55,17 @@ WEIGHTS = "a run folder (its last weights are taken), or a weights file in it"
 DATA = "an archive, its folder or their parent (if not given: where the run had it, $CONFORMER_DATA, the cache, then a download)"
 
 
+class _Version(argparse.Action):
+    """Prints the version and leaves. argparse's own action wants it beforehand, and looking it up takes 20 ms."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print(minigrad.__version__)
+        parser.exit()
+
+
 def _parser() -> Parser:
     parser = Parser(prog="conformer", description="The vision Conformer (Peng et al., ICCV 2021): train it, measure it, use it, look at its shapes.")
-    parser.add_argument("--version", action="version", version=minigrad.__version__, help="print it")
+    parser.add_argument("--version", action=_Version, nargs=0, default=argparse.SUPPRESS, help="print it")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, title="commands")
 
     def command(name: str, run, text: str, more: str = "") -> argparse.ArgumentParser:

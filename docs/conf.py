@@ -2,7 +2,6 @@
 
 import re
 import sys
-from importlib import metadata
 from pathlib import Path
 
 from docutils import nodes
@@ -12,13 +11,12 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
 import generate  # noqa: E402  (it lies in this folder)
 
+import minigrad  # noqa: E402  (it lies beside it)
+
 project = "minigrad + conformer"
 author = "The minigrad + conformer authors"
 copyright = "The minigrad + conformer authors"
-try:
-    release = metadata.version("minigrad-conformer")
-except metadata.PackageNotFoundError:
-    release = ""
+release = minigrad.__version__
 
 extensions = [
     "myst_nb",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib.abc
+import importlib.metadata
 import io
 import json
 import os
@@ -76,6 +77,14 @@ def saved_network(path: Path, config: str, **changes: Any) -> tuple[Conformer, A
     about = About(asdict(network), config, "cifar10", "", CIFAR10.classes, CIFAR10.mean, CIFAR10.std, (32, 32), 5, {})
     save_weights(path, model, about := replace(about, **changes))
     return model, about
+
+
+def test_the_version_is_looked_up_when_it_is_asked_for(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    asked: list[str] = []
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: asked.append(name) or "1.2.3")
+    assert main(["info", "--config", "cifar-nano"]) == 0 and not asked
+    capsys.readouterr()
+    assert main(["--version"]) == 0 and capsys.readouterr() == ("1.2.3\n", "")
 
 
 def test_train_then_evaluate(
