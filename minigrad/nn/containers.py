@@ -12,7 +12,7 @@ __all__ = ["ModuleList", "Sequential"]
 
 
 class _Numbered(Module):
-    """A list of modules whose names are their positions."""
+    """A list of modules whose names are numbers: their positions, where nothing was taken out."""
 
     def __init__(self, modules: Iterable[Module]):
         super().__init__()
@@ -37,10 +37,10 @@ class _Numbered(Module):
 
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
-            return self._of(list(self)[index])
+            return self._of(list(self._own("module"))[index])
         return getattr(self, self._name(index))
 
-    def _of(self, modules: list[Module]) -> _Numbered:
+    def _of(self, named: list[tuple[str, Module]]) -> _Numbered:
         raise NotImplementedError
 
     def __setitem__(self, index: int, module: Module) -> None:
@@ -56,7 +56,7 @@ class _Numbered(Module):
 
 
 class ModuleList(_Numbered):
-    """A list of modules; a slice of it is another.
+    """A list of modules; a slice of it is another, which counts from 0.
 
     Raises:
         TypeError: an element is not a Module.
@@ -67,12 +67,14 @@ class ModuleList(_Numbered):
     def __init__(self, modules: Iterable[Module] | None = None):
         super().__init__(() if modules is None else modules)
 
-    def _of(self, modules: list[Module]) -> ModuleList:
-        return ModuleList(modules)
+    def _of(self, named: list[tuple[str, Module]]) -> ModuleList:
+        return ModuleList(module for _, module in named)
 
 
 class Sequential(_Numbered):
-    """Modules called one after the other, each on the result of the one before; a slice of it is another.
+    """Modules called one after the other, each on the result of the one before.
+
+    A slice of it is another, whose modules keep their names: `model[2:].load_state_dict(state, strict=False)` takes its own of the whole state.
 
     Raises:
         TypeError: an element is not a Module.
@@ -83,8 +85,11 @@ class Sequential(_Numbered):
     def __init__(self, *modules: Module):
         super().__init__(modules)
 
-    def _of(self, modules: list[Module]) -> Sequential:
-        return Sequential(*modules)
+    def _of(self, named: list[tuple[str, Module]]) -> Sequential:
+        part = Sequential()
+        for name, module in named:
+            setattr(part, name, module)
+        return part
 
     def forward(self, x: Any) -> Any:
         for module in self:

@@ -505,6 +505,39 @@ def test_module_list_and_sequential():
     assert nn.Sequential()(x) is x
 
 
+@pytest.mark.parametrize("part", [slice(1, None), slice(-2, None), slice(None, 2), slice(None, None, 2), slice(None, None, -1), slice(2, 2)])
+def test_a_slice_has_pytorchs_names(part: slice):
+    """A Sequential's modules keep theirs, so that a part of a network finds its own in the whole one's state; a ModuleList's are numbered anew."""
+    widths = [(1, 2), (2, 3), (3, 4), (4, 2)]
+    ours, theirs = nn.Sequential(*(nn.Linear(*width) for width in widths)), torch.nn.Sequential(*(torch.nn.Linear(*width) for width in widths))
+    sliced, reference = ours[part], theirs[part]
+    assert type(sliced) is nn.Sequential and len(sliced) == len(reference) and list(sliced) == list(ours)[part]
+    assert list(sliced.state_dict()) == list(reference.state_dict())
+    assert [name for name, _ in sliced.named_modules()] == [name for name, _ in reference.named_modules()]
+    assert [line.split(": ")[0] for line in repr(sliced).splitlines()] == [line.split(": ")[0] for line in repr(reference).splitlines()]
+    for index in range(-len(reference), len(reference)):
+        assert sliced[index] is list(ours)[part][index] and reference[index] is list(theirs)[part][index]
+    again, expected = sliced[1:], reference[1:]
+    assert list(again.state_dict()) == list(expected.state_dict())
+    listed, expected = nn.ModuleList(ours)[part], torch.nn.ModuleList(theirs)[part]
+    assert type(listed) is nn.ModuleList and list(listed.state_dict()) == list(expected.state_dict()) and list(listed) == list(ours)[part]
+
+
+def test_a_part_of_a_network_loads_its_own_from_the_whole_ones_state():
+    whole, other = (nn.Sequential(*(nn.Linear(2, 2) for _ in range(3))) for _ in range(2))
+    difference = other[2:].load_state_dict(whole.state_dict(), strict=False)
+    assert difference == ([], ["0.weight", "0.bias", "1.weight", "1.bias"])
+    np.testing.assert_array_equal(other[2].weight.numpy(), whole[2].weight.numpy())
+
+
+def test_what_is_appended_to_a_slice_takes_a_free_name():
+    """PyTorch's takes the name of a module that is there, if its number is that of the modules, and is then in its place."""
+    chain = nn.Sequential(nn.ReLU(), nn.GELU(), nn.Identity())
+    part = chain[1:].append(nn.ReLU())
+    assert [name for name, _ in part.named_children()] == ["1", "2", "3"] and part[-1] is not chain[2] and part[1] is chain[2]
+    assert [name for name, _ in chain[:1].append(nn.ReLU()).named_children()] == ["0", "1"] and len(chain) == 3
+
+
 def test_a_list_of_modules_may_have_parameters_of_its_own():
     class Scaled(nn.Sequential):
         def __init__(self, *modules: nn.Module):
