@@ -106,9 +106,12 @@ class Module:
         if old == "buffer" and isinstance(value, Tensor) and not value.requires_grad:
             return
         wanted = {"parameter": "a leaf Tensor with requires_grad=True", "buffer": "a Tensor without gradient", "module": "a Module"}[old]
-        raise TypeError(
-            f"{type(self).__name__}: {name!r} is a {old} and takes {wanted}, or None, not {_describe(value)}; delete it to use its name otherwise"
-        )
+        advice = "delete it to use its name otherwise"
+        if isinstance(value, Tensor) and old == "parameter":
+            advice = "it became one when such a Tensor was assigned; delete it to keep anything else, and keep inputs as x.detach() or [x]"
+        elif isinstance(value, Tensor) and old == "buffer":
+            advice = "assign its .detach()"
+        raise TypeError(f"{type(self).__name__}: {name!r} is a {old} and takes {wanted}, or None, not {_describe(value)}; {advice}")
 
     def _own(self, kind: str) -> Iterator[tuple[str, Any]]:
         """This module's own parameters, buffers or children, without those that are None."""
@@ -309,7 +312,7 @@ def _kind(value: Any) -> str | None:
 def _describe(value: Any) -> str:
     if not isinstance(value, Tensor):
         return f"a {type(value).__name__}"
-    return "a Tensor that was computed" if value.node is not None else "a Tensor without gradient"
+    return "a Tensor that was computed with gradient" if value.node is not None else "a Tensor without gradient"
 
 
 def loadable(value: Any) -> backend.Array | None:

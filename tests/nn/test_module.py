@@ -6,6 +6,7 @@ import copy
 import inspect
 import operator
 import pickle
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -157,6 +158,42 @@ def test_a_computed_tensor_cannot_replace_a_parameter():
     block = Block()
     with pytest.raises(TypeError, match="a Tensor that was computed"):
         block.scale = block.scale * 2.0
+
+
+def test_an_input_that_became_a_parameter_can_be_kept_in_the_ways_the_error_names():
+    class Keeps(nn.Module):
+        def __init__(self, keep: Callable[[Tensor], object]):
+            super().__init__()
+            self.keep = keep
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.x = self.keep(x)
+            return x * 2.0
+
+    leaf, plain = Tensor([1.0, -2.0], requires_grad=True), Tensor([3.0, 4.0])
+    module = Keeps(lambda x: x)
+    module(leaf)
+    for later in (plain, leaf * 1.0):
+        with pytest.raises(TypeError, match=r"'x' is a parameter .* became one when .*; delete it .*, and keep inputs as x.detach\(\) or \[x\]"):
+            module(later)
+    for keep in (lambda x: x.detach(), lambda x: [x]):
+        del module.x
+        module.keep = keep
+        for x in (leaf, plain, leaf * 1.0):
+            module(x)
+        assert not list(module.parameters())
+    (module(leaf) * Tensor([5.0, 7.0])).sum().backward()
+    np.testing.assert_array_equal(module.x[0].grad.numpy(), [10.0, 14.0])
+
+
+def test_a_buffer_takes_the_detached_value_of_what_was_computed_with_gradient():
+    block, x = Block(), Tensor(np.ones((2, 3)), requires_grad=True)
+    block.register_buffer("mean", Tensor(np.zeros(3)))
+    mean = 0.9 * block.mean + 0.1 * x.mean(0)
+    with pytest.raises(TypeError, match=r"'mean' is a buffer .* not a Tensor that was computed with gradient; assign its .detach\(\)$"):
+        block.mean = mean
+    block.mean = mean.detach()
+    np.testing.assert_allclose(block.state_dict()["mean"], [0.1] * 3)
 
 
 class Scaled(nn.Module):
