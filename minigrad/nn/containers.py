@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Self
 
 from minigrad.nn.module import Module
@@ -22,7 +22,9 @@ class _Numbered(Module):
     def append(self, module: Module) -> Self:
         """Add a module at the end; returns the list."""
         if not isinstance(module, Module):
-            raise TypeError(f"{type(self).__name__}: element {len(self)} is a {type(module).__name__}, not a Module")
+            several = isinstance(module, Iterable) and isinstance(self, Sequential)
+            advice = f"; give them one by one, as in Sequential(*modules{'.values()' * isinstance(module, Mapping)})" if several else ""
+            raise TypeError(f"{type(self).__name__}: element {len(self)} is a {type(module).__name__}, not a Module{advice}")
         number = len(self)
         while str(number) in self._registered:  # where a place before it was deleted, or set to None
             number += 1

@@ -6,7 +6,7 @@ import numpy as np
 
 from minigrad import functional as F
 from minigrad.fused.pair import Pair, check_pair, pair
-from minigrad.nn.linear import default_init
+from minigrad.nn.linear import check_widths, default_init
 from minigrad.nn.module import Module, Parameter
 from minigrad.tensor import Tensor
 
@@ -27,7 +27,7 @@ class Conv2d(Module):
             +-1/sqrt(fan_in).
 
     Raises:
-        ValueError: `groups` does not divide both numbers of channels, or a window's number is not a whole one, or too small.
+        ValueError: `groups` does not divide both numbers of channels, or a number of channels or of a window is not a whole one, or too small.
 
     Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.Conv2d.html
     """
@@ -47,6 +47,7 @@ class Conv2d(Module):
         bias: bool = True,
     ):
         super().__init__()
+        check_widths("Conv2d", in_channels=in_channels, out_channels=out_channels, groups=groups)
         if groups < 1 or in_channels % groups or out_channels % groups:
             raise ValueError(f"Conv2d: groups is {groups}; it must divide in_channels ({in_channels}) and out_channels ({out_channels})")
         for what, value, least in (("kernel_size", kernel_size, 1), ("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):

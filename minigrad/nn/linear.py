@@ -24,6 +24,9 @@ class Linear(Module):
     Attributes:
         weight: (out_features, in_features), bias: (out_features,) or None; both start uniform within +-1/sqrt(in_features).
 
+    Raises:
+        ValueError: a width is no whole number, or negative.
+
     Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.Linear.html
     """
 
@@ -32,6 +35,7 @@ class Linear(Module):
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True):
         super().__init__()
+        check_widths("Linear", in_features=in_features, out_features=out_features)
         self.in_features, self.out_features = in_features, out_features
         self.weight = Parameter(np.empty((out_features, in_features), np.float32))
         self.bias = Parameter(np.empty(out_features, np.float32)) if bias else None
@@ -43,6 +47,13 @@ class Linear(Module):
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}" + ("" if self.bias is not None else ", bias=False")
+
+
+def check_widths(layer: str, **widths: object) -> None:
+    """Raise ValueError, in a layer's name, where a number of features or channels is no whole number of at least 0: `4.0 * width` is none."""
+    for name, width in widths.items():
+        if not isinstance(width, int | np.integer) or width < 0:
+            raise ValueError(f"{layer}: {name} must be a whole number of at least 0, it is {width!r}")
 
 
 def default_init(weight: Tensor, bias: Tensor | None) -> None:

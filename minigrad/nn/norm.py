@@ -9,6 +9,7 @@ import numpy as np
 from minigrad import functional as F
 from minigrad.backend import cuda
 from minigrad.modes import recomputing
+from minigrad.nn.linear import check_widths
 from minigrad.nn.module import Module, Parameter
 from minigrad.tensor import Tensor, wrap
 
@@ -19,6 +20,9 @@ _cuda = cuda.Kernels(__file__)
 
 class BatchNorm2d(Module):
     """Normalises each channel of (B, H, W, C) maps over batch, rows and columns, then scales and shifts it.
+
+    The channel is the last axis of whatever it is given, and the statistics are taken over all others: on (B, C), and on sequences (B, N, C), which
+    PyTorch has as (B, C, N), this is its BatchNorm1d.
 
     In training mode with the mean and biased variance of the batch, which also move the running statistics (there the variance is unbiased); in
     eval mode with the running statistics. On the CPU mean and variance are replaced at every step, never written in place: a graph that read the old
@@ -48,6 +52,7 @@ class BatchNorm2d(Module):
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = True, track_running_stats: bool = True):
         super().__init__()
+        check_widths("BatchNorm2d", num_features=num_features)
         self.num_features, self.eps, self.momentum, self.affine, self.track_running_stats = num_features, eps, momentum, affine, track_running_stats
         self.weight = Parameter(np.ones(num_features, np.float32)) if affine else None
         self.bias = Parameter(np.zeros(num_features, np.float32)) if affine else None
@@ -113,7 +118,7 @@ class LayerNorm(Module):
         weight: (C,), ones at first, or None. bias: (C,), zeros at first, or None.
 
     Raises:
-        ValueError: `normalized_shape` names more than one axis.
+        ValueError: `normalized_shape` names more than one axis, or is no whole number.
 
     Source: Ba et al. 2016; https://docs.pytorch.org/docs/stable/generated/torch.nn.LayerNorm.html
     """
@@ -123,9 +128,10 @@ class LayerNorm(Module):
 
     def __init__(self, normalized_shape: int | Sequence[int], eps: float = 1e-5, elementwise_affine: bool = True, bias: bool = True):
         super().__init__()
-        shape = (normalized_shape,) if isinstance(normalized_shape, int | np.integer) else tuple(normalized_shape)
+        shape = tuple(normalized_shape) if isinstance(normalized_shape, Sequence) else (normalized_shape,)
         if len(shape) != 1:
             raise ValueError(f"LayerNorm: normalized_shape is {shape}; only the last axis is normalised, give its length")
+        check_widths("LayerNorm", normalized_shape=shape[0])
         self.normalized_shape, self.eps = shape, eps
         self.weight = Parameter(np.ones(shape, np.float32)) if elementwise_affine else None
         self.bias = Parameter(np.zeros(shape, np.float32)) if elementwise_affine and bias else None

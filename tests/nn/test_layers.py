@@ -97,6 +97,33 @@ def test_windows_are_whole_numbers_or_pairs_of_them(make: Callable[[], nn.Module
         make()
 
 
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nn.Linear(8 * 4.0, 8), "Linear: in_features must be a whole number of at least 0, it is 32.0"),  # type: ignore[arg-type]
+        (lambda: nn.Linear(8, -1), "Linear: out_features must be .*, it is -1"),
+        (lambda: nn.Conv2d(3, 8 / 2, 3), "Conv2d: out_channels must be .*, it is 4.0"),  # type: ignore[arg-type]
+        (lambda: nn.Conv2d(4, 4, 3, groups=2.0), "Conv2d: groups must be .*, it is 2.0"),  # type: ignore[arg-type]
+        (lambda: nn.BatchNorm2d(8 / 2), "BatchNorm2d: num_features must be .*, it is 4.0"),  # type: ignore[arg-type]
+        (lambda: nn.LayerNorm(8 / 2), "LayerNorm: normalized_shape must be .*, it is 4.0"),  # type: ignore[arg-type]
+        (lambda: nn.LayerNorm([4.0]), "LayerNorm: normalized_shape must be .*, it is 4.0"),  # type: ignore[list-item]
+        (lambda: nn.ReLU(inplace=True), "ReLU: inplace is True, but no operation writes into its input here; leave it out"),
+        (lambda: nn.GELU("tanh"), "GELU: approximate is 'tanh', but only the exact function is here"),
+    ],
+)
+def test_arguments_that_a_layer_does_not_take_are_refused_by_its_name(make: Callable[[], nn.Module], message: str):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        make()
+
+
+def test_layers_take_arguments_that_pytorchs_take_and_that_change_nothing():
+    x = Tensor([1.0, -2.0])
+    assert nn.Identity(54, unused=True)(x) is x
+    np.testing.assert_array_equal(nn.ReLU(inplace=False)(x).numpy(), [1.0, 0.0])
+    assert repr(nn.Sequential(nn.ReLU(False), nn.GELU("none"))) == repr(nn.Sequential(nn.ReLU(), nn.GELU()))
+    assert nn.LayerNorm(np.int64(3)).normalized_shape == (3,)
+
+
 @given(
     x=arrays(shapes(min_dims=1, max_dims=4, min_side=1).map(lambda shape: (*shape[:-1], shape[-1] + 2))),
     eps=st.sampled_from([1e-6, 1e-5, 1e-2]),

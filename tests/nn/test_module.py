@@ -6,6 +6,7 @@ import copy
 import inspect
 import operator
 import pickle
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -530,8 +531,12 @@ def test_module_list_and_sequential():
     for index in (3, -4):
         with pytest.raises(IndexError, match=f"index {index} is out of range, there are 3"):
             modules[index]
-    with pytest.raises(TypeError, match="element 0 is a int"):
+    with pytest.raises(TypeError, match="element 0 is a int, not a Module$"):
         nn.ModuleList([1])  # type: ignore[list-item]
+    for several, advice in ((layers, "modules"), (iter(layers), "modules"), ({"fc": layers[0]}, "modules.values()")):
+        found = re.escape(f"element 0 is a {type(several).__name__}, not a Module; give them one by one, as in Sequential(*{advice})")
+        with pytest.raises(TypeError, match=found):
+            nn.Sequential(several)  # type: ignore[arg-type]
     with pytest.raises(NotImplementedError):
         modules(1)
 

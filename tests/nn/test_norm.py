@@ -84,6 +84,18 @@ def test_any_batch_norm(shape: tuple[int, ...], options: dict[str, Any], residua
     check_layer(Ours(shape[-1], **options), torch.nn.BatchNorm2d(shape[-1], **options), *inputs, run=run, seed=seed)
 
 
+@pytest.mark.parametrize("shape", [(5, 3), (2, 4, 3)])
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_it_is_batch_norm_1d_on_vectors_and_sequences(shape: tuple[int, ...], momentum: float | None):
+    """PyTorch has the channels of a sequence before its places."""
+
+    def run(layer: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return layer(x.movedim(-1, 1)).movedim(1, -1)
+
+    inputs = rng(7).normal(1.0, 2.0, shape)
+    check_layer(nn.BatchNorm2d(3, momentum=momentum), torch.nn.BatchNorm1d(3, momentum=momentum), inputs, run=run)
+
+
 @given(modes=st.lists(st.booleans(), min_size=1, max_size=6), momentum=st.sampled_from([0.1, 0.7, None]), seed=st.integers(0, 2**32 - 1))
 def test_statistics_over_any_sequence_of_training_and_evaluation(modes: list[bool], momentum: float | None, seed: int):
     ours, theirs = pair(momentum=momentum)
