@@ -1,7 +1,7 @@
 """What training does to a batch of images: shift, flip, normalise, cut a square out. Whole batches at once, no loop over images.
 
-The random draws come from a generator that the caller makes for each step (`minigrad.random.generator("augment", epoch, step)`),
-so a step draws the same whoever computes it and whenever; on the GPU too (`cuda_augment`, augment.cu), which then makes the very same numbers of
+The random draws come from a generator that the caller makes for each batch (`minigrad.random.generator("augment", epoch, number)`, its number in the
+epoch), so a batch is the same whoever makes it and whenever; on the GPU too (`cuda_augment`, augment.cu), which then makes the very same numbers of
 them. Read next: `conformer/batches.py`, which calls these.
 
 Letters: N images of the data set, B batch, H W rows and columns, C channels.

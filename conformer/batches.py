@@ -18,7 +18,7 @@ __all__ = ["Batch", "batches", "plan"]
 
 
 class Batch(NamedTuple):
-    """One step's images float32 (B, 32, 32, 3), augmented and normalised, and labels int64 (B,)."""
+    """One step's images float32 (B, H, W, C), augmented and normalised, and labels int64 (B,)."""
 
     images: np.ndarray
     labels: np.ndarray

@@ -1,6 +1,6 @@
 """The images: which data sets there are, where their files are looked for, and what becomes of them in memory.
 
-A `Dataset` is two `Split`s (training and test) of uint8 images `(N, 32, 32, 3)` and their labels, with the names of the classes and
+A `Dataset` is two `Split`s (training and test) of uint8 images `(N, H, W, C)` and their labels, with the names of the classes and
 the constants that normalise a pixel. `load` finds one by name: CIFAR-10 and CIFAR-100 (`conformer/cifar.py`) in the folder or archive it is given, in
 `$CONFORMER_DATA` or in the cache, else by download (`conformer/download.py`); coupling10 is generated (`conformer/coupling10.py`). `auto` is
 CIFAR-10 where it can be had, else coupling10. Read next: `conformer/archives.py`, how files are read and what is refused, and then
@@ -36,7 +36,9 @@ class _NotFound(DataError):
 
 @dataclass(frozen=True, eq=False)  # arrays are not equal or unequal
 class Split:
-    """Images and what they show: `images` uint8 (N, H, W, 3), 32 x 32 in the data sets here, `labels` integers (N,), kept as int64 (lists will do).
+    """Images and what they show: `images` uint8 (N, H, W, C), and `labels` integers (N,), kept as int64 (lists will do).
+
+    In the data sets here H = W = 32 and C = 3.
 
     Raises:
         DataError: they are of another shape or dtype.
@@ -74,8 +76,8 @@ class Dataset:
 
     name: str
     classes: tuple[str, ...]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     train: Split
     test: Split
     source: Path | str

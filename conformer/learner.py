@@ -85,7 +85,7 @@ class Learner:
         entropies. Source: Peng et al. 2021, section 3, and the official code's engine.py.
 
         Args:
-            parts: `config.accumulate` equal parts of the batch, images (b, H, W, 3) and labels (b,).
+            parts: `config.accumulate` equal parts of the batch, images (b, H, W, C) and labels (b,).
             note: is given each part's number, its share of the loss, both heads' logits and the labels, before its gradient is computed.
         """
         config = self.config
