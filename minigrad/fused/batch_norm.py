@@ -54,6 +54,7 @@ def batch_norm(
         axes, count = tuple(range(x.ndim - 1)), max(x.size // x.shape[-1], 1)
         mean = x.sum(axes) / count                                         # (C,)
         centered = x - mean                                                # (..., C)
+        centered = centered - centered.sum(axes) / count                   # (..., C): the mean was rounded; of a large one that leaves much
         var = (centered * centered).sum(axes) / count                      # (C,)
     else:
         mean, var = mean.detach() * 1.0, var.detach() * 1.0                # (C,), (C,): copies, since they are outputs too

@@ -103,6 +103,7 @@ def var(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:
     """The mean squared distance from the mean along `axis` (biased: divided by n, as NumPy's), in two passes."""
     x = as_tensor("var", x)
     centered = x - _mean("var", x, axis, keepdims=True)
+    centered = centered - _mean("var", centered, axis, keepdims=True)  # what the rounding of a mean leaves, if that is far from 0
     return _mean("var", centered * centered, axis, keepdims)
 
 

@@ -184,7 +184,7 @@ class TestBatchNorm(Proof):
 
     @pytest.mark.parametrize("scale", [1.0, 0.01])
     def test_a_large_mean_costs_no_digits(self, monkeypatch: pytest.MonkeyPatch, scale: float) -> None:
-        """Mean 1000, deviation 1 in float32: the definition loses three of its seven digits, the kernel none, though its sums over rows do."""
+        """Mean 1000, deviation 1 in float32. With rows of one pixel the kernel's sums run over thousands of them, and lose digits of the mean."""
         monkeypatch.setattr(PAGE, "LONG_ROW", 1)
         random = rng(0)
         inputs = [(a * scale).astype(np.float32) for a in (1000.37 + random.standard_normal((4096, 2)), random.uniform(0.5, 2, 2))]
@@ -197,6 +197,21 @@ class TestBatchNorm(Proof):
             size = np.abs(reference).max()
             assert_close(array / size, reference / size, relative=4e-6)
         np.testing.assert_array_equal(ours.outputs[1].numpy(), exact.outputs[1].numpy().astype(np.float32))
+
+    @pytest.mark.parametrize("context", [minigrad.enable_grad, minigrad.definitions])
+    def test_the_rounding_of_a_mean_of_10000_is_no_deviation(self, context: Any) -> None:
+        """By kernel and by definition. A mean of seven digits leaves numbers of deviation 1 a mean of 2e-4, and gradients wrong by as much."""
+        x, dy = ((mean + rng(seed).standard_normal((16, 8, 8, 1))).astype(np.float32) for seed, mean in ((1, 1e4), (2, 0)))
+        exact = torch.tensor(x.reshape(-1, 1), dtype=torch.float64, requires_grad=True)
+        reference = torch.nn.functional.batch_norm(exact, None, None, training=True)
+        reference.backward(torch.tensor(dy.reshape(-1, 1), dtype=torch.float64))
+        with context():
+            leaf = Tensor(x, requires_grad=True)
+            y, _, var = batch_norm(leaf)
+            y.backward(Tensor(dy))
+        for ours, theirs in ((y, reference.detach()), (leaf.grad, exact.grad)):
+            np.testing.assert_allclose(ours.numpy().reshape(-1, 1), theirs.numpy(), rtol=0, atol=2e-6)
+        np.testing.assert_allclose(var.numpy(), x.astype(np.float64).var((0, 1, 2)), rtol=1e-6)
 
     def test_constant_channel_gives_the_bias(self) -> None:
         for constant in (0.0, 0.1, 1234.567):

@@ -118,6 +118,29 @@ def test_var_is_numpys():
     assert_close(Tensor(x).var(0), torch.var(torch.tensor(x), 0, correction=0), relative=1e-9)
 
 
+@pytest.mark.parametrize(("shape", "mean"), [((1000, 40), 1e5), ((1000, 3), 1e6)])
+def test_var_does_not_count_the_rounding_of_the_mean(shape: tuple[int, int], mean: float):
+    """Its square would be 4e-4 of these variances at 100,000 in float32, 1e-2 at a million. The gradient is as good."""
+    x = (mean + rng(0).standard_normal(shape)).astype(np.float32)
+    upstream = rng(1).uniform(0.5, 2, shape[1]).astype(np.float32)
+    leaf, exact = Tensor(x, requires_grad=True), Tensor(x.astype(np.float64), requires_grad=True)
+    var, reference = leaf.var(0), exact.var(0)
+    np.testing.assert_allclose(reference.numpy(), x.astype(np.float64).var(0), rtol=1e-11)
+    np.testing.assert_allclose(var.numpy(), reference.numpy(), rtol=5e-7)
+    var.backward(upstream)
+    reference.backward(upstream.astype(np.float64))
+    largest = np.abs(exact.grad.numpy()).max()
+    np.testing.assert_allclose(leaf.grad.numpy(), exact.grad.numpy(), rtol=0, atol=1e-6 * largest)
+
+
+@pytest.mark.parametrize("number", [0.1, 3.0, 1000.1, 1e6 + 0.3])
+def test_var_of_equal_numbers(number: float):
+    """Not more than the square of their last digit, and not negative."""
+    for x in (np.full((300, 7), number, np.float32), np.full((7, 300), number)):
+        var = Tensor(x).var(0).numpy()
+        assert (var >= 0).all() and (var <= (1e-9 * number) ** 2).all()
+
+
 def test_ties_by_hand():
     x = Tensor(np.array([[1.0, 3.0, 3.0], [2.0, 2.0, 2.0]]), requires_grad=True)
     x.max(1).backward(Tensor(np.array([1.0, 6.0])))
