@@ -10,8 +10,11 @@
 template <typename T>
 __device__ __forceinline__ T averaged(T shadow, T value, T keep, T take)
 {
-    if (value == shadow) return shadow;                               // infinite ones too, such as a mask's
-    return keep < take ? value - keep * (value - shadow) : shadow + take * (value - shadow);
+    if (value == shadow || take == 0) return shadow;                  // infinite ones too, such as a mask's
+    if (keep == 0) return value;
+    const T apart = value - shadow;
+    if (!(apart - apart == 0)) return keep * shadow + take * value;   // one is infinite, or they are too far apart for a difference
+    return keep < take ? value - keep * apart : shadow + take * apart;
 }
 
 // instances: ema<float>, ema<double>, ema<long long>

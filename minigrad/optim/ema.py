@@ -89,17 +89,24 @@ class EMA:
         decay = self.decay
 
         def average(shadow: Any, value: Any, scratch: Any) -> None:
-            with np.errstate(invalid="ignore"):
+            if decay in (0, 1):  # no infinite number times 0, which is NaN
+                if decay == 0:
+                    shadow[...] = value
+                return
+            finite = formula = None
+            with np.errstate(invalid="ignore", over="ignore"):
                 np.subtract(value, shadow, out=scratch)  # 0 for weights that rest: decay + (1 - decay) is not 1 in float32
-            if type(scratch) is not np.ndarray or (scratch.size and not math.isfinite(scratch.min())):
-                # and for infinite ones, such as a mask's, which would become NaN
-                scratch[value == shadow] = 0
-            if decay >= 0.5:
-                np.multiply(scratch, 1 - decay, out=scratch)
-                np.add(shadow, scratch, out=shadow)
-            else:  # and at decay 0 it is the value
-                np.multiply(scratch, decay, out=scratch)
-                np.subtract(value, scratch, out=shadow)
+                if type(scratch) is not np.ndarray or not math.isfinite(np.vdot(scratch, scratch)):  # NumPy's quickest look at all of them
+                    finite = np.isfinite(scratch)
+                    formula = np.where(value == shadow, value, decay * shadow + (1 - decay) * value)
+                if decay >= 0.5:
+                    np.multiply(scratch, 1 - decay, out=scratch)
+                    np.add(shadow, scratch, out=shadow)
+                else:
+                    np.multiply(scratch, decay, out=scratch)
+                    np.subtract(value, scratch, out=shadow)
+                if finite is not None:  # infinite numbers, such as a mask's, and those too far apart for a difference
+                    shadow[...] = np.where(finite, shadow, formula)
 
         on_gpu: dict[np.dtype, list[tuple[Any, Any]]] = {}
         for name, tensor in self._followed("update"):

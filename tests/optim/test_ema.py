@@ -104,6 +104,24 @@ def test_infinite_numbers_that_rest_are_kept_and_at_decay_0_it_is_the_value(devi
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+@pytest.mark.parametrize("decay", [0.0, 0.3, 0.5, 0.9, 1.0])
+def test_infinite_numbers_that_come_and_go(device: str, decay: float):
+    """The formula at infinity, and a difference that float32 has no number for; NaN only where the formula is, or the value at decay 0."""
+    inf, nan, large = np.inf, np.nan, 3e38
+    before = np.float32([0, 0, inf, inf, -large, large, inf, nan, 2, 0])
+    values = np.float32([inf, -inf, 1, -inf, large, -large, inf, 1, 4, nan])
+    mixed = [inf, -inf, inf, nan, (1 - 2 * decay) * large, (2 * decay - 1) * large, inf, nan, 4 - 2 * decay, nan]
+    with on_cuda():
+        module = nn.Module()
+        module.register_buffer("mask", Tensor(before).to(device=device))
+        ema = optim.EMA(module, decay=decay)
+        module.mask.copy_(Tensor(values).to(device=device))
+        ema.update()
+        new = ema.state_dict()["mask"]
+    np.testing.assert_allclose(new, values if decay == 0 else before if decay == 1 else mixed, rtol=1e-6)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def test_a_long_memory_is_as_long_as_it_says(device: str):
     """0.99999 in float32 is 0.14 % further from 1 than it says; 1 - 0.99999, which is rounded afterwards, is not."""
     with on_cuda():
