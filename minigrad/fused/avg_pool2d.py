@@ -144,17 +144,17 @@ def _check(x, kernel_size, stride, padding) -> None:
 
 
 def _transposed(g: Tensor, x_shape: tuple[int, ...], kernel_size, stride, padding) -> Tensor:
-    """The derivative on Tensors: pooling is `rows @ x @ columns.T` with constant matrices of 0 and 1 / kernel; this is `rows.T @ g @ columns`."""
+    """The derivative on Tensors: pooling is `rows @ x @ columns.T / window` with constant matrices of 0 and 1; this is `rows.T @ g @ columns / window`."""
 
     def transposed(axis: Axis) -> Tensor:                                  # (size, count)
         entries = np.zeros((axis.size, axis.count), g.dtype)
         for which, pixels in axis.offsets():
-            entries[np.arange(axis.size)[pixels], np.arange(axis.count)[which]] = 1 / axis.kernel
+            entries[np.arange(axis.size)[pixels], np.arange(axis.count)[which]] = 1
         return Tensor(entries).to(device=g.device)
 
     rows, columns = window_axes(x_shape, kernel_size, stride, padding)
     batch, _, width, channels = x_shape
-    dx = transposed(columns) @ g                                           # (B, Ho, W, C)
+    dx = transposed(columns) @ (g / (rows.kernel * columns.kernel))        # (B, Ho, W, C)
     dx = transposed(rows) @ dx.reshape(batch, rows.count, width * channels)  # (B, H, W C)
     return dx.reshape(x_shape)                                             # (B, H, W, C)
 
@@ -170,7 +170,7 @@ def cpu_forward(x, kernel_size, stride, padding):
 
     def work(block: slice) -> None:
         sums = reduce_windows(np.add, 0, x[block], 1, rows)                # (b, Ho, W, C)
-        np.multiply(reduce_windows(np.add, 0, sums, 2, columns), 1 / (rows.kernel * columns.kernel), out=y[block])
+        np.divide(reduce_windows(np.add, 0, sums, 2, columns), rows.kernel * columns.kernel, out=y[block])
 
     for_image_blocks(work, x)
     return y, (x.shape, kernel_size, stride, padding)
@@ -183,7 +183,7 @@ def cpu_backward(dy, saved, needs):
     dx = np.empty(shape, dy.dtype)
 
     def work(block: slice) -> None:
-        _spread_windows(_spread_windows(dy[block] * (1 / (rows.kernel * columns.kernel)), 2, columns), 1, rows, dx[block])
+        _spread_windows(_spread_windows(dy[block] / (rows.kernel * columns.kernel), 2, columns), 1, rows, dx[block])
 
     for_image_blocks(work, dx)
     return (dx,)

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigrad import Tensor, definitions, enable_grad
+from minigrad import Tensor, definitions, enable_grad, grad
 from minigrad.fused.avg_pool2d import Axis, avg_pool2d, global_avg_pool2d
 from tests.cuda_device import on_cuda
 from tests.proofs import Case, Proof, Refusal
@@ -109,6 +109,17 @@ class TestAvgPool2d(Proof):
         x = Tensor(rng(3).standard_normal((1, 4, 4, 1)))
         y = avg_pool2d(x, np.int64(2), stride=np.int32(1), padding=np.int64(1))  # type: ignore[arg-type]
         np.testing.assert_array_equal(y.numpy(), avg_pool2d(x, 2, stride=1, padding=1).numpy())
+
+    @pytest.mark.parametrize("kernel", [7, 11, 22])
+    @pytest.mark.parametrize("context", [enable_grad, definitions])
+    def test_the_mean_of_ones_is_one(self, context: Any, kernel: int) -> None:
+        """In float32 121 times the nearest number to 1 / 121 is not: the sum is divided. So is what each pixel gets, also by the rule on Tensors."""
+        with context():
+            x = Tensor(np.ones((1, 2 * kernel, kernel, 2), np.float32), requires_grad=True)
+            y = avg_pool2d(x, kernel)
+            (dx,) = grad(y, x, Tensor(np.full(y.shape, 3.0, np.float32)), create_graph=True)
+        np.testing.assert_array_equal(y.numpy(), np.ones((1, 2, 1, 2), np.float32))
+        np.testing.assert_array_equal(dx.numpy(), np.full(x.shape, np.float32(3) / np.float32(kernel**2)))
 
     def test_a_nan_stays_in_its_windows(self) -> None:
         x = rng(2).standard_normal((1, 4, 4, 1))

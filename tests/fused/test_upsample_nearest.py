@@ -55,6 +55,14 @@ class TestUpsampleNearest(Proof):
         upsample_nearest(x, 2).backward(Tensor(np.zeros((2, 0, 6, 4))))
         assert x.grad is not None and x.grad.shape == x.shape
 
+    def test_the_gradient_of_ones_is_the_area(self) -> None:
+        """In float32, through the mean of each block."""
+        for factors in (3, (7, 3), 11, (11, 22)):
+            x = Tensor(np.ones((1, 2, 1, 2), np.float32), requires_grad=True)
+            y = upsample_nearest(x, factors)
+            y.backward(Tensor(np.ones(y.shape, np.float32)))
+            np.testing.assert_array_equal(x.grad.numpy(), np.full(x.shape, y.size / x.size))
+
     def test_values_are_copied_exactly(self) -> None:
         x = np.array([[[[np.inf], [-0.0]], [[np.nan], [1e-310]]]])
         y = upsample_nearest(Tensor(x), 2).numpy()
