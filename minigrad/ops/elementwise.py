@@ -154,6 +154,8 @@ def power(x: Tensor, exponent: float) -> Tensor:
         x = x.astype(np.float32 if not whole else np.int64 if x.dtype == bool else x.dtype)
     if exponent == 3:
         return x * x * x
+    if exponent in (0.5, -0.5):  # as PyTorch's, by the root: else -0.0 and -inf would have roots of one kind and derivatives of another
+        return np.sqrt(x) if exponent > 0 else 1 / np.sqrt(x)
     return x**exponent
 
 

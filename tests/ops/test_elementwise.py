@@ -347,6 +347,21 @@ def test_power_of_a_negative_base(exponent: float):
     check_op(lambda x: x**exponent, lambda x: x**exponent, [np.array([-2.0, -0.5, 0.7])])
 
 
+@pytest.mark.parametrize("exponent", [0.5, -0.5])
+def test_half_powers_are_pytorchs_at_the_ends(exponent: float):
+    """There a root and a power differ: the root of -0.0 is -0.0, that of -inf nan, its power inf. Values, first and second derivatives."""
+    ends, upstream = np.array([-0.0, 0.0, -np.inf, np.inf, -1.0, 4.0]), rng(0).uniform(1, 2, 6)
+    ours, theirs = Tensor(ends, requires_grad=True), torch.tensor(ends, requires_grad=True)
+    with np.errstate(all="ignore"):
+        y, reference = ours**exponent, theirs**exponent
+        (g,) = minigrad.grad(y, ours, Tensor(upstream), create_graph=True)
+        (second,) = minigrad.grad(g, ours, Tensor(upstream))
+    (of_g,) = torch.autograd.grad(reference, theirs, torch.tensor(upstream), create_graph=True)
+    (of_second,) = torch.autograd.grad(of_g, theirs, torch.tensor(upstream))
+    for mine, other in ((y, reference), (g, of_g), (second, of_second)):
+        np.testing.assert_allclose(mine.numpy(), other.detach().numpy(), rtol=1e-15)
+
+
 @pytest.mark.parametrize("base", [2, 0.5, np.float64(3)])
 def test_number_to_the_power_of_a_tensor(base: float):
     check_op(lambda x: base**x, lambda x: float(base) ** x, [draw((2, 3), 5)])
