@@ -144,7 +144,7 @@ def _check(x, kernel_size, stride, padding) -> None:
 
 
 def _transposed(g: Tensor, x_shape: tuple[int, ...], kernel_size, stride, padding) -> Tensor:
-    """The derivative on Tensors: pooling is `rows @ x @ columns.T / window` with constant matrices of 0 and 1; this is `rows.T @ g @ columns / window`."""
+    """The derivative on Tensors: pooling is `rows @ x @ columns.T / window`, with matrices of 0 and 1; this is `rows.T @ g @ columns / window`."""
 
     def transposed(axis: Axis) -> Tensor:                                  # (size, count)
         entries = np.zeros((axis.size, axis.count), g.dtype)

@@ -42,6 +42,9 @@ def batch_norm(
         eps: added to the variance.
         relu: end with a ReLU. (On the CPU an infinite upstream gradient becomes nan where y is 0: see `relu`.)
 
+    Deviations whose squares are too large for the dtype (in float32 from about 1e19 on) have an infinite variance: such a channel becomes 0 before
+    the bias, and has no gradient.
+
     Returns:
         y like x; the mean (C,) and the biased variance (C,) that were used (of an empty batch: zeros). No gradient goes through the last two.
 
@@ -132,8 +135,9 @@ def _totals(work: Callable[[slice, np.ndarray], None], wide: np.ndarray, channel
 def cpu_forward(x, weight, bias, mean, var, residual, eps, relu):
     """Two passes over x: sums of x and x * x, then `y = x * scale + shift`, with `scale = rstd * weight` and `shift = bias - mean * scale`.
 
-    Both forms cancel where the mean is large beside the deviation. Then, and only then, a first estimate of the mean, the pivot, is
-    subtracted from each block as it is read: with `x' = x - pivot` and `offset = mean - pivot` everything above holds for x' and offset.
+    Both forms cancel where the mean is large beside the deviation, and x * x may be too large for a number. Then, and only then, a first estimate
+    of the mean, the pivot, is subtracted from each block as it is read: with `x' = x - pivot` and `offset = mean - pivot` everything above holds
+    for x' and offset.
     """
     channels = x.shape[-1]
     count = max(x.size // channels, 1)
@@ -156,7 +160,7 @@ def cpu_forward(x, weight, bias, mean, var, residual, eps, relu):
     training = mean is None
     mean, var = moments(None) if training else (mean.astype(np.float64), var.astype(np.float64))
     pivot, offset = None, mean
-    if (mean * mean > FAR * (var + eps)).any():
+    if not np.isfinite(var).all() or (mean * mean > FAR * (var + eps)).any():
         pivot = mean.astype(x.dtype)
         if training:
             offset, var = moments(_long(pivot, groups))

@@ -297,6 +297,9 @@ def _by_columns_of_dy(x, weight, g, dy, dx, dweight):
     With d the dilation and p the padding, y[u] = sum over k of x[u + d k - p] weight[k]. Hence dx[u] = sum over k of dy[u + p - d k] weight[k]: a
     convolution of dy, padded by reach - p, with the kernel turned by 180 degrees, so columns(dy) @ turned. And dweight[k] = sum over u of
     x[u] dy[u + p - d k]: x.T @ columns(dy), turned.
+
+    Where a window of dy lies beyond its border, it is zeros that are multiplied, and 0 times an infinite number or a NaN is NaN: one of them in x or
+    in the weight also spoils entries of dweight or dx that it has no part in, which the definition leaves alone.
     """
     (outputs, inputs, kh, kw), groups = weight.shape, g.groups
     mirrored = g._replace(padding=(g.reach[0] - g.padding[0], g.reach[1] - g.padding[1]))

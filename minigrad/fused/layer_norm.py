@@ -28,6 +28,9 @@ def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = No
         weight, bias: (C,), or None for 1 and 0.
         eps: added to the variance.
 
+    Deviations whose squares are too large for the dtype (in float32 from about 1e19 on) have an infinite variance: such a row becomes 0 before the
+    bias, and has no gradient. (PyTorch's becomes nan.)
+
     Returns:
         (..., C).
 

@@ -17,6 +17,7 @@ import minigrad
 from minigrad import Tensor
 from minigrad.backend import cpu
 from minigrad.fused.batch_norm import batch_norm
+from tests.cuda_device import on_cuda
 from tests.proofs import Case, Pin, Proof, Refusal
 from tests.support import assert_close, rng
 
@@ -212,6 +213,33 @@ class TestBatchNorm(Proof):
         for ours, theirs in ((y, reference.detach()), (leaf.grad, exact.grad)):
             np.testing.assert_allclose(ours.numpy().reshape(-1, 1), theirs.numpy(), rtol=0, atol=2e-6)
         np.testing.assert_allclose(var.numpy(), x.astype(np.float64).var((0, 1, 2)), rtol=1e-6)
+
+    @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+    def test_numbers_whose_squares_are_infinite(self, device: str) -> None:
+        """1e20 with a deviation of 1e15, beside a channel of ordinary numbers: the variance is a number, and the squares it is made of must be."""
+        noise, dy = (rng(seed).standard_normal((4, 8, 8, 2)).astype(np.float32) for seed in (1, 2))
+        x = noise * np.float32([1e15, 1]) + np.float32([1e20, 0])
+        exact = x.astype(np.float64)
+        deviation = np.sqrt(exact.var((0, 1, 2)) + 1e-5)
+        exact = (exact - exact.mean((0, 1, 2))) / deviation
+        with np.errstate(over="ignore", invalid="ignore"), on_cuda():
+            leaf = Tensor(x).to(device=device).requires_grad_()
+            y = batch_norm(leaf)[0]
+            y.backward(Tensor(dy).to(device=device))
+            y, dx = y.to(device="cpu").numpy(), leaf.grad.to(device="cpu").numpy()
+        np.testing.assert_allclose(y, exact, rtol=0, atol=2e-6)
+        slope = dy - dy.mean((0, 1, 2)) - exact * (dy * exact).mean((0, 1, 2))
+        np.testing.assert_allclose(dx * deviation, slope, rtol=0, atol=4e-6)
+
+    @pytest.mark.parametrize("context", [minigrad.enable_grad, minigrad.definitions])
+    def test_a_variance_that_is_infinite(self, context: Any) -> None:
+        """Then nothing but the bias is left."""
+        x = np.float32([[1, 0], [2, 1], [3, 2], [5, 4]]) * np.float32([1e19, 1])
+        with np.errstate(over="ignore", invalid="ignore"), context():
+            leaf = Tensor(x, requires_grad=True)
+            y = batch_norm(leaf, None, Tensor(np.float32([0.5, 0.5])))[0]
+            y.backward(Tensor(x[:, 1:] - np.float32([0.3, 2])))
+        assert (y.numpy()[:, 0] == 0.5).all() and not leaf.grad.numpy()[:, 0].any() and leaf.grad.numpy()[:, 1].all()
 
     def test_constant_channel_gives_the_bias(self) -> None:
         for constant in (0.0, 0.1, 1234.567):

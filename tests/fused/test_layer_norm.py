@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import strategies as st
 
+import minigrad
 from minigrad import Tensor
 from minigrad.backend import cpu
 from minigrad.fused.layer_norm import layer_norm
@@ -110,6 +112,21 @@ class TestLayerNorm(Proof):
         torch.nn.functional.layer_norm(exact, (384,), eps=1e-6).backward(torch.tensor(dy, dtype=torch.float64))
         np.testing.assert_allclose(dx, exact.grad.numpy(), rtol=1e-5, atol=1e-3)  # beside gradients of 3,000
         np.testing.assert_allclose(dx[1], exact.grad.numpy()[1], rtol=1e-4, atol=1e-6)
+
+    @pytest.mark.parametrize("context", [minigrad.enable_grad, minigrad.definitions])
+    @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+    def test_a_variance_that_is_infinite(self, device: str, context: Any) -> None:
+        """Then nothing but the bias is left of the row; a row of 1e20 with deviations of 1e15 has a variance."""
+        x = np.float32([[1, 2, 3, 5], [1, 2, 3, 5], [1, 2, 3, 5]]) * np.float32([[1e19], [1], [1e15]]) + np.float32([[0], [0], [1e20]])
+        exact = x.astype(np.float64)
+        exact = (exact - exact.mean(1, keepdims=True)) / exact.std(1, keepdims=True)
+        with np.errstate(over="ignore"), on_cuda(), context():
+            leaf = Tensor(x).to(device=device).requires_grad_()
+            y = layer_norm(leaf, None, Tensor(np.full(4, 0.5, np.float32)).to(device=device))
+            y.backward(Tensor(np.float32([[1, -2, 1, 3]] * 3)).to(device=device))
+            y, dx = y.to(device="cpu").numpy(), leaf.grad.to(device="cpu").numpy()
+        assert (y[0] == 0.5).all() and not dx[0].any() and dx[1].all()
+        np.testing.assert_allclose(y[1:], exact[1:] + 0.5, rtol=0, atol=5e-3)  # 1e20 has a digit of 9e12
 
     @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
     def test_a_small_deviation_far_from_zero(self, device: str) -> None:
