@@ -100,29 +100,10 @@ def _use(module: Any) -> None:
     if module is None:
         backend.remove_device("cuda")
     else:
-        as_strided = module.lib.stride_tricks.as_strided
-        backend.add_device("cuda", module.ndarray, module.asarray, module.asnumpy, as_strided, _add_at, _matmul, _add_into)
+        from minigrad.backend import addition, cublas, scatter  # late: they import this file
 
-
-def _add_at(array: Any, index: Any, values: Any) -> None:
-    """Repeatable, unlike CuPy's own."""
-    from minigrad.backend import scatter  # late: it imports this file
-
-    scatter.add_at(array, index, values)
-
-
-def _matmul(x: Any, y: Any) -> Any:
-    """As CuPy's, and in a captured graph too."""
-    from minigrad.backend import cublas  # late: it imports this file
-
-    return cublas.matmul(x, y)
-
-
-def _add_into(x: Any, y: Any, total: Any) -> None:
-    """With more loads on their way than CuPy's."""
-    from minigrad.backend import addition  # late: it imports this file
-
-    addition.add_into(x, y, total)
+        own = scatter.add_at, cublas.matmul, addition.add_into
+        backend.add_device("cuda", module.ndarray, module.asarray, module.asnumpy, module.lib.stride_tricks.as_strided, *own)
 
 
 @contextmanager
