@@ -637,7 +637,7 @@ assert device.launches == 17 and largest_difference(gradients_cuda, gradients_cp
 # How good is a kernel that moves bytes? Compare it with the fastest way to move bytes on the same card: a copy. LayerNorm's forward pass has to
 # read x and write y once, 8 bytes for each float; if it takes as long as a copy of x to y, no kernel can do better. The cell measures
 # that where there is a GPU. On the emulator the same code runs once, small, only so that it stays correct. (Whether a kernel compiles for real cards
-# can be known without one: `minigrad/backend/nvrtc.py` has NVIDIA's compiler do it.)
+# can be known without one: `tests/nvrtc.py` has NVIDIA's compiler do it.)
 
 
 # %%

@@ -184,7 +184,8 @@ class Project:
 
     @functools.cache  # noqa: B019 (one Project per run)
     def _context(self, file: str, test: str) -> str:
-        shared = [path for path in sorted((self.root / "tests").glob("*.py")) if not path.name.startswith(("test_", "mutants", "mutations", "deep"))]
+        apart = ("test_", "mutants", "mutations", "deep", "nvrtc")
+        shared = [path for path in sorted((self.root / "tests").glob("*.py")) if not path.name.startswith(apart)]
         said = [digest(path) for path in [self.root / file, *shared]]
         if test:
             said.append(digest(self.root / test.partition("::")[0], test))

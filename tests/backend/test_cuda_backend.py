@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,18 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import minigrad
 from minigrad import Tensor, backend, ops
-from minigrad.backend import addition, cuda, nvrtc
-from minigrad.backend.kernel_source import read
+from minigrad.backend import addition, cuda
 from minigrad.backend.scatter import add_at
 from tests.backend.emulator.in_a_process import run_tests
 from tests.cuda_device import ORDERS, last_digits, on_cuda
 from tests.support import assert_close, draws, rng
 
 pytestmark = pytest.mark.cuda
-
-FILES = sorted((Path(minigrad.__file__).parent / "backend").glob("*.cu"))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -189,16 +184,6 @@ def test_an_array_of_any_strides_and_a_value_for_all() -> None:
         np.testing.assert_array_equal(base.get().T[1], [2.0, 4.0, 8.0])
         np.testing.assert_array_equal(base.get().T[3], [1.0, 2.0, 4.0])
         np.testing.assert_array_equal(base.get().T[[0, 2]], 0.0)
-
-
-@pytest.mark.emulator
-@pytest.mark.parametrize("architecture", nvrtc.ARCHITECTURES)
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
-def test_compiles_with_nvrtc(file: Path, architecture: str) -> None:
-    source = read(file)
-    compiled = nvrtc.compile_with_nvrtc(source, architecture)
-    assert set(compiled.symbols) == set(source.kernels)
-    assert not compiled.log, compiled.log
 
 
 @pytest.mark.emulator

@@ -15,10 +15,11 @@ import pytest
 
 import minigrad
 from minigrad import Tensor, ops
-from minigrad.backend import cuda, nvrtc
+from minigrad.backend import cuda
 from minigrad.backend.kernel_source import Source, read
 from minigrad.fused import attention as page
 from minigrad.fused.attention import scaled_dot_product_attention
+from tests import nvrtc
 from tests.backend.emulator.in_a_process import run_tests
 from tests.cuda_device import ORDERS, on_cuda
 from tests.support import assert_close, rng

@@ -2,7 +2,7 @@
 
 NVRTC comes from PyPI (`pip install nvidia-cuda-nvrtc`, in the extra `test`) and needs no driver. The emulator is kinder than NVRTC, which knows
 no standard header: INFINITY, INT_MAX, M_PI, std::max and int64_t are errors here, and only here. A template that is not instantiated compiles to
-nothing; so every kernel's name is looked for in the result. Read next: `kernel_source.py`.
+nothing; so every kernel's name is looked for in the result. Read next: `test_nvrtc.py`.
 
 Source: https://docs.nvidia.com/cuda/nvrtc/
 """
@@ -28,7 +28,7 @@ __all__ = ["ARCHITECTURES", "Compiled", "compile_with_nvcc", "compile_with_nvrtc
 _AS_CUPY = ("-ftz=true", "--device-as-default-execution-space")  # what CuPy 14 adds to the options it is given
 
 ARCHITECTURES = ("sm_80", "sm_90")
-"""What the kernels are compiled for in the tests: A100 and H100."""
+"""What the kernels are compiled for: A100 and H100."""
 
 
 @dataclass(frozen=True)
