@@ -16,7 +16,7 @@ import numpy as np
 from minigrad import backend
 from minigrad.backend import cuda
 
-__all__ = ["CHUNK", "Chunks", "Numbers", "fits"]
+__all__ = ["CHUNK", "Chunks", "DeviceCopy", "fits"]
 
 CHUNK = 4096
 """Numbers of the largest part of a tensor that one block works on."""
@@ -31,8 +31,8 @@ def _capturing() -> bool:
     return cuda.array_module().cuda.get_current_stream().is_capturing()
 
 
-class Numbers:
-    """An array in the GPU's memory, written when the host has other numbers for it."""
+class DeviceCopy:
+    """The host's numbers in the GPU's memory, written again when they are others."""
 
     def __init__(self, values: np.ndarray):
         self.values = values
@@ -65,7 +65,7 @@ class Chunks:
             rows += [(tensor, group, start, min(CHUNK, size - start)) for start in range(0, max(size, 1), CHUNK)]  # one of an empty tensor, too
         self.count, self.tensors = len(rows), len(self.first)
         self.table = cuda.array_module().asarray(np.array(rows, np.int64))
-        self._addresses = Numbers(np.zeros((columns, self.tensors), np.uint64))
+        self._addresses = DeviceCopy(np.zeros((columns, self.tensors), np.uint64))
         self._spare = cuda.array_module().empty((columns, self.tensors), np.uint64)  # for a captured launch
 
     def addresses(self, *columns: Iterable[Any]) -> Any:

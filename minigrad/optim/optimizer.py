@@ -38,11 +38,14 @@ class _Update(NamedTuple):
 class _Launch(NamedTuple):
     """The parameters of one dtype on the GPU, as the kernel has them; `layout` says when it must be made again."""
 
-    layout: list
+    layout: list[tuple[int, int, int]]  # of each parameter: its key, its group's number, its size
     chunks: multi_tensor.Chunks
-    options: multi_tensor.Numbers  # (groups, numbers of a group)
+    options: multi_tensor.DeviceCopy  # (groups, numbers of a group)
     steps: Any  # of each chunk, on the GPU
-    keys: list[int]
+
+    @property
+    def keys(self) -> list[int]:
+        return [key for key, _, _ in self.layout]
 
 
 class Optimizer:
@@ -61,7 +64,7 @@ class Optimizer:
     """
 
     _elementwise = False  # whether `_update` does to every element the same, whatever the others are: then it may get many parameters end to end
-    optional_state: tuple[str, ...] = ()  # arrays of its shape that a parameter's state has or lacks, depending on the options at its last update
+    _optional_state: tuple[str, ...] = ()  # arrays of its shape that a parameter's state has or lacks, depending on the options at its last update
     _not_negative: tuple[str, ...] = ("lr", "weight_decay", "initial_lr")  # options
     _kernels: cuda.Kernels | None = None
     _arrays: tuple[str, ...] = ()  # those of the state that the kernel gets
@@ -253,7 +256,7 @@ class Optimizer:
     def _empty_state(self, parameter: Tensor, group: Mapping[str, Any], present: Container[str]) -> dict[str, Any]:
         """What a state consists of: arrays of the right shapes, of the optional ones those that are `present`."""
         state = self._new_state(parameter, group)
-        for name in self.optional_state:
+        for name in self._optional_state:
             state.pop(name, None)
             if name in present:
                 state[name] = parameter.data
@@ -309,9 +312,8 @@ class Optimizer:
 
     def _new_launch(self, updates: list[_Update], layout: list) -> _Launch:
         chunks = multi_tensor.Chunks([u.param.size for u in updates], [u.group for u in updates], 2 + len(self._arrays))
-        keys = [update.key for update in updates]
-        steps = cuda.array_module().asarray(self._steps_of(keys, chunks))
-        return _Launch(layout, chunks, multi_tensor.Numbers(self._all_numbers()), steps, keys)
+        steps = cuda.array_module().asarray(self._steps_of([update.key for update in updates], chunks))
+        return _Launch(layout, chunks, multi_tensor.DeviceCopy(self._all_numbers()), steps)
 
     def _steps_of(self, keys: list[int], chunks: multi_tensor.Chunks) -> np.ndarray:
         """The states' step counters, one for each chunk."""

@@ -44,7 +44,7 @@ class SGD(Optimizer):
     _arrays = ("momentum_buffer",)
     _not_negative = (*Optimizer._not_negative, "momentum")
     _without_buffers = frozenset[int]()  # groups some of whose parameters were updated without one in the last step on the GPU
-    optional_state = ("momentum_buffer",)  # from the first update with momentum on, also after it is switched off
+    _optional_state = ("momentum_buffer",)  # from the first update with momentum on, also after it is switched off
 
     def __init__(
         self,

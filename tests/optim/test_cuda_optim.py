@@ -162,7 +162,7 @@ def test_parameters_of_both_devices_and_of_any_strides(device: Any):
 
 
 def test_numbers_on_the_device_are_the_last_ones_written(device: Any):
-    numbers = multi_tensor.Numbers(np.arange(3.0))
+    numbers = multi_tensor.DeviceCopy(np.arange(3.0))
     for values in ([5.0, 6.0, 7.0], [0.0, 1.0, 2.0], [0.0, 1.0, 3.0]):
         numbers.write(np.array(values))
         assert numbers.array.get().tolist() == values
