@@ -121,7 +121,7 @@ def _products() -> dict[str, tuple[Callable, Callable]]:
         return 2 * y_size * prod(weight.shape[1:])
 
     def conv2d_forward(args: tuple) -> int:
-        from minigrad.fused.conv2d import Geometry
+        from minigrad.fused.windows import Geometry
 
         x, weight, _, *options = args
         return convolution(len(x) * prod(Geometry.of(weight, *options).output_size(*x.shape[1:3])) * len(weight), weight)

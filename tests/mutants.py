@@ -69,6 +69,10 @@ PLAN: dict[str, tuple[tuple[str, ...], ...]] = {
     "minigrad/fused/conv2d_tensor.py": (
         ("tests/fused/test_cuda_choices.py",), ("tests/fused/test_cuda_conv_tensor.py",), ("tests/fused/test_cuda_launches.py",),
     ),
+    "minigrad/fused/windows.py": (
+        ("tests/fused/test_windows.py",), ("tests/fused/test_conv2d.py", "tests/fused/test_avg_pool2d.py", "tests/fused/test_max_pool2d.py"),
+        ("tests/fused/test_cuda_choices.py", "tests/fused/test_cuda_launches.py"),
+    ),
     "minigrad/checkpoint.py": (("tests/test_checkpoint.py",), ("tests/test_threads.py", "tests/test_memory.py", "tests/test_versions.py")),
     "minigrad/gradcheck.py": (("tests/test_gradcheck.py",), ("tests/test_proofs.py",)),
     "minigrad/modes.py": (

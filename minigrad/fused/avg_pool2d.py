@@ -1,4 +1,4 @@
-"""Average pooling of feature maps (B, H, W, C), over windows and over the whole map; and where windows lie, which `max_pool2d.py` shares.
+"""Average pooling of feature maps (B, H, W, C), over windows and over the whole map.
 
 Pooling is separable: summing the rows of all windows and then the columns takes kh + kw additions in place of kh * kw. It is linear too, so the
 gradient needs no value of x: it is spread over the windows it came from. Letters: kh, kw the window; Ho, Wo the pooled rows and columns.
@@ -8,111 +8,15 @@ Read next: `max_pool2d.py`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 
 from minigrad import ops
 from minigrad.backend import cuda, sums
 from minigrad.backend.cpu import parallel_slices
-from minigrad.fused.pair import Pair, check_pair, pair
+from minigrad.fused.windows import Axis, Pair, check_pool, window_axes
 from minigrad.op import fused
 from minigrad.tensor import Tensor
-
-BLOCK = 1 << 18  # elements worked on at a time, and the fewest a thread is started for
-
-
-class Axis(NamedTuple):
-    """The windows along one axis of an image: `kernel` pixels long, one every `stride` pixels, the first starting `padding` pixels before it."""
-
-    size: int
-    kernel: int
-    stride: int
-    padding: int
-
-    @property
-    def count(self) -> int:
-        """How many windows fit."""
-        return (self.size + 2 * self.padding - self.kernel) // self.stride + 1
-
-    @property
-    def disjoint(self) -> bool:
-        """Is every pixel in at most one window?"""
-        return self.stride >= self.kernel
-
-    @property
-    def tiling(self) -> bool:
-        """Is every pixel in exactly one window, and no padding?"""
-        return self.stride == self.kernel and self.padding == 0 and self.size % self.kernel == 0
-
-    def offsets(self) -> list[tuple[slice, slice]]:
-        """For each place within a window: the windows that have an image pixel there, not padding, and those pixels."""
-        found = []
-        for place in range(self.kernel):
-            shift = place - self.padding                                   # window w has pixel w * stride + shift here
-            first = max(0, -(shift // self.stride))
-            last = min(self.count - 1, (self.size - 1 - shift) // self.stride)
-            if first <= last:
-                found.append((slice(first, last + 1), slice(first * self.stride + shift, last * self.stride + shift + 1, self.stride)))
-        return found
-
-
-def window_axes(shape: tuple[int, ...], kernel_size: int | Pair, stride: int | Pair | None, padding: int | Pair) -> tuple[Axis, Axis]:
-    """The windows along the rows and along the columns of an image (B, H, W, C)."""
-    strides = pair(kernel_size if stride is None else stride)
-    rows, columns = (Axis(*numbers) for numbers in zip(shape[1:3], pair(kernel_size), strides, pair(padding), strict=True))
-    return rows, columns
-
-
-def check_pool(name: str, x: Tensor, kernel_size: int | Pair, stride: int | Pair | None, padding: int | Pair) -> None:
-    """Raise ValueError, in the name of the op `name`, for what cannot be pooled."""
-    if x.ndim != 4 or x.dtype.kind != "f":
-        raise ValueError(f"{name}: x must be a float Tensor (B, H, W, C), it is {x.dtype} of shape {x.shape}")
-    check_pair(name, "kernel_size", kernel_size, 1)
-    if stride is not None:
-        check_pair(name, "stride", stride, 1)
-    check_pair(name, "padding", padding, 0)
-    for axis in window_axes(x.shape, kernel_size, stride, padding):
-        if 2 * axis.padding > axis.kernel:
-            raise ValueError(f"{name}: padding must be at most half of the window, it is {axis.padding} and the window {axis.kernel}")
-        if axis.size + 2 * axis.padding < axis.kernel:
-            message = f"{name}: a window of {axis.kernel} does not fit in {axis.size} pixels with padding {axis.padding} (x shape {x.shape})"
-            if x.shape[1] < x.shape[2] == x.shape[3]:
-                message += "; images are (B, H, W, C) here: if x is (B, C, H, W), pass x.transpose(0, 2, 3, 1)"
-            raise ValueError(message)
-
-
-def for_image_blocks(work: Callable[[slice], None], images: np.ndarray) -> None:
-    """Call `work(block)` for blocks of the images, on all threads; a block is small, so that what the work allocates stays in the cache."""
-    step = max(BLOCK * len(images) // max(images.size, 1), 1)
-    parallel_slices(work, len(images), step, step)
-
-
-def reduce_windows(ufunc: np.ufunc, start: float, x: np.ndarray, axis: int, windows: Axis) -> np.ndarray:
-    """Combine the pixels of each window along `axis` of x with `ufunc`; padding counts as `start`."""
-    if windows.tiling and axis == 1:                                       # whole rows, read in order: twice as fast as what follows
-        return ufunc.reduce(x.reshape(len(x), windows.count, windows.kernel, *x.shape[2:]), axis=2)
-    along = (slice(None),) * axis
-    y = np.full((*x.shape[:axis], windows.count, *x.shape[axis + 1 :]), start, x.dtype)
-    for which, pixels in windows.offsets():
-        part = y[(*along, which)]
-        ufunc(part, x[(*along, pixels)], out=part)
-    return y
-
-
-def _spread_windows(dy: np.ndarray, axis: int, windows: Axis, dx: np.ndarray | None = None) -> np.ndarray:
-    """Add each window's gradient to all its pixels along `axis`: the transpose of `reduce_windows`. It is written to `dx` if given."""
-    along = (slice(None),) * axis
-    if dx is None:
-        dx = np.empty((*dy.shape[:axis], windows.size, *dy.shape[axis + 1 :]), dy.dtype)
-    if not windows.tiling:
-        dx[...] = 0
-    for which, pixels in windows.offsets():
-        if windows.disjoint:
-            dx[(*along, pixels)] = dy[(*along, which)]
-        else:
-            dx[(*along, pixels)] += dy[(*along, which)]
-    return dx
 
 
 @fused
@@ -160,6 +64,45 @@ def _transposed(g: Tensor, x_shape: tuple[int, ...], kernel_size, stride, paddin
 
 
 avg_pool2d.derivative(x=lambda g, x_shape, kernel_size, stride, padding: _transposed(g, x_shape, kernel_size, stride, padding))
+
+
+# --- CPU
+
+
+BLOCK = 1 << 18  # elements worked on at a time, and the fewest a thread is started for
+
+
+def for_image_blocks(work: Callable[[slice], None], images: np.ndarray) -> None:
+    """Call `work(block)` for blocks of the images, on all threads; a block is small, so that what the work allocates stays in the cache."""
+    step = max(BLOCK * len(images) // max(images.size, 1), 1)
+    parallel_slices(work, len(images), step, step)
+
+
+def reduce_windows(ufunc: np.ufunc, start: float, x: np.ndarray, axis: int, windows: Axis) -> np.ndarray:
+    """Combine the pixels of each window along `axis` of x with `ufunc`; padding counts as `start`."""
+    if windows.tiling and axis == 1:                                       # whole rows, read in order: twice as fast as what follows
+        return ufunc.reduce(x.reshape(len(x), windows.count, windows.kernel, *x.shape[2:]), axis=2)
+    along = (slice(None),) * axis
+    y = np.full((*x.shape[:axis], windows.count, *x.shape[axis + 1 :]), start, x.dtype)
+    for which, pixels in windows.offsets():
+        part = y[(*along, which)]
+        ufunc(part, x[(*along, pixels)], out=part)
+    return y
+
+
+def _spread_windows(dy: np.ndarray, axis: int, windows: Axis, dx: np.ndarray | None = None) -> np.ndarray:
+    """Add each window's gradient to all its pixels along `axis`: the transpose of `reduce_windows`. It is written to `dx` if given."""
+    along = (slice(None),) * axis
+    if dx is None:
+        dx = np.empty((*dy.shape[:axis], windows.size, *dy.shape[axis + 1 :]), dy.dtype)
+    if not windows.tiling:
+        dx[...] = 0
+    for which, pixels in windows.offsets():
+        if windows.disjoint:
+            dx[(*along, pixels)] = dy[(*along, which)]
+        else:
+            dx[(*along, pixels)] += dy[(*along, which)]
+    return dx
 
 
 def cpu_forward(x, kernel_size, stride, padding):
@@ -242,7 +185,7 @@ def _packs(out, arrays: tuple, shape: tuple[int, ...], rows: Axis, columns: Axis
     width = cuda.vector_width(channels, *(x for x in arrays if x.dtype == out.dtype))
     sizes = (*shape[1:3], rows.count, columns.count, channels // width)
     windows = (rows.kernel, columns.kernel, rows.stride, columns.stride, rows.padding, columns.padding)
-    return cuda.pack_types(out.dtype, width), channels // width, tuple(map(int, (*sizes, *windows)))  # some may be NumPy's
+    return cuda.pack_types(out.dtype, width), channels // width, (*sizes, *windows)
 
 
 def launch_by_rows(kernels: cuda.Kernels, name: str, out, arrays: tuple, shape: tuple[int, ...], rows: Axis, columns: Axis) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import gcd, prod
-from typing import NamedTuple
 
 import numpy as np
 
@@ -20,45 +19,11 @@ from minigrad.fused import conv2d_tensor
 from minigrad.fused.linear import cuda_backward as linear_backward
 from minigrad.fused.linear import cuda_column_sums
 from minigrad.fused.linear import cuda_forward as linear_forward
-from minigrad.fused.pair import Pair, check_pair, pair
+from minigrad.fused.windows import Geometry, Pair, check_pair
 from minigrad.op import fused
 from minigrad.tensor import Tensor
 
 __all__ = ["conv2d"]
-
-
-class Geometry(NamedTuple):
-    """How the windows lie: all that convolution and its two gradients need to know besides the arrays. Pairs are (rows, columns)."""
-
-    kernel: Pair
-    stride: Pair
-    padding: Pair
-    dilation: Pair
-    groups: int
-
-    @classmethod
-    def of(cls, weight, stride, padding, dilation, groups) -> Geometry:
-        return cls(tuple(weight.shape[2:]), pair(stride), pair(padding), pair(dilation), groups)
-
-    @property
-    def reach(self) -> Pair:
-        """The distance from a window's first row (column) to its last: dilation * (kernel - 1)."""
-        return self.dilation[0] * (self.kernel[0] - 1), self.dilation[1] * (self.kernel[1] - 1)
-
-    @property
-    def numbers(self) -> list[int]:
-        """What all CUDA kernels are told of the windows."""
-        return [*self.kernel, *self.stride, *self.padding, *self.dilation]
-
-    @property
-    def pointwise(self) -> bool:
-        """Is each window one pixel, and each pixel one window (a 1x1 convolution)?"""
-        return self.kernel == self.stride == (1, 1) and self.padding == (0, 0)
-
-    def output_size(self, height: int, width: int) -> Pair:
-        sizes = zip((height, width), self.padding, self.reach, self.stride, strict=True)
-        rows, columns = ((size + 2 * padding - reach - 1) // stride + 1 for size, padding, reach, stride in sizes)
-        return rows, columns
 
 
 @fused
@@ -94,7 +59,7 @@ def conv2d(
     """
     g = Geometry.of(weight, stride, padding, dilation, groups)
     (ph, pw), (kh, kw) = g.padding, g.kernel
-    outputs, inputs = weight.shape[0] // groups, weight.shape[1]                                 # of one group
+    groups, outputs, inputs = g.groups, weight.shape[0] // g.groups, weight.shape[1]             # outputs and inputs of one group
     padded = ops.pad(x, ((0, 0), (ph, ph), (pw, pw), (0, 0)))                                    # (B, H + 2 ph, W + 2 pw, I)
     windows = ops.windows(padded, g.kernel, g.stride, g.dilation)                                # (B, Ho, Wo, kh, kw, I)
     batch, rows, columns = windows.shape[:3]
@@ -117,17 +82,19 @@ def _check(x, weight, bias, stride, padding, dilation, groups) -> None:
             raise TypeError(f"conv2d: {name} is {tensor.dtype}; pass {name}.astype({other!r})")
     for name, value, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
         check_pair("conv2d", name, value, least)
-    outputs, inputs = weight.shape[0], weight.shape[1] * groups
-    if groups < 1 or outputs % groups:
+    if not isinstance(groups, int | np.integer):
+        raise ValueError(f"conv2d: groups must be a whole number, it is {groups!r}")
+    g = Geometry.of(weight, stride, padding, dilation, groups)
+    outputs, inputs = weight.shape[0], weight.shape[1] * g.groups
+    if groups < 1 or outputs % g.groups:
         raise ValueError(f"conv2d: groups={groups} does not divide the {outputs} output channels (weight shape {weight.shape})")
     if x.shape[3] != inputs:
-        message = f"conv2d: x has {x.shape[3]} channels, weight expects {inputs} (weight shape {weight.shape}{f', groups={groups}' * (groups > 1)})"
+        message = f"conv2d: x has {x.shape[3]} channels, weight expects {inputs} (weight shape {weight.shape}{f', groups={groups}' * (g.groups > 1)})"
         if x.shape[1] == inputs:
             message += f"; x of shape {x.shape} looks like (B, C, H, W), images are (B, H, W, C) here: pass x.transpose(0, 2, 3, 1)"
         raise ValueError(message)
     if bias is not None and bias.shape != (outputs,):
         raise ValueError(f"conv2d: weight has {outputs} output channels, bias has shape {bias.shape} (weight shape {weight.shape})")
-    g = Geometry.of(weight, stride, padding, dilation, groups)
     (height, width), (ph, pw) = x.shape[1:3], g.padding
     if min(g.output_size(height, width)) < 1:
         raise ValueError(
@@ -260,12 +227,12 @@ def cpu_forward(x, weight, bias, stride, padding, dilation, groups):
     """The columns of a few images, their product with the weight, the next few images; each thread has its share of the batch."""
     g = Geometry.of(weight, stride, padding, dilation, groups)
     result = np.empty((x.shape[0], *g.output_size(*x.shape[1:3]), weight.shape[0]), x.dtype)
-    matrix = _relaid(weight, groups, (0, 3, 4, 2, 1)).reshape(groups, -1, weight.shape[0] // groups)  # (G, kh kw I/G, O/G)
+    matrix = _relaid(weight, g.groups, (0, 3, 4, 2, 1)).reshape(g.groups, -1, weight.shape[0] // g.groups)  # (G, kh kw I/G, O/G)
     images, y = _images(x, g), _images(result, g)
 
     def work(start: int, stop: int) -> None:
         for block, columns in columns_of(images, g, start, stop):
-            multiply(columns, matrix, out=by_group(y[block], groups))
+            multiply(columns, matrix, out=by_group(y[block], g.groups))
             if bias is not None:
                 y[block] += bias
 
@@ -376,7 +343,7 @@ def _cuda_implicit(source, matrix, bias, target, g: Geometry, gradient: bool) ->
     """Fill target (B, h, w, G columns) from source (B, h', w', G depth) and matrix (G, kh, kw, depth, columns): y from x, or dx from dy."""
     depth, columns = matrix.shape[3:]
     types, wide = _tiles(columns, gcd(depth, columns), target.dtype, source, matrix, target)
-    phases = [min(int(s), size) if gradient else 1 for s, size in zip(g.stride, target.shape[1:3], strict=True)]
+    phases = [min(s, size) if gradient else 1 for s, size in zip(g.stride, target.shape[1:3], strict=True)]
     rows = target.shape[0] * prod(-(-size // n) for size, n in zip(target.shape[1:3], phases, strict=True))  # of the largest phase
     grid = -(-rows // 128), -(-columns // wide) * g.groups, prod(phases)
     sizes = (target.shape[0], *source.shape[1:3], *target.shape[1:3], depth, columns, g.groups, *g.numbers)
@@ -424,10 +391,10 @@ def _cuda_partial_weight_gradient(x, weight, dy, g: Geometry):
 
 def cuda_forward(x, weight, bias, stride, padding, dilation, groups):
     """A 1x1 convolution is `linear`; others multiply windows that are put together in shared memory: see conv2d.cu."""
-    g = Geometry.of(weight, stride, padding, dilation, int(groups))
+    g = Geometry.of(weight, stride, padding, dilation, groups)
     if _is_linear(g):
         return linear_forward(x, weight.reshape(weight.shape[:2]), bias)[0], (x, weight, g)
-    out_shape = (x.shape[0], *map(int, g.output_size(*x.shape[1:3])), weight.shape[0])
+    out_shape = (x.shape[0], *g.output_size(*x.shape[1:3]), weight.shape[0])
     if max(prod(x.shape[:3]), prod(out_shape[:3])) >= 1 << 31:
         raise ValueError(f"conv2d: x of shape {x.shape} has 2^31 pixels or more, before or after; the kernels on a GPU number fewer: split the batch")
     y = cuda.array_module().empty(out_shape, x.dtype)                      # (B, Ho, Wo, O)

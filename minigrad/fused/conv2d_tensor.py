@@ -9,13 +9,10 @@ from __future__ import annotations
 from functools import lru_cache
 from math import gcd, prod
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from minigrad.backend import cuda
-from minigrad.fused.pair import Pair
-
-if TYPE_CHECKING:
-    from minigrad.fused.conv2d import Geometry
+from minigrad.fused.windows import Geometry, Pair
 
 __all__ = ["fill", "fits", "partial_weight_gradient"]
 
@@ -73,24 +70,22 @@ class _Product(NamedTuple):
 
 
 def _product(target: tuple[int, ...], columns: int, g: Geometry, gradient: bool) -> _Product:
-    stride, dilation = [(int(a), int(b)) for a, b in (g.stride, g.dilation)]
-    phases = (min(stride[0], target[1]), min(stride[1], target[2])) if gradient else (1, 1)
+    phases = (min(g.stride[0], target[1]), min(g.stride[1], target[2])) if gradient else (1, 1)
     size = -(-target[1] // phases[0]), -(-target[2] // phases[1])
-    apart = [s // gcd(s, d) if gradient else 1 for s, d in zip(stride, dilation, strict=True)]  # from one tap of a phase to its next
+    apart = [s // gcd(s, d) if gradient else 1 for s, d in zip(g.stride, g.dilation, strict=True)]  # from one tap of a phase to its next
     taps = [-(-k // a) for k, a in zip(g.kernel, apart, strict=True)]
-    steps = [a * d // s if gradient else d for a, d, s in zip(apart, dilation, stride, strict=True)]
+    steps = [a * d // s if gradient else d for a, d, s in zip(apart, g.dilation, g.stride, strict=True)]
     reach = (taps[0] - 1) * steps[0], (taps[1] - 1) * steps[1]
     wide, most = (16, 256) if columns <= 16 else (32, 128)
     room = (64, 0, 64 * prod(taps) * wide)
-    return _Product(phases, size, wide, most, _tile(target[0], size, (1, 1) if gradient else stride, reach, most, 1, room), room)
+    return _Product(phases, size, wide, most, _tile(target[0], size, (1, 1) if gradient else g.stride, reach, most, 1, room), room)
 
 
 def _weight_tile(dy: tuple[int, ...], inputs: int, outputs: int, g: Geometry) -> tuple[int, Tile | None, tuple[int, int, int]]:
     """How many times 16 channels a block has, its tile, and what the tile's pixels take of shared memory."""
     times = 1 if max(inputs, outputs) <= 16 else 2
-    stride, reach = (int(g.stride[0]), int(g.stride[1])), (int(g.reach[0]), int(g.reach[1]))
     room = (64 * times + 32, 64 * times + 32, 0)
-    return times, _tile(dy[0], (dy[1], dy[2]), stride, reach, 256 // times, 8, room), room
+    return times, _tile(dy[0], (dy[1], dy[2]), g.stride, g.reach, 256 // times, 8, room), room
 
 
 def fits(x: tuple[int, ...], weight: tuple[int, ...], y: tuple[int, ...], g: Geometry) -> bool:

@@ -1,7 +1,7 @@
 """Max pooling of feature maps (B, H, W, C).
 
 The gradient goes to the first pixel, in reading order, that holds the window's maximum, as in PyTorch. The CPU kernel takes the maximum along the
-rows and then along the columns, kh + kw comparisons in place of kh * kw. Read `avg_pool2d.py` first: it says where the windows lie.
+rows and then along the columns, kh + kw comparisons in place of kh * kw. Read `windows.py` first: it says where the windows lie.
 Read next: `upsample_nearest.py`.
 """
 
@@ -11,8 +11,8 @@ import numpy as np
 
 from minigrad import ops
 from minigrad.backend import cuda
-from minigrad.fused.avg_pool2d import Axis, check_pool, for_image_blocks, launch_by_rows, reduce_windows, window_axes
-from minigrad.fused.pair import Pair
+from minigrad.fused.avg_pool2d import for_image_blocks, launch_by_rows, reduce_windows
+from minigrad.fused.windows import Axis, Pair, check_pool, window_axes
 from minigrad.op import fused
 from minigrad.tensor import Tensor
 

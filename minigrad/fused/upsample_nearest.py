@@ -9,7 +9,7 @@ import numpy as np
 
 from minigrad.backend import cuda
 from minigrad.fused.avg_pool2d import avg_pool2d
-from minigrad.fused.pair import Pair, check_pair, pair
+from minigrad.fused.windows import Pair, check_pair, pair
 from minigrad.op import fused
 from minigrad.tensor import Tensor
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from minigrad import functional as F
-from minigrad.fused.pair import Pair, check_pair, pair
+from minigrad.fused.windows import Pair, check_pair, pair
 from minigrad.nn.linear import check_widths, default_init
 from minigrad.nn.module import Module, Parameter
 from minigrad.tensor import Tensor

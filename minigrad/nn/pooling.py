@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from minigrad import functional as F
-from minigrad.fused.pair import Pair, check_pair, pair
+from minigrad.fused.windows import Pair, check_pair, pair
 from minigrad.nn.module import Module
 from minigrad.tensor import Tensor
 

@@ -16,8 +16,9 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from minigrad import Tensor
+from minigrad import Tensor, definitions, enable_grad, grad
 from minigrad.fused.conv2d import conv2d
+from tests.cuda_device import on_cuda
 from tests.proofs import Case, Proof, Refusal
 from tests.support import assert_close, rng
 
@@ -127,6 +128,7 @@ class TestConv2d(Proof):
         refusal((2, 8, 8, 3), (0, 3, 3, 3), r"conv2d: .*weight of shape \(0, 3, 3, 3\)"),
         refusal((2, 8, 8, 4), (3, 2, 3, 3), r"conv2d: groups=2 does not divide the 3 output channels \(weight shape \(3, 2, 3, 3\)\)", groups=2),
         refusal((2, 8, 8, 4), (3, 4, 3, 3), r"conv2d: groups=0 does not divide", groups=0),
+        refusal((2, 8, 8, 4), (4, 2, 3, 3), r"conv2d: groups must be a whole number, it is 2\.0$", groups=2.0),
         refusal((2, 2, 8, 3), (4, 3, 3, 3), r"conv2d: the window spans 3x3 pixels .*only 2x8 \(x shape \(2, 2, 8, 3\), padding \(0, 0\)\)"),
         refusal((2, 4, 8, 3), (4, 3, 3, 3), r"spans 7x7 pixels \(kernel \(3, 3\), dilation \(3, 3\)\), .*only 6x10", dilation=3, padding=1),
         refusal((2, 8, 8, 3), (4, 3, 3, 3), r"conv2d: stride must be a whole number of at least 1 or a pair .* of them, it is 0", stride=0),
@@ -155,6 +157,27 @@ class TestConv2d(Proof):
         assert saved[0] is given.inputs[0] and saved[1] is given.inputs[1]
         for needs in product((True, False), repeat=3):
             assert tuple(gradient is not None for gradient in PAGE.cpu_backward(y, saved, needs)) == needs
+
+    @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+    @pytest.mark.parametrize("context", [enable_grad, definitions])
+    @pytest.mark.parametrize("kind", [np.int64, np.int8])
+    def test_numpy_s_whole_numbers_are_whole_numbers(self, kind: Any, context: Any, device: str) -> None:
+        """200 channels in 50 groups: 4 * 50 does not fit into an int8."""
+        given = case(1, 5, 5, 200, 50, bias=False, groups=50)
+        found = []
+        for number in (int, kind):
+            values = {"stride": (number(1), number(2)), "padding": number(1), "dilation": number(1), "groups": number(50)}
+            with on_cuda(), context():
+                x, weight = [Tensor(array).to(device=device).requires_grad_() for array in given.inputs[:2]]
+                y = conv2d(x, weight, **values)
+                upstream = Tensor(rng(1).standard_normal(y.shape)).to(device=device)
+                found.append([t.to(device="cpu").numpy() for t in (y, *grad(y, (x, weight), upstream))])
+        for ours, theirs in zip(*found, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+    def test_the_message_about_channels_of_numpy_s_groups(self) -> None:
+        with pytest.raises(ValueError, match=r"x has 3 channels, weight expects 4 \(weight shape \(4, 2, 3, 3\), groups=2\)$"):
+            conv2d(np.zeros((1, 5, 5, 3)), np.zeros((4, 2, 3, 3)), groups=np.int8(2))  # type: ignore[arg-type]
 
     @pytest.mark.parametrize("path", PATHS)
     @pytest.mark.parametrize("batch", [0, 1])

@@ -19,8 +19,8 @@ from minigrad import Tensor
 from minigrad.backend import cuda
 from minigrad.fused import conv2d, conv2d_tensor
 from minigrad.fused.attention import cuda_forward
-from minigrad.fused.conv2d import Geometry
 from minigrad.fused.dropout import cuda_forward_path
+from minigrad.fused.windows import Geometry
 from minigrad.op import REGISTRY
 from tests.fused.test_cuda_launches import Call
 from tests.support import draws

@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 import minigrad
 from minigrad import Tensor
 from minigrad.backend import cuda
-from minigrad.fused.avg_pool2d import avg_pool2d, global_avg_pool2d, window_axes
+from minigrad.fused.avg_pool2d import avg_pool2d, global_avg_pool2d
 from minigrad.fused.conv2d import conv2d
 from minigrad.fused.linear import linear
 from minigrad.fused.max_pool2d import max_pool2d
 from minigrad.fused.upsample_nearest import upsample_nearest
+from minigrad.fused.windows import window_axes
 from minigrad.op import Fused
 from tests.backend.emulator.in_a_process import run_tests
 from tests.cuda_device import ORDERS, nothing_waits, on_cuda

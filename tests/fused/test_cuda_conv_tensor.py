@@ -16,7 +16,8 @@ import minigrad
 from minigrad import Tensor
 from minigrad.backend import cuda
 from minigrad.fused import conv2d_tensor
-from minigrad.fused.conv2d import Geometry, conv2d, cuda_backward, cuda_forward
+from minigrad.fused.conv2d import conv2d, cuda_backward, cuda_forward
+from minigrad.fused.windows import Geometry
 from tests.cuda_device import ORDERS, on_cuda
 from tests.fused.test_cuda_conv import conv_inputs, conv_values, packed_convolutions, uniform
 from tests.support import draws, rng
