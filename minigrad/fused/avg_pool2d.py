@@ -106,7 +106,7 @@ def _spread_windows(dy: np.ndarray, axis: int, windows: Axis, dx: np.ndarray | N
 
 
 def cpu_forward(x, kernel_size, stride, padding):
-    """Sum the rows first: they are long, and what is left for the columns is small. The saved shape is all that backward needs."""
+    """Sum the rows first: they are long, and what is left for the columns is small. Where the windows lie is all that backward needs."""
     rows, columns = window_axes(x.shape, kernel_size, stride, padding)
     batch, _, _, channels = x.shape
     y = np.empty((batch, rows.count, columns.count, channels), x.dtype)
@@ -116,13 +116,12 @@ def cpu_forward(x, kernel_size, stride, padding):
         np.divide(reduce_windows(np.add, 0, sums, 2, columns), rows.kernel * columns.kernel, out=y[block])
 
     for_image_blocks(work, x)
-    return y, (x.shape, kernel_size, stride, padding)
+    return y, (x.shape, rows, columns)
 
 
 def cpu_backward(dy, saved, needs):
     """Spread over the columns, then over the rows: forward's two steps, transposed and in reverse."""
-    shape, kernel_size, stride, padding = saved
-    rows, columns = window_axes(shape, kernel_size, stride, padding)
+    shape, rows, columns = saved
     dx = np.empty(shape, dy.dtype)
 
     def work(block: slice) -> None:

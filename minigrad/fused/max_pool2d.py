@@ -63,7 +63,7 @@ def cpu_forward(x, kernel_size, stride, padding):
         y[block] = reduce_windows(np.maximum, -np.inf, highest, 2, columns)
 
     for_image_blocks(work, x)
-    return y, (x, y, kernel_size, stride, padding)
+    return y, (x, y, rows, columns)
 
 
 def _to_first(dy: np.ndarray, y: np.ndarray, x: np.ndarray, axis: int, windows: Axis, has_nan: bool, finite: bool) -> np.ndarray:
@@ -84,8 +84,7 @@ def _to_first(dy: np.ndarray, y: np.ndarray, x: np.ndarray, axis: int, windows: 
 
 def cpu_backward(dy, saved, needs):
     """The first maximum in reading order lies in the first row that has it; within that row it is the first. So: to the row, then to the pixel."""
-    x, y, kernel_size, stride, padding = saved
-    rows, columns = window_axes(x.shape, kernel_size, stride, padding)
+    x, y, rows, columns = saved
     dx = np.empty_like(x)
 
     def work(block: slice) -> None:
