@@ -11,12 +11,13 @@ statistics; the layers in `minigrad/nn` draw and keep them. Read next: `minigrad
 from __future__ import annotations
 
 from minigrad.fused.attention import scaled_dot_product_attention
-from minigrad.fused.avg_pool2d import avg_pool2d, global_avg_pool2d
+from minigrad.fused.avg_pool2d import avg_pool2d
 from minigrad.fused.batch_norm import batch_norm
 from minigrad.fused.conv2d import conv2d
 from minigrad.fused.cross_entropy import cross_entropy
 from minigrad.fused.dropout import drop_path, dropout
 from minigrad.fused.gelu import gelu
+from minigrad.fused.global_avg_pool2d import global_avg_pool2d
 from minigrad.fused.layer_norm import layer_norm
 from minigrad.fused.linear import linear
 from minigrad.fused.log_softmax import log_softmax

@@ -1,11 +1,9 @@
-// Average pooling of B images of H x W pixels and C channels: over Ho x Wo windows, and over the whole image.
+// Average pooling of B images of H x W pixels and C channels, over Ho x Wo windows.
 //
-// Windows     avg_pool2d_forward_naive          a thread per output number      grid ceil(B Ho Wo C / 128)             block 128
+// forward     avg_pool2d_forward_naive          a thread per output number      grid ceil(B Ho Wo C / 128)             block 128
 //             avg_pool2d_forward                a thread per output pack        grid (ceil(B Ho / Y), columns)         block (X, Y)     used
 // gradient    avg_pool2d_backward_naive         a thread per input number       grid ceil(B H W C / 128)               block 128
 //             avg_pool2d_backward               a thread per input pack         grid (ceil(B H / Y), columns)          block (X, Y)     used
-// Image       global_avg_pool2d_forward_naive   a thread per image, channel     grid ceil(B C / 128)                   block 128
-//             global_avg_pool2d_forward         8 threads for each              grid (B, ceil(C / 32))                 block (32, 8)    used
 //
 // Bytes moved (float32), with n input and m output numbers: 4 (n + m), both ways; overlapping windows meet their common pixels in the cache.
 // Backward gathers: each pixel sums the windows it lies in, always in the same order. Scattering would need atomics where windows overlap.
@@ -98,43 +96,4 @@ __global__ void __launch_bounds__(128) avg_pool2d_backward(const V* __restrict__
     }
     for (T& v : sum.v) v *= share;
     packs_of<T>(dx)[(long long)row * width * packs + j] = sum;
-}
-
-// --- the whole image
-
-// instances: global_avg_pool2d_forward_naive<float>
-template <typename T>
-__global__ void global_avg_pool2d_forward_naive(const T* __restrict__ x, T* __restrict__ y, int count, int pixels, int channels)
-{
-    const int i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= count) return;
-    x += (long long)(i / channels) * pixels * channels + i % channels;
-    T sum = 0;
-    for (int p = 0; p < pixels; p++) sum += x[(long long)p * channels];
-    y[i] = sum / pixels;
-}
-
-// A warp reads 32 channels of a pixel, and the eight warps of a block every eighth pixel.
-// instances: global_avg_pool2d_forward<float>, global_avg_pool2d_forward<double>
-template <typename T>
-__global__ void __launch_bounds__(256) global_avg_pool2d_forward(const T* __restrict__ x, T* __restrict__ y, int pixels, int channels)
-{
-    __shared__ T sums[8][32];
-    const int c = blockIdx.y * 32 + threadIdx.x;
-    x += (long long)blockIdx.x * pixels * channels;
-    T sum = 0;
-    if (c < channels) {
-        for (int first = threadIdx.y; first < pixels; first += 8 * 128) {     // a running sum of thousands would lose digits
-            const int last = pixels - first > 8 * 128 ? first + 8 * 128 : pixels;
-            T part = 0;
-#pragma unroll 4                                                      // so that four loads are on their way at a time; the order of addition stays
-            for (int p = first; p < last; p += 8) part += x[(long long)p * channels + c];
-            sum += part;
-        }
-    }
-    sums[threadIdx.y][threadIdx.x] = sum;
-    __syncthreads();
-    if (threadIdx.y != 0 || c >= channels) return;
-    for (int k = 1; k < 8; k++) sum += sums[k][threadIdx.x];
-    y[(long long)blockIdx.x * channels + c] = sum / pixels;
 }

@@ -1,4 +1,4 @@
-"""Average pooling of feature maps (B, H, W, C), over windows and over the whole map.
+"""Average pooling of feature maps (B, H, W, C).
 
 Pooling is separable: summing the rows of all windows and then the columns takes kh + kw additions in place of kh * kw. It is linear too, so the
 gradient needs no value of x: it is spread over the windows it came from. Letters: kh, kw the window; Ho, Wo the pooled rows and columns.
@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from minigrad import ops
-from minigrad.backend import cuda, sums
+from minigrad.backend import cuda
 from minigrad.backend.cpu import parallel_slices
 from minigrad.fused.windows import Axis, Pair, check_pool, window_axes
 from minigrad.op import fused
@@ -134,45 +134,7 @@ def cpu_backward(dy, saved, needs):
 avg_pool2d.kernel("cpu", cpu_forward, cpu_backward, fresh=True)
 
 
-@fused
-def global_avg_pool2d(x: Tensor) -> Tensor:
-    """The mean of each channel over the whole map.
-
-    Args:
-        x: (B, H, W, C).
-
-    Returns:
-        (B, C).
-
-    Raises:
-        ValueError: x is not a float Tensor (B, H, W, C), or a map has no pixel.
-
-    Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.adaptive_avg_pool2d.html with output size 1, flattened.
-    """
-    return x.mean((1, 2))                                                  # (B, C)
-
-
-@global_avg_pool2d.check_shapes
-def _check_global(x) -> None:
-    if x.ndim != 4 or x.dtype.kind != "f" or 0 in x.shape[1:3]:
-        raise ValueError(f"global_avg_pool2d: x must be a float Tensor (B, H, W, C) with at least one pixel, it is {x.dtype} of shape {x.shape}")
-
-
-def _same_everywhere(g: Tensor, x_shape: tuple[int, ...]) -> Tensor:
-    batch, height, width, channels = x_shape
-    return (g / (height * width)).reshape(batch, 1, 1, channels).broadcast_to(x_shape)
-
-
-global_avg_pool2d.derivative(x=lambda g, x_shape: _same_everywhere(g, x_shape))
-
-
-def cpu_forward_global(x):
-    """The sums are products with rows of ones: NumPy's own mean takes three times as long."""
-    batch, height, width, channels = x.shape
-    return sums.column_sums(x.reshape(batch, height * width, channels)) / (height * width), ()
-
-
-global_avg_pool2d.kernel("cpu", cpu_forward_global, None)
+# --- CUDA
 
 
 _cuda = cuda.Kernels(__file__)
@@ -222,15 +184,3 @@ def cuda_backward(dy, saved, needs):
 
 
 avg_pool2d.kernel("cuda", cuda_forward, cuda_backward, fresh=True)
-
-
-def cuda_forward_global(x):
-    """A block for 32 channels of an image. The gradient is the rule's, a broadcast view: no kernel is faster than what is not written."""
-    batch, height, width, channels = x.shape
-    y = cuda.array_module().empty((batch, channels), x.dtype)
-    grid = (batch, -(-channels // 32))
-    _cuda.launch(f"global_avg_pool2d_forward<{cuda.c_type(x.dtype)}>", grid, (32, 8), x, y, height * width, channels)
-    return y, ()
-
-
-global_avg_pool2d.kernel("cuda", cuda_forward_global, None)

@@ -2,7 +2,7 @@
 
 The gradient goes to the first pixel, in reading order, that holds the window's maximum, as in PyTorch. The CPU kernel takes the maximum along the
 rows and then along the columns, kh + kw comparisons in place of kh * kw. Read `windows.py` first: it says where the windows lie.
-Read next: `upsample_nearest.py`.
+Read next: `global_avg_pool2d.py`.
 """
 
 from __future__ import annotations

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 import minigrad
 from minigrad import Tensor
 from minigrad.backend import cuda
-from minigrad.fused.avg_pool2d import avg_pool2d, global_avg_pool2d
+from minigrad.fused.avg_pool2d import avg_pool2d
 from minigrad.fused.conv2d import conv2d
+from minigrad.fused.global_avg_pool2d import global_avg_pool2d
 from minigrad.fused.linear import linear
 from minigrad.fused.max_pool2d import max_pool2d
 from minigrad.fused.upsample_nearest import upsample_nearest
@@ -304,7 +305,7 @@ def test_every_rung_of_pooling(op, shape, values):
 def test_every_rung_of_global_pooling():
     x, upstream = (a.astype(np.float32) for a in uniform((2, 3, 5, 40), (2, 40)))
     with on_cuda(ORDERS):
-        first = naive("avg_pool2d.cu", "global_avg_pool2d_forward_naive", 128, [cuda.array_module().asarray(x)], (2, 40), 15, 40)
+        first = naive("global_avg_pool2d.cu", "global_avg_pool2d_forward_naive", 128, [cuda.array_module().asarray(x)], (2, 40), 15, 40)
         agree(used(global_avg_pool2d, [x], {}, upstream)[:1], [first])
 
 

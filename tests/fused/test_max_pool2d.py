@@ -1,4 +1,4 @@
-"""max_pool2d: overlaps, gaps, padding, and who gets the gradient of a tie. Read next: `test_upsample_nearest.py`."""
+"""max_pool2d: overlaps, gaps, padding, and who gets the gradient of a tie. Read next: `test_global_avg_pool2d.py`."""
 
 from __future__ import annotations
 
