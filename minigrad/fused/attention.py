@@ -15,6 +15,7 @@ import numpy as np
 from minigrad import backend
 from minigrad.backend import cuda
 from minigrad.backend.cpu import parallel_slices
+from minigrad.fused.floats import check_floats
 from minigrad.fused.softmax import softmax
 from minigrad.op import fused
 from minigrad.ops import where
@@ -53,7 +54,7 @@ def scaled_dot_product_attention(
 
     Raises:
         ValueError: shapes that do not fit together, a mask that requires grad, a dropout_p outside [0, 1).
-        TypeError: query, key or value is not of floats.
+        TypeError: query, key or value is not of floats, or attn_mask of integers.
 
     Source: Vaswani et al. 2017, section 3.2.1; https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.scaled_dot_product_attention.html
     """
@@ -73,12 +74,12 @@ def scaled_dot_product_attention(
 @scaled_dot_product_attention.check
 def _check(query, key, value, attn_mask, dropout_mask, dropout_p, scale) -> None:
     name = "scaled_dot_product_attention"
+    check_floats(name, query=query, key=key, value=value)
+    if attn_mask is not None and attn_mask.dtype.kind not in "fb":
+        raise TypeError(f"{name}: attn_mask must be float or bool, it is {attn_mask.dtype}; pass attn_mask.astype(bool)")
     if not query.ndim == key.ndim == value.ndim == 4 or not query.shape[:2] == key.shape[:2] == value.shape[:2]:
         shapes = f"{query.shape}, {key.shape} and {value.shape}"
         raise ValueError(f"{name}: query, key and value must be (batch, heads, tokens, width) alike, they are {shapes}")
-    for which, tensor in (("query", query), ("key", key), ("value", value)):
-        if tensor.dtype.kind != "f":
-            raise TypeError(f"{name}: {which} must be a float Tensor, it is {tensor.dtype}")
     if query.shape[3] != key.shape[3]:
         raise ValueError(f"{name}: query has width {query.shape[3]}, key has width {key.shape[3]} (shapes {query.shape} and {key.shape})")
     if key.shape[2] != value.shape[2]:
@@ -88,8 +89,6 @@ def _check(query, key, value, attn_mask, dropout_mask, dropout_p, scale) -> None
     scores = (*query.shape[:3], key.shape[2])
     if attn_mask is not None and not _broadcasts(attn_mask.shape, scores):
         raise ValueError(f"{name}: attn_mask of shape {attn_mask.shape} does not broadcast to the scores' shape {scores}")
-    if attn_mask is not None and attn_mask.dtype.kind not in "fb":
-        raise ValueError(f"{name}: attn_mask must be float or bool, it is {attn_mask.dtype}")
     if dropout_mask is not None and dropout_mask.shape != scores:
         raise ValueError(f"{name}: dropout_mask has shape {dropout_mask.shape}, the attention weights have shape {scores}")
     if not 0 <= dropout_p < 1:

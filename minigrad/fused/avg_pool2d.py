@@ -31,7 +31,7 @@ def avg_pool2d(x: Tensor, kernel_size: int | Pair, stride: int | Pair | None = N
         (B, Ho, Wo, C), with Ho = (H + 2 padding - kernel_size) // stride + 1: rows that fill no window are left out.
 
     Raises:
-        ValueError: a window that does not fit, or padding of more than half a window.
+        ValueError: a window that does not fit, or padding of more than half a window. TypeError: x is not of floats.
 
     Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.avg_pool2d.html (there in NCHW).
     """

@@ -14,6 +14,7 @@ import numpy as np
 
 from minigrad.backend import cuda, sums
 from minigrad.backend.cpu import blocks, parallel_blocks, parallel_rows
+from minigrad.fused.floats import check_floats
 from minigrad.op import fused
 from minigrad.tensor import Tensor
 
@@ -77,9 +78,7 @@ def batch_norm(
 @batch_norm.check
 def _check(x, weight, bias, mean, var, residual, eps, relu) -> None:
     shape = x.data.shape
-    for name, tensor in (("x", x), ("weight", weight), ("bias", bias), ("mean", mean), ("var", var), ("residual", residual)):
-        if tensor is not None and tensor.data.dtype.kind != "f":
-            raise TypeError(f"batch_norm: {name} must be a float Tensor, it is {tensor.dtype}")
+    check_floats("batch_norm", x=x, weight=weight, bias=bias, mean=mean, var=var, residual=residual)
     if len(shape) < 2 or not shape[-1]:
         raise ValueError(f"batch_norm: x must be (..., C) with 2 or more dimensions and a channel, it has shape {x.shape}")
     channels = shape[-1]

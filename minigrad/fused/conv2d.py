@@ -16,6 +16,7 @@ from minigrad import ops
 from minigrad.backend import cublas, cuda, sums
 from minigrad.backend.cpu import has_small_products, parallel_rows
 from minigrad.fused import conv2d_tensor
+from minigrad.fused.floats import check_floats
 from minigrad.fused.linear import cuda_backward as linear_backward
 from minigrad.fused.linear import cuda_column_sums
 from minigrad.fused.linear import cuda_forward as linear_forward
@@ -74,12 +75,9 @@ def conv2d(
 
 @conv2d.check_shapes
 def _check(x, weight, bias, stride, padding, dilation, groups) -> None:
+    check_floats("conv2d", x=x, weight=weight, bias=bias)
     if x.ndim != 4 or weight.ndim != 4 or 0 in weight.shape:
         raise ValueError(f"conv2d: x is (B, H, W, I) and weight (O, I/groups, kh, kw), got x of shape {x.shape} and weight of shape {weight.shape}")
-    for name, tensor in (("x", x), ("weight", weight), ("bias", bias)):
-        if tensor is not None and tensor.dtype.kind != "f":
-            other = next((str(t.dtype) for t in (weight, x) if t.dtype.kind == "f"), "float32")
-            raise TypeError(f"conv2d: {name} is {tensor.dtype}; pass {name}.astype({other!r})")
     for name, value, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
         check_pair("conv2d", name, value, least)
     if not isinstance(groups, int | np.integer):

@@ -11,6 +11,7 @@ from numbers import Real
 import numpy as np
 
 from minigrad.backend import cuda
+from minigrad.fused.floats import check_floats
 from minigrad.fused.log_softmax import cpu_forward as log_softmax_forward
 from minigrad.fused.log_softmax import log_softmax
 from minigrad.op import fused
@@ -37,7 +38,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) 
     Raises:
         ValueError: shapes that do not fit together, a label_smoothing outside [0, 1], a label that is no class (on the
             CPU; the GPU is not waited for: loss and gradient of that row are nan).
-        TypeError: labels of another dtype, or a label_smoothing that is no number.
+        TypeError: logits that are not of floats, labels of another dtype, or a label_smoothing that is no number.
 
     Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.cross_entropy.html; smoothing: Szegedy et al. 2015, section 7.
     """
@@ -55,8 +56,9 @@ def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) 
 
 @cross_entropy.check
 def _check(logits, labels, label_smoothing) -> None:
-    if logits.ndim != 2 or logits.dtype.kind != "f" or logits.shape[1] == 0:
-        raise ValueError(f"cross_entropy: logits must be a float Tensor (batch, classes), it is {logits.dtype} of shape {logits.shape}")
+    check_floats("cross_entropy", logits=logits)
+    if logits.ndim != 2 or logits.shape[1] == 0:
+        raise ValueError(f"cross_entropy: logits must be (batch, classes) with at least one class, they have shape {logits.shape}")
     batch, classes = logits.shape
     if not isinstance(label_smoothing, Real):
         what = f"an object of type {type(label_smoothing).__name__}"

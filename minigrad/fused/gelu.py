@@ -13,6 +13,7 @@ import numpy as np
 from minigrad.backend import cuda
 from minigrad.backend.cpu import parallel_blocks
 from minigrad.backend.erf import erf
+from minigrad.fused.floats import check_floats
 from minigrad.op import fused
 from minigrad.tensor import Tensor
 
@@ -32,8 +33,7 @@ def gelu(x: Tensor) -> Tensor:
 
 @gelu.check
 def _check(x) -> None:
-    if x.dtype.kind != "f":
-        raise TypeError(f"gelu: x must be a float Tensor, it is {x.dtype}")
+    check_floats("gelu", x=x)
 
 
 # Phi(x) = (1 + tanh(x Q(x^2))) / 2 = 1 / (1 + exp(-2 x Q(x^2))) with Q(s) = sum_k Q_k s^k, fitted so that the error of x Phi(x) is below 6.8e-8 for

@@ -6,6 +6,7 @@ Its derivative is the same number at every pixel, so a rule states it, and neith
 from __future__ import annotations
 
 from minigrad.backend import cuda, sums
+from minigrad.fused.floats import check_floats
 from minigrad.op import fused
 from minigrad.tensor import Tensor
 
@@ -21,7 +22,7 @@ def global_avg_pool2d(x: Tensor) -> Tensor:
         (B, C).
 
     Raises:
-        ValueError: x is not a float Tensor (B, H, W, C), or a map has no pixel.
+        ValueError: x is not (B, H, W, C), or a map has no pixel. TypeError: x is not of floats.
 
     Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.adaptive_avg_pool2d.html with output size 1, flattened.
     """
@@ -30,8 +31,9 @@ def global_avg_pool2d(x: Tensor) -> Tensor:
 
 @global_avg_pool2d.check_shapes
 def _check(x) -> None:
-    if x.ndim != 4 or x.dtype.kind != "f" or 0 in x.shape[1:3]:
-        raise ValueError(f"global_avg_pool2d: x must be a float Tensor (B, H, W, C) with at least one pixel, it is {x.dtype} of shape {x.shape}")
+    check_floats("global_avg_pool2d", x=x)
+    if x.ndim != 4 or 0 in x.shape[1:3]:
+        raise ValueError(f"global_avg_pool2d: x must be (B, H, W, C) with at least one pixel, it has shape {x.shape}")
 
 
 def _same_everywhere(g: Tensor, x_shape: tuple[int, ...]) -> Tensor:

@@ -10,6 +10,7 @@ import numpy as np
 
 from minigrad.backend import cuda
 from minigrad.backend.cpu import parallel_blocks
+from minigrad.fused.floats import check_floats
 from minigrad.op import fused
 from minigrad.tensor import Tensor
 
@@ -51,9 +52,7 @@ def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = No
 
 @layer_norm.check
 def _check(x, weight, bias, eps) -> None:
-    for name, tensor in (("x", x), ("weight", weight), ("bias", bias)):
-        if tensor is not None and tensor.data.dtype.kind != "f":
-            raise TypeError(f"layer_norm: {name} must be a float Tensor, it is {tensor.dtype}")
+    check_floats("layer_norm", x=x, weight=weight, bias=bias)
     channels = x.data.shape[-1:]                                           # (C,)
     if channels in ((), (0,)):
         raise ValueError(f"layer_norm: x must have at least one channel in its last axis, it has shape {x.shape}")

@@ -12,6 +12,7 @@ import numpy as np
 from minigrad import backend
 from minigrad.backend import cuda, sums
 from minigrad.backend.cpu import parallel_rows
+from minigrad.fused.floats import check_floats
 from minigrad.op import fused
 from minigrad.tensor import Tensor
 
@@ -43,9 +44,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 @linear.check
 def _check(x, weight, bias) -> None:
-    for name, tensor in (("x", x), ("weight", weight), ("bias", bias)):
-        if tensor is not None and tensor.data.dtype.kind != "f":
-            raise TypeError(f"linear: {name} must be a float Tensor, it is {tensor.dtype}")
+    check_floats("linear", x=x, weight=weight, bias=bias)
     if weight.ndim != 2:
         raise ValueError(f"linear: weight must be (out_features, in_features), it has shape {weight.shape}")
     if x.ndim == 0 or x.shape[-1] != weight.shape[1]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from minigrad.backend import cuda
 from minigrad.backend.cpu import parallel_rows
+from minigrad.fused.floats import check_floats
 from minigrad.op import fused
 from minigrad.ops.movement import check_axis
 from minigrad.tensor import Tensor
@@ -48,8 +49,7 @@ softmax.derivative(x=lambda g, out, axis: out * (g - (g * out).sum(axis, keepdim
 
 def check_input(name: str, x: Tensor, axis: int) -> None:
     """Raise for integers, and for an axis that x does not have."""
-    if x.dtype.kind != "f":
-        raise TypeError(f"{name}: x must be a float Tensor, it is {x.dtype}")
+    check_floats(name, x=x)
     check_axis(name, axis)
     if not -x.ndim <= axis < x.ndim:
         raise ValueError(f"{name}: axis {axis} is out of range for x of shape {x.shape}")

@@ -9,6 +9,7 @@ import numpy as np
 
 from minigrad.backend import cuda
 from minigrad.fused.avg_pool2d import avg_pool2d
+from minigrad.fused.floats import check_floats
 from minigrad.fused.windows import Pair, check_pair, pair
 from minigrad.op import fused
 from minigrad.tensor import Tensor
@@ -26,7 +27,7 @@ def upsample_nearest(x: Tensor, scale_factor: int | Pair) -> Tensor:
         (B, H * rows, W * columns, C).
 
     Raises:
-        ValueError: x is not a float Tensor (B, H, W, C), or a factor is not a whole number of at least 1.
+        ValueError: x is not (B, H, W, C), or a factor is not a whole number of at least 1. TypeError: x is not of floats.
 
     Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.interpolate.html, mode "nearest" (there in NCHW).
     """
@@ -39,8 +40,9 @@ def upsample_nearest(x: Tensor, scale_factor: int | Pair) -> Tensor:
 
 @upsample_nearest.check_shapes
 def _check(x, scale_factor) -> None:
-    if x.ndim != 4 or x.dtype.kind != "f":
-        raise ValueError(f"upsample_nearest: x must be a float Tensor (B, H, W, C), it is {x.dtype} of shape {x.shape}")
+    check_floats("upsample_nearest", x=x)
+    if x.ndim != 4:
+        raise ValueError(f"upsample_nearest: x must be (B, H, W, C), it has shape {x.shape}")
     check_pair("upsample_nearest", "scale_factor", scale_factor, 1)
 
 

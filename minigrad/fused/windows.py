@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from minigrad.fused.floats import check_floats
 from minigrad.ops.movement import Pair
 from minigrad.tensor import Tensor
 
@@ -72,9 +73,10 @@ def window_axes(shape: tuple[int, ...], kernel_size: int | Pair, stride: int | P
 
 
 def check_pool(name: str, x: Tensor, kernel_size: int | Pair, stride: int | Pair | None, padding: int | Pair) -> None:
-    """Raise ValueError, in the name of the op `name`, for what cannot be pooled."""
-    if x.ndim != 4 or x.dtype.kind != "f":
-        raise ValueError(f"{name}: x must be a float Tensor (B, H, W, C), it is {x.dtype} of shape {x.shape}")
+    """Raise TypeError or ValueError, in the name of the op `name`, for what cannot be pooled."""
+    check_floats(name, x=x)
+    if x.ndim != 4:
+        raise ValueError(f"{name}: x must be (B, H, W, C), it has shape {x.shape}")
     check_pair(name, "kernel_size", kernel_size, 1)
     if stride is not None:
         check_pair(name, "stride", stride, 1)

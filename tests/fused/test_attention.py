@@ -135,7 +135,9 @@ class TestScaledDotProductAttention(Proof):
         refusal("there are 3 keys and 4 values", value=np.zeros((2, 2, 4, 2))),
         refusal("needs at least one key", "PyTorch gives 0 to who has nowhere to look.", key=np.zeros((2, 2, 0, 2)), value=np.zeros((2, 2, 0, 2))),
         refusal(r"attn_mask of shape \(2, 3\) does not broadcast to the scores' shape \(2, 2, 3, 3\)", attn_mask=np.zeros((2, 3))),
-        refusal("attn_mask must be float or bool, it is int64", attn_mask=np.zeros((3, 3), np.int64)),
+        refusal(r"attn_mask must be float or bool, it is int64; pass attn_mask\.astype\(bool\)$", attn_mask=np.zeros((3, 3), np.int64))._replace(
+            exception=TypeError
+        ),
         refusal(r"dropout_mask has shape \(3, 3\), the attention weights have shape \(2, 2, 3, 3\)", dropout_mask=np.ones((3, 3))),
         refusal("dropout_p is 1.0, it must be at least 0 and below 1", dropout_p=1.0, dropout_mask=np.ones((2, 2, 3, 3))),
         refusal("dropout_p is -0.1, it must be at least 0 and below 1", dropout_p=-0.1, dropout_mask=np.ones((2, 2, 3, 3))),

@@ -60,7 +60,7 @@ def case(pool: tuple[tuple[int, ...], dict[str, Any]], seed: int = 0) -> Case:
 def refusals(name: str) -> list[Refusal]:
     """What no pooling takes."""
     wrong = [
-        ((2, 4, 4), {"kernel_size": 2}, r"x must be a float Tensor \(B, H, W, C\), it is float64 of shape \(2, 4, 4\)"),
+        ((2, 4, 4), {"kernel_size": 2}, r"x must be \(B, H, W, C\), it has shape \(2, 4, 4\)$"),
         ((2, 3, 8, 8), {"kernel_size": 4}, r"does not fit in 3 pixels.*transpose\(0, 2, 3, 1\)"),
         ((2, 8, 3, 8), {"kernel_size": 4}, r"does not fit in 3 pixels with padding 0 \(x shape \(2, 8, 3, 8\)\)$"),
         ((2, 3, 3, 3), {"kernel_size": 4}, r"does not fit in 3 pixels with padding 0 \(x shape \(2, 3, 3, 3\)\)$"),
@@ -76,7 +76,8 @@ def refusals(name: str) -> list[Refusal]:
     ]
     found = [Refusal(Case([np.zeros(shape)], values), ValueError, f"{name}: .*{message}") for shape, values, message in wrong]
     integers = Case([np.zeros((1, 4, 4, 1), np.int64)], {"kernel_size": 2})
-    return [*found, Refusal(integers, ValueError, f"{name}: x must be a float Tensor", "PyTorch pools integers too, without a derivative.")]
+    taken = "PyTorch pools integers too, without a derivative."
+    return [*found, Refusal(integers, TypeError, f"{name}: x must be a float Tensor, it is int64; pass", taken)]
 
 
 class TestAvgPool2d(Proof):

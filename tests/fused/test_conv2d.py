@@ -141,11 +141,17 @@ class TestConv2d(Proof):
         Refusal(
             Case([np.zeros((1, 4, 4, 3), np.uint8), np.zeros((2, 3, 3, 3), np.float32), None]),
             TypeError,
-            r"conv2d: x is uint8; pass x\.astype\('float32'\)",
+            r"conv2d: x must be a float Tensor, it is uint8; pass x\.astype\('float32'\)",
         ),
-        Refusal(Case([np.zeros((1, 4, 4, 3)), np.zeros((2, 3, 3, 3), int), None]), TypeError, r"weight is int64; pass weight\.astype\('float64'\)"),
         Refusal(
-            Case([np.zeros((1, 4, 4, 1)), np.zeros((2, 1, 3, 3)), np.zeros(2, int)]), TypeError, r"bias is int64; pass bias\.astype\('float64'\)"
+            Case([np.zeros((1, 4, 4, 3)), np.zeros((2, 3, 3, 3), int), None]),
+            TypeError,
+            r"conv2d: weight must be a float Tensor, it is int64; pass weight\.astype\('float64'\)",
+        ),
+        Refusal(
+            Case([np.zeros((1, 4, 4, 1)), np.zeros((2, 1, 3, 3)), np.zeros(2, int)]),
+            TypeError,
+            r"conv2d: bias must be a float Tensor, it is int64; pass bias\.astype\('float64'\)",
         ),
     ]
 
