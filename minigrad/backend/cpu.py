@@ -165,7 +165,7 @@ def parallel_blocks(work: Callable[[slice], Any], rows: int, width: int, grain: 
     Args:
         work: as in `parallel_rows`, for the rows of a slice.
         rows, width: the array's shape.
-        grain: fewest elements a thread is worth.
+        grain: fewest rows a thread is worth, as in `parallel_rows`.
 
     Returns:
         What the calls returned, in the order of the blocks.
@@ -174,7 +174,7 @@ def parallel_blocks(work: Callable[[slice], Any], rows: int, width: int, grain: 
     def share(start: int, stop: int) -> list:
         return [work(block) for block in blocks(start, stop, rows, width)]
 
-    return list(itertools.chain(*parallel_rows(share, rows, max(grain // width, 1))))
+    return list(itertools.chain(*parallel_rows(share, rows, grain)))
 
 
 def parallel_slices(work: Callable[[slice], Any], rows: int, step: int, grain: int) -> None:
