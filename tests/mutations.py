@@ -48,9 +48,9 @@ SPEED = {
 }
 """Module constants, with or without a leading underscore, that decide how fast something is done and not what comes out. Neither these numbers nor
 the products and quotients they are in (`1 + GRAIN // width`) nor the comparisons with them are changed; nor are functions of these names (`_grain`)
-and what `parallel_rows` and `parallel_blocks` are given behind the number of rows. Of names in small letters only what is assigned to them stays as
-it is: `slices = ...`, not the grid that `slices` is in. (No CUDA grid is among these: one that is too small leaves numbers out, and one that is too
-large is for `tests/fused/test_cuda_launches.py` to notice.)"""
+and what `parallel_rows`, `parallel_blocks` and `parallel_slices` are given behind the number of rows. Of names in small letters only what is assigned
+to them stays as it is: `slices = ...`, not the grid that `slices` is in. (No CUDA grid is among these: one that is too small leaves numbers out, and
+one that is too large is for `tests/fused/test_cuda_launches.py` to notice.)"""
 
 _OPERATORS = {ast.Add: ("+", "-"), ast.Sub: ("-", "+"), ast.Mult: ("*", "/"), ast.Div: ("/", "*"), ast.FloorDiv: ("//", "*")}
 _OPERATORS_BY_NAME = {"add": "subtract", "subtract": "add", "multiply": "divide", "divide": "multiply", "true_divide": "multiply"}
@@ -388,7 +388,7 @@ class _Changes:
             for length in [x for argument in positional for x in (argument.elts if isinstance(argument, ast.Tuple) else [argument])]:
                 if isinstance(length, ast.UnaryOp):
                     self.kept.add(length.operand)
-        if name in ("parallel_rows", "parallel_blocks"):
+        if name in ("parallel_rows", "parallel_blocks", "parallel_slices"):
             self.kept.update(positional[2:])
         if name == "slice":
             for bound in positional:

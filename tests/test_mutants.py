@@ -138,6 +138,7 @@ def test_the_sign_of_a_result_that_is_no_number_stays():
         "f(a, 1 + _GRAIN // n)",
         "parallel_rows(f, a, 1 + 2**18 // n)",
         "parallel_blocks(f, a, 1, 2**18 // n)",
+        "parallel_slices(f, a, 2**16 // n, 2**18 // n)",
         "def _grain(y): return 1 + 1_000_000 // y.size",
         "slices = max(1, min(256, n // 32))",
         "class Grid:\n    def lay(self): self.of_rows = -(-n // 4), columns",
