@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from minigrad import Tensor, grad
+from minigrad import Tensor, definitions, enable_grad, grad
 from minigrad.fused.avg_pool2d import avg_pool2d
 from tests.cuda_device import on_cuda
 from tests.proofs import Case, Proof, Refusal
