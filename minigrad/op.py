@@ -73,6 +73,7 @@ class Op(Generic[Result]):
     """
 
     elementwise = False  # see Primitive
+    takes_sequences = False  # see Primitive
     __name__: str
     __qualname__: str
 
@@ -87,7 +88,10 @@ class Op(Generic[Result]):
         self.count = sum(is_input)
         if not all(is_input[: self.count]):
             raise TypeError(f"{self.name}: parameters annotated with Tensor come first")
-        self.variadic = self.count == 1 and "Sequence" in str(parameters[0].annotation)
+        sequences = [p.name for p in parameters[: self.count] if "Sequence" in str(p.annotation)]
+        self.variadic = bool(sequences)
+        if sequences and not (self.takes_sequences and self.count == 1):
+            raise TypeError(f"{self.name}: {sequences[0]} is a Sequence[Tensor], which only a primitive can take, and as its only input")
         self.names = [p.name for p in parameters]
         self._position = {name: k for k, name in enumerate(self.names)}
         self._defaults = tuple(p.default for p in parameters)
@@ -180,7 +184,8 @@ class Op(Generic[Result]):
         inputs, values = self.names[: self.count], self.names[self.count :]
         chosen = [k for k, name in enumerate(inputs) if (mask >> k & 1 or self.variadic) and name in self.rules]
         wanted = list(dict.fromkeys(a for k in chosen for a in inspect.signature(self.rules[inputs[k]]).parameters if a != "g"))
-        saves = [a for a in wanted if a in inputs]
+        kept = [] if self.variadic else inputs  # of a sequence, only facts
+        saves = [a for a in wanted if a in kept]
         facts = [a for a in wanted if a.rpartition("_")[0] in inputs and a.rpartition("_")[2] in ("shape", "dtype", "device")]
         environment = ["g", *saves, *facts, "out", *values]
 
@@ -191,9 +196,8 @@ class Op(Generic[Result]):
                 names = list(inspect.signature(rule).parameters)
                 for a in names:
                     if a not in environment or (a == "out" and "out" not in wanted):
-                        raise TypeError(
-                            f"{self.name}: a rule asks for {a!r}; it may ask for g, out, {', '.join(inputs + values)} or {inputs[0]}_shape"
-                        )
+                        may = ["g", "out", *kept, *values]
+                        raise TypeError(f"{self.name}: a rule asks for {a!r}; it may ask for {', '.join(may)} or {inputs[0]}_shape")
                 found.append((k, rule, names == ["g"], itemgetter(*[environment.index(a) for a in names])))
             return tuple(found)
 
@@ -215,7 +219,7 @@ class Op(Generic[Result]):
         if not plan.facts:
             node.facts = ()
         elif self.variadic:
-            node.facts = (tuple([x.shape for x in inputs]),) * len(plan.facts)
+            node.facts = tuple([tuple([getattr(x, what) for x in inputs]) for _, what in plan.facts])
         else:
             node.facts = tuple([getattr(inputs[k], what) for k, what in plan.facts])
         node.out = (out.data, out.version, out.version[0]) if plan.out and out is not None else None
@@ -327,7 +331,12 @@ class Primitive(Op[Result]):
     broadcast axes.
     view: the output may share the input's memory, and then shares its version counter.
     floating: integers become float32 first, as in PyTorch.
+
+    The one input may be a `Sequence[Tensor]`: the forward gets a list of arrays, brought to one dtype, the rule gives a sequence of gradients, and
+    the facts it may ask for (NAME_shape, ...) are tuples with one for each Tensor.
     """
+
+    takes_sequences = True
 
     def __init__(
         self,

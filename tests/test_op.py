@@ -609,6 +609,33 @@ def test_an_operation_on_any_number_of_tensors():
         total([])
 
 
+def test_the_facts_of_a_sequence_are_those_of_each_tensor():
+    asked: list = []
+    total = primitive(variadic)
+
+    def rule(g: Tensor, tensors_dtype: tuple, tensors_shape: tuple, tensors_device: tuple) -> list[Tensor]:
+        asked.append((tensors_dtype, tensors_shape, tensors_device))
+        return [ops.sum_to(g, shape) for shape in tensors_shape]
+
+    total.derivative(tensors=rule)
+    x, y = leaf(2, 3), leaf(3)
+    minigrad.grad(total([x, y, y]).sum(), [x, y])
+    assert asked == [((np.dtype(np.float64),) * 3, ((2, 3), (3,), (3,)), ("cpu",) * 3)]
+    total.derivative(tensors=lambda g, tensors: [g * x for x in tensors])
+    with pytest.raises(TypeError, match="^variadic: a rule asks for 'tensors'; it may ask for g, out or tensors_shape$"):
+        total([x, x])
+
+
+def test_a_sequence_is_the_only_input_and_of_a_primitive():
+    def scaled(scale: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+        return scale * tensors[0]
+
+    for make, function in ((primitive, scaled), (fused, scaled), (fused, variadic)):
+        with pytest.raises(TypeError, match=r"^\w+: tensors is a Sequence\[Tensor\], which only a primitive can take, and as its only input$"):
+            make(function)
+        assert function.__name__ not in REGISTRY
+
+
 # --- errors of the arrays
 
 
