@@ -329,7 +329,8 @@ class Primitive(Op[Result]):
 
     elementwise: inputs are broadcast together and brought to one dtype (those from position `promoted` on); gradients are summed back over the
     broadcast axes.
-    view: the output may share the input's memory, and then shares its version counter.
+    view: the output may look at an input's memory, and the array does not always say so (its `base`): it is looked at more closely. An output that
+    does look at an input's memory shares the version counter of that input, whether declared or not.
     floating: integers become float32 first, as in PyTorch.
 
     The one input may be a `Sequence[Tensor]`: the forward gets a list of arrays, brought to one dtype, the rule gives a sequence of gradients, and
@@ -381,8 +382,8 @@ class Primitive(Op[Result]):
             out: Any = self.function(arrays, *values) if self.variadic else self.function(*arrays, *values)
         except (ValueError, IndexError) as error:
             raise self._explained(error, arrays) from None
-        if isinstance(out, np.generic):  # NumPy's reductions return scalars
-            out = np.asarray(out)
+        if type(out) is not _ndarray and type(out) is not tuple:
+            out = self._array(out)
         if mode.watched:
             if mode.anomaly:  # a number may be Inf in the tensor's dtype only: 1e300 beside float32
                 numbers = [np.asarray(float(x)) if isinstance(x, int | float) else array for x, array in zip(given, arrays, strict=True)]
@@ -392,7 +393,7 @@ class Primitive(Op[Result]):
         if isinstance(out, tuple):
             return self._wrap_several(out, inputs, values, mode)
 
-        version = inputs[0].version if self.view and backend.is_view(out, arrays[0]) else None
+        version = self._shared_version(out, inputs)
         mask = 0
         if mode.record and self.rules:
             bit = 1
@@ -409,6 +410,26 @@ class Primitive(Op[Result]):
             node.shapes = tuple([array.shape for array in arrays])  # gradients must be summed back to these
         return result
 
+    def _array(self, out: Any) -> Any:
+        """What a forward has returned, as an array: NumPy's reductions return scalars."""
+        if isinstance(out, np.generic):
+            return np.asarray(out)
+        if not backend.is_array(out):
+            raise TypeError(f"{self.name}: its forward gives {_kind(out)}; give an array")
+        return out
+
+    def _shared_version(self, out: Any, inputs: Sequence[Tensor]) -> list[int] | None:
+        """The version counter of the input whose memory the array `out` looks at: a write to the one is a write to the other. None: to no input's."""
+        if self.view or out.base is not None:
+            for x in inputs:
+                if backend.is_view(out, x.data):
+                    return x.version
+        else:
+            for x in inputs:
+                if out is x.data:
+                    return x.version
+        return None
+
     def _tensors(self, inputs: Sequence[Any]) -> list[Tensor]:
         """Arrays and numbers become Tensors; integers become floats where the operation is `floating`."""
         result = []
@@ -418,13 +439,13 @@ class Primitive(Op[Result]):
         return result
 
     def _wrap_several(self, out: tuple, inputs: Sequence[Tensor], values: tuple, mode: Any) -> tuple[Tensor, ...]:
-        version = inputs[0].version if self.view and out and backend.is_view(out[0], inputs[0].data) else None
+        versions = [self._shared_version(array, inputs) for array in out]
         if not (mode.record and any(x._requires_grad for x in inputs)):
-            return tuple([wrap(array, None, 0, version) for array in out])
+            return tuple([wrap(array, None, 0, version) for array, version in zip(out, versions, strict=True)])
         node = _new(self, inputs, values, mode.anomaly)
         node.outputs = len(out)
         self._keep_for_rules(node, self._plan(1), inputs, None)
-        return tuple([wrap(array, node, k, version) for k, array in enumerate(out)])
+        return tuple([wrap(array, node, k, version) for k, (array, version) in enumerate(zip(out, versions, strict=True))])
 
     def backward(self, node: Node, gradients: list, needs: tuple | None, create_graph: bool) -> tuple[list, bool]:
         """The gradients of the inputs, and whether their arrays are all fresh. See `autograd._walk`."""
@@ -443,14 +464,16 @@ class Unary(Primitive[Tensor]):
         mode = MODE.get()
         if type(x) is not Tensor or mode.watched or (self.floating and x.data.dtype.kind != "f"):
             return self._run((x,), ())
+        array = x.data
         try:
-            out = self.function(x.data)
+            out = self.function(array)
         except (ValueError, IndexError) as error:
-            raise self._explained(error, (x.data,)) from None
-        if type(out) is not _ndarray and isinstance(out, np.generic):
-            out = np.asarray(out)
+            raise self._explained(error, (array,)) from None
+        if type(out) is not _ndarray:
+            out = self._array(out)
+        version = None if out.base is None and out is not array else self._shared_version(out, (x,))
         if not x._requires_grad or not mode.record or not self.rules:
-            return wrap(out)
+            return wrap(out, None, 0, version)
         node = _new_node(Node)
         node.op = self
         node.edges = ((x, 0) if x.node is None else (x.node, x.output),)
@@ -459,12 +482,12 @@ class Unary(Primitive[Tensor]):
         node.order = next(node_numbers)
         node.site = node.shapes = None
         node.plan = plan = self._plans.get(1) or self._plan(1)
-        result = wrap(out, node)
+        result = wrap(out, node, 0, version)
         if plan.saves:
             node.saved, node.versions = (x,), (x.version[0],)
         else:
             node.saved = node.versions = ()
-        node.out = (out, result.version, 0) if plan.out else None
+        node.out = (out, result.version, result.version[0]) if plan.out else None
         if plan.facts:
             self._keep_for_rules(node, plan, (x,), result)
         return result
@@ -487,16 +510,17 @@ class Binary(Primitive[Tensor]):
             out = self.function(a, b)
         except (ValueError, IndexError) as error:
             raise self._explained(error, (a, b)) from None
-        if type(out) is not _ndarray and isinstance(out, np.generic):
-            out = np.asarray(out)
-        if not mode.record or not self.rules:
-            return wrap(out)
+        if type(out) is not _ndarray:
+            out = self._array(out)
+        version = None if out.base is None and out is not a and out is not b else self._shared_version(out, (x, y))
         if x._requires_grad:
             mask = 3 if y._requires_grad else 1
         elif y._requires_grad:
             mask = 2
         else:
-            return wrap(out)
+            mask = 0
+        if not mask or not mode.record or not self.rules:
+            return wrap(out, None, 0, version)
         node = _new_node(Node)
         node.op = self
         node.edges = (
@@ -511,7 +535,7 @@ class Binary(Primitive[Tensor]):
             node.shapes = (a.shape, b.shape)  # gradients must be summed back to these
         else:
             node.shapes = None
-        result = wrap(out, node)
+        result = wrap(out, node, 0, version)
         self._keep_for_rules(node, self._plans.get(mask) or self._plan(mask), (x, y), result)
         return result
 

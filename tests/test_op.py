@@ -789,6 +789,88 @@ def test_a_rule_that_gives_an_array():
         double(Tensor([1.0], requires_grad=True)).backward()
 
 
+def reversal(x: Tensor) -> Tensor:
+    return x
+
+
+def every_second(x: Tensor, step: int = 2) -> Tensor:
+    return x[::step]
+
+
+def second(x: Tensor, y: Tensor) -> Tensor:
+    return y
+
+
+def flat(x: Tensor, y: Tensor) -> Tensor:
+    return y.reshape(-1)
+
+
+def halves(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x[:2], x[2:]
+
+
+@pytest.mark.parametrize("requires_grad", [True, False])
+@pytest.mark.parametrize("view_of_a_view", [False, True])
+@pytest.mark.parametrize("function", [reversal, every_second, second, flat, halves])
+def test_an_output_that_looks_at_an_input_s_memory_shares_its_version(function: Callable, view_of_a_view: bool, requires_grad: bool):
+    """Declared or not: a write to the input is one to the output, which whoever has used the output must hear of."""
+    op = primitive(outputs=2)(function) if function is halves else primitive(function)
+    for name in op.names[: op.count]:
+        op.derivative(**{name: lambda g: g})
+    x = Tensor(np.arange(8.0), requires_grad=requires_grad)[2:6] if view_of_a_view else Tensor(np.arange(4.0), requires_grad=requires_grad)
+    w = leaf()
+    y = op(leaf(4), x) if op.count == 2 else op(x)
+    for part in y if isinstance(y, tuple) else (y,):
+        assert part.version is x.version
+        loss = (part * w).sum()
+        with minigrad.no_grad():
+            x.copy_(7.0)
+        with pytest.raises(RuntimeError, match="backward of mul: an input .* was written in place after the forward pass"):
+            loss.backward()
+
+
+def test_an_output_of_its_own_memory_has_its_own_version():
+    @primitive
+    def doubled(x: Tensor) -> Tensor:
+        return (x * 2).reshape(x.shape)  # a view, but of nothing that was given
+
+    @primitive
+    def summed(x: Tensor, y: Tensor) -> Tensor:
+        return x + y
+
+    x, y = leaf(3), leaf(3)
+    for z in (doubled(x), summed(x, y), x.sum(), ops.concatenate([x, x])):
+        assert z.version == [0] and z.version is not x.version and z.version is not y.version
+
+
+def test_the_rule_of_an_output_that_is_the_input_reads_it_unwritten():
+    @primitive
+    def same(x: Tensor) -> Tensor:
+        return x
+
+    same.derivative(x=lambda g, out: g * out)
+    x = Tensor([2.0, 3.0])
+    x.copy_([4.0, 5.0])
+    x.requires_grad_()
+    y = same(x)
+    assert_array_equal(minigrad.grad(y, x, np.array([1.0, 10.0]), retain_graph=True)[0].numpy(), [4.0, 50.0])
+    with minigrad.no_grad():
+        x.copy_(1.0)
+    with pytest.raises(RuntimeError, match="backward of same: its output"):
+        minigrad.grad(y, x, np.ones(2))
+
+
+@pytest.mark.parametrize("result", [2.0, {}, None])
+@pytest.mark.parametrize("options", [{}, {"view": True}])
+def test_a_forward_that_gives_no_array(result: Any, options: dict):
+    @primitive(**options)
+    def odd(x: Tensor) -> Tensor:
+        return result
+
+    with pytest.raises(TypeError, match=f"^odd: its forward gives an object of type {type(result).__name__}; give an array$"):
+        odd(Tensor([1.0]))
+
+
 def test_an_operation_without_annotations_has_no_inputs():
     @primitive
     def bare(x):
