@@ -79,16 +79,14 @@ def gather(x: Tensor, indices: Tensor, axis: int) -> Tensor:
 
     Source: https://numpy.org/doc/stable/reference/generated/numpy.take_along_axis.html
     """
-    check_axis("gather", axis)
+    check_axis("gather", axis, x.ndim)
     return np.take_along_axis(x, indices, axis)
 
 
 @primitive
 def scatter_add(x: Tensor, indices: Tensor, axis: int, size: int) -> Tensor:
     """The adjoint of gather: zeros with `size` elements along `axis`, x added at `indices`. Raises IndexError like it."""
-    check_axis("scatter_add", axis)
-    if not -x.ndim <= axis < x.ndim:
-        raise IndexError(f"scatter_add: there is no axis {axis} in a tensor of {x.ndim} axes (shape {x.shape})")
+    check_axis("scatter_add", axis, x.ndim)
     if indices.dtype.kind not in "iu":
         raise IndexError(f"scatter_add: the indices are {indices.dtype}; give integers")
     axis = axis % x.ndim

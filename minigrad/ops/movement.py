@@ -33,7 +33,12 @@ def transpose(x: Tensor, axes: tuple[int, ...] | None = None) -> Tensor:
     """The axes in another order (None: reversed), as NumPy's transpose and PyTorch's permute. A view."""
     if axes is not None and len(axes) != x.ndim:
         raise ValueError(f"transpose: axes {axes} do not order the {x.ndim} axes of shape {x.shape}; to exchange two of them use swapaxes")
-    return x.transpose(axes)
+    try:
+        return x.transpose(axes)
+    except (TypeError, np.exceptions.AxisError):
+        for axis in axes or ():
+            check_axis("transpose", axis, x.ndim)
+        raise
 
 
 @primitive(view=True)
@@ -64,23 +69,22 @@ broadcast_to.derivative(x=lambda g, x_shape: sum_to(g, x_shape))
 sum_to.derivative(x=lambda g, x_shape: broadcast_to(g, x_shape))
 
 
-def check_axis(name: str, axis: Any) -> None:
-    """Raise TypeError, in the name of the op `name`, for an axis that is no whole number; None is for the ops that say so."""
+def check_axis(name: str, axis: Any, ndim: int | None = None) -> None:
+    """Raise, in the name of the op `name`, TypeError for an axis that is no whole number (None is for the ops that say so), AxisError, which is a
+    ValueError and an IndexError, for one that a tensor of `ndim` axes does not have (None: of any number of axes).
+    """
     if not isinstance(axis, int | np.integer):
         raise TypeError(f"{name}: the axis must be a whole number, it is {axis!r}")
-
-
-def _check_axis_of(name: str, axis: Any, x: Tensor, ndim: int) -> None:
-    check_axis(name, axis)
-    if not -ndim <= axis < ndim:
-        raise ValueError(f"{name}: there is no axis {axis} in a tensor of {x.ndim} axes (shape {x.shape})")
+    if ndim is not None and not -ndim <= axis < ndim:
+        advice = f"give one from {-ndim} to {ndim - 1}" if ndim else "a 0-d tensor has none"
+        raise np.exceptions.AxisError(f"{name}: there is no axis {axis}; {advice}")
 
 
 def swapaxes(x: Tensor, first: int, second: int) -> Tensor:
     """x with two axes exchanged. A view."""
     x = as_tensor("swapaxes", x)
     for axis in (first, second):
-        _check_axis_of("swapaxes", axis, x, x.ndim)
+        check_axis("swapaxes", axis, x.ndim)
     axes = list(range(x.ndim))
     axes[first], axes[second] = axes[second], axes[first]
     return transpose(x, tuple(axes))
@@ -89,7 +93,7 @@ def swapaxes(x: Tensor, first: int, second: int) -> Tensor:
 def flatten(x: Tensor, start: int = 0) -> Tensor:
     """The axes from `start` on merged into one."""
     x = as_tensor("flatten", x)
-    _check_axis_of("flatten", start, x, max(x.ndim, 1))  # 0 and -1 name the one place of a 0-d tensor
+    check_axis("flatten", start, x.ndim or 1)  # 0 and -1 name the one place of a 0-d tensor
     return reshape(x, (*x.shape[:start], math.prod(x.shape[start:])))
 
 
@@ -108,21 +112,21 @@ pad.derivative(x=lambda g, x_shape, widths: g[tuple([slice(before, before + n) f
 @primitive
 def concatenate(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors joined along an axis they have. Source: https://docs.pytorch.org/docs/stable/generated/torch.cat.html"""
-    check_axis("concatenate", axis)
+    check_axis("concatenate", axis, tensors[0].ndim)
     return np.concatenate(tensors, axis)
 
 
 @primitive
 def stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors of one shape joined along a new axis."""
-    check_axis("stack", axis)
+    check_axis("stack", axis, tensors[0].ndim + 1)
     return np.stack(tensors, axis)
 
 
 @primitive(outputs=2, view=True)  # several: the call says how many
 def unbind(x: Tensor, axis: int = 0) -> tuple[Tensor, ...]:
     """The slices of x along an axis, which disappears; views. One node for all: their gradients fill one buffer (stack)."""
-    check_axis("unbind", axis)
+    check_axis("unbind", axis, x.ndim)
     moved = np.moveaxis(x, axis, 0)
     return tuple([moved[k, ...] for k in range(len(moved))])  # with "...", the slices of a 1-d tensor are 0-d arrays, not NumPy scalars
 

@@ -43,7 +43,11 @@ def _kept(shape: tuple[int, ...], axis: Axes) -> tuple[int, ...]:
 @primitive
 def sum(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:
     """The sum along `axis`; of booleans and integers in int64. Source: https://docs.pytorch.org/docs/stable/generated/torch.sum.html"""
-    return sums.total(x, axis, keepdims)
+    try:
+        return sums.total(x, axis, keepdims)
+    except (TypeError, np.exceptions.AxisError):
+        _check_axes("sum", axis, x.ndim)
+        raise
 
 
 @primitive
@@ -51,8 +55,8 @@ def max(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:
     """The largest element along `axis`; ties share the gradient equally. Source: https://docs.pytorch.org/docs/stable/generated/torch.amax.html"""
     try:
         return x.max(axis, keepdims=keepdims)
-    except TypeError:
-        _check_axis("max", axis)
+    except (TypeError, np.exceptions.AxisError):
+        _check_axes("max", axis, x.ndim, "; F.maximum compares two tensors")
         raise
 
 
@@ -61,25 +65,26 @@ def min(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:
     """The smallest element along `axis`; ties share the gradient equally. Source: https://docs.pytorch.org/docs/stable/generated/torch.amin.html"""
     try:
         return x.min(axis, keepdims=keepdims)
-    except TypeError:
-        _check_axis("min", axis)
+    except (TypeError, np.exceptions.AxisError):
+        _check_axes("min", axis, x.ndim, "; F.minimum compares two tensors")
         raise
 
 
-def _check_axis(name: str, axis: Any) -> None:
-    axes = axis if isinstance(axis, tuple | list) else (axis,)
-    if axis is not None and not all([hasattr(a, "__index__") for a in axes]):
+def _check_axes(name: str, axis: Any, ndim: int, advice: str = "") -> None:
+    """Raise, in the name of the op `name`, for axes that are no whole numbers and for those that are not there, as `check_axis` does for one."""
+    axes = axis if isinstance(axis, tuple | list) else () if axis is None else (axis,)
+    if not all([hasattr(a, "__index__") for a in axes]):
         what = reprlib.repr(axis)  # perhaps the numbers of a Tensor
-        raise TypeError(
-            f"{name}: the axis must be a whole number, a tuple of them or None, it is {what}; F.{name}imum compares two tensors"
-        ) from None
+        raise TypeError(f"{name}: the axis must be a whole number, a tuple of them or None, it is {what}{advice}") from None
+    for a in axes:
+        check_axis(name, a, ndim or 1)  # 0 and -1 name the one place of a 0-d tensor
 
 
 @primitive
 def argmax(x: Tensor, axis: int | None = None) -> Tensor:
     """The position of the first largest element along `axis` (None: in the flattened tensor); integers, no gradient."""
     if axis is not None:
-        check_axis("argmax", axis)
+        check_axis("argmax", axis, x.ndim or 1)
     return x.argmax(axis)
 
 

@@ -221,9 +221,9 @@ def test_gather_keeps_its_own_copy_of_an_array_of_indices():
 def test_scatter_add_refuses_what_gather_does():
     x = Tensor(np.ones((2, 2)))
     for axis in (2, 3, -3):
-        with pytest.raises(IndexError, match=f"scatter_add: there is no axis {axis} in a tensor of 2 axes"):
+        with pytest.raises(IndexError, match=f"^scatter_add: there is no axis {axis}; give one from -2 to 1$"):
             ops.scatter_add(x, np.zeros((2, 2), int), axis, 2)
-    with pytest.raises(IndexError, match="there is no axis 0 in a tensor of 0 axes"):
+    with pytest.raises(IndexError, match="^scatter_add: there is no axis 0; a 0-d tensor has none$"):
         ops.scatter_add(Tensor(np.ones(())), np.zeros((), int), 0, 2)
     for indices in (np.array([True, False]), np.array([0.0, 1.0])):
         with pytest.raises(IndexError, match="scatter_add: the indices are (bool|float64); give integers"):
