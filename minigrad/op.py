@@ -77,10 +77,10 @@ class Op(Generic[Result]):
     __name__: str
     __qualname__: str
 
-    def __init__(self, function: Callable[..., Result], outputs: int = 1, name: str | None = None):
+    def __init__(self, function: Callable[..., Result], several: bool = False, name: str | None = None):
         self.name = name or function.__name__
         self.function = function
-        self.outputs = outputs
+        self.several = several  # whether it returns a tuple
         self.kernels: dict[str, Kernel] = {}
         functools.update_wrapper(self, function, updated=())  # type: ignore[arg-type]  # inspect finds the signature and the source
         parameters = list(inspect.signature(function).parameters.values())
@@ -195,8 +195,8 @@ class Op(Generic[Result]):
                 rule = rules[inputs[k]]
                 names = list(inspect.signature(rule).parameters)
                 for a in names:
-                    if a not in environment or (a == "out" and "out" not in wanted):
-                        may = ["g", "out", *kept, *values]
+                    if a not in environment or (a == "out" and (self.several or "out" not in wanted)):
+                        may = ["g", *([] if self.several else ["out"]), *kept, *values]
                         raise TypeError(f"{self.name}: a rule asks for {a!r}; it may ask for {', '.join(may)} or {inputs[0]}_shape")
                 found.append((k, rule, names == ["g"], itemgetter(*[environment.index(a) for a in names])))
             return tuple(found)
@@ -256,7 +256,7 @@ class Op(Generic[Result]):
         else:
             gs = gradients
             environment = [*saved, *node.facts, None if out is None else wrap(out, node, 0, counter), *node.values]
-        g = gs[0] if self.outputs == 1 else tuple(gs)
+        g = tuple(gs) if self.several else gs[0]
         environment.insert(0, g)
         rules = plan.array_rules if on_arrays else plan.rules
         if self.variadic:
@@ -317,7 +317,7 @@ def _new(op: Op, inputs: Sequence[Any], values: tuple, watched: bool) -> Node:
     node.op = op
     node.edges = tuple([None if x is None or not x._requires_grad else (x, 0) if x.node is None else (x.node, x.output) for x in inputs])
     node.values = values
-    node.outputs = op.outputs
+    node.outputs = 1
     node.order = next(node_numbers)
     node.site = caller_site() if watched else None
     node.shapes = None
@@ -327,6 +327,8 @@ def _new(op: Op, inputs: Sequence[Any], values: tuple, watched: bool) -> Node:
 class Primitive(Op[Result]):
     """An operation with a forward on arrays. Made by `@primitive`.
 
+    several: the forward returns a tuple of arrays, as many as the call wants, and the rule gets a tuple of gradients (None for those of outputs that
+    nothing was computed from).
     elementwise: inputs are broadcast together and brought to one dtype (those from position `promoted` on); gradients are summed back over the
     broadcast axes.
     view: the output may look at an input's memory, and the array does not always say so (its `base`): it is looked at more closely. An output that
@@ -342,14 +344,14 @@ class Primitive(Op[Result]):
     def __init__(
         self,
         function: Callable[..., Result],
-        outputs: int = 1,
+        several: bool = False,
         elementwise: bool = False,
         view: bool = False,
         floating: bool = False,
         promoted: int = 0,
         name: str | None = None,
     ):
-        super().__init__(function, outputs, name)
+        super().__init__(function, several, name)
         self.elementwise, self.view, self.floating, self.promoted = elementwise, view, floating, promoted
 
     def __call__(self, *args: Any, **kwargs: Any) -> Result:
@@ -382,15 +384,17 @@ class Primitive(Op[Result]):
             out: Any = self.function(arrays, *values) if self.variadic else self.function(*arrays, *values)
         except (ValueError, IndexError) as error:
             raise self._explained(error, arrays) from None
-        if type(out) is not _ndarray and type(out) is not tuple:
+        if self.several:
+            out = self._arrays(out)
+        elif type(out) is not _ndarray:
             out = self._array(out)
         if mode.watched:
             if mode.anomaly:  # a number may be Inf in the tensor's dtype only: 1e300 beside float32
                 numbers = [np.asarray(float(x)) if isinstance(x, int | float) else array for x, array in zip(given, arrays, strict=True)]
-                check_forward(self.name, numbers, values, out if type(out) is tuple else (out,))
+                check_forward(self.name, numbers, values, out if self.several else (out,))
             if mode.reads is not None:
                 mode.reads.extend([(x.version, x.version[0]) for x in inputs])
-        if isinstance(out, tuple):
+        if self.several:
             return self._wrap_several(out, inputs, values, mode)
 
         version = self._shared_version(out, inputs)
@@ -415,8 +419,15 @@ class Primitive(Op[Result]):
         if isinstance(out, np.generic):
             return np.asarray(out)
         if not backend.is_array(out):
-            raise TypeError(f"{self.name}: its forward gives {_kind(out)}; give an array")
+            also = ", or declare several=True" if isinstance(out, tuple | list) else ""
+            raise TypeError(f"{self.name}: its forward gives {_kind(out)}; give an array{also}")
         return out
+
+    def _arrays(self, out: Any) -> tuple:
+        """What the forward of an operation with several results has returned."""
+        if not isinstance(out, tuple | list):
+            raise TypeError(f"{self.name}: its forward gives {_kind(out)}; with several=True, give a tuple of arrays")
+        return tuple([self._array(array) for array in out])
 
     def _shared_version(self, out: Any, inputs: Sequence[Tensor]) -> list[int] | None:
         """The version counter of the input whose memory the array `out` looks at: a write to the one is a write to the other. None: to no input's."""
@@ -581,7 +592,8 @@ class Fused(Op[Result]):
     """
 
     def __init__(self, function: Callable[..., Result], outputs: int = 1, differentiable: int | None = None):
-        super().__init__(function, outputs)
+        super().__init__(function, outputs > 1)
+        self.outputs = outputs
         self.differentiable = outputs if differentiable is None else differentiable
         self._check: Callable | None = None
         self._needs: dict[int, tuple[bool, ...]] = {}
@@ -698,11 +710,11 @@ class Fused(Op[Result]):
         out, saved = made
         if mode.watched:
             if mode.anomaly:
-                check_forward(self.name, arrays, values, out if self.outputs > 1 else (out,))
+                check_forward(self.name, arrays, values, out if self.several else (out,))
             if mode.reads is not None:
                 mode.reads.extend([(x.version, x.version[0]) for x in inputs if x is not None])
         node = _new(self, inputs, values, mode.anomaly) if mask and mode.record else None
-        if self.outputs > 1:
+        if self.several:
             result = tuple([wrap(array, node if k < self.differentiable else None, k) for k, array in enumerate(out)])
             if node is not None:
                 node.outputs = self.differentiable
@@ -790,7 +802,7 @@ def primitive(function: Callable | None = None, **options: Any) -> Any:
 
     def make(function: Callable) -> Primitive:
         inputs = tuple([p.name if p.annotation in ("Tensor", Tensor) else None for p in inspect.signature(function).parameters.values()])
-        one_result = not options.get("view") and options.get("outputs", 1) == 1
+        one_result = not options.get("view") and not options.get("several")
         kind = {("x",): Unary, ("x", "y"): Binary}.get(inputs, Primitive) if one_result else Primitive  # their calls are written for these names
         return kind(function, **options)
 

@@ -243,7 +243,7 @@ class Tensor:
 
     def backward(self, gradient: Tensor | Array | None = None, retain_graph: bool = False, create_graph: bool = False) -> None:
         """Add the derivative of this tensor to `.grad` of every leaf it was computed from: see `autograd.backward`."""
-        autograd.backward(self, gradient, retain_graph=retain_graph or create_graph, create_graph=create_graph)
+        autograd.backward(self, gradient, retain_graph=retain_graph, create_graph=create_graph)
 
     # --- writing in place (the only two ways, beside the optimisers and load_state_dict)
 

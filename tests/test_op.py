@@ -814,7 +814,7 @@ def halves(x: Tensor) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("function", [reversal, every_second, second, flat, halves])
 def test_an_output_that_looks_at_an_input_s_memory_shares_its_version(function: Callable, view_of_a_view: bool, requires_grad: bool):
     """Declared or not: a write to the input is one to the output, which whoever has used the output must hear of."""
-    op = primitive(outputs=2)(function) if function is halves else primitive(function)
+    op = primitive(several=True)(function) if function is halves else primitive(function)
     for name in op.names[: op.count]:
         op.derivative(**{name: lambda g: g})
     x = Tensor(np.arange(8.0), requires_grad=requires_grad)[2:6] if view_of_a_view else Tensor(np.arange(4.0), requires_grad=requires_grad)
@@ -871,6 +871,34 @@ def test_a_forward_that_gives_no_array(result: Any, options: dict):
         odd(Tensor([1.0]))
 
 
+@pytest.mark.parametrize("scale", [{}, {"scale": 2.0}])
+def test_how_many_results_a_forward_gives(scale: dict):
+    def pieces(x: Tensor, scale: float = 1.0) -> Any:
+        return [x * scale, x.sum()][:count] if count else x * scale
+
+    def one(x: Tensor) -> Any:
+        return (x,)
+
+    op, count = primitive(several=True)(pieces), 2
+    op.derivative(x=lambda g, scale: g[0] * scale)
+    x = leaf(2)
+    for count in (2, 1):
+        outputs = op(x, **scale)
+        assert type(outputs) is tuple and len(outputs) == count and all(type(y.data) is np.ndarray for y in outputs)
+        assert_array_equal(minigrad.grad(outputs[0], x, np.array([1.0, 10.0]))[0].numpy(), np.array([1.0, 10.0]) * scale.get("scale", 1.0))
+    count = 0
+    with pytest.raises(TypeError, match="^pieces: its forward gives an object of type ndarray; with several=True, give a tuple of arrays$"):
+        op(x, **scale)
+    count = 2
+    with pytest.raises(TypeError, match=r"^pieces: its forward gives \(ndarray, float64\); give an array, or declare several=True$"):
+        primitive(pieces)(x, **scale)
+    with pytest.raises(TypeError, match=r"^one: its forward gives \(ndarray\); give an array, or declare several=True$"):
+        primitive(one)(x)
+    op.derivative(x=lambda g, out: g[0] * out)
+    with pytest.raises(TypeError, match="^pieces: a rule asks for 'out'; it may ask for g, x, scale or x_shape$"):
+        op(x)
+
+
 def test_an_operation_without_annotations_has_no_inputs():
     @primitive
     def bare(x):
@@ -909,7 +937,7 @@ def test_the_fast_calls_are_for_inputs_alone():
     assert_array_equal(x.grad.numpy(), [5.0, 10.0])
     assert_array_equal(scaled(x).numpy(), [2.0, 6.0])
 
-    @primitive(outputs=2)
+    @primitive(several=True)
     def both(x: Tensor) -> tuple[Tensor, Tensor]:
         return x * 2, x * 3
 
@@ -940,9 +968,9 @@ def test_attributes_of_the_function_are_not_the_operations():
     def triple(x: Tensor) -> Tensor:
         return x * 3
 
-    triple.name, triple.outputs = "exp", 9  # type: ignore[attr-defined]
+    triple.name, triple.several = "exp", True  # type: ignore[attr-defined]
     op = primitive(triple)
-    assert op.name == "triple" and op.outputs == 1 and REGISTRY["exp"] is ops.exp
+    assert op.name == "triple" and not op.several and REGISTRY["exp"] is ops.exp
     assert len({kernel for op in REGISTRY.values() for kernel in op.kernels.values()}) > 10
 
 

@@ -352,7 +352,7 @@ def test_views_that_are_none(wrong: str, bites: Callable, monkeypatch: pytest.Mo
 
 
 def test_an_output_that_nothing_uses(bites: Callable):
-    @primitive(outputs=2)
+    @primitive(several=True)
     def halves(x: Tensor, scale: float = 0.5) -> tuple[Tensor, Tensor]:
         return x * scale, x * 0.25
 

@@ -123,7 +123,7 @@ def stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     return np.stack(tensors, axis)
 
 
-@primitive(outputs=2, view=True)  # several: the call says how many
+@primitive(several=True, view=True)
 def unbind(x: Tensor, axis: int = 0) -> tuple[Tensor, ...]:
     """The slices of x along an axis, which disappears; views. One node for all: their gradients fill one buffer (stack)."""
     check_axis("unbind", axis, x.ndim)
