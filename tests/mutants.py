@@ -99,6 +99,10 @@ PLAN: dict[str, tuple[tuple[str, ...], ...]] = {
         ("tests/test_versions.py", "tests/test_memory.py", "tests/test_peers_bugs.py", "tests/test_functional.py"),
     ),
     "minigrad/ops/index.py": (("tests/ops/test_index.py",), ("tests/test_checkpoint.py",)),
+    "minigrad/ops/inputs.py": (
+        ("tests/ops/test_inputs.py",), ("tests/ops/test_elementwise.py", "tests/test_op.py", "tests/test_tensor.py"),
+        ("tests/ops/test_movement.py", "tests/ops/test_index.py", "tests/ops/test_reduce.py"),
+    ),
     "minigrad/random.py": (("tests/test_random.py",), ("tests/nn/test_dropout.py", "tests/nn/test_init.py", "tests/test_threads.py")),
     "minigrad/safetensors_io.py": (("tests/test_safetensors_io.py",),),
     "minigrad/tensor.py": (

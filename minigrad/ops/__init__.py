@@ -1,15 +1,15 @@
 """The primitive operations, by family. Each has a forward on arrays and derivative rules on Tensors; see `minigrad/op.py`.
 
-elementwise.py  add, mul, exp, ...; dtype promotion; comparisons      reduce.py   sum, mean, max, ...
+elementwise.py  add, mul, exp, ...; dtype and device; comparisons     reduce.py   sum, mean, max, ...
 movement.py     reshape, transpose, pad, windows, unbind, ...         index.py    getitem, gather and their adjoints
-matmul.py       the matrix product
+matmul.py       the matrix product                                    inputs.py   what becomes of arguments; dtype promotion
 """
 
 # isort: off
+from minigrad.ops.inputs import as_array, as_tensor, promote, refuse_lists_with_gradients
 from minigrad.ops.elementwise import (
-    abs, add, as_array, as_tensor, cast, clip, cos, div, equal, erf, exp, greater, greater_equal, identity, isfinite, less, less_equal, log,
-    logical_and, logical_not, maximum, minimum, mul, neg, not_equal, pow, promote, refuse_lists_with_gradients, relu, sin, sqrt, sub, tanh, to_device,
-    where,
+    abs, add, cast, clip, cos, div, equal, erf, exp, greater, greater_equal, identity, isfinite, less, less_equal, log, logical_and, logical_not,
+    maximum, minimum, mul, neg, not_equal, pow, relu, sin, sqrt, sub, tanh, to_device, where,
 )  # fmt: skip
 from minigrad.ops.movement import (
     broadcast_to, concatenate, flatten, fold, pad, reshape, stack, sum_to, swapaxes, transpose, unbind, windows,

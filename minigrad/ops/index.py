@@ -9,7 +9,8 @@ import numpy as np
 
 from minigrad import backend
 from minigrad.op import primitive
-from minigrad.ops.movement import check_axis, sum_to
+from minigrad.ops.inputs import check_axis
+from minigrad.ops.movement import sum_to
 from minigrad.tensor import Tensor
 
 

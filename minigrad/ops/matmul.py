@@ -7,7 +7,7 @@ from typing import Any
 
 from minigrad import backend
 from minigrad.op import primitive
-from minigrad.ops.elementwise import as_tensor
+from minigrad.ops.inputs import as_tensor
 from minigrad.ops.movement import reshape, sum_to, swapaxes
 from minigrad.tensor import Tensor
 

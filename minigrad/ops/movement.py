@@ -16,7 +16,7 @@ import numpy as np
 from minigrad import backend
 from minigrad.backend import sums
 from minigrad.op import primitive
-from minigrad.ops.elementwise import as_tensor, check_fits
+from minigrad.ops.inputs import as_tensor, check_axis, check_fits
 from minigrad.tensor import Tensor, wrap
 
 Pair = tuple[int, int]
@@ -67,17 +67,6 @@ transpose.derivative(
 transpose.on_arrays()
 broadcast_to.derivative(x=lambda g, x_shape: sum_to(g, x_shape))
 sum_to.derivative(x=lambda g, x_shape: broadcast_to(g, x_shape))
-
-
-def check_axis(name: str, axis: Any, ndim: int | None = None) -> None:
-    """Raise, in the name of the op `name`, TypeError for an axis that is no whole number (None is for the ops that say so), AxisError, which is a
-    ValueError and an IndexError, for one that a tensor of `ndim` axes does not have (None: of any number of axes).
-    """
-    if not isinstance(axis, int | np.integer):
-        raise TypeError(f"{name}: the axis must be a whole number, it is {axis!r}")
-    if ndim is not None and not -ndim <= axis < ndim:
-        advice = f"give one from {-ndim} to {ndim - 1}" if ndim else "a 0-d tensor has none"
-        raise np.exceptions.AxisError(f"{name}: there is no axis {axis}; {advice}")
 
 
 def swapaxes(x: Tensor, first: int, second: int) -> Tensor:

@@ -14,8 +14,9 @@ import numpy as np
 
 from minigrad.backend import sums
 from minigrad.op import primitive
-from minigrad.ops.elementwise import as_tensor, cast, equal
-from minigrad.ops.movement import broadcast_to, check_axis, reshape
+from minigrad.ops.elementwise import cast, equal
+from minigrad.ops.inputs import as_tensor, check_axis
+from minigrad.ops.movement import broadcast_to, reshape
 from minigrad.tensor import Tensor
 
 Axes = int | Sequence[int] | None  # a list becomes a tuple at the call: see op._frozen
