@@ -25,7 +25,7 @@ import numpy as np
 
 from benchmarks.measure import environment
 from minigrad import Tensor, ops
-from minigrad.op import REGISTRY, Kernel, Op
+from minigrad.op import REGISTRY, KernelPair, Op
 from minigrad.ops.matmul import product
 
 ROUNDS, LOOPS, LENGTH = 31, 400, 100
@@ -115,7 +115,7 @@ def main() -> None:
             result = op(y, *[own(t) if isinstance(t, Tensor) else t for t in others])
             return result[0] if isinstance(result, tuple) else result
 
-        def bare(k: Kernel = kernel, raw: list = raw, values: tuple = values) -> None:
+        def bare(k: KernelPair = kernel, raw: list = raw, values: tuple = values) -> None:
             k.forward(*raw, *values)
 
         forward = median_difference(lambda op=op, start=start, others=others: op(start, *others), bare)

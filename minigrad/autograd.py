@@ -39,7 +39,7 @@ class Node:
         plan, saved, versions, facts, out: what derivative rules read (see `op.Op`). saved: input Tensors; versions: of these; out: the output's
             raw array, its version counter and version (never its Tensor: that would be a cycle).
         inputs, kept, guards, needs: for fused operations: the input Tensors, what the kernel saved, the (version counter, version, readers) of
-            inputs and outputs among it (see `op.Kernel`), and which inputs want a gradient.
+            inputs and outputs among it (see `op.KernelPair`), and which inputs want a gradient.
         shapes: of the inputs, where the operation broadcast them.
     """
 

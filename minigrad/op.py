@@ -32,13 +32,13 @@ from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
 
-from minigrad import backend
+from minigrad import backend, fast_calls
 from minigrad.autograd import Node, changed_in_place, differentiate, freed, node_numbers
 from minigrad.modes import MODE, caller_site, check_forward
 from minigrad.modes import mode as changed_mode
 from minigrad.tensor import Tensor, wrap
 
-__all__ = ["REGISTRY", "Fused", "Kernel", "Op", "Primitive", "fused", "primitive"]
+__all__ = ["REGISTRY", "Fused", "KernelPair", "Op", "Primitive", "fused", "primitive"]
 
 REGISTRY: dict[str, Op] = {}
 """Every operation by name: `python -m minigrad` prints it."""
@@ -72,7 +72,6 @@ class Op(Generic[Result]):
     Parameters annotated with Tensor are the inputs and come first; the others are plain values.
     """
 
-    elementwise = False  # see Primitive
     takes_sequences = False  # see Primitive
     __name__: str
     __qualname__: str
@@ -81,7 +80,7 @@ class Op(Generic[Result]):
         self.name = name or function.__name__
         self.function = function
         self.several = several  # whether it returns a tuple
-        self.kernels: dict[str, Kernel] = {}
+        self.kernels: dict[str, KernelPair] = {}
         functools.update_wrapper(self, function, updated=())  # type: ignore[arg-type]  # inspect finds the signature and the source
         parameters = list(inspect.signature(function).parameters.values())
         is_input = ["Tensor" in str(p.annotation) for p in parameters]
@@ -160,16 +159,6 @@ class Op(Generic[Result]):
     def _mixed_devices(self, inputs: Sequence[Tensor | None]) -> TypeError:
         devices = [x.device for x in inputs if x is not None]
         return TypeError(f"{self.name}: inputs are on {' and '.join(dict.fromkeys(devices))}; move them to one device with .to(device=...)")
-
-    def _explained(self, error: ValueError | IndexError, arrays: Sequence[Any]) -> ValueError | IndexError:
-        """NumPy's error with the operation's name and the shapes added; one that names the operation already is returned unchanged."""
-        if type(error) not in (ValueError, IndexError, np.exceptions.AxisError) or str(error).startswith(f"{self.name}:"):
-            return error
-        shapes = [array.shape for array in arrays]
-        if self.elementwise and not _broadcast(shapes):
-            return ValueError(f"{self.name}: shapes {' and '.join(map(str, shapes))} do not broadcast")
-        kind = type(error)
-        return kind(f"{self.name}: {error} (given shape{'s' * (len(shapes) > 1)} {' and '.join(map(str, shapes))})")
 
     # --- recording
 
@@ -359,7 +348,7 @@ class Primitive(Op[Result]):
         return self._run(*self._bind(args, kwargs))
 
     def _run(self, inputs: Any, values: tuple) -> Any:
-        """Convert the inputs, run the forward, record a node. Unary and Binary do the same, faster, for the most common calls."""
+        """Convert the inputs, run the forward, record a node. `fast_calls.py` does the same for the most common calls: a change is one of both."""
         values = _frozen(self, values)
         if self.variadic:
             inputs = tuple(inputs[0])
@@ -391,10 +380,10 @@ class Primitive(Op[Result]):
         if mode.watched:
             if mode.anomaly:  # a number may be Inf in the tensor's dtype only: 1e300 beside float32
                 numbers = [np.asarray(float(x)) if isinstance(x, int | float) else array for x, array in zip(given, arrays, strict=True)]
-                check_forward(self.name, numbers, values, out if self.several else (out,))
+                check_forward(self.name, numbers, values, out if isinstance(out, tuple) else (out,))
             if mode.reads is not None:
                 mode.reads.extend([(x.version, x.version[0]) for x in inputs])
-        if self.several:
+        if isinstance(out, tuple):
             return self._wrap_several(out, inputs, values, mode)
 
         version = self._shared_version(out, inputs)
@@ -413,6 +402,16 @@ class Primitive(Op[Result]):
         if self.elementwise and any([array.shape != out.shape for array in arrays]):
             node.shapes = tuple([array.shape for array in arrays])  # gradients must be summed back to these
         return result
+
+    def _explained(self, error: ValueError | IndexError, arrays: Sequence[Any]) -> ValueError | IndexError:
+        """NumPy's error with the operation's name and the shapes added; one that names the operation already is returned unchanged."""
+        if type(error) not in (ValueError, IndexError, np.exceptions.AxisError) or str(error).startswith(f"{self.name}:"):
+            return error
+        shapes = [array.shape for array in arrays]
+        if self.elementwise and not _broadcast(shapes):
+            return ValueError(f"{self.name}: shapes {' and '.join(map(str, shapes))} do not broadcast")
+        kind = type(error)
+        return kind(f"{self.name}: {error} (given shape{'s' * (len(shapes) > 1)} {' and '.join(map(str, shapes))})")
 
     def _array(self, out: Any) -> Any:
         """What a forward has returned, as an array: NumPy's reductions return scalars."""
@@ -468,87 +467,25 @@ class Primitive(Op[Result]):
         return results, False
 
 
-class Unary(Primitive[Tensor]):
-    """A primitive of one Tensor and nothing else: `Primitive._run` without its cases."""
+def _broadcast(shapes: Sequence[tuple[int, ...]]) -> bool:
+    """Whether arrays of these shapes can be broadcast together."""
+    try:
+        np.broadcast_shapes(*shapes)
+    except ValueError:
+        return False
+    return True
 
-    def __call__(self, x: Any) -> Tensor:
-        mode = MODE.get()
-        if type(x) is not Tensor or mode.watched or (self.floating and x.data.dtype.kind != "f"):
-            return self._run((x,), ())
-        array = x.data
-        try:
-            out = self.function(array)
-        except (ValueError, IndexError) as error:
-            raise self._explained(error, (array,)) from None
-        if type(out) is not _ndarray:
-            out = self._array(out)
-        version = None if out.base is None and out is not array else self._shared_version(out, (x,))
-        if not x._requires_grad or not mode.record or not self.rules:
-            return wrap(out, None, 0, version)
-        node = _new_node(Node)
-        node.op = self
-        node.edges = ((x, 0) if x.node is None else (x.node, x.output),)
-        node.values = node.facts = ()
-        node.outputs = 1
-        node.order = next(node_numbers)
-        node.site = node.shapes = None
-        node.plan = plan = self._plans.get(1) or self._plan(1)
-        result = wrap(out, node, 0, version)
-        if plan.saves:
-            node.saved, node.versions = (x,), (x.version[0],)
-        else:
-            node.saved = node.versions = ()
-        node.out = (out, result.version, result.version[0]) if plan.out else None
-        if plan.facts:
-            self._keep_for_rules(node, plan, (x,), result)
-        return result
+
+class Unary(Primitive[Tensor]):
+    """A primitive of one Tensor and nothing else."""
+
+    __call__ = fast_calls.unary
 
 
 class Binary(Primitive[Tensor]):
-    """A primitive of two Tensors and nothing else: `Primitive._run` without its cases."""
+    """A primitive of two Tensors and nothing else."""
 
-    def __call__(self, x: Any, y: Any) -> Tensor:
-        mode = MODE.get()
-        if type(y) is float and not mode.watched and type(x) is Tensor and x.data.dtype.kind == "f" and type(x.data) is _ndarray and self.elementwise:
-            y = wrap(np.array(y, x.data.dtype))  # a number never changes the dtype
-        elif type(x) is not Tensor or type(y) is not Tensor or mode.watched:
-            return self._run((x, y), ())
-        a, b = x.data, y.data
-        dtype = a.dtype
-        if dtype is not b.dtype or type(a) is not type(b) or (self.floating and dtype.kind != "f"):
-            return self._run((x, y), ())
-        try:
-            out = self.function(a, b)
-        except (ValueError, IndexError) as error:
-            raise self._explained(error, (a, b)) from None
-        if type(out) is not _ndarray:
-            out = self._array(out)
-        version = None if out.base is None and out is not a and out is not b else self._shared_version(out, (x, y))
-        if x._requires_grad:
-            mask = 3 if y._requires_grad else 1
-        elif y._requires_grad:
-            mask = 2
-        else:
-            mask = 0
-        if not mask or not mode.record or not self.rules:
-            return wrap(out, None, 0, version)
-        node = _new_node(Node)
-        node.op = self
-        node.edges = (
-            None if not mask & 1 else (x, 0) if x.node is None else (x.node, x.output),
-            None if not mask & 2 else (y, 0) if y.node is None else (y.node, y.output),
-        )
-        node.values = ()
-        node.outputs = 1
-        node.order = next(node_numbers)
-        node.site = None
-        if self.elementwise and not a.shape == out.shape == b.shape:
-            node.shapes = (a.shape, b.shape)  # gradients must be summed back to these
-        else:
-            node.shapes = None
-        result = wrap(out, node, 0, version)
-        self._keep_for_rules(node, self._plans.get(mask) or self._plan(mask), (x, y), result)
-        return result
+    __call__ = fast_calls.binary
 
 
 def _place(function: Callable) -> tuple[str, str]:
@@ -560,17 +497,8 @@ def _kind(value: Any) -> str:
     return f"({', '.join(type(part).__name__ for part in value)})" if isinstance(value, tuple | list) else f"an object of type {type(value).__name__}"
 
 
-def _broadcast(shapes: Sequence[tuple[int, ...]]) -> bool:
-    """Whether arrays of these shapes can be broadcast together."""
-    try:
-        np.broadcast_shapes(*shapes)
-    except ValueError:
-        return False
-    return True
-
-
 @dataclass(slots=True, eq=False)
-class Kernel:
+class KernelPair:
     """A forward and a backward on raw arrays for one device.
 
     forward(*arrays, *values) -> (out, saved); backward(dy, saved, needs) -> one gradient or None per input. `strided`: takes arrays with any
@@ -651,10 +579,10 @@ class Fused(Op[Result]):
         """
         if backward is None and not self.rules:
             raise ValueError(f"{self.name}: a kernel without a backward needs derivative rules")
-        self.kernels[device] = Kernel(forward, backward, strided, fresh, None if reads is None else self._readers(reads))
+        self.kernels[device] = KernelPair(forward, backward, strided, fresh, None if reads is None else self._readers(reads))
 
     def _readers(self, reads: dict[str, str]) -> tuple[int, ...]:
-        """`reads` turned around: see Kernel.readers."""
+        """`reads` turned around: see KernelPair.readers."""
         saved = [*self.names[: self.count], "out"]
         read = [reads[name].split() if name in reads else saved for name in self.names[: self.count]]
         for name in itertools.chain(reads, *read):

@@ -9,6 +9,7 @@ import contextlib
 import copy
 import functools
 import inspect
+import itertools
 import pickle
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 import minigrad
 from minigrad import Tensor, backend, ops
 from minigrad import functional as F
-from minigrad.op import REGISTRY, fused, primitive
+from minigrad.op import REGISTRY, Binary, Unary, fused, primitive
 from minigrad.tensor import wrap
 from tests.proofs import check_op
 from tests.support import leaf, rng
@@ -947,6 +948,35 @@ def test_the_fast_calls_are_for_inputs_alone():
     (gradient,) = minigrad.grad([first, second], x, [np.array([1.0, 0.0]), np.array([10.0, 1.0])])
     assert gradient is not None
     assert_array_equal(gradient.numpy(), [32.0, 3.0])
+
+
+def recorded(node: Any) -> dict[str, Any]:
+    """What a node holds, comparable: Tensors are equal to themselves, and its output's array and counter to those with the same numbers."""
+    held = {name: getattr(node, name) for name in ("op", "edges", "values", "outputs", "site", "shapes", "plan", "saved", "versions", "facts")}
+    return held | {"out": node.out and (node.out[0].tolist(), *node.out[1:])}
+
+
+def test_the_fast_calls_do_what_all_calls_do():
+    """For every operation that `fast_calls.py` serves, and every choice of inputs that require grad: results and nodes are those of `_run`."""
+    arrays = [rng(0).uniform(0.5, 1, (2, 3)), rng(1).uniform(0.5, 1, (3, 2)).T, rng(2).uniform(0.5, 1, (4, 2, 3)), rng(3).uniform(0.5, 1, (1, 3))]
+    served = [op for op in REGISTRY.values() if isinstance(op, Unary | Binary) and op.name != "matmul"]
+    assert len(served) >= 25
+    for op in served:
+        for places in itertools.product(range(len(arrays)), repeat=op.count):
+            for needs in itertools.product([False, True], repeat=op.count):
+                tensors = tuple(Tensor(arrays[place], need) for place, need in zip(places, needs, strict=True))
+                fast, slow = op(*tensors), op._run(tensors, ())
+                assert_array_equal(fast.data, slow.data)
+                assert fast.dtype == slow.dtype and fast.version == slow.version
+                assert (fast.node is None) == (slow.node is None) == (not (op.rules and any(needs)))
+                if fast.node is not None:
+                    assert recorded(fast.node) == recorded(slow.node), op
+        if op.count == 2:
+            x = Tensor(arrays[0], requires_grad=True)
+            for others in ((2.0,), (np.float32(2),), (np.arange(1, 4),), (Tensor(np.ones(3, np.float32)),)):
+                fast, slow = op(x, *others), op._run((x, *others), ())
+                assert_array_equal(fast.data, slow.data)
+                assert fast.dtype == slow.dtype and fast.requires_grad == slow.requires_grad
 
 
 def test_kernels_may_give_lists_and_named_tuples():

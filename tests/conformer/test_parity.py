@@ -22,7 +22,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from conformer import CONFIGS, Conformer, parameter_groups
 from minigrad import Tensor, definitions, enable_grad, manual_seed, optim
 from minigrad import functional as F
-from minigrad.op import REGISTRY, Kernel
+from minigrad.op import REGISTRY, KernelPair
 from tests.conformer import torch_conformer, witnesses
 from tests.conformer.configurations import Case, cases
 from tests.conformer.torch_conformer import TorchConformer
@@ -254,12 +254,12 @@ def test_the_tiny_network_runs_the_kernels(monkeypatch: pytest.MonkeyPatch):
     """Otherwise deleting them would prove nothing."""
     ran = set()
 
-    def counted(name: str, kernel: Kernel) -> Kernel:
+    def counted(name: str, kernel: KernelPair) -> KernelPair:
         def forward(*arguments):
             ran.add(name)
             return kernel.forward(*arguments)
 
-        return Kernel(forward, kernel.backward, kernel.strided, kernel.fresh)
+        return KernelPair(forward, kernel.backward, kernel.strided, kernel.fresh)
 
     for name in KERNELS:
         monkeypatch.setitem(REGISTRY[name].kernels, "cpu", counted(name, REGISTRY[name].kernels["cpu"]))
