@@ -28,8 +28,8 @@ from minigrad.fused.upsample_nearest import upsample_nearest
 # isort: off
 from minigrad.ops import (
     abs, add, argmax, broadcast_to, cast, clip, concatenate, cos, div, equal, erf, exp, flatten, gather, getitem, greater, greater_equal, isfinite,
-    less, less_equal, log, logical_and, logical_not, matmul, max, maximum, mean, min, minimum, mul, neg, not_equal, pad, pow, relu, reshape,
-    scatter_add, sin, sqrt, stack, sub, sum, sum_to, swapaxes, tanh, transpose, unbind, var, where, windows,
+    less, less_equal, log, logical_and, logical_not, logical_or, logical_xor, matmul, max, maximum, mean, min, minimum, mul, neg, not_equal, pad, pow,
+    relu, reshape, scatter_add, sin, sqrt, stack, sub, sum, sum_to, swapaxes, tanh, transpose, unbind, var, where, windows,
 )  # fmt: skip
 
 __all__ = [
@@ -38,7 +38,7 @@ __all__ = [
     "max_pool2d", "scaled_dot_product_attention", "softmax", "upsample_nearest",
     # primitives, and short functions of them
     "abs", "add", "argmax", "broadcast_to", "cast", "clip", "concatenate", "cos", "div", "equal", "erf", "exp", "flatten", "gather", "getitem",
-    "greater", "greater_equal", "isfinite", "less", "less_equal", "log", "logical_and", "logical_not", "matmul", "max", "maximum", "mean", "min",
-    "minimum", "mul", "neg", "not_equal", "pad", "pow", "relu", "reshape", "scatter_add", "sin", "sqrt", "stack", "sub", "sum", "sum_to", "swapaxes",
-    "tanh", "transpose", "unbind", "var", "where", "windows",
+    "greater", "greater_equal", "isfinite", "less", "less_equal", "log", "logical_and", "logical_not", "logical_or", "logical_xor", "matmul", "max",
+    "maximum", "mean", "min", "minimum", "mul", "neg", "not_equal", "pad", "pow", "relu", "reshape", "scatter_add", "sin", "sqrt", "stack", "sub",
+    "sum", "sum_to", "swapaxes", "tanh", "transpose", "unbind", "var", "where", "windows",
 ]  # fmt: skip

@@ -394,6 +394,28 @@ class Tensor:
     def __le__(self, other: Any) -> Tensor:
         return ops.less_equal(self, other)
 
+    # Of booleans alone: of integers these would be operations on bits.
+    def __invert__(self) -> Tensor:
+        return _of_booleans("~x", ops.logical_not, self)
+
+    def __and__(self, other: Any) -> Tensor:
+        return _of_booleans("x & y", ops.logical_and, self, other)
+
+    def __rand__(self, other: Any) -> Tensor:
+        return _of_booleans("x & y", ops.logical_and, other, self)
+
+    def __or__(self, other: Any) -> Tensor:
+        return _of_booleans("x | y", ops.logical_or, self, other)
+
+    def __ror__(self, other: Any) -> Tensor:
+        return _of_booleans("x | y", ops.logical_or, other, self)
+
+    def __xor__(self, other: Any) -> Tensor:
+        return _of_booleans("x ^ y", ops.logical_xor, self, other)
+
+    def __rxor__(self, other: Any) -> Tensor:
+        return _of_booleans("x ^ y", ops.logical_xor, other, self)
+
     def exp(self) -> Tensor:
         return ops.exp(self)
 
@@ -465,6 +487,19 @@ class Tensor:
 
     def unbind(self, axis: int = 0) -> tuple[Tensor, ...]:
         return ops.unbind(self, axis)
+
+
+def _of_booleans(symbols: str, operation: Any, *operands: Any) -> Tensor:
+    """`operation(*operands)`. Raises TypeError for operands that are not boolean: that of `x > 0 & y > 0`, say, is `0 & y`."""
+    for x in operands:
+        kind = str(getattr(x, "dtype", type(x).__name__))
+        if kind != "bool":
+            example = symbols.replace("x", "(x > 0)").replace("y", "(y > 0)")
+            raise TypeError(
+                f"{symbols}: booleans are needed, there is {kind}; compare first, in brackets, as in {example}, or take F.{operation.name}, for "
+                "which every number but 0 is true"
+            )
+    return operation(*operands)
 
 
 def _one_tuple(arguments: tuple) -> tuple[int, ...]:

@@ -307,6 +307,16 @@ def logical_and(x: Tensor, y: Tensor) -> Tensor:
     return np.logical_and(x, y)
 
 
+@primitive(elementwise=True)
+def logical_or(x: Tensor, y: Tensor) -> Tensor:
+    return np.logical_or(x, y)
+
+
+@primitive(elementwise=True)
+def logical_xor(x: Tensor, y: Tensor) -> Tensor:
+    return np.logical_xor(x, y)
+
+
 @primitive
 def logical_not(x: Tensor) -> Tensor:
     return np.logical_not(x)

@@ -6,6 +6,7 @@ Read next: `test_inputs.py`.
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -316,6 +317,14 @@ class TestLogicalAnd(Comparison):
     op, in_torch = ops.logical_and, torch.logical_and
 
 
+class TestLogicalOr(Comparison):
+    op, in_torch = ops.logical_or, torch.logical_or
+
+
+class TestLogicalXor(Comparison):
+    op, in_torch = ops.logical_xor, torch.logical_xor
+
+
 class TestLogicalNot(Comparison):
     op, in_torch, errors = ops.logical_not, torch.logical_not, ANY_NUMBER
     cases = st.builds(lambda shape, seed: Case([np.asarray(rng(seed).random(shape) < 0.5)]), shapes(), seeds) | one().map(
@@ -394,6 +403,29 @@ def test_comparison_operators(symbol):
     for other in (2, 2.0, np.float64(2), np.array(2.0), np.array([3.0, 2.0, 1.0]), Tensor([2.0, 2.0, 2.0])):
         assert_array_equal(symbol(Tensor(x), other).numpy(), symbol(x, np.asarray(other)))
     assert_array_equal(symbol(np.array([3.0, 2.0, 1.0]), Tensor(x)).numpy(), symbol(np.array([3.0, 2.0, 1.0]), x))
+
+
+@pytest.mark.parametrize("symbol", [operator.and_, operator.or_, operator.xor])
+def test_operators_on_booleans(symbol):
+    x, y = Tensor(rng(0).random((2, 3)) < 0.5), Tensor(rng(1).random(3) < 0.5)
+    for first, second in ((x, y), (y, x), (x, y.numpy()), (x.numpy(), y), (x, True), (False, x), (x, np.bool_(True)), (np.array(True), x)):
+        z = symbol(first, second)
+        assert type(z) is Tensor and z.dtype == bool
+        assert_array_equal(z.numpy(), symbol(np.asarray(first), np.asarray(second)))
+    assert_array_equal((~x).numpy(), ~x.numpy())
+    numbers = Tensor(rng(2).uniform(-1, 1, (2, 3)))
+    assert_array_equal(numbers[~x].numpy(), numbers.numpy()[~x.numpy()])
+    sign, name = {operator.and_: ("&", "and"), operator.or_: ("|", "or"), operator.xor: ("^", "xor")}[symbol]
+    for other, kind in ((numbers, "float64"), (1, "int"), (np.arange(3), "int64"), (0.5, "float"), ("yes", "str"), (None, "NoneType")):
+        message = (
+            f"x {sign} y: booleans are needed, there is {kind}; compare first, in brackets, as in (x > 0) {sign} (y > 0), or take F.logical_{name}, "
+            "for which every number but 0 is true"
+        )
+        for pair in ((x, other), (other, x)):
+            with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+                symbol(*pair)
+    with pytest.raises(TypeError, match=r"^~x: booleans are needed, there is int64; .* as in ~\(x > 0\), or take F\.logical_not,"):
+        ~Tensor(np.arange(3))
 
 
 # --- dtypes
