@@ -6,6 +6,7 @@ The methods only forward to the operations in `minigrad/ops`; the derivatives li
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from typing import Any, final
@@ -46,7 +47,8 @@ class Tensor:
         requires_grad: whether gradients are collected in `.grad`; only floating-point tensors can.
 
     Raises:
-        TypeError: no numbers, a dtype that is not there, or a list of Tensors that require grad, which would lose their gradients.
+        TypeError: no numbers, a dtype that is not there, a list of Tensors that require grad, which would lose their gradients, or a requires_grad
+            that is neither True nor False.
 
     Attributes:
         data: the array itself. Treat it as read-only; `copy_` and `t[index] = value` write, and tell the version counter.
@@ -93,8 +95,8 @@ class Tensor:
         array = array.astype(backend.native(array.dtype), copy=False)
         self.data, self.grad, self.node, self.output, self.version = array, None, None, 0, [0]
         self._requires_grad = False
-        if requires_grad:
-            self.requires_grad_()
+        if requires_grad is not False:
+            self.requires_grad_(requires_grad)
 
     def __init_subclass__(cls) -> None:
         raise TypeError(f"class {cls.__name__}: operations look for Tensor itself, which has no subclasses; hold a Tensor in an attribute instead")
@@ -234,6 +236,11 @@ class Tensor:
 
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:
         """Start (or stop) collecting gradients in this leaf; returns the tensor itself."""
+        if not isinstance(requires_grad, bool | np.bool_):  # PyTorch's Tensor(2, 3) is of that shape
+            raise TypeError(
+                f"requires_grad: it must be True or False, and is {reprlib.repr(requires_grad)}; a tensor of a shape is made of an array, as in "
+                "Tensor(np.zeros((2, 3), np.float32))"
+            )
         if requires_grad and self.data.dtype.kind != "f":
             raise TypeError(f"requires_grad: only floating-point tensors have gradients, this one is {self.dtype}")
         if not requires_grad and self.node is not None:

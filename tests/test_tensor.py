@@ -135,6 +135,23 @@ def test_only_floats_require_grad(data: Any):
         Tensor(data).requires_grad = True
 
 
+@pytest.mark.parametrize("value", [3, 0, 1.0, None, "True", [True], Tensor([True]), np.array(True)], ids=repr)
+def test_requires_grad_is_true_or_false(value: Any):
+    """A second number is no length: PyTorch's `Tensor(2, 3)` is a matrix."""
+    x = Tensor([1.0])
+    for give in (
+        lambda: Tensor(2, value),
+        lambda: Tensor([1.0], requires_grad=value),
+        lambda: x.requires_grad_(value),
+        lambda: setattr(x, "requires_grad", value),
+    ):
+        with pytest.raises(TypeError) as error:
+            give()
+        message = f"requires_grad: it must be True or False, and is {value!r}; a tensor of a shape is made of an array, as in "
+        assert str(error.value) == message + "Tensor(np.zeros((2, 3), np.float32))"
+    assert not x.requires_grad and Tensor(2, np.True_).requires_grad is True and Tensor(2, np.False_).requires_grad is False
+
+
 def test_requires_grad_():
     x = Tensor([1.0])
     assert x.requires_grad_() is x and x.requires_grad
