@@ -305,6 +305,8 @@ def _start_gradients(outputs: Sequence[Tensor], gradients: Sequence[Any], name: 
 def _refuse_misfit(name: str, x: Tensor, total: Any) -> None:
     """Raise if a gradient has not the shape and dtype of what it is the gradient of: an operation on the way has a wrong derivative."""
     data, gradient = x.data, total.data
+    if type(gradient) is not type(data):
+        backend.device_of(data)  # raises where `.data` was set to something that is no array
     if gradient.shape != data.shape or gradient.dtype != data.dtype:
         raise ValueError(
             f"{name}: the gradient of a tensor of shape {data.shape}, {data.dtype}, came out as {gradient.shape}, {gradient.dtype}: it was converted "

@@ -28,10 +28,10 @@ def unary(self: Any, x: Any) -> Tensor:
     array = x.data
     try:
         out = self.function(array)
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError, TypeError) as error:
         raise self._explained(error, (array,)) from None
     if type(out) is not _ndarray:
-        out = self._array(out)
+        out = self._array(out, (array,))
     version = None if out.base is None and out is not array else self._shared_version(out, (x,))
     if not x._requires_grad or not mode.record or not self.rules:
         return wrap(out, None, 0, version)
@@ -67,10 +67,10 @@ def binary(self: Any, x: Any, y: Any) -> Tensor:
         return self._run((x, y), ())
     try:
         out = self.function(a, b)
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError, TypeError) as error:
         raise self._explained(error, (a, b)) from None
     if type(out) is not _ndarray:
-        out = self._array(out)
+        out = self._array(out, (a, b))
     version = None if out.base is None and out is not a and out is not b else self._shared_version(out, (x, y))
     if x._requires_grad:
         mask = 3 if y._requires_grad else 1

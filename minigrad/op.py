@@ -248,20 +248,35 @@ class Op(Generic[Result]):
         g = tuple(gs) if self.several else gs[0]
         environment.insert(0, g)
         rules = plan.array_rules if on_arrays else plan.rules
-        if self.variadic:
-            ((_, rule, _, pick),) = rules
-            results: list = list(rule(*pick(environment)))
-        else:
-            results = [None] * len(node.edges)
-            for k, rule, alone, pick in rules:
-                if needs is None or needs[k]:
-                    results[k] = rule(g) if alone else rule(*pick(environment))
-        if on_arrays:  # NumPy makes scalars of 0-d results
-            return [x if x is None else wrap(np.asarray(x) if isinstance(x, np.generic) else x) for x in results]
+        results: list = [None] * len(node.edges)
+        try:
+            if self.variadic:
+                ((_, rule, _, pick),) = rules
+                results = list(rule(*pick(environment)))
+            else:
+                for k, rule, alone, pick in rules:
+                    if needs is None or needs[k]:
+                        results[k] = rule(g) if alone else rule(*pick(environment))
+        except TypeError:
+            _check_arrays([x.data for x in saved])
+            raise
+        if on_arrays:
+            return [x if x is None else wrap(x if type(x) is _ndarray else self._gradient_array(x, saved)) for x in results]
         for x in results:
             if x is not None and type(x) is not Tensor:
                 raise TypeError(f"{self.name}: a derivative rule gives an object of type {type(x).__name__}; rules compute with Tensors and give one")
         return results
+
+    def _gradient_array(self, x: Any, saved: Sequence[Tensor]) -> Any:
+        """What a rule on arrays has returned, as an array: NumPy makes scalars of 0-d results."""
+        if isinstance(x, np.generic):
+            return np.asarray(x)
+        if not backend.is_array(x):
+            _check_arrays([tensor.data for tensor in saved])
+            raise TypeError(
+                f"{self.name}: a derivative rule on arrays gives an object of type {type(x).__name__}; it computes with arrays and gives one"
+            )
+        return x
 
 
 _FIXED = frozenset({int, float, bool, str, type(None), type(...), slice})  # what nobody can change later (a slice: see `plain_index`)
@@ -371,12 +386,12 @@ class Primitive(Op[Result]):
         arrays = [x.data for x in inputs]
         try:
             out: Any = self.function(arrays, *values) if self.variadic else self.function(*arrays, *values)
-        except (ValueError, IndexError) as error:
+        except (ValueError, IndexError, TypeError) as error:
             raise self._explained(error, arrays) from None
         if self.several:
-            out = self._arrays(out)
+            out = self._arrays(out, arrays)
         elif type(out) is not _ndarray:
-            out = self._array(out)
+            out = self._array(out, arrays)
         if mode.watched:
             if mode.anomaly:  # a number may be Inf in the tensor's dtype only: 1e300 beside float32
                 numbers = [np.asarray(float(x)) if isinstance(x, int | float) else array for x, array in zip(given, arrays, strict=True)]
@@ -403,8 +418,9 @@ class Primitive(Op[Result]):
             node.shapes = tuple([array.shape for array in arrays])  # gradients must be summed back to these
         return result
 
-    def _explained(self, error: ValueError | IndexError, arrays: Sequence[Any]) -> ValueError | IndexError:
-        """NumPy's error with the operation's name and the shapes added; one that names the operation already is returned unchanged."""
+    def _explained(self, error: Exception, arrays: Sequence[Any]) -> Exception:
+        """NumPy's error with the operation's name and the shapes added; one of another kind, or that names the operation, is returned unchanged."""
+        _check_arrays(arrays)
         if type(error) not in (ValueError, IndexError, np.exceptions.AxisError) or str(error).startswith(f"{self.name}:"):
             return error
         shapes = [array.shape for array in arrays]
@@ -413,20 +429,21 @@ class Primitive(Op[Result]):
         kind = type(error)
         return kind(f"{self.name}: {error} (given shape{'s' * (len(shapes) > 1)} {' and '.join(map(str, shapes))})")
 
-    def _array(self, out: Any) -> Any:
-        """What a forward has returned, as an array: NumPy's reductions return scalars."""
+    def _array(self, out: Any, arrays: Sequence[Any]) -> Any:
+        """What the forward has returned for these arrays, as an array: NumPy's reductions return scalars."""
         if isinstance(out, np.generic):
             return np.asarray(out)
         if not backend.is_array(out):
+            _check_arrays(arrays)
             also = ", or declare several=True" if isinstance(out, tuple | list) else ""
             raise TypeError(f"{self.name}: its forward gives {_kind(out)}; give an array{also}")
         return out
 
-    def _arrays(self, out: Any) -> tuple:
-        """What the forward of an operation with several results has returned."""
+    def _arrays(self, out: Any, arrays: Sequence[Any]) -> tuple:
+        """The same where the operation has several results."""
         if not isinstance(out, tuple | list):
             raise TypeError(f"{self.name}: its forward gives {_kind(out)}; with several=True, give a tuple of arrays")
-        return tuple([self._array(array) for array in out])
+        return tuple([self._array(array, arrays) for array in out])
 
     def _shared_version(self, out: Any, inputs: Sequence[Tensor]) -> list[int] | None:
         """The version counter of the input whose memory the array `out` looks at: a write to the one is a write to the other. None: to no input's."""
@@ -465,6 +482,12 @@ class Primitive(Op[Result]):
                 if results[k] is not None and results[k].data.shape != shape:
                     results[k] = ops.sum_to(results[k], shape)
         return results, False
+
+
+def _check_arrays(arrays: Sequence[Any]) -> None:
+    """Raise TypeError if something else than an array was given to a forward or a rule: someone has set `.data` to it."""
+    for array in arrays:
+        backend.device_of(array)
 
 
 def _broadcast(shapes: Sequence[tuple[int, ...]]) -> bool:

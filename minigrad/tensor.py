@@ -51,7 +51,8 @@ class Tensor:
             that is neither True nor False.
 
     Attributes:
-        data: the array itself. Treat it as read-only; `copy_` and `t[index] = value` write, and tell the version counter.
+        data: the array itself. Treat it as read-only; `copy_` and `t[index] = value` write, and tell the version counter. Nobody looks at what it is
+            set to until it is used: a Tensor is refused there.
         grad: the gradient collected by `backward()`, a Tensor of this shape and dtype, or None.
         node: the `autograd.Node` this is an output of, None for a leaf; `output` says which output.
         version: one-element list, counts the writes; shared with every view of the same memory.
@@ -177,6 +178,7 @@ class Tensor:
         return format(self.item(), spec) if spec else str(self)
 
     def _refuse_history(self, what: str) -> None:
+        backend.device_of(self.data)  # raises if `.data` was set to something that is no array
         if self.node is not None:
             raise RuntimeError(f"{what}: this tensor was made by {self.node.op.name}; only leaf tensors can be copied, use .detach() first")
 
@@ -255,6 +257,7 @@ class Tensor:
     # --- writing in place (the only two ways, beside the optimisers and load_state_dict)
 
     def _writable(self, what: str, value: Any) -> None:
+        backend.device_of(self.data)  # raises if `.data` was set to something that is no array
         if self.requires_grad and is_grad_enabled():
             raise RuntimeError(f"{what}: this tensor requires grad; write under `with minigrad.no_grad():`, or make a new tensor instead")
         if isinstance(value, Tensor) and value.requires_grad and is_grad_enabled():

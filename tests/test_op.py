@@ -790,6 +790,19 @@ def test_a_rule_that_gives_an_array():
         double(Tensor([1.0], requires_grad=True)).backward()
 
 
+def test_a_rule_on_arrays_that_gives_no_array():
+    @primitive
+    def double(x: Tensor) -> Tensor:
+        return x * 2
+
+    double.derivative(x=lambda g: g * 2)
+    double.on_arrays(x=lambda g: Tensor(g * 2))
+    with pytest.raises(
+        TypeError, match="^double: a derivative rule on arrays gives an object of type Tensor; it computes with arrays and gives one$"
+    ):
+        double(Tensor([1.0], requires_grad=True)).backward()
+
+
 def reversal(x: Tensor) -> Tensor:
     return x
 

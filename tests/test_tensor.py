@@ -293,6 +293,61 @@ def test_there_is_no_place_for_misspelt_attributes():
         Tensor([1.0]).requires_gard = True
 
 
+W = Tensor(np.ones((2, 3)), requires_grad=True)
+USES = {
+    "repr": repr,
+    "numpy": lambda p: p.numpy(),
+    "deepcopy": copy.deepcopy,
+    "pickle": pickle.dumps,
+    "copy_": lambda p: p.detach().copy_(0.0),
+    "t[index] = value": lambda p: p.detach().__setitem__(0, 0.0),
+    "+": lambda p: p + W,
+    "* number": lambda p: p * 2.0,
+    "-": lambda p: -p,
+    "exp": lambda p: p.exp(),
+    "sum": lambda p: p.sum(),
+    "reshape": lambda p: p.reshape(6),
+    "unbind": lambda p: p.unbind(),
+    "matmul": lambda p: p @ W.T,
+    "linear": lambda p: F.linear(W, p),
+    "softmax": F.softmax,
+}
+BEFORE = {
+    "*": lambda p: p * W,
+    "exp": lambda p: p.exp(),
+    "log": lambda p: p.log(),
+    "sum": lambda p: p.sum(),
+    "pow": lambda p: p**3,
+    "matmul": lambda p: W @ p.T,
+    "linear": lambda p: F.linear(W, p),
+}
+NO_ARRAY = r"^a tensor's .data was set to a Tensor; write t.copy_\(value\) under `with minigrad.no_grad\(\):` instead of t.data = value$"
+
+
+def set_to_a_tensor(p: Tensor) -> None:
+    """What PyTorch's `p.data = p.data.clamp(...)` becomes."""
+    p.data = Tensor(np.clip(p.data, 0.5, 0.75))
+
+
+@pytest.mark.parametrize("name", USES)
+def test_data_that_was_set_to_a_tensor_is_refused_at_its_next_use(name: str):
+    p = Tensor(rng(0).uniform(0.5, 1, (2, 3)), requires_grad=True)
+    set_to_a_tensor(p)
+    with pytest.raises(TypeError, match=NO_ARRAY):
+        USES[name](p)
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("name", BEFORE)
+def test_data_that_was_set_to_a_tensor_is_refused_by_backward(name: str, create_graph: bool):
+    p = Tensor(rng(0).uniform(0.5, 1, (2, 3)), requires_grad=True)
+    y = BEFORE[name](p)
+    set_to_a_tensor(p)
+    with pytest.raises(TypeError, match=NO_ARRAY):
+        y.backward(rng(1).uniform(-1, 1, y.shape), create_graph=create_graph)
+    assert p.grad is None
+
+
 # --- beside NumPy
 
 

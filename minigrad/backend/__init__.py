@@ -69,7 +69,10 @@ def remove_device(name: str) -> None:
 def _find(array: Array) -> _Device:
     device = _by_type.get(type(array))
     if device is None:
-        raise TypeError(f"{type(array).__name__} is not an array of a known device ({', '.join(_by_name)})")
+        kind = type(array)
+        if kind.__module__ == "minigrad.tensor":  # `p.data = p.data.clip(...)` is for arrays, and found out at the next use
+            raise TypeError("a tensor's .data was set to a Tensor; write t.copy_(value) under `with minigrad.no_grad():` instead of t.data = value")
+        raise TypeError(f"{kind.__name__} is not an array of a known device ({', '.join(_by_name)})")
     return device
 
 
