@@ -63,7 +63,9 @@ class Tensor:
 
     __slots__ = ("__weakref__", "_requires_grad", "data", "grad", "node", "output", "version")
 
-    __array_ufunc__ = None  # numpy_array * tensor asks Tensor.__rmul__ instead of looping over the elements
+    # numpy_array * tensor asks Tensor.__rmul__ instead of looping over the elements. A method could say more of np.exp(tensor) than that it "does not
+    # support ufuncs", but then no operator would be left to Tensor's own: a masked array, which looks for None, would compute without gradients.
+    __array_ufunc__ = None
 
     data: Array
     grad: Tensor | None
