@@ -13,7 +13,7 @@ from minigrad.backend import cuda
 from minigrad.backend.cpu import parallel_rows
 from minigrad.fused.floats import check_floats
 from minigrad.op import fused
-from minigrad.ops.movement import check_axis
+from minigrad.ops.inputs import check_axis
 from minigrad.tensor import Tensor
 
 __all__ = ["softmax"]
@@ -50,9 +50,7 @@ softmax.derivative(x=lambda g, out, axis: out * (g - (g * out).sum(axis, keepdim
 def check_input(name: str, x: Tensor, axis: int) -> None:
     """Raise for integers, and for an axis that x does not have."""
     check_floats(name, x=x)
-    check_axis(name, axis)
-    if not -x.ndim <= axis < x.ndim:
-        raise ValueError(f"{name}: axis {axis} is out of range for x of shape {x.shape}")
+    check_axis(name, axis, x.ndim)
 
 
 @softmax.check

@@ -131,12 +131,12 @@ def check_fits(what: str, value: Any, dtype: np.dtype) -> None:
             raise OverflowError(f"{what}: {value} is no {dtype}, which the tensor is; give it another dtype with .astype(...)") from None
 
 
-def check_axis(name: str, axis: Any, ndim: int | None = None) -> None:
+def check_axis(name: str, axis: Any, ndim: int) -> None:
     """Raise, in the name of the op `name`, TypeError for an axis that is no whole number (None is for the ops that say so), AxisError, which is a
-    ValueError and an IndexError, for one that a tensor of `ndim` axes does not have (None: of any number of axes).
+    ValueError and an IndexError, for one that a tensor of `ndim` axes does not have.
     """
     if not isinstance(axis, int | np.integer):
         raise TypeError(f"{name}: the axis must be a whole number, it is {axis!r}")
-    if ndim is not None and not -ndim <= axis < ndim:
+    if not -ndim <= axis < ndim:
         advice = f"give one from {-ndim} to {ndim - 1}" if ndim else "a 0-d tensor has none"
         raise np.exceptions.AxisError(f"{name}: there is no axis {axis}; {advice}")
