@@ -32,20 +32,17 @@ class _Update(NamedTuple):
     grad: Any
     state: dict[str, Any]
     group: int
-    key: int  # of `Optimizer._state`
+    parameter: Tensor
 
 
 class _Launch(NamedTuple):
     """The parameters of one dtype on the GPU, as the kernel has them; `layout` says when it must be made again."""
 
-    layout: list[tuple[int, int, int]]  # of each parameter: its key, its group's number, its size
+    layout: list[tuple[int, int, int]]  # of each parameter: its id, its group's number, its size
     chunks: multi_tensor.Chunks
     options: multi_tensor.DeviceCopy  # (groups, numbers of a group)
     steps: Any  # of each chunk, on the GPU
-
-    @property
-    def keys(self) -> list[int]:
-        return [key for key, _, _ in self.layout]
+    parameters: list[Tensor]  # kept alive: `layout` has their ids
 
 
 class Optimizer:
@@ -75,8 +72,10 @@ class Optimizer:
             raise TypeError(f"{name}: params is a {type(params).__name__}; give a list of Tensors or of groups (dicts), in a fixed order")
         self.defaults = defaults
         self.param_groups: list[dict[str, Any]] = []
-        self._state: dict[int, dict[str, Any]] = {}  # by id of the parameter: == between Tensors is elementwise
-        self._kinds: dict[int, tuple] = {}  # for which array of its parameter each state was made: see `_kind`
+        # By the parameter, which they keep alive, as PyTorch's do: another could get the id of one that is gone, and with it its state. Tensors
+        # hash by identity, and no two that are alive hash alike: a dict never asks for their elementwise ==.
+        self._state: dict[Tensor, dict[str, Any]] = {}
+        self._kinds: dict[Tensor, tuple] = {}  # for which array of its parameter each state was made: see `_kind`
         self._launches: dict[np.dtype, _Launch] = {}
         entries: list[Any] = list(params)
         if not entries:
@@ -131,14 +130,14 @@ class Optimizer:
         small: dict[tuple, list[_Update]] = {}
         for number, group in enumerate(self.param_groups):
             for parameter in group["params"]:
-                array, key = parameter.data, id(parameter)
+                array = parameter.data
                 on_gpu = self._kernels is not None and multi_tensor.fits(array)
                 if parameter.grad is None:
                     if on_gpu:
-                        launched.append(_Update(array, None, self._state.get(key, {}), number, key))
+                        launched.append(_Update(array, None, self._state.get(parameter, {}), number, parameter))
                     continue
-                state = self._state[key]
-                update = _Update(array, parameter.grad.data, state, number, key)
+                state = self._state[parameter]
+                update = _Update(array, parameter.grad.data, state, number, parameter)
                 parameter._bump()
                 if on_gpu:
                     launched.append(update)
@@ -162,15 +161,15 @@ class Optimizer:
         states, kinds = self._state, self._kinds
         for group in self.param_groups:
             for parameter in group["params"]:
-                array, gradient, key = parameter.data, parameter.grad, id(parameter)
+                array, gradient = parameter.data, parameter.grad
                 dtype, shape = array.dtype, array.shape
                 if gradient is not None:
                     if type(gradient) is not Tensor or type(grad := gradient.data) is not type(array) or grad.dtype != dtype or grad.shape != shape:
                         self._check_gradient(parameter, gradient)
                     (shared if id(array) in seen else seen).add(id(array))
-                elif key not in states:
+                elif parameter not in states:
                     continue
-                if kinds.get(key) != (type(array), dtype, shape):
+                if kinds.get(parameter) != (type(array), dtype, shape):
                     unfit.append((parameter, group))
         if unfit:
             self._make_states(unfit)
@@ -178,15 +177,15 @@ class Optimizer:
 
     def _make_states(self, params: list[tuple[Tensor, dict[str, Any]]]) -> None:
         """The states of parameters that have none yet, and those of others as their arrays are now: all of them, or none."""
-        moved = any(id(parameter) in self._state for parameter, _ in params)
+        moved = any(parameter in self._state for parameter, _ in params)
         if moved:
             self._read_steps()
         states = {}
         for parameter, group in params:
-            state = self._state.get(id(parameter))
-            states[id(parameter)] = self._first_state(parameter, group) if state is None else self._moved_state(parameter, group, state)
+            state = self._state.get(parameter)
+            states[parameter] = self._first_state(parameter, group) if state is None else self._moved_state(parameter, group, state)
         self._state.update(states)
-        self._kinds.update({id(parameter): _kind(parameter.data) for parameter, _ in params})
+        self._kinds.update({parameter: _kind(parameter.data) for parameter, _ in params})
         if moved:  # otherwise they stay: captured graphs know them
             self._launches.clear()
 
@@ -298,7 +297,7 @@ class Optimizer:
         assert kernels is not None
         for dtype in dict.fromkeys(update.param.dtype for update in updates):
             mine = [update for update in updates if update.param.dtype == dtype]
-            layout = [(update.key, update.group, update.param.size) for update in mine]
+            layout = [(id(update.parameter), update.group, update.param.size) for update in mine]
             known = self._launches.get(dtype)
             if known is None or known.layout != layout:
                 self._read_steps()
@@ -312,27 +311,28 @@ class Optimizer:
 
     def _new_launch(self, updates: list[_Update], layout: list) -> _Launch:
         chunks = multi_tensor.Chunks([u.param.size for u in updates], [u.group for u in updates], 2 + len(self._arrays))
-        steps = cuda.array_module().asarray(self._steps_of([update.key for update in updates], chunks))
-        return _Launch(layout, chunks, multi_tensor.DeviceCopy(self._all_numbers()), steps)
+        parameters = [update.parameter for update in updates]
+        steps = cuda.array_module().asarray(self._steps_of(parameters, chunks))
+        return _Launch(layout, chunks, multi_tensor.DeviceCopy(self._all_numbers()), steps, parameters)
 
-    def _steps_of(self, keys: list[int], chunks: multi_tensor.Chunks) -> np.ndarray:
+    def _steps_of(self, parameters: list[Tensor], chunks: multi_tensor.Chunks) -> np.ndarray:
         """The states' step counters, one for each chunk."""
         steps = np.zeros(chunks.count, np.int32)
-        for key, first, after in zip(keys, chunks.first, [*chunks.first[1:], chunks.count], strict=True):
-            steps[first:after] = self._state.get(key, {}).get("step", 0)
+        for parameter, first, after in zip(parameters, chunks.first, [*chunks.first[1:], chunks.count], strict=True):
+            steps[first:after] = self._state.get(parameter, {}).get("step", 0)
         return steps
 
-    def _captured(self, key: int) -> bool:
+    def _captured(self, parameter: Tensor) -> bool:
         """Whether a captured graph may hold the addresses of a parameter's state."""
-        return key in self._state and any(key in launch.keys for launch in self._launches.values())
+        return parameter in self._state and any(parameter is other for launch in self._launches.values() for other in launch.parameters)
 
-    def _in_place(self, key: int, loaded: dict[str, Any] | None) -> dict[str, Any]:
+    def _in_place(self, parameter: Tensor, loaded: dict[str, Any] | None) -> dict[str, Any]:
         """The state to keep after loading (`loaded` None: the initial one): where a captured graph may hold addresses, the arrays that are there."""
-        if not self._captured(key):
+        if not self._captured(parameter):
             assert loaded is not None
             return loaded
         state = {"step": 0} if loaded is None else dict(loaded)
-        for name, array in self._state[key].items():
+        for name, array in self._state[parameter].items():
             if not isinstance(array, int) and (loaded is None or name in loaded):
                 array[...] = 0 if loaded is None else loaded[name]
                 state[name] = array
@@ -342,28 +342,28 @@ class Optimizer:
         """Bring the states' step counters up to date: those of parameters on the GPU are counted there. Waits for it."""
         for launch in self._launches.values():
             steps = backend.to_device(launch.steps, "cpu")
-            for key, first in zip(launch.keys, launch.chunks.first, strict=True):
-                if key in self._state:
-                    self._state[key]["step"] = int(steps[first])
+            for parameter, first in zip(launch.parameters, launch.chunks.first, strict=True):
+                if parameter in self._state:
+                    self._state[parameter]["step"] = int(steps[first])
 
     # --- copying and saving
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles: states in the parameters' order, for a copied parameter has another id, and in the host's memory.
+        """For copies and pickles: states in the parameters' order and in the host's memory.
 
-        The tables on the GPU are left out, to be made anew: they hold ids, and addresses of the original's arrays.
+        The tables on the GPU are left out, to be made anew: they hold addresses of the original's arrays.
         """
         self._read_steps()
-        states = [self._state.get(id(parameter)) for parameter in self._parameters()]
-        kinds = [self._kinds.get(id(parameter), ())[1:] for parameter in self._parameters()]  # dtypes and shapes
+        states = [self._state.get(parameter) for parameter in self._parameters()]
+        kinds = [self._kinds.get(parameter, ())[1:] for parameter in self._parameters()]  # dtypes and shapes
         on_host = [None if state is None else _on_device(state, "cpu") for state in states]
         return {**self.__dict__, "_state": on_host, "_kinds": kinds, "_launches": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         places = list(zip(self._parameters(), state["_state"], state["_kinds"], strict=True))
-        self._state = {id(parameter): _on_device(kept, parameter.device) for parameter, kept, _ in places if kept is not None}
-        self._kinds = {id(parameter): (type(parameter.data), *kind) for parameter, _, kind in places if kind}
+        self._state = {parameter: _on_device(kept, parameter.device) for parameter, kept, _ in places if kept is not None}
+        self._kinds = {parameter: (type(parameter.data), *kind) for parameter, _, kind in places if kind}
 
     def _parameters(self) -> Iterator[Tensor]:
         for group in self.param_groups:
@@ -390,7 +390,7 @@ class Optimizer:
                         )
             flat[f"groups.{number}.parameters"] = np.array(len(group["params"]))
         for number, parameter in enumerate(self._parameters()):
-            for name, value in _on_device(self._state.get(id(parameter), {}), "cpu").items():
+            for name, value in _on_device(self._state.get(parameter, {}), "cpu").items():
                 flat[f"state.{number}.{name}"] = np.array(value, order="C")
         return flat
 
@@ -407,18 +407,18 @@ class Optimizer:
         for group, loaded in zip(self.param_groups, options, strict=True):
             for parameter in group["params"]:
                 state = self._loaded_state(len(states), parameter, {**group, **loaded}, left, problems)
-                states[len(states)] = (id(parameter), state)
+                states[len(states)] = (parameter, state)
         problems += [f"unexpected {name}" for name in left]
         if problems:
             raise ValueError(f"load_state_dict: {type(self).__name__} cannot take these {len(state_dict)} entries: {'; '.join(problems)}")
-        if any(id(parameter) in self._kinds and self._kinds[id(parameter)] != _kind(parameter.data) for parameter in self._parameters()):
+        if any(parameter in self._kinds and self._kinds[parameter] != _kind(parameter.data) for parameter in self._parameters()):
             self._launches.clear()  # moved since: no captured graph holds arrays of today
         for group, loaded in zip(self.param_groups, options, strict=True):
             group.update(loaded)
-        self._state = {key: self._in_place(key, state) for key, state in states.values() if state is not None or self._captured(key)}
-        self._kinds = {id(parameter): _kind(parameter.data) for parameter in self._parameters() if id(parameter) in self._state}
+        self._state = {p: self._in_place(p, state) for p, state in states.values() if state is not None or self._captured(p)}
+        self._kinds = {parameter: _kind(parameter.data) for parameter in self._parameters() if parameter in self._state}
         for launch in self._launches.values():
-            cuda.write(launch.steps, self._steps_of(launch.keys, launch.chunks))
+            cuda.write(launch.steps, self._steps_of(launch.parameters, launch.chunks))
 
     def _loaded_options(self, number: int, group: dict[str, Any], left: dict[str, np.ndarray], problems: list[str]) -> dict[str, Any]:
         """The options of one group, taken out of `left`."""

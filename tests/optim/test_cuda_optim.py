@@ -221,11 +221,25 @@ def test_a_state_follows_its_parameter_to_another_device_and_dtype(
         for p, q in zip(there.parameters(), here.parameters(), strict=True):
             assert_close(p.to(device="cpu"), q, f"step {step}", 1e-6)
         for p in there.parameters():
-            assert all(a.dtype == p.dtype and type(a) is type(p.data) for a in ours._state.get(id(p), {}).values() if not isinstance(a, int))
+            assert all(a.dtype == p.dtype and type(a) is type(p.data) for a in ours._state.get(p, {}).values() if not isinstance(a, int))
     mine, theirs = ours.state_dict(), expected.state_dict()
     assert list(mine) == list(theirs)
     for name, value in theirs.items():
         assert_close(mine[name], value, name, 1e-6)
+
+
+def test_a_launch_counts_no_steps_for_who_came_after_its_parameters(device: Any):
+    """Of those that never had a gradient, so no state: were they freed, one of the many new ones would have an id that the launch knows."""
+    params = [p for _ in range(5) for p in parameters("cuda", (np.float64,))]
+    optimizer = optim.AdamW(params)
+    set_gradients(params[:2], 0)
+    optimizer.step()
+    optimizer.param_groups[0]["params"] = params = params[:2]
+    optimizer.param_groups[0]["params"] = fresh = [Tensor(np.ones(2), requires_grad=True) for _ in range(2000)]
+    set_gradients(fresh, 1)
+    optimizer.step()
+    state = optimizer.state_dict()
+    assert [int(state[f"state.{number}.step"]) for number in range(len(fresh))] == [1] * len(fresh)
 
 
 def test_a_parameter_of_another_shape_than_its_state_is_refused_before_anything_is_updated(device: Any):
@@ -271,10 +285,10 @@ def test_the_naive_kernel_computes_the_same():
         leaf = Tensor(arrays[0]).to(device="cuda").requires_grad_()
         leaf.grad = Tensor(arrays[1]).to(device="cuda")
         optimizer = optim.AdamW([leaf], lr=0.1, betas=(0.9, 0.99), weight_decay=0.2)
-        optimizer._state[id(leaf)] = {"step": 4, "exp_avg": cp.asarray(arrays[2]), "exp_avg_sq": cp.asarray(arrays[3])}
+        optimizer._state[leaf] = {"step": 4, "exp_avg": cp.asarray(arrays[2]), "exp_avg_sq": cp.asarray(arrays[3])}
         optimizer.step()
         np.testing.assert_array_equal(leaf.data.get(), p.get())
-        np.testing.assert_array_equal(optimizer._state[id(leaf)]["exp_avg_sq"].get(), v.get())
+        np.testing.assert_array_equal(optimizer._state[leaf]["exp_avg_sq"].get(), v.get())
 
 
 # --- captured graphs

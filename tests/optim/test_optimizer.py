@@ -306,6 +306,51 @@ def test_groups_take_options_of_their_own():
     np.testing.assert_allclose(b.numpy(), 1.0)
 
 
+@pytest.mark.parametrize("make", BOTH, ids=["adamw", "sgd"])
+@pytest.mark.parametrize("by_group", [False, True])
+def test_a_new_parameter_begins_anew_where_another_has_left(make: Callable, by_group: bool):
+    """One that were freed would leave its address, its id, to one of many new ones, and a state that goes by the id would be taken for theirs."""
+    body, head = parameters(), [nn.Parameter(np.ones(3)) for _ in range(20)]
+    ours = make([{"params": body}, {"params": head}], lr=0.1)
+    for step in range(3):
+        give_gradients(body + head, step)
+        ours.step()
+    if by_group:
+        ours.param_groups.pop()
+    else:
+        ours.param_groups[1]["params"] = []
+    del head
+    heads = [nn.Parameter(np.ones(3)) for _ in range(2000)]
+    if by_group:
+        ours.add_param_group({"params": heads})
+    else:
+        ours.param_groups[1]["params"] = heads
+    twins = [nn.Parameter(p.data) for p in heads]
+    give_gradients(heads, 5)
+    give_gradients(twins, 5)
+    ours.step()
+    make(twins, lr=0.1).step()
+    for p, q in zip(heads, twins, strict=True):
+        np.testing.assert_array_equal(p.numpy(), q.numpy())
+
+
+@pytest.mark.parametrize("make", BOTH, ids=["adamw", "sgd"])
+def test_a_parameter_that_comes_back_has_its_state_as_in_pytorch(make: Callable):
+    values, is_sgd = rng(1).standard_normal(4), isinstance(make(parameters()), optim.SGD)
+    mine, its = Tensor(values, requires_grad=True), torch.tensor(values, requires_grad=True)
+    options = {"lr": 0.1, "weight_decay": 0.02}
+    reference = torch.optim.SGD([its], momentum=0.9, **options) if is_sgd else torch.optim.AdamW([its], **options)
+    ours = make([mine], **options)
+    for step in range(6):
+        for either, p in ((ours, mine), (reference, its)):
+            either.param_groups[0]["params"] = [] if step in (2, 3) else [p]
+        grad = rng(10 + step).standard_normal(4)
+        mine.grad, its.grad = Tensor(grad), torch.tensor(grad)
+        ours.step()
+        reference.step()
+    assert_close(mine, its)
+
+
 def test_wrong_parameters_say_what_is_wrong():
     p = nn.Parameter(np.ones(2))
     with pytest.raises(ValueError, match="there are no parameters"):
