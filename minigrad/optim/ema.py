@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -176,28 +176,16 @@ class EMA:
         for name, value in values.items():
             self._shadow[name][...] = value  # in place, as in load_state_dict: a captured graph knows its address
 
-    @contextmanager
-    def swapped(self) -> Iterator[Module]:
+    def swapped(self) -> AbstractContextManager[Module]:
         """`with ema.swapped() as model:` the module has the averaged weights inside the block, and its own again after it, also after an interrupt.
 
-        What the block changes of them, such as batch norm's statistics, stays in the average.
+        What the block changes of them, such as batch norm's statistics, stays in the average. One interrupt cannot be caught: at the very moment when
+        the block is left, Python raises it before anything here runs, and the module keeps the averaged weights.
 
         Raises:
             ValueError: as `update`.
         """
-        self._followed("swapped")
-        own = self._own()
-        try:
-            self._write_module(self._shadow)
-            yield self.module
-            self._followed("swapped")
-            self._write_shadow(self._own())
-        finally:
-            try:
-                self._write_module(own)
-            except BaseException:
-                self._write_module(own)
-                raise
+        return _Swapped(self)
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Name -> NumPy copy of the shadow, under the module's own names: `module.load_state_dict` takes it too (unless tensors are shared)."""
@@ -222,3 +210,41 @@ class EMA:
         self._followed("load_state_dict")
         for name, shadow in self._shadow.items():
             shadow[...] = backend.to_device(loaded[name], backend.device_of(shadow))
+
+
+class _Swapped(AbstractContextManager[Module]):
+    """See `EMA.swapped`. No generator, whose `finally` an interrupt could put off until the traceback is let go: it would then write the weights of
+    that time over those that were trained since.
+    """
+
+    def __init__(self, ema: EMA):
+        self._ema = ema
+        self._own: dict[str, Any] | None = None  # inside the block
+
+    def __enter__(self) -> Module:
+        if self._own is not None:
+            raise RuntimeError("EMA.swapped: this one is entered already; make another")
+        self._ema._followed("swapped")
+        self._own = self._ema._own()
+        try:
+            self._ema._write_module(self._ema._shadow)
+            return self._ema.module
+        except BaseException as error:
+            self.__exit__(type(error))
+            raise
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        own, ema = self._own, self._ema
+        assert own is not None
+        try:
+            if kind is None:
+                ema._followed("swapped")
+                ema._write_shadow(ema._own())
+        finally:
+            try:
+                ema._write_module(own)
+            except BaseException:
+                ema._write_module(own)
+                raise
+            finally:
+                self._own = None

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import _thread
 import copy
+import gc
 import pickle
+import signal
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -247,6 +250,35 @@ def test_an_interrupted_measurement_gives_the_module_back(call: int, monkeypatch
     with pytest.raises(KeyboardInterrupt), ema.swapped():
         pass
     assert same(ours.state_dict(), own) and same(ema.state_dict(), shadow)
+
+
+class CtrlC:
+    """`CtrlC()[signal.SIGINT]`: the signal has come while an operator of C code ran, and Python sees to it when a function starts next."""
+
+    __getitem__ = staticmethod(_thread.interrupt_main)
+
+
+def test_an_interrupt_at_the_end_of_the_block_writes_over_no_later_weights():
+    """Whether or not the module had its own again: it is not given them when the traceback, which a notebook keeps, is let go."""
+    ours, ema = averaged_model()
+    with pytest.raises(KeyboardInterrupt) as caught, ema.swapped():
+        CtrlC()[signal.SIGINT]
+    change(ours, 2)
+    trained = ours.state_dict()
+    del caught
+    gc.collect()
+    assert same(ours.state_dict(), trained)
+
+
+def test_one_exchange_is_entered_once_at_a_time():
+    ours, ema = averaged_model()
+    own, exchange = ours.state_dict(), ema.swapped()
+    with exchange, pytest.raises(RuntimeError, match="EMA.swapped: this one is entered already; make another"):
+        exchange.__enter__()
+    assert same(ours.state_dict(), own)
+    with exchange as averaged, ema.swapped():
+        assert same(averaged.state_dict(), ema.state_dict())
+    assert same(ours.state_dict(), own)
 
 
 def test_what_is_measured_anew_of_the_average_stays_in_it():
