@@ -314,13 +314,15 @@ def _refuse_misfit(name: str, x: Tensor, total: Any) -> None:
         )
 
 
-_collecting = threading.Lock()  # two threads that add to one `.grad` at once would lose one of the gradients
+# Two threads that add to one `.grad` at once would lose one of the gradients. Reentrant: a debugger's `quit` where the block is left keeps it locked,
+# and this thread's next backward would wait for ever.
+_collecting = threading.RLock()
 
 
 def _forget_lock() -> None:
     """In a forked child: a thread that held the lock is not there to release it."""
     global _collecting
-    _collecting = threading.Lock()
+    _collecting = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows

@@ -7,6 +7,8 @@ What is promised: threads may share tensors and models for reading, and collect 
 from __future__ import annotations
 
 import asyncio
+import bdb
+import inspect
 import os
 import sys
 import threading
@@ -192,12 +194,50 @@ def test_gradients_of_several_threads_add_up():
 @pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
 def test_a_forked_child_does_not_wait_for_a_thread_that_it_has_not():
     """The thread that adds to `.grad` while the process forks is not there to release its lock."""
-    with autograd._collecting:
-        child = os.fork()
-        if not child:
-            taken = autograd._collecting.acquire(timeout=0)
-            os._exit(0 if taken else 1)
+    locked, forked = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with autograd._collecting:
+            locked.set()
+            forked.wait(30)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert locked.wait(30)
+    child = os.fork()
+    if not child:
+        taken = autograd._collecting.acquire(timeout=0)
+        os._exit(0 if taken else 1)
+    forked.set()
+    thread.join(30)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_debugger_that_quits_as_the_lock_is_left_does_not_lock_this_thread_out():
+    """Its trace function raises at the closing line of the `with` block, behind the block and before the lock is released."""
+    x, visits, before = Tensor(np.ones(3), requires_grad=True), [], sys.gettrace()
+    lines, first = inspect.getsourcelines(autograd.backward)
+    number = first + next(k for k, line in enumerate(lines) if "with _collecting" in line)
+
+    def trace(frame: Any, event: str, _: Any) -> Any:
+        if frame.f_code is autograd.backward.__code__ and event == "line" and frame.f_lineno == number:
+            visits.append(frame)
+            if len(visits) == 2:
+                raise bdb.BdbQuit
+        return trace
+
+    try:
+        sys.settrace(trace)
+        with pytest.raises(bdb.BdbQuit):
+            (x * 2.0).backward(np.array([1.0, 2.0, 3.0]))
+        sys.settrace(before)
+        assert autograd._collecting.acquire(timeout=0)
+        autograd._collecting.release()
+        (x * 2.0).backward(np.array([1.0, 2.0, 3.0]))
+        assert x.grad.numpy().tolist() == [4, 8, 12]
+    finally:
+        sys.settrace(before)
+        autograd._forget_lock()
 
 
 def test_threads_share_a_model_for_reading():
