@@ -11,15 +11,14 @@ import math
 import numpy as np
 
 from minigrad import backend, random
-from minigrad.modes import no_grad
 from minigrad.tensor import Tensor
 
 __all__ = ["calculate_gain", "kaiming_normal_", "kaiming_uniform_", "normal_", "ones_", "trunc_normal_", "uniform_", "zeros_"]
 
 
 def _fill(tensor: Tensor, value: np.ndarray | float) -> Tensor:
-    with no_grad():
-        return tensor.copy_(backend.to_device(np.asarray(value), tensor.device))
+    tensor.detach().copy_(backend.to_device(np.asarray(value), tensor.device))
+    return tensor
 
 
 def _generator() -> np.random.Generator:

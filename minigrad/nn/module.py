@@ -13,7 +13,6 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from minigrad import backend
-from minigrad.modes import no_grad
 from minigrad.tensor import Tensor
 
 __all__ = ["KeyDifference", "Module", "Parameter"]
@@ -224,10 +223,9 @@ class Module:
         if wanted is not None and wanted.kind != "f":
             raise TypeError(f"{type(self).__name__}.to: dtype is {wanted}; give a floating-point type")
         tensors = [*self.parameters(), *self.buffers()]
-        with no_grad():
-            # All conversions come before the first assignment: a device that does not exist leaves the module whole.
-            moved = [_converted(tensor, device, wanted) for tensor in tensors]
-            grads = [None if tensor.grad is None else _converted(tensor.grad, device, wanted) for tensor in tensors]
+        # All conversions come before the first assignment: a device that does not exist leaves the module whole.
+        moved = [_converted(tensor, device, wanted) for tensor in tensors]
+        grads = [None if tensor.grad is None else _converted(tensor.grad, device, wanted) for tensor in tensors]
         for tensor, data, grad in zip(tensors, moved, grads, strict=True):
             if data is not tensor.data:
                 tensor.data, tensor.grad = data, None if grad is None else Tensor(grad)
@@ -283,10 +281,9 @@ class Module:
                 problems.append(f"{name} has shape {value.shape}, here {own[name].shape}")
         if problems:
             raise ValueError(f"load_state_dict: {type(self).__name__} cannot take these {len(state_dict)} entries: {'; '.join(problems)}")
-        with no_grad():
-            for name, value in values.items():
-                tensor = own[name]
-                tensor.copy_(backend.to_device(value, tensor.device))
+        for name, value in values.items():
+            tensor = own[name].detach()  # the same memory and version, and may be written
+            tensor.copy_(backend.to_device(value, tensor.device))
         return difference
 
     # --- text
@@ -333,4 +330,4 @@ def _join(prefix: str, name: str) -> str:
 def _converted(tensor: Tensor, device: str | None, dtype: np.dtype | None) -> Any:
     """The tensor's array on `device` and, if it is of floats, with `dtype`; the very same array where nothing changes."""
     dtype = dtype if tensor.dtype.kind == "f" and tensor.dtype != dtype else None
-    return tensor.data if dtype is None and device in (None, tensor.device) else tensor.to(device=device, dtype=dtype).data
+    return tensor.data if dtype is None and device in (None, tensor.device) else tensor.detach().to(device=device, dtype=dtype).data

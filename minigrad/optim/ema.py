@@ -11,7 +11,6 @@ import numpy as np
 
 from minigrad import backend
 from minigrad.backend import cuda
-from minigrad.modes import no_grad
 from minigrad.nn.module import Module, loadable
 from minigrad.optim import multi_tensor
 from minigrad.optim.optimizer import in_blocks
@@ -167,10 +166,9 @@ class EMA:
         return {name: tensor.data.copy() for name, tensor in self._tensors()}
 
     def _write_module(self, values: Mapping[str, Any], module: Module | None = None) -> None:
-        with no_grad():
-            for name, tensor in self._tensors(module):
-                if name in values and values[name].shape == tensor.shape:  # others are new in a module that has changed under `swapped`
-                    tensor.copy_(backend.to_device(values[name], tensor.device))
+        for name, tensor in self._tensors(module):
+            if name in values and values[name].shape == tensor.shape:  # others are new in a module that has changed under `swapped`
+                tensor.detach().copy_(backend.to_device(values[name], tensor.device))
 
     def _write_shadow(self, values: Mapping[str, Any]) -> None:
         for name, value in values.items():

@@ -15,6 +15,7 @@ import torch
 
 import minigrad
 from minigrad import Tensor, nn
+from minigrad.modes import is_grad_enabled, mode
 
 
 class Block(nn.Module):
@@ -386,6 +387,16 @@ def test_load_writes_in_place_casts_and_counts_the_write():
     assert all(new is old and new.version[0] > version for new, old, version in zip(target.parameters(), parameters, versions, strict=True))
     assert same_state(target.state_dict(), {name: value.astype(target.state_dict()[name].dtype) for name, value in source.state_dict().items()})
     assert int(target.state_dict()["seen"]) == 12
+
+
+def test_no_block_is_opened_that_an_interrupt_could_keep_from_closing(monkeypatch: pytest.MonkeyPatch):
+    """Ctrl-C as `with no_grad():` is left, before `__exit__` has done anything."""
+    monkeypatch.setattr(mode, "__exit__", lambda *_: pytest.fail("a block was opened"))
+    block = Block()
+    block.load_state_dict({name: value + 1 for name, value in block.state_dict().items()})
+    block.to(dtype=np.float64)
+    assert is_grad_enabled() and block.scale.dtype == np.float64 and block.scale.numpy().tolist() == [1, 2, 3]
+    assert all(p.requires_grad and p.node is None for p in block.parameters())
 
 
 def test_load_takes_tensors_and_half_precision():

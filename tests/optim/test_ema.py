@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 import minigrad
 from minigrad import Tensor, nn, optim
+from minigrad.modes import is_grad_enabled, mode
 from tests.cuda_device import on_cuda
 from tests.support import assert_close, rng
 
@@ -268,6 +269,16 @@ def test_an_interrupt_at_the_end_of_the_block_writes_over_no_later_weights():
     del caught
     gc.collect()
     assert same(ours.state_dict(), trained)
+
+
+def test_no_block_is_opened_that_an_interrupt_could_keep_from_closing(monkeypatch: pytest.MonkeyPatch):
+    """Ctrl-C as `with no_grad():` is left, before `__exit__` has done anything."""
+    ours, ema = averaged_model()
+    averaged = ema.state_dict()
+
+    monkeypatch.setattr(mode, "__exit__", lambda *_: pytest.fail("a block was opened"))
+    ema.copy_to()
+    assert is_grad_enabled() and same(ours.state_dict(), averaged)
 
 
 def test_one_exchange_is_entered_once_at_a_time():
