@@ -30,7 +30,9 @@ class Counter(NamedTuple):
 
 
 _process_seed = 0  # what contexts without a seed of their own use
-_counter: ContextVar[Counter] = ContextVar("minigrad.random", default=Counter(None, 0, 0))  # noqa: B039 - a tuple
+_seedings = 0  # how many times it was set
+_START = Counter(None, 0, 0)
+_counter: ContextVar[tuple[Counter, int]] = ContextVar("minigrad.random", default=(_START, 0))  # and `_seedings` when that was counted
 
 
 def _on_gpu(value: Any) -> bool:
@@ -54,8 +56,8 @@ def _word(value: int, name: str) -> int:
 def manual_seed(seed: int) -> None:
     """Set the seed and start counting from step 0, draw 0.
 
-    The seed holds for the calling context. Called in the main thread it also holds for every thread that sets none itself, so that a prefetching
-    thread draws from the same seed. Without a call the seed is 0.
+    The seed holds for the calling context. Called in the main thread it also holds for every thread that sets none itself, which starts counting anew
+    too: a prefetching thread, or one of a pool, draws from the same seed. Without a call the seed is 0.
 
     Args:
         seed: from 0 to 2**64 - 1.
@@ -63,11 +65,12 @@ def manual_seed(seed: int) -> None:
     Raises:
         TypeError, ValueError: the seed is not such a number.
     """
-    global _process_seed
+    global _process_seed, _seedings
     seed = _word(seed, "manual_seed: seed")
     if threading.current_thread() is threading.main_thread():
         _process_seed = seed
-    _counter.set(Counter(seed, 0, 0))
+        _seedings += 1
+    set_counter(Counter(seed, 0, 0))
 
 
 def set_step(step: Any) -> None:
@@ -77,30 +80,31 @@ def set_step(step: Any) -> None:
         step: its number; or an array on the GPU that holds it, a uint64, for a step that is captured as a graph: draws that are made on the GPU look
             there when the graph is launched, and a draw on the host, which could not be repeated, raises.
     """
-    _counter.set(Counter(_counter.get().seed, step if _on_gpu(step) else _word(step, "set_step: step"), 0))
+    set_counter(Counter(get_counter().seed, step if _on_gpu(step) else _word(step, "set_step: step"), 0))
 
 
 def next_draw() -> tuple[Any, int]:
     """Take the next draw of this context: `(step, draw)`, to be given to `generator` as its counters."""
-    seed, step, draw = _counter.get()
-    _counter.set(Counter(seed, step, draw + 1))
+    seed, step, draw = get_counter()
+    set_counter(Counter(seed, step, draw + 1))
     return step, draw
 
 
 def get_seed() -> int:
     """The seed that draws in this context are made from."""
-    seed = _counter.get().seed
+    seed = get_counter().seed
     return _process_seed if seed is None else seed
 
 
 def get_counter() -> Counter:
     """Where this context's draws stand; `set_counter` goes back to it, and the same draws come again (`minigrad.checkpoint` does that)."""
-    return _counter.get()
+    counter, seedings = _counter.get()
+    return _START if counter.seed is None and seedings != _seedings else counter
 
 
 def set_counter(value: Counter) -> None:
     """Put this context's draws where `get_counter` found them."""
-    _counter.set(value)
+    _counter.set((value, _seedings))
 
 
 def generator(purpose: str, *counters: int) -> np.random.Generator:

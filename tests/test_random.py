@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextvars
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -127,6 +129,28 @@ def test_a_thread_without_a_seed_uses_the_main_threads():
     thread.start()
     thread.join()
     assert found == [expected]
+
+
+@pytest.mark.parametrize("where", ["a thread of a pool", "a context, such as a task's"])
+def test_a_new_seed_starts_the_count_anew_where_there_is_none_of_its_own(where: str):
+    """As in PyTorch, the program that sets its seed again gets the same draws again, also from threads that outlive that."""
+
+    def draw() -> float:
+        return random.generator("mask", *random.next_draw()).random()
+
+    with ThreadPoolExecutor(1) as pool:
+        other: Callable = contextvars.Context().run if "context" in where else lambda function, *values: pool.submit(function, *values).result()
+        random.manual_seed(7)
+        first = [other(draw) for _ in range(3)]
+        other(random.set_step, 4)
+        assert other(random.get_counter) == (None, 4, 0)
+        random.manual_seed(7)
+        assert other(random.get_counter) == (None, 0, 0)
+        assert [other(draw) for _ in range(3)] == first and len(set(first)) == 3
+        assert other(random.get_counter) == (None, 0, 3)
+        other(random.set_counter, random.Counter(3, 2, 1))
+        random.manual_seed(7)
+        assert other(random.get_counter) == (3, 2, 1)  # has a seed of its own
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64])
