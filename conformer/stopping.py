@@ -34,8 +34,8 @@ class Stopped(KeyboardInterrupt):
 class StopSignals:
     """`with StopSignals() as signals:` the signals in SIGNALS set `signals.received` instead of ending the program; `check` raises.
 
-    A second signal raises `Stopped` at once, wherever the program is. Signals that were ignored before stay ignored (as under nohup), and in
-    a thread other than the main one, where Python allows no handlers, nothing is changed.
+    A second signal raises `Stopped` at once, wherever the program is. Signals that were ignored before stay ignored (as under nohup), those
+    that the program around Python sees to stay its own, and in a thread other than the main one, where Python allows no handlers, nothing is changed.
     """
 
     def __init__(self) -> None:
@@ -46,7 +46,8 @@ class StopSignals:
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
-                if signal.getsignal(number) is not signal.SIG_IGN:
+                handler = signal.getsignal(number)
+                if handler is not signal.SIG_IGN and handler is not None:  # None: not Python's, which could not put it back
                     self._before[number] = signal.signal(number, self._note)
         return self
 

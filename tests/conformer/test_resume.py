@@ -239,6 +239,16 @@ def test_ignored_signals_stay_ignored() -> None:
     assert stopping.SIGNALS == (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+def test_a_handler_that_is_not_python_s_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a program in C that Python is embedded in: getsignal says None, which signal() does not take back."""
+    getsignal = signal.getsignal
+    monkeypatch.setattr(signal, "getsignal", lambda number: None if number == signal.SIGTERM else getsignal(number))
+    before = getsignal(signal.SIGTERM), getsignal(signal.SIGINT)
+    with StopSignals() as signals:
+        assert getsignal(signal.SIGTERM) is before[0] and getsignal(signal.SIGINT) == signals._note
+    assert (getsignal(signal.SIGTERM), getsignal(signal.SIGINT)) == before
+
+
 @pytest.mark.usefixtures("terminal")
 @pytest.mark.parametrize("hangs_up", [False, True])
 def test_where_progress_cannot_be_shown_the_run_is_saved(config: TrainConfig, hangs_up: bool) -> None:
