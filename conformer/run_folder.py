@@ -103,7 +103,7 @@ class RunFolder:
         """Open the folder of a run that is to go on, and clear away what a killed process left half-written.
 
         Raises:
-            OSError: there is no run in it, or another process is at it (which is not noticed on Windows).
+            OSError: there is no run in it, or another process, or Trainer of this one, is at it (which is not noticed on Windows).
         """
         if not (path / "config.json").is_file():
             raise FileNotFoundError(f"there is no run to go on with in {path} (no config.json); give the folder of a run")
@@ -234,16 +234,33 @@ def _lock(path: Path) -> int | None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
+        ours = _claim(handle) in _claims
         os.close(handle)
-        raise FileExistsError(f"{path} is in use: another process is training there") from error
+        who = "a Trainer of this process has it; delete that one, or call its folder.close()" if ours else "another process is training there"
+        raise FileExistsError(f"{path} is in use: {who}") from error
     except OSError:  # a file system without locks
         pass
+    _claims.add(_claim(handle))
     return handle
 
 
 def _unlock(handle: int | None) -> None:
-    if handle is not None:
-        os.close(handle)
+    if handle is None or fcntl is None:
+        return
+    if (claim := _claim(handle)) in _claims:  # and not in a forked child, whose copy of the folder has no say
+        _claims.remove(claim)
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_UN)  # closed here alone, it would be kept by a child forked meanwhile
+    os.close(handle)
+
+
+_claims: set[tuple[int, int, int]] = set()  # of the folders that this process has
+
+
+def _claim(handle: int) -> tuple[int, int, int]:
+    """Who claims which folder: the process, and the folder's device and inode."""
+    status = os.fstat(handle)
+    return os.getpid(), status.st_dev, status.st_ino
 
 
 def environment() -> dict[str, Any]:

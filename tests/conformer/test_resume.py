@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import gc
 import json
 import os
@@ -523,16 +524,55 @@ def test_options_given_anew_hold_from_then_on(config: TrainConfig, monkeypatch: 
     assert Trainer.resume(folder(config)).config.log_every == 3
 
 
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_trainer_of_this_process_that_has_the_folder_is_told_from_another_process(config: TrainConfig, closed: bool) -> None:
+    """As when a notebook's cell is run again."""
+    trainer = Trainer(config)
+    with pytest.raises(FileExistsError, match=r"is in use: a Trainer of this process has it; delete that one, or call its folder.close\(\)$"):
+        Trainer.resume(folder(config))
+    if closed:
+        trainer.folder.close()
+    else:
+        del trainer
+    Trainer.resume(folder(config)).folder.close()
+
+
+@pytest.mark.parametrize("closes", [True, False])
+@pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
+def test_a_forked_child_neither_gives_up_nor_keeps_the_claim_on_a_folder(tmp_path: Path, closes: bool) -> None:
+    held = RunFolder.create(tmp_path / "run", {}, {})
+    (reads_ready, ready), (reads_end, end) = os.pipe(), os.pipe()
+    child = os.fork()
+    if not child:
+        if closes:
+            held.close()
+        os.write(ready, b"1")
+        os.read(reads_end, 1)
+        os._exit(0)
+    try:
+        os.read(reads_ready, 1)
+        with pytest.raises(FileExistsError, match="a Trainer of this process has it"):
+            RunFolder.reopen(held.path)
+        held.close()
+        RunFolder.reopen(held.path).close()
+    finally:
+        os.write(end, b"1")
+        os.waitpid(child, 0)
+        for handle in (reads_ready, ready, reads_end, end):
+            os.close(handle)
+
+
 def test_folders_that_cannot_go_on(config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = folder(config)
     with pytest.raises(FileNotFoundError, match="there is no run to go on with in .*run"):
         Trainer.resume(run)
     trainer = break_off(config, 3, monkeypatch)
     checkpoint = run / "checkpoint.safetensors"
-    held = RunFolder.reopen(run)
+    held = os.open(run, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
     with pytest.raises(FileExistsError, match="is in use: another process is training there"):
         Trainer.resume(run)
-    held.close()
+    os.close(held)
     whole = checkpoint.read_bytes()
     checkpoint.write_bytes(whole[:-100])
     with pytest.raises(ValueError, match="checkpoint.safetensors is not a safetensors file that NumPy can read, or is damaged"):
