@@ -53,11 +53,12 @@ class _Checkpoint:
         return outputs
 
     def backward(self, node: Node, gradients: list, needs: tuple | None, create_graph: bool) -> tuple[list, bool]:
-        if node.inputs is None:
+        inputs = node.inputs  # read once: another thread's walk may free the node meanwhile
+        if inputs is None:
             raise freed(self.name)
         if needs is None:
             needs = tuple([edge is not None for edge in node.edges])
-        count = len(node.inputs)
+        count = len(inputs)
         for counter, then in self.reads:
             if counter[0] != then:
                 what = "a tensor that the function used (batch norm's statistics are some, and move with each forward pass in training mode)"
@@ -68,7 +69,7 @@ class _Checkpoint:
         try:
             random.set_counter(self.draws)
             MODE.set(replace(before, recomputing=True, definitions=self.mode.definitions, reads=None))
-            results, rest = differentiate(self.again, node.inputs, gradients, own, create_graph, others)
+            results, rest = differentiate(self.again, inputs, gradients, own, create_graph, others)
         finally:
             MODE.set(before)
             random.set_counter(now)

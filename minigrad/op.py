@@ -213,31 +213,32 @@ class Op(Generic[Result]):
             node.facts = tuple([getattr(inputs[k], what) for k, what in plan.facts])
         node.out = (out.data, out.version, out.version[0]) if plan.out and out is not None else None
 
-    def _refuse_what_is_read(self, node: Node, needs: tuple | None) -> None:
+    def _refuse_what_is_read(self, node: Node, saved: tuple, kept_out: tuple | None, needs: tuple | None) -> None:
         """Raise if an array that was written since the forward pass is one that the rules about to run ask for."""
         wanted = [rule for k, rule, _, _ in node.plan.rules if needs is None or self.variadic or needs[k]]
         asked = {name for rule in wanted for name in inspect.signature(rule).parameters}
-        for x, then, k in zip(node.saved, node.versions, node.plan.saves, strict=True):
+        for x, then, k in zip(saved, node.versions, node.plan.saves, strict=True):
             if x.version[0] != then and self.names[k] in asked:
                 raise changed_in_place(self.name, f"an input of shape {x.shape}", then, x.version[0])
-        if node.out is not None and "out" in asked:
-            out, counter, then = node.out
+        if kept_out is not None and "out" in asked:
+            out, counter, then = kept_out
             if counter[0] != then:
                 raise changed_in_place(self.name, f"its output of shape {out.shape}", then, counter[0])
 
     def _run_rules(self, node: Node, gradients: list, needs: tuple | None, create_graph: bool) -> list:
         """The gradients of the inputs by the rules, as Tensors. Their arguments come from the node: see _Plan."""
+        kept_out = node.out  # each is read once, and this one first: another thread's walk may free the node meanwhile, and this one last
         plan, saved = node.plan, node.saved
         if saved is None:
             raise freed(self.name)
         for x, then in zip(saved, node.versions):  # noqa: B905 (both are as long as plan.saves)
             if x.version[0] != then:
-                self._refuse_what_is_read(node, needs)
+                self._refuse_what_is_read(node, saved, kept_out, needs)
         out = counter = None
-        if node.out is not None:
-            out, counter, then = node.out
+        if kept_out is not None:
+            out, counter, then = kept_out
             if counter[0] != then:
-                self._refuse_what_is_read(node, needs)
+                self._refuse_what_is_read(node, saved, kept_out, needs)
         on_arrays = plan.array_rules and not create_graph
         if on_arrays:
             gs = [None if g is None else g.data for g in gradients]
@@ -706,7 +707,8 @@ class Fused(Op[Result]):
 
     def backward(self, node: Node, gradients: list, needs: tuple | None, create_graph: bool) -> tuple[list, bool]:
         """The gradients of the inputs, and whether their arrays are all fresh. See `autograd._walk`."""
-        if node.kept is None:
+        kept = node.kept  # read once: another thread's walk may free the node meanwhile
+        if kept is None:
             raise freed(self.name)
         g = gradients[0]
         if g is None:
@@ -719,7 +721,7 @@ class Fused(Op[Result]):
                 raise changed_in_place(self.name, "an input or the output", then, counter[0])
         dy: Any = [g if g is None else g.data if kernel.strided or g.data.flags.c_contiguous else g.data.copy() for g in gradients]
         needs = needs or node.needs
-        arrays = kernel.backward(dy[0] if len(dy) == 1 else tuple(dy), node.kept, needs)
+        arrays = kernel.backward(dy[0] if len(dy) == 1 else tuple(dy), kept, needs)
         if not isinstance(arrays, tuple | list) or len(arrays) != len(needs):
             raise TypeError(
                 f"{self.name}: the backward of its kernel gives {_kind(arrays)}; give a tuple of one gradient (or None) per input, {len(needs)}"
@@ -731,7 +733,10 @@ class Fused(Op[Result]):
         """The gradients from the rules if there are any, else from the definition, run again."""
         if self.rules:
             return self._run_rules(node, gradients, needs, create_graph)
-        for x, then in zip(node.inputs, node.versions, strict=True):
+        inputs = node.inputs
+        if inputs is None:
+            raise freed(self.name)
+        for x, then in zip(inputs, node.versions, strict=True):
             if x is not None and x.version[0] != then:
                 raise changed_in_place(self.name, f"an input of shape {x.shape}", then, x.version[0])
 
@@ -741,7 +746,7 @@ class Fused(Op[Result]):
             with changed_mode(site=node.site):  # in anomaly mode the steps of the definition belong to the line that called the operation
                 return self.function(*tensors, *node.values)
 
-        return differentiate(again, node.inputs, gradients, needs or node.needs, create_graph)[0]
+        return differentiate(again, inputs, gradients, needs or node.needs, create_graph)[0]
 
 
 @overload

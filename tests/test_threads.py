@@ -190,6 +190,46 @@ def test_gradients_of_several_threads_add_up():
         sys.setswitchinterval(switching)
 
 
+class FreedMeanwhile:
+    """A node whose arrays another thread lets go of, the first `count` of them, after this one has looked at `looks` of them."""
+
+    ARRAYS = "saved", "inputs", "kept", "out"  # in the order of `Node.free`
+
+    def __init__(self, node: autograd.Node, looks: int, count: int):
+        self.node, self.looks, self.count = node, looks, count
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self.ARRAYS:
+            if self.looks == 0:
+                for array in self.ARRAYS[: self.count]:
+                    setattr(self.node, array, None)
+            self.looks -= 1
+        return getattr(self.node, name)
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("name", ["exp", "mul", "softmax", "layer_norm", "checkpoint"])
+def test_a_node_that_another_thread_frees_gives_its_gradient_or_says_that_it_was_freed(name: str, create_graph: bool):
+    x, dy = Tensor(rng(1).standard_normal((2, 5)), requires_grad=True), Tensor(rng(2).standard_normal((2, 5)))
+    function: Callable = {"exp": F.exp, "mul": lambda x: x * x, "softmax": F.softmax, "layer_norm": F.layer_norm}.get(
+        name, lambda x: minigrad.checkpoint(lambda x: x.exp(), x)
+    )
+    expected = minigrad.grad(function(x), x, dy)[0].numpy()
+    outcomes = set()
+    for looks in range(6):
+        for count in range(1, 5):
+            node: Any = function(x).node
+            try:
+                found, _ = node.op.backward(FreedMeanwhile(node, looks, count), [dy], None, create_graph)
+            except RuntimeError as error:
+                assert "its saved arrays were freed by an earlier backward pass" in str(error)
+                outcomes.add("freed")
+            else:
+                np.testing.assert_allclose(sum(g.numpy() for g in found if g is not None), expected, 1e-12)
+                outcomes.add("gradient")
+    assert outcomes == {"freed", "gradient"}
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
 def test_a_forked_child_does_not_wait_for_a_thread_that_it_has_not():
