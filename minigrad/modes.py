@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import ContextDecorator
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast, overload
 
 import numpy as np
 
@@ -82,9 +82,30 @@ class mode(ContextDecorator):
         return mode(**self._changes)
 
     def __call__(self, function: _Function) -> _Function:
-        """The function with this mode around it; a generator has it whenever it runs, and whoever takes its values between has not."""
+        """The function with this mode around it, also an `async` one; a generator has it whenever it runs, and whoever takes its values between has
+        not.
+
+        Raises:
+            TypeError: it is a class, an `async` generator, or nothing that is called.
+        """
+        if inspect.isclass(function):
+            unfit = "a class; decorate its methods"
+        elif inspect.isasyncgenfunction(function):
+            unfit = "an async generator; decorate what it calls"
+        else:
+            unfit = "" if callable(function) else f"a {type(function).__name__}"
+        if unfit:
+            raise TypeError(f"mode({', '.join(self._changes)}) decorates functions, and {function!r} is {unfit}")
+        if inspect.iscoroutinefunction(function):
+
+            @functools.wraps(function)
+            async def awaited(*args: Any, **kwargs: Any) -> Any:
+                with self._recreate_cm():
+                    return await function(*args, **kwargs)
+
+            return cast(_Function, awaited)
         if not inspect.isgeneratorfunction(function):
-            return super().__call__(function)
+            return cast(_Function, super().__call__(function))
 
         @functools.wraps(function)
         def resumed(*args: Any, **kwargs: Any) -> Generator:
@@ -107,16 +128,36 @@ class mode(ContextDecorator):
         return cast(_Function, resumed)
 
 
+class _Maker(Protocol):
+    @overload
+    def __call__(self) -> mode: ...
+    @overload
+    def __call__(self, function: _Function, /) -> _Function: ...
+
+
+def _also_bare(make: Callable[[], mode]) -> _Maker:
+    """What makes a mode, as a decorator without parentheses too: `@no_grad`, as in PyTorch."""
+
+    @functools.wraps(make)
+    def made(*function: Any) -> Any:
+        return make()(*function) if function else make()
+
+    return made
+
+
+@_also_bare
 def no_grad() -> mode:
     """`with no_grad():` operations leave no graph behind. Source: https://docs.pytorch.org/docs/stable/generated/torch.no_grad.html"""
     return mode(record=False)
 
 
+@_also_bare
 def enable_grad() -> mode:
     """`with enable_grad():` undoes a surrounding `no_grad()`."""
     return mode(record=True)
 
 
+@_also_bare
 def definitions() -> mode:
     """`with definitions():` every fused operation called in the block runs from its definition, not its kernel: slower, and every step can be looked
     at. So does its backward, wherever that runs; a graph from outside keeps its kernels.
@@ -124,6 +165,7 @@ def definitions() -> mode:
     return mode(definitions=True)
 
 
+@_also_bare
 def anomaly() -> mode:
     """`with anomaly():` the first operation that makes a NaN or Inf, forward or backward, raises FloatingPointError naming it, its shapes and the
     caller's line.

@@ -6,9 +6,11 @@ What backward refuses after a write is in `test_versions.py`, what a graph keeps
 
 from __future__ import annotations
 
+import asyncio
+import re
 import subprocess
 import sys
-from collections.abc import Generator
+from collections.abc import AsyncGenerator, Generator
 from dataclasses import replace
 from typing import Any
 
@@ -605,6 +607,56 @@ def test_a_decorated_generator_has_the_mode_whenever_it_runs(name: str):
         with pytest.raises(StopIteration):
             next(generator)
         assert seen == [True] * 4 and MODE.get() is before
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_a_mode_decorates_without_parentheses_too(name: str):
+    def now() -> Mode:
+        return MODE.get()
+
+    bare, called = MODES[name](now), MODES[name]()(now)
+    with minigrad.no_grad() if name == "enable_grad" else minigrad.enable_grad():
+        assert bare.__name__ == "now" and repr(bare()) == repr(called()) != repr(now())
+
+
+def test_a_decorated_coroutine_has_the_mode_while_it_runs_and_other_tasks_have_not():
+    seen = []
+
+    @minigrad.no_grad()
+    async def inside() -> str:
+        for _ in range(3):
+            await asyncio.sleep(0)
+            seen.append(("inside", is_grad_enabled()))
+        return "done"
+
+    async def outside() -> None:
+        for _ in range(3):
+            await asyncio.sleep(0)
+            seen.append(("outside", is_grad_enabled()))
+
+    async def both() -> Any:
+        results = await asyncio.gather(inside(), outside())
+        return results, await inside(), is_grad_enabled()
+
+    assert asyncio.run(both()) == (["done", None], "done", True)
+    assert sorted(set(seen)) == [("inside", False), ("outside", True)] and len(seen) == 9
+
+
+def test_what_a_mode_cannot_decorate():
+    async def numbers() -> AsyncGenerator[int]:
+        yield 1
+
+    class Net:
+        pass
+
+    for wrong, what in (
+        (Net, "is a class; decorate its methods"),
+        (numbers, "is an async generator; decorate what it calls"),
+        (0.5, "mode(record) decorates functions, and 0.5 is a float"),
+    ):
+        for decorator in (minigrad.no_grad, minigrad.no_grad()):
+            with pytest.raises(TypeError, match=re.escape(what)):
+                decorator(wrong)
 
 
 @pytest.mark.parametrize("name", MODES)

@@ -40,7 +40,8 @@ accuracy("images")  # wrong
 accuracy(Tensor([1.0]), names="valid")  # wrong
 batches("3")  # wrong
 Net().forward(3)  # wrong
-minigrad.no_grad(accuracy)  # wrong
+assert_type(minigrad.no_grad(accuracy)(Tensor([1.0])), float)
+minigrad.no_grad(0.5)  # wrong
 with minigrad.no_grad() as nothing:
     assert_type(nothing, None)
 
