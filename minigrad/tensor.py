@@ -9,14 +9,14 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 import numpy as np
 
 from minigrad import backend
 from minigrad.backend import Array
 from minigrad.modes import MODE, is_grad_enabled
-from minigrad.pytorch_names import INSTEAD
+from minigrad.pytorch_names import INSTEAD, Missing
 
 __all__ = ["Tensor", "wrap"]
 
@@ -105,15 +105,8 @@ class Tensor:
     def __init_subclass__(cls) -> None:
         raise TypeError(f"class {cls.__name__}: operations look for Tensor itself, which has no subclasses; hold a Tensor in an attribute instead")
 
-    if not TYPE_CHECKING:  # type checkers would believe that every attribute is there
-
-        def __getattr__(self, name: str) -> Any:
-            """For what is not there: raises AttributeError, which for a method of PyTorch's says what to write instead."""
-            advice = INSTEAD.get(name)
-            message = f"'Tensor' object has no attribute {name!r}"
-            if advice is not None:
-                message = f"Tensor has no attribute {name!r}, which PyTorch's has; write {advice}"
-            raise AttributeError(message, name=name, obj=self)
+    def __dir__(self) -> list[str]:
+        return [name for name in object.__dir__(self) if name not in INSTEAD]
 
     # --- what it is
 
@@ -523,6 +516,10 @@ def _of_booleans(symbols: str, operation: Any, *operands: Any) -> Tensor:
                 "which every number but 0 is true"
             )
     return operation(*operands)
+
+
+for _name in INSTEAD:
+    setattr(Tensor, _name, Missing(_name))
 
 
 def _one_tuple(arguments: tuple) -> tuple[int, ...]:

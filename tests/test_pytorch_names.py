@@ -144,10 +144,22 @@ def test_what_the_advice_for_the_graph_gives():
     ],
 )
 def test_an_attribute_that_is_not_there(name: str, message: str):
+    x = Tensor([1.0])
     with pytest.raises(AttributeError) as error:
-        getattr(Tensor([1.0]), name)
-    assert str(error.value) == message and error.value.name == name  # Python adds what may have been meant to the last
-    assert isinstance(error.value.obj, Tensor)
+        getattr(x, name)
+    assert str(error.value) == message and error.value.name == name and error.value.obj is x  # Python adds what may have been meant to the last
+    assert not hasattr(Tensor, name)
+
+
+def test_what_is_not_there_is_not_offered():
+    """By completion, nor by Python where a name is misspelt."""
+    offered = dir(Tensor([1.0]))
+    assert {"reshape", "transpose", "data", "__add__"} <= set(offered) and not INSTEAD.keys() & set(offered)
+
+
+def test_what_is_there_is_found_as_fast_as_ever():
+    """By the interpreter's own lookup: with a `__getattr__` it takes longer for every attribute of every Tensor."""
+    assert "__getattr__" not in vars(Tensor) and "__getattribute__" not in vars(Tensor)
 
 
 def test_python_s_own_questions_are_answered_as_ever():

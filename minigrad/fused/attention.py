@@ -74,7 +74,7 @@ def scaled_dot_product_attention(
 @scaled_dot_product_attention.check
 def _check(query, key, value, attn_mask, dropout_mask, dropout_p, scale) -> None:
     name = "scaled_dot_product_attention"
-    check_floats(name, query=query, key=key, value=value)
+    check_floats(name, "query key value", query, key, value)
     if attn_mask is not None and attn_mask.dtype.kind not in "fb":
         raise TypeError(f"{name}: attn_mask must be float or bool, it is {attn_mask.dtype}; pass attn_mask.astype(bool)")
     if not query.ndim == key.ndim == value.ndim == 4 or not query.shape[:2] == key.shape[:2] == value.shape[:2]:

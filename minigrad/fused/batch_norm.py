@@ -78,7 +78,7 @@ def batch_norm(
 @batch_norm.check
 def _check(x, weight, bias, mean, var, residual, eps, relu) -> None:
     shape = x.data.shape
-    check_floats("batch_norm", x=x, weight=weight, bias=bias, mean=mean, var=var, residual=residual)
+    check_floats("batch_norm", "x weight bias mean var residual", x, weight, bias, mean, var, residual)
     if len(shape) < 2 or not shape[-1]:
         raise ValueError(f"batch_norm: x must be (..., C) with 2 or more dimensions and a channel, it has shape {x.shape}")
     channels = shape[-1]

@@ -75,7 +75,7 @@ def conv2d(
 
 @conv2d.check_shapes
 def _check(x, weight, bias, stride, padding, dilation, groups) -> None:
-    check_floats("conv2d", x=x, weight=weight, bias=bias)
+    check_floats("conv2d", "x weight bias", x, weight, bias)
     if x.ndim != 4 or weight.ndim != 4 or 0 in weight.shape:
         raise ValueError(f"conv2d: x is (B, H, W, I) and weight (O, I/groups, kh, kw), got x of shape {x.shape} and weight of shape {weight.shape}")
     for name, value, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):

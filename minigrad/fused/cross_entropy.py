@@ -56,7 +56,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) 
 
 @cross_entropy.check
 def _check(logits, labels, label_smoothing) -> None:
-    check_floats("cross_entropy", logits=logits)
+    check_floats("cross_entropy", "logits", logits)
     if logits.ndim != 2 or logits.shape[1] == 0:
         raise ValueError(f"cross_entropy: logits must be (batch, classes) with at least one class, they have shape {logits.shape}")
     batch, classes = logits.shape

@@ -60,7 +60,7 @@ def _scale(p: float) -> float:
 
 @dropout.check
 def _check_dropout(x, mask, p) -> None:
-    check_floats("dropout", x=x)
+    check_floats("dropout", "x", x)
     if mask.shape != x.shape:
         raise ValueError(f"dropout: mask has shape {mask.shape}, x has shape {x.shape}")
     if not 0 <= p <= 1:
@@ -69,7 +69,7 @@ def _check_dropout(x, mask, p) -> None:
 
 @drop_path.check
 def _check_drop_path(x, mask, p) -> None:
-    check_floats("drop_path", x=x)
+    check_floats("drop_path", "x", x)
     if mask.shape != x.shape[:1] or not x.ndim:
         raise ValueError(f"drop_path: mask has shape {mask.shape}, it must be one value for each sample of x (x shape {x.shape})")
     if not 0 <= p <= 1:

@@ -33,7 +33,7 @@ def gelu(x: Tensor) -> Tensor:
 
 @gelu.check
 def _check(x) -> None:
-    check_floats("gelu", x=x)
+    check_floats("gelu", "x", x)
 
 
 # Phi(x) = (1 + tanh(x Q(x^2))) / 2 = 1 / (1 + exp(-2 x Q(x^2))) with Q(s) = sum_k Q_k s^k, fitted so that the error of x Phi(x) is below 6.8e-8 for

@@ -31,7 +31,7 @@ def global_avg_pool2d(x: Tensor) -> Tensor:
 
 @global_avg_pool2d.check_shapes
 def _check(x) -> None:
-    check_floats("global_avg_pool2d", x=x)
+    check_floats("global_avg_pool2d", "x", x)
     if x.ndim != 4 or 0 in x.shape[1:3]:
         raise ValueError(f"global_avg_pool2d: x must be (B, H, W, C) with at least one pixel, it has shape {x.shape}")
 

@@ -52,7 +52,7 @@ def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = No
 
 @layer_norm.check
 def _check(x, weight, bias, eps) -> None:
-    check_floats("layer_norm", x=x, weight=weight, bias=bias)
+    check_floats("layer_norm", "x weight bias", x, weight, bias)
     channels = x.data.shape[-1:]                                           # (C,)
     if channels in ((), (0,)):
         raise ValueError(f"layer_norm: x must have at least one channel in its last axis, it has shape {x.shape}")

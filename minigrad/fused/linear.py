@@ -44,7 +44,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 @linear.check
 def _check(x, weight, bias) -> None:
-    check_floats("linear", x=x, weight=weight, bias=bias)
+    check_floats("linear", "x weight bias", x, weight, bias)
     if weight.ndim != 2:
         raise ValueError(f"linear: weight must be (out_features, in_features), it has shape {weight.shape}")
     if x.ndim == 0 or x.shape[-1] != weight.shape[1]:

@@ -49,7 +49,7 @@ softmax.derivative(x=lambda g, out, axis: out * (g - (g * out).sum(axis, keepdim
 
 def check_input(name: str, x: Tensor, axis: int) -> None:
     """Raise for integers, and for an axis that x does not have."""
-    check_floats(name, x=x)
+    check_floats(name, "x", x)
     check_axis(name, axis, x.ndim)
 
 

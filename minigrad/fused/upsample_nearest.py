@@ -40,7 +40,7 @@ def upsample_nearest(x: Tensor, scale_factor: int | Pair) -> Tensor:
 
 @upsample_nearest.check_shapes
 def _check(x, scale_factor) -> None:
-    check_floats("upsample_nearest", x=x)
+    check_floats("upsample_nearest", "x", x)
     if x.ndim != 4:
         raise ValueError(f"upsample_nearest: x must be (B, H, W, C), it has shape {x.shape}")
     check_pair("upsample_nearest", "scale_factor", scale_factor, 1)

@@ -74,7 +74,7 @@ def window_axes(shape: tuple[int, ...], kernel_size: int | Pair, stride: int | P
 
 def check_pool(name: str, x: Tensor, kernel_size: int | Pair, stride: int | Pair | None, padding: int | Pair) -> None:
     """Raise TypeError or ValueError, in the name of the op `name`, for what cannot be pooled."""
-    check_floats(name, x=x)
+    check_floats(name, "x", x)
     if x.ndim != 4:
         raise ValueError(f"{name}: x must be (B, H, W, C), it has shape {x.shape}")
     check_pair(name, "kernel_size", kernel_size, 1)

@@ -36,16 +36,16 @@ def test_no_operation_takes_integers(proof: Any, context: Any):
 
 def test_the_dtype_that_is_advised_is_that_of_the_first_floats():
     numbers, half = Tensor(np.arange(3)), Tensor(np.zeros(3))
-    check_floats("op", x=half, weight=None)
+    check_floats("op", "x weight", half, None)
     with pytest.raises(TypeError, match=r"^op: bias must be a float Tensor, it is int64; pass bias\.astype\('float64'\)$"):
-        check_floats("op", x=half, weight=None, bias=numbers)
+        check_floats("op", "x weight bias", half, None, numbers)
     with pytest.raises(TypeError, match=r"^op: x must be a float Tensor, it is int64; pass x\.astype\('float64'\)$"):
-        check_floats("op", x=numbers, weight=half, bias=Tensor(np.zeros(3, np.float32)))
+        check_floats("op", "x weight bias", numbers, half, Tensor(np.zeros(3, np.float32)))
     with pytest.raises(TypeError, match=r"^op: x must be a float Tensor, it is bool; pass x\.astype\('float32'\)$"):
-        check_floats("op", x=Tensor(np.zeros(3, bool)), weight=numbers)
+        check_floats("op", "x weight", Tensor(np.zeros(3, bool)), numbers)
 
 
 def test_the_advice_helps():
     x = Tensor(np.arange(3)).astype("float32")
-    check_floats("op", x=x)
+    check_floats("op", "x", x)
     assert x.dtype == np.float32
