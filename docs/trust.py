@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 from minigrad.op import REGISTRY  # noqa: E402
 from tests.deep import files, latest  # noqa: E402
+from tests.mutants import MUTATED  # noqa: E402
 from tests.proofs import table  # noqa: E402
 
 START = """# Why to trust it
@@ -114,8 +115,16 @@ def mutants(path: Path) -> str:
         "|---|---|---|---|",
     ]
     for file, count in found["files"].items():
-        lines.append(f"| {file} | {count.get('killed', 0)} | {count.get('killed', 0) + count.get('survived', 0)} | {count.get('equivalent', 0)} |")
+        lines.append(f"| {still_there(file)} | {count.get('killed', 0)} | {count.get('killed', 0) + count.get('survived', 0)} | {count.get('equivalent', 0)} |")
+    more = sorted({path.relative_to(ROOT).as_posix() for pattern in MUTATED for path in ROOT.glob(pattern)} - found["files"].keys())
+    if more:
+        lines += ["", f"Mutated too, but not in that run: {', '.join(more)}."]
     return "\n".join([*lines, ""])
+
+
+def still_there(file: str) -> str:
+    """The name of a file that was measured, with a word where there is none of this name any more."""
+    return file if (ROOT / file).exists() else f"{file} (renamed or moved since)"
 
 
 def coverage(path: Path) -> str:
@@ -130,7 +139,7 @@ def coverage(path: Path) -> str:
         "| file | lines | branches |",
         "|---|---|---|",
     ]
-    lines += [f"| {name} | {share['lines']:.1f} | {share['branches']:.1f} |" for name, share in found["files"].items() if share["lines"] < 100]
+    lines += [f"| {still_there(name)} | {share['lines']:.1f} | {share['branches']:.1f} |" for name, share in found["files"].items() if share["lines"] < 100]
     return "\n".join([*lines, ""])
 
 

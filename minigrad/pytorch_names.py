@@ -28,7 +28,7 @@ def _write(value: str) -> str:
     return f"`with minigrad.no_grad(): x.copy_({value})`"
 
 
-_GRADIENT = "`minigrad.grad(score, x)` for the gradient of a tensor that is no leaf"
+_GRADIENT = "`minigrad.grad(score, x)[0]` for the gradient of a tensor that is no leaf"
 
 INSTEAD = {
     # shapes
@@ -74,7 +74,7 @@ INSTEAD = {
     "square": "`x * x`",
     "reciprocal": "`1 / x`",
     "rsqrt": "`x ** -0.5`",
-    "sigmoid": "`0.5 + 0.5 * (0.5 * x).tanh()`",
+    "sigmoid": "`F.softmax(F.stack([x, x * 0], -1))[..., 0]`",
     "softmax": "`F.softmax(x, axis)`",
     "log_softmax": "`F.log_softmax(x, axis)`",
     "clamp": "`x.clip(low, high)`",
@@ -90,8 +90,8 @@ INSTEAD = {
     "amax": "`x.max(axis)`",
     "amin": "`x.min(axis)`",
     "argmin": "`(-x).argmax(axis)`",
-    "std": "`x.var(axis) ** 0.5`, which divides by n where PyTorch divides by n - 1",
-    "norm": "`(x * x).sum() ** 0.5`",
+    "std": "`x.var(axis).sqrt()`, which divides by n where PyTorch divides by n - 1",
+    "norm": "`(x * x).sum().sqrt()`",
     "sort": "`np.sort(x.numpy(), axis)`, which has no gradient",
     "any": "`x.numpy().any()`",
     "all": "`x.numpy().all()`",

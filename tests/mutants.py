@@ -41,8 +41,8 @@ from tests.mutations import Mutant, mutants, operations
 MUTATED = (
     "minigrad/ops/*.py", "minigrad/fused/*.py", "minigrad/autograd.py", "minigrad/optim/*.py",
     "minigrad/backend/sums.py", "minigrad/backend/addition.py",
-    "minigrad/op.py", "minigrad/tensor.py", "minigrad/modes.py", "minigrad/checkpoint.py", "minigrad/random.py", "minigrad/gradcheck.py",
-    "minigrad/safetensors_io.py", "minigrad/nn/*.py",
+    "minigrad/op.py", "minigrad/fast_calls.py", "minigrad/tensor.py", "minigrad/modes.py", "minigrad/checkpoint.py", "minigrad/random.py",
+    "minigrad/gradcheck.py", "minigrad/pytorch_names.py", "minigrad/safetensors_io.py", "minigrad/nn/*.py",
 )  # fmt: skip
 USERS = (
     "tests/fused/test_cuda_*.py", "tests/optim/test_cuda_optim.py", "tests/test_graphs.py", "tests/test_op.py", "tests/test_tensor.py",
@@ -74,6 +74,9 @@ PLAN: dict[str, tuple[tuple[str, ...], ...]] = {
         ("tests/fused/test_cuda_choices.py", "tests/fused/test_cuda_launches.py"),
     ),
     "minigrad/checkpoint.py": (("tests/test_checkpoint.py",), ("tests/test_threads.py", "tests/test_memory.py", "tests/test_versions.py")),
+    "minigrad/fast_calls.py": (
+        ("tests/test_op.py",), ("tests/test_autograd.py", "tests/test_versions.py", "tests/test_anomaly.py"), ("tests/ops/test_elementwise.py",),
+    ),
     "minigrad/gradcheck.py": (("tests/test_gradcheck.py",), ("tests/test_proofs.py",)),
     "minigrad/modes.py": (
         ("tests/test_op.py", "tests/test_autograd.py"), ("tests/test_anomaly.py", "tests/test_threads.py", "tests/test_checkpoint.py"),
@@ -103,6 +106,7 @@ PLAN: dict[str, tuple[tuple[str, ...], ...]] = {
         ("tests/ops/test_inputs.py",), ("tests/ops/test_elementwise.py", "tests/test_op.py", "tests/test_tensor.py"),
         ("tests/ops/test_movement.py", "tests/ops/test_index.py", "tests/ops/test_reduce.py"),
     ),
+    "minigrad/pytorch_names.py": (("tests/test_pytorch_names.py",),),
     "minigrad/random.py": (("tests/test_random.py",), ("tests/nn/test_dropout.py", "tests/nn/test_init.py", "tests/test_threads.py")),
     "minigrad/safetensors_io.py": (("tests/test_safetensors_io.py",),),
     "minigrad/tensor.py": (

@@ -86,7 +86,6 @@ __global__ void __launch_bounds__(128) avg_pool2d_backward(const V* __restrict__
     const int w = j / packs + pad_w, p = j % packs, h = row % height + pad_h;            // counted from where the padding begins
     const long long image = (long long)(row / height) * out_height;
     const int last_h = min(h / stride_h, out_height - 1), last_w = min(w / stride_w, out_width - 1);
-    const T share = T(1) / T(kernel_h * kernel_w);                    // most pixels lie in one window, and a division takes longer than all the rest
     Pack<T, N> sum = {};
     for (int oh = last_h; oh >= 0 && oh * stride_h + kernel_h > h; oh--) {
         for (int ow = last_w; ow >= 0 && ow * stride_w + kernel_w > w; ow--) {
@@ -94,6 +93,6 @@ __global__ void __launch_bounds__(128) avg_pool2d_backward(const V* __restrict__
             for (int k = 0; k < N; k++) sum.v[k] += pack.v[k];
         }
     }
-    for (T& v : sum.v) v *= share;
+    for (T& v : sum.v) v /= kernel_h * kernel_w;                      // not times the reciprocal, which is rounded
     packs_of<T>(dx)[(long long)row * width * packs + j] = sum;
 }

@@ -111,14 +111,18 @@ class TestAvgPool2d(Proof):
 
     @pytest.mark.parametrize("kernel", [7, 11, 22])
     @pytest.mark.parametrize("context", [enable_grad, definitions])
-    def test_the_mean_of_ones_is_one(self, context: Any, kernel: int) -> None:
+    @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+    def test_the_mean_of_ones_is_one(self, device: str, context: Any, kernel: int) -> None:
         """In float32 121 times the nearest number to 1 / 121 is not: the sum is divided. So is what each pixel gets, also by the rule on Tensors."""
-        with context():
-            x = Tensor(np.ones((1, 2 * kernel, kernel, 2), np.float32), requires_grad=True)
-            y = avg_pool2d(x, kernel)
-            (dx,) = grad(y, x, Tensor(np.full(y.shape, 3.0, np.float32)), create_graph=True)
-        np.testing.assert_array_equal(y.numpy(), np.ones((1, 2, 1, 2), np.float32))
-        np.testing.assert_array_equal(dx.numpy(), np.full(x.shape, np.float32(3) / np.float32(kernel**2)))
+        for create_graph in (False, True):
+            with on_cuda(), context():
+                x = Tensor(np.ones((1, 2 * kernel, kernel, 2), np.float32)).to(device=device).requires_grad_()
+                y = avg_pool2d(x, kernel)
+                upstream = Tensor(np.full(y.shape, 3.0, np.float32)).to(device=device)
+                (dx,) = grad(y, x, upstream, create_graph=create_graph)
+                found = [z.to(device="cpu").numpy() for z in (y, dx)]
+            np.testing.assert_array_equal(found[0], np.ones((1, 2, 1, 2), np.float32))
+            np.testing.assert_array_equal(found[1], np.full(x.shape, np.float32(3) / np.float32(kernel**2)))
 
     def test_a_nan_stays_in_its_windows(self) -> None:
         x = rng(2).standard_normal((1, 4, 4, 1))
