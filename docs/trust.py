@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ sys.path.insert(0, str(ROOT))
 from minigrad.op import REGISTRY  # noqa: E402
 from tests.deep import files, latest  # noqa: E402
 from tests.mutants import MUTATED  # noqa: E402
+from tests.mutations import mutants as changes  # noqa: E402
 from tests.proofs import table  # noqa: E402
 
 START = """# Why to trust it
@@ -115,10 +117,12 @@ def mutants(path: Path) -> str:
         "|---|---|---|---|",
     ]
     for file, count in found["files"].items():
-        lines.append(f"| {still_there(file)} | {count.get('killed', 0)} | {count.get('killed', 0) + count.get('survived', 0)} | {count.get('equivalent', 0)} |")
-    more = sorted({path.relative_to(ROOT).as_posix() for pattern in MUTATED for path in ROOT.glob(pattern)} - found["files"].keys())
+        killed, survived, equivalent = (count.get(kind, 0) for kind in ("killed", "survived", "equivalent"))
+        lines.append(f"| {still_there(file)} | {killed} | {killed + survived} | {equivalent} |")
+    paths = {path.relative_to(ROOT).as_posix(): path for pattern in MUTATED for path in ROOT.glob(pattern)}
+    more = [name for name in sorted(paths.keys() - found["files"].keys()) if changes(name, paths[name].read_text(encoding="utf-8"))]
     if more:
-        lines += ["", f"Mutated too, but not in that run: {', '.join(more)}."]
+        lines += ["", *textwrap.wrap(f"Mutated too, but not in that run: {', '.join(more)}.", 150, break_on_hyphens=False)]
     return "\n".join([*lines, ""])
 
 
@@ -139,7 +143,8 @@ def coverage(path: Path) -> str:
         "| file | lines | branches |",
         "|---|---|---|",
     ]
-    lines += [f"| {still_there(name)} | {share['lines']:.1f} | {share['branches']:.1f} |" for name, share in found["files"].items() if share["lines"] < 100]
+    files = {name: share for name, share in found["files"].items() if share["lines"] < 100}
+    lines += [f"| {still_there(name)} | {share['lines']:.1f} | {share['branches']:.1f} |" for name, share in files.items()]
     return "\n".join([*lines, ""])
 
 
