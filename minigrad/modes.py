@@ -88,15 +88,19 @@ class mode(ContextDecorator):
         Raises:
             TypeError: it is a class, an `async` generator, or nothing that is called.
         """
+        kind = type(function)
+        unfit = None
         if inspect.isclass(function):
             unfit = "a class; decorate its methods"
         elif inspect.isasyncgenfunction(function):
             unfit = "an async generator; decorate what it calls"
-        else:
-            unfit = "" if callable(function) else f"a {type(function).__name__}"
+        elif isinstance(function, classmethod | staticmethod):
+            unfit = f"a {kind.__name__}; decorate below @{kind.__name__}"
+        elif not callable(function):
+            unfit = f"a {kind.__name__}"
         if unfit:
-            raise TypeError(f"mode({', '.join(self._changes)}) decorates functions, and {function!r} is {unfit}")
-        if inspect.iscoroutinefunction(function):
+            raise TypeError(f"no_grad() and its like decorate functions, and {function!r} is {unfit}")
+        if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(kind.__call__):
 
             @functools.wraps(function)
             async def awaited(*args: Any, **kwargs: Any) -> Any:

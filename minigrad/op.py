@@ -385,10 +385,15 @@ class Primitive(Op[Result]):
 
         mode = MODE.get()
         arrays = [x.data for x in inputs]
+        if self.variadic:
+            _check_arrays(arrays)  # NumPy would make arrays of Tensors
         try:
             out: Any = self.function(arrays, *values) if self.variadic else self.function(*arrays, *values)
         except (ValueError, IndexError, TypeError) as error:
-            raise self._explained(error, arrays) from None
+            explained = self._explained(error, arrays)
+            if explained is error:
+                raise
+            raise explained from None
         if self.several:
             out = self._arrays(out, arrays)
         elif type(out) is not _ndarray:
@@ -467,7 +472,11 @@ class Primitive(Op[Result]):
         return result
 
     def _wrap_several(self, out: tuple, inputs: Sequence[Tensor], values: tuple, mode: Any) -> tuple[Tensor, ...]:
-        versions = [self._shared_version(array, inputs) for array in out]
+        first = self._shared_version(out[0], inputs) if out else None
+        if self.view:  # they all look at it, or none does
+            versions = [first] * len(out)
+        else:
+            versions = [first, *[self._shared_version(array, inputs) for array in out[1:]]]
         if not (mode.record and any(x._requires_grad for x in inputs)):
             return tuple([wrap(array, None, 0, version) for array, version in zip(out, versions, strict=True)])
         node = _new(self, inputs, values, mode.anomaly)

@@ -74,7 +74,7 @@ INSTEAD = {
     "square": "`x * x`",
     "reciprocal": "`1 / x`",
     "rsqrt": "`x ** -0.5`",
-    "sigmoid": "`F.softmax(F.stack([x, x * 0], -1))[..., 0]`",
+    "sigmoid": "`F.softmax(F.stack([x, x * 0], -1))[..., 0]`, of finite numbers",
     "softmax": "`F.softmax(x, axis)`",
     "log_softmax": "`F.log_softmax(x, axis)`",
     "clamp": "`x.clip(low, high)`",
@@ -89,7 +89,7 @@ INSTEAD = {
     # along an axis
     "amax": "`x.max(axis)`",
     "amin": "`x.min(axis)`",
-    "argmin": "`(-x).argmax(axis)`",
+    "argmin": "`np.argmin(x.numpy(), axis)`",
     "std": "`x.var(axis).sqrt()`, which divides by n where PyTorch divides by n - 1",
     "norm": "`(x * x).sum().sqrt()`",
     "sort": "`np.sort(x.numpy(), axis)`, which has no gradient",

@@ -85,8 +85,9 @@ def set_step(step: Any) -> None:
 
 def next_draw() -> tuple[Any, int]:
     """Take the next draw of this context: `(step, draw)`, to be given to `generator` as its counters."""
+    seedings = _seedings  # read first: a seed that another thread sets meanwhile is met by the draw after this one
     seed, step, draw = get_counter()
-    set_counter(Counter(seed, step, draw + 1))
+    _counter.set((Counter(seed, step, draw + 1), seedings))
     return step, draw
 
 

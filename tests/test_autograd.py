@@ -634,11 +634,18 @@ def test_a_decorated_coroutine_has_the_mode_while_it_runs_and_other_tasks_have_n
             await asyncio.sleep(0)
             seen.append(("outside", is_grad_enabled()))
 
+    class Called:
+        async def __call__(self) -> bool:
+            await asyncio.sleep(0)
+            return is_grad_enabled()
+
+    called = minigrad.no_grad()(Called())
+
     async def both() -> Any:
         results = await asyncio.gather(inside(), outside())
-        return results, await inside(), is_grad_enabled()
+        return results, await inside(), await called(), is_grad_enabled()
 
-    assert asyncio.run(both()) == (["done", None], "done", True)
+    assert asyncio.run(both()) == (["done", None], "done", False, True)
     assert sorted(set(seen)) == [("inside", False), ("outside", True)] and len(seen) == 9
 
 
@@ -652,7 +659,8 @@ def test_what_a_mode_cannot_decorate():
     for wrong, what in (
         (Net, "is a class; decorate its methods"),
         (numbers, "is an async generator; decorate what it calls"),
-        (0.5, "mode(record) decorates functions, and 0.5 is a float"),
+        (0.5, "no_grad() and its like decorate functions, and 0.5 is a float"),
+        (classmethod(len), "is a classmethod; decorate below @classmethod"),
     ):
         for decorator in (minigrad.no_grad, minigrad.no_grad()):
             with pytest.raises(TypeError, match=re.escape(what)):

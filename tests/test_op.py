@@ -682,6 +682,29 @@ def test_errors_of_other_kinds_come_through_as_they_are():
         primitive(named)(Tensor([1.0]))
 
 
+def unary_failing(x: Tensor) -> Tensor:
+    try:
+        return {}[x.shape]
+    except KeyError as error:
+        raise TypeError("no such shape") from error
+
+
+def binary_failing(x: Tensor, y: Tensor) -> Tensor:
+    return unary_failing(x)
+
+
+def other_failing(a: Tensor) -> Tensor:
+    return unary_failing(a)
+
+
+@pytest.mark.parametrize("function", [unary_failing, binary_failing, other_failing])
+def test_an_error_of_its_own_keeps_its_cause(function: Callable, registry: None):
+    op = primitive(function)
+    with pytest.raises(TypeError, match="^no such shape$") as error:
+        op(*[Tensor([1.0])] * op.count)
+    assert isinstance(error.value.__cause__, KeyError)
+
+
 # --- what a kernel's gradients read
 
 

@@ -131,6 +131,21 @@ def test_a_thread_without_a_seed_uses_the_main_threads():
     assert found == [expected]
 
 
+def test_a_new_seed_in_the_midst_of_a_draw_is_met_by_the_next(monkeypatch: pytest.MonkeyPatch):
+    context, read, again = contextvars.Context(), random.get_counter, contextvars.copy_context()
+
+    def interrupted() -> random.Counter:
+        counter = read()
+        again.run(random.manual_seed, 9)  # as the main thread would meanwhile
+        return counter
+
+    assert context.run(random.next_draw) == (0, 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(random, "get_counter", interrupted)
+        assert context.run(random.next_draw) == (0, 1)
+    assert context.run(random.get_counter) == (None, 0, 0)
+
+
 @pytest.mark.parametrize("where", ["a thread of a pool", "a context, such as a task's"])
 def test_a_new_seed_starts_the_count_anew_where_there_is_none_of_its_own(where: str):
     """As in PyTorch, the program that sets its seed again gets the same draws again, also from threads that outlive that."""

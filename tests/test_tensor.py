@@ -311,6 +311,8 @@ USES = {
     "matmul": lambda p: p @ W.T,
     "linear": lambda p: F.linear(W, p),
     "softmax": F.softmax,
+    "stack": lambda p: F.stack([p, p]),
+    "concatenate": lambda p: F.concatenate([W, p]),
 }
 BEFORE = {
     "*": lambda p: p * W,
@@ -321,7 +323,10 @@ BEFORE = {
     "matmul": lambda p: W @ p.T,
     "linear": lambda p: F.linear(W, p),
 }
-NO_ARRAY = r"^a tensor's .data was set to a Tensor; write t.copy_\(value\) under `with minigrad.no_grad\(\):` instead of t.data = value$"
+NO_ARRAY = (
+    r"^there is a Tensor where an array is needed; if a tensor's .data was set to it, write t.copy_\(value\) under `with minigrad.no_grad\(\):` "
+    r"instead of t.data = value$"
+)
 
 
 def set_to_a_tensor(p: Tensor) -> None:

@@ -71,7 +71,10 @@ def _find(array: Array) -> _Device:
     if device is None:
         kind = type(array)
         if kind.__module__ == "minigrad.tensor":  # `p.data = p.data.clip(...)` is for arrays, and found out at the next use
-            raise TypeError("a tensor's .data was set to a Tensor; write t.copy_(value) under `with minigrad.no_grad():` instead of t.data = value")
+            raise TypeError(
+                "there is a Tensor where an array is needed; if a tensor's .data was set to it, write t.copy_(value) under "
+                "`with minigrad.no_grad():` instead of t.data = value"
+            )
         raise TypeError(f"{kind.__name__} is not an array of a known device ({', '.join(_by_name)})")
     return device
 

@@ -22,9 +22,7 @@ class _Numbered(Module):
     def append(self, module: Module) -> Self:
         """Add a module at the end; returns the list."""
         if not isinstance(module, Module):
-            several = isinstance(module, Iterable) and isinstance(self, Sequential)
-            advice = f"; give them one by one, as in Sequential(*modules{'.values()' * isinstance(module, Mapping)})" if several else ""
-            raise TypeError(f"{type(self).__name__}: element {len(self)} is a {type(module).__name__}, not a Module{advice}")
+            raise TypeError(f"{type(self).__name__}: element {len(self)} is a {type(module).__name__}, not a Module")
         number = len(self)
         while str(number) in self._registered:  # where a place before it was deleted, or set to None
             number += 1
@@ -85,6 +83,10 @@ class Sequential(_Numbered):
     """
 
     def __init__(self, *modules: Module):
+        several = modules[0] if len(modules) == 1 else None
+        if isinstance(several, Iterable) and not isinstance(several, Module | str):
+            found, values = type(several).__name__, ".values()" * isinstance(several, Mapping)
+            raise TypeError(f"{type(self).__name__}: element 0 is a {found}, not a Module; give them one by one, as in Sequential(*modules{values})")
         super().__init__(modules)
 
     def _of(self, named: list[tuple[str, Module]]) -> Sequential:

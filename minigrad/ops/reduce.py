@@ -46,7 +46,7 @@ def sum(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:
     """The sum along `axis`; of booleans and integers in int64. Source: https://docs.pytorch.org/docs/stable/generated/torch.sum.html"""
     try:
         return sums.total(x, axis, keepdims)
-    except (TypeError, np.exceptions.AxisError):
+    except (TypeError, ValueError):
         _check_axes("sum", axis, x.ndim)
         raise
 
@@ -56,7 +56,7 @@ def max(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:
     """The largest element along `axis`; ties share the gradient equally. Source: https://docs.pytorch.org/docs/stable/generated/torch.amax.html"""
     try:
         return x.max(axis, keepdims=keepdims)
-    except (TypeError, np.exceptions.AxisError):
+    except (TypeError, ValueError):
         _check_axes("max", axis, x.ndim, "; F.maximum compares two tensors")
         raise
 
@@ -66,7 +66,7 @@ def min(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:
     """The smallest element along `axis`; ties share the gradient equally. Source: https://docs.pytorch.org/docs/stable/generated/torch.amin.html"""
     try:
         return x.min(axis, keepdims=keepdims)
-    except (TypeError, np.exceptions.AxisError):
+    except (TypeError, ValueError):
         _check_axes("min", axis, x.ndim, "; F.minimum compares two tensors")
         raise
 
@@ -74,7 +74,7 @@ def min(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:
 def _check_axes(name: str, axis: Any, ndim: int, advice: str = "") -> None:
     """Raise, in the name of the op `name`, for axes that are no whole numbers and for those that are not there, as `check_axis` does for one."""
     axes = axis if isinstance(axis, tuple | list) else () if axis is None else (axis,)
-    if not all([hasattr(a, "__index__") for a in axes]):
+    if not all([isinstance(a, int | np.integer) for a in axes]):
         what = reprlib.repr(axis)  # perhaps the numbers of a Tensor
         raise TypeError(f"{name}: the axis must be a whole number, a tuple of them or None, it is {what}{advice}") from None
     for a in axes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ContextDecorator
 from typing import Any
 
 import numpy as np
@@ -210,7 +210,7 @@ class EMA:
             shadow[...] = backend.to_device(loaded[name], backend.device_of(shadow))
 
 
-class _Swapped(AbstractContextManager[Module]):
+class _Swapped(AbstractContextManager[Module], ContextDecorator):
     """See `EMA.swapped`. No generator, whose `finally` an interrupt could put off until the traceback is let go: it would then write the weights of
     that time over those that were trained since.
     """
@@ -218,6 +218,10 @@ class _Swapped(AbstractContextManager[Module]):
     def __init__(self, ema: EMA):
         self._ema = ema
         self._own: dict[str, Any] | None = None  # inside the block
+
+    def _recreate_cm(self) -> _Swapped:
+        """For each call of a function that this decorates."""
+        return _Swapped(self._ema)
 
     def __enter__(self) -> Module:
         if self._own is not None:

@@ -62,6 +62,9 @@ def test_every_element_is_added_once(rows: int, few: int, width: int, case: tupl
         (((1 << 14) + 77, 2), 0),
         ((4096, 256), 0),
         ((1 << 16, 1), 0),
+        ((128, 2), 0),
+        ((3, 100, 10), 1),
+        ((5, 25, 3), (0, 1)),
     ],
 )
 def test_sums_of_many_rows_keep_their_digits(shape: tuple[int, ...], axis: Any, number: float):
@@ -99,14 +102,15 @@ def test_sums_on_a_gpu():
 def test_columns_are_added_in_parts(monkeypatch: pytest.MonkeyPatch, lead: tuple[int, ...], rows: int, part: int):
     for name, value in (("_PART", part), ("_ROWS", max(part, 4)), ("_FEW", 2)):
         monkeypatch.setattr(sums, name, value)
-    x, y = rng(rows).integers(-9, 10, (2, *lead, rows, 3)).astype(float)
-    assert_array_equal(sums.column_sums(x), x.sum(-2))
-    if not lead:
-        assert_array_equal(sums.column_products(x, y), (x * y).sum(0))
+    for columns in (3, 64):
+        x, y = rng(rows).integers(-9, 10, (2, *lead, rows, columns)).astype(float)
+        assert_array_equal(sums.column_sums(x), x.sum(-2))
+        if not lead:
+            assert_array_equal(sums.column_products(x, y), (x * y).sum(0))
 
 
 @pytest.mark.parametrize("number", [0.1, 0.7])
-@pytest.mark.parametrize("shape", [((1 << 17) + 77, 2), (500, 96)])
+@pytest.mark.parametrize("shape", [((1 << 17) + 77, 2), (500, 96), (512, 64), (512, 10), (512, 7), (128, 3)])
 def test_columns_of_many_rows_keep_their_digits(shape: tuple[int, ...], number: float):
     """In one running sum the 131,149 are 1e-3 off, and 500 products 5e-6."""
     x = np.full(shape, number, np.float32)

@@ -121,7 +121,7 @@ def test_layers_take_arguments_that_pytorchs_take_and_that_change_nothing():
     assert nn.Identity(54, unused=True)(x) is x
     np.testing.assert_array_equal(nn.ReLU(inplace=False)(x).numpy(), [1.0, 0.0])
     assert repr(nn.Sequential(nn.ReLU(False), nn.GELU("none"))) == repr(nn.Sequential(nn.ReLU(), nn.GELU()))
-    assert nn.LayerNorm(np.int64(3)).normalized_shape == (3,)
+    assert nn.LayerNorm(np.int64(3)).normalized_shape == nn.LayerNorm(np.array([3])).normalized_shape == (3,)
 
 
 @given(

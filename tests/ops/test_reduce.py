@@ -272,6 +272,10 @@ def test_a_second_tensor_is_no_axis(name: str):
     message = rf"{name}: the axis must be a whole number, .* it is \(\(1\.0, 1\.0, 1\.0\), .*; F\.{name}imum compares two tensors"
     with pytest.raises(TypeError, match=message):
         getattr(ops, name)(x, x)
+    with pytest.raises(TypeError, match=rf"{name}: the axis must be a whole number, .*; F\.{name}imum compares two tensors"):
+        getattr(x, name)(Tensor(np.ones((100, 3))))  # of more numbers than there can be axes
+    with pytest.raises(TypeError, match="sum: the axis must be a whole number, a tuple of them or None, it is array"):
+        x.sum(np.array([0, 1]))
     with pytest.raises(TypeError, match="sum: the axis must be a whole number, a tuple of them or None, it is 0.5$"):
         ops.sum(x, 0.5)
     with pytest.raises(np.exceptions.AxisError, match=f"^{name}: there is no axis 1; give one from -1 to 0$"):

@@ -292,6 +292,17 @@ def test_one_exchange_is_entered_once_at_a_time():
     assert same(ours.state_dict(), own)
 
 
+def test_an_exchange_decorates():
+    ours, ema = averaged_model()
+    own = ours.state_dict()
+
+    @ema.swapped()
+    def averaged(depth: int) -> bool:
+        return same(ours.state_dict(), ema.state_dict()) and (depth == 0 or averaged(depth - 1))
+
+    assert averaged(2) and averaged(0) and same(ours.state_dict(), own)
+
+
 def test_what_is_measured_anew_of_the_average_stays_in_it():
     """Batch norm's statistics of the averaged weights."""
     ours, ema = averaged_model()
