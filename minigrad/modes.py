@@ -88,13 +88,13 @@ class mode(ContextDecorator):
         Raises:
             TypeError: it is a class, an `async` generator, or nothing that is called.
         """
-        kind = type(function)
+        kind: type = type(function)
         unfit = None
         if inspect.isclass(function):
             unfit = "a class; decorate its methods"
         elif inspect.isasyncgenfunction(function):
             unfit = "an async generator; decorate what it calls"
-        elif isinstance(function, classmethod | staticmethod):
+        elif kind in (classmethod, staticmethod):
             unfit = f"a {kind.__name__}; decorate below @{kind.__name__}"
         elif not callable(function):
             unfit = f"a {kind.__name__}"
@@ -105,7 +105,7 @@ class mode(ContextDecorator):
             @functools.wraps(function)
             async def awaited(*args: Any, **kwargs: Any) -> Any:
                 with self._recreate_cm():
-                    return await function(*args, **kwargs)
+                    return await cast(Callable, function)(*args, **kwargs)
 
             return cast(_Function, awaited)
         if not inspect.isgeneratorfunction(function):

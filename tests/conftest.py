@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -117,6 +118,14 @@ def tiny_network(monkeypatch: pytest.MonkeyPatch) -> str:
 
     monkeypatch.setitem(CONFIGS, "tiny", replace(CONFIGS["cifar-nano"], channel_ratio=0.25, embed_dim=16, depth=3, num_heads=2, stem_channels=8))
     return "tiny"
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """SIGINT is not ignored, as it is in a shell's background jobs."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

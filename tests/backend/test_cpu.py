@@ -90,14 +90,6 @@ def test_an_exception_comes_back_when_all_blocks_are_done(failing: str, pool: in
     assert parallel_rows(lambda start, stop: stop - start, 100) == [stop - start for start, stop in blocks]  # the pool lives on
 
 
-@pytest.fixture
-def ctrl_c():
-    """SIGINT is not ignored, as it is in a shell's background jobs."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_is_raised_when_no_worker_writes_any_more(pool: int):
     """It comes while the caller, done with its own share, waits for the others."""

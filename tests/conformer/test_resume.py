@@ -240,6 +240,7 @@ def test_ignored_signals_stay_ignored() -> None:
     assert stopping.SIGNALS == (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_handler_that_is_not_python_s_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a program in C that Python is embedded in: getsignal says None, which signal() does not take back."""
     getsignal = signal.getsignal

@@ -259,6 +259,7 @@ class CtrlC:
     __getitem__ = staticmethod(_thread.interrupt_main)
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_an_interrupt_at_the_end_of_the_block_writes_over_no_later_weights():
     """Whether or not the module had its own again: it is not given them when the traceback, which a notebook keeps, is let go."""
     ours, ema = averaged_model()
