@@ -95,7 +95,8 @@ PLAN: dict[str, tuple[tuple[str, ...], ...]] = {
     "minigrad/op.py": (
         ("tests/test_op.py",), ("tests/test_autograd.py", "tests/test_graphs.py"), ("tests/test_tensor.py", "tests/test_versions.py"),
         ("tests/test_memory.py", "tests/test_anomaly.py", "tests/test_checkpoint.py", "tests/test_peers_bugs.py", "tests/test_devices.py"),
-        ("tests/ops/test_elementwise.py", "tests/fused/test_linear.py", "tests/fused/test_batch_norm.py", "tests/test_threads.py"),
+        ("tests/ops/test_elementwise.py", "tests/ops/test_movement.py", "tests/ops/test_reduce.py", "tests/ops/test_inputs.py"),
+        ("tests/fused/test_linear.py", "tests/fused/test_batch_norm.py", "tests/test_threads.py"),
     ),
     "minigrad/ops/elementwise.py": (
         ("tests/ops/test_elementwise.py",), ("tests/test_op.py", "tests/test_tensor.py"),

@@ -567,6 +567,16 @@ def test_a_write_into_what_decided_is_refused(look: Callable):
     assert x.grad is None
 
 
+def test_a_write_into_a_setting_is_refused():
+    """A Tensor given as a plain value is read at the call; the second run would read another."""
+    x, axis = leaf(3, 3), Tensor(np.array(0))
+    y = checkpoint(lambda x: F.softmax(x, axis), x)
+    axis.copy_(1)
+    with pytest.raises(RuntimeError, match="backward of checkpoint: a tensor that the function used.* was written in place after the forward pass"):
+        y.backward(upstream(y))
+    assert x.grad is None
+
+
 def test_a_write_into_something_else_is_not():
     x, other = leaf(3), leaf(3)
     y = checkpoint(lambda x: x.exp(), x)

@@ -65,6 +65,7 @@ def test_arguments_are_bound_as_python_does(call: Callable):
         (lambda f, x: f(scale=x), "affine: argument 'x' is missing"),
         (lambda f, x: f(x, x, x, 1, 1.0, 5), r"affine: 6 arguments given, at most 5 taken \(x, scale, shift, power, sign\)"),
         (lambda f, x: f(x, x, scale=x), "affine: argument 'scale' is given twice"),
+        (lambda f, x: f(x, x, x, 1, 1.0, sign=1.0), "affine: argument 'sign' is given twice"),
         (lambda f, x: f(x, sacle=x), "affine: there is no argument 'sacle'; there are x, scale, shift, power, sign"),
     ],
 )
@@ -178,8 +179,10 @@ def test_rules_on_arrays_are_used_only_where_no_graph_is_wanted():
         return x * 2.0
 
     double.derivative(x=lambda g: used.append(type(g)) or g * 2.0)
-    double.on_arrays(x=lambda g: used.append(type(g)) or g * 2.0)
     x = leaf(2)
+    minigrad.grad(double(x).sum(), x)
+    assert used.pop() is Tensor
+    double.on_arrays(x=lambda g: used.append(type(g)) or g * 2.0)
     first = minigrad.grad(double(x).sum(), x)[0]
     second = minigrad.grad(double(x).sum(), x, create_graph=True)[0]
     assert used == [np.ndarray, Tensor]
@@ -398,6 +401,13 @@ def test_two_dtypes_in_a_fused_operation():
         F.layer_norm(Tensor([[1.0, 2.0]]), Tensor(np.ones(2)))
 
 
+def read_only(array: np.ndarray) -> np.ndarray:
+    """A view that cannot be written to, of an array that can."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
 @pytest.mark.parametrize("definition", [False, True])
 def test_settings_are_what_they_were_at_the_call(definition: bool):
     """A list, an array or a Tensor that was given as a setting may be changed before backward: kernels, definitions and rules do not see that."""
@@ -419,6 +429,7 @@ def test_settings_are_what_they_were_at_the_call(definition: bool):
         (F.max_pool2d, 2, [2, 2], lambda setting: setting.__setitem__(0, 1)),
         (F.pad, widths, tuple(map(list, widths)), lambda setting: setting[2].reverse()),
         (F.pad, widths, np.array(widths), lambda setting: setting.fill(0)),
+        (F.pad, widths, read_only(np.array(widths)), lambda setting: setting.base.fill(0)),
         (lambda x, axis: x.sum(axis), 1, Tensor(np.array(1)), lambda setting: setting.copy_(2)),
         (lambda x, axes: x.sum(axes), (0, 1), [0, 1], lambda setting: setting.__setitem__(1, 2)),
     ):
@@ -428,6 +439,18 @@ def test_settings_are_what_they_were_at_the_call(definition: bool):
         lambda x, _: x.clip(0.0, 99.0), None))  # fmt: skip
     with pytest.raises(TypeError, match=r"pad: a Tensor .* requires grad is given as a plain value \(widths, value\), which has .* give .detach"):
         F.pad(Tensor([1.0, 2.0]), ((1, 1),), Tensor(0.5, requires_grad=True))
+
+
+def test_an_operation_cannot_write_into_its_settings(registry: None):
+    @primitive
+    def shifting(x: Tensor, by: np.ndarray) -> Tensor:
+        by += 1
+        return x + by
+
+    by = np.array([1.0, 2.0])
+    with pytest.raises(ValueError, match="shifting: .*read-only"):
+        shifting(Tensor([1.0, 2.0]), by)
+    assert by.tolist() == [1.0, 2.0]
 
 
 @pytest.mark.emulator

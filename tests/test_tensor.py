@@ -316,6 +316,7 @@ USES = {
 }
 BEFORE = {
     "*": lambda p: p * W,
+    "sin": lambda p: p.sin(),
     "exp": lambda p: p.exp(),
     "log": lambda p: p.log(),
     "sum": lambda p: p.sum(),

@@ -339,6 +339,18 @@ class TestIsfinite(Comparison):
     examples = [Case([np.array([1, 2])]), Case([np.array([True])])]
 
 
+@pytest.mark.parametrize("name", ["exp", "log", "sqrt", "tanh", "erf", "sin", "cos"])
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8, bool])
+def test_whole_numbers_become_float32_as_in_pytorch(name: str, dtype: type):
+    numbers = np.array([[1, 0, 1], [1, 1, 0]] if dtype is bool else [[1, 2, 3], [4, 5, 9]]).astype(dtype)
+    expected = getattr(torch, name)(torch.tensor(numbers)).numpy()
+    with np.errstate(divide="ignore"):
+        for given in (Tensor(numbers), numbers):
+            y = getattr(ops, name)(given)
+            assert y.dtype == np.float32 == expected.dtype and not y.requires_grad
+            np.testing.assert_allclose(y.numpy(), expected, rtol=1e-6)
+
+
 # --- powers, as they are written
 
 
