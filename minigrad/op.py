@@ -250,17 +250,13 @@ class Op(Generic[Result]):
         environment.insert(0, g)
         rules = plan.array_rules if on_arrays else plan.rules
         results: list = [None] * len(node.edges)
-        try:
-            if self.variadic:
-                ((_, rule, _, pick),) = rules
-                results = list(rule(*pick(environment)))
-            else:
-                for k, rule, alone, pick in rules:
-                    if needs is None or needs[k]:
-                        results[k] = rule(g) if alone else rule(*pick(environment))
-        except TypeError:
-            _check_arrays([x.data for x in saved])
-            raise
+        if self.variadic:
+            ((_, rule, _, pick),) = rules
+            results = list(rule(*pick(environment)))
+        else:
+            for k, rule, alone, pick in rules:
+                if needs is None or needs[k]:
+                    results[k] = rule(g) if alone else rule(*pick(environment))
         if on_arrays:
             return [x if x is None else wrap(x if type(x) is _ndarray else self._gradient_array(x, saved)) for x in results]
         for x in results:
