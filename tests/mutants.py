@@ -111,7 +111,8 @@ PLAN: dict[str, tuple[tuple[str, ...], ...]] = {
     "minigrad/random.py": (("tests/test_random.py",), ("tests/nn/test_dropout.py", "tests/nn/test_init.py", "tests/test_threads.py")),
     "minigrad/safetensors_io.py": (("tests/test_safetensors_io.py",),),
     "minigrad/tensor.py": (
-        ("tests/test_tensor.py",), ("tests/test_autograd.py", "tests/test_graphs.py"), ("tests/test_peers_bugs.py", "tests/test_functional.py"),
+        ("tests/test_tensor.py",), ("tests/ops/test_elementwise.py", "tests/ops/test_matmul.py", "tests/test_pytorch_names.py"),
+        ("tests/test_autograd.py", "tests/test_graphs.py", "tests/test_checkpoint.py"), ("tests/test_peers_bugs.py", "tests/test_functional.py"),
         ("tests/test_versions.py", "tests/test_memory.py", "tests/test_devices.py", "tests/test_types.py"),
     ),
     "minigrad/optim/multi_tensor.py": (("tests/optim/test_cuda_optim.py",),),

@@ -1038,6 +1038,39 @@ def test_the_fast_calls_do_what_all_calls_do():
                 assert fast.dtype == slow.dtype and fast.requires_grad == slow.requires_grad
 
 
+def shaped(x: Tensor) -> Tensor:
+    return x * 2.0
+
+
+def the_same(x: Tensor) -> Tensor:
+    return x
+
+
+def a_view(x: Tensor) -> Tensor:
+    return x[...]
+
+
+def the_first(x: Tensor, y: Tensor) -> Tensor:
+    return x
+
+
+def a_view_of_the_second(x: Tensor, y: Tensor) -> Tensor:
+    return y[...]
+
+
+@pytest.mark.parametrize(("function", "shared"), [(shaped, None), (the_same, 0), (a_view, 0), (the_first, 0), (a_view_of_the_second, 1)])
+def test_the_fast_calls_know_shapes_and_whose_memory_a_result_is(function: Callable, shared: int | None, registry: None):
+    op = primitive(function)
+    op.derivative(**{name: lambda g, x_shape, x_dtype: ops.broadcast_to(g.astype(x_dtype), x_shape) for name in op.names})
+    assert isinstance(op, Unary | Binary)
+    tensors = tuple(leaf(2, 3, seed=k) for k in range(op.count))
+    for fast, slow in ((op(*tensors), op._run(tensors, ())), (op(*[x.detach() for x in tensors]), None)):
+        assert [fast.version is x.version for x in tensors] == [k == shared for k in range(op.count)]
+        if slow is not None:
+            assert recorded(fast.node) == recorded(slow.node) and fast.node.facts == ((2, 3), np.float64)
+            assert [slow.version is x.version for x in tensors] == [k == shared for k in range(op.count)]
+
+
 def test_kernels_may_give_lists_and_named_tuples():
     class Saved(NamedTuple):
         x: np.ndarray
