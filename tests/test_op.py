@@ -63,6 +63,7 @@ def test_arguments_are_bound_as_python_does(call: Callable):
     [
         (lambda f, x: f(), "affine: argument 'x' is missing"),
         (lambda f, x: f(scale=x), "affine: argument 'x' is missing"),
+        (lambda f, x: F.linear(x), "linear: argument 'weight' is missing"),
         (lambda f, x: f(x, x, x, 1, 1.0, 5), r"affine: 6 arguments given, at most 5 taken \(x, scale, shift, power, sign\)"),
         (lambda f, x: f(x, x, scale=x), "affine: argument 'scale' is given twice"),
         (lambda f, x: f(x, x, x, 1, 1.0, sign=1.0), "affine: argument 'sign' is given twice"),
@@ -339,6 +340,19 @@ def test_several_outputs_of_which_some_carry_no_gradient():
     assert_allclose(minigrad.grad([first, second], x, retain_graph=True)[0].numpy(), 1 + 2 * x.numpy(), rtol=1e-14)
     assert_allclose(minigrad.grad(first, x, create_graph=True)[0].numpy(), 1.0)
     assert given == [[False, True], [True, True]]
+
+
+def test_two_outputs():
+    @fused(outputs=2)
+    def both(x: Tensor) -> tuple[Tensor, Tensor]:
+        return x * 2.0, x * x
+
+    both.kernel("cpu", lambda x: ((x * 2, x * x), (x,)), lambda dy, saved, needs: ((0 if dy[0] is None else dy[0] * 2) + dy[1] * 2 * saved[0],))
+    x = leaf(3)
+    double, square = both(x)
+    assert_allclose(double.numpy(), 2 * x.numpy())
+    assert_allclose(square.numpy(), x.numpy() ** 2)
+    assert_allclose(minigrad.grad(square, x, Tensor(np.array([1.0, 2.0, 3.0])))[0].numpy(), 2 * x.numpy() * [1, 2, 3], rtol=1e-14)
 
 
 def test_a_rule_stands_in_for_a_missing_backward():
