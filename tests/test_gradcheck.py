@@ -123,11 +123,11 @@ def test_the_second_derivative_of_every_input_is_looked_at(registry: None):
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 @pytest.mark.parametrize(
     ("scale", "error", "passes"),
-    [(1000.0, 0.7e-6, True), (1000.0, 1.4e-6, False), (1e-3, 4e-4, True), (1e-3, 4e-3, False)],
-    ids=["large, within", "large, outside", "small, within", "small, outside"],
+    [(1000.0, 0.7e-6, True), (1000.0, 1.4e-6, False), (1e-3, 4e-4, True), (1e-3, 1.3e-3, False), (1e-3, 4e-3, False)],
+    ids=["large, within", "large, outside", "small, within", "small, just outside", "small, outside"],
 )
 def test_the_tolerance_is_relative_to_the_largest_of_1_and_both_values(scale: float, error: float, passes: bool, sign: float, registry: None):
-    """Of one number, whose only directions are 1 and -1: the slope is `scale` times a weight between 0.5 and 1.5."""
+    """Of one number, whose only directions are 1 and -1: the slope is `scale` times a weight between 0.5 and 1.5 (1.14 with this seed)."""
 
     @primitive
     def scaled(x: Tensor) -> Tensor:

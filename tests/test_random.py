@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextvars
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -129,6 +131,14 @@ def test_a_thread_without_a_seed_uses_the_main_threads():
     thread.start()
     thread.join()
     assert found == [expected]
+
+
+def test_without_a_seed_it_is_0():
+    program = (
+        "from minigrad import manual_seed, random; first = random.generator('mask', 1).random(); "
+        "manual_seed(0); print(first == random.generator('mask', 1).random())"
+    )
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "True\n"
 
 
 def test_a_new_seed_in_the_midst_of_a_draw_is_met_by_the_next(monkeypatch: pytest.MonkeyPatch):
