@@ -567,6 +567,16 @@ def test_a_write_into_what_decided_is_refused(look: Callable):
     assert x.grad is None
 
 
+@pytest.mark.parametrize("look", [bool, float, Tensor.item])
+def test_a_write_into_the_one_number_that_decided_is_refused(look: Callable):
+    x, switch = leaf(3), Tensor([1.0])
+    y = checkpoint(lambda x: x * (2.0 if look(switch) else 5.0), x)
+    switch.copy_(0.0)
+    with pytest.raises(RuntimeError, match="backward of checkpoint: a tensor that the function used.* was written in place after the forward pass"):
+        y.backward(upstream(y))
+    assert x.grad is None
+
+
 def test_a_write_into_a_setting_is_refused():
     """A Tensor given as a plain value is read at the call; the second run would read another."""
     x, axis = leaf(3, 3), Tensor(np.array(0))

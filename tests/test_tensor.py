@@ -594,3 +594,18 @@ def test_writing_into_a_view_writes_into_the_tensor():
     x.reshape(4)[3:].copy_(7.0)
     assert_array_equal(x.numpy(), [[5.0, 0.0], [5.0, 7.0]])
     assert x.version[0] == 2
+
+
+def test_the_sides_of_a_product_with_an_array():
+    a, x = rng(0).standard_normal((2, 3)), Tensor(rng(1).standard_normal((3, 2)))
+    np.testing.assert_allclose((a @ x).numpy(), a @ x.numpy(), rtol=1e-14)
+    np.testing.assert_allclose((x @ a).numpy(), x.numpy() @ a, rtol=1e-14)
+
+
+def test_the_magnitude_by_the_builtin():
+    assert abs(Tensor([-1.0, 2.0])).numpy().tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(("size", "whole"), [(100, True), (101, False)])
+def test_more_than_a_hundred_numbers_are_not_all_shown(size: int, whole: bool):
+    assert ("..." in repr(Tensor(np.zeros(size)))) == (not whole)
