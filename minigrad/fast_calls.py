@@ -29,10 +29,8 @@ def unary(self: Any, x: Any) -> Tensor:
     try:
         out = self.function(array)
     except (ValueError, IndexError, TypeError) as error:
-        explained = self._explained(error, (array,))
-        if explained is error:
-            raise
-        raise explained from None
+        self._explain(error, (array,))
+        raise
     if type(out) is not _ndarray:
         out = self._array(out, (array,))
     version = None if out.base is None and out is not array else self._shared_version(out, (x,))
@@ -71,10 +69,8 @@ def binary(self: Any, x: Any, y: Any) -> Tensor:
     try:
         out = self.function(a, b)
     except (ValueError, IndexError, TypeError) as error:
-        explained = self._explained(error, (a, b))
-        if explained is error:
-            raise
-        raise explained from None
+        self._explain(error, (a, b))
+        raise
     if type(out) is not _ndarray:
         out = self._array(out, (a, b))
     version = None if out.base is None and out is not a and out is not b else self._shared_version(out, (x, y))

@@ -386,10 +386,8 @@ class Primitive(Op[Result]):
         try:
             out: Any = self.function(arrays, *values) if self.variadic else self.function(*arrays, *values)
         except (ValueError, IndexError, TypeError) as error:
-            explained = self._explained(error, arrays)
-            if explained is error:
-                raise
-            raise explained from None
+            self._explain(error, arrays)
+            raise
         if self.several:
             out = self._arrays(out, arrays)
         elif type(out) is not _ndarray:
@@ -420,16 +418,15 @@ class Primitive(Op[Result]):
             node.shapes = tuple([array.shape for array in arrays])  # gradients must be summed back to these
         return result
 
-    def _explained(self, error: Exception, arrays: Sequence[Any]) -> Exception:
-        """NumPy's error with the operation's name and the shapes added; one of another kind, or that names the operation, is returned unchanged."""
+    def _explain(self, error: Exception, arrays: Sequence[Any]) -> None:
+        """Raise NumPy's error with the operation's name and the shapes added; not for one of another kind, or that names the operation."""
         _check_arrays(arrays)
         if type(error) not in (ValueError, IndexError, np.exceptions.AxisError) or str(error).startswith(f"{self.name}:"):
-            return error
+            return
         shapes = [array.shape for array in arrays]
         if self.elementwise and not _broadcast(shapes):
-            return ValueError(f"{self.name}: shapes {' and '.join(map(str, shapes))} do not broadcast")
-        kind = type(error)
-        return kind(f"{self.name}: {error} (given shape{'s' * (len(shapes) > 1)} {' and '.join(map(str, shapes))})")
+            raise ValueError(f"{self.name}: shapes {' and '.join(map(str, shapes))} do not broadcast") from None
+        raise type(error)(f"{self.name}: {error} (given shape{'s' * (len(shapes) > 1)} {' and '.join(map(str, shapes))})") from None
 
     def _array(self, out: Any, arrays: Sequence[Any]) -> Any:
         """What the forward has returned for these arrays, as an array: NumPy's reductions return scalars."""

@@ -66,8 +66,8 @@ def _total(x: np.ndarray, axes: list[int]) -> np.ndarray:
 def _few_rows(x: np.ndarray, axis: int) -> np.ndarray:
     """Partial sums of x along an axis, at most _FEW of them, with the same sum as x.
 
-    The axis is cut into (blocks, rows, width), of which the rows are added up; what is left over at its end is taken along to the next round. Of an
-    array without gaps that is a row of ones times the rows, which BLAS takes at the speed of memory.
+    The axis is cut into (blocks, rows, width), of which the rows are added up; what is left over at its end is taken along to the next round. BLAS
+    adds the rows of an array without gaps.
     """
     before, after, lead = x.shape[:axis], x.shape[axis + 1 :], (slice(None),) * axis
     dense = x.flags.c_contiguous
@@ -81,9 +81,8 @@ def _few_rows(x: np.ndarray, axis: int) -> np.ndarray:
         cut = x[(*lead, slice(whole))].reshape(*before, blocks, rows, width, *after)
         out = parts[(*lead, slice(sums))].reshape(*before, blocks, width, *after)
         if dense:
-            thread_count()  # makes BLAS use one thread: with more the order of addition could be another
             length = width * prod(after)
-            np.matmul(np.ones(rows, x.dtype), cut.reshape(*before, blocks, rows, length), out=out.reshape(*before, blocks, length))
+            _product_with_ones(cut.reshape(*before, blocks, rows, length), out.reshape(*before, blocks, length))
         else:
             np.sum(cut, axis + 1, out=out)
         parts[(*lead, slice(sums, None))] = x[(*lead, slice(whole, None))]
@@ -91,10 +90,10 @@ def _few_rows(x: np.ndarray, axis: int) -> np.ndarray:
     return x
 
 
-def _product_with_ones(rows: np.ndarray) -> np.ndarray:
+def _product_with_ones(rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """(..., R, C) to (..., C): a row of ones times the rows, which BLAS takes at the speed of memory."""
     thread_count()  # makes BLAS use one thread: with more the order of addition could be another
-    return np.ones(rows.shape[-2], rows.dtype) @ rows
+    return np.matmul(np.ones(rows.shape[-2], rows.dtype), rows, out=out)
 
 
 def column_sums(rows: np.ndarray) -> np.ndarray:
