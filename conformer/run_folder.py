@@ -8,6 +8,7 @@ and a resumed run cuts from metrics.jsonl what was logged after its checkpoint. 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import platform
@@ -40,6 +41,7 @@ OPENBLAS_PINS = "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"
 CHECKPOINT = "checkpoint.safetensors"
 WEIGHTS = "last.safetensors", "best.safetensors", "ema.safetensors"
 HALF_WRITTEN = f".{'[0-9a-f]' * 16}.tmp"  # as `safetensors_io.replaced` calls a file until all of it is there
+ARRAYS_HALF_WRITTEN = f".tmp{'[0-9A-Za-z]' * 6}"  # as safetensors 0.8 calls what it writes first, beside the file that it is given
 
 
 class RunFolder:
@@ -112,12 +114,12 @@ class RunFolder:
             for name in WEIGHTS:  # the first checkpoint is older than any weights
                 if (path / name).exists():
                     raise FileNotFoundError(f"{path} has {name} but no {CHECKPOINT}, so that run cannot go on; start another one with --out")
-        folder._clear(".*.tmp")
+        folder._clear(".*.tmp", ARRAYS_HALF_WRITTEN)
         return folder
 
-    def _clear(self, pattern: str) -> None:
+    def _clear(self, *patterns: str) -> None:
         """Remove what a killed process left half-written."""
-        for remnant in self.path.glob(pattern):
+        for remnant in itertools.chain(*map(self.path.glob, patterns)):
             with contextlib.suppress(OSError):
                 remnant.unlink()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import fnmatch
 import gc
 import json
 import os
@@ -426,10 +427,27 @@ def test_a_resumed_run_knows_its_best(config: TrainConfig, monkeypatch: pytest.M
 
 def test_what_a_killed_process_left_half_written_is_cleared_away(config: TrainConfig) -> None:
     Trainer(config).folder.close()
-    for name in (".0123456789abcdef.tmp", ".checkpoint.tmp", "notes.tmp", ".hidden"):
+    for name in (".0123456789abcdef.tmp", ".checkpoint.tmp", ".tmpXZg8BN", "notes.tmp", ".hidden", ".tmpfiles"):
         (folder(config) / name).write_text("half")
     RunFolder.reopen(folder(config)).close()
-    assert {path.name for path in folder(config).iterdir()} == {"config.json", "metrics.jsonl", "notes.tmp", ".hidden"}
+    assert {path.name for path in folder(config).iterdir()} == {"config.json", "metrics.jsonl", "notes.tmp", ".hidden", ".tmpfiles"}
+
+
+def test_what_a_process_killed_while_it_writes_arrays_leaves_has_a_name_that_is_cleared_away(tmp_path: Path) -> None:
+    """The library that writes safetensors may write to a file of its own first. Here the system kills the process at the second thousand bytes."""
+    script = f"""
+import numpy, resource, signal
+from minigrad import safetensors_io
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+safetensors_io.save_state({str(tmp_path / "x.safetensors")!r}, dict(x=numpy.zeros(500)))
+"""
+    done = subprocess.run([sys.executable, "-B", "-c", script], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGXFSZ, done
+    names = {path.name for path in tmp_path.iterdir()}
+    patterns = run_folder.HALF_WRITTEN, run_folder.ARRAYS_HALF_WRITTEN
+    assert names and all(any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns) for name in names), names
 
 
 def test_what_a_process_left_that_was_killed_before_the_run_had_a_name_is_cleared_away(config: TrainConfig) -> None:
