@@ -38,20 +38,20 @@ loss_of(weights)
 # %% [markdown]
 # ## Nudge it
 #
-# Add 0.001 to one weight at a time and see how much the loss changes, per unit of nudge.
+# Add 0.001 to one weight at a time, and divide the change of the loss by 0.001.
 #
-# **Predict:** for which of the three weights does the loss react most? By how much more than for the first?
+# **Predict:** to which of the three weights does the loss react most, and how many times as strongly as to the first?
 #
 # <details><summary>Answer</summary>
 #
-# For the third: its input is 3, so the score moves three times as far as for the first, whose input is 1. All three reactions have the same sign,
-# because all inputs are positive and the score (4.5) is too large already.
+# To the third: its input is 3, so the score moves three times as far as for the first, whose input is 1. All three reactions have the same sign,
+# because all inputs are positive and the score (4.5) is already too large.
 # </details>
 
 
 # %%
 def nudge(function, values, place, step=1e-3):
-    """How much the function changes when one value does, per unit."""
+    """The change of the function for a small step of one value, divided by that step."""
     moved = list(values)
     moved[place] += step
     return (function(moved) - function(values)) / step
@@ -72,8 +72,9 @@ by_nudging
 #
 # <details><summary>Answer</summary>
 #
-# Paper is right. Nudging by a step h measures the slope of the line through two points of the parabola, not of the tangent: with $L = d^2$ it gives
-# $2 d x_i + h x_i^2$. The error is $h x_i^2$, here 0.001, 0.004 and 0.009. Notebook 03 says how small a step should be, and why not smaller.
+# The result on paper is right. Nudging by a step h measures the slope of the line through two points of the parabola, not of the tangent: with
+# $L = d^2$ it gives $2 d x_i + h x_i^2$. The error is $h x_i^2$, here 0.001, 0.004 and 0.009. Notebook 03 says how small a step should be, and why
+# not smaller.
 # </details>
 
 # %%
@@ -84,7 +85,7 @@ print("on paper", on_paper)
 assert np.allclose(np.subtract(by_nudging, on_paper), [1e-3 * x * x for x in inputs], atol=1e-9)
 
 # %% [markdown]
-# The tangent that the derivative stands for, for the third weight:
+# The derivative is the slope of the tangent, drawn here for the third weight:
 
 # %% alt="The loss over the third weight, a parabola; at weight 2, loss 12.25, the dashed tangent of slope 21 touches it."
 line = np.linspace(-0.5, 2.5, 100)
@@ -102,8 +103,8 @@ plt.show()
 # ## An engine in 40 lines
 #
 # On paper we multiplied the derivatives of the pieces along the way from the loss to a weight. A machine can do that for any formula if each result
-# remembers two things: **what it was made of**, and **how it reacts to each of these**. Then `backward` starts at the loss with
-# $\partial L / \partial L = 1$ and hands to each parent its own gradient times that reaction.
+# remembers two things: **what it was made of** (its *parents*), and **how it reacts to each of these**. Then `backward` starts at the loss with
+# $\partial L / \partial L = 1$, and each result hands its gradient, times its reaction to a parent, on to that parent.
 
 
 # %%
@@ -133,7 +134,7 @@ class Value:
     def backward(self):
         order, seen = [], set()
 
-        def visit(value):  # what a value is made of comes before it
+        def visit(value):  # appends what a value is made of before the value itself
             if value not in seen:
                 seen.add(value)
                 for parent, _ in value.made_of:
@@ -152,7 +153,7 @@ def as_value(x):
 
 
 # %% [markdown]
-# **Predict:** the gradient of the loss with respect to `d` itself. And why does `parent.grad += ...` add, where `=` would look simpler?
+# **Predict:** what is the gradient of the loss with respect to `d` itself? And why does `parent.grad += ...` add, where `=` would look simpler?
 #
 # <details><summary>Answer</summary>
 #
@@ -173,19 +174,19 @@ assert [v.grad for v in w] == on_paper
 # %% [markdown]
 # ## Why backwards, and why in that order
 #
-# `backward` handles a value only after everything that was made of it: in reverse order of making.
+# `backward` handles a value only after everything that was made from it: in the reverse of the order in which the values were made.
 #
-# **Predict:** what would go wrong in `d * d + d` if `d` were handled as soon as it is first met?
+# **Predict:** what would go wrong in `d * d + d` if `d` were handled as soon as `backward` first meets it?
 #
 # <details><summary>Answer</summary>
 #
-# It would pass on a gradient that is not complete yet. Its second contribution comes later and would never reach the weights.
+# It would pass on a gradient that is not yet complete. What arrives later would never reach the weights.
 # </details>
 
 # %% [markdown]
 # And why not forwards, from the weights to the loss? Nudging goes that way: one evaluation *per weight*. Derivatives can also be carried forwards
-# exactly (each value with its derivative by one weight beside it: *dual numbers*), and that, too, is one evaluation per weight. Backwards it is one
-# walk for *all* weights. The smallest named network of this project, `cifar-nano`, has a million of them.
+# exactly (*dual numbers*: each value has its derivative with respect to one weight beside it), but that, too, takes one evaluation per weight.
+# Backwards, one walk is enough for *all* weights. The smallest named network of this project, `cifar-nano`, has a million of them.
 
 # %%
 for count in (3, 1000, 1_000_000):
@@ -194,8 +195,8 @@ for count in (3, 1000, 1_000_000):
 # %% [markdown]
 # ## The same in minigrad
 #
-# `minigrad.Tensor` does what `Value` does, for whole arrays at a time, on the same plan. Here is the picture of the graph, drawn from what the
-# tensors remember. Blue boxes are leaves, where gradients are collected; rounded boxes are operations.
+# `minigrad.Tensor` does what `Value` does, for whole arrays at a time, on the same plan. Here is the loss's graph, drawn from what the tensors
+# remember. Blue boxes are leaves, where gradients are collected; rounded boxes are operations.
 
 # %% alt="From left to right, each with an arrow to the next: leaf w, mul, sum, score 4.5, sub, power 2, loss 12.25."
 w = Tensor(weights, requires_grad=True)
@@ -206,8 +207,8 @@ assert np.allclose(w.grad.numpy(), on_paper)
 graph(loss, {"w": w, "score": score, "loss": loss})
 
 # %% [markdown]
-# An operation in minigrad is its forward computation, and one rule for each input: what happens to the gradient `g` on the way back. This is the
-# real source of addition, subtraction and multiplication, and of their rules:
+# An operation in minigrad is its forward computation and one rule for each input, which says what happens to the gradient `g` on the way back. This
+# is the real source of addition, subtraction and multiplication, and of their rules:
 
 # %%
 from minigrad.ops import elementwise
@@ -234,15 +235,15 @@ else:
 # %% [markdown]
 # ## What it is all for
 #
-# The gradient points where the loss grows. Step the other way, again and again: that is training.
+# The gradient points to where the loss grows fastest. Step the other way, again and again: that is training.
 #
 # **Predict:** with a step of 0.03 times the gradient (the factor is called the *learning rate*), does the loss fall to 0, and does it ever rise? With
 # 0.08?
 #
 # <details><summary>Answer</summary>
 #
-# Let $\eta$ be the learning rate. Each step multiplies d by $1 - 2 \eta \sum_i x_i^2 = 1 - 28 \eta$: by 0.16 for 0.03, so the loss falls fast and
-# never rises (until it is 0, or as near as float32 can tell); by -1.24 for 0.08, so d changes sign every time and grows. The border is at
+# Let $\eta$ be the learning rate. Each step multiplies d by $1 - 2 \eta \sum_i x_i^2 = 1 - 28 \eta$: at the rate 0.03 by 0.16, so the loss falls fast
+# and never rises (until it is 0, or as near to 0 as float32 can tell); at 0.08 by -1.24, so d changes sign every time and grows. The border is at
 # $\eta = 1/14 = 0.0714$.
 # </details>
 
@@ -273,12 +274,12 @@ plt.show()
 # %% [markdown]
 # ## Exercises
 #
-# **1.** Give `Value` a division, `a / b`, from what it has and one new rule. Check it against a nudge.
+# **1.** Give `Value` a division, `a / b`, built from what it already has and one new rule. Check it against a nudge.
 #
 # **2.** In `Value.backward`, `visit` calls itself once for every level of the graph. Build a chain of 5,000 additions and see what happens; then
-# write `visit` with a list instead of recursion. (minigrad's walk, in `minigrad/autograd.py`, handles chains of 100,000.)
+# write `visit` with a stack (a list) instead of recursion. (minigrad's walk, in `minigrad/autograd.py`, handles chains of 100,000.)
 #
-# **3.** A neuron: $\tanh(w_1 x_1 + w_2 x_2 + b)$. Find weights by gradient descent with which it says 0.5 for the inputs (1, 2).
+# **3.** A neuron: $\tanh(w_1 x_1 + w_2 x_2 + b)$. By gradient descent, find weights for which its output is 0.5 at the inputs (1, 2).
 #
 # The solutions are in the cells below, folded in JupyterLab and on the site; on GitHub they are open: stop scrolling here.
 
@@ -338,4 +339,4 @@ assert abs(answer.data - 0.5) < 1e-3
 
 # %% [markdown]
 # **You now have** an engine that differentiates any formula of additions and multiplications, and the idea behind every larger one. **Next:** `02`
-# replaces the numbers by arrays, where the only new question is what to do when shapes differ.
+# replaces the numbers with arrays, where the only new question is what to do when shapes differ.
