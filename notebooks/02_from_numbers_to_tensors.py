@@ -25,7 +25,7 @@ from minigrad.draw import graph
 # %% [markdown]
 # ## A reaction is now a matrix, and nobody writes it down
 #
-# In 01 a result reacted to each parent by one number. When both are arrays, it reacts by a table of numbers, the **Jacobian**
+# In 01 the reaction of a result to a parent was one number. When both are arrays, it is a table of numbers, the **Jacobian**
 # $J_{ij} = \partial y_i / \partial x_j$. The chain rule then says, for a loss $L$ with $g_i = \partial L / \partial y_i$,
 #
 # $$\frac{\partial L}{\partial x_j} = \sum_i g_i \, \frac{\partial y_i}{\partial x_j}, \qquad \text{the row } g \text{ times the matrix } J.$$
@@ -42,9 +42,9 @@ print("g * 2x ", g * 2 * x)
 assert np.array_equal(g @ jacobian, g * 2 * x)
 
 # %% [markdown]
-# For 3 numbers $J$ has 9 entries; for a batch of feature maps with 8 million numbers it would have 64 million million. Each operation therefore
-# states its *product with* $J$: here, `g * 2 * x`. Elementwise operations are as in 01. Three things are new: shapes that differ, sums over an index
-# in the middle (the matrix product), and arrays that share memory.
+# For 3 numbers $J$ has 9 entries; for a batch of feature maps with 8 million numbers it would have 64 million million. So an operation never states
+# $J$, only the *product of g with* $J$: here, `g * 2 * x`. Elementwise operations are as in 01. Three things are new: shapes that differ, sums over
+# an index in the middle (the matrix product), and arrays that share memory.
 #
 # ## When shapes differ: un-broadcasting
 #
@@ -54,8 +54,8 @@ assert np.array_equal(g @ jacobian, g * 2 * x)
 #
 # <details><summary>Answer</summary>
 #
-# The sum of g over its rows. `b[0]` is in `y[0, 0]` and in `y[1, 0]`: it reaches the loss along two paths, and by 01 the gradient of a quantity is
-# the sum over all its paths. The shape says so too: something of shape (3,) has to be made of something of shape (2, 3).
+# The sum of g over its rows. `b[0]` is in `y[0, 0]` and in `y[1, 0]`: it reaches the loss along two paths, and as 01 showed, the gradient of a
+# quantity is the sum over all its paths. The shape says so too: something of shape (3,) has to be made from something of shape (2, 3).
 # </details>
 
 # %%
@@ -73,7 +73,7 @@ print("g.sum(axis=0)", g.sum(axis=0))
 assert np.allclose(by_nudging, g.sum(axis=0))
 
 # %% [markdown]
-# In general: repeating a number and summing over the repetitions belong together. The one is the **adjoint** of the other: each is what the other
+# In general: repeating a number and summing over the repetitions belong together. Each is the **adjoint** of the other, that is, what the other
 # becomes on the way back. NumPy repeats in two cases, along axes that are missing on the left and along axes of length 1, so there are two sums:
 
 
@@ -101,8 +101,8 @@ for shape in ((3,), (2, 1), (1, 3), (1, 1), (), (2, 3)):
 #
 # <details><summary>Answer</summary>
 #
-# (n, k) from (n, m) and (k, m): only $g B^T$ fits. (k, m) from (n, k) and (n, m): only $A^T g$. With three different letters there is no other way
-# to put them together, and the indices agree: $C_{ij} = \sum_l A_{il} B_{lj}$, so $\partial C_{ij} / \partial A_{il} = B_{lj}$, and
+# (n, k) from (n, m) and (k, m): only $g B^T$ fits. (k, m) from (n, k) and (n, m): only $A^T g$. With three different letters there is no other way to
+# put them together, and the indices confirm it: $C_{ij} = \sum_l A_{il} B_{lj}$, so $\partial C_{ij} / \partial A_{il} = B_{lj}$, and
 # $\sum_j g_{ij} B_{lj} = (g B^T)_{il}$.
 # </details>
 
@@ -119,21 +119,21 @@ start = lines.index("product.derivative(")
 Code("\n".join(lines[start : start + 4]), language="python")
 
 # %% [markdown]
-# That is minigrad's real rule. Two things are added to ours: the matrices may be stacks, whose leading axes are broadcast (hence `sum_to`), and it
-# is written on Tensors, so that it can be differentiated again.
+# That is minigrad's real rule. It adds two things to ours: the matrices may be stacks, whose leading axes are broadcast (hence `sum_to`), and the
+# rule works on Tensors, so that it can itself be differentiated.
 #
 # ## Views: the same memory in another shape
 #
-# `reshape` and `transpose` compute nothing. They describe the memory anew, and the result shares it. On the way back each number goes where it came
-# from: the gradient of a reshape is a reshape, that of a transpose the transpose back.
+# `reshape` and `transpose` compute nothing. They only describe the same memory in another way, and the result shares it. On the way back each number
+# goes where it came from: the gradient of a reshape is the reshape back, that of a transpose the transpose back.
 #
 # **Predict:** is memory copied on the way back? Does `x.grad` share memory with the gradient that came from above?
 #
 # <details><summary>Answer</summary>
 #
-# Not by the rules, and no. The rules return views of the gradient they are given. But `.grad` outlives the walk and may be written to (it collects
-# several backward passes), so it must belong to its leaf alone: at the end of the walk, on arrival at a leaf, a gradient that is only borrowed is
-# copied, once.
+# The rules copy nothing: they return views of the gradient they are given. But `x.grad` shares no memory with it. A `.grad` outlives the walk and may
+# be written to (it collects several backward passes), so it must belong to its leaf alone: at the end of the walk, a gradient that the leaf would
+# only borrow is copied, once.
 # </details>
 
 # %%
@@ -142,16 +142,16 @@ y = x.transpose(1, 0)
 upstream = Tensor(np.arange(6.0).reshape(3, 2))
 print("y shares x's memory:                     ", np.shares_memory(y.data, x.data))
 (passed_on,), _ = y.node.op.backward(y.node, [upstream], None, False)  # the rule of transpose, called by hand
-print("what its rule returns shares g's memory: ", np.shares_memory(passed_on.data, upstream.data))
+print("what its rule returns shares upstream's: ", np.shares_memory(passed_on.data, upstream.data))
 y.backward(upstream)
-print("x.grad shares it:                        ", np.shares_memory(x.grad.data, upstream.data))
+print("x.grad shares upstream's:                ", np.shares_memory(x.grad.data, upstream.data))
 assert np.array_equal(x.grad.numpy(), upstream.numpy().T)
 
 # %% [markdown]
 # ## 01's engine, for arrays
 #
-# One change: what a result remembers about a parent is no longer a number but a function, from the gradient of the result to the gradient of the
-# parent. Everything else stays.
+# One change: what a result remembers about a parent is no longer a number but a function, which turns the gradient of the result into a contribution
+# to the parent's. Everything else stays.
 
 
 # %%
@@ -193,7 +193,7 @@ class Array:
     def backward(self):
         order, seen = [], set()
 
-        def visit(array):  # what an array is made of comes before it
+        def visit(array):  # appends what an array is made of before the array itself
             if array not in seen:
                 seen.add(array)
                 for parent, _ in array.made_of:
@@ -208,8 +208,8 @@ class Array:
 
 
 # %% [markdown]
-# **Predict:** the last line says `parent.grad = parent.grad + ...`. 01 had `+=`. With NumPy, `+=` writes into the array that is already there. When
-# would that be wrong? (Suppose `grad` started as None, and the first gradient to arrive was taken over without a copy, to save time.)
+# **Predict:** the last line says `parent.grad = parent.grad + ...`, where 01 had `+=`. With NumPy, `+=` writes into the array that is already there.
+# When would that be wrong? (Suppose `grad` started as None, and the first gradient to arrive was taken over without a copy, to save time.)
 #
 # <details><summary>Answer</summary>
 #
@@ -224,10 +224,10 @@ grad_of_a += np.array([3.0, 3.0])  # a is used once more elsewhere, which contri
 print("gradient of a", grad_of_a, "   gradient of b", grad_of_b, "  but b's is 1!")
 
 # %% [markdown]
-# Now a network on images: two layers, 16 hidden units, telling two classes apart. The images are CIFAR-10's where they are on this machine. Otherwise
-# they are generated, and called **coupling10**: on a grey texture (one of five) lie four discs, two orange and two blue, and discs of one colour lie
-# side by side ("rows") or one above the other ("columns"), which makes 2 x 5 = 10 classes. The same formula runs on `Array`, on minigrad's `Tensor`
-# and, if it is installed, on PyTorch.
+# Now a network that tells two classes of images apart, with two layers and 16 hidden units. The images are CIFAR-10's if those are on this machine.
+# Otherwise they are generated, and called **coupling10**: on a grey texture (one of five) lie four discs, two orange and two blue, and discs of one
+# colour lie side by side ("rows") or one above the other ("columns"), which makes 2 x 5 = 10 classes. The same formula runs on `Array`, on minigrad's
+# `Tensor` and, if it is installed, on PyTorch.
 
 
 # %%
@@ -276,7 +276,7 @@ else:
     print("PyTorch agrees")
 
 # %% [markdown]
-# Fifty lines, and they train:
+# Fifty lines, and a network can be trained with them:
 
 # %% alt="The mean loss of an image over 100 steps of training: from 1.0 it falls to 0.26 in 40 steps, then slowly to 0.23."
 parameters, losses = [Array(p) for p in start], []
@@ -297,14 +297,14 @@ assert losses[-1] < losses[0]
 # %% [markdown]
 # ## Inside minigrad: nodes and edges
 #
-# `minigrad/autograd.py` is the same machine, made to be fast and hard to misuse. A result has a `node`, which says how it was made. Here is all that
-# a node has:
+# `minigrad/autograd.py` is the same machine, made to be fast and hard to misuse. A result has a `node`, which says how it was made. This is all that
+# a node holds:
 
 # %%
 Code(inspect.getsource(Node).split("\n    __slots__")[0], language="python")
 
 # %% [markdown]
-# A small graph to look at, in which `h` is used twice. Stop here as a debugger would, and look at it.
+# Here is a small graph in which `h` is used twice. Stop at it as in a debugger, and look around.
 #
 # **Predict:** which operations does the graph of `h = (x @ w).relu(); loss = (h * h).sum() + h.sum()` have, if only `w` requires a gradient? How
 # many edges of `matmul` lead somewhere?
@@ -344,8 +344,9 @@ graph(loss, {"w": w, "h": h, "loss": loss})
 # ## The counting walk
 #
 # Our `backward` sorted the graph first. minigrad counts instead: how many edges lead to each node? The walk subtracts one whenever it has followed
-# such an edge. At zero the node's gradient is complete, and the node is ready. No recursion, no sorting. Here it is on minigrad's own nodes, with
-# each stop printed (`needs` and `create_graph`, which the real one passes to the operation, are None and False):
+# such an edge. When a node's count is zero, its gradient is complete and the node is ready. No recursion, no sorting. Here is such a walk over
+# minigrad's own nodes, which prints each node it handles (`needs` and `create_graph`, which the real walk passes to the operation, are None and
+# False):
 
 
 # %%
@@ -382,9 +383,9 @@ print("w.grad  ", w.grad.numpy().tolist())
 assert np.array_equal(found[w].numpy(), w.grad.numpy())
 
 # %% [markdown]
-# Follow `relu` in the printout: it appears once, after both `mul` and `sum`, with the sum of what they sent. `mul` sent h + h (h is both its
-# factors), `sum` sent 1. And this is the heart of the real walk: the same steps, with cases for speed, for several outputs, and for `minigrad.grad`,
-# which only follows the edges that lead to what is asked for.
+# Follow `relu` in the printout: it appears once, after both `mul` and `sum`, with the sum of what they sent. `mul` sent h + h (both its factors are
+# h), `sum` sent 1. And this is the heart of the real walk: the same steps, with extra cases for speed, for several outputs, and for `minigrad.grad`,
+# which follows only the edges that lead to what is asked for.
 
 # %%
 lines = inspect.getsource(minigrad.autograd._walk).splitlines()
@@ -394,11 +395,11 @@ Code("\n".join(lines[start:]), language="python")
 # %% [markdown]
 # ## Borrowed, owned, freed
 #
-# The rules may return the gradient they were given, or a view of it. So the walk treats every gradient as **borrowed** and never writes to it. When
-# a second contribution arrives, it makes a new array for the sum, which it **owns**; the third is added into that in place. That is the error from
-# above avoided, without copying every gradient "to be safe".
+# The rules may return the gradient they were given, or a view of it. So the walk treats every gradient as **borrowed** and never writes to it. When a
+# second contribution arrives, it makes a new array for the sum, which it **owns**; the third is added into that in place. This avoids the error from
+# above without copying every gradient "to be safe".
 #
-# After a node was handled, its saved arrays are **freed**: during backward the memory shrinks while the walk goes down.
+# Once a node has been handled, its saved arrays are **freed**: memory shrinks as the walk goes down.
 #
 # **Predict:** what does a second `loss.backward()` do?
 #
@@ -422,15 +423,16 @@ except RuntimeError as error:
 # %% [markdown]
 # ## Version counters
 #
-# `mul` saved its inputs, not copies of them. If somebody writes to one of them between forward and backward, the gradient would be computed from the
-# wrong numbers, silently. So each tensor counts the writes to its memory, in one counter that it shares with its views; a node notes the count, and
+# `mul` saved its inputs, not copies of them. If one of them were written to between forward and backward, the gradient would silently be computed
+# from the wrong numbers. So each tensor counts the writes to its memory, in one counter that it shares with its views; a node notes the count, and
 # compares it when its rule reads the array.
 #
-# **Predict:** below, the node gets a *view* of `w`, and then `w` itself is written. Which of the two backward passes fails?
+# **Predict:** below, the node gets a *view* of `w`, and then `w` itself is written to. Which of the two backward passes fails?
 #
 # <details><summary>Answer</summary>
 #
-# That of the product: the derivative with respect to x is w. The sum's rule reads neither input, so nothing can be wrong, and it passes.
+# That of the product: its derivative with respect to x is w. The sum's rule reads neither input, so nothing can be wrong, and that backward pass
+# succeeds.
 # </details>
 
 # %%
@@ -448,14 +450,15 @@ for operation in (ops.mul, ops.add):
 # %% [markdown]
 # ## `op.py`: how an operation says what it keeps
 #
-# The rule of `mul` is `x=lambda g, y: g * y`. minigrad reads the *names of the arguments*: this rule needs `y`, so the node keeps `y` (and keeps
-# nothing else). `out` means the output's array, `x_shape` only a shape. What is not named is not kept.
+# The rule of `mul` for its input `x` is `x=lambda g, y: g * y`. minigrad reads the *names of the arguments*: this rule needs `y`, so for it the node
+# keeps `y` and nothing else. `out` means the output's array, `x_shape` only a shape. What is not named is not kept.
 #
 # **Predict:** what do the nodes of `exp`, `log`, `sum`, `relu` and `reshape` keep?
 #
 # <details><summary>Answer</summary>
 #
-# exp its output (it is its own derivative), log its input, sum and reshape only a shape, relu its output: where that is positive, the input was.
+# exp its output (which is its derivative), log its input, sum and reshape only a shape, relu its output (which is positive exactly where the input
+# was).
 # </details>
 
 # %%
@@ -483,13 +486,12 @@ display(graph(by_definition, {"x": x, "softmax": by_definition}), graph(by_kerne
 Code("\n".join(inspect.getsource(F.softmax.definition).splitlines()[-4:]), language="python")
 
 # %% [markdown]
-# The maximum is subtracted under `detach()`: it changes the result by nothing, so no gradient needs to go through it, and the graph does not have
-# it.
+# The maximum is subtracted under `detach()`: subtracting it does not change the result, so no gradient needs to go through it, and the graph does not
+# contain it.
 #
 # ## Exercises
 #
-# **1.** Give `Array` a function `concatenate(a, b)` that joins two arrays along the first axis. What is the adjoint of joining? Check it against
-# minigrad.
+# **1.** Write a function `concatenate(a, b)` that joins two `Array`s along the first axis. What is the adjoint of joining? Check it against minigrad.
 #
 # **2.** $C = A B$ where $A$ is a stack of matrices, (s, n, k), and $B$ a single one, (k, m). Derive both gradients from shapes, and check them.
 #
