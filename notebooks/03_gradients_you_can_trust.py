@@ -1,11 +1,11 @@
 # %% [markdown]
 # # 03 · Gradients you can trust
 #
-# **You need** notebooks 01 and 02: what a derivative rule is. **You will have** seen how exact a nudge can be, and how wrong rules are caught, and
-# how they are missed; taken derivatives of derivatives; and added an operation of your own to minigrad, with a kernel and the test that proves it.
+# **You need** notebooks 01 and 02: what a derivative rule is. **You will have** seen how exact a nudge can be, how wrong rules are caught, and how
+# they are missed; taken derivatives of derivatives; and added an operation of your own to minigrad, with a kernel and the test that proves it.
 #
-# A wrong gradient rarely crashes. The network trains, only worse. So every derivative in this project is compared with something that cannot share
-# its mistake.
+# A wrong gradient rarely crashes a program. The network still trains, only worse. So every derivative in this project is compared with something that
+# cannot share its mistake.
 #
 # In each section: read the question, *write your prediction down*, run the cell, compare. Answers are folded under the question.
 
@@ -38,17 +38,17 @@ FAST = bool(os.environ.get("MINIGRAD_FAST"))
 #
 # <details><summary>Answer</summary>
 #
-# First better, then worse again: two errors work against each other. By Taylor, $f(x + h) = f + h f' + \frac{h^2}{2} f'' + \dots$, so
-# forward is wrong by about $\frac{h}{2} f''$, and central, where the even terms cancel, by $\frac{h^2}{6} f'''$. But $f$ itself is only known to a
-# relative $\varepsilon$, the rounding error of the number type, and that is divided by $h$: an error of about $\varepsilon / h$. The sum is least
-# near $h = \sqrt{\varepsilon}$ (forward) and $h = \sqrt[3]{\varepsilon}$ (central). In float64 ($\varepsilon \approx 10^{-16}$) forward gets
-# half the digits, 8, central two thirds, 11. In float32 ($\varepsilon \approx 10^{-7}$) it is 4 and 5: too few to tell a right rule from a
-# slightly wrong one.
+# First better, then worse again, because of two errors: one falls with $h$, the other rises. By Taylor,
+# $f(x + h) = f + h f' + \frac{h^2}{2} f'' + \dots$, so forward is wrong by about $\frac{h}{2} f''$, and central, where the even terms cancel, by
+# $\frac{h^2}{6} f'''$. But $f$ itself is known only to a relative $\varepsilon$, the rounding error of the number type, and that error is divided by
+# $h$, which makes it about $\varepsilon / h$. The sum is least near $h = \sqrt{\varepsilon}$ (forward) and $h = \sqrt[3]{\varepsilon}$ (central). In
+# float64 ($\varepsilon \approx 10^{-16}$) forward gets half of the digits, 8, and central two thirds, 11. In float32 ($\varepsilon \approx 10^{-7}$)
+# they get 4 and 5: too few to tell a right rule from a slightly wrong one.
 # </details>
 
 # %% alt="Error over the step h, four V shapes. Lowest: float64 central 4e-12 at h = 6e-6, float64 forward 5e-9, float32 only 4e-6 and 1e-4."
 steps = 10.0 ** np.arange(-14, 0.1, 0.25)
-places = np.linspace(0.5, 1.5, 200)[:, None]  # the error is averaged over them: at one, rounding is a matter of luck
+places = np.linspace(0.5, 1.5, 200)[:, None]  # the error is the mean over them: at a single one, rounding is luck
 plt.figure(figsize=(6, 3.6))
 for dtype, color in ((np.float32, "tab:orange"), (np.float64, "tab:blue")):
     x, h = places.astype(dtype), steps.astype(dtype)
@@ -63,13 +63,13 @@ plt.legend()
 plt.show()
 
 # %% [markdown]
-# On the right of each curve the slope is that of Taylor's error (1 and 2), on the left it is noise that grows as $1/h$, until $x + h$ is rounded
-# to x itself and the difference is 0. Hence: **float64, central, $h = 10^{-5}$.**
+# The right part of each curve has the slope of Taylor's error (1 and 2); the left part is rounding noise, which grows as $1/h$ until $x + h$ is
+# rounded to x itself and the difference is 0. Hence: **float64, central, $h = 10^{-5}$.**
 #
 # ## One number for a whole Jacobian
 #
-# A function of $n$ numbers would take $2n$ evaluations. But a rule that is wrong anywhere shows in *almost every* direction at once. Take a random
-# direction $v$ of the inputs and random weights $u$ of the outputs, and compare one number:
+# Nudging $n$ numbers one by one takes $2n$ evaluations. But a rule that is wrong anywhere shows up in *almost every* direction. So take a random
+# direction $v$ of the inputs and random weights $u$ of the outputs, and compare one number, computed in two ways:
 #
 # $$\frac{u \cdot f(x + h v) - u \cdot f(x - h v)}{2h} \quad \text{with} \quad \nabla (u \cdot f) \cdot v .$$
 
@@ -100,7 +100,7 @@ for function in (ops.tanh, F.softmax, F.layer_norm, lambda x: x @ x.T):
 
 # %% [markdown]
 # `minigrad.gradcheck` is this, with several directions, several inputs, and second derivatives. Now a rule that is wrong. The derivative of tanh is
-# $1 - \tanh^2$; somebody forgets the square. (An operation's name can be taken once only; a cell that defines one may be run again all the same.)
+# $1 - \tanh^2$; somebody forgets the square. (The name of an operation can be used only once; a cell that defines one may nevertheless be run again.)
 
 
 # %%
@@ -118,14 +118,14 @@ except AssertionError as error:
 # %% [markdown]
 # ## A mistake that a good test misses
 #
-# The average along an axis. Its rule spreads g over that axis and divides by the axis' length.
+# The next operation is the average along an axis. Its rule must spread g over that axis and divide by the axis' length.
 #
-# **Predict:** the rule below has a mistake, and yet `gradcheck` is content with a 3 x 3 matrix. Which one?
+# **Predict:** the rule below has a mistake, and yet it passes `gradcheck` with a 3 x 3 matrix. What is the mistake?
 #
 # <details><summary>Answer</summary>
 #
-# It divides by the length of the *last* axis, whichever axis was averaged over. In a square matrix all axes have the same length. The check is
-# right; the example was too nice.
+# It divides by the length of the *last* axis, whichever axis was averaged over. In a square matrix all axes have the same length. The check is right;
+# the example was too special.
 # </details>
 
 
@@ -151,8 +151,8 @@ for axis in (0, 1, -1):
     )
 
 # %% [markdown]
-# The cure is not to think of better examples, but to have them drawn. **Hypothesis** draws arguments until the test fails, and then makes them as
-# simple as it can while the test still fails: it *shrinks* the example.
+# The cure is not to think of better examples, but to have them drawn at random. **Hypothesis** draws arguments until the test fails, and then makes
+# them as simple as it can while the test still fails: it *shrinks* the example.
 #
 # **Predict:** what is the smallest matrix, and which axis, for which the rule is wrong?
 #
@@ -189,7 +189,7 @@ else:
 # %% [markdown]
 # ## `.sum()` hides bugs
 #
-# The quickest check of all, seen in many tests: `op(x).sum().backward()`, compared with differences. The upstream gradient is then 1 everywhere.
+# Many tests contain the quickest check of all: `op(x).sum().backward()`, compared with differences. The upstream gradient is then 1 everywhere.
 #
 # **Predict:** here are three wrong rules for softmax, and the right one. Which does a test with `.sum()` catch?
 #
@@ -197,8 +197,8 @@ else:
 #
 # Only the first. The outputs of softmax always sum to 1, so their sum has the gradient 0, whatever x is. A rule that returns 0 passes, and so does
 # any rule whose result vanishes for a constant g. The same holds for batch norm with any weights (each channel's sum over the batch is the number of
-# its pixels times its bias), and for layer norm as long as all its weights are alike, as they are in a new network: their outputs, too, have a sum
-# that x cannot change. Random weights of the outputs (the u above) are not a detail.
+# its pixels times its bias), and for layer norm as long as all its weights are equal, as they are in a new network: their outputs, too, have a sum
+# that x cannot change. So random weights of the outputs (the u above) are essential.
 # </details>
 
 # %%
@@ -236,8 +236,9 @@ assert np.isclose(*check(softmax, x), atol=1e-7)
 #
 # <details><summary>Answer</summary>
 #
-# 0, then something between 0 and 1, 0.5 at the kink, and again something in between: within $h$ of the kink the two points lie on different sides.
-# So gradcheck gives a *false alarm* near a kink. Test away from it, and pin the value *at* it by an ordinary test, against a written-down choice.
+# 0, then something between 0 and 1, 0.5 at the kink, and again something in between: within $h$ of the kink the two points lie on different sides. So
+# gradcheck gives a *false alarm* near a kink. Run gradcheck away from the kink, and fix the value *at* the kink by an ordinary test against a choice
+# that is written down.
 # </details>
 
 # %%
@@ -249,14 +250,15 @@ for place in (-1e-3, -1e-6, 0.0, 1e-6, 1e-3):
 
 # %% [markdown]
 # There is a second, sharper case: the function is smooth, but its *parts* have kinks. softplus, $\log(1 + e^x)$, is usually computed as
-# $\max(x, 0) + \log(1 + e^{-|x|})$, where nothing can overflow. It has the derivative 1/2 at 0.
+# $\max(x, 0) + \log(1 + e^{-|x|})$, where nothing can overflow. Its derivative at 0 is 1/2.
 #
-# **Predict:** what does the chain rule make of it at 0, with relu'(0) = abs'(0) = 0?
+# **Predict:** which derivative does the chain rule give at 0, with relu'(0) = abs'(0) = 0?
 #
 # <details><summary>Answer</summary>
 #
-# 0. Each part gives its own choice at its kink, and these do not add up to the derivative of the whole. Only the point 0 is affected: no random
-# number hits it. (But zeros are common in networks: padding, relu.) Such an operation should state its own rule: exercise 1.
+# It gives 0: each part contributes the value chosen at its own kink, and these do not add up to the derivative of the whole. Only the point 0 is
+# affected, and a random number never hits it. (But zeros are common in networks: padding, relu.) Such an operation should state its own rule:
+# exercise 1.
 # </details>
 
 
@@ -273,8 +275,7 @@ for place in (-0.01, 0.0, 0.01):
 # %% [markdown]
 # ## Derivatives of derivatives
 #
-# minigrad's rules are written on Tensors, so the backward pass can leave a graph of its own (`create_graph=True`), which can be differentiated
-# again.
+# minigrad's rules compute with Tensors, so the backward pass can leave a graph of its own (`create_graph=True`), which can be differentiated in turn.
 #
 # **Predict:** how often can you repeat this for tanh? When the rule `g * (1 - out * out)` is itself differentiated, what must be known about `out`?
 #
@@ -290,7 +291,7 @@ curve = ops.tanh(line)
 plt.figure(figsize=(6, 3))
 for name, style in (("tanh", "-"), ("first derivative", "--"), ("second", ":"), ("third", "-.")):
     plt.plot(line.numpy(), curve.numpy(), style, label=name)
-    # each number's derivative is its own: here .sum() is right
+    # each output depends on its own input alone, so here .sum() is right
     (curve,) = minigrad.grad(curve.sum(), line, create_graph=True)
 plt.legend(fontsize=8)
 plt.xlabel("x")
@@ -299,9 +300,9 @@ plt.show()
 assert minigrad.gradcheck(ops.tanh, Tensor(x, requires_grad=True), order=2)
 
 # %% [markdown]
-# Fused operations have a kernel for the first derivative. For the second there is none: with `create_graph` their **definition** is run again and
+# Fused operations have a kernel for the first derivative, but none for the second: with `create_graph` their **definition** is run again and
 # differentiated. (A few short ones, softmax among them, state rules instead, as primitives do: the first `if` below.) So a mistake in a kernel's
-# backward does not reach the second derivative, and every operation that has a derivative has those of any order:
+# backward does not reach the second derivative, and every operation that has a derivative has derivatives of any order:
 
 # %%
 Code(inspect.getsource(Fused._backward_by_definition), language="python")
@@ -309,11 +310,11 @@ Code(inspect.getsource(Fused._backward_by_definition), language="python")
 # %% [markdown]
 # ## Adding an operation: silu
 #
-# $\mathrm{silu}(x) = x \, \sigma(x)$ with $\sigma(x) = 1 / (1 + e^{-x})$, an activation that minigrad does not have. It takes four steps.
+# $\mathrm{silu}(x) = x \, \sigma(x)$ with $\sigma(x) = 1 / (1 + e^{-x})$, an activation that minigrad does not have. Adding it takes four steps.
 #
 # **Step 1: the definition**, a function of Tensors. The obvious one is `x / (1 + (-x).exp())`.
 #
-# **Predict:** what are its value and its derivative at x = -100, in float32, where $e^{100}$ is larger than any number?
+# **Predict:** what are its value and its derivative at x = -100, in float32, where $e^{100}$ exceeds the largest number?
 #
 # <details><summary>Answer</summary>
 #
@@ -341,13 +342,13 @@ for function in (obvious, silu):
     print(f"{getattr(function, 'name', 'obvious'):8} value {y.numpy()}  derivative {leaf.grad.numpy()}")
 
 # %% [markdown]
-# It works already: without a kernel, a fused operation runs its definition. **Step 2: what it cannot take**, said in one sentence. **Step 3: the
-# kernel pair**, on NumPy arrays. Forward returns the result and what backward will need; backward gets the upstream gradient `dy`, what was saved,
-# and which inputs need a gradient. From $s' = s (1 - s)$ and the product rule,
+# It works already: without a kernel, a fused operation runs its definition. **Step 2: the check**, which says in one sentence what the operation
+# cannot take. **Step 3: the kernel pair**, on NumPy arrays. Forward returns the result and what backward will need; backward gets the upstream
+# gradient `dy`, what was saved, and which inputs need a gradient. From $s' = s (1 - s)$ and the product rule,
 #
 # $$\frac{d}{dx} (x s) = s + x s (1 - s) = s \, (1 + x (1 - s)) .$$
 #
-# We keep only x and compute s again: memory is dearer than a tanh. `fresh=True` promises that the gradient shares memory with nothing.
+# We keep only x and compute s again: memory costs more than a tanh. `fresh=True` promises that the gradient shares memory with no other array.
 
 
 # %%
@@ -378,8 +379,8 @@ silu.kernel("cpu", silu_forward, silu_backward, fresh=True)
 
 # %% [markdown]
 # **Step 4: the proof.** Three things must agree: the definition with PyTorch (somebody else's code), the kernel with the definition, and the
-# derivative with differences. The first two make a chain, from the kernel over the definition to PyTorch: a wrong formula would have to be in all
-# three. The third needs no second author at all.
+# derivative with differences. The first two comparisons form a chain from the kernel by way of the definition to PyTorch: to go unnoticed, a wrong
+# formula would have to be in all three. The third needs no second author at all.
 
 
 # %%
@@ -430,8 +431,7 @@ prove(silu, torch_silu, (4, 5))
 print("proven for shape (4, 5)")
 
 # %% [markdown]
-# And with shapes that nobody would think of: no axes at all, an axis of length 0. In a test file, `given` stands above a function called `test_...`;
-# here we call it.
+# Now with shapes that nobody would think of: no axes at all, an axis of length 0. In a test file, pytest would call `test_silu`; here we do.
 
 # %%
 if given is not None:
@@ -454,7 +454,7 @@ if given is not None:
 #
 # <details><summary>Answer</summary>
 #
-# Kernel against definition, in the gradient. gradcheck notices too: its first-order part runs the kernel. Only the second-order part does not, since
+# Kernel against definition, in the gradient. gradcheck notices too: its first-order part runs the kernel. Only the second-order part would not, since
 # it differentiates the definition.
 # </details>
 
@@ -480,12 +480,12 @@ silu.kernel("cpu", silu_forward, silu_backward, fresh=True)
 # %% [markdown]
 # ## With a proof, you may make it fast
 #
-# This kernel walks over the whole array a dozen times, and each walk makes a new array of 2 MB: the system hands out its memory and fills it with
-# zeros first (12 counts what that costs, and here it is the larger part), and the fast caches do not hold it until the next walk. The usual cure for
-# both: take a block small enough for the cache, do everything on it, then the next, and share the blocks among the threads:
-# `parallel_rows(work, n, grain)` calls
-# `work(start, stop)` on each thread for its share of n, of at least `grain`. The formulas do not change, and the same proof says whether that went
-# well. A feature map of the Conformer has half a million numbers; forward and backward, the best of some runs:
+# This kernel walks over the whole array a dozen times, and most walks make a new array of 2 MB. For each, the system hands out memory and first fills
+# it with zeros (12 counts what that costs, and here it is the larger part), and the fast caches cannot hold the array until the next walk. The usual
+# cure for both: take a block small enough for the cache, do everything on it, then go on to the next, and share the blocks among the threads.
+# `parallel_rows(work, n, grain)` cuts n into a share of at least `grain` for each thread, which calls `work(start, stop)` for it. The formulas do not
+# change, and the same proof says whether the change went well. Here are forward and backward, the best of several runs, on a feature map of the
+# Conformer, half a million numbers:
 
 
 # %%
@@ -531,11 +531,11 @@ for shape in ((), (0, 3), (4, 5), (70, 1000)):  # the last has several blocks
     prove(silu, torch_silu, shape)
 
 # %% [markdown]
-# The plain kernel need not be faster than the definition: it makes as many walks, and computes the sigmoid twice. What it saves is memory: it keeps x
-# alone. In blocks it is fast.
+# The plain kernel need not be faster than the definition: it makes as many walks, and computes the sigmoid twice. What it saves is memory: it keeps
+# only x. In blocks it is fast.
 #
-# Last, in company: a small network on images, with silu inside, its gradient checked as a whole. gradcheck takes any function of Tensors. (The loss
-# is the mean *cross entropy*, $-\ln$ of the share that the network gives to the right class; 06 explains the shares, 08 the loss.)
+# Finally, silu inside a small network on images, whose gradient is checked as a whole: gradcheck takes any function of Tensors. (The loss is the mean
+# *cross entropy*, $-\ln$ of the share that the network gives to the right class; 06 explains the shares, 08 the loss.)
 
 
 # %%
@@ -565,20 +565,20 @@ print("its first and second derivatives are right")
 
 # %% [markdown]
 # In the repository, `silu` would be a page of its own, `minigrad/fused/silu.py`, with its name in `minigrad/functional.py` and its test in
-# `tests/fused/test_silu.py`: your `prove`, as data of a class `Proof`. `docs/add_operation.md` does all of it, for this same silu, command by
-# command. Follow it now, in a copy of the project: you know what each step is for.
+# `tests/fused/test_silu.py`: your `prove`, given as the data of a class `Proof`. `docs/add_operation.md` does all of it for this same silu, command
+# by command. Follow it now, in a copy of the project: you know what each step is for.
 #
 # ## Exercises
 #
-# **1.** Write `softplus`, $\log(1 + e^x)$, as a `@primitive` with a derivative rule that is right at 0 too, in the second derivative as well, and
-# does not overflow at 1000. (`np.logaddexp(x, 0)` is a forward on arrays.) Prove it.
+# **1.** Write `softplus`, $\log(1 + e^x)$, as a `@primitive` with a derivative rule. The first and second derivatives must be right at 0 too, and
+# nothing may overflow at 1000. (`np.logaddexp(x, 0)` computes it on arrays.) Prove it.
 #
-# **2.** A kernel's backward says `dy *= ...; return (dy,)`: it writes into the gradient it was given, to save memory. Alone, it is right. Build
-# a loss that gets a wrong gradient from it. (02 says when two inputs receive the same array.) Which line of `prove` catches it, and what does
+# **2.** A kernel's backward says `dy *= ...; return (dy,)`: it writes into the gradient it was given, to save memory. By itself it is right. Build a
+# loss that gets a wrong gradient from it. (02 says when two inputs receive the same array.) Which line of `prove` catches it, and what does
 # `gradcheck` say?
 #
-# **3.** The Hessian $H$ of a function of $n$ numbers has $n^2$ entries, but $H v$ costs two backward passes. Write it, and check it against
-# differences of the gradient.
+# **3.** The Hessian $H$ of a function of $n$ numbers has $n^2$ entries, but $H v$ costs two backward passes. Write a function for it, and check it
+# against differences of the gradient.
 #
 # The solutions are in the cells below, folded in JupyterLab and on the site; on GitHub they are open: stop scrolling here.
 
@@ -657,5 +657,5 @@ assert np.allclose(hessian_times(energy, x, v), by_differences, atol=1e-8)
 assert np.isclose(u @ hessian_times(energy, x, v), v @ hessian_times(energy, x, u))  # a Hessian is symmetric
 
 # %% [markdown]
-# **You now have** a way to know that a gradient is right, and an operation of your own with a definition, a kernel and a proof. **Next:** `04` takes
-# one operation to the bottom: normalisation, its backward pass, and what its kernel saves.
+# **You now have** a way to know that a gradient is right, and an operation of your own with a definition, a kernel and a proof. **Next:** `04`
+# studies one operation thoroughly: normalisation, its backward pass, and what its kernel saves.
