@@ -4,9 +4,9 @@
 # **You need** notebooks 01 to 03. **You will have** derived the backward pass of layer norm and batch norm, and seen in a picture what it does; seen
 # which formulas survive float32; and counted, in bytes, what a fused kernel saves.
 #
-# Deep networks are trained with normalised activations: mean 0, variance 1, again and again on the way. **LayerNorm** does this to each vector (all
-# channels of one pixel, or of one *token*: a vector that stands for a patch of the image, see 06), **BatchNorm** to each channel (all pixels of all
-# images). Both are one formula, along different axes.
+# Deep networks are trained with normalised activations: at many places on the way they are brought to mean 0 and variance 1. **LayerNorm** does this
+# to each vector (all channels of one pixel, or of one *token*: a vector that stands for a patch of the image, see 06), **BatchNorm** to each channel
+# (all pixels of all images). Both use the same formula, along different axes.
 #
 # In each section: read the question, *write your prediction down*, run the cell, compare. Answers are folded under the question.
 
@@ -38,8 +38,8 @@ FAST = bool(os.environ.get("MINIGRAD_FAST"))
 #
 # <details><summary>Answer</summary>
 #
-# It stays the same, both times (up to $\varepsilon$, which only keeps r finite when all numbers are equal). The mean takes the shift away, the
-# deviation the scale. Remember it: it is the whole backward pass.
+# It stays the same, both times (up to $\varepsilon$, which only keeps r finite when all numbers are equal). Subtracting the mean removes the shift,
+# dividing by the deviation the scale. Remember this: it is the whole backward pass.
 # </details>
 
 
@@ -60,8 +60,8 @@ assert np.allclose(x_hat, F.layer_norm(Tensor(x), eps=0.0).numpy())
 # %% [markdown]
 # ## Its Jacobian
 #
-# $\hat x$ does not react to a shift: $J \cdot (1, 1, 1)^T = 0$. It does not react to a scaling, which moves x along $x$, or, as shifts do not
-# matter, along $\hat x$: $J \hat x = 0$. Three inputs have three directions, and two of them are dead.
+# $\hat x$ does not react to a shift: $J \cdot (1, 1, 1)^T = 0$. Nor does it react to a scaling, which moves x along $x$ or, as shifts do not matter,
+# along $\hat x$: $J \hat x = 0$. Three inputs can move in three directions, and two of these have no effect.
 #
 # To see the rest, differentiate: $\partial \mu / \partial x_j = 1/C$ and
 # $\partial r / \partial x_j = -\frac12 (\sigma^2 + \varepsilon)^{-3/2} \cdot \frac2C (x_j - \mu) = -\frac1C\, r^2\, \hat x_j$. By
@@ -69,11 +69,12 @@ assert np.allclose(x_hat, F.layer_norm(Tensor(x), eps=0.0).numpy())
 #
 # $$\frac{\partial \hat x_i}{\partial x_j} = r \left( \delta_{ij} - \frac1C - \frac{\hat x_i \hat x_j}{C} \right) .$$
 #
-# **Predict:** the Jacobian of x = (1, 2, 6) has which rank? Is it symmetric?
+# **Predict:** what is the rank of the Jacobian at x = (1, 2, 6)? Is it symmetric?
 #
 # <details><summary>Answer</summary>
 #
-# Rank 1: three directions less two. It is symmetric: exchanging i and j changes nothing. So $g J$ (backward) and $J g$ (forward) are the same.
+# Rank 1: of three directions, two have no effect. It is symmetric: exchanging i and j changes nothing. So $g J$ (backward) and $J g$ (forward) are
+# the same.
 # </details>
 
 # %%
@@ -89,14 +90,14 @@ assert np.allclose(jacobian, formula)
 # %% [markdown]
 # ## The picture
 #
-# All $\hat x$ have mean 0 and length $\sqrt C$ (but for the small eps). For C = 3 they lie on a circle, in the plane orthogonal to (1, 1, 1). A
-# gradient g pulls at $\hat x$ in some direction; but $\hat x$ can only slide along the circle. So the pull is cut down, twice: the part along (1, 1,
-# 1), out of the plane, and the part along $\hat x$, off the circle.
+# All $\hat x$ have mean 0 and length $\sqrt C$ (up to the effect of the small $\varepsilon$). For C = 3 they lie on a circle, in the plane orthogonal
+# to (1, 1, 1). A gradient g pulls at $\hat x$ in some direction; but $\hat x$ can only slide along the circle. So two parts of the pull are removed:
+# the part along (1, 1, 1), out of the plane, and the part along $\hat x$, off the circle.
 #
 # $$dx = r \left( g \;-\; \overline{g} \;-\; \hat x \; \overline{g \hat x} \right), \qquad \text{a bar is the mean over the C numbers.}$$
 #
-# $\overline g$ is the projection on (1, ..., 1), and $\hat x\, \overline{g \hat x}$ that on $\hat x$: both have squared length C, hence the
-# means. These are the three terms that every implementation of LayerNorm computes.
+# $\overline g$ is the projection of g onto (1, ..., 1), and $\hat x\, \overline{g \hat x}$ that onto $\hat x$: these two vectors have squared length
+# C, hence the means. These are the three terms that every implementation of LayerNorm computes.
 
 # %% alt="A circle and the arrow x_hat to a point on it; from there the pull points off the circle, and what passes lies along the tangent."
 g = np.array([1.0, -0.4, 1.5])
@@ -124,8 +125,8 @@ assert np.allclose(jacobian @ g, r * passed) and abs(slide @ tip) < 1e-12
 # %% [markdown]
 # ## By hand, for rows of numbers
 #
-# Two parameters come after the normalisation, $y = \hat x\, w + b$. Then $g = dy \cdot w$ enters the formula above, and for the
-# parameters, which were broadcast over all rows (02): $dw = \sum dy\, \hat x$, $db = \sum dy$.
+# Two parameters follow the normalisation, $y = \hat x\, w + b$. Then the g in the formula above is $dy \cdot w$. The parameters were broadcast over
+# all rows, so their gradients are sums over the rows (02): $dw = \sum dy\, \hat x$, $db = \sum dy$.
 
 
 # %%
@@ -146,7 +147,7 @@ with minigrad.definitions():
     by_definition = minigrad.grad(F.layer_norm(*leaves, eps=1e-5), leaves, dy)
 for name, ours, kernel, definition in zip(("dx", "dw", "db"), by_hand, by_kernel, by_definition, strict=True):
     assert np.allclose(ours, kernel.numpy(), atol=1e-12) and np.allclose(ours, definition.numpy(), atol=1e-12)
-    print(f"{name}: by hand, by minigrad's kernel and by its definition the same")
+    print(f"{name}: the same by hand, by minigrad's kernel and by its definition")
 try:
     import torch
 except ImportError:
@@ -168,7 +169,7 @@ else:
 #
 # <details><summary>Answer</summary>
 #
-# Transpose, LayerNorm, transpose back. The backward is the same three terms, with means down the columns, M = B H W numbers each.
+# Transpose, LayerNorm, transpose back. The backward pass has the same three terms, with means down the columns, over M = B H W numbers each.
 # </details>
 
 
@@ -201,13 +202,13 @@ sums = dx.sum((0, 1, 2)), (dx.reshape(-1, 3) * x_hat).sum(0)
 print(f"in each channel dx sums to {np.abs(sums[0]).max():.0e} at most, and dx * x_hat to {np.abs(sums[1]).max():.0e}")
 
 # %% [markdown]
-# The second sum is not 0 but $r^3 \varepsilon \sum g\, \hat x$: with $\varepsilon > 0$ a scaling moves $\hat x$ a little, and $r^3$ is some hundreds
+# The second sum is not 0 but $r^3 \varepsilon \sum g\, \hat x$: with $\varepsilon > 0$ a scaling moves $\hat x$ a little, and $r^3$ is a few hundred
 # here.
 #
 # ## Training and evaluation
 #
-# A single test image has no batch, and its result should not depend on who happens to be next to it. So BatchNorm keeps **running statistics** while
-# it trains, and uses these in evaluation:
+# A single test image has no batch, and its result should not depend on which images happen to be beside it. So BatchNorm keeps **running statistics**
+# in training, and uses these in evaluation:
 #
 # $$\text{running} \leftarrow (1 - m)\, \text{running} + m \cdot \text{batch}, \qquad m = 0.1 .$$
 #
@@ -239,13 +240,13 @@ plt.legend(fontsize=8)
 plt.show()
 
 # %% [markdown]
-# **Predict:** give the layer a batch of the ten *darkest* images. What is the mean of its output in training mode, what in evaluation mode? And
-# which of the three terms of the backward pass are left in evaluation?
+# **Predict:** give the layer a batch of the ten *darkest* images. What is the mean of its output in training mode, and what in evaluation mode? Which
+# of the three terms of the backward pass are left in evaluation?
 #
 # <details><summary>Answer</summary>
 #
-# In training 0: it does not know that the batch is dark. In evaluation below 0: darker than what it has seen. The running statistics are constants,
-# so nothing is projected away: $dx = r\, g$, the first term alone.
+# In training 0: the layer does not know that the batch is dark. In evaluation below 0: the batch is darker than what the layer has seen. The running
+# statistics are constants, so nothing is projected away: $dx = r\, g$, the first term alone.
 # </details>
 
 # %%
@@ -260,19 +261,19 @@ assert np.allclose(minigrad.grad(y, darkest, g)[0].numpy(), expected, atol=1e-5)
 
 # %% [markdown]
 # Training mode has moved the running mean once more (towards the dark images): a forward pass in training mode *has a side effect*. minigrad's
-# operation is pure, it returns the statistics, and the module replaces its own; forgetting `model.eval()` is still the classical mistake. One detail
-# more: what goes into the running variance is the *unbiased* one, M / (M - 1) times as large.
+# operation is pure: it returns the batch's statistics, and the module updates its own. Forgetting `model.eval()` is still the classic mistake. One
+# more detail: what goes into the running variance is the batch's *unbiased* variance, M / (M - 1) times as large.
 #
 # ## A variance that is not one
 #
 # Textbooks have a second formula, $\sigma^2 = \overline{x^2} - \mu^2$. It needs one pass over the data instead of two.
 #
-# **Predict:** the numbers have mean 1000 and variance 1, in float32 (7 digits). What does the second formula say?
+# **Predict:** the numbers have mean 1000 and variance 1, in float32 (7 digits). What does the second formula give?
 #
 # <details><summary>Answer</summary>
 #
 # Nonsense. $\overline{x^2}$ is about 1,000,001, and float32 numbers of that size are 0.06 apart. The difference of two of them is wrong by about as
-# much: here, one digit is left. For a mean of 10,000 nothing is left, and the variance may come out negative; its root is nan. Two passes subtract
+# much: here, one digit is left. For a mean of 10,000 no digit is left, and the variance may come out negative; its root is nan. Two passes subtract
 # the mean *first*, when nothing has been squared yet.
 # </details>
 
@@ -285,8 +286,8 @@ for mean in (0, 10, 100, 1000, 10_000):
     print(f"{mean:6} {one_pass:14.4f} {two_passes:14.4f} {x.astype(np.float64).var():16.4f}")
 
 # %% [markdown]
-# What minigrad's kernels do about it is measured best by the error of $\hat x$ itself. (LayerNorm's kernel subtracts the mean first. BatchNorm's
-# uses the fast formula, looks at the result, and starts again with a shifted x when mean and deviation are far apart.)
+# How well minigrad's kernels avoid this is best measured by the error of $\hat x$ itself. (LayerNorm's kernel subtracts the mean first. BatchNorm's
+# uses the fast formula, looks at the result, and starts again with a shifted x if the mean is large beside the deviation.)
 
 # %% alt="Error of x_hat over the mean of x: E[x^2] - mu^2 rises to 0.5 at 300, then is mostly nan; layer_norm rises to 0.03; batch_norm stays 1e-6."
 means = 10.0 ** np.arange(0, 6.1, 0.5)
@@ -310,21 +311,21 @@ plt.show()
 assert errors["layer_norm"][6] < 1e-3 and errors["batch_norm"][6] < 1e-3
 
 # %% [markdown]
-# What is left of LayerNorm's error is that of the mean: float32 knows it to 7 digits, and so 1,000,000 to 0.06. BatchNorm's kernel keeps its few
-# sums in float64.
+# The error that LayerNorm still has is that of the mean: float32 holds it to 7 digits, a mean of 1,000,000 thus to 0.06. BatchNorm's kernel keeps its
+# few sums in float64.
 #
 # ## Why there is a kernel: memory
 #
-# The definition of layer norm is five lines, and every operation in it leaves a node that keeps what its rule will read (02). The nodes can be
-# asked:
+# The definition of layer norm is five lines, and every operation in it leaves a node that keeps what its rule will read (02). We can ask the nodes
+# what they keep:
 #
 # **Predict:** beyond x itself, how many arrays *of the size of x* does the definition's graph keep? And the kernel's single node?
 #
 # <details><summary>Answer</summary>
 #
 # Two: `centered` (read by the rules of its square and of its product with r), and $\hat x$ (read by the rule of the product with the weight). The
-# kernel keeps x and two numbers per row, mean and r: $\hat x$ is computed again in backward. (Where nothing else holds x, the definition could let
-# go of it: then it is two arrays against one.)
+# kernel keeps x and two numbers per row, mean and r: $\hat x$ is computed again in backward. (If nothing else holds x, the definition need not keep
+# it, but the kernel must: then it is two arrays against one.)
 # </details>
 
 
@@ -363,17 +364,17 @@ for way in ("definition", "kernel"):
         print(f"    {array.shape!s:12} {array.nbytes:>9,} bytes, kept by {op}")
 
 # %% [markdown]
-# Python can confirm it from outside: `tracemalloc` counts every byte that NumPy asks for. We take what is still there after the forward pass, the
-# output included, and the highest point of forward and backward together. In each panel the left pair of bars is what is held after the forward pass,
-# the right pair the highest point. The left panel is layer norm, the right one batch norm with the sum and the ReLU that follow it in a convolution
-# block, which the kernel does in one go.
+# Python can confirm it from outside: `tracemalloc` counts every byte that NumPy asks for. We measure what is still held after the forward pass, the
+# output included, and the peak of forward and backward together. In each panel the left pair of bars shows what is held, the right pair the peak. The
+# left panel shows layer norm, the right one batch norm together with the sum and the ReLU that follow it in a convolution block; its kernel does all
+# three in one go.
 
 
 # %% alt="Bars of memory in units of x. Held after forward: definition 3, kernel 1. Most at any time: definition 6 and 7, kernel about 4."
 def bytes_of(run, definitions):
     """Bytes that are held after the forward pass, and at most during forward and backward."""
     with minigrad.definitions() if definitions else minigrad.enable_grad():
-        run().backward(ones)  # once before: what is made at the first call is not counted
+        run().backward(ones)  # a run that is not counted: some things are made at the first call
         for leaf in leaves:
             leaf.grad = None
         tracemalloc.start()
@@ -411,8 +412,8 @@ axes[0].set_ylabel("memory, in units of x")
 plt.show()
 
 # %% [markdown]
-# What is held after forward is what counts in training: it is held for *every* layer until backward comes by. On a GPU this number decides how large
-# the batch can be; and as each of these arrays is also written and read, it decides the time:
+# What is held after forward is what counts in training: it is held for *every* layer until the backward pass gets there. On a GPU this number decides
+# how large the batch can be; and as each of these arrays must also be written and read, it decides the time, too:
 
 
 # %%
@@ -435,8 +436,8 @@ for title, (run, x) in runs.items():
     print(f"{title:24} definition {slow:5.1f} ms, kernel {fast:5.1f} ms: {slow / fast:.1f} times as fast")
 
 # %% [markdown]
-# This is the kernel's backward. In it you find the three terms again; that sums are written as products with a column of ones, and that the rows are
-# worked on block by block, is what makes it fast.
+# This is the kernel's backward, in which you find the three terms again. What makes it fast: the sums are written as products with a vector, and the
+# rows are worked on block by block.
 
 # %%
 Code(inspect.getsource(F.layer_norm.kernels["cpu"].backward), language="python")
@@ -445,15 +446,15 @@ Code(inspect.getsource(F.layer_norm.kernels["cpu"].backward), language="python")
 # ## Maps and tokens
 #
 # The Conformer has both: feature maps (B, H, W, C) in its convolution branch, tokens (B, N, E) in its transformer. In this project channels come
-# last, so a map *is* its patch tokens, in the same memory, when E = C and N = H W (the class token, which 06 adds, left out).
+# last, so a map *is* its patch tokens, in the same memory, when E = C and N = H W (not counting the class token, which 06 adds).
 #
 # **Predict:** for a map of shape (64, 8, 8, 96), how many means does LayerNorm compute, and how many BatchNorm? Over how many numbers each? Which of
 # them change when one image of the batch is replaced?
 #
 # <details><summary>Answer</summary>
 #
-# LayerNorm 64 x 8 x 8 = 4096 means, of 96 numbers each, one for every pixel; 64 of them belong to the replaced image, the others do not notice.
-# BatchNorm 96 means, of 4096 numbers each, and every one of them changes, and with it the output for all other images.
+# LayerNorm computes 64 x 8 x 8 = 4096 means, of 96 numbers each, one for every pixel; the 64 that belong to the replaced image change, the others do
+# not. BatchNorm computes 96 means, of 4096 numbers each; every one of them changes, and with it the output for all other images.
 # </details>
 
 # %%
@@ -467,14 +468,14 @@ for title, operation in (("LayerNorm", F.layer_norm), ("BatchNorm", lambda x: F.
     print(f"{title}: the other 63 images change by up to {change:.3f}")
 
 # %% [markdown]
-# On images themselves, with their three channels, you can see what each of them removes.
+# On images themselves, with their three channels, you can see what each norm removes.
 #
-# **Predict:** LayerNorm makes the three colours of each pixel have mean 0 and variance 1. What is left of a grey pixel, of brightness, of contrast?
+# **Predict:** LayerNorm brings the three colours of each pixel to mean 0 and variance 1. What is left of a grey pixel, of brightness, of contrast?
 #
 # <details><summary>Answer</summary>
 #
 # A grey pixel has three equal numbers: it becomes (0, 0, 0), whether it was black or white. (Where $\varepsilon$ is as small as here, the slightest
-# tint is blown up.) Brightness is gone, as it is the mean; what is left is the hue. BatchNorm shifts and scales each colour once, for all pixels
+# tint is amplified.) Brightness is gone, as it is the mean; what is left is the hue. BatchNorm shifts and scales each colour once, for all pixels
 # alike: the picture stays.
 # </details>
 
@@ -490,19 +491,20 @@ for row, (title, values) in enumerate(zip((name, "BatchNorm", "LayerNorm"), show
 plt.show()
 
 # %% [markdown]
-# So why does each branch have its own? In a convolution branch a channel is the response of one filter, and how strong it is *at this place compared
-# with others* is the signal: BatchNorm keeps that, LayerNorm over few channels would destroy it. It costs the dependence on the batch, and in
-# evaluation it is free: a fixed scale and shift, which can be folded into the convolution before it (exercise 2). A transformer compares tokens with
-# each other by scalar products of whole vectors, over hundreds of channels; LayerNorm brings each to the same length, for any batch and alike in
-# training and evaluation. In the Conformer's coupling unit the two meet: what goes to the transformer passes a LayerNorm, what comes back a
-# BatchNorm.
+# So why does each branch have its own norm? In a convolution branch a channel is the response of one filter, and how strong it is *at this place
+# compared with others* is the signal: BatchNorm keeps that, LayerNorm over few channels would destroy it. The price of BatchNorm is the dependence on
+# the batch; in evaluation it costs nothing: it is a fixed scale and shift, which can be folded into the convolution before it (exercise 2). A
+# transformer compares tokens with each other by scalar products of whole vectors, over hundreds of channels; LayerNorm brings each vector to the same
+# length, in any batch, and in training and evaluation alike. In the Conformer's coupling unit the two meet: what goes to the transformer passes a
+# LayerNorm, what comes back a BatchNorm.
 #
 # ## Exercises
 #
 # **1.** RMSNorm leaves the mean out: $y = x \, / \sqrt{\overline{x^2} + \varepsilon}$. Which directions does its backward remove? Write it by
 # hand and check it.
 #
-# **2.** In evaluation, BatchNorm after a convolution is a convolution: find its weight (shape (O, I, kh, kw)) and bias from those of the two.
+# **2.** In evaluation, a convolution followed by BatchNorm is again a convolution: find its weight (shape (O, I, kh, kw)) and bias from those of the
+# two.
 #
 # **3.** GroupNorm takes, for each image, the mean and variance of a *group* of channels over all pixels. Make it from `reshape`, `transpose` and
 # `layer_norm`, for (B, H, W, C). What do you have to derive for its backward?
@@ -557,4 +559,4 @@ else:
 
 # %% [markdown]
 # **You now have** the backward pass of every normalisation, as one projection, and a way to count what a graph keeps. **Next:** `05` does the same
-# for the operation that most of the time goes into: the convolution.
+# for the operation that takes most of the time: the convolution.
