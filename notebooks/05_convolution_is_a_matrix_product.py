@@ -2,7 +2,7 @@
 # # 05 · Convolution is a matrix product
 #
 # **You need** notebook 02: a matrix product and its two gradients. **You will have** slid a window over an image by hand, written all windows as the
-# rows of a matrix, and got from that one sentence everything else: the output, stride, padding, dilation and groups, both gradients, and the reason
+# rows of a matrix, and derived everything else from that one idea: the output, stride, padding, dilation and groups, both gradients, and the reason
 # why the library's code computes both of them from a single set of windows.
 
 # %%
@@ -24,8 +24,8 @@ from minigrad.fused import conv2d as page  # the file minigrad/fused/conv2d.py
 # %% [markdown]
 # ## A window slides
 #
-# An image of 3 x 3 pixels, a kernel of 2 x 2 weights. Lay the kernel on the image, multiply what lies on top of each other, add up: one number. Move
-# one pixel to the right, and so on.
+# An image of 3 x 3 pixels, a kernel of 2 x 2 weights. Lay the kernel on the image, multiply each weight by the pixel under it and add up the
+# products: that is one number. Move one pixel to the right, and so on.
 #
 # (Two things are called kernel. In this notebook *kernel* is the small array of weights; the fast implementation beside a definition, notebook 02's
 # kernel, is called *the library's code*.)
@@ -34,7 +34,7 @@ from minigrad.fused import conv2d as page  # the file minigrad/fused/conv2d.py
 #
 # <details><summary>Answer</summary>
 #
-# Two places across times two down: 4. At the first: 1 * 1 + 2 * 0 + 4 * 0 + 5 * (-1) = -4. This kernel takes a pixel minus its neighbour down to the
+# Two places across times two down: 4. At the first: 1 * 1 + 2 * 0 + 4 * 0 + 5 * (-1) = -4. This kernel takes a pixel minus its neighbour to the lower
 # right; the image rises by 4 in that direction everywhere, so all four numbers are the same.
 # </details>
 #
@@ -62,10 +62,10 @@ print(image, "with", kernel.tolist(), "gives", slide(image, kernel), sep="\n")
 # ## Every window a row
 #
 # Each number is a scalar product of a window with the kernel. Write each window as a row and the kernel as a column, and all scalar products together
-# are one matrix product. Writing the windows out like this is called *im2col*, "image to columns", after a function of MATLAB, where they are
-# columns; the name has stayed.
+# are one matrix product. Writing the windows out like this is called *im2col*, "image to columns", after a function of MATLAB, in which the windows
+# are the columns; the name has stayed.
 #
-# **Predict:** the four rows. How often does the 5 in the middle occur? And the 1 in the corner?
+# **Predict:** what are the four rows? How often does the 5 in the middle occur in them, and the 1 in the corner?
 #
 # <details><summary>Answer</summary>
 #
@@ -82,8 +82,8 @@ print("times", kernel.ravel(), "=", columns @ kernel.ravel())
 assert (columns @ kernel.ravel() == slide(image, kernel).ravel()).all()
 
 # %% [markdown]
-# `ops.windows` has written nothing down. It is a *view*: the same nine numbers in memory, read in a clever order. Such an order is given by
-# *strides*: how many bytes further is the next row of windows, the next window, the next row inside a window, ...
+# `ops.windows` has copied nothing. Its result is a *view*: the same nine numbers in memory, read in a clever order. Such an order is given by
+# *strides*: how many bytes it is to the next row of windows, the next window, the next row inside a window, ...
 
 # %%
 print("shape  ", windows.shape, "\nstrides", windows.numpy().strides, "bytes, 8 a number")
@@ -91,14 +91,14 @@ print("same memory as the image:", np.shares_memory(windows.numpy(), pixels.nump
 print("numbers in memory: 9; numbers in the view:", windows.size)
 
 # %% [markdown]
-# Only `reshape` into a matrix wrote the 16 numbers out, since no strides can describe that matrix. This is the price of the method: for a 3x3 kernel
-# about 9 times the image. We come back to it.
+# Only `reshape` into a matrix wrote the 16 numbers out, since no strides can describe that matrix. This is the price of the method: for a 3x3 kernel,
+# about 9 times the memory of the image. We come back to it.
 #
 # ## The whole operation
 #
-# With channels, a window is kh x kw x I numbers (I input channels), and there is a kernel for each of the O output channels: the product is (windows,
-# kh kw I) times (kh kw I, O). Three more numbers say where the windows lie: **stride**, the step from one window to the next; **padding**, a frame of
-# zeros; **dilation**, the step from one pixel *inside* a window to the next.
+# With channels, a window has kh x kw x I numbers (I input channels), and there is a kernel for each of the O output channels: the product is
+# (windows, kh kw I) times (kh kw I, O). Three more numbers say where the windows lie: **stride**, the step from one window to the next; **padding**,
+# a frame of zeros; **dilation**, the step from one pixel *inside* a window to the next.
 
 
 # %%
@@ -124,7 +124,7 @@ for stride in (1, 2, 3):
         for dilation in (1, 2):
             mine = convolution(x, weight, bias, stride, padding, dilation)
             assert np.abs(mine.numpy() - F.conv2d(x, weight, bias, stride, padding, dilation).numpy()).max() < 1e-12
-print("equal to minigrad's conv2d for 18 ways to lay the windows")
+print("equal to minigrad's conv2d for 18 ways to place the windows")
 
 try:
     import torch
@@ -139,15 +139,15 @@ else:
 # %% [markdown]
 # ## Count
 #
-# **Predict:** for an image of 32 x 32 with 16 channels and 32 output channels: the size of the output, with a 3x3 kernel and (a) nothing else, (b)
-# padding 1, (c) padding 1 and stride 2, (d) padding 2 and dilation 2. How many weights has each? And if (b) has 4 **groups**, so that each quarter of
-# the outputs sees only its own quarter of the inputs?
+# **Predict:** for an image of 32 x 32 with 16 channels and 32 output channels: what is the size of the output, with a 3x3 kernel and (a) nothing
+# else, (b) padding 1, (c) padding 1 and stride 2, (d) padding 2 and dilation 2? How many weights does each have? And if (b) has 4 **groups**, so that
+# each quarter of the outputs sees only its own quarter of the inputs?
 #
 # <details><summary>Answer</summary>
 #
-# 30, 32, 16, 32 on a side: a window reaches over dilation * (kernel - 1) pixels beyond its first, so Ho = (H + 2 padding - dilation (kernel - 1) - 1)
-# // stride + 1. The weights do not depend on where the windows lie: 32 * 16 * 9 = 4,608 in all four. Groups divide the inputs of each output by 4,
-# and so the weights and the multiplications.
+# 30, 32, 16, 32 on a side: a window reaches dilation * (kernel - 1) pixels beyond its first one, so Ho = (H + 2 padding - dilation (kernel - 1) - 1)
+# // stride + 1. The number of weights does not depend on where the windows lie: 32 * 16 * 9 = 4,608 in all four. With 4 groups each output has a
+# quarter of the inputs, and so a quarter of the weights and of the multiplications.
 # </details>
 
 # %%
@@ -175,15 +175,15 @@ Code(inspect.getsource(F.conv2d.definition).split('"""')[-1], language="python")
 # %% [markdown]
 # ## An edge detector
 #
-# Which kernel finds edges? One that takes the difference of what lies left and right, and averages a little along the edge: Sobel's. Turned by 90
-# degrees it finds the other kind.
+# Which kernel finds edges? One that takes the difference of what lies to the left and to the right, and averages a little along the edge: Sobel's,
+# for vertical edges. Turned by 90 degrees it finds horizontal ones.
 #
-# **Predict:** what does it answer on an area of one colour? On a slow, even slope of brightness?
+# **Predict:** what is its output on an area of one colour? On a slow, even slope of brightness?
 #
 # <details><summary>Answer</summary>
 #
-# 0: its weights sum to 0. On the slope a constant: it is a derivative. A trained network's first layer usually contains kernels like these. Nobody
-# put them there.
+# 0: its weights sum to 0. On the slope a constant: it is a derivative. A trained network's first layer usually contains kernels like these, although
+# nobody put them there.
 # </details>
 
 # %% alt="Three images, and where the two kernels answer: each finds the stripes across its own direction; the discs are in no answer."
@@ -212,10 +212,10 @@ for ax, title in zip(axes[0], (f"image ({name})", "left to right", "top to botto
 plt.show()
 
 # %% [markdown]
-# Blue is a step up in brightness, red a step down. (Where are the discs of coupling10? They differ from their ground in hue alone, and the kernel was
-# given the brightness, the mean of the three colours: there is no edge to find. Give it one colour, `chosen[..., :1]`, and they appear.) There is no
-# padding here, hence 30 x 30. With padding the strongest edge of all would be the frame of the image, where it meets the zeros. A network sees that
-# frame too, and notebook 07 shows what it does with it.
+# Blue is a step up in brightness, red a step down. (Where are the discs of coupling10? They differ from their background in hue alone, and the kernel
+# was given the brightness, the mean of the three colours: there is no edge to find. Give it one colour, `chosen[..., :1]`, and they appear.) There is
+# no padding here, hence 30 x 30. With padding the strongest edge of all would be the frame of the image, where it meets the zeros. A network sees
+# that frame too, and notebook 07 shows what it does with it.
 #
 # ## Backwards, first way: back through the matrix product
 #
@@ -223,8 +223,8 @@ plt.show()
 #
 # $$dW = \text{cols}(X)^T\, dY, \qquad d\,\text{cols} = dY\, W^T .$$
 #
-# What remains is from the windows to the image: a pixel that was copied into several windows gets what all of them have for it, added up. That is the
-# adjoint of taking windows (`ops.fold`).
+# What remains is the way from the windows back to the image: a pixel that was copied into several windows gets the sum of its gradients in all of
+# them. That is the adjoint of taking windows (`ops.fold`).
 #
 # **Predict:** for the 3 x 3 image and a gradient of 1 at all four places, what is the gradient of the kernel? And of the middle pixel?
 #
@@ -251,24 +251,24 @@ assert (x_leaf.grad.numpy()[0, :, :, 0] == dimage).all()
 # %% [markdown]
 # ## Backwards, second way: a convolution again
 #
-# Look at one pixel of the image instead: which outputs did it go into, with which weight? Output u looks at the pixels u + k with weight k. So pixel
-# p is seen by the outputs p - k, each with weight k:
+# Look at one pixel of the image instead: which outputs did it go into, with which weight? Output u looks at the pixels u + k, with the weight W[k].
+# So pixel p is seen by the outputs p - k, with the weight W[k]:
 #
 # $$dX[p] = \sum_k dY[p - k]\; W[k] .$$
 #
-# That is a window sliding over dY, with the kernel **turned by 180 degrees** (the minus sign), and padding so that the border pixels find their few
-# outputs. And the weight's gradient can be read from the *same* windows of dY:
+# That is a window sliding over dY, with the kernel **turned by 180 degrees** (the minus sign), with padding so that the border pixels find their few
+# outputs. And the gradient of the weights can be computed from the *same* windows of dY:
 #
 # $$dW[k] = \sum_p X[p]\; dY[p - k] .$$
 #
-# So $dX = \text{cols}(dY)\,\text{turned}(W)$ and $dW = X^T \text{cols}(dY)$, turned: one set of windows for both, and nothing to fold.
+# So $dX = \text{cols}(dY)\,\text{turned}(W)$ and $dW = X^T \text{cols}(dY)$, then turned: one set of windows for both, and nothing to fold.
 #
 # **Predict:** for a 3x3 kernel with padding 1, how much padding do the windows over dY need? For padding 0?
 #
 # <details><summary>Answer</summary>
 #
-# kernel - 1 - padding: 1 and 2. With padding 1 input and output have the same size, and so have dY and dX. Without, dY is smaller than the image by 2
-# and the windows over it must start 2 outside.
+# kernel - 1 - padding: 1 and 2. With padding 1 input and output have the same size, and so have dY and dX. Without padding, dY is smaller than the
+# image by 2, and the windows over it must start 2 pixels outside.
 # </details>
 
 
@@ -297,7 +297,8 @@ for padding in (0, 1, 2):
 assert minigrad.gradcheck(lambda a, b: convolution(a, b, 0.0, 2, 1, 2), (x_leaf, w_leaf))
 
 # %% [markdown]
-# The library's code is this, a few images at a time, shared out to the threads. `mirrored` are your windows over dY, `turned` is your turned kernel:
+# The library's code does the same for a few images at a time, divided among the threads. `mirrored` describes your windows over dY, `turned` is your
+# turned kernel:
 
 # %%
 Code(inspect.getsource(page._by_columns_of_dy), language="python")
@@ -307,7 +308,7 @@ Code(inspect.getsource(page._by_columns_of_dy), language="python")
 #
 # ## 1x1: a convolution that is a linear layer
 #
-# A bottleneck of the Conformer has three convolutions, and two of them are 1x1. Also in the Feature Coupling Unit there are only 1x1 convolutions.
+# A bottleneck of the Conformer has three convolutions, and two of them are 1x1. In the Feature Coupling Unit, all of them are 1x1.
 #
 # **Predict:** what is the matrix of windows of a 1x1 convolution? What does writing it out cost?
 #
@@ -330,17 +331,17 @@ assert np.abs(as_convolution.numpy() - as_linear.numpy()).max() < 1e-12
 # %% [markdown]
 # ## What the definition costs in memory
 #
-# Written out whole, the windows are nine images. The backward pass needs them again, so the graph keeps them until then, and their gradient is as
-# large once more. The library's code keeps only the image (which somebody holds anyway) and writes the windows of a few images into one small buffer,
-# over and over.
+# Written out whole, the windows are as large as nine images. The backward pass needs them again, so the graph keeps them until then, and their
+# gradient is just as large. The library's code keeps only the image (which is in memory anyway) and writes the windows of a few images into one small
+# buffer, over and over.
 #
 # **Predict:** how many megabytes are the windows of 32 images of 16 x 16 with 48 channels, in float32? How large is the buffer of the library's code,
-# if it holds at most 2 MiB a thread?
+# if it holds at most 2 MiB per thread?
 #
 # <details><summary>Answer</summary>
 #
-# 32 * 16 * 16 * 9 * 48 * 4 bytes = 14 MB. The buffer: 4 images (442 KB each) a thread. That also fits into the processor's cache, and this is the
-# larger gain: the matrix product reads what was just written.
+# 32 * 16 * 16 * 9 * 48 * 4 bytes = 14 MB. The buffer: the windows of 4 images (442 KB each) per thread. These also fit into the processor's cache,
+# and this is the larger gain: the matrix product reads what was just written.
 # </details>
 
 # %%
@@ -377,7 +378,7 @@ print(f"the library's code is {slow / quick:.1f} times as fast with {slow_peak /
 assert np.abs(slow_dw - quick_dw).max() < 1e-3 * np.abs(slow_dw).max() and quick_peak < slow_peak
 
 # %% [markdown]
-# Where the buffer is filled: a loop over blocks of images, `yield`ing the same memory each time.
+# The buffer is filled in this loop over blocks of images, which `yield`s the same memory each time:
 
 # %%
 Code(inspect.getsource(page.columns_of), language="python")
@@ -386,14 +387,14 @@ Code(inspect.getsource(page.columns_of), language="python")
 # ## Exercises
 #
 # **1.** A convolution is linear in the image, so it is also *one* matrix T applied to the flattened image. Build T for the 3 x 3 image and the kernel
-# above (9 inputs, 4 outputs) by convolving nine images with a single 1. What is peculiar about its entries? Check that the image's gradient is $T^T
-# dY$.
+# above (9 inputs, 4 outputs) by convolving nine images, each with a single 1. What is peculiar about the entries of T? Check that the image's
+# gradient is $T^T dY$.
 #
 # **2.** With as many groups as channels, each channel is convolved by itself ("depthwise"). Write it as a convolution without groups, whose weight
 # has many zeros. How many of its weights are 0 for 8 channels?
 #
-# **3.** Pretend you do not know Sobel's kernel, only images and their edge pictures. Find a 3x3 kernel by gradient descent that turns the ones into
-# the others.
+# **3.** Pretend you do not know Sobel's kernel, only images and their edge pictures. By gradient descent, find a 3x3 kernel that turns the images
+# into the edge pictures.
 #
 # The solutions are in the cells below, folded in JupyterLab and on the site; on GitHub they are open: stop scrolling here.
 
@@ -428,6 +429,6 @@ print(np.round(8 * found.numpy()[0, 0], 2))
 assert np.abs(found.numpy()[0, 0] - sobel).max() < 0.01
 
 # %% [markdown]
-# **You now have** convolution as one matrix product: its output, its counts, its two gradients in two ways, and the reason why fast code can do with
+# **You now have** convolution as one matrix product: its output, its counts, its two gradients in two ways, and the reason why fast code can need
 # less memory than its definition. **Next:** `06`, attention, where the matrix itself is computed from the data; and `07`, where 1x1 convolutions and
 # tokens meet.
