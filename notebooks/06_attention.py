@@ -24,8 +24,8 @@ random = np.random.default_rng(0)
 # %% [markdown]
 # ## Softmax: scores become shares
 #
-# Attention has to divide 100 % among places, by scores that may be any numbers. Softmax takes the exponential of each score, which is positive, and
-# divides by the sum:
+# Attention has to divide 100 % among places, according to scores that may be any numbers. Softmax takes the exponential of each score, which is
+# positive, and divides by the sum:
 #
 # $$y_i = \frac{e^{x_i}}{\sum_k e^{x_k}} .$$
 #
@@ -33,9 +33,9 @@ random = np.random.default_rng(0)
 #
 # <details><summary>Answer</summary>
 #
-# 1/4, 1/2, 1/4. By the formula the same again: 1000 more multiplies each exponential by $e^{1000}$, above and below, and cancels. The computer cannot
-# hold $e^{1000}$: it gets inf / inf = nan. So every real softmax subtracts the largest score first. That changes nothing but keeps all exponentials
-# at most 1.
+# 1/4, 1/2, 1/4. By the formula the same again: adding 1000 multiplies each exponential by $e^{1000}$, above and below the bar, and cancels. The
+# computer cannot hold $e^{1000}$: it gets inf / inf = nan. So every real softmax subtracts the largest score first. That does not change the result,
+# and no exponential is larger than 1.
 # </details>
 
 
@@ -63,14 +63,15 @@ print("largest score taken away ", softmax(Tensor(scores)).numpy(), softmax(Tens
 # $$\frac{\partial y_i}{\partial x_j} = y_i\,(\delta_{ij} - y_j), \qquad\text{hence for an incoming } g: \qquad
 # dx_j = \sum_i g_i\, y_i\,(\delta_{ij} - y_j) = y_j \Bigl(g_j - \sum_i g_i\, y_i\Bigr).$$
 #
-# In words: what counts is how a score's gradient differs from the *average* gradient, the average being taken with the shares themselves. All that is
-# needed is the output y.
+# In words: what counts is how the gradient of a share differs from the *average* gradient, where the average is weighted by the shares themselves.
+# Besides g, only the output y is needed.
 #
 # **Predict:** what does each row of the matrix of derivatives sum to, and why? What is the gradient if all $g_i$ are equal?
 #
 # <details><summary>Answer</summary>
 #
-# 0: raising all scores alike changes nothing. And 0: the shares always sum to 1, so a loss that counts all alike cannot be improved.
+# 0: raising all scores by the same amount changes nothing. The gradient is 0, too: the shares always sum to 1, so a loss that weights them all
+# equally cannot change.
 # </details>
 
 # %%
@@ -94,15 +95,15 @@ assert np.allclose(by_rule, mine.numpy()) and np.allclose(by_rule, theirs.numpy(
 #
 # $$Y = \text{softmax}(Q K^T)\, V .$$
 #
-# To see through the numbers, take three tokens whose keys are (1, 0, 0), (0, 1, 0), (0, 0, 1): the query is then directly the list of scores. Values
-# are one number each: 10, 20, 40.
+# To keep the numbers simple, take three tokens whose keys are (1, 0, 0), (0, 1, 0), (0, 0, 1): each query is then itself the list of scores. The
+# values are one number each: 10, 20, 40.
 #
-# **Predict:** the outputs of the three tokens.
+# **Predict:** the outputs of the three tokens (`query` in the next cell has their scores).
 #
 # <details><summary>Answer</summary>
 #
 # Token 0 has the shares 2 : 1 : 1, so (2 * 10 + 20 + 40) / 4 = 20. Token 1 has 1 : 1 : 2, so 27.5. Token 2 has 1 : 8 : 1, so 21. Note what does *not*
-# happen: no token picks one other, all read from all, more or less.
+# happen: no token picks a single one; each reads from all, from some more than from others.
 # </details>
 
 # %%
@@ -121,14 +122,14 @@ assert np.allclose(output.ravel(), [20, 27.5, 21])
 #
 # With real queries and keys of width D, a score is a sum of D products.
 #
-# **Predict:** queries and keys are independent numbers of mean 0 and variance 1. How large are the scores typically? What happens to the shares as D
-# grows?
+# **Predict:** queries and keys consist of independent numbers of mean 0 and variance 1. How large are the scores typically? What happens to the
+# shares as D grows?
 #
 # <details><summary>Answer</summary>
 #
-# A sum of D independent terms of mean 0 and variance 1 has variance D: scores of size $\sqrt D$. Their exponentials differ more and more, until one
-# share is nearly 1 and the others nearly 0. Then $y_j (g_j - \sum g_i y_i)$ is nearly 0 everywhere: no gradient, no learning. Dividing the scores by
-# $\sqrt D$ keeps them at size 1 for any width.
+# A sum of D independent terms of mean 0 and variance 1 has variance D: the scores are of size $\sqrt D$. Their exponentials differ more and more,
+# until one share is nearly 1 and the others nearly 0. Then $y_j (g_j - \sum g_i y_i)$ is nearly 0 everywhere: no gradient, no learning. Dividing the
+# scores by $\sqrt D$ keeps them at size 1 for any width.
 # </details>
 
 # %% alt="The largest of 16 shares over the width D: undivided it rises from 0.3 to 0.96, divided by the root of D it stays near 0.25."
@@ -187,17 +188,17 @@ else:
 # %% [markdown]
 # ## Its gradient, by hand
 #
-# Two matrix products around a softmax; each has a rule that you know. With S the scores and P the shares, Y = P V:
+# Two matrix products around a softmax; each has a rule that you know. With the scores S, the shares P and the output Y = P V:
 #
 # $$dV = P^T dY, \quad dP = dY\, V^T, \quad dS_{nm} = P_{nm} \Bigl(dP_{nm} - \sum_k P_{nk}\, dP_{nk}\Bigr), \quad dQ = \frac{dS\, K}{\sqrt D}, \quad
 # dK = \frac{dS^T Q}{\sqrt D} .$$
 #
-# **Predict:** the sum over k needs the N x N arrays P and dP. Can it be had from smaller ones?
+# **Predict:** the sum over k needs the N x N arrays P and dP. Can it be computed from smaller ones?
 #
 # <details><summary>Answer</summary>
 #
 # Yes. $\sum_k P_{nk}\, dP_{nk} = \sum_k P_{nk} \sum_d dY_{nd} V_{kd} = \sum_d dY_{nd} \sum_k P_{nk} V_{kd} = \sum_d dY_{nd} Y_{nd}$: a scalar product
-# of the gradient with the output, one for each token. The library's kernel does that, and so do the fast ones on GPUs.
+# of the gradient with the output, one for each token. The library's kernel computes it so, as do the fast ones on GPUs.
 # </details>
 
 # %%
@@ -217,10 +218,10 @@ Code(inspect.getsource(F.scaled_dot_product_attention.kernels["cpu"].backward), 
 # %% [markdown]
 # ## Several heads are a reshape
 #
-# One table of shares can say one thing. A token that wants to know the colour of its neighbour *and* what is at the other end of the image needs two.
-# So the E numbers of a token are cut into h heads of width D = E / h, and each head has a table of its own.
+# One table of shares can express only one thing. A token that wants to know the colour of its neighbour *and* what is at the other end of the image
+# needs two tables. So the E numbers of a token are divided among h heads of width D = E / h, and each head has a table of its own.
 #
-# Query, key and value of all heads come from one linear layer, E to 3 E. Then there is nothing to do but to read the numbers in another order.
+# Query, key and value of all heads come from one linear layer, E to 3 E. Then the numbers only have to be read in another order.
 #
 # **Predict:** which of these steps copies numbers: the reshape to (B, N, 3, h, D), the transpose to (3, B, h, N, D), taking q, k and v apart, and at
 # the end putting the heads side by side again?
@@ -228,7 +229,7 @@ Code(inspect.getsource(F.scaled_dot_product_attention.kernels["cpu"].backward), 
 # <details><summary>Answer</summary>
 #
 # None of them has to. The first three are views of the linear layer's output. The last, (B, h, N, D) to (B, N, h D), would have to copy an ordinary
-# array; the library's kernel writes its result in the order (B, N, h, D) in the first place and shows it as (B, h, N, D).
+# array; the library's kernel writes its result in the order (B, N, h, D) in the first place and returns a view of it as (B, h, N, D).
 # </details>
 
 # %%
@@ -248,8 +249,8 @@ assert np.abs(mine.numpy() - layer(tokens).numpy()).max() < 1e-12
 # ## On an image
 #
 # Cut an image (of CIFAR-10, or of coupling10: a texture, and discs of two colours; those of one colour lie side by side, or one above the other) into
-# 8 x 8 patches of 4 x 4 pixels: 64 tokens. Nothing is learnt here: let query and key be the patch's mean colour, as a difference from the whole
-# image's. Then a patch asks: *who looks like me?*
+# 8 x 8 patches of 4 x 4 pixels: 64 tokens. Nothing is learnt here: let query and key both be the patch's mean colour minus that of the whole image.
+# Then each patch asks: *who looks like me?*
 #
 # **Predict:** where does a patch read from? Does distance matter?
 #
@@ -293,17 +294,17 @@ plt.show()
 # %% [markdown]
 # ## The permutation experiment
 #
-# Now a whole small transformer: a linear layer that makes tokens of the patches, a class token in front, three blocks (`conformer.Block`: attention
-# and a token-wise network, each with its layer norm). All weights are random.
+# Now a whole small transformer: a linear layer that turns the patches into tokens, a class token in front, three blocks (`conformer.Block`: attention
+# and a token-wise network, each with a layer norm). All weights are random.
 #
 # **Predict:** shuffle the 64 patches. What happens to the 64 output tokens? And to the class token's output, from which the class is read?
 #
 # <details><summary>Answer</summary>
 #
-# The outputs are the same vectors, shuffled alike. The class token's output is the *same*. Every step treats tokens one by one (linear layers, norms)
-# or as an unordered set (softmax's sum, the mixture's sum). The image and the heap of its patches are the same thing to this network. In coupling10,
-# rows and columns of discs make the same heap (patch borders run between the quarters of the discs): such classes cannot be told apart, however long
-# one trains.
+# The outputs are the same vectors, shuffled in the same way. The class token's output does *not* change. Every step treats tokens one by one (linear
+# layers, norms) or as an unordered set (the sums in softmax and in the mixture). To this network, the image and the heap of its patches are the same
+# thing. In coupling10, rows and columns of discs make the same heap (each disc lies in four patches of its own): such classes cannot be told apart,
+# however long one trains.
 # </details>
 
 # %% alt="An image, its patches shuffled, and two quarters exchanged: the class token moves by less than 1e-15 in both."
@@ -340,8 +341,8 @@ for ax, (title, shown) in zip(
 plt.show()
 
 # %% [markdown]
-# The remedy of the Vision Transformer (ViT, Dosovitskiy et al. 2021): add a vector to each token that depends on its place alone, a learnt
-# *positional embedding*. Then patch and place together make the token, and a shuffled image is another one:
+# The remedy of the Vision Transformer (ViT, Dosovitskiy et al. 2021): add to each token a vector that depends on its place alone, a learnt
+# *positional embedding*. Then a token stands for patch and place together, and a shuffled image is another image:
 
 # %%
 positions = Tensor(random.standard_normal((1, 64, 32)))
@@ -350,20 +351,21 @@ print("class token moved by", [f"{np.abs(p - placed[0]).max():.0e}" for p in pla
 assert all(np.abs(p - placed[0]).max() > 1e-3 for p in placed[1:])
 
 # %% [markdown]
-# The Conformer has none, and needs none. In each of its blocks but the first the tokens are given features of a *convolution* branch, and a
-# convolution does know what is where: it looks at neighbours, and at the zeros around the border. The unit that hands them over is the subject of
-# notebook 07.
+# The Conformer has no such embedding, and needs none. In each of its blocks but the first the tokens are given features of a *convolution* branch,
+# and a convolution does know what is where: it looks at neighbours, and at the zeros around the border. The unit that hands them over is the subject
+# of notebook 07.
 #
 # ## The price: N times N
 #
-# **Predict:** the image is twice as wide and twice as high, patches stay the same. How much longer does attention take, and how much more memory do
-# the shares need?
+# **Predict:** an image is twice as wide and twice as high, with patches of the same size. How much longer does attention take, and how much more
+# memory do the shares need?
 #
 # <details><summary>Answer</summary>
 #
-# Four times as many tokens, so 16 times as many pairs: 16 times both. (The linear layers around it only 4 times. The shares of 4 heads are 1 MB at
-# 256 tokens and 17 MB at 1,024: where they no longer fit into a cache, time may grow faster still.) On single pixels attention would be hopeless,
-# hence patches: this is why the transformer branch works at low resolution and leaves the fine detail to the convolutions.
+# Four times as many tokens, so 16 times as many pairs: 16 times the time and the memory. (The linear layers around it take only 4 times as long. The
+# shares of 4 heads are 1 MB at 256 tokens and 17 MB at 1,024: where they no longer fit into a cache, time may grow faster still.) On single pixels
+# attention would be hopeless, hence patches: this is why the transformer branch works at low resolution and leaves the fine detail to the
+# convolutions.
 # </details>
 
 # %% alt="Milliseconds over the number of tokens, both logarithmic: from 64 to 2,048 tokens the times follow the dotted line, N squared."
@@ -480,6 +482,6 @@ whole = F.scaled_dot_product_attention(*(Tensor(a[None, None]) for a in (long_q,
 assert np.abs(in_blocks(long_q, long_k, long_v, 64) - whole).max() < 1e-12
 
 # %% [markdown]
-# **You now have** attention in four lines with all its gradients, several heads as a matter of reading order, and its two sides: any place in one
-# step, and no idea of place, at a price of N x N. **Next:** `07`, where convolutions, which know places but see only near ones, and attention give
-# each other what they lack.
+# **You now have** attention in four lines with all its gradients, several heads as a matter of reading order, and its two sides: it reaches any place
+# in one step but has no idea of place. Its price is N x N. **Next:** `07`, where convolutions, which know places but see only near ones, and
+# attention give each other what they lack.
