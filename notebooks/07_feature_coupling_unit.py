@@ -3,12 +3,12 @@
 #
 # **You need** notebooks 04 to 06: normalisation, convolution, attention. **You will have** written both halves of the Feature Coupling Unit (FCU) of
 # Peng et al. 2021 yourself, equal to the library's to 1e-10; broken each of its pieces to see what it repairs; and drawn what it is for: a pixel of
-# the CNN branch that reacts to a pixel at the other end of the image, in the second block.
+# the CNN branch that reacts to a pixel at the other end of the image, already in the second block.
 #
-# The Conformer runs two networks side by side. The **CNN branch** keeps a feature map: many pixels, few channels, each pixel knows its neighbourhood.
-# The **transformer branch** keeps tokens: few vectors, long ones, each can ask all others. In every block but the first they exchange what they
-# found: **FCUDown** carries the map to the tokens, **FCUUp** the tokens to the map. That exchange is the paper's invention, and this notebook's
-# subject.
+# The Conformer runs two networks side by side. The **CNN branch** keeps a feature map: many pixels, few channels, and each pixel knows its
+# neighbourhood. The **transformer branch** keeps tokens: few but long vectors, and each can ask all others. In every block but the first the branches
+# exchange what they have found: **FCUDown** carries the map to the tokens, **FCUUp** the tokens to the map. That exchange is the paper's invention,
+# and this notebook's subject.
 
 # %%
 import inspect
@@ -34,7 +34,8 @@ print(f"{len(pixels)} images of {name}")
 
 # %% [markdown]
 # The network is `cifar-micro` with random weights: what *can* flow is a matter of structure, not of training (notebook 10 looks at trained weights).
-# All in float64, so that equal means equal. One pass in training mode gives the batch norms their statistics, then `eval()` freezes them.
+# Everything is in float64, so that rounding hides no mistake. One pass in training mode gives the batch norms their statistics, then `eval()` freezes
+# them.
 
 # %%
 minigrad.manual_seed(0)
@@ -68,7 +69,7 @@ print("tokens of the transformer branch                ", x_t.shape, "(B, 1 + 8 
 #
 # *Channels*: 16 numbers a pixel, 128 a token. *Resolution*: 32 x 32 places, 8 x 8 tokens, and one more token that is at no place, the class token.
 # *Statistics*: the map comes out of a ReLU, so nothing in it is negative and half of it is 0; the tokens are centred at first, and they grow from
-# block to block. Even with equal shapes, the louder one would drown the other. The FCU has to repair all three.
+# block to block. Even with equal shapes, the louder of the two would drown the other out. The FCU has to repair all three.
 # </details>
 
 # %% alt="Histograms: half of the map's values are 0 and none is negative; the patch tokens are a bell around 0 from -2 to 2."
@@ -92,21 +93,21 @@ fig, axes = plt.subplots(1, 2, figsize=(8, 2.6), sharey=True)
 for ax, values, title in zip(axes, (x2, x_t[:, 1:]), ("map x2 of block 2", "patch tokens of block 2"), strict=True):
     ax.hist(values.numpy().ravel(), np.linspace(-3, 3, 61), density=True)
     ax.set(title=title, xlabel="value", ylim=(0, 1.2))
-axes[0].set_ylabel("density (the bar at 0 is cut)")
+axes[0].set_ylabel("density (the bar at 0 is cut off)")
 plt.show()
 
 # %% [markdown]
 # ## Places, in tiny
 #
 # A map of 4 x 4 pixels with one channel becomes 2 x 2 tokens: each token is the mean of its 2 x 2 pixels, and the tokens stand in a row like words,
-# row by row. Back again, each token is written into all four of its pixels.
+# row by row. On the way back, each token is written into all four of its pixels.
 #
 # **Predict:** the four tokens of the map below, in order, and the top row of the map that comes back.
 #
 # <details><summary>Answer</summary>
 #
-# (0 + 1 + 4 + 5) / 4 = 2.5, then 4.5, 10.5, 12.5. The top row comes back as 2.5 2.5 4.5 4.5: down and up again is not the identity, it is the average
-# over each token's pixels. Fine detail does not survive the way through the tokens. It does not have to: the CNN branch keeps it.
+# (0 + 1 + 4 + 5) / 4 = 2.5, then 4.5, 10.5, 12.5. The top row comes back as 2.5 2.5 4.5 4.5: going down and up again is not the identity but the
+# average over each token's pixels. Fine detail does not survive the way through the tokens. It does not have to: the CNN branch keeps it.
 # </details>
 
 
@@ -144,10 +145,11 @@ assert back.numpy()[0, 0].ravel().tolist() == [2.5, 2.5, 4.5, 4.5]
 # | GELU | a non-linearity | without it, only a linear image of the map could be added |
 # | class token in front | the transformer's own: no pixel belongs to it | the 65th token |
 #
-# The map shrinks on its way, so d and the channels change: 4 and 16 in blocks 2 and 3, 2 and 32 in blocks 4 to 6, 1 and 64 from block 7 on, where
-# the map has as many pixels as there are tokens and nothing is left to average. Block 1 has no units: its tokens were just cut from the same map.
+# The map shrinks on its way, so d and the channels change: 4 and 16 in blocks 2 and 3, 2 and 32 in blocks 4 to 6, 1 and 64 from block 7 on, where the
+# map has as many pixels as there are tokens and nothing is left to average. Block 1 has no FCUs: its tokens have only just been cut from the same
+# map.
 #
-# The unit below is the library's, with weights that are all random. You write what it does from nothing but additions, products and reshapes.
+# The unit below is the library's, with weights that are all random. You write what it does yourself, from elementary operations.
 
 
 # %%
@@ -191,7 +193,7 @@ assert largest < 1e-10
 # %% [markdown]
 # ## Which first, the convolution or the pool?
 #
-# The official code convolves every pixel first and pools then. The library's `forward` does it the other way round:
+# The official code first convolves every pixel and then pools. The library's `forward` does it the other way round:
 
 # %%
 Code(inspect.getsource(FCUDown.forward), language="python")
@@ -201,9 +203,9 @@ Code(inspect.getsource(FCUDown.forward), language="python")
 #
 # <details><summary>Answer</summary>
 #
-# The same up to rounding. Both are linear; one mixes channels at one pixel, the other pixels of one channel; so they commute, as row and column
-# operations on a matrix do. An average has weights that sum to 1, so the bias survives too. Pooling first, the convolution sees 8 * 8 places instead
-# of 32 * 32: a sixteenth of the work. (With a max pool instead of an average this would be wrong: exercise 1.)
+# The same up to rounding. Both steps are linear; the convolution mixes the channels of one pixel, the pool the pixels of one channel; so they
+# commute, as row and column operations on a matrix do. The weights of an average sum to 1, so it leaves the bias as it is. After the pool, the
+# convolution sees 8 * 8 places instead of 32 * 32: a sixteenth of the work. (With a max pool instead of an average this would be wrong: exercise 1.)
 # </details>
 
 # %%
@@ -230,9 +232,10 @@ else:
 # %% [markdown]
 # ## From the tokens to the map: FCUUp
 #
-# The same repairs backwards: the class token stays behind, the row of tokens becomes a small map, a 1x1 convolution brings 128 numbers to 16
-# channels, then the statistics, then the resolution. The map's world is one of batch norms and ReLUs, so here it is a **batch norm** (each channel
-# over all images and places) and a **ReLU**, where FCUDown, in the world of tokens, has a layer norm (each token over its channels) and a GELU.
+# The same repairs backwards: the class token stays behind, the row of tokens becomes a small map, a 1x1 convolution turns 128 numbers into 16
+# channels, then come the statistics, then the resolution. The map's world is one of batch norms and ReLUs, so FCUUp has a **batch norm** (each
+# channel over all images and places) and a **ReLU**, where FCUDown, in the world of tokens, has a layer norm (each token over its channels) and a
+# GELU.
 
 
 # %%
@@ -259,16 +262,16 @@ assert np.abs(my_up(x_t, 8, 8, up.eval()).numpy() - up(x_t, 8, 8).numpy()).max()
 # Turn up the volume of one branch: multiply what it sends by v. Volumes drift in any network. In the table above the tokens grow fourfold over the
 # blocks, since every block adds to them and none divides.
 #
-# Measured is the sender's share of the sum, $|s|^2 / (|s|^2 + |\text{receiver}|^2)$ (biases left out): 50 % means both have the same say, 0 % and 100
-# % that one is not heard.
+# We measure the sender's share of the sum, $|s|^2 / (|s|^2 + |\text{receiver}|^2)$ (biases left out): 50 % means that both have the same say, 0 % or
+# 100 % that one of them is not heard.
 #
 # **Predict:** the four curves: each direction with its norm, and with the norm left out.
 #
 # <details><summary>Answer</summary>
 #
 # With its norm the share does not depend on v at all: a norm divides the volume out. Without it, the share runs from 0 to 100 % within two powers of
-# ten: on the one side the sender is not heard, on the other it erases what the receiver knew. The learnt scale of the norm (1 at first) sets the
-# share, and so training decides how loud the other branch should be, once, instead of chasing a volume that moves.
+# ten: at one end the sender is not heard, at the other it erases what the receiver knew. The learnt scale of the norm (1 at first) sets the share,
+# and so training decides how loud the other branch should be, once, instead of chasing a volume that moves.
 #
 # Look at v = 1, too: that is this network. Without their norms the map would hardly be heard by the tokens, and the tokens would nearly erase the
 # map.
@@ -315,17 +318,17 @@ plt.show()
 # %% [markdown]
 # ## Where misplacing hurts
 #
-# Token k and its pixels must be the same place of the image, going down *and* up, and the same as in the patch embedding that made the tokens. No
-# shape guards this. Here an image itself goes down to 8 x 8 tokens and up again, rightly and with two mistakes that run without an error.
+# Token k and its pixels must be at the same place of the image, going down *and* up, and also in the patch embedding that made the tokens. No shape
+# guards this. Here an image itself goes down to 8 x 8 tokens and up again, first correctly, then with two mistakes that run without an error.
 #
 # **Predict:** what does the picture look like if the last token is dropped instead of the class token? If the tokens are written back column by
 # column?
 #
 # <details><summary>Answer</summary>
 #
-# In the first case everything sits one place too far to the right, and what leaves a row enters the next one; the (black) class token lands in the
-# corner. In the second, the picture is mirrored at its diagonal. In coupling10 that changes the class: two discs of one colour side by side come back
-# one above the other. What was added to a pixel then speaks about another place, and the sum of right features at wrong places is noise.
+# In the first case everything sits one place too far to the right, and what leaves a row at its end enters the next one; the (black) class token
+# lands in the corner. In the second, the picture is mirrored at its diagonal. In coupling10 that changes the class: two discs of one colour side by
+# side come back one above the other. What is added to a pixel then describes another place, and adding right features at wrong places adds noise.
 # </details>
 
 # %% alt="An image; down and up again, coarser; with the last token dropped, moved one place to the right; column by column, mirrored."
@@ -355,7 +358,7 @@ plt.show()
 #
 # <details><summary>Answer</summary>
 #
-# There a channel's pixels lie side by side. The tokens are a transposed view: the numbers of one token lie H * W apart, and whatever wants to walk
+# There a channel's pixels lie side by side. The tokens are then a transposed view: the numbers of one token lie H * W apart, and whatever has to walk
 # along a token (a layer norm, a fast matrix product) must first copy everything into the other order.
 # </details>
 
@@ -378,7 +381,8 @@ assert np.shares_memory(small_map.numpy(), again.numpy()) and (tokens_view == as
 # ## One block, step by step
 #
 # A **ConvTransBlock** is: a bottleneck of the CNN branch; FCUDown; a transformer block on the *sum*; FCUUp; a second bottleneck with the *sum* in its
-# middle. `model.intermediates(images)` kept every step. Here is block 2 with your two functions in it, compared with what the model has computed.
+# middle. `model.intermediates(images)` has kept the result of every step. Here is block 2 with your two functions in it, compared with what the model
+# computed.
 
 
 # %%
@@ -407,17 +411,17 @@ with minigrad.no_grad():
 # %% [markdown]
 # ## Both heads teach both branches
 #
-# Whatever goes forward through an FCU sends a gradient back through it. The Conformer has a classifier on each branch. Ask each of them alone what it
-# wants changed, in both branches.
+# Whatever goes forward through an FCU sends a gradient back through it. The Conformer has a classifier on each branch. Ask each classifier alone what
+# it wants changed in both branches.
 #
 # **Predict:** in the last block, block 9, which parts get no gradient at all from the transformer's head? And from the CNN's?
 #
 # <details><summary>Answer</summary>
 #
-# The transformer's head reads the class token after block 9's transformer block. FCUUp and the fusion block of block 9 come after that: zero for
-# them. (Its gradients shrink from block 2 to 9 much faster than the other head's: see the section on the class token.) The CNN's head reads what
-# comes out of the fusion block, and everything in block 9 came before it: it reaches all, the transformer block through FCUUp, and FCUDown through
-# these two.
+# The transformer's head reads the class token after block 9's transformer block. FCUUp and the fusion block of block 9 come after that, so they get
+# none. (Its gradients shrink from block 2 to 9 much faster than the other head's: see the section on the class token.) The CNN's head reads what
+# comes out of the fusion block, and everything in block 9 came before that: its gradient reaches all parts, the transformer block through FCUUp, and
+# FCUDown through these two.
 # </details>
 
 # %%
@@ -445,8 +449,8 @@ assert all(size > 0 for (head, i, _), size in gradients.items() if head == "CNN 
 # %% [markdown]
 # ## The picture to remember
 #
-# Take one pixel of the CNN branch's map after block 2, and ask: which pixels of the image does it react to? That is the gradient of the one with
-# respect to the others. In the middle the CNN branch alone (`CNNBranch`, the same weights, no FCU), on the right the Conformer.
+# Take one pixel of the CNN branch's map after block 2, and ask: which pixels of the image does it react to? That is the gradient of this pixel with
+# respect to the image. The middle picture shows the CNN branch alone (`CNNBranch`, the same weights, no FCU), the right one the Conformer.
 #
 # **Predict:** how large is the coloured region in the middle? (There is one 3x3 convolution each in `conv_1` and in block 2's two bottlenecks, and
 # one in the *stem*, which comes before the branches part.) And on the right?
@@ -457,10 +461,10 @@ assert all(size > 0 for (head, i, _), size in gradients.items() if head == "CNN 
 # path leads there. On the right there is one: far pixel → its token → attention → the token here → FCUUp → this pixel. Every pixel of the image is
 # reached, in the second block.
 #
-# Three zones, mind the logarithmic colours. Inside, many paths lead here through convolutions. Around it is a rectangle: what went down into the
-# token right here (or the one beside it, over the border of which the last 3x3 looks) and up again, without attention. The floor, everywhere else,
-# came through attention. It is flat because random weights attend to all places almost alike: *which* far pixel matters is what training decides,
-# notebook 10 shows it.
+# The right picture has three zones (its colours are logarithmic). From the 9 x 9, many paths lead here through convolutions alone. The rectangle
+# around that is what went down into the token at this place (or the one beside it, across whose border the last 3x3 looks) and up again, without
+# attention. The floor, everywhere else, came through attention. It is flat because random weights attend to all places almost equally: *which* far
+# pixels matter is decided in training, as notebook 10 shows.
 # </details>
 
 # %% alt="An image with a marked pixel; it reacts to 9 x 9 pixels in the CNN branch alone, and with FCUs to all, most within a rectangle near it."
@@ -511,7 +515,7 @@ outside = coupled[~near].sum() / coupled.sum()
 print(f"outside the 9 x 9: {outside:.0%} of the Conformer's gradient, 0 of the CNN branch's")
 
 # %% [markdown]
-# Block by block: what part of the image can the pixel in the middle react to at all?
+# Now block by block: what part of the image can the pixel in the middle of the map react to at all?
 
 # %% alt="What part of the pixels one reacts to: with FCUs 100 % from block 2 on, the CNN branch alone 8 % in block 2 and 100 % in block 6."
 one = Tensor(few.numpy()[:1], requires_grad=True)
@@ -528,23 +532,23 @@ plt.show()
 assert reach["CNN branch alone"][1] < 10 and min(reach["with FCUs"][1:]) == 100
 
 # %% [markdown]
-# A deep CNN sees everything in the end. What the FCU gives is that it does so *early*, while the map is still fine, and *by content*: attention
-# decides which far place matters. And in eval mode only this way is open. (In training mode a batch norm takes its statistics over all pixels, so
-# strictly speaking every pixel reacts a little to every other, even in other images. That is why this was drawn in eval mode.)
+# A deep CNN sees everything in the end. With the FCU it does so *early*, while the map is still fine, and *by content*: attention decides which far
+# place matters. And in eval mode no other way is open so early. (In training mode a batch norm takes its statistics over all pixels, so strictly
+# speaking every pixel reacts a little to every other, even in other images. That is why this was drawn in eval mode.)
 #
 # ## What the map gives the tokens: a place
 #
 # Notebook 06 showed that attention does not know where a token stands: permute the tokens, and the outputs are permuted. ViT adds a learnt position
 # to each token. The Conformer adds none.
 #
-# **Predict:** give it an image of one single colour. All patches are equal. After the patch embedding, are all tokens equal? And what FCUDown gives
-# in block 9?
+# **Predict:** give it an image of one single colour. All patches are equal. After the patch embedding, are all tokens equal? And the tokens that
+# FCUDown gives in block 9?
 #
 # <details><summary>Answer</summary>
 #
 # Nearly at first: only patches at the border differ, because the stem's 3x3 convolution pads with zeros, and a window with zeros in it sees something
 # else. Every 3x3 convolution carries this "distance from the border" further inside, and FCUDown hands it to the tokens. At the end FCUDown gives
-# each place its own value, though nobody ever told them where they are: the zero padding did.
+# each place its own value, though nothing but the zero padding ever told the tokens where they are.
 # </details>
 
 # %% alt="Distance of 8 x 8 tokens from a middle one: first only the border differs, in block 4 three rings, in block 9 nearly all, far."
@@ -570,12 +574,13 @@ plt.show()
 # is multiplied by two. The official code does it, hence the published weights depend on it, and so this library does it too;
 # `double_class_token=False` puts zeros there.
 #
-# **Predict:** by which factor has the class token grown after 9 blocks, about? Does it harm the classifier, which begins with a layer norm?
+# **Predict:** by about which factor has the class token grown after 9 blocks? Does it harm the classifier, which begins with a layer norm?
 #
 # <details><summary>Answer</summary>
 #
-# $2^8 = 256$ for what was there at the first block. The layer norm divides the size away. But not the proportions: what block i wrote into the class
-# token is doubled $9 - i$ times, so the first block's word counts 256 times as much as the last one's, before training learns to speak louder.
+# What was there after the first block has been multiplied by $2^8 = 256$. The layer norm divides the size away, but not the proportions: what block i
+# wrote into the class token is doubled $9 - i$ times, so what the first block wrote counts 256 times as much as what the last one did, until training
+# makes later blocks write larger updates.
 # </details>
 
 # %% alt="Length over 9 blocks: the class token doubles from 0.8 to 240; not doubled it grows to 2.5, the patch tokens grow from 7 to 32."
@@ -602,7 +607,7 @@ plt.show()
 
 # %% [markdown]
 # That the shares are what the answer says can be checked to the last digit: the final class token *is* the sum of what the blocks wrote, with these
-# factors. And the gradients of the transformer's head follow them: this is why they shrank from block to block in the table above.
+# factors. The gradients of the transformer's head follow these factors, too: this is why they shrank from block to block in the table above.
 
 # %%
 shares = class_token_shares(model)
@@ -655,11 +660,11 @@ assert all(np.abs(a - b).max() < 1e-3 for a, b in zip(defined, kernels, strict=T
 #
 # **1.** Replace the average in `my_down` by a maximum over the d x d pixels. Show that it no longer commutes with the convolution.
 #
-# **2.** Figure 2 of the paper draws FCUUp with the up-sampling first: up, convolution, batch norm. Write it so, in training mode. Is the map the
-# same? Are the running statistics of the batch norm?
+# **2.** Figure 2 of the paper draws FCUUp with the up-sampling first: up, convolution, batch norm. Write it that way, in training mode. Is the map
+# the same? Are the batch norm's running statistics the same?
 #
 # **3.** A far pixel reached the map in block 2. Does it need FCUDown, FCUUp, or both? Switch each off in block 2 by setting the scale and shift of
-# its norm to 0, and draw or count what the pixel reacts to. (Before you run it: on which other way does the image get into the tokens?)
+# its norm to 0, and draw or count what the pixel reacts to. (Before you run it: by which other way does the image get into the tokens?)
 #
 # The solutions are in the cells below, folded in JupyterLab and on the site; on GitHub they are open: stop scrolling here.
 
