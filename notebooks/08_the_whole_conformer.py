@@ -2,8 +2,8 @@
 # # 08 · The whole Conformer
 #
 # **You need** notebooks 04 to 07: the two norms, convolution, attention, and the unit that couples the branches. **You will have** counted the
-# published networks to the last parameter, seen where their parameters and their work are, written the forward pass yourself, and checked it against
-# the library, against its definitions and against numbers that the authors' own code computed.
+# published networks to the last parameter, seen where their parameters are and where their work is done, written the forward pass yourself, and
+# checked it against the library, against its definitions and against numbers that the authors' own code computed.
 
 # %%
 import importlib.util
@@ -29,12 +29,13 @@ from minigrad import functional as F
 # ## Two kinds of block
 #
 # The network consists of two kinds of block, over and over. The CNN branch's is a **bottleneck** (`ConvBlock`): a 1x1 convolution to a quarter of the
-# channels, a 3x3 among these, a 1x1 back, each followed by a batch norm; what came in is added at the end. The transformer branch's (`Block`) is
-# attention and then a token-wise network of two linear layers, a layer norm before each.
+# channels, a 3x3 among these, a 1x1 back, each followed by a batch norm; the input is added at the end. The transformer branch's (`Block`) is
+# attention and then a token-wise network of two linear layers, with a layer norm before each.
 #
 # The sizes of the smallest published network: 64 channels, tokens of width E = 384.
 #
-# **Predict:** how many parameters has each of the two? (The convolutions have no bias; every linear layer has one; a norm has two numbers a channel.)
+# **Predict:** how many parameters does each of the two have? (The convolutions have no bias; every linear layer has one; a norm has two numbers per
+# channel.)
 #
 # <details><summary>Answer</summary>
 #
@@ -62,11 +63,11 @@ print(f"a bottleneck of {channels} channels: {bottleneck:,}    a transformer blo
 # %% [markdown]
 # ## Block by block
 #
-# One line of the table below is one block of *both* branches. The CNN branch has three stages, and where a stage begins it halves the resolution
+# One line of the table below is one block of *both* branches. The CNN branch has three stages, and where a new one begins it halves the resolution
 # and doubles the channels, as a ResNet does. The transformer branch keeps its 14 x 14 patch tokens and its class token from beginning to end.
 #
-# **Predict:** an image of 224 x 224 pixels; the stem divides it by 4. What is the shape of the feature map in stage 1, 2 and 3? And how many of its
-# pixels, in each direction, make one of the 14 x 14 tokens?
+# **Predict:** an image has 224 x 224 pixels; the stem divides each side by 4. What is the shape of the feature map in stage 1, 2 and 3? And how many
+# of its pixels, in each direction, make one of the 14 x 14 tokens?
 #
 # <details><summary>Answer</summary>
 #
@@ -82,9 +83,9 @@ assert [plan.dw_stride for plan in tiny.blocks()] == [4] * 3 + [2] * 4 + [1] * 4
 
 # %% [markdown]
 # Nothing was run for this table: `count` adds up what the configuration says. (The row *heads* has the transformer's last layer norm in it, 768
-# numbers; by branch these are counted with the transformer.) The networks themselves hold as many numbers, and as many as the paper and its authors'
-# repository say: 23.5, 37.7 and 83.3 million, and 38.8 for the one with tokens of 32 x 32 pixels. (B alone takes 330 MB, so it is only counted here;
-# the tests build it.)
+# numbers; by branch these are counted with the transformer.) The networks themselves hold just as many numbers, and the paper and its authors'
+# repository report the same: 23.5, 37.7 and 83.3 million, and 38.8 for the one with tokens of 32 x 32 pixels. (B alone would take 330 MB, so it is
+# only counted here; the tests build it.)
 
 # %%
 published = {
@@ -113,10 +114,10 @@ assert parameters_of(model) == count(tiny).parameters == 23_524_704
 #
 # <details><summary>Answer</summary>
 #
-# A convolution between wide layers has channels * channels weights: about 16 times (15.6: the stem's first convolution does not grow). The
-# transformer does not grow at all. An FCU is a matrix between channels and token width, so its part that depends on the channels grows fourfold;
-# with the patch embedding, which is counted there and does not grow, that makes 2.4. In Ti the transformer does nearly nine tenths of the work; in S
-# the CNN branch does half of it.
+# The CNN branch grows about 16-fold, as the weights of a convolution grow with the product of its input and output channels (in all 15.6-fold: the
+# stem's first convolution, for one, does not grow). The transformer does not grow at all. An FCU is a matrix between channels and token width, so
+# this part grows fourfold; together with the patch embedding, which is counted with the FCUs and does not grow, that makes 2.4. In Ti the transformer
+# does nearly nine tenths of the work; in S the CNN branch does half of it.
 # </details>
 
 # %% alt="Bars for Ti, S and B by branch. Ti is nearly all transformer; in S and B the CNN has a third of the parameters and half of the work."
@@ -161,12 +162,12 @@ for key, tensor in named.items():
         print(f"{'' if of_map else ' ' * 52}{key:<28}{tensor.shape}")
 
 # %% [markdown]
-# On the left the feature maps (B, H, W, C) and what is made of them, on the right the tokens (B, N, E). In every coupled block the way goes from the
-# left to the right and back: `squeeze_block` is FCUDown, `expand_block` FCUUp. The patch embedding `trans_patch_conv` reads the stem's output; it is
-# a map first and then becomes the tokens. So both branches start from the same features.
+# On the left are the feature maps (B, H, W, C) and what is made of them, on the right the tokens (B, N, E). In every coupled block the way goes from
+# the left to the right and back: `squeeze_block` is FCUDown, `expand_block` FCUUp. The patch embedding `trans_patch_conv` reads the stem's output;
+# its result is first a map and then becomes the tokens. So both branches start from the same features.
 #
-# **Predict:** `named` holds what the parts give. Writing the forward pass from the *modules* takes how many lines? What must each coupled block get,
-# and what does it hand on?
+# **Predict:** `named` holds the outputs of the parts. How many lines does the forward pass take if you write it with the *modules*? What must each
+# coupled block be given, and what does it hand on?
 #
 # <details><summary>Answer</summary>
 #
@@ -211,15 +212,15 @@ Code(inspect.getsource(ConvTransBlock.forward), language="python")
 # %% [markdown]
 # ## By definitions, by kernels
 #
-# Every operation on this way has a definition, made of primitives, and a kernel that computes the same faster. `minigrad.definitions()` switches the
-# kernels off.
+# Every fused operation on this way has a definition, made of primitives, and a kernel that computes the same faster. `minigrad.definitions()`
+# switches the kernels off.
 #
 # **Predict:** in float64, how far apart are the logits? And the gradients of all parameters? Which way is faster?
 #
 # <details><summary>Answer</summary>
 #
-# As far as rounding carries: the same sums in another order. That is about 1e-14 of the largest number, a hundred times the rounding of a
-# single operation at most. Neither is "the right one"; a wrong formula would show at 1e-3 or 1e-1. The kernels are faster; how much, on
+# Only by rounding: the same sums are taken in another order. That is about 1e-14 of the largest number, at most about a hundred times the rounding of
+# a single operation. Neither is "the right one"; a wrong formula would show as a difference of 1e-3 or 1e-1. The kernels are faster; how much, on
 # this machine, the cell measures.
 # </details>
 
@@ -249,16 +250,16 @@ with minigrad.definitions():
 largest = max(np.abs(g).max() for g in by_kernels[1].values())
 apart = max(np.abs(by_kernels[1][key] - by_definitions[1][key]).max() for key in by_kernels[1]) / largest
 for a, b, head in zip(by_kernels[0], by_definitions[0], ("CNN", "transformer"), strict=True):
-    print(f"logits of the {head} head: {np.abs(a - b).max() / np.abs(a).max():.1e} of the largest apart")
+    print(f"logits of the {head} head: they differ by {np.abs(a - b).max() / np.abs(a).max():.1e} of the largest")
     assert np.allclose(a, b, rtol=1e-9, atol=1e-9)
-print(f"{len(by_kernels[1])} gradients: {apart:.1e} of the largest apart")
+print(f"{len(by_kernels[1])} gradients: they differ by {apart:.1e} of the largest")
 print(f"definitions take {by_definitions[2] / by_kernels[2]:.1f} times as long")
 assert apart < 1e-9
 
 # %% [markdown]
 # ## The same numbers as the authors' code
 #
-# Definitions and kernels could share a mistake: both were written by the people who read the paper in the same way. So the project's tests keep a
+# Definitions and kernels could share a mistake: both were written by people who read the paper in the same way. So the project's tests keep a
 # recording: the official implementation was run once, in float64, with weights that are computed from their *names*, and its logits were stored. The
 # same weights, filled in here by the same names, must give the same logits. (Where the notebook is run without the tests' folder, this is skipped.)
 
@@ -286,7 +287,7 @@ else:
 
 # %% [markdown]
 # If PyTorch is installed, it can be asked about one block too: `torch.nn.TransformerEncoderLayer` with the norms first is the transformer branch's
-# block, and since parameters keep PyTorch's shapes, the weights go over as they are.
+# block, and since parameters keep PyTorch's shapes, the weights can be copied as they are.
 
 # %%
 try:
@@ -319,19 +320,19 @@ else:
 # ## Two heads, two losses, one answer
 #
 # Each branch ends in a classifier of its own, a linear layer with an output for each of the K classes. These outputs are called *logits*; softmax
-# (06) makes shares p of them, and the *cross entropy* is $-\ln p$ of the right class: with all shares 1/K it is $\ln K$. In training each head has
-# its own cross entropy, and the loss is the mean of the two. To answer, the logits are summed.
+# (06) turns them into shares p, and the *cross entropy* is $-\ln p$ of the right class: with all shares 1/K it is $\ln K$. In training each head has
+# its own cross entropy, and the loss is the mean of the two. For an answer, the logits of both heads are summed.
 #
 # **Predict:** a network that knows nothing and says so has the loss $\ln K$, 2.30 for 10 classes. Are the two heads of a fresh network near that in
 # training mode? And in evaluation mode?
 #
 # <details><summary>Answer</summary>
 #
-# In training mode both are: what reaches them was normalised a moment ago, and their own weights are small (0.02), so all logits are near 0. In
+# In training mode both are: what reaches them has just been normalised, and their own weights are small (0.02), so all logits are near 0. In
 # evaluation mode a batch norm uses its running mean and variance, and in a fresh network these are still 0 and 1: it normalises nothing. Every
-# bottleneck adds to what comes in, the sums grow from block to block, and the CNN head is sure of something without a reason; in Conformer-Ti, with
-# twelve blocks, its logits reach the thousands (last cell before the exercises). The transformer's layer norms have no running statistics, so its
-# head hardly changes. Never judge a network in evaluation mode before it has been trained for a while.
+# bottleneck adds to its input, the sums grow from block to block, and the CNN head becomes certain without a reason; in Conformer-Ti, with twelve
+# blocks, its logits reach the thousands (last cell before the exercises). The transformer's layer norms have no running statistics, so its head
+# hardly changes. Never judge a network in evaluation mode before it has been trained for a while.
 # </details>
 
 # %%
@@ -353,8 +354,8 @@ print("loss", loss.item(), " classes that the sum of the heads names:", answer)
 # %% [markdown]
 # ## Where figure and code differ
 #
-# The paper's figure 2 and the authors' code do not agree in every detail, and the published weights are the code's. So the library follows the code
-# and says so at the place. What the docstrings say:
+# The paper's figure 2 and the authors' code do not agree in every detail, and the published weights are the code's. So the library follows the code,
+# and says where the two differ. These are the docstrings:
 
 # %%
 from conformer.blocks import FCUDown, FCUUp
@@ -364,8 +365,9 @@ for part in (Conformer, FCUUp, FCUDown):
     print(f"{part.__name__}: {first_lines}\n")
 
 # %% [markdown]
-# Three more that no figure shows: FCUDown ends with a GELU; every coupled block adds the class token to itself (`double_class_token`; 07 showed what
-# follows from it in a fresh network, 10 does in a trained one); and `conv_1` projects its shortcut even where both sides have 64 channels.
+# Three more details that no figure shows: FCUDown ends with a GELU; every coupled block adds the class token to itself (`double_class_token`; 07
+# showed what follows from it in a fresh network, 10 shows it in a trained one); and `conv_1` projects its shortcut even where both sides have 64
+# channels.
 #
 # ## Weights have names
 #
@@ -397,13 +399,13 @@ with no_grad():
 #
 # Conformer-Ti on one picture of 224 x 224. Its weights are random, so the answer means nothing; the time does.
 #
-# **Predict:** 5.2 G multiply-accumulates. At 10 G of them a second, a modest figure for one core, how long does it take?
+# **Predict:** the network takes 5.2 G multiply-accumulates. At 10 G of them a second, a modest figure for one core, how long does it take?
 #
 # <details><summary>Answer</summary>
 #
-# Half a second. If it takes less, matrix products reach more than 10 G a second here; if it takes more, what is no matrix product counts: windows
-# that are written out, norms, GELU. Notebook 12 measures both limits. That `describe` counts FCUDown's convolution at full resolution, and the
-# library pools first, saves another 2 %.
+# Half a second. If it takes less, matrix products reach more than 10 G a second here; if it takes more, the rest of the work makes itself felt:
+# windows that are written out, norms, GELU. Notebook 12 measures both limits. (`describe` counts FCUDown's convolution at full resolution; the
+# library pools first, which saves 2 %.)
 # </details>
 
 # %%
