@@ -1,8 +1,9 @@
 # %% [markdown]
 # # 09 · Training
 #
-# **You need** notebook 08: the network with its two heads. **You will have** trained a small one, beside each of its branches alone; you will know
-# what warm-up, weight decay and clipping are for, what to check before a long run, and how to read the curves and the confusions after it.
+# **You need** notebook 08: the network with its two heads. **You will have** trained a small Conformer, and each of its branches alone for
+# comparison; you will know what warm-up, weight decay and clipping are for, what to check before a long run, and how to read the curves and the
+# confusion matrix after it.
 
 # %%
 import itertools
@@ -40,7 +41,7 @@ network = replace(CONFIGS["cifar-nano"], depth=3, channel_ratio=0.5, embed_dim=4
 # %% [markdown]
 # ## The data
 #
-# CIFAR-10 where it is on this machine already. Otherwise **coupling10**, ten generated classes with one local and one global cue:
+# The data set is CIFAR-10 if it is on this machine already, otherwise **coupling10**, ten generated classes with one local and one global cue:
 # `class = 5 * arrangement + texture`. The *texture* (stripes, checks, ...) can be told from any 8 x 8 pixels. The *arrangement* is told by four
 # discs, two orange and two blue: discs of one colour lie side by side (`rows`) or one above the other (`columns`); which pair is orange is random.
 
@@ -68,20 +69,21 @@ print(f"{dataset.name}: {len(dataset.train):,} images to learn from, {len(datase
 
 # %% [markdown]
 # **Predict:** if one disc is all you see of a coupling10 image, what do you know about the arrangement? How many of the ten classes can a network
-# tell apart that has understood the textures and nothing else, and what share of the images will it name rightly?
+# tell apart if it has understood the textures and nothing else, and what share of the images will it name correctly?
 #
 # <details><summary>Answer</summary>
 #
 # Nothing: a disc at any place is orange as often as blue in both arrangements. Two discs have to be compared, and they lie 8 pixels apart. With the
-# textures alone a network can only guess between two classes: 50 %. Remember this number; networks wait there for a long time.
+# textures alone a network tells five pairs of classes apart and guesses within a pair: 50 %. Remember this number: networks stay there for a long
+# time.
 # </details>
 #
 # ## What training sees
 #
-# Each image is moved by up to 4 pixels and mirrored half of the time, anew in every epoch (an epoch is once through all images). So the network never
-# sees quite the same picture twice and learns that these changes mean nothing. They must not change the class: a mirrored ship is a ship, and two
-# discs side by side stay side by side. What a move uncovers at one side is filled with the mirror image of what lies there; hence the slivers of
-# discs at some borders.
+# Each image is moved by up to 4 pixels and mirrored half of the time, anew in every epoch (an epoch is one pass through all images). So the network
+# hardly ever sees the same picture twice, and learns that these changes mean nothing. They must not change the class: a mirrored ship is a ship, and
+# two discs side by side stay side by side. The strip that a move uncovers at one side is filled with the mirror image of what lies beside it; hence
+# the slivers of discs at some borders.
 
 # %% alt="One image eight times, moved by up to 4 pixels and in some mirrored; what a move uncovers shows mirrored pieces of discs."
 same = np.repeat(dataset.train.images[shown[7]][None], 8, axis=0)
@@ -99,17 +101,17 @@ for axes, image in zip(panels, moved, strict=True):
 # $$m \leftarrow \beta_1 m + (1-\beta_1)\, g, \qquad v \leftarrow \beta_2 v + (1-\beta_2)\, g^2, \qquad
 # w \leftarrow w - \eta \left( \frac{m / (1-\beta_1^t)}{\sqrt{v / (1-\beta_2^t)} + \epsilon} + \lambda w \right)$$
 #
-# m and v are running means that begin at 0 (`betas=(0.9, 0.999)`: of about the last 10 and the last 1000 steps). The divisors $1-\beta^t$ undo that
-# beginning: at t = 1 they make the two means exactly $g$ and $g^2$. $\eta$ is the learning rate, $\lambda$ the weight decay.
+# m and v are running means that begin at 0 (`betas=(0.9, 0.999)`: over about the last 10 and the last 1000 steps). The divisors $1-\beta^t$ correct
+# for that beginning: at t = 1 they make the two means exactly $g$ and $g^2$. $\eta$ is the learning rate, $\lambda$ the weight decay.
 #
-# **Predict:** two weights, both 1. One has the gradient 1000, the other
-# 0.001. The learning rate is 0.1, there is no decay. What are they after the first step?
+# **Predict:** two weights are both 1. One has the gradient 1000, the other 0.001. The learning rate is 0.1, there is no decay. What are the weights
+# after the first step?
 #
 # <details><summary>Answer</summary>
 #
-# Both 0.9. At the first step the mean gradient *is* the gradient and its square's mean the square: the quotient is the sign. Every weight of the
-# network moves by the full learning rate, also those whose gradient is mere noise. That is why the rate starts near 0 and **warms up**: until the
-# means have seen some batches, the direction is not worth more.
+# Both 0.9. At the first step the mean gradient *is* the gradient and the mean squared gradient is its square, so the quotient is the sign. Every
+# weight of the network moves by the full learning rate, even where the gradient is mere noise. That is why the rate starts near 0 and **warms up**:
+# until the means have seen some batches, the direction does not deserve larger steps.
 # </details>
 
 # %%
@@ -132,13 +134,13 @@ else:
 
 # %% [markdown]
 # **Weight decay** pulls weights towards 0, by `lr * weight_decay` of their size a step, whatever the gradient says. It is meant for matrices and
-# kernels, which only grow where the data ask for it. Norms' scales, biases and the class token are left alone: a scale near 0 would switch its
+# kernels, so that they grow only where the data demand it. Norms' scales, biases and the class token are left alone: a scale near 0 would switch its
 # channel off. `parameter_groups` makes the two groups.
 #
-# **Clipping** looks at all gradients as one long vector, and shortens it where it is longer than the limit. One strange batch then cannot throw the
-# network far away, and the direction stays what it was.
+# **Clipping** treats all gradients as one long vector, and shortens it if it is longer than the limit. One strange batch then cannot throw the
+# network far off, and the direction of the gradient stays the same.
 #
-# **Predict:** two gradients, 3 and 4, clipped to the norm 1?
+# **Predict:** two gradients, 3 and 4, are clipped to the norm 1. What do they become?
 #
 # <details><summary>Answer</summary>
 #
@@ -165,21 +167,21 @@ plt.ylabel("learning rate")
 plt.show()
 
 # %% [markdown]
-# After the warm-up the rate falls along half a cosine: large steps find the region, small ones the bottom of it. (We shall stop at the dotted line,
-# to save your time. There is more to be learnt.)
+# After the warm-up the rate falls along half a cosine: large steps find the region, small ones the bottom of it. (We stop at the dotted line, to save
+# your time: a full run would learn more.)
 #
 # ## Overfit one batch first
 #
-# Before a long run, a short one that must succeed: 32 images, always the same, until the network knows them by heart. If it cannot, something is
-# broken, and hours of training will not repair it.
+# Before a long run, make a short one that must succeed: 32 images, always the same, until the network knows them by heart. If it cannot learn them,
+# something is broken, and hours of training will not repair it.
 #
-# **Predict:** the loss at the start and after 50 steps? And if the labels are random?
+# **Predict:** what is the loss at the start and after 50 steps? And if the labels are random?
 #
 # <details><summary>Answer</summary>
 #
-# It starts near ln 10 = 2.3 and falls to about 0.1, where the schedule ends (its last learning rates are almost 0), and that with random labels too:
-# 216,000 parameters can store 32 labels. So the test says that gradients reach the weights and the optimiser goes downhill. It says nothing about
-# learning what is the same in *other* images; for that there are test images.
+# It starts near ln 10 = 2.3 and falls to about 0.1, where the schedule ends (its last learning rates are almost 0). So it does with random labels
+# too: 216,000 parameters can store 32 labels. So the test shows that gradients reach the weights and that the optimiser goes downhill. It says
+# nothing about *other* images; that is what test images are for.
 # </details>
 
 
@@ -208,9 +210,9 @@ plt.show()
 # %% [markdown]
 # ## The training loop, by hand
 #
-# All of it in one function, for networks with one head or two. `random.set_step` makes the step's draws depend on its number only (dropout, which
-# sets random activations to 0; drop path, which leaves out a block's update at random); the order of the images and their augmentation depend on the
-# epoch and the place in it. So a run that is broken off can go on exactly.
+# All of it is in one function, for networks with one head or two. `random.set_step` makes a step's random draws depend only on the seed and the
+# step's number (dropout, which sets random activations to 0; drop path, which leaves out a block's update at random); the order of the images and
+# their augmentation depend on the epoch and the place in it. So an interrupted run can be continued exactly.
 
 
 # %%
@@ -258,7 +260,7 @@ def train(model, steps, every=50):
 
 
 # %% [markdown]
-# `conformer.learner.Learner`, which `conformer train` uses, takes the same steps. Bit for bit:
+# `conformer.learner.Learner`, which `conformer train` uses, takes the same steps, bit for bit:
 
 # %%
 learner = Learner(network, recipe, planned)  # sets the seed too
@@ -273,22 +275,22 @@ print(f"after two steps all {len(mine.state_dict())} arrays are equal")
 # %% [markdown]
 # ## Three networks
 #
-# Now the Conformer, and each of its branches alone (`conformer/baselines.py`): a ResNet, and a ViT, which gets a positional embedding, as no CNN
-# branch tells its tokens where they are. The same recipe, the same batches in the same order.
+# Now we train the Conformer, and each of its branches alone (`conformer/baselines.py`): a ResNet, and a ViT, which gets a positional embedding, as no
+# CNN branch tells its tokens where they are. The same recipe, the same batches in the same order.
 #
 # **Predict:** on coupling10, which of the three will have learnt the textures after 200 steps, which the arrangement? (On CIFAR-10: which one is
 # ahead?)
 #
 # <details><summary>Answer</summary>
 #
-# On coupling10 all three have the textures early; the arrangement is a comparison over a distance, and the table below says who has found it. The CNN
-# can make it where its layers are stacked high enough to see two discs at once; for the ViT, comparing tokens is a single layer's work, but it has to
-# learn *where* tokens are, and what a disc is, at the same time. The Conformer's CNN branch has the same layers as the CNN alone, and tokens that can
-# carry a colour across the image in one step. It also has more parameters than the other two, and this is one run with one seed: an observation, not
-# a law. *When* a network leaves the textures behind is luck in so short a run. Another seed decides it, and so does another number of threads or
-# another processor, which round differently: with the *same* seed we have seen the Conformer at 50, 63, 94 and 99 % after 200 steps. Yours may be at
-# 50 % as the others are. So we look at a longer run besides. (On CIFAR-10, 200 steps are a quarter of an epoch, and all are far from done; the ViT is
-# usually behind: it has to learn from data what a convolution has by construction.)
+# On coupling10 all three have the textures early; the arrangement takes a comparison over a distance, and the table below says which of them has
+# found it. The CNN can compare where enough of its layers are stacked to see two discs at once; for the ViT, comparing tokens is a single layer's
+# work, but it has to learn *where* tokens are, and what a disc is, at the same time. The Conformer's CNN branch has the same layers as the CNN alone,
+# and tokens that can carry a colour across the image in one step. It also has more parameters than the other two, and this is one run with one seed:
+# an observation, not a law. *When* a network gets beyond the textures is luck in so short a run. Another seed changes it, and so does another number
+# of threads or another processor, which round differently: with the *same* seed we have seen the Conformer at 50, 63, 94 and 99 % after 200 steps.
+# Yours may be at 50 %, like the others. So we also look at a longer run. (On CIFAR-10, 200 steps are a quarter of an epoch, and all are far from
+# done; the ViT is usually behind: it has to learn from data what a convolution has by construction.)
 # </details>
 
 # %%
@@ -314,14 +316,14 @@ train_network("transformer branch alone", lambda: TransformerBranch(network))
 # %% [markdown]
 # ## Reading the curves
 #
-# **Predict:** the loss is measured with label smoothing: the target says 0.91 for the right class and 0.01 for each other one. Where does the loss
-# of a perfect network stop? And, on coupling10, that of a network that knows the texture only?
+# **Predict:** the loss is measured with label smoothing: the target says 0.91 for the right class and 0.01 for each other one. At what value does the
+# loss of a perfect network stop? And, on coupling10, that of a network that knows the texture only?
 #
 # <details><summary>Answer</summary>
 #
-# At the target's own entropy, 0.50, not at 0. With the texture only, the best answer gives 0.46 to both classes that have it: 1.08. So the plateau
-# in the curves has a name before any accuracy is measured, and a head that leaves it has begun to compare discs. When a loss stops at an odd number,
-# compute what a network that knows *half* of the story would have.
+# At the target's own entropy, 0.50, not at 0. With the texture only, the best answer gives 0.46 to each of the two classes that have it: 1.08. So the
+# plateau in the curves is explained before any accuracy is measured, and a head that leaves it has begun to compare discs. When a loss stalls at an
+# odd value, compute the loss of a network that knows *half* of the story.
 # </details>
 
 # %% alt="Losses of both heads fall from 2.3 to the line at 1.08, texture only; the CNN head's goes below it. The gradient's norm swings around 1."
@@ -346,21 +348,21 @@ right.legend()
 plt.show()
 
 # %% [markdown]
-# In the right panel above: how often the limit cuts. Early gradients are long; a norm that jumps by powers of ten in the middle of a run would be a
-# reason to look at the data or to lower the rate.
+# The right panel above shows how often the gradient is clipped. Early gradients are long; a norm that jumps by powers of ten in the middle of a run
+# would be a reason to look at the data or to lower the rate.
 #
-# The next figure: the three networks on 500 test images (for the Conformer the sum of both heads). Its right panel is a longer run on coupling10 that
-# was recorded: `cifar-nano` and its two branches, twice as deep and wider than ours, 1,500 steps with a gentler learning rate (`docs/coupling10.md`
-# has the command, and what else was tried).
+# The next figure shows the three networks on 500 test images (for the Conformer the sum of both heads). Its right panel shows a longer run on
+# coupling10 that was recorded: `cifar-nano` and its two branches, twice as deep and wider than ours, 1,500 steps with a gentler learning rate
+# (`docs/coupling10.md` has the command, and what else was tried).
 #
-# **Predict:** which of the three never leave 50 %? And who hands the arrangement to whom in the Conformer, the CNN branch to the transformer branch
-# or the other way round?
+# **Predict:** in the recorded run, which of the three never leave 50 %? And who hands the arrangement to whom in the Conformer, the CNN branch to the
+# transformer branch or the other way round?
 #
 # <details><summary>Answer</summary>
 #
-# Only the ViT stays there. The CNN alone gets to 100 % as the Conformer does, later: this data set does not need both branches, but two that talk
-# find the comparison sooner. In the Conformer the CNN head is there first and the transformer head follows, hundreds of steps behind; what the lone
-# ViT never found it may have from the tokens' other source, the map. Notebook 10 cuts that wire.
+# Only the ViT stays there. The CNN alone gets to 100 % as the Conformer does, only later: this data set does not need both branches, but two that
+# talk to each other find the comparison sooner. In the Conformer the CNN head is there first and the transformer head follows, hundreds of steps
+# behind; what the lone ViT never found, that head may have from the tokens' other source, the map. Notebook 10 cuts this connection.
 # </details>
 
 # %% alt="Percent right. Yours: the Conformer alone leaves 50. Recorded: its CNN head is at 100 first, then its other head and the CNN; ViT never."
@@ -405,16 +407,16 @@ for name, heads in finished.items():
 # %% [markdown]
 # ## What is taken for what
 #
-# `conformer.evaluate` gives the answers of both heads for a split, and what can be read off them.
+# `conformer.evaluate` gives both heads' answers for a split, and the figures computed from them.
 #
-# **Predict:** the confusion matrix of a network that knows coupling10's textures only: where are its numbers?
+# **Predict:** where are the non-zero numbers in the confusion matrix of a network that knows coupling10's textures only?
 #
 # <details><summary>Answer</summary>
 #
-# On the diagonal and on the two lines five places above and below it: it takes class c for c + 5, the same texture in the other arrangement, and for
-# nothing else. The two numbers of a row need not be 50 and 50; a network that cannot tell may as well say "columns" every time, so that one
-# row has 0 and the other 100 right, 50 in the mean. A pattern in the confusions says *what* has not been learnt; the accuracy alone says only how
-# much. (On CIFAR-10 look at cat and dog, at ship and airplane.)
+# On the diagonal and on the two lines five places above and below it: it confuses class c with the class of the same texture in the other
+# arrangement, and with nothing else. The two numbers of a row need not be 50 and 50; a network that cannot tell may as well say "columns" every time,
+# so that one of two such classes is 0 % right, the other 100 %, 50 % on average. A pattern in the matrix says *what* has not been learnt; the
+# accuracy alone says only how much. (On CIFAR-10 look at cat and dog, at ship and airplane.)
 # </details>
 
 # %% alt="Two confusion matrices: a class is taken for itself or for the class with its texture in the other arrangement, for nothing else."
@@ -438,8 +440,8 @@ plt.show()
 # %% [markdown]
 # ## Keeping it
 #
-# Weights are saved with what they are for: the network's sizes, the classes, the constants that normalise an image. This is the file that
-# `conformer train` writes, so `conformer predict` and `conformer explain` can read it.
+# Weights are saved with what they are for: the network's sizes, the classes, the constants that normalise an image. `conformer train` writes such a
+# file, so `conformer predict` and `conformer explain` can read it.
 
 # %%
 with tempfile.TemporaryDirectory() as folder:
@@ -452,8 +454,8 @@ again = evaluate(loaded, dataset.test, dataset)
 assert np.array_equal(again.sum, predictions.sum)
 
 # %% [markdown]
-# For a real run there is the command line, which does all of this with a run folder: `config.json`, `metrics.jsonl`, checkpoints from which a
-# broken run goes on bit for bit, curves, a report.
+# For a real run there is the command line, which does all of this with a run folder: `config.json`, `metrics.jsonl`, checkpoints from which an
+# interrupted run goes on bit for bit, curves, a report.
 #
 # ```sh
 # python -m conformer train --max-steps 600 --lr 1e-3 --out first-run
@@ -463,10 +465,10 @@ assert np.array_equal(again.sum, predictions.sum)
 #
 # ## Exercises
 #
-# **1.** Forget `optimizer.zero_grad()`. What does the optimiser then step along? Try it with plain SGD on the overfitting batch, with and without,
+# **1.** Leave out `optimizer.zero_grad()`. What does the optimiser then step along? Try it with plain SGD on the overfitting batch, with and without,
 # and compare losses and gradient norms. Is it worse at once?
 #
-# **2.** Two networks that were trained apart can be asked together: sum the logits of both lone branches. Is that as good as the Conformer?
+# **2.** Two networks that were trained separately can answer together: sum the logits of the two lone branches. Is that as good as the Conformer?
 #
 # **3.** Group the confusion matrix: merge classes that share a property (of coupling10 the texture, of CIFAR-10 animals and vehicles) and compute the
 # accuracy of the merged classes from the matrix alone. Can it be smaller than before?
