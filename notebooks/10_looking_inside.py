@@ -2,8 +2,8 @@
 # # 10 · Looking inside
 #
 # **You need** notebook 08, what attention is (06), and the two cues of coupling10 (09). **You will have** seen where each branch of a trained network
-# looks, why attention alone misleads here, at which block each branch knows what, and what the coupling units pass on: every picture with a number
-# beside it that says whether to believe it.
+# looks, why attention alone misleads here, at which block each branch knows what, and what the coupling units pass on, with a number beside every
+# picture that says whether to believe it.
 
 # %%
 import inspect
@@ -65,22 +65,22 @@ for cue, shares in by_cue(predictions, labels).items():
     print(f"  {cue}: {shares}")
 
 # %% [markdown]
-# Read these figures before any picture. A head that has half of the coupling10 images right knows the textures and no arrangement; whatever a map of
-# it shows at the discs is then no knowledge about them. Here both heads know both. Whether each branch found out for itself, or one of them told the
-# other, the figures do not say. The probes and the cuts below will.
+# Read these figures before any picture. A head that has half of the coupling10 images right knows the textures but not the arrangement; whatever its
+# map shows at the discs then does not mean that it has understood them. Here both heads know both cues. Whether each branch found out for itself, or
+# one of them told the other, the figures do not say. The probes and the cuts below will.
 #
 # ## Class activation maps
 #
-# The CNN head takes the mean of the last feature map over all places, then a weight for each channel, and adds up. Both steps are linear, so they may
-# be swapped: first the weights at each place, then the mean. The map before the mean says where the logit comes from.
+# The CNN head takes the mean of the last feature map over all places, multiplies each channel by a weight, and adds up. Both steps are linear, so
+# they may be swapped: first the weighted sum at each place, then the mean. The map of these sums says where the logit comes from.
 #
 # **Predict:** a map of 2 x 2 places and one channel, [[1, 3], [0, 0]]; the class has the weight 2 for this channel and the bias 0.5. What is the
 # logit, and what is the activation map?
 #
 # <details><summary>Answer</summary>
 #
-# The mean is 1, the logit 2 * 1 + 0.5 = 2.5. The map is [[2, 6], [0, 0]], its mean 2, plus the bias 2.5: all of it comes from the upper half, three
-# quarters from the right one.
+# The mean is 1, the logit 2 * 1 + 0.5 = 2.5. The map is [[2, 6], [0, 0]]; its mean, 2, plus the bias is 2.5 again. All of the 2 comes from the upper
+# half, three quarters of it from the upper right place.
 # </details>
 
 # %%
@@ -95,7 +95,7 @@ answers = predictions.sum[:200].argmax(1)
 maps = explain.class_activation_maps(model, named, answers)  # (B, H, W)
 bias = model.conv_cls_head.bias.numpy()[answers]
 assert np.allclose(maps.mean((1, 2)) + bias, predictions.cnn[np.arange(200), answers], rtol=1e-3, atol=1e-3)
-print("maps of", maps.shape[1:], "places; their mean and the bias are the logit")
+print("maps of", maps.shape[1:], "places; their mean plus the bias is the logit")
 
 # %% alt="Four images and their maps of 2 x 2 places: all red, which speaks for the class, the upper left place least."
 shown = [np.flatnonzero(labels[:200] == number)[0] for number in ((0, 7, 3, 9) if generated else (0, 3, 7, 8))]
@@ -113,27 +113,27 @@ figure.colorbar(picture, ax=panels[1], label="part of the logit", shrink=0.8)
 plt.show()
 
 # %% [markdown]
-# Red speaks for the class, blue would speak against it. In the maps kept here all four places speak for it, the upper left one least. The last map of
-# `cifar-nano` has only 2 x 2 places, and each place has seen nearly the whole image through the layers before it: a class activation map says at
-# which *place of the last map* the evidence is written down, not which *pixels* it was read from.
+# Red speaks for the class, blue would speak against it. In the maps saved with this notebook all four places speak for it, the upper left one least.
+# The last map of `cifar-nano` has only 2 x 2 places, and each place has seen nearly the whole image through the layers before it: a class activation
+# map says at which *place of the last map* the evidence is written down, not which *pixels* it was read from.
 #
 # ## Which pixels? Two questions that sound alike
 #
-# *Gradient:* by how much would the answer change per unit if a pixel changed a little? One `backward` down to the image tells for all pixels.
+# *Gradient:* by how much, per unit, would the answer change if a pixel changed a little? One `backward` down to the image says so for all pixels.
 # *Occlusion:* by how much does it change if a patch of 4 x 4 pixels is replaced by the image's median colour? That takes a forward pass for each
-# patch. To ask for one cue alone, both are taken of a *difference* of logits: class c against c + 5 (modulo 10), which differ in the arrangement
-# only, and c against the next texture in the same arrangement. (In the picture each map has a scale of its own, on which black is 0.)
+# patch. To ask about one cue alone, both are taken of a *difference* of two logits: class c against c + 5 (modulo 10), which differ in the
+# arrangement only, and c against the next texture in the same arrangement. (In the picture each map has a scale of its own, on which black is 0.)
 #
 # **Predict:** the network compares discs (if the figures at the top say so); the discs are 20 % of the image. What share of each map lies inside
 # them?
 #
 # <details><summary>Answer</summary>
 #
-# You would think most of it, in both. The gradient has 22 % in the discs, hardly more than chance, for the arrangement as for the texture, and a
-# lattice that comes from the stem's stride of 2; the occlusion has 49 % in them for the arrangement (40 % for the texture). The gradient is about
-# infinitely small changes in *any* direction, also in directions in which no image ever differs from another, and a trained network reacts to those
-# everywhere. The occlusion makes a change that means something: a part of a disc is gone. A map is an answer to the question that was asked. (On
-# CIFAR-10 both are just two other classes.)
+# One would expect most of it, in both. The gradient map has 22 % in the discs, hardly more than chance, for the arrangement as for the texture, and
+# shows a lattice that comes from the stem's stride of 2; the occlusion map has 49 % in them for the arrangement (40 % for the texture). The gradient
+# is about infinitely small changes in *any* direction, even in directions in which no image ever differs from another, and a trained network reacts
+# to those everywhere. Occlusion makes a change that means something: a part of a disc is gone. A map is an answer to the question that was asked. (On
+# CIFAR-10 the two rivals are just other classes.)
 # </details>
 
 # %% alt="An image and four maps: the gradient's two are a lattice all over it; occlusion of the arrangement is bright at the discs alone."
@@ -190,14 +190,14 @@ plt.show()
 # %% [markdown]
 # ## Attention, and rolling it out
 #
-# In the transformer branch, row n of a block's attention weights says how much token n reads from each token. The library's fused attention never
-# writes these down; `explain.attention_weights` computes them again.
+# In the transformer branch, row n of a block's attention weights says how much token n reads from each token. The library's fused attention does not
+# keep them; `explain.attention_weights` computes them again.
 #
-# One block is one step. What the class token at the *end* is made of needs all steps: a block does `x + attention(x)`, so a token keeps a part of
-# itself and takes the rest from others. **Rollout** writes that as a matrix, $(I + A) / 2$, and multiplies the matrices of all blocks.
+# One block is one step. To know what the class token is made of at the *end*, we need all steps. A block does `x + attention(x)`, so a token keeps a
+# part of itself and takes the rest from others. **Rollout** writes that as a matrix, $(I + A) / 2$, and multiplies the matrices of all blocks.
 #
 # **Predict:** three tokens, the first is the class token. In block 1 it reads everything from token 2 (A's first row is 0, 1, 0), in block 2
-# everything from token 3; the others read from themselves. What shares of the three initial tokens does it hold at the end?
+# everything from token 3; the others read from themselves. What shares of the three initial tokens does the class token hold at the end?
 #
 # <details><summary>Answer</summary>
 #
@@ -220,7 +220,7 @@ assert np.allclose(rolled[:, 0], by_half, atol=1e-5)
 print("rollout by hand and by explain.attention_rollout: equal; shares sum to", by_half.sum(1)[:3].round(6))
 
 # %% [markdown]
-# What the class token reads in each block, for one image (the mean of the heads; one scale for all blocks):
+# This is what the class token reads in each block, for one image (the mean of the heads; one scale for all blocks):
 
 # %% alt="An image, and in six 4 x 4 maps what the class token reads in each block: another place or two in each."
 index = shown[1]
@@ -240,17 +240,17 @@ plt.show()
 # ## The class token doubles
 #
 # Rollout's "one half" assumes that what a block adds is about as large as what is there. In a Conformer it is not: 07 found that before each block
-# but the first the class token is added to itself. There the weights were random. Here: what has training made of it?
+# but the first the class token is added to itself. There the weights were random; what has training made of this?
 #
 # **Predict:** six blocks; each but the first doubles the class token and then adds its update. With which factor does the update of block 1 arrive at
-# the end, with which that of block 6?
+# the end, and with which that of block 6?
 #
 # <details><summary>Answer</summary>
 #
 # Block 1's update is doubled five times: 32. Block 6's arrives as it is: 1. Of all factors, 1 + 2 + 4 + 8 + 16 + 32 = 63, the first block has half.
 # In the published networks with 12 blocks the last one has 1 part in 4,095: what the class token learns late hardly counts, unless the network makes
-# late updates larger. This one has learnt to: its last block's update is so large that it makes up a third of the final class token, against 1 part
-# in 63.
+# late updates larger. This one has learnt to: its last block's update is so large that it makes up a third of the final class token, instead of 1
+# part in 63.
 # </details>
 
 # %% alt="Bars over 6 blocks: the factor halves from 0.51 to 0.02; times the update's size, block 1 has 0.23 and block 6 has 0.35."
@@ -286,9 +286,9 @@ plt.show()
 # <details><summary>Answer</summary>
 #
 # In the first block it is a small learnt vector, and attention adds something larger: it keeps little. From then on it is doubled before each block,
-# so what attention adds is small beside it: up to block 5 it keeps more and more, and what these blocks read counts less and less. In the last
-# block the network breaks out: attention adds a vector some thirty times as long as before, because nothing smaller could still change the class
-# token. "Half" knows nothing of either: to it, the last block is half of everything, the one before a quarter.
+# so what attention adds is small beside it: up to block 5 it keeps more and more, and what these blocks read counts less and less. In the last block
+# the network makes up for it: attention adds a vector some thirty times as long as in the block before, because nothing smaller could still change
+# the class token. "Half" knows nothing of all this: to it, the last block is half of everything, the one before a quarter.
 # </details>
 
 # %% alt="Four images and their 4 x 4 maps of shares by both rollouts: most near 0.05; the measured one has the largest, 0.15, in one corner."
@@ -317,13 +317,13 @@ plt.show()
 
 # %% [markdown]
 # One thing no rollout of a Conformer can say: that the class was read *in* these patches. From block 2 on a coupling unit adds features of the map to
-# every token, and the map at that place has seen more of the image than the patch. Rollout follows the tokens through attention alone and books all
-# that they hold on their place. So read it as "which places the class token reads". How little the *first* tokens need to hold, a cut shows below.
+# every token, and the map at that place has seen more of the image than the patch. Rollout follows the tokens through attention alone and credits all
+# that they hold to their place. So read it as "which places the class token reads". A cut below shows how little the *first* tokens need to hold.
 #
 # ## Both branches, block by block
 #
-# The mean size of the CNN branch's map at each place (top), and the length of each patch token (bottom), after each block, for one image. Each panel
-# has its own scale, dark is its smallest value.
+# The figure shows the mean size of the CNN branch's map at each place (top), and the length of each patch token (bottom), after each block, for one
+# image. Each panel has its own scale; dark is its smallest value.
 
 # %% alt="Sizes in six blocks: two discs of one colour are bright in the map up to block 4; of the tokens now this place is, now that."
 index = shown[1]
@@ -338,7 +338,7 @@ for (upper, lower), cnn_name, token_name in zip(panels.T, cnn_names, blocks, str
 plt.show()
 
 # %% [markdown]
-# The discs of one colour stand out in the map up to block 4; the tokens show no such place. But pictures of size do not say what is *known*. A
+# The discs of one colour stand out in the map up to block 4; the tokens show no such places. But pictures of size do not say what is *known*. A
 # **linear probe** does: fit a linear classifier to a block's features on half of the test images, and see how often it is right on the other half.
 # What a linear function can read off, the network's next layers can too.
 #
@@ -347,11 +347,11 @@ plt.show()
 #
 # <details><summary>Answer</summary>
 #
-# The texture at once, from all three: it is in every few pixels, and attention reads from all places in the first block. The arrangement is a
-# message that can be followed. In a mean over places the comparison must have been *made* already, as the mean of four discs is the same in both
-# arrangements; the CNN branch makes it in block 3 and has it for certain after block 4. The patch tokens, which are still ignorant after block 3,
-# have it after block 4: the coupling unit handed them the map. The class token has it only at the very end, from the large update of the last block
-# that you saw above. (On CIFAR-10 all three rise from block to block.)
+# The texture can be read off all three at once: it is in every few pixels, and attention reads from all places in the first block. The arrangement is
+# a message that can be followed. A mean over places can show it only if the comparison has been *made* already, as the mean of four discs is the same
+# in both arrangements; the CNN branch makes it in block 3 and has it for certain after block 4. The patch tokens, which are still ignorant after
+# block 3, have it after block 4: the coupling unit handed them the map. The class token has it only at the very end, from the large update of the
+# last block that you saw above. (On CIFAR-10 all three rise from block to block.)
 # </details>
 
 
@@ -390,7 +390,7 @@ plt.show()
 # %% [markdown]
 # ## What the coupling units pass on
 #
-# `explain.coupling_strength` compares the size of what an FCU adds with the size of what is there. Fresh weights beside the trained ones:
+# `explain.coupling_strength` compares the size of what an FCU adds with the size of what is there. Here it is for fresh and for trained weights:
 
 # %%
 Code(inspect.getsource(explain.coupling_strength), language="python")
@@ -415,26 +415,26 @@ plt.show()
 
 # %% [markdown]
 # Upwards what is added is about as large as what is there, before and after training; downwards it is less, and training has made it smaller in all
-# blocks but the last. (This is the run kept here; another network may differ.) Large does not mean useful. To know what the branches *need* from each
-# other, cut the wires: a norm whose scale and shift are 0 says 0 to everything.
+# blocks but the last. (This is the network saved here; another may differ.) Large does not mean useful. To know what the branches *need* from each
+# other, cut the wires: a norm whose scale and shift are 0 outputs 0 whatever comes in.
 #
 # **Predict:** with the way up cut (tokens to map), which head suffers? With the way down cut? With both? And if both work, but the first tokens are
 # all the same vector, so that whatever a token knows of the image came to it from the map?
 #
 # <details><summary>Answer</summary>
 #
-# Each head reads the end of its own branch, so the cut of the way *into* that branch should hurt it: "up" the CNN head, "down" the transformer head.
-# It does, and that head loses one cue and keeps the other. Without the map the transformer head is at chance with the arrangement (50 %, of two) and
-# still has every texture: the comparison of the discs was never its own. Without the tokens the CNN head is at chance with the texture (20 %, of
-# five) and keeps the arrangement: what the texture is, it had from the tokens, though the probe says that its map could have told it. (That cut costs
-# the transformer head some arrangement, too: the map that is handed to it later on was made with the tokens' help.)
+# Each head reads the end of its own branch, so cutting the way *into* that branch should hurt it: "up" the CNN head, "down" the transformer head. It
+# does, and that head loses one cue and keeps the other. Without the map the transformer head is at chance on the arrangement (50 %, one of two) and
+# still has every texture: the comparison of the discs was never its own. Without the tokens the CNN head is at chance on the texture (20 %, one of
+# five) and keeps the arrangement: it had the texture from the tokens, though the probe says that its own map could have told it. (That cut costs the
+# transformer head some arrangement, too: the map that is handed to it later on was made with the tokens' help.)
 #
-# With first tokens that are all alike the transformer head still knows nearly every arrangement: it has that from the map. A rollout would show you
-# first tokens all the same. The textures are gone, from both heads: those the network does read from its patches.
+# With first tokens that are all alike the transformer head still knows nearly every arrangement: it has that from the map. Yet a rollout would still
+# point to these first tokens. The textures are gone, from both heads: these the network does read from its patches.
 #
-# Whatever is lost says how much the trained network *relied* on a wire; not how good a network would be that was trained without it (notebook 09
-# trained those, and a CNN branch alone does know the textures). A batch norm behind the cut still expects the sum it was trained on; that alone can
-# throw a head off.
+# What is lost says how much the trained network *relied* on a wire, not how good a network trained without it would be (notebook 09 trained those,
+# and a CNN branch alone does know the textures). A batch norm behind the cut still expects the sum it was trained on; that alone can throw a head
+# off.
 # </details>
 
 
@@ -469,13 +469,13 @@ for direction, title in (
 # ## Exercises
 #
 # **1.** A test of what the network has understood, for coupling10: exchange the upper right quarter of an image with the lower left one. What does
-# that do to the class? (Textures repeat every 4 pixels.) How often does the network follow?
+# that do to the class? (Textures repeat every 4 pixels.) How often does the network's answer follow?
 #
 # **2.** Class activation maps for *every* block: apply the CNN head to the maps of an earlier block that has as many channels as the last. Where does
-# the argument that justifies the map break?
+# the argument that justifies the map break down?
 #
-# **3.** Write `attention_rollout` with a single head of the last block, and the mean of the heads in all blocks before. Which head does the class
-# token look at the patches through? Check that the mean of these rollouts is `by_half`.
+# **3.** Write `attention_rollout` with a single head of the last block, and the mean of the heads in all blocks before. Through which head does the
+# class token look at the patches most? Check that the mean of these rollouts is `by_half`.
 #
 # The solutions are in the cells below, folded in JupyterLab and on the site; on GitHub they are open: stop scrolling here.
 
