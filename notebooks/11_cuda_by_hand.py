@@ -2,11 +2,11 @@
 # # 11 · CUDA by hand
 #
 # **You need** notebooks 01 to 04, Linux, and `g++`; no GPU. **You will have** written kernels for a vector addition, a sum, LayerNorm and its
-# backward pass; made each classic mistake once and read what it is called; and counted the bytes that separate a slow kernel from a fast one.
+# backward pass; made each classic mistake once and learnt its name; and counted the bytes that separate a slow kernel from a fast one.
 #
 # A GPU runs one small C++ function, a **kernel**, in thousands of threads at once (a third meaning of the word: neither an operation's fast
-# implementation nor a convolution's weights). minigrad has an emulator that compiles the same kernels for the CPU and looks at every access to
-# memory. It is slow, and strict: what a GPU silently computes wrong is here an exception, with the line.
+# implementation nor a convolution's weights). minigrad has an emulator that compiles the same kernels for the CPU and checks every access to memory.
+# It is slow but strict: what a GPU would silently compute wrong is an exception here, with the line.
 #
 # In each section: read the question, *write your prediction down*, run the cell, compare. Answers are folded under the question.
 
@@ -40,9 +40,9 @@ except RuntimeError as error:
 # ## Launching
 #
 # `kernels` writes CUDA source to a `.cu` file, from which `cuda.Kernels` reads the kernels and their parameters. `run` shows all that the host does:
-# copy arrays to the device, launch, copy them back. With CuPy and a GPU these lines are the same, without `emulated`. What CUDA C++ writes as
-# `add<<<3, 4>>>(a, b, c, 10)` is here `launch("add", 3, 4, a, b, c, 10)`, which also compares every argument with the kernel's parameter.
-# `fault` launches what must go wrong, and prints how.
+# copy arrays to the device, launch, copy them back. With CuPy and a GPU the lines would be the same, only without `emulated`. What CUDA C++ writes as
+# `add<<<3, 4>>>(a, b, c, 10)` is here `launch("add", 3, 4, a, b, c, 10)`, which also checks every argument against the kernel's parameter. `fault`
+# launches what must go wrong, and prints what went wrong.
 
 # %%
 folder = tempfile.TemporaryDirectory()
@@ -84,7 +84,7 @@ def fault(*launch, **options):
 #
 # <details><summary>Answer</summary>
 #
-# 3 blocks, 10 / 4 rounded up. That makes 12 threads, since all blocks are of one size. Numbers 10 and 11 have no element: they fail the test `i < n`
+# 3 blocks, 10 / 4 rounded up. That makes 12 threads, since all blocks are of one size. Threads 10 and 11 have no element: they fail the test `i < n`
 # and do nothing. The test is the *bounds check*; almost every kernel has one.
 # </details>
 
@@ -115,7 +115,7 @@ print(c)
 assert np.array_equal(c, a + b)
 
 # %% [markdown]
-# The kernel `who` lets each thread sign the element it came by. Drawn from these signatures:
+# In the kernel `who` each thread signs the element that it handles. From these signatures we draw a picture:
 
 # %% alt="12 threads in three blocks of 4; the first ten each have an arrow to their element of c, the last two, dotted, have none."
 block, thread = run(vectors, "who", 3, 4, np.zeros(10, np.int32), np.zeros(10, np.int32), 10)
@@ -138,14 +138,14 @@ plt.axis("off")
 plt.show()
 
 # %% [markdown]
-# **Predict:** `add_unchecked` has no bounds check. What happens on a GPU, what here?
+# **Predict:** `add_unchecked` has no bounds check. What happens on a GPU, and what here?
 #
 # <details><summary>Answer</summary>
 #
 # On a GPU most often nothing that you would notice: threads 10 and 11 read what happens to lie behind `a` and `b`, and write behind `c`. In this
 # example that is padding (CuPy hands out memory in units of 512 bytes). With arrays of 128 floats it may be the next array, which is then wrong, and
 # you would look for the mistake there. On the emulator it is an exception that names the kernel, block, thread, byte, argument and line. Thread 2 of
-# block 2 is number 10: the first without an element, and byte 40 is where it looks.
+# block 2 is number 10, the first without an element, and byte 40 is where it reads.
 # </details>
 
 # %%
@@ -157,14 +157,15 @@ assert found.block[0] * 4 + found.thread[0] == 10
 #
 # Now many numbers become one, so threads must work together. First attempt: each adds its number to the total.
 #
-# **Predict:** the emulator's build "plain" checks nothing; it runs thread after thread. What does it print for 64 threads? What would a GPU?
+# **Predict:** the emulator's build "plain" checks nothing and runs one thread after another. What does it print for 64 threads? What would a GPU
+# print?
 #
 # <details><summary>Answer</summary>
 #
-# Plain prints the right sum: threads that take turns cannot disturb each other. But `total[0] += x` is three steps: read, add, write. A GPU takes
-# 32 threads through them together: all read 0, each adds its own number, all write, and one write survives. The sum of 64
-# numbers comes out as that of one or two. This is a **data race**: two threads use one word, one of them writes, and nothing says who is first.
-# The build "check" does not wait for a wrong result: it remembers who touched each word since the last barrier.
+# Plain prints the right sum: threads that take turns cannot disturb each other. But `total[0] += x` is three steps: read, add, write. A GPU takes 32
+# threads through them together: all read 0, each adds its own number, all write, and one write survives. The sum of 64 numbers comes out as that of
+# one or two. This is a **data race**: two threads use one word, at least one of them writes, and nothing says which is first. The build "check" does
+# not wait for a wrong result: it remembers who touched each word since the last barrier.
 # </details>
 
 # %%
@@ -176,7 +177,7 @@ assert type(found).__name__ == "DataRace"
 # %% [markdown]
 # ## Shared memory and barriers
 #
-# The threads of a block have a small fast memory in common, declared `__shared__`, and a meeting point: nobody passes `__syncthreads()` before all
+# The threads of a block have a small fast memory in common, declared `__shared__`, and a meeting point: no thread passes `__syncthreads()` before all
 # threads of the block have reached it. With these, 64 numbers are added in six steps: 32 threads add pairs, then 16, 8, 4, 2, 1.
 
 # %%
@@ -204,9 +205,9 @@ assert total == x.sum()
 #
 # <details><summary>Answer</summary>
 #
-# (a) A thread reads an element that nobody has written yet. (b) A thread writes a sum where another may still be reading, or reads one that is
-# not finished: a race. (c) Where threads take different ways, a barrier may be on none of them: CUDA's guide says that the code is then likely to
-# hang or to do something unintended. (Cards since Volta wait only for threads that have not ended, so here it would probably pass. The emulator
+# (a) A thread reads an element that nobody has written yet. (b) A thread writes a sum where another may still be reading, or reads one that is not
+# finished: a race. (c) A barrier must not be where only some of a block's threads come by: CUDA's guide says that such code is likely to hang or to
+# do something unintended. (Cards since Volta wait only for threads that have not ended, so there this example would probably pass. The emulator
 # forbids it all the same.)
 #
 # On a GPU (a) and (b) may well give the right result: for months, until a larger block, another card, or another compiler.
@@ -226,16 +227,17 @@ assert kinds == ["UninitialisedRead", "DataRace", "BarrierFault"]
 # ## Warps and shuffles
 #
 # Threads do not come singly: 32 consecutive threads of a block are a **warp**, and the hardware gives one instruction to all of them at a time. A
-# thread's place in its warp is its **lane**. Lanes can hand registers to each other, without shared memory: `__shfl_xor_sync(mask, v, apart)`
-# returns the `v` of the lane whose number differs in the bit `apart`. The mask says which lanes take part, all 32 in `0xffffffff`. They meet
-# there; between meetings nothing promises that they stay in step.
+# thread's place in its warp is its **lane**. Lanes can pass values to each other without shared memory: `__shfl_xor_sync(mask, v, apart)` returns the
+# `v` of the lane whose number differs in the bit `apart`. The mask says which lanes take part, all 32 in `0xffffffff`. They meet at the shuffle;
+# between shuffles nothing promises that they stay in step.
 #
 # **Predict:** after five exchanges, 16, 8, 4, 2 and 1 apart, which lanes hold the sum of all 32?
 #
 # <details><summary>Answer</summary>
 #
-# All. In the first step lanes l and l + 16 exchange and both hold the same sum of two. After every step twice as many lanes agree, on a
-# sum of twice as many numbers. Nobody has to tell the others the result, and it is the same to the last bit: $a + b$ and $b + a$ are rounded alike.
+# All. In the first step lanes l and l + 16 exchange their values, and both then hold the same sum of two. After every step twice as many lanes agree,
+# on a sum of twice as many numbers. No lane has to tell the others the result, and it is the same to the last bit: $a + b$ and $b + a$ are rounded
+# alike.
 # </details>
 
 # %% alt="32 lanes, six rows: in each step a lane adds that of the lane 16, 8, 4, 2, 1 away; in the last row all hold 496."
@@ -272,16 +274,16 @@ assert (trace[5] == np.arange(32).sum()).all()
 # ## Many blocks, and the last bits
 #
 # Blocks have no meeting point: a grid may have more blocks than the card can hold, and they run in any order. There are two ways to combine their
-# sums. `atomicAdd` reads, adds and writes in one step that nobody can interrupt: no race. Or every block writes its sum to a place of its own,
-# and a second launch adds those: launches come one after the other.
+# sums. `atomicAdd` reads, adds and writes in one step that no other thread can interrupt: no race. Or every block writes its sum to a place of its
+# own, and a second launch adds those sums: launches run one after the other.
 #
-# **Predict:** both give the sum. Then why do the kernels of minigrad add nothing by atomics?
+# **Predict:** both give the sum. Then why does no kernel of minigrad add by atomics?
 #
 # <details><summary>Answer</summary>
 #
-# Addition of floats is not associative: $(a + b) + c$ and $a + (b + c)$ are rounded differently. With atomics the order is that in which
-# blocks happen to arrive, so the last bits differ from run to run; a training cannot be repeated, and a bug that showed once may not show
-# again. With places of their own every sum has one order. The emulator tries other orders on demand, and compares every bit.
+# Addition of floats is not associative: $(a + b) + c$ and $a + (b + c)$ are rounded differently. With atomics the order is that in which blocks
+# happen to arrive, so the last bits differ from run to run; a training run cannot be repeated, and a bug that showed once may not show again. With a
+# place for each block every sum has one fixed order. The emulator tries other orders on demand, and compares every bit.
 # </details>
 
 # %%
@@ -331,18 +333,18 @@ assert type(found).__name__ == "NotRepeatable"
 # %% [markdown]
 # ## Coalescing: count, do not time
 #
-# Sums and LayerNorm compute little for each number they read: their time is that of moving bytes. What moves is decided by *which addresses
-# the 32 lanes of a warp ask for in one load*. Memory comes in **sectors** of 32 bytes, four of which make a **cache line** of 128 bytes. If the
-# lanes read 32 neighbouring floats, that is one line and every byte is used: the load is **coalesced**. Timings on an emulator mean nothing;
-# addresses are the same everywhere, and can be counted.
+# Sums and LayerNorm compute little for each number they read: their time is spent on moving bytes. What moves is decided by *which addresses the 32
+# lanes of a warp ask for in one load*. Memory comes in **sectors** of 32 bytes, four of which make a **cache line** of 128 bytes. If the lanes read
+# 32 neighbouring floats, that is one line and every byte is used: the load is **coalesced**. Timings on an emulator mean nothing; addresses are the
+# same everywhere, and can be counted.
 #
-# **Predict:** rows of 96 floats. Each thread takes a row and walks along it; or a warp takes a row and its lanes walk abreast. How many lines
-# does one load of a warp touch? How many of the bytes in the sectors are used?
+# **Predict:** rows of 96 floats. Each thread takes a row and walks along it; or a warp takes a row and its lanes walk side by side. How many lines
+# does one load of a warp touch? How many of the bytes in the touched sectors are used?
 #
 # <details><summary>Answer</summary>
 #
-# A thread per row: the lanes stand 96 floats = 384 bytes apart, so 32 lines, and of each sector 4 bytes out of 32. A warp per row: one line, all of
-# it. The *number* of loads is the same: 32 rows x 96 floats / 32 lanes = 96.
+# A thread per row: the lanes stand 96 floats = 384 bytes apart, so the load touches 32 lines and uses 4 of the 32 bytes of each sector. A warp per
+# row: one line, all of it used. The *number* of loads is the same: 32 rows x 96 floats / 32 lanes = 96.
 # </details>
 
 # %%
@@ -373,16 +375,17 @@ plt.show()
 # %% [markdown]
 # Dark is what the lanes read, light what moves along with it, grey where cache lines end.
 #
-# "But the next seven loads need what moved along." Yes, *if it is still in the cache then*. So give the warp a cache of a few sectors that
-# throws out what was not used for longest, and count what comes from memory for all 96 loads.
+# "But the next seven loads need what moved along." Yes, *if it is still in the cache then*. So give the warp a cache of a few sectors, which throws
+# out the one that has not been used for longest, and count what comes from memory for all 96 loads.
 #
-# **Predict:** how many sectors must the cache keep for this warp until the two ways move equally much?
+# **Predict:** how many sectors must the cache keep for this warp until the two ways move equally many bytes?
 #
 # <details><summary>Answer</summary>
 #
 # 32, one for each row. With 31 everything is thrown out just before it is needed again: 8 times the bytes. A warp per row needs none. One
-# multiprocessor of an H100 runs up to 64 warps at once: for x alone, they would hold 64 x 32 sectors. A cache sets aside a whole line of 128 bytes
-# even where one sector of it is filled: that is 256 KB, all that its first-level cache and shared memory have together; and there is y, too.
+# multiprocessor of an H100 runs up to 64 warps at once: for x alone, they would hold 64 x 32 sectors. But a cache sets aside a whole line of 128
+# bytes even where only one sector of it is filled. That makes 256 KB, all that the multiprocessor's first-level cache and shared memory have
+# together; and there is y, too.
 # </details>
 
 
@@ -416,8 +419,8 @@ assert (
 # %% [markdown]
 # ## LayerNorm, forward
 #
-# 04 had the formula: with $\mu$ and $\sigma^2$ of a row of C numbers, $r = (\sigma^2 + \varepsilon)^{-1/2}$ and
-# $y_c = (x_c - \mu)\, r\, w_c + b_c$. A thread per row is the formula written as three loops. $\mu$ and $r$ are kept for the backward pass.
+# 04 had the formula: with $\mu$ and $\sigma^2$ of a row of C numbers, $r = (\sigma^2 + \varepsilon)^{-1/2}$ and $y_c = (x_c - \mu)\, r\, w_c + b_c$.
+# With a thread per row, the kernel is the formula written as three loops. $\mu$ and $r$ are kept for the backward pass.
 
 # %%
 forward_by_thread = kernels(
@@ -465,14 +468,14 @@ compare("y, thread per row", y, exact)
 # %% [markdown]
 # The same with a warp per row. The lanes start at 0 ... 31 and go on in steps of 32, and where the formula has a sum they meet in `warp_sum`.
 #
-# **Predict:** a thread whose row does not exist returns at once, and yet `warp_sum` below needs all 32 lanes. Why does this not fail? And is C = 80,
-# no multiple of 32, a problem: in the third round 16 lanes have nothing to do?
+# **Predict:** a thread whose row does not exist returns at once, and yet `warp_sum` below needs all 32 lanes. Why does this not fail? And is it a
+# problem that C = 80 is no multiple of 32, so that in the third round 16 lanes have nothing to do?
 #
 # <details><summary>Answer</summary>
 #
-# `row` is the same for all lanes of a warp, so a warp stays or goes as a whole. With a thread per row that early return would be
-# a fault (a `BarrierFault`: the mask names a lane that has returned). And the loop has no shuffle in it: idle lanes wait after
-# it, with their partial sums, until the others arrive at `warp_sum`.
+# `row` is the same for all lanes of a warp, so a warp stays or goes as a whole. In a kernel with a thread per row, such a return before a shuffle
+# would be a fault (a `BarrierFault`: the mask names a lane that has returned). And the loop has no shuffle in it: idle lanes wait after it, with
+# their partial sums, until the others arrive at `warp_sum`.
 # </details>
 
 # %%
@@ -570,11 +573,11 @@ compare("db", db, exact_gradients[2])
 # %% [markdown]
 # ## The library's kernel
 #
-# `minigrad/fused/layer_norm.cu` has the same ladder: the naive kernels are kept beside those in use, and the tests compare all of them. Its
-# `dx` is yours with three differences: a template, so that it exists for float and double; a *pack* of four floats is loaded at once where the
-# rows allow it (`V` is then `float4`: a quarter of the load instructions for the same bytes); and `weight` may be missing. It runs where nothing but
-# dx is wanted, and where a row is too long for the registers of a warp. Otherwise `layer_norm_backward_all`, beside it, makes dx, dw and db from one
-# reading of dy and x; the network below runs that one.
+# `minigrad/fused/layer_norm.cu` has the same ladder: the naive kernels are kept beside those in use, and the tests compare all of them. Its `dx` is
+# yours with three differences: a template, so that it exists for float and double; a *pack* of four floats is loaded at once where the rows allow it
+# (`V` is then `float4`: a quarter of the load instructions for the same bytes); and `weight` may be missing. It runs where nothing but dx is wanted,
+# or where a row is too long for the registers of a warp. Otherwise `layer_norm_backward_all`, beside it, makes dx, dw and db from one reading of dy
+# and x; the network below runs that one.
 
 # %%
 text = Path(inspect.getfile(inspect.unwrap(layer_norm.definition))).with_suffix(".cu").read_text()
@@ -584,19 +587,19 @@ Code(text[start : text.index("\n}\n", start) + 3], language="cuda")
 # %% [markdown]
 # ## A network on the device "cuda"
 #
-# Tensor code does not change: `.to(device="cuda")`, and the operations find their kernels, the engine walks the same graph backwards.
-# Eight images, cut into patches of 4 x 4 pixels, 64 tokens each:
+# Tensor code does not change: after `.to(device="cuda")` the operations find their kernels, and the engine walks the same graph backwards. The input
+# is eight images, cut into patches of 4 x 4 pixels, 64 tokens each.
 #
 # **Predict:** two LayerNorms, two Linears, a GELU and the loss, forward and backward. How many launches of kernels from `.cu` files will the
 # device count?
 #
 # <details><summary>Answer</summary>
 #
-# Seventeen. Forward: LayerNorm 1 each: 2; Linear 1 each, for the bias (the product is the array library's): 2; GELU 1; the loss 2 (rows, then
-# their mean). Backward: the loss 1; Linear 2 each, for the gradient of the bias (slices, then their sum): 4; GELU 1; LayerNorm 2 each for dw and db
-# (slices again): 4. The first of these two makes the dx of the second LayerNorm on the way; nobody asked for the gradient of the images, so that of
-# the first is not computed. 7 + 10 = 17. All else (matrix products, the mean over the tokens) is done by the array library, here the emulator's
-# stand-in, with a GPU CuPy.
+# Seventeen. Forward: LayerNorm 1 each: 2; Linear 1 each, for the bias (the product is the array library's): 2; GELU 1; the loss 2 (rows, then their
+# mean). Backward: the loss 1; Linear 2 each, for the gradient of the bias (slices, then their sum): 4; GELU 1; LayerNorm 2 each for dw and db (slices
+# again): 4. For the second LayerNorm, the first of its two launches makes dx, too; the dx of the first would be the gradient of the images, which
+# nobody asked for, so it is not computed. 7 + 10 = 17. All else (matrix products, the mean over the tokens) is done by the array library: here the
+# emulator's stand-in, on a GPU CuPy.
 # </details>
 
 # %%
@@ -634,10 +637,10 @@ assert device.launches == 17 and largest_difference(gradients_cuda, gradients_cp
 # %% [markdown]
 # ## On a real GPU
 #
-# How good is a kernel that moves bytes? Compare it with the fastest way to move bytes on the same card: a copy. LayerNorm's forward pass has to
-# read x and write y once, 8 bytes for each float; if it takes as long as a copy of x to y, no kernel can do better. The cell measures
-# that where there is a GPU. On the emulator the same code runs once, small, only so that it stays correct. (Whether a kernel compiles for real cards
-# can be known without one: `tests/nvrtc.py` has NVIDIA's compiler do it.)
+# How good is a kernel that moves bytes? Compare it with the fastest way to move bytes on the same card: a copy. LayerNorm's forward pass has to read
+# x and write y once, 8 bytes for each float; if it takes as long as a copy of x to y, no kernel can do better. The cell measures that where there is
+# a GPU. On the emulator the same code runs once on a small array, only to check that it runs. (Whether a kernel compiles for real cards can be tested
+# without a card: `tests/nvrtc.py` calls NVIDIA's compiler.)
 
 
 # %%
@@ -682,7 +685,7 @@ if found.usable:
     for name, speed in speeds.items():
         print(f"{name:22} {speed:7.0f} GB/s, {speed / speeds['copy']:.0%} of the copy")
 else:
-    print("No GPU was found, so nothing was measured: run this notebook on one to see the figures of your card.")
+    print("No GPU was found, so nothing was measured: run this where there is one to see the figures of your card.")
 
 # %% [markdown]
 # ## Exercises
@@ -690,12 +693,13 @@ else:
 # **1.** Softmax over rows, a warp per row: the largest number by shuffles (with `max` for `+`), then the sum of $e^{x - \max}$, then the quotients.
 # Compare with `F.softmax`.
 #
-# **2.** A transpose, `y[j][i] = x[i][j]`, of 64 x 96 floats. Read one way and write the other, one of the two is not coalesced: count lines. Then let
-# a block of 32 x 8 threads read a tile of 32 x 32 into shared memory along rows, and write it from there along rows of y. (`run` takes pairs for grid
-# and block, `(x, y)`; the kernel then has `blockIdx.y` and `threadIdx.y`, too. And why may a tile 33 wide be faster?)
+# **2.** A transpose, `y[j][i] = x[i][j]`, of 64 x 96 floats. If it reads along rows it writes along columns, or the other way round, so one of the
+# two is not coalesced: count lines. Then let a block of 32 x 8 threads read a tile of 32 x 32 into shared memory along rows, and write it from there
+# along rows of y. (`run` takes pairs for grid and block, `(x, y)`; the kernel then has `blockIdx.y` and `threadIdx.y`, too. And why may a tile 33
+# wide be faster?)
 #
-# **3.** The kernel below computes the variance of 64 numbers, $\sum (x - \mu)^2 / 64$. It contains one mistake; a GPU may give the right
-# answer all the same, or nearly always. Find it by reading; then ask the emulator; then mend it.
+# **3.** The kernel below computes the variance of 64 numbers, $\sum (x - \mu)^2 / 64$. It contains one mistake; a GPU may nevertheless give the right
+# answer, always or nearly always. Find it by reading; then ask the emulator; then mend it.
 #
 # The solutions are in the cells below, folded in JupyterLab and on the site; on GitHub they are open: stop scrolling here.
 
@@ -793,6 +797,6 @@ _, result = run(kernels("mended", mended), "variance", 1, 64, x64, zero, orders=
 assert np.allclose(result, x64.var(), rtol=1e-5)
 
 # %% [markdown]
-# **You now have** kernels of your own that are right in every order of threads, the words for what goes wrong without that, and a way to judge a
-# kernel without a stopwatch: count the lines a warp touches. `minigrad/backend/emulator` is short enough to read next; its tests plant each
-# mistake once. **Next:** `12` makes whole networks fast.
+# **You now have** kernels of your own that are right in every order of threads, the names of what goes wrong otherwise, and a way to judge a kernel
+# without a stopwatch: count the lines a warp touches. `minigrad/backend/emulator` is short enough to read next; its tests plant each mistake once.
+# **Next:** `12` makes whole networks fast.
