@@ -2,7 +2,7 @@
 # # 12 · Making it fast
 #
 # **You need** notebooks 04, 05 and 09. **You will have** found out where a training step's time goes, measured the two limits of your machine and
-# seen which operation runs into which, counted what fusing, blocking, threads and kept memory save, and split a batch between two processes.
+# seen which operation is held back by which, counted what fusing, blocking, threads and kept memory save, and split a batch between two processes.
 #
 # There is no fixed claim about speed in this text: every figure is measured when you run it, and another machine, or this one on a busy day, gives
 # others. Timings shorter than a millisecond mean little.
@@ -46,14 +46,14 @@ if os.environ.get("OPENBLAS_CORETYPE"):
 # %% [markdown]
 # ## How to time
 #
-# **Predict:** the same matrix product 30 times. Is the spread of its times symmetric? Which number do you compare two programs by: mean, median or
-# minimum?
+# **Predict:** the same matrix product is run 30 times. Is the spread of its times symmetric? By which number would you compare two programs: mean,
+# median or minimum?
 #
 # <details><summary>Answer</summary>
 #
-# It has a floor and a tail: nothing makes the machine faster than it is, but many things make it slower for a moment (other programs, a cold cache,
-# the first touch of new memory). The mean follows the tail. The minimum says what the program costs, the median what you usually wait for. Below,
-# `best` takes the minimum, after one run that does not count.
+# No: the times have a floor and a tail. Nothing makes the machine faster than it is, but many things make it slower for a moment (other programs, a
+# cold cache, the first touch of new memory). The mean follows the tail. The minimum says what the program costs, the median what you usually wait
+# for. Below, `best` takes the minimum, after one run that does not count.
 # </details>
 
 # %%
@@ -83,7 +83,7 @@ def best(function, repetitions=3 if FAST else 7):
 # ## Where a training step's time goes
 #
 # Guessing is the most expensive way to optimise. Every operation is in the registry, with its kernels, so a stopwatch can be put around each, from
-# the outside. Rules of primitives call other primitives; only the outermost call is counted.
+# the outside. As rules of primitives call other primitives, only the outermost call is counted.
 #
 # **Predict:** a step of `cifar-nano` has 235 arrays of parameters to update and about 260 operations to run in each direction. Which three operations
 # take most of the time? Is the backward pass shorter or longer than the forward pass?
@@ -166,14 +166,14 @@ print(f"everything else (optimiser, clipping, the graph, Python): {1e3 * (total 
 # ## Two limits
 #
 # An operation moves numbers and computes with them. The machine can do only so many floating-point operations (FLOP) a second, and move only so many
-# bytes. Both can be measured: the first by a large matrix product, the second by a copy of an array that no core's own cache holds.
-# (The third level of a large server may hold it: then it is the bandwidth of that.)
+# bytes. Both can be measured: the first by a large matrix product, the second by a copy of an array too large for any core's own cache. (The
+# third-level cache of a large server may hold it: then we measure the bandwidth of that.)
 #
 # **Predict:** a copy of n bytes moves 2 n. How many operations could the machine do in the time that it takes to move one number (4 bytes)?
 #
 # <details><summary>Answer</summary>
 #
-# The quotient of the two limits, times 4. On most machines it lies between 20 and 100: an operation that does less than that with each number it
+# The quotient of the two limits, times 4. On most machines that is between 20 and 100: an operation that does less than that with each number it
 # touches waits for memory, and its arithmetic is free. That is nearly every operation that is not a matrix product.
 # </details>
 
@@ -200,17 +200,18 @@ print(f"the step above: {work / total / 1e9:.0f} G operations a second, {work / 
 # %% [markdown]
 # ## The roofline
 #
-# An operation's **arithmetic intensity** is its number of operations for each byte that it must at least read or write. At most
+# An operation's **arithmetic intensity** is its number of floating-point operations for each byte that it cannot avoid reading or writing. At most
 # `min(peak, intensity * bandwidth)` operations a second are possible: this is the roof. Where an operation stands under it says what could help.
 #
 # **Predict:** put these in order of intensity: GELU, a 3x3 convolution with 64 channels, batch norm, a linear layer of 384 to 1536.
 #
 # <details><summary>Answer</summary>
 #
-# Batch norm and GELU: a handful of operations for a number that is read and written, 8 bytes; about 0.5 to 1. The convolution: 2 * 9 * 64 operations
-# for each number written and each read, 144 for a byte. The linear layer: 2 * 384 * 1536 operations for each row of 384 + 1536 numbers: about 150.
-# The first two hang on the slope: only moving fewer bytes makes them faster. The last two lie under the flat part. Our convolution does not reach it
-# as nearly as the linear layer does: it writes every window out first (notebook 05), and those bytes are not in the count.
+# Batch norm and GELU: a handful of operations for each number that is read and written, 8 bytes: about 0.5 to 1. The convolution: 2 * 9 * 64
+# operations for each number that is read and written: 144 for each byte. The linear layer: 2 * 384 * 1536 operations for each row of 384 + 1536
+# numbers: about 150. The first two lie under the slope: only moving fewer bytes makes them faster. The last two lie under the flat part. Our
+# convolution does not come as close to it as the linear layer does: it first writes every window out (notebook 05), and those bytes are not in the
+# count.
 # </details>
 
 # %% alt="A roof, rising then flat. Linear and convolutions lie under its flat part, near it; the norms and gelu far below its slope."
@@ -249,8 +250,9 @@ plt.show()
 # %% [markdown]
 # A point far below the roof says that something was counted wrongly or could be done better. GELU: its `erf` was counted as one operation, but takes
 # a polynomial, a division and an exponential, twenty or more for each number. The norms: they read x twice, for the statistics and then to normalise,
-# and each of their steps is a pass of its own over a block in the cache; NumPy cannot keep a number in a register from one call to the next, compiled
-# code can. The 3x3 convolution: its windows. A point above the roof says that the limit was measured at a busier moment than the point.
+# and each of their steps is a pass of its own over a block in the cache; NumPy cannot keep a number in a register from one call to the next, as
+# compiled code can. The 3x3 convolution: it writes its windows out. A point above the roof says that the limit was measured at a busier moment than
+# the point.
 #
 # ## What fusing saves
 #
@@ -262,9 +264,9 @@ plt.show()
 # <details><summary>Answer</summary>
 #
 # The definition writes five: centred, its square, $\hat x$, times weight, plus bias; what it reads comes to about eight. The kernel writes one: it
-# works block by block, so what lies between stays in the cache. (Part of the time that it saves is the system's, for handing out new memory: five
-# arrays against one. Page faults, below, count that.) And while a graph is recorded, the definition's arrays must be kept for backward; the kernel
-# keeps x, which is there anyway, and two numbers a row.
+# works block by block, so the intermediate results stay in the cache. (Part of the time saved is the time the system takes to hand out new memory:
+# five arrays against one. The page faults, below, count that.) And while a graph is recorded, the definition's arrays must be kept for backward; the
+# kernel keeps x, which is there anyway, and two numbers a row.
 # </details>
 
 # %%
@@ -308,16 +310,17 @@ for name, run in cases.items():
 # %% [markdown]
 # ## Blocks that fit the cache
 #
-# How does a kernel keep "what lies between" in the cache, in NumPy, which knows only whole arrays? By working on slices: the whole chain on the first
-# block of the array, then the whole chain on the next.
+# How does a kernel keep intermediate results in the cache, in NumPy, which knows only whole arrays? By working on slices: the whole chain on the
+# first block of the array, then the whole chain on the next.
 #
-# **Predict:** the shape of the curve of time over block size.
+# **Predict:** what shape does the curve of time over block size have?
 #
 # <details><summary>Answer</summary>
 #
-# A valley, on a machine where one thread can wait for memory. Tiny blocks: the overhead of calls, a microsecond or so for each step. Huge blocks:
-# each step reads from and writes to main memory. The right side is steep where memory is slow and shallow where a large third-level cache helps. In
-# between, from some ten thousand numbers to what the second-level cache holds, lies the kernels' `ALONE` (`minigrad/backend/cpu.py`).
+# A valley, on a machine where memory can keep one thread waiting. With tiny blocks the overhead of calls counts, a microsecond or so for each step.
+# With huge blocks each step reads from and writes to main memory. The right side is steep where memory is slow and shallow where a large third-level
+# cache helps. In between, from some ten thousand numbers to what the second-level cache holds, lies the kernels' block size `ALONE`
+# (`minigrad/backend/cpu.py`).
 # </details>
 
 # %% alt="Milliseconds over numbers in a block, for the whole chain: from 70 at 2^10 they fall to 20 at 2^17, and stay near that up to 2^24, 18."
@@ -344,14 +347,14 @@ plt.ylim(bottom=0)
 plt.show()
 
 # %% [markdown]
-# The left side is always there. Whether the right side rises depends on the machine: in the run kept here it does not, and the whole array at once,
-# $2^{24}$ numbers, is as fast as any block (perhaps because the third-level cache and memory keep up with one thread). So this picture by itself does
-# not prove the kernels' choice. But here all steps work in place. Where each makes a new array, as in notebook 03's silu, blocks save that memory
-# too, and the time to get it.
+# The left side of the valley is always there. Whether the right side rises depends on the machine: in the run saved here it does not, and the whole
+# array at once, $2^{24}$ numbers, is as fast as any block (perhaps because the third-level cache and memory keep up with one thread). So this picture
+# by itself does not prove the kernels' choice. But here all steps work in place. Where each makes a new array, as in notebook 03's silu, blocks save
+# that memory too, and the time to get it.
 #
 # ## Threads
 #
-# NumPy lets go of the interpreter's lock inside an operation, so threads of one Python process can compute at the same time. `parallel_rows` cuts the
+# NumPy releases the interpreter's lock inside an operation, so threads of one Python process can compute at the same time. `parallel_rows` cuts the
 # rows of an array into one share for each thread; each share is then worked on block by block. The number of threads is fixed when the pool is made,
 # so a comparison needs a new process for each number: `MINIGRAD_THREADS`.
 #
@@ -359,10 +362,10 @@ plt.show()
 #
 # <details><summary>Answer</summary>
 #
-# The linear layer computes: nearly twice, if each thread has a core of its own. The batch norm waits for memory, which the cores share; one core
-# alone may already use more than half of it. More than twice is possible where the halves fit into two caches and the whole did not into one. And
-# no gain at all is possible too: two "processors" of a virtual machine are often two threads of *one* core, which share its arithmetic units, and on
-# a busy machine the second thread has to wait.
+# The linear layer is limited by computing: it gets nearly twice as fast, if each thread has a core of its own. The batch norm waits for memory, which
+# the cores share; one core alone may already use more than half of it. More than twice is possible where the halves fit into two caches and the whole
+# did not fit into one. But it is also possible that nothing is gained: two "processors" of a virtual machine are often two threads of *one* core,
+# which share its arithmetic units, and on a busy machine the second thread has to wait.
 # </details>
 
 # %%
@@ -396,8 +399,8 @@ for threads in (1, 2):
 # %% [markdown]
 # ## Memory that is kept
 #
-# A training step frees and allocates the same arrays every time. The C library gives large ones back to the system, and takes them anew; then each
-# page of 4096 bytes that is touched for the first time costs a **page fault**, in which the system finds a page and fills it with zeros.
+# A training step frees and allocates the same arrays every time. The C library gives the large ones back to the system and asks for them anew; then
+# each page of 4096 bytes that is touched for the first time costs a **page fault**, in which the system finds a page and fills it with zeros.
 # `keep_freed_memory` asks the C library (glibc) to keep what is freed.
 #
 # **Predict:** ten arrays of 16 MiB, filled and freed: how many page faults in the first round, how many in later ones, before and after?
@@ -406,8 +409,8 @@ for threads in (1, 2):
 #
 # 160 MiB are 40,960 pages of 4096 bytes; with huge pages of 2 MiB, which the system may use for large arrays, as few as 80. (In between, some 5,000:
 # an array that does not begin at a multiple of 2 MiB has 7 huge pages and, at its ends, about 500 small ones.) Before, every round pays them again;
-# after, only the first. The time falls in the same proportion as far as the faults were what it was spent on. The price: the process holds on to its
-# largest size.
+# after, only the first. As far as the time was spent on the faults, it falls in the same proportion. The price: the process holds on to its largest
+# size.
 # </details>
 
 # %%
@@ -437,18 +440,18 @@ else:
 # %% [markdown]
 # ## Two processes, half a batch each
 #
-# One machine is full; take two. Each has a copy of the network, computes the gradient for its half of the batch, and both take the mean. A loss is a
-# mean over images, so for a network whose images do not look at each other this is *exactly* the gradient of the whole batch.
+# If one machine is not enough, take two. Each has a copy of the network and computes the gradient for its half of the batch; then both take the mean
+# of the two gradients. The loss is a mean over images, so for a network in which images do not influence each other this is *exactly* the gradient of
+# the whole batch.
 #
 # **Predict:** is the Conformer such a network?
 #
 # <details><summary>Answer</summary>
 #
 # In evaluation mode, yes. In training, no: a batch norm uses the mean and variance of all images it is given, so every image's output depends on the
-# others. Two halves have other statistics than the whole, and the mean of the gradients is the gradient of another function: the difference need
-# not be small beside the gradient. It is not wrong, it is
-# what training with half the batch size per norm means; but it does not reproduce the one-process run. "Synchronised" batch norm exchanges the
-# statistics as well: exercise 2.
+# others. Two halves have other statistics than the whole, and the mean of their gradients is the gradient of another function: the difference need
+# not be small beside the gradient. This is not wrong, it is what normalising over half a batch means; but it does not reproduce the one-process run.
+# "Synchronised" batch norm exchanges the statistics as well: exercise 2.
 # </details>
 
 # %%
@@ -510,9 +513,9 @@ with multiprocessing.get_context("spawn").Pool(2) as pool:
 assert max(difference["patches"], difference["conformer, evaluation"]) < 1e-10 < 1e-3 < difference["conformer"]
 
 # %% [markdown]
-# What travels between the processes is as large as the network, once a step: one million numbers here, 4 MB in float32, whatever the batch. So two
-# processes pay off where computing a half takes much longer than sending that. Large jobs do not send everything to one place, but round a ring, so
-# that nobody's link carries more than twice the network.
+# What travels between the processes, once in each step, is as large as the network: one million numbers here, 4 MB in float32, whatever the size of
+# the batch. So two processes pay off where computing half a batch takes much longer than sending that. Large jobs do not send everything to one
+# place, but round a ring, so that no link carries more than twice the size of the network.
 #
 # ## Exercises
 #
@@ -522,8 +525,8 @@ assert max(difference["patches"], difference["conformer, evaluation"]) < 1e-10 <
 # **2.** Two processes have the mean and the (biased) variance of each channel over their halves. Compute both for the whole batch from these, and
 # check. What else would have to be exchanged in backward?
 #
-# **3.** How wide must a linear layer (C inputs, C outputs, very many rows) be to reach the flat part of your roof? Derive its intensity, compute C
-# from `peak` and `bandwidth`.
+# **3.** How wide must a linear layer (C inputs, C outputs, very many rows) be to reach the flat part of your roof? Derive its intensity, and compute
+# C from `peak` and `bandwidth`.
 #
 # The solutions are in the cells below, folded in JupyterLab and on the site; on GitHub they are open: stop scrolling here.
 
@@ -605,6 +608,6 @@ intensity = 2 * rows_of_it * columns**2 / (4 * (2 * rows_of_it * columns + colum
 assert abs(intensity - peak / bandwidth) < 0.13  # C is rounded, by up to 1/2: that is 1/8 of an operation a byte
 
 # %% [markdown]
-# **You now have** the habit: measure, name the limit, remove what is moved for nothing, measure again. The kernels in `minigrad/fused/` are this
+# **You now have** a habit: measure, name the limit, remove what is moved for nothing, measure again. The kernels in `minigrad/fused/` are this
 # notebook applied, operation by operation; `benchmarks/` measures the whole beside PyTorch. **Next:** `11`, the same on a GPU, if you have not been
 # there.
