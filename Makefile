@@ -1,4 +1,4 @@
-# Every target makes and updates .venv (with pip in it) as needed: again when pyproject.toml changes, not otherwise.
+# Every target that needs .venv makes and updates it (with pip in it): again when pyproject.toml changes, not otherwise.
 #   make train ARGS="--max-steps 50"        PYTHON=python3.12 make venv
 
 PYTHON ?= python3
@@ -24,7 +24,7 @@ train: $(VENV)/app.stamp ## train a Conformer on CIFAR-10:  make train ARGS="--d
 	@$(FAST) $(RUN) -m conformer train $(ARGS)
 
 # Two threads wherever this runs, so that splitting the rows is tested too. (pytest-xdist was tried on 2 cores: no faster.)
-test: lint ## all checks and tests:  make test ARGS="tests/fused -k conv2d"
+test: lint $(VENV)/docs.stamp ## all checks and tests:  make test ARGS="tests/fused -k conv2d"
 	$(FAST) MINIGRAD_THREADS=2 $(RUN) -m pytest $(ARGS)
 
 # On a GPU machine, with any Python that has CuPy, PyTorch, pytest, pytest-timeout, pytest-xdist, hypothesis, safetensors, threadpoolctl and Pillow:

@@ -1,0 +1,288 @@
+"""`minigrad.pth` reads what PyTorch has written, in both of its formats, runs nothing, and says in one sentence why it does not read another file."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import pickle
+import pickletools
+import struct
+import warnings
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
+
+from conformer import conformer_cifar_nano
+from minigrad import pth
+
+BOTH = pytest.mark.parametrize("archive", [True, False], ids=["archive", "pickles"])
+KINDS = [torch.float64, torch.float32, torch.float16, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool]
+
+
+def saved(value: Any, archive: bool = True) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer, _use_new_zipfile_serialization=archive)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "weights.pth"
+
+
+def loaded(path: Path, data: bytes) -> Any:
+    path.write_bytes(data)
+    return pth.load(path)
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", KINDS, ids=str)
+def test_tensors_of_every_dtype(path: Path, dtype: torch.dtype, archive: bool) -> None:
+    values = torch.arange(-3, 9).to(dtype)
+    tensors = [values, values.reshape(3, 4).T, values[5:8], values.reshape(2, 2, 3)[:, 1, ::2], values[3], values[:0].reshape(0, 4), values[:]]
+    found = loaded(path, saved(tensors, archive))
+    assert isinstance(found, list)
+    for array, tensor in zip(found, tensors, strict=True):
+        assert_array_equal(array, tensor.numpy(), strict=True)
+        array[...] = 0  # each has memory of its own, and may be written
+
+
+@BOTH
+def test_bfloat16_becomes_float32(path: Path, archive: bool) -> None:
+    values = torch.tensor([1.0, -2.5, float("inf"), 3e38, 1e-40, -0.0]).bfloat16()
+    array = loaded(path, saved(values, archive))
+    assert_array_equal(array, values.float().numpy(), strict=True)
+    assert np.signbit(array[-1])
+
+
+def test_memory_of_its_own_where_tensors_share_a_storage(path: Path) -> None:
+    values = torch.arange(4.0)
+    first, second = loaded(path, saved([values, values.reshape(2, 2)]))
+    first[...] = -1
+    assert_array_equal(second, [[0, 1], [2, 3]])
+
+
+def test_storages_of_a_machine_with_the_other_byte_order(path: Path) -> None:
+    with zipfile.ZipFile(io.BytesIO(saved(torch.arange(3.0, dtype=torch.float64)))) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    (folder,) = {name.partition("/")[0] for name in members}
+    members |= {f"{folder}/byteorder": b"big", f"{folder}/data/0": np.arange(3.0).astype(">f8").tobytes()}
+    assert_array_equal(loaded(path, zipped(members)), np.arange(3.0), strict=True)
+
+
+@BOTH
+def test_a_checkpoint_with_more_than_weights(path: Path, archive: bool) -> None:
+    """What the official training program writes, and what people add to it."""
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    optimizer = {"state": {0: {"step": torch.tensor(1.0), "exp_avg": torch.randn(4, 3, 3, 3)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
+    tagged = torch.nn.Parameter(torch.ones(2))
+    tagged.note = "x"  # type: ignore[attr-defined]
+    everything = {
+        "model": module.state_dict(), "optimizer": optimizer, "epoch": 3, "args": argparse.Namespace(lr=0.1, out=Path("runs")),
+        "best": np.float64(0.5), "shape": torch.Size([2, 3]), "dtype": torch.float32, "tagged": tagged,
+        "plain": [None, True, (1.5, "text", b"bytes")],
+    }  # fmt: skip
+    found = loaded(path, saved(everything, archive))
+    assert type(found["model"]) is OrderedDict and found["model"].keys() == module.state_dict().keys()
+    for name, tensor in module.state_dict().items():
+        assert_array_equal(found["model"][name], tensor.numpy(), strict=True)
+    assert_array_equal(found["optimizer"]["state"][0]["exp_avg"], optimizer["state"][0]["exp_avg"].numpy(), strict=True)
+    assert (found["epoch"], found["shape"], found["plain"]) == (3, (2, 3), everything["plain"])
+    assert_array_equal(found["tagged"], np.ones(2, np.float32), strict=True)
+    assert isinstance(found["args"], pth.Unread) and repr(found["args"]) == "<argparse.Namespace, not read>" and not hasattr(found["args"], "lr")
+    assert isinstance(found["best"], pth.Unread)
+
+
+@BOTH
+@pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")
+def test_a_whole_module_is_not_read(path: Path, archive: bool) -> None:
+    assert repr(loaded(path, saved(torch.nn.Linear(2, 2), archive))) == "<torch.nn.modules.linear.Linear, not read>"
+
+
+def test_a_checkpoint_of_a_conformer_goes_into_the_network(path: Path) -> None:
+    """A stand-in for the published ones: the same kinds of entries under the same names."""
+    model, other = conformer_cifar_nano(), conformer_cifar_nano()
+    state = OrderedDict((name, torch.from_numpy(np.array(value))) for name, value in model.state_dict().items())
+    found = loaded(path, saved({"model": state, "epoch": 1}))["model"]
+    other.load_state_dict(found)
+    for name, value in model.state_dict().items():
+        assert_array_equal(other.state_dict()[name], value, strict=True)
+
+
+class Trap:
+    """An object that calls a function when it is unpickled."""
+
+    def __init__(self, function: Any, *arguments: Any):
+        self.function, self.arguments = function, arguments
+
+    def __reduce__(self) -> tuple:
+        return self.function, self.arguments
+
+
+@BOTH
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_nothing_in_a_file_is_run(path: Path, tmp_path: Path, archive: bool) -> None:
+    traps = [
+        Trap(Path.touch, tmp_path / "touched"),
+        Trap(eval, f"open({str(tmp_path / 'touched')!r}, 'w')"),
+        Trap(getattr, "text", "upper"),
+        Trap(np.load, str(path)),
+    ]
+    found = loaded(path, saved(traps, archive))
+    assert all(isinstance(value, pth.Unread) for value in found) and not (tmp_path / "touched").exists()
+
+
+def test_the_same_file_is_run_by_pickle(path: Path, tmp_path: Path) -> None:
+    """Else the test above could not fail."""
+    pickle.loads(pickle.dumps(Trap(Path.touch, tmp_path / "touched")))
+    assert (tmp_path / "touched").exists()
+
+
+def zipped(members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def tensor_pickle(kind: str, count: Any, offset: Any, shape: Any, strides: Any) -> bytes:
+    """The pickle of one tensor, with whatever numbers."""
+
+    class Pickler(pickle._Pickler):  # the one in Python can be told what to write
+        def persistent_id(self, value: Any) -> Any:
+            return ("storage", Global("torch", f"{kind}Storage"), "0", "cpu", count) if value is storage else None
+
+    class Global:
+        def __init__(self, module: str, name: str):
+            self.text = f"c{module}\n{name}\n".encode()
+
+    Pickler.dispatch = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
+    Pickler.dispatch[Global] = lambda self, value: self.write(value.text)  # type: ignore[attr-defined]
+    storage, buffer = object(), io.BytesIO()
+    pickler = Pickler(buffer, 2)
+    pickler.proto, pickler.bin = 2, 1  # type: ignore[attr-defined]
+    pickler.write(pickle.PROTO + b"\x02")  # type: ignore[attr-defined]
+    pickler.save(Global("torch._utils", "_rebuild_tensor_v2"))  # type: ignore[attr-defined]
+    pickler.save((storage, offset, shape, strides, False, None))  # type: ignore[attr-defined]
+    pickler.write(pickle.REDUCE + pickle.STOP)  # type: ignore[attr-defined]
+    return buffer.getvalue()
+
+
+def archive_of(kind: str = "Float", count: Any = 4, offset: Any = 0, shape: Any = (2, 2), strides: Any = (2, 1), data: bytes | None = None) -> bytes:
+    stored = np.arange(4, dtype=np.float32).tobytes() if data is None else data
+    return zipped({"x/data.pkl": tensor_pickle(kind, count, offset, shape, strides), "x/data/0": stored})
+
+
+def test_the_forged_archive_is_one_that_pytorch_reads(path: Path) -> None:
+    assert_array_equal(loaded(path, archive_of()), [[0, 1], [2, 3]])
+    members = {"x/data.pkl": tensor_pickle("Float", 4, 0, (2, 2), (2, 1)), "x/data/0": np.arange(4, dtype=np.float32).tobytes(), "x/version": b"3"}
+    assert_array_equal(torch.load(io.BytesIO(zipped(members))), [[0, 1], [2, 3]])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"offset": 1}, r"a tensor of shape \(2, 2\) is not within its storage of 4 numbers"),
+        ({"offset": -1}, "is not within its storage"),
+        ({"strides": (3, 1)}, "is not within its storage"),
+        ({"strides": (-1, 1), "offset": 2}, "is not within its storage"),
+        ({"shape": (-2, -2)}, "is not within its storage"),
+        ({"shape": (2, 2, 2)}, "or is damaged"),
+        (
+            {"shape": (1 << 40,), "strides": (0,)},
+            r"a tensor of shape \(1099511627776,\) that has 4 numbers several times; save it as .contiguous\(\)",
+        ),
+        ({"shape": (1 << 62, 4), "strides": (0, 1)}, "several times"),
+        ({"shape": ("2", 2)}, "or is damaged"),
+        ({"shape": (2.0, 2)}, "or is damaged"),
+        ({"count": 5}, "is damaged: 5 numbers of 4 bytes are 16 bytes"),
+        ({"count": -4}, "is damaged: -4 numbers"),
+        ({"count": "4"}, "is damaged: 4 numbers"),
+        ({"data": b""}, "4 numbers of 4 bytes are 0 bytes"),
+        ({"kind": "ComplexFloat"}, r"numbers of a kind that minigrad does not have \(ComplexFloatStorage\); save them as real numbers"),
+        ({"kind": "Untyped"}, "a kind that minigrad does not have"),
+    ],
+    ids=str,
+)
+def test_a_forged_tensor_is_refused(path: Path, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=f"weights.pth .*{said}"):
+        loaded(path, archive_of(**changes))
+
+
+def test_what_is_no_such_file(path: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"cannot read .*weights.pth: No such file"):
+        pth.load(path)
+    with pytest.raises(IsADirectoryError, match="cannot read .*: Is a directory"):
+        pth.load(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)), str(tmp_path / "program.pt"))
+    for data, said in [
+        (b"", "is not a file that torch.save has written, or is damaged"),
+        (b"<html>not found</html>", "is not a file that torch.save has written, or is damaged"),
+        (pickle.dumps({"a": 1}), "is not a file that torch.save has written$"),
+        (zipped({"a.txt": b"x"}), "is a ZIP archive, but not one that torch.save has written"),
+        (zipped({"x/data.pkl": pickle.dumps(1), "y/data.pkl": pickle.dumps(1)}), "is a ZIP archive, but not one that torch.save has written"),
+        (zipped({"x/data.pkl": pickle.dumps("a" * 1000)}, zipfile.ZIP_DEFLATED), "is damaged: data.pkl is compressed, which torch.save does not do"),
+        (zipped({"x/data.pkl": tensor_pickle("Float", 1, 0, (1,), (1,))}), "or is damaged"),
+        ((tmp_path / "program.pt").read_bytes(), r"is a program that torch.jit.save has written; save the state_dict\(\) of its module"),
+        (saved(torch.eye(3).to_sparse()), r"holds a tensor of a kind that minigrad does not have \(_rebuild_sparse_tensor\); save it as a dense one"),
+        (saved(torch.ones(2, dtype=torch.uint16)), "a kind that minigrad does not have"),
+        (saved(torch.ones(2, dtype=torch.complex64), False), r"\(ComplexFloatStorage\)"),
+    ]:
+        with pytest.raises(ValueError, match=f"weights.pth .*{said}"):
+            loaded(path, data)
+
+
+def test_a_short_file_that_says_it_holds_much(path: Path) -> None:
+    """It is refused before memory is asked for."""
+    data = saved(torch.ones(3), archive=False)
+    place = data.index(struct.pack("<q", 3) + np.ones(3, np.float32).tobytes())
+    count = next(position or 0 for code, value, position in pickletools.genops(object_of(data)) if value == 3 and code.name == "BININT1")
+    start = data.index(object_of(data))
+    assert data[start + count : start + count + 2] == b"K\x03"
+    longer = (
+        data[: start + count] + b"J" + struct.pack("<i", 1 << 30) + data[start + count + 2 : place] + struct.pack("<q", 1 << 30) + data[place + 8 :]
+    )
+    with pytest.raises(ValueError, match="storage .* is not as long as its tensors say"):
+        loaded(path, longer)
+    with pytest.raises(ValueError, match="storage .* is not as long as its tensors say"):
+        loaded(path, data[:place] + struct.pack("<q", 2) + data[place + 8 :])
+
+
+def object_of(data: bytes) -> bytes:
+    """The fourth pickle of a file of the old format."""
+    file = io.BytesIO(data)
+    for _ in range(3):
+        for _ in pickletools.genops(file):
+            pass
+    start = file.tell()
+    for _ in pickletools.genops(file):
+        pass
+    return data[start : file.tell()]
+
+
+WHOLE = {archive: saved({"w": torch.arange(6.0).reshape(2, 3), "n": torch.tensor(2)}, archive) for archive in (True, False)}
+
+
+@BOTH
+@given(data=st.data())
+def test_a_damaged_file_is_read_as_it_was_or_refused(tmp_path_factory: pytest.TempPathFactory, archive: bool, data: st.DataObject) -> None:
+    """One byte changed, or the end lost: a ValueError or an object, and nothing else."""
+    whole = WHOLE[archive]
+    place = data.draw(st.integers(0, len(whole) - 1))
+    damaged = data.draw(st.sampled_from([whole[:place], whole[:place] + bytes([data.draw(st.integers(0, 255))]) + whole[place + 1 :]]))
+    path = tmp_path_factory.getbasetemp() / "damaged.pth"
+    try:
+        loaded(path, damaged)
+    except ValueError as error:
+        assert str(error).startswith(str(path))
