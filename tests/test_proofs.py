@@ -590,6 +590,23 @@ def prove_softmax() -> Proof:
     return type("TestSoftmax", (Proof,), {"op": functional.softmax})()
 
 
+CUDA_KERNEL_TO_COME: dict[str, str] = {}
+"""Fused operations whose CUDA kernel is still to be written, with the reason."""
+
+
+def test_every_fused_operation_has_a_cuda_kernel():
+    ours = {name: op for name, op in REGISTRY.items() if isinstance(op, Fused) and op.function.__module__.startswith("minigrad.")}
+    assert {name for name, op in ours.items() if "cuda" not in op.kernels} == CUDA_KERNEL_TO_COME.keys()
+
+
+def test_the_table_says_why_an_operation_is_not_proven_on_cuda(registry: None, monkeypatch: pytest.MonkeyPatch):
+    assert "primitive" in why_not(type("TestExp", (Proof,), {"op": functional.exp}), "test_cuda_kernel_equals_definition")
+    softmax = type(prove_softmax())
+    assert why_not(softmax, "test_cuda_kernel_equals_definition") == ""
+    monkeypatch.delitem(REGISTRY["softmax"].kernels, "cuda")
+    assert why_not(softmax, "test_cuda_kernel_equals_definition") == "It has no CUDA kernel: on a GPU it is computed by its definition."
+
+
 def test_every_number_of_examples_is_in_proportion_to_the_profile_s():
     """Else the profile `deep` would draw no more of them."""
     fixed = re.compile(r"max_examples=\d+\b(?! \*)")

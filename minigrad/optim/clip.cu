@@ -4,6 +4,8 @@
 //   clip_factor    adds the chunks: the norm and the factor    one block           grid 1        block 256
 //   clip_scale     gradients times the factor                  a block per chunk   grid chunks   block 256
 //
+// There is one rung only: the naive way, a sum per tensor that the host adds up, makes the host wait for every tensor.
+//
 // Bytes moved, float32: 4 for every number, and 8 more where the factor is not 1. Sums are made in double and in one order, by a tree in each block
 // and then over the chunks in turn: the norm is the same at every run. Squares of floats fit into a double. So that those of doubles do, large and
 // small numbers are added up in sums of their own, multiplied by 2^-600 and 2^600 (Blue 1978): `partial` is (chunks, 3), in the order middle, large,

@@ -3,6 +3,8 @@
 //
 //   ema   a block per chunk of all tensors   grid chunks   block 256
 //
+// There is one rung only: the step from a launch per tensor to one launch is that of adamw.cu, where both are.
+//
 // Bytes moved, float32: 12 for every number. Integers (long long) are copied: keep is 0 then, take 1.
 #include "../fused/pack.cuh"
 #include "chunks.cuh"
