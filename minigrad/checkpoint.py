@@ -9,6 +9,7 @@ from typing import Any
 
 from minigrad import ops, random
 from minigrad.autograd import Node, changed_in_place, differentiate, edge_of, freed, node_numbers
+from minigrad.backend.cublas import current_precision, precision
 from minigrad.modes import MODE, Mode, caller_site, mode
 from minigrad.tensor import Tensor, wrap
 
@@ -22,14 +23,14 @@ class _Checkpoint:
 
     def __init__(self, function: Callable, shapes: list, steps: list, captured: list, reads: list, draws: Any, draws_end: int, mode_then: Mode):
         self.function, self.shapes, self.steps, self.captured = function, shapes, steps, captured
-        self.draws, self.draws_end, self.mode = draws, draws_end, mode_then
+        self.draws, self.draws_end, self.mode, self.precision = draws, draws_end, mode_then, current_precision()
         self.reads = [(counter, counter[0]) for counter, _ in reads]
         self.written = {id(counter) for counter, then in reads if counter[0] != then}  # by the function, after it had read it
 
     def again(self, *inputs: Any) -> Any:
         """Run the function a second time; raise if it is visibly not the function that it was."""
         reads: list[tuple[list, int]] = []
-        with mode(reads=reads if self.written else None):
+        with mode(reads=reads if self.written else None), precision(self.precision):
             outputs, steps, _ = _run(self.function, inputs, self.captured)
         # A tensor that the function has made is another one in each run. No id is used again: self.reads keeps the first run's counters.
         if any(id(counter) in self.written for counter, _ in reads):
@@ -162,11 +163,12 @@ def _difference(then: list[tuple], now: list[tuple]) -> str | None:
 def checkpoint(function: Callable, *inputs: Any) -> Any:
     """Run `function(*inputs)` now, keep none of its intermediate arrays, and run it again when the derivative is asked for.
 
-    Trades time for memory: only the inputs stay alive. Gradients reach the inputs and every tensor the function captured (parameters of modules).
-    The second run makes the same random draws and leaves the running statistics of batch norm alone; the function must otherwise do the same both
-    times: until backward is done, leave `train()` and `eval()`, `requires_grad` and all that it captures as they were. The two runs are compared by
-    the operations that gradients pass through, the shapes that these keep, the tensors they start from (so a function must not make tensors that
-    require grad on its own) and the number of draws; other numbers in a tensor that is merely another one are not noticed.
+    Trades time for memory: only the inputs stay alive. Gradients reach the inputs and every tensor the function captured (parameters of modules). The
+    second run makes the same random draws, multiplies matrices in the same `precision`, and leaves the running statistics of batch norm alone; the
+    function must otherwise do the same both times: until backward is done, leave `train()` and `eval()`, `requires_grad` and all that it captures as
+    they were. The two runs are compared by the operations that gradients pass through, the shapes that these keep, the tensors they start from (so a
+    function must not make tensors that require grad on its own) and the number of draws; other numbers in a tensor that is merely another one are not
+    noticed.
 
     Args:
         function: takes the inputs, returns a Tensor or a tuple or list of Tensors (and of things that hold none, such as numbers).

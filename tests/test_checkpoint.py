@@ -15,6 +15,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 import minigrad
 from minigrad import Tensor, checkpoint, nn, ops, random
 from minigrad import functional as F
+from minigrad.backend.cublas import current_precision
 from minigrad.modes import MODE, is_grad_enabled, recomputing
 from minigrad.op import primitive
 from tests.support import assert_close, leaf, rng
@@ -328,6 +329,23 @@ def test_the_second_run_makes_the_same_draws():
         assert_array_equal(gradients[0][1], gradients[1][1])
         assert gradients[0][2] == gradients[1][2]
         assert 0 < np.count_nonzero(gradients[0][1]) < 40
+
+
+def test_the_second_run_multiplies_in_the_precision_of_the_first():
+    """As the function itself would have: backward, called outside the block, has another one."""
+    seen = []
+
+    def function(x):
+        seen.append(current_precision())
+        return x * x
+
+    x = leaf(rng(0).standard_normal(3))
+    with minigrad.precision("bf16"):
+        y = checkpoint(function, x)
+    with minigrad.precision("tf32"):
+        y.backward(rng(1).standard_normal(3))
+        assert current_precision() == "tf32"
+    assert seen == ["bf16", "bf16"]
 
 
 def test_nested_checkpoints_make_the_same_draws():

@@ -35,7 +35,9 @@ _cuda = cuda.Kernels(__file__)
 
 @contextmanager
 def precision(name: str) -> Iterator[None]:
-    """`with precision("tf32"):` how products of float32 matrices are computed on a GPU, forward and backward; on a CPU nothing changes.
+    """`with precision("tf32"):` how products of float32 matrices are computed on a GPU; on a CPU nothing changes.
+
+    A backward pass takes the precision that holds where it is called, whatever the forward pass had: call it inside the block, too.
 
     Args:
         name: "float32" (24 bits of precision in each factor), "tf32" (11 bits; our convolutions round to them, in other products cuBLAS does, or cuts
