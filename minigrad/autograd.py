@@ -38,7 +38,7 @@ class Node:
         values: the plain arguments of the call.
         plan, saved, versions, facts, out: what derivative rules read (see `op.Op`). saved: input Tensors; versions: of these; out: the output's
             raw array, its version counter and version (never its Tensor: that would be a cycle).
-        inputs, kept, guards, needs: for fused operations: the input Tensors, what the kernel saved, the (version counter, version, readers) of
+        inputs, kept, guards, needs: for fused operations: the input Tensors, what the kernel saved, the (version counter, version, readers, place) of
             inputs and outputs among it (see `op.KernelPair`), and which inputs want a gradient.
         shapes: of the inputs, where the operation broadcast them.
     """

@@ -692,9 +692,9 @@ class Fused(Op[Result]):
                 if id(array) in owners:
                     for k, owner in enumerate(owners):  # one array may have been passed in two places
                         if owner == id(array) and inputs[k].data is array and readers[k] & mask:  # not a contiguous copy of it
-                            guards.append((inputs[k].version, inputs[k].version[0], readers[k]))
+                            guards.append((inputs[k].version, inputs[k].version[0], readers[k], k))
                 elif id(array) == own_output:
-                    guards.append((results[0].version, results[0].version[0], readers[-1]))
+                    guards.append((results[0].version, results[0].version[0], readers[-1], None))
         node.kept, node.guards = saved, guards
         needs = self._needs.get(mask)
         if needs is None:
@@ -718,9 +718,10 @@ class Fused(Op[Result]):
         kernel = self.kernels.get("cpu" if type(g.data) is _ndarray else backend.device_of(g.data))
         if kernel is None or kernel.backward is None or create_graph:
             return self._backward_by_definition(node, gradients, needs, create_graph), False
-        for counter, then, readers in node.guards:
+        for counter, then, readers, place in node.guards:
             if counter[0] != then and any(need and readers >> k & 1 for k, need in enumerate(needs or node.needs)):
-                raise changed_in_place(self.name, "an input or the output", then, counter[0])
+                what = "its output" if place is None else f"its input {self.names[place]}"
+                raise changed_in_place(self.name, what, then, counter[0])
         dy: Any = [g if g is None else g.data if kernel.strided or g.data.flags.c_contiguous else g.data.copy() for g in gradients]
         needs = needs or node.needs
         arrays = kernel.backward(dy[0] if len(dy) == 1 else tuple(dy), kept, needs)

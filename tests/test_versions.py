@@ -210,9 +210,9 @@ FLAGGED = {
     "log: its input": (lambda x, w: x.log(), "x", "log", "an input"),
     "div: the divisor": (lambda x, w: x / w, "w", "div", "an input"),
     "power: its input": (lambda x, w: x**3, "x", "power", "an input"),
-    "layer_norm: its input": (lambda x, w: F.layer_norm(x), "x", "layer_norm", "an input"),
-    "softmax: its output": (lambda x, w: F.softmax(x), "out", "softmax", "output"),
-    "linear: the weight": (lambda x, w: F.linear(x, w), "w", "linear", "an input"),
+    "layer_norm: its input": (lambda x, w: F.layer_norm(x), "x", "layer_norm", "its input x"),
+    "softmax: its output": (lambda x, w: F.softmax(x), "out", "softmax", "its output"),
+    "linear: the weight": (lambda x, w: F.linear(x, w), "w", "linear", "its input weight"),
 }
 
 
