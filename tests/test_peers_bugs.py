@@ -343,13 +343,24 @@ def test_pydynet_only_float64_may_require_grad():
 # --- modes and exceptions
 
 
-def test_pydynet_exception_poisons_later_graphs():
-    """A failed backward, a failed op and a left `with` must leave nothing behind, and unrelated nodes are not visited."""
+def test_pydynet_exception_poisons_later_graphs(registry: None):
+    """A backward that fails at its start or midway, a failed op and a left `with` must leave nothing behind, and unrelated nodes are not visited."""
     unrelated = leaf(2)
     kept = unrelated * 3.0
     x = leaf(3)
     with pytest.raises(ValueError):
         (x * x).backward(Tensor(np.ones(4)))
+
+    @minigrad.op.primitive
+    def broken(x: Tensor) -> Tensor:
+        return x + 0
+
+    def broken_rule(g):
+        raise KeyError("in the middle of the walk")
+
+    broken.derivative(x=broken_rule)
+    with pytest.raises(KeyError):
+        (broken(x * x) * 2.0).backward(Tensor(np.ones(3)))
     with pytest.raises(ValueError):
         ops.matmul(x, leaf(2, 2))
     with pytest.raises(ZeroDivisionError), minigrad.no_grad(), minigrad.definitions(), minigrad.anomaly():
@@ -584,15 +595,6 @@ def test_dezero_parameter_order():
     assert [name for name in Net().state_dict() if name in names] == names
 
 
-def test_dezero_saving_changes_the_model():
-    layer = nn.Linear(2, 2)
-    before = layer.weight.data
-    state = layer.state_dict()
-    assert layer.weight.data is before and not np.shares_memory(state["weight"], before)
-    state["weight"] += 1
-    assert not np.allclose(layer.weight.numpy(), state["weight"])
-
-
 @pytest.mark.parametrize(
     "name", ["batch_norm", "layer_norm", "conv2d", "max_pool2d", "avg_pool2d", "softmax", "log_softmax", "gelu", "linear", "cross_entropy"]
 )
@@ -607,11 +609,26 @@ class OtherArray(np.ndarray):
     """Stands for the arrays of a second device."""
 
 
-def test_chainer_mixed_devices(monkeypatch: pytest.MonkeyPatch):
-    """The most frequent complaint of a NumPy and CuPy engine: the error names the op, both devices and the fix, and nothing is converted silently."""
+@pytest.fixture
+def other_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "_by_name", dict(backend._by_name))
     monkeypatch.setattr(backend, "_by_type", dict(backend._by_type))
     backend.add_device("other", OtherArray, lambda a: a.view(OtherArray), lambda a: a.view(np.ndarray), np.lib.stride_tricks.as_strided)
+
+
+def test_dezero_saving_changes_the_model(other_device: None):
+    """It moved a model on the GPU to the CPU in order to save it, and left it there."""
+    layer = nn.Linear(2, 2).to(device="other")
+    before = layer.weight.data
+    state = layer.state_dict()
+    assert layer.weight.data is before and layer.weight.device == "other"
+    assert type(state["weight"]) is np.ndarray and not np.shares_memory(state["weight"], before)
+    state["weight"] += 1
+    assert not np.allclose(layer.weight.to(device="cpu").numpy(), state["weight"])
+
+
+def test_chainer_mixed_devices(other_device: None):
+    """The most frequent complaint of a NumPy and CuPy engine: the error names the op, both devices and the fix, and nothing is converted silently."""
     here, there = Tensor(numbers(2, 2)), Tensor(numbers(2, 2)).to(device="other")
     assert (here.device, there.device) == ("cpu", "other")
     for name, call in (("add", lambda: here + there), ("matmul", lambda: here @ there), ("linear", lambda: F.linear(here, there))):

@@ -150,5 +150,6 @@ def build_kernels(stem: str, text: str, names: tuple[str, ...], build: str) -> P
         CompileError: with the compiler's message.
     """
     rows = ", ".join(f"EMULATOR_KERNEL({name})" for name in names)
-    wrapped = f'#include "device.h"\nnamespace {{\n#line 1 "{stem}.cu"\n{_ask_for_shared_memory(text)}\n}}\nEMULATOR_LIBRARY({rows})\n'
+    unwatched = "#pragma GCC poison memcpy memmove memset"  # calls of the C library, which reads and writes without being watched
+    wrapped = f'#include "device.h"\n{unwatched}\nnamespace {{\n#line 1 "{stem}.cu"\n{_ask_for_shared_memory(text)}\n}}\nEMULATOR_LIBRARY({rows})\n'
     return _build(stem, wrapped, ("-",), (*_KERNEL_FLAGS, *BUILDS[build]), ("-lm", "-lc"))

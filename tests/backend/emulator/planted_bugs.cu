@@ -25,6 +25,24 @@ __global__ void sum_with_barrier(const float* x, float* out)
     if (threadIdx.x == 0) out[0] = s[0];
 }
 
+__global__ void atomic_on_new_memory(float* y) { atomicAdd(&y[threadIdx.x], 1.0f); }
+
+__global__ void second_block_reads_the_first_ones_shared(float* y)
+{
+    __shared__ float s[32];
+    if (blockIdx.x == 0) s[threadIdx.x] = 1;
+    __syncthreads();
+    if (threadIdx.x < 16) y[blockIdx.x * 16 + threadIdx.x] = s[threadIdx.x];  // every block has shared memory of its own
+}
+
+__global__ void second_block_reads_the_first_ones_dynamic(float* y)
+{
+    extern __shared__ float s[];
+    if (blockIdx.x == 0) s[threadIdx.x] = 1;
+    __syncthreads();
+    y[blockIdx.x * 16 + threadIdx.x] = s[threadIdx.x];
+}
+
 __global__ void count_without_atomic(float* out)
 {
     __shared__ float count;

@@ -126,6 +126,12 @@ def test_shared_memory_that_would_not_be_watched_does_not_compile(declaration):
         compiler.build_kernels("odd", f'#line 1 "odd.cu"\n__global__ void odd() {{\n    {declaration}\n}}', ("odd",), "plain")
 
 
+@pytest.mark.parametrize("call", ["memcpy(y, y + 8, 64)", "memmove(y, y + 8, 64)", "memset(y, 0, 64)"])
+def test_a_call_whose_reads_and_writes_would_not_be_watched_does_not_compile(call):
+    with pytest.raises(CompileError, match=f"bulk.cu:3:.*poisoned.*{call[:6]}"):
+        compiler.build_kernels("bulk", f"__global__ void bulk(float* y)\n{{\n    {call};\n}}", ("bulk",), "plain")
+
+
 def test_a_mistake_is_shown_with_its_line(tmp_path):
     (tmp_path / "helper.cuh").write_text("__device__ float twice(float x)\n{\n    return x + y;\n}\n")
     (tmp_path / "page.cu").write_text('#include "helper.cuh"\n__global__ void page(float* y)\n{\n    y[0] = twice(1);\n    y[1] = thrice(1);\n}\n')

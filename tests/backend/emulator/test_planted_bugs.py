@@ -17,7 +17,7 @@ BUILD = os.environ.get("MINIGRAD_EMULATOR") or "check"
 FILE = Path(__file__).parent / "planted_bugs.cu"
 KERNELS = cuda.Kernels(FILE)
 
-X, Y = "an array of 32 numbers", "an array of 32 zeros"
+X, Y, NEW = "an array of 32 numbers", "an array of 32 zeros", "an array of 32 numbers that nobody has written"
 
 
 def launch(name: str, *arguments, block: int = 32, grid: int = 1, shared: int = 0, orders=("ascending",)) -> list[np.ndarray]:
@@ -27,7 +27,15 @@ def launch(name: str, *arguments, block: int = 32, grid: int = 1, shared: int = 
         cp = cuda.array_module()
         numbers = np.arange(1, block + 1, dtype=np.float32)
         given = [
-            cp.asarray(numbers) if a is X else cp.zeros(block, np.float32) if a is Y else cp.asarray(a) if isinstance(a, np.ndarray) else a
+            cp.asarray(numbers)
+            if a is X
+            else cp.zeros(block, np.float32)
+            if a is Y
+            else cp.empty(block, np.float32)
+            if a is NEW
+            else cp.asarray(a)
+            if isinstance(a, np.ndarray)
+            else a
             for a in arguments
         ]
         KERNELS.launch(name, grid, block, *given, shared=shared)
@@ -45,6 +53,11 @@ def line_of(name: str, containing: str) -> int:
 # name: (arguments, launch options, exception, what the faulty line contains, what the message says)
 FOUND_BY_CHECK = {
     "sum_without_barrier": ((X, Y), {"block": 64}, faults.UninitialisedRead, "s[threadIdx.x] +=", "shared memory that nobody has written"),
+    "atomic_on_new_memory": ((NEW,), {}, faults.UninitialisedRead, "atomicAdd(&y", r"global memory that nobody has written"),
+    "second_block_reads_the_first_ones_shared": ((Y,), {"grid": 2}, faults.UninitialisedRead, "< 16", r"block \(1, 0, 0\).*static shared memory th"),
+    "second_block_reads_the_first_ones_dynamic": (
+        (Y,), {"grid": 2, "block": 16, "shared": 64}, faults.UninitialisedRead, "] = s[", r"block \(1, 0, 0\).*dynamic shared memory that nobody",
+    ),
     "count_without_atomic": ((Y,), {}, faults.DataRace, "count += 1", r"\(1, 0, 0\): reads a word of static shared memory that thread \(0, 0, 0\)"),
     "count_between_blocks": ((Y,), {"grid": 2, "block": 1}, faults.DataRace, "out[0] += 1", "a thread of another block wrote"),
     "read_what_another_block_writes": (
