@@ -26,8 +26,10 @@ PASSES = {"gelu": (17, 10), "layer_norm": (6, 11), "softmax": (5, 4), "log_softm
 """Calls of NumPy or BLAS that go over all numbers of x, forward and backward, counted in minigrad/fused by hand; see `passes` for the others."""
 
 
-VARIANTS = {"": "", "pinned": ", OpenBLAS pinned to Haswell", "xeon": ", on an Intel Xeon with AVX-512", "avx2": ", on a processor without AVX-512"}
-"""What follows the benchmark's name in the name of a file, and in the heading: `step-pinned.json`, and `step-xeon.json`, kept of another machine."""
+VARIANTS = {"pinned": ", OpenBLAS pinned to Haswell", "xeon": ", on an Intel Xeon with AVX-512", "avx2": ", on a processor without AVX-512"}
+"""What follows the benchmark's name in the name of a file, and in the heading: `step-pinned.json`, `step-xeon.json`, kept of another machine, and
+`step-pinned-xeon.json`, both in this order.
+"""
 
 
 NAMING = ("config", "batch", "op", "varied", "value", "what", "where", "block", "threads")  # what a case is called by
@@ -48,11 +50,11 @@ class Result:
         self.rows = [row for row in self.record["rows"] if "turns" in row]
         self.failed = [row for row in self.record["rows"] if "failed" in row]
         self.name = self.record["benchmark"]
-        self.variant = file.stem.removeprefix(self.name).removeprefix("-")
-        if self.variant not in VARIANTS:
-            raise SystemExit(
-                f"{file}: the file of benchmark {self.name} is called {self.name}.json or {self.name}-{{{','.join(filter(None, VARIANTS))}}}.json"
-            )
+        self.variants = [name for name in VARIANTS if name in file.stem.removeprefix(self.name).split("-")]
+        if file.stem != "-".join([self.name, *self.variants]):
+            parts = "".join(f"[-{name}]" for name in VARIANTS)
+            raise SystemExit(f"{file}: the file of benchmark {self.name} is called {self.name}{parts}.json")
+        self.heading = SECTIONS[self.name][0] + "".join(VARIANTS[variant] for variant in self.variants)
 
     @property
     def sides(self) -> list[str]:
@@ -531,10 +533,10 @@ def machine(results: Sequence[Result]) -> str:
     return "\n".join(f"{number}. {line}" for number, line in enumerate(lines, 1))
 
 
-def write(folder: Path, page: Path) -> list[str]:
-    """Write the page and its plots; returns the names of the sections that are on it."""
+def page_of(folder: Path) -> tuple[str, Plots]:
+    """The page, and how its plots are drawn."""
     results = [Result(file) for file in sorted(folder.glob("*.json")) if "benchmark" in json.loads(file.read_text())]
-    results.sort(key=lambda result: (list(VARIANTS).index(result.variant), list(SECTIONS).index(result.name)))
+    results.sort(key=lambda result: ([list(VARIANTS).index(name) for name in result.variants], list(SECTIONS).index(result.name)))
     if not results:
         raise SystemExit(f"there is no benchmark's JSON file in {folder}")
     parts = [
@@ -549,14 +551,13 @@ def write(folder: Path, page: Path) -> list[str]:
         parts.insert(1, "**Measured with --quick: these figures show that the benchmarks run, and nothing else.**")
     plots: Plots = {}
     for result in results:
-        heading, section = SECTIONS[result.name]
         own: Plots = {}
-        text = section(result, own)
-        if result.variant:  # plots are drawn for what an ordinary user has
+        text = SECTIONS[result.name][1](result, own)
+        if result.variants:  # plots are drawn for what an ordinary user has
             text = "\n\n".join(part for part in text.split("\n\n") if not part.startswith("!["))
         else:
             plots.update(own)
-        parts.append(f"## {heading}{VARIANTS[result.variant]}")
+        parts.append(f"## {result.heading}")
         parts.append(f"```sh\n{result.record['command']}\n```")
         if result.name == "step" and "warm_up" not in result.record:
             parts.append(OLD_STEPS)
@@ -567,11 +568,16 @@ def write(folder: Path, page: Path) -> list[str]:
         left_out += dict.fromkeys(f"{result.title(row['side'])}: {row['failed']}" for row in result.failed)
         if left_out:
             parts.append("Not measured: " + "; ".join(left_out) + ".")
+    return "\n\n".join(parts) + "\n", plots
+
+
+def write(folder: Path, page: Path) -> None:
+    """Write the page and its plots."""
+    text, plots = page_of(folder)
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text("\n\n".join(parts) + "\n")
+    page.write_text(text, encoding="utf-8")
     draw(plots, page.parent / "benchmarks")
     print(f"written: {page.relative_to(ROOT) if page.is_relative_to(ROOT) else page}")
-    return [result.name for result in results]
 
 
 def draw(plots: Plots, folder: Path) -> None:
