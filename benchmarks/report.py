@@ -146,6 +146,155 @@ def medians(turns: dict[str, list[dict]], quantity: str = "wall_ms") -> dict[str
     return {side: of_turns(taken, quantity) for side, taken in turns.items()}
 
 
+# --- what was aimed at
+
+
+NETWORKS = ("cifar-nano", "cifar-micro", "cifar-small")
+OVERHEAD = "overhead.json"  # written by overhead.py, which has samples of another kind
+OVERHEAD_GOALS = {"primitive": (2, 4), "fused": (4, 4)}  # microseconds of the engine's own, forward and backward
+OP_GOALS = {"linear": 0.8, "1x1 convolution": 0.8, "attention": 0.7, "3x3 convolution": 1.7} | dict.fromkeys(
+    ("batch norm", "layer norm", "softmax", "gelu"), 4.0
+)
+"""Times of PyTorch in channels_last memory that an operation may take; see `goal_of`."""
+
+
+def targets_section(results: Sequence[Result], overhead: dict | None) -> str:
+    """Every target with what was measured; one without a measurement says so."""
+    plain = {result.name: result for result in results if not result.variants}
+    rows = []
+    for what, goal, pinned, theirs in (
+        ("step: minigrad / fastest eager PyTorch", "at most 1.00, aiming at 0.85", False, best_torch),
+        ("step: minigrad / PyTorch as a user writes it (NCHW)", "at most 0.70", False, lambda wall: wall.get("torch-nchw")),
+        ("step, OpenBLAS pinned to Haswell: minigrad / fastest eager PyTorch", "at most 1.40", True, best_torch),
+    ):
+        steps = [result for result in results if result.name == "step" and aimed_at(result, pinned)]
+        rows += [target(what, goal, step_found(result, theirs), result) for result in steps or [None]]
+    found = op_found(ops := plain.get("ops"))
+    for what, most in OP_GOALS.items():
+        over_named = {config: [over for _, over, _ in values] for config, values in found.get(what, {}).items()}
+        rows.append(target(f"{what}: minigrad / PyTorch, channels_last", f"at most {most:.2f}", over_named, ops))
+    run, memory, block = plain.get("end_to_end"), plain.get("memory"), plain.get("block")
+    over_torch, over_whole = memory_found(memory)
+    rows += [
+        target("images/s: whole run / bare step", "at least 0.95", run_found(run), run),
+        target("peak memory: minigrad / least of PyTorch", "at most 1.20", over_torch, memory),
+        target("peak memory: blocks checkpointed / not", "at most 0.50", over_whole, memory),
+        target("one block: autograd / minigrad", "at least 5.00", block_found(block, "autograd"), block),
+        target("one block: MyGrad / minigrad", "at least 5.00", block_found(block, "mygrad"), block),
+    ]
+    parts = [
+        "What was aimed at: on two processors with AVX-512, in float32, at batch 128, ratios of times or bytes in one run. Of operations, "
+        "forward and backward, these are the sums over the calls of a training step (softmax: those inside attention), at every batch of the file, "
+        f"the largest first; single calls above {SLOW:g} are listed below with their bytes, passes and bandwidth. The sections and the files' "
+        "lines below say how and where each was measured.",
+        table(["what is compared", "target", *NETWORKS, "outcome", "file"], rows),
+    ]
+    beaten = [
+        f"{what} of {config}, {batch} ({fastest:.2f})"
+        for what, by_network in found.items()
+        for config, values in by_network.items()
+        for batch, named, fastest in values
+        if named <= OP_GOALS[what] < fastest
+    ]
+    if beaten:
+        parts.append(
+            "Within its target beside channels_last with the C library's own malloc, yet not beside PyTorch's fastest eager form: "
+            f"{'; '.join(beaten)}."
+        )
+    parts.append(
+        "### The engine's own cost\n\nMicroseconds of an operation on tiny arrays beyond the kernel that does the arithmetic, from the least to the "
+        f"most ([each of them](results.md#what-the-engine-itself-costs)).\n\n{overhead_targets(overhead)}"
+    )
+    return "\n\n".join(parts)
+
+
+def target(what: str, goal: str, found: dict[str, list[float]], result: Result | None) -> list[str]:
+    """A row. goal: "at most" or "at least", and the number that each value must keep. A network holds it with all of its values."""
+    words = goal.replace(",", "").split()
+    limit, least = float(words[2]), words[1] == "least"
+    missed = [config.removeprefix("cifar-") for config, values in found.items() if any(value < limit if least else value > limit for value in values)]
+    outcome = "not measured" if not found else "held" if not missed else "missed" if len(missed) == len(found) else f"missed by {', '.join(missed)}"
+    cells = [", ".join(f"{value:.2f}" for value in found.get(config, [])) or "–" for config in NETWORKS]
+    return [what, goal, *cells, outcome, f"`{result.file.name}`" if result and found else "–"]
+
+
+def aimed_at(result: Result, pinned: bool) -> bool:
+    """Whether its kernels are those that a target names: AVX-512, or those of Haswell on a machine that has better."""
+    kernels = [part["architecture"] for part in result.record["sides"].get(OURS, {}).get("threads", [])]
+    return result.record["settings"]["pinned"] == pinned and (pinned or "Haswell" not in kernels)
+
+
+def step_found(result: Result | None, theirs: Callable[[dict[str, float]], float | None]) -> dict[str, list[float]]:
+    walls = {case["config"]: medians(turns) for case, turns in result.cases() if case["batch"] == 128} if result else {}
+    return {config: [wall[OURS] / other] for config, wall in walls.items() if OURS in wall and (other := theirs(wall))}
+
+
+def op_found(result: Result | None) -> dict[str, dict[str, list[tuple[int, float, float]]]]:
+    """By operation and network: batch, and our time over channels_last's and over the fastest eager one's, the largest batch first."""
+    sums: dict[tuple[str, str, int], dict[str, float]] = {}
+    for case, turns in result.cases() if result else []:
+        wall = medians(turns)
+        if (what := goal_of(case)) and result and wall.keys() >= set(result.sides):
+            total = sums.setdefault((what, case["config"], case["batch"]), {})
+            for side, value in wall.items():
+                total[side] = total.get(side, 0.0) + case["count"] * value
+    found: dict[str, dict[str, list[tuple[int, float, float]]]] = {}
+    for (what, config, batch), total in sorted(sums.items(), key=lambda item: -item[0][2]):
+        fastest, named = best_torch(total), total.get("torch-channels-last")
+        if OURS in total and fastest and named:
+            found.setdefault(what, {}).setdefault(config, []).append((batch, total[OURS] / named, total[OURS] / fastest))
+    return found
+
+
+def goal_of(case: dict) -> str | None:
+    """The name in `OP_GOALS` of a call; None if it has no target."""
+    op = case["op"]
+    if op == "conv2d":
+        name = "x".join(map(str, case["inputs"][1]["shape"][2:])) + " convolution"
+    else:
+        name = "attention" if op == "scaled_dot_product_attention" else op.replace("_", " ")
+    return name if name in OP_GOALS else None
+
+
+def run_found(result: Result | None) -> dict[str, list[float]]:
+    cases = result.cases() if result else []
+    return {case["config"]: [of_turns(turns[OURS], "whole_of_bare")] for case, turns in cases if OURS in turns}
+
+
+def memory_found(result: Result | None) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Over the least of PyTorch's; and of cifar-small, whose blocks are checkpointed, over without."""
+    whole, checkpointed = {}, {}
+    for case, turns in result.cases() if result else []:
+        peak = medians(turns, "peak_mib")
+        (checkpointed if case.get("checkpoint") else whole)[case["config"]] = peak
+    over = {config: [peak[OURS] / least] for config, peak in whole.items() if OURS in peak and (least := best_torch(peak))}
+    both = {config: [peak[OURS] / whole[config][OURS]] for config, peak in checkpointed.items() if config == "cifar-small" and config in whole}
+    return over, both
+
+
+def block_found(result: Result | None, side: str) -> dict[str, list[float]]:
+    walls = {case["config"]: medians(turns) for case, turns in result.cases()} if result else {}
+    return {config: [wall[side] / wall[OURS]] for config, wall in walls.items() if {side, OURS} <= wall.keys()}
+
+
+def overhead_by_operation(record: dict, kind: str, direction: str) -> dict[str, float]:
+    """Microseconds of each operation that its kernel does not take."""
+    return {row["operation"]: row[f"{direction}_us"] - row[f"{direction}_kernel_us"] for row in record["rows"] if row["kind"] == kind}
+
+
+def overhead_targets(record: dict | None) -> str:
+    """A row for each kind of operation and each direction."""
+    rows = []
+    for kind, goals in OVERHEAD_GOALS.items():
+        for direction, most in zip(("forward", "backward"), goals, strict=True):
+            found = overhead_by_operation(record, kind, direction) if record else {}
+            missed = [name for name, value in found.items() if value > most]
+            across = f"{min(found.values()):.1f} to {max(found.values()):.1f}" if found else "–"
+            outcome = "not measured" if not found else "held" if not missed else f"missed by {len(missed)} of {len(found)}: {', '.join(missed)}"
+            rows.append([f"{kind}, {direction}", f"at most {most}", across, outcome])
+    return table(["operations", "target", "measured", "outcome"], rows)
+
+
 # --- sections: text, and plots by name
 
 
@@ -162,8 +311,14 @@ def step_section(result: Result, plots: Plots) -> str:
         ratios.append((f"{case['config']}\nbatch {case['batch']}", wall))
     plots["step"] = lambda: bars(ratios, result, "milliseconds a step")
     header = ["network, batch", *map(result.title, result.sides), "minigrad / fastest eager PyTorch"]
-    text = "Milliseconds of wall time, processor time in brackets. Below 1.00 in the last column minigrad is faster.\n\n"
-    return text + table(header, rows) + picture("step", "Milliseconds of a training step")
+    text = "Milliseconds of wall time, processor time in brackets. Below 1.00 in the last column minigrad is faster."
+    compiled = {case["batch"] for case, turns in result.cases() if "torch-compile" in turns}
+    if (without := {case["batch"] for case, _ in result.cases()} - compiled) and compiled:
+        text += (
+            f" torch.compile was not measured at batch {' and '.join(map(str, sorted(without)))}, for want of time alone: it compiles a whole "
+            "network for a minute or more in every turn."
+        )
+    return text + "\n\n" + table(header, rows) + picture("step", "Milliseconds of a training step")
 
 
 def step_ratios(result: Result, theirs: Callable[[dict[str, float]], float | None]) -> str:
@@ -544,6 +699,9 @@ def page_of(folder: Path) -> tuple[str, Plots]:
         "Written by `make bench BENCH=report` from the files in `benchmarks/results/`; do not edit. Each side runs in a process of its own, they "
         "take turns, and a figure is the median over the turns of the median over a turn. PyTorch is shown as it comes (NCHW), in channels_last "
         "memory, and in channels_last with a C library that keeps freed memory; ours asks for the same by itself.",
+        "## Targets",
+        targets_section(results, json.loads((folder / OVERHEAD).read_text()) if (folder / OVERHEAD).exists() else None),
+        "## Files and machines",
         machine(results),
         quietness(results),
     ]

@@ -676,6 +676,100 @@ def test_a_pinned_measurement_kept_of_another_machine_says_both(tmp_path: Path) 
         written(tmp_path, [plain])
 
 
+def row_of(page: str, start: str) -> list[str]:
+    """The cells after the first of the only row that starts so."""
+    (line,) = [line for line in page.splitlines() if line.startswith(f"| {start} |")]
+    return line.strip("| ").split(" | ")[1:]
+
+
+def of_network(config: str, batch: int, walls: dict[str, float], **more: object) -> list[dict]:
+    """A row for each side, of one turn."""
+    case = {"config": config, "size": 32, "batch": batch, **more}
+    return [{"case": case, "side": side, "turns": [{"wall_ms": [wall], "cpu_ms": [wall]}]} for side, wall in walls.items()]
+
+
+def test_a_target_is_held_missed_or_missed_by_some_networks(tmp_path: Path) -> None:
+    nano = of_network("cifar-nano", 128, {"minigrad": 100.0, "torch-nchw": 200.0, "torch-tuned": 101.0})
+    micro = of_network("cifar-micro", 128, {"minigrad": 100.0, "torch-nchw": 100.0, "torch-tuned": 101.0})
+    other = of_network("cifar-small", 64, {"minigrad": 900.0, "torch-nchw": 100.0, "torch-tuned": 101.0})
+    page = written(tmp_path, [made_up("step", nano + micro + other)])
+    assert row_of(page, "step: minigrad / fastest eager PyTorch") == ["at most 1.00, aiming at 0.85", "0.99", "1.00", "–", "held", "`step.json`"]
+    assert row_of(page, "step: minigrad / PyTorch as a user writes it (NCHW)")[1:5] == ["0.50", "1.00", "–", "missed by micro"]
+    pinned = "step, OpenBLAS pinned to Haswell: minigrad / fastest eager PyTorch"
+    assert row_of(page, pinned) == ["at most 1.40", "–", "–", "–", "not measured", "–"]
+    settings = {**made_up("step", [])["settings"], "pinned": True}
+    slow = of_network("cifar-nano", 128, {"minigrad": 1.41, "torch-tuned": 1.0})
+    page = written(tmp_path, [made_up("step", slow, settings=settings)])
+    assert row_of(page, pinned) == ["at most 1.40", "1.41", "–", "–", "missed", "`step-pinned.json`"]
+    assert row_of(page, "step: minigrad / fastest eager PyTorch")[1] == "0.99"
+
+
+def test_a_machine_without_avx_512_is_none_that_the_targets_name(tmp_path: Path) -> None:
+    record = made_up("step", of_network("cifar-nano", 128, {"minigrad": 1.0, "torch-tuned": 1.0}))
+    record["sides"]["minigrad"]["threads"] = [{"internal_api": "openblas", "version": "1", "architecture": "Haswell", "num_threads": 1}]
+    assert row_of(written(tmp_path, [record]), "step: minigrad / fastest eager PyTorch")[4] == "not measured"
+
+
+def test_targets_of_operations_are_of_the_sums_over_a_step_beside_channels_last(tmp_path: Path) -> None:
+    def call(op: str, batch: int, ours: float, last: float, tuned: float, count: int = 1, kernel: int = 3) -> list[dict]:
+        inputs = [{"shape": shape, "kind": "f", "order": [0], "needs": True} for shape in ([2, 4, 4, 8], [8, 8, kernel, kernel])]
+        more = {"op": op, "count": count, "where": "training step", "inputs": inputs, "out": [1], "values": {}, "bytes": 1}
+        return of_network("cifar-nano", batch, {"minigrad": ours, "torch-channels-last": last, "torch-tuned": tuned}, **more)
+
+    rows = [*call("conv2d", 64, 9.0, 5.0, 5.0), *call("conv2d", 128, 1.0, 1.0, 1.0, kernel=3), *call("conv2d", 128, 2.0, 1.0, 1.0, count=3)]
+    rows += [*call("conv2d", 128, 0.8, 1.0, 0.6, kernel=1), *call("conv2d", 128, 99.0, 1.0, 1.0, kernel=4)]
+    rows += [*call("scaled_dot_product_attention", 128, 0.7, 1.0, 1.0), *call("layer_norm", 128, 4.1, 1.0, 1.0)]
+    for row in rows:
+        row["turns"][0]["forward_ms"] = [0.1]
+    page = written(tmp_path, [made_up("ops", rows)])
+    assert row_of(page, "3x3 convolution: minigrad / PyTorch, channels_last") == ["at most 1.70", "1.75, 1.80", "–", "–", "missed", "`ops.json`"]
+    assert row_of(page, "1x1 convolution: minigrad / PyTorch, channels_last")[1:5] == ["0.80", "–", "–", "held"]
+    assert row_of(page, "attention: minigrad / PyTorch, channels_last")[1:5] == ["0.70", "–", "–", "held"]
+    assert row_of(page, "layer norm: minigrad / PyTorch, channels_last")[4] == "missed"
+    assert row_of(page, "gelu: minigrad / PyTorch, channels_last")[4] == "not measured"
+    assert "yet not beside PyTorch's fastest eager form: 1x1 convolution of cifar-nano, 128 (1.33)." in page
+
+
+def test_targets_of_whole_runs_memory_and_peers(tmp_path: Path) -> None:
+    page = written(tmp_path, all_made_up())
+    assert row_of(page, "images/s: whole run / bare step") == ["at least 0.95", "0.75", "–", "–", "missed", "`end_to_end.json`"]
+    assert row_of(page, "peak memory: minigrad / least of PyTorch")[1:5] == ["0.40", "–", "–", "held"]
+    assert row_of(page, "peak memory: blocks checkpointed / not")[4] == "not measured"  # of cifar-small alone
+    small = [{**row, "case": {**row["case"], "config": "cifar-small"}} for row in all_made_up()[4]["rows"]]
+    facts = {"loss": 10.0, "dx_norm": 100.0}
+    peers = of_network("cifar-micro", 64, {"minigrad": 10.0, "autograd": 50.0, "mygrad": 49.0}, x=[1], x_t=[1])
+    for row in peers:
+        row["turns"][0] |= facts
+    page = written(tmp_path, [made_up("memory", small), made_up("block", peers)])
+    assert row_of(page, "peak memory: blocks checkpointed / not")[1:5] == ["–", "–", "0.40", "held"]
+    assert row_of(page, "one block: autograd / minigrad")[1:5] == ["–", "5.00", "–", "held"]
+    assert row_of(page, "one block: MyGrad / minigrad")[1:5] == ["–", "4.90", "–", "missed"]
+
+
+def test_targets_of_the_engines_own_cost(tmp_path: Path) -> None:
+    def cost(name: str, kind: str, forward: float, backward: float) -> dict:
+        each = {"forward_us": 1 + forward, "forward_kernel_us": 1.0, "backward_us": 2 + backward, "backward_kernel_us": 2.0}
+        return {"operation": name, "kind": kind, **each}
+
+    assert row_of(written(tmp_path, all_made_up()[:1]), "primitive, forward") == ["at most 2", "–", "not measured"]
+    rows = [cost("add", "primitive", 2.0, 4.5), cost("mul", "primitive", 1.0, 3.0), cost("gelu", "fused", 5.0, 4.0)]
+    (tmp_path / "overhead.json").write_text(json.dumps({"rows": rows}))
+    page = written(tmp_path, all_made_up()[:1])
+    assert row_of(page, "primitive, forward") == ["at most 2", "1.0 to 2.0", "held"]
+    assert row_of(page, "primitive, backward") == ["at most 4", "3.0 to 4.5", "missed by 1 of 2: add"]
+    assert row_of(page, "fused, forward") == ["at most 4", "5.0 to 5.0", "missed by 1 of 1: gelu"]
+    assert row_of(page, "fused, backward") == ["at most 4", "4.0 to 4.0", "held"]
+
+
+def test_the_page_says_why_torch_compile_is_not_at_every_batch(tmp_path: Path) -> None:
+    small, large = ({"minigrad": 1.0, "torch-tuned": 1.0, **more} for more in ({}, {"torch-compile": 1.0}))
+    rows = of_network("cifar-nano", 64, small) + of_network("cifar-nano", 128, large)
+    said = "torch.compile was not measured at batch 64, for want of time alone: it compiles a whole network for a minute or more in every turn."
+    assert said in written(tmp_path, [made_up("step", rows)])
+    for kept in (rows[:2], rows[2:]):
+        assert "torch.compile was not measured" not in written(tmp_path, [made_up("step", kept)])
+
+
 def test_the_committed_page_is_what_its_files_give() -> None:
     assert report.page_of(measure.RESULTS)[0] == report.PAGE.read_text(encoding="utf-8"), "write it anew by `make bench BENCH=report`"
 
