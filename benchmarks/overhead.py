@@ -1,11 +1,13 @@
-"""What the engine itself costs: microseconds per operation beyond the kernel that does the arithmetic.
+"""What the engine itself costs: microseconds per operation beyond the kernel that does the arithmetic, and the whole call beside PyTorch's.
 
-    make bench BENCH=overhead ARGS="[--out FILE]"
+    make bench BENCH=overhead ARGS="[--quick] [--out FILE]"
+    make bench BENCH=overhead ARGS="--table benchmarks/results/overhead.json"      the table of docs/results.md, from such a file
 
 Forward: time of the operation on Tensors that require grad (so a graph is recorded) minus time of its kernel on the arrays. Backward: time per
 operation of `backward()` through a chain of them, each with parameters of its own, minus time of the kernel's backward (for primitives: of the
-same products on arrays). Each figure is the median over rounds, in which the two sides take turns. Budget: 2 + 4 microseconds for a primitive, 4 +
-4 for a fused operation.
+same products on arrays). An operation that makes its input smaller cannot follow itself: the outputs of many are added up, and the time of the same
+additions alone is taken off. PyTorch does the same, on arrays of the same numbers and with one thread; what its kernels take of that is not known,
+so its times compare with ours of the whole call. Each figure is the median over rounds, in which the sides take turns. The goals are in `report.py`.
 """
 
 from __future__ import annotations
@@ -15,121 +17,253 @@ import datetime
 import json
 import os
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-os.environ.setdefault("MINIGRAD_THREADS", "1")  # arrays this small never leave the calling thread
+if __name__ == "__main__":
+    os.environ.setdefault("MINIGRAD_THREADS", "1")  # arrays this small never leave the calling thread
 
 import numpy as np
 
 from benchmarks.measure import environment
+from benchmarks.ops import MAPS, MASKS, torch_operations
+from benchmarks.report import overhead_table
 from minigrad import Tensor, ops
-from minigrad.op import REGISTRY, KernelPair, Op
+from minigrad.op import REGISTRY, Fused
 from minigrad.ops.matmul import product
 
-ROUNDS, LOOPS, LENGTH = 31, 400, 100
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured: rounds of `loops` calls forward, and of a chain of `length` backward."""
+
+    rounds: int = 31
+    loops: int = 400
+    length: int = 100
 
 
-def seconds(function: Callable, loops: int) -> float:
+@dataclass(frozen=True)
+class Side:
+    """An operation as one framework runs it: `call(x)` of a start, and one link of a chain y -> y, with leaves of its own.
+
+    added: a link that adds without the operation, where `link` adds the operation's output to y.
+    """
+
+    start: Any
+    call: Callable[[Any], Any]
+    link: Callable[[Any], Any]
+    first: Callable[[], Any]  # what the chain begins with
+    backward: Callable[[Any], None]  # from the end of a chain
+    added: Callable[[Any], Any] | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """An operation on both sides, and its arithmetic on arrays, forward and backward."""
+
+    name: str
+    kind: str
+    ours: Side
+    theirs: Side
+    forward: Callable[[], Any]
+    back: Callable[[], Any]
+
+
+# --- the cases
+
+
+def cases() -> list[Case]:
+    """Five primitives and every fused operation."""
+    draw = np.random.default_rng(0)
+
+    def tensor(*shape: int) -> Tensor:
+        return Tensor(draw.uniform(0.5, 1.0, shape).astype(np.float32), requires_grad=True)
+
+    def eye(size: int, *shape: int) -> Tensor:
+        return Tensor(np.eye(size, dtype=np.float32).reshape(shape or (size, size)), requires_grad=True)
+
+    import torch
+
+    v, one, m, unit = tensor(16), Tensor(np.ones(16, np.float32), requires_grad=True), tensor(4, 4), eye(4)
+    a, b, g = v.data, one.data, np.ones(16, np.float32)
+    found = [
+        primitive("add", v, (one,), ops.add, torch.add, lambda: a + b, lambda: None),
+        primitive("mul", v, (one,), ops.mul, torch.mul, lambda: a * b, lambda: (g * b, g * a)),
+        primitive("tanh", v, (), ops.tanh, torch.tanh, lambda: np.tanh(a), lambda: g * (1 - a * a)),
+        primitive("relu", v, (), ops.relu, torch.relu, lambda: ops.relu.function(a), lambda: g * (a > 0)),
+        primitive(
+            "matmul", m, (unit,), product, torch.matmul, lambda: m.data @ unit.data, lambda: (m.data @ unit.data.T, m.data.T @ unit.data)
+        ),
+    ]  # fmt: skip
+    x, weight, bias, image, heads = tensor(4, 16), tensor(16), tensor(16), tensor(1, 2, 2, 4), tensor(1, 1, 4, 4)
+    fused: dict[str, tuple[Tensor, tuple]] = {
+        "layer_norm": (x, (weight, bias)),
+        "linear": (x, (eye(16), bias)),
+        "gelu": (x, ()),
+        "softmax": (x, ()),
+        "log_softmax": (x, ()),
+        "cross_entropy": (x, (Tensor(np.arange(4)),)),
+        "dropout": (x, (Tensor(draw.random((4, 16)) < 0.9), 0.1)),
+        "drop_path": (x, (Tensor(draw.random(4) < 0.9), 0.1)),
+        "scaled_dot_product_attention": (heads, (tensor(1, 1, 4, 4), tensor(1, 1, 4, 4))),
+        "batch_norm": (image, (tensor(4), tensor(4))),
+        "conv2d": (image, (eye(4, 4, 4, 1, 1),)),
+        "avg_pool2d": (image, (1,)),
+        "max_pool2d": (image, (1,)),
+        "global_avg_pool2d": (image, ()),
+        "upsample_nearest": (image, (1,)),
+    }
+    return found + [of_fused(name, start, others) for name, (start, others) in fused.items()]
+
+
+def primitive(name: str, start: Tensor, others: Sequence[Tensor], op: Callable, theirs: Callable, forward: Callable, back: Callable) -> Case:
+    """A case of an operation whose arithmetic NumPy does in a line."""
+    numbers = [as_torch(t) for t in (start, *others)]
+    return Case(name, "primitive", our_side(op, start, others, False), torch_side(theirs, numbers[0], numbers[1:], False), forward, back)
+
+
+def of_fused(name: str, start: Tensor, others: Sequence[Any]) -> Case:
+    """A case of an operation with kernels. Its output is made as its input is, or added up."""
+    op = REGISTRY[name]
+    assert isinstance(op, Fused)
+    kernel = op.kernels["cpu"]
+    inputs, values = op._bind((start, *others), {})
+    raw = [t.data if isinstance(t, Tensor) else t for t in inputs]
+    y, saved = kernel.forward(*raw, *values)
+    y = y[0] if isinstance(y, tuple) else y
+    dy, needs = np.ones_like(y), tuple(isinstance(t, Tensor) and t.requires_grad for t in inputs)
+    named = dict(zip(op.names[op.count :], values, strict=True))
+    numbers = [as_torch(t, position in MAPS.get(name, ())) if isinstance(t, Tensor) else t for position, t in enumerate(inputs)]
+    if (mask := MASKS.get(name)) is not None:
+        numbers[mask] = numbers[mask] / (1 - named["p"])
+
+    def theirs(x: Any, *rest: Any) -> Any:
+        return operation(x, *rest, **named)
+
+    operation, smaller, back = torch_operations()[name], y.shape != start.shape, kernel.backward
+    return Case(
+        name,
+        "fused",
+        our_side(op, start, others, smaller),
+        torch_side(theirs, numbers[0], numbers[1:], smaller),
+        lambda: kernel.forward(*raw, *values),
+        (lambda: back(dy, saved, needs)) if back else (lambda: None),
+    )
+
+
+def our_side(op: Callable, start: Tensor, others: Sequence[Any], smaller: bool) -> Side:
+    """How we run an operation; `smaller`: its output has another shape than its input."""
+
+    def own(value: Any) -> Any:
+        return Tensor(value.data, requires_grad=True) if isinstance(value, Tensor) and value.requires_grad else value
+
+    def run(x: Tensor) -> Tensor:
+        y = op(x, *map(own, others))
+        return y[0] if isinstance(y, tuple) else y
+
+    def backward(y: Tensor) -> None:
+        y.backward(ones)
+
+    def call(x: Tensor) -> Any:
+        return op(x, *others)
+
+    like = run(start)
+    ones = Tensor(np.ones_like(like.data))
+    if not smaller:
+        return Side(start, call, run, lambda: start, backward)
+    return Side(start, call, lambda y: ops.add(y, run(own(start))), lambda: own(like), backward, lambda y: ops.add(y, own(like)))
+
+
+def torch_side(op: Callable, start: Any, others: Sequence[Any], smaller: bool) -> Side:
+    """How PyTorch runs it."""
+    import torch
+
+    def own(value: Any) -> Any:
+        return value.detach().requires_grad_() if isinstance(value, torch.Tensor) and value.requires_grad else value
+
+    def run(x: Any) -> Any:
+        return op(x, *map(own, others))
+
+    def backward(y: Any) -> None:
+        y.backward(ones)
+
+    like = run(start).detach().requires_grad_()
+    ones = torch.ones_like(like)
+    if not smaller:
+        return Side(start, lambda x: op(x, *others), run, lambda: start, backward)
+    return Side(start, lambda x: op(x, *others), lambda y: y + run(own(start)), lambda: own(like), backward, lambda y: y + own(like))
+
+
+def as_torch(tensor: Tensor, is_map: bool = False) -> Any:
+    """The same numbers; a feature map is (B, C, H, W) there, in channels_last memory."""
+    import torch
+
+    found = torch.from_numpy(tensor.data)
+    return (found.permute(0, 3, 1, 2) if is_map else found).requires_grad_(tensor.requires_grad)
+
+
+# --- the measurement
+
+
+def seconds(function: Callable[[], Any], loops: int) -> float:
     start = time.perf_counter()
     for _ in range(loops):
         function()
     return (time.perf_counter() - start) / loops
 
 
-def median_difference(ours: Callable, bare: Callable, loops: int = LOOPS) -> tuple[float, float]:
-    """Medians of both in microseconds, measured in turns."""
-    rounds = [(seconds(ours, loops), seconds(bare, loops)) for _ in range(ROUNDS)]
-    return statistics.median(a for a, _ in rounds) * 1e6, statistics.median(b for _, b in rounds) * 1e6
+def chained(side: Side, link: Callable[[Any], Any], length: int) -> float:
+    """Seconds a link of `backward()` through a chain."""
+    y = side.first()
+    for _ in range(length):
+        y = link(y)
+    start = time.perf_counter()
+    side.backward(y)
+    return (time.perf_counter() - start) / length
 
 
-def measure_backward(step: Callable, start: Tensor, bare: Callable) -> tuple[float, float]:
-    """Per operation of a chain y = step(y), and of the bare arithmetic, in microseconds."""
-    ours, alone = [], []
-    for _ in range(ROUNDS):
-        y = start
-        for _ in range(LENGTH):
-            y = step(y)
-        upstream = Tensor(np.ones_like(y.data))
-        begin = time.perf_counter()
-        y.backward(upstream)
-        ours.append((time.perf_counter() - begin) / LENGTH)
-        alone.append(seconds(bare, LENGTH))
-    return statistics.median(ours) * 1e6, statistics.median(alone) * 1e6
+def backward_seconds(side: Side, length: int) -> float:
+    return chained(side, side.link, length) - (chained(side, side.added, length) if side.added else 0.0)
 
 
-def main() -> None:
+def measured(case: Case, size: Size) -> dict[str, Any]:
+    """Microseconds of the whole operation, of its kernel, and of PyTorch's whole operation, forward and backward."""
+    turns = {
+        "forward_us": lambda: seconds(lambda: case.ours.call(case.ours.start), size.loops),
+        "forward_kernel_us": lambda: seconds(case.forward, size.loops),
+        "torch_forward_us": lambda: seconds(lambda: case.theirs.call(case.theirs.start), size.loops),
+        "backward_us": lambda: backward_seconds(case.ours, size.length),
+        "backward_kernel_us": lambda: seconds(case.back, size.length),
+        "torch_backward_us": lambda: backward_seconds(case.theirs, size.length),
+    }
+    rounds = [{name: turn() for name, turn in turns.items()} for _ in range(1 + size.rounds)][1:]  # the first loads and allocates
+    return {"operation": case.name, "kind": case.kind, **{name: 1e6 * statistics.median(taken[name] for taken in rounds) for name in turns}}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one round of a few calls, to see that everything works")
     parser.add_argument("--out", type=Path, help="write the figures there as JSON")
-    out = parser.parse_args().out
-    draw = np.random.default_rng(0)
+    parser.add_argument("--table", type=Path, metavar="FILE", help="measure nothing; print the table of such a file for docs/results.md")
+    options = parser.parse_args(argv)
+    if options.table:
+        print(overhead_table(json.loads(options.table.read_text())))
+        return
+    import torch
 
-    def tensor(*shape: int) -> Tensor:
-        return Tensor(draw.uniform(0.5, 1.0, shape).astype(np.float32), requires_grad=True)
-
-    def own(tensor: Tensor) -> Tensor:
-        return Tensor(tensor.data, requires_grad=True)
-
-    v, one = tensor(16), Tensor(np.ones(16, np.float32), requires_grad=True)
-    a, b, g = v.data, one.data, np.ones(16, np.float32)
-    m, eye = tensor(4, 4), Tensor(np.eye(4, dtype=np.float32), requires_grad=True)
-    primitives = [
-        # name, start of the chain, the other input or None, operation on Tensors, the same on arrays, the backward arithmetic on arrays
-        ("add", v, one, ops.add, lambda: a + b, lambda: None),
-        ("mul", v, one, ops.mul, lambda: a * b, lambda: (g * b, g * a)),
-        ("tanh", v, None, ops.tanh, lambda: np.tanh(a), lambda: g * (1 - a * a)),
-        ("relu", v, None, ops.relu, lambda: ops.relu.function(a), lambda: g * (a > 0)),
-        ("matmul", m, eye, product, lambda: np.matmul(m.data, eye.data), lambda: (np.matmul(m.data, eye.data.T), np.matmul(m.data.T, eye.data))),
-    ]
-    x, weight, bias = tensor(4, 16), tensor(16), tensor(16)
-    square = Tensor(np.eye(16, dtype=np.float32), requires_grad=True)
-    image, filters = tensor(1, 2, 2, 4), Tensor(np.eye(4, dtype=np.float32).reshape(4, 4, 1, 1), requires_grad=True)
-    channel, shift = tensor(4), tensor(4)
-    fused = [
-        ("layer_norm", x, (weight, bias)),
-        ("linear", x, (square, bias)),
-        ("gelu", x, ()),
-        ("softmax", x, ()),
-        ("batch_norm", image, (channel, shift)),
-        ("conv2d", image, (filters,)),
-        ("avg_pool2d", image, (1,)),
-    ]
-
-    rows = []
-    for name, start, other, op, bare, back in primitives:
-        others = () if other is None else (other,)
-        forward = median_difference(lambda op=op, start=start, others=others: op(start, *others), bare)
-        rows.append((name, "primitive", *forward, *measure_backward(lambda y, op=op, others=others: op(y, *map(own, others)), start, back)))
-    for name, start, others in fused:
-        op = REGISTRY[name]
-        kernel = op.kernels["cpu"]
-        inputs, values = op._bind((start, *others), {})
-        raw = [t.data if isinstance(t, Tensor) else t for t in inputs]
-        y, saved = kernel.forward(*raw, *values)
-        dy = np.ones_like(y[0] if isinstance(y, tuple) else y)
-        needs = tuple(isinstance(t, Tensor) for t in inputs)
-        back = (lambda k=kernel, d=dy, s=saved, n=needs: k.backward(d, s, n)) if kernel.backward else (lambda: None)
-
-        def step(y: Tensor, op: Op = op, others: tuple = others) -> Tensor:
-            result = op(y, *[own(t) if isinstance(t, Tensor) else t for t in others])
-            return result[0] if isinstance(result, tuple) else result
-
-        def bare(k: KernelPair = kernel, raw: list = raw, values: tuple = values) -> None:
-            k.forward(*raw, *values)
-
-        forward = median_difference(lambda op=op, start=start, others=others: op(start, *others), bare)
-        rows.append((name, "fused", *forward, *measure_backward(step, start, back)))
-
-    print(f"{'operation':12} {'kind':10} {'forward, of it engine':>24} {'backward, of it engine':>24}   (microseconds)")
-    for name, kind, forward, bare, back, bare_back in rows:
-        print(f"{name:12} {kind:10} {forward:14.2f} {forward - bare:9.2f} {back:14.2f} {back - bare_back:9.2f}")
-    if out:
-        fields = ("operation", "kind", "forward_us", "forward_kernel_us", "backward_us", "backward_kernel_us")
-        about = {"date": datetime.date.today().isoformat(), "command": "make bench BENCH=overhead", "numpy": np.__version__}
-        table = [dict(zip(fields, row, strict=True)) for row in rows]
-        out.write_text(json.dumps({**about, "environment": environment(), "rows": table}, indent=1) + "\n")
+    torch.set_num_threads(1)
+    size = Size(1, 2, 2) if options.quick else Size()
+    about = {"date": datetime.date.today().isoformat(), "command": "make bench BENCH=overhead" + ' ARGS="--quick"' * options.quick}
+    record = {**about, "numpy": np.__version__, "torch": torch.__version__, "environment": environment()}
+    record["rows"] = [measured(case, size) for case in cases()]
+    print("microseconds\n\n" + overhead_table(record))
+    if options.out:
+        options.out.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -282,6 +282,19 @@ def overhead_by_operation(record: dict, kind: str, direction: str) -> dict[str, 
     return {row["operation"]: row[f"{direction}_us"] - row[f"{direction}_kernel_us"] for row in record["rows"] if row["kind"] == kind}
 
 
+def overhead_table(record: dict) -> str:
+    """Every operation's own cost; where PyTorch was measured, also the whole call of both. It stands in docs/results.md, by hand."""
+    rows = []
+    for row in record["rows"]:
+        own = [overhead_by_operation(record, row["kind"], direction)[row["operation"]] for direction in ("forward", "backward")]
+        whole = [row[f"{side}{direction}_us"] for direction in ("forward", "backward") for side in ("", "torch_") if "torch_forward_us" in row]
+        rows.append([row["operation"], *(f"{value:.1f}" for value in [*own, *whole])])
+    header = ["operation", "forward", "backward"]
+    if rows and len(rows[0]) > len(header):
+        header += ["whole forward", "PyTorch's", "whole backward", "PyTorch's"]
+    return table(header, rows)
+
+
 def overhead_targets(record: dict | None) -> str:
     """A row for each kind of operation and each direction."""
     rows = []

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from benchmarks import (
     memory,
     networks,
     ops,
+    overhead,
     peers,
     report,
     speeds,
@@ -104,6 +106,73 @@ def test_attention_gets_its_inputs_as_views_of_one_token_major_array(nano_cases:
     case = next(case for case in nano_cases if case["op"] == "scaled_dot_product_attention")
     query = ops.arrays_of(case)[0]
     assert query is not None and query.shape == (4, 3, 17, 32) and query.transpose(0, 2, 1, 3).flags.c_contiguous
+
+
+# --- what the engine itself costs
+
+
+def test_the_engines_cost_is_measured_of_every_fused_operation_beside_pytorch() -> None:
+    found = {case.name: case for case in overhead.cases()}
+    assert [name for name, case in found.items() if case.kind == "primitive"] == ["add", "mul", "tanh", "relu", "matmul"]
+    assert {name for name, case in found.items() if case.kind == "fused"} == set(ops.fused_operations())
+    for name, case in found.items():
+        ours, theirs = (side.call(side.start) for side in (case.ours, case.theirs))
+        ours = ours[0] if isinstance(ours, tuple) else ours
+        theirs = theirs.permute(0, 2, 3, 1) if theirs.ndim == 4 and name in ops.MAPS else theirs  # global pooling gives (B, C)
+        assert ours.shape == theirs.shape, name
+        np.testing.assert_allclose(ours.numpy(), theirs.detach().numpy(), rtol=1e-5, atol=1e-6, err_msg=name)
+        for side in (case.ours, case.theirs):
+            y = side.first()
+            assert side.link(y).shape == y.shape and (side.added is None or side.added(y).shape == y.shape), name
+        assert (case.ours.added is None) == (case.theirs.added is None) == (name not in {"cross_entropy", "global_avg_pool2d"})
+
+
+def test_backward_is_timed_by_the_link_without_the_additions(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = {"operation and addition": 9.0, "addition": 2.5}
+    monkeypatch.setattr(overhead, "chained", lambda side, link, length: times[link])
+    side = overhead.Side(None, abs, "operation and addition", abs, abs, "addition")  # type: ignore[arg-type]
+    assert overhead.backward_seconds(side, 1) == 6.5
+    assert overhead.backward_seconds(overhead.Side(None, abs, "addition", abs, abs), 1) == 2.5  # type: ignore[arg-type]
+
+
+def test_the_first_round_is_not_counted_and_kernels_are_timed_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock by which each call takes what its function says."""
+    case = next(case for case in overhead.cases() if case.name == "gelu")
+    calls: list[Any] = []
+    monkeypatch.setattr(overhead, "seconds", lambda function, loops: float(calls.append(loops) or len(calls)))
+    monkeypatch.setattr(overhead, "backward_seconds", lambda side, length: 100.0 if side is case.ours else 200.0)
+    row = overhead.measured(case, overhead.Size(1, 7, 9))
+    assert row == {
+        "operation": "gelu", "kind": "fused", "forward_us": 5e6, "forward_kernel_us": 6e6, "torch_forward_us": 7e6,
+        "backward_us": 100e6, "backward_kernel_us": 8e6, "torch_backward_us": 200e6,
+    }  # fmt: skip
+    assert calls == [7, 7, 7, 9] * 2
+
+
+def test_the_engines_cost_goes_into_a_file_and_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    some = [case for case in overhead.cases() if case.name in ("mul", "cross_entropy")]
+    monkeypatch.setattr(overhead, "cases", lambda: some)
+    threads = torch.get_num_threads()
+    try:
+        overhead.main(["--quick", "--out", str(tmp_path / "overhead.json")])
+    finally:
+        torch.set_num_threads(threads)
+    record = json.loads((tmp_path / "overhead.json").read_text())
+    assert record["command"] == 'make bench BENCH=overhead ARGS="--quick"' and {"date", "numpy", "torch", "environment"} <= record.keys()
+    assert [row["operation"] for row in record["rows"]] == ["mul", "cross_entropy"] and all(row["torch_forward_us"] > 0 for row in record["rows"])
+    capsys.readouterr()
+    record["rows"] = [
+        {"operation": "mul", "kind": "primitive", "forward_us": 3.26, "forward_kernel_us": 1.0, "torch_forward_us": 9.0,
+         "backward_us": 5.0, "backward_kernel_us": 0.5, "torch_backward_us": 8.04},
+    ]  # fmt: skip
+    (tmp_path / "overhead.json").write_text(json.dumps(record))
+    overhead.main(["--table", str(tmp_path / "overhead.json")])
+    header, _, row = capsys.readouterr().out.splitlines()
+    assert header == "| operation | forward | backward | whole forward | PyTorch's | whole backward | PyTorch's |"
+    assert row == "| mul | 2.3 | 4.5 | 3.3 | 9.0 | 5.0 | 8.0 |"
+    for name in ("torch_forward_us", "torch_backward_us"):  # as files of before
+        del record["rows"][0][name]
+    assert report.overhead_table(record).splitlines() == ["| operation | forward | backward |", "| --- | --: | --: |", "| mul | 2.3 | 4.5 |"]
 
 
 # --- the PyTorch model
