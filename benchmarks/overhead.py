@@ -1,7 +1,7 @@
 """What the engine itself costs: microseconds per operation beyond the kernel that does the arithmetic, and the whole call beside PyTorch's.
 
     make bench BENCH=overhead ARGS="[--quick] [--out FILE]"
-    make bench BENCH=overhead ARGS="--table benchmarks/results/overhead.json"      the table of docs/results.md, from such a file
+    make bench BENCH=overhead ARGS="--table benchmarks/results/overhead.json"      what docs/results.md has of such a file
 
 Forward: time of the operation on Tensors that require grad (so a graph is recorded) minus time of its kernel on the arrays. Backward: time per
 operation of `backward()` through a chain of them, each with parameters of its own, minus time of the kernel's backward (for primitives: of the
@@ -31,7 +31,7 @@ import numpy as np
 
 from benchmarks.measure import environment
 from benchmarks.ops import MAPS, MASKS, torch_operations
-from benchmarks.report import overhead_table
+from benchmarks.report import overhead_origin, overhead_table
 from minigrad import Tensor, ops
 from minigrad.op import REGISTRY, Fused
 from minigrad.ops.matmul import product
@@ -248,10 +248,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one round of a few calls, to see that everything works")
     parser.add_argument("--out", type=Path, help="write the figures there as JSON")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="measure nothing; print the table of such a file for docs/results.md")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="measure nothing; print what docs/results.md has of such a file")
     options = parser.parse_args(argv)
     if options.table:
-        print(overhead_table(json.loads(options.table.read_text())))
+        record = json.loads(options.table.read_text())
+        print(f"{overhead_table(record)}\n\n{overhead_origin(record)}")
         return
     import torch
 

@@ -292,7 +292,13 @@ def overhead_table(record: dict) -> str:
     header = ["operation", "forward", "backward"]
     if rows and len(rows[0]) > len(header):
         header += ["whole forward", "PyTorch's", "whole backward", "PyTorch's"]
+        return table(header, rows) + "\n\n*Whole* is a call with its kernel, on one thread, beside PyTorch's whole call on the same numbers."
     return table(header, rows)
+
+
+def overhead_origin(record: dict) -> str:
+    """When it was measured, and of which code."""
+    return f"Measured on {record['date']} at commit {record['environment']['revision']}"
 
 
 def overhead_targets(record: dict | None) -> str:

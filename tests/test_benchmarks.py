@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,12 @@ from benchmarks import (
     torch_train,
 )
 from benchmarks.measure import SIDES
+from conformer.augment import SHIFT
 from conformer.config import CONFIGS, named_config
 from conformer.info import count
 from conformer.model import Conformer
 from conformer.model import parameter_groups as our_groups
+from conformer.options import TrainConfig
 from minigrad.op import REGISTRY, Fused
 from tests.conformer import torch_conformer
 
@@ -167,9 +170,10 @@ def test_the_engines_cost_goes_into_a_file_and_a_table(tmp_path: Path, monkeypat
     ]  # fmt: skip
     (tmp_path / "overhead.json").write_text(json.dumps(record))
     overhead.main(["--table", str(tmp_path / "overhead.json")])
-    header, _, row = capsys.readouterr().out.splitlines()
+    header, _, row, *_, legend, _, origin = capsys.readouterr().out.splitlines()
     assert header == "| operation | forward | backward | whole forward | PyTorch's | whole backward | PyTorch's |"
     assert row == "| mul | 2.3 | 4.5 | 3.3 | 9.0 | 5.0 | 8.0 |"
+    assert "PyTorch's whole call" in legend and origin == f"Measured on {record['date']} at commit {record['environment']['revision']}"
     for name in ("torch_forward_us", "torch_backward_us"):  # as files of before
         del record["rows"][0][name]
     assert report.overhead_table(record).splitlines() == ["| operation | forward | backward |", "| --- | --: | --: |", "| mul | 2.3 | 4.5 |"]
@@ -692,6 +696,117 @@ def test_the_readme_has_the_ratios_of_the_files() -> None:
         result = report.Result(measure.RESULTS / f"{name}.json")
         row = f"| {processor} | {' | '.join(report.step_ratios(result, column) for column in columns)} |"
         assert row in readme, row
+
+
+# --- docs/results.md, whose sentences are written by hand
+
+
+def lines_of(name: str) -> list[dict]:
+    """The lines of a JSONL file."""
+    return [json.loads(line) for line in (measure.RESULTS / name).read_text(encoding="utf-8").splitlines()]
+
+
+def overhead_of(name: str) -> dict:
+    return json.loads((measure.RESULTS / name).read_text(encoding="utf-8"))
+
+
+def across(record: dict, kind: str) -> str:
+    """From the least to the most that a kind of operation costs, forward."""
+    found = report.overhead_by_operation(record, kind, "forward").values()
+    return f"{min(found):.1f} to {max(found):.1f}"
+
+
+def training_figures() -> list[str]:
+    """What docs/results.md says of the runs of cifar-nano, from their metrics."""
+    first, again, torchs = map(lines_of, ("cifar-nano-20-epochs.jsonl", "cifar-nano-20-epochs-again.jsonl", "torch-nano-20-epochs.jsonl"))
+    header, defaults, epochs = first[0], TrainConfig(), (1, 2, 5, 10, 15, 17, 20)
+    began, once_more = (date.fromisoformat(lines[0]["started"][:10]) for lines in (first, again))
+
+    def row(lines: list[dict], head: str, bold: str = "", scale: float = 100) -> str:
+        tested = {line["epoch"]: line["test_accuracy"] for line in lines if "test_accuracy" in line}
+        assert max(tested) == epochs[-1]
+        return " | ".join(f"{bold}{scale * tested[epoch][head]:.2f}{bold}" for epoch in epochs) + " |"
+
+    for key in ("steps", "seed", "config"):
+        assert header[key] == again[0][key] == torchs[0][key]
+    assert (defaults.config, defaults.seed) == (header["config"], header["seed"])
+    assert header["steps"] == epochs[-1] * (header["train_images"] // defaults.batch_size)
+    ends = [100 * lines[-1]["test_accuracy"]["sum"] for lines in (first, again)]
+    ends += [line["test_accuracy"]["sum"] for line in torchs if line.get("epoch") == epochs[-1]]
+    blas, versions, memory = header["blas"][0], header["versions"], overhead_of("overhead.json")["environment"]["memory_gib"]
+    return [
+        f"{header['processors']} virtual processors of an AMD EPYC (Zen 4 or 5, AVX-512), {memory} GiB, Linux",
+        f"Python {versions['python']}, NumPy {versions['numpy']} (OpenBLAS {blas['version'][:6]}, {blas['architecture']} kernels)",
+        f"## {header['config']} on CIFAR-10, {epochs[-1]} epochs",
+        f"# the defaults: {defaults.config}, {epochs[-1]} epochs, batch {defaults.batch_size}, seed {defaults.seed}",
+        f"| after epoch | {' | '.join(map(str, epochs))} |",
+        f"| CNN head | {row(first, 'cnn')}",
+        f"| transformer head | {row(first, 'transformer')}",
+        f"| **sum of both** | {row(first, 'sum', '**')}",
+        f"| again, {once_more}, sum | {row(again, 'sum')}",
+        f"in plain PyTorch, 2026-11-30, sum | {row(torchs, 'sum', scale=1)}",  # its file has no date
+        f"Percent of the {header['test_images']:,} test images",
+        f"One run, seed {header['seed']}, {header['steps']:,} steps, {first[-1]['seconds'] / 60:.1f} minutes with evaluations",
+        f"run on {began}).",
+        f"with the code of {('no', 'one', 'two', 'three', 'four', 'five', 'six')[(once_more - began).days]} days later",
+        f"torch_train --data-dir DIR --epochs {epochs[-1]}",
+        f"(83.7) ended between 83.7 and {max(ends):.1f}.",  # the lines of the lowest were not kept
+        f"learning rate {defaults.lr:.0e}".replace("e-0", "e-") + f" with {100 * defaults.warmup:.0f} % linear warm-up and a cosine to 0, "
+        f"weight decay {defaults.weight_decay} on matrices and kernels only, label smoothing {defaults.label_smoothing}, "
+        f"gradient norm clipped to {defaults.clip_norm:g}, reflect-padded shifts of up to {SHIFT} pixels and flips",
+    ]
+
+
+def overhead_figures() -> list[str]:
+    """What docs/results.md says of the engine's own cost."""
+    record, then, now, fastest = (overhead_of(f"overhead{name}.json") for name in ("", "-adcda3b", "-bf1c8de", "-2026-11-23"))
+    goals = [(kind, *pair) for kind, most in report.OVERHEAD_GOALS.items() for pair in zip(("forward", "backward"), most, strict=True)]
+    met = [value <= most for kind, way, most in goals for value in report.overhead_by_operation(fastest, kind, way).values()]
+    before, after = (report.overhead_by_operation(each, "fused", "forward") for each in (then, now))
+    assert then["date"] == now["date"]
+    return [
+        "The goal is {} forward and {} backward for a primitive, {} and {} for a fused operation.".format(*(most for _, _, most in goals)),
+        report.overhead_table(record),
+        f"{report.overhead_origin(record)};",
+        f"On {fastest['date']}, on a faster machine (AMD EPYC, Zen 5), {sum(met)} of {len(met)} figures met it",
+        f"machine: on {then['date']} the code of that day (commit adcda3b,",
+        f"and commit {now['environment']['revision']} (",
+        f"{across(then, 'primitive')} and {across(now, 'primitive')} forward for a primitive, "
+        f"{across(then, 'fused')} and {across(now, 'fused')} for a fused operation",
+        f"median is {measure.median(after[name] - cost for name, cost in before.items()):.1f} more",
+    ]
+
+
+def results_page() -> str:
+    return unspaced((measure.ROOT / "docs" / "results.md").read_text(encoding="utf-8"))
+
+
+def unspaced(text: str) -> str:
+    """Without line breaks and indentation."""
+    return " ".join(text.split())
+
+
+NAMES = [
+    "defaults: cifar-nano", "CIFAR-10", "AVX-512", "cifar-nano-20-epochs", "torch-nano-20-epochs", "overhead-2026-11-23.json",
+    "overhead-adcda3b.json", "overhead-bf1c8de.json", "commit 2c57cab", "Loss and test accuracies over 20 epochs", "of some 20 microseconds",
+]  # fmt: skip
+"""What of docs/results.md has digits, and is no figure of a file: mostly names, those of files being held by the test of links."""
+
+
+def test_the_results_page_has_the_figures_of_the_files() -> None:
+    page = results_page()
+    for figure in map(unspaced, [*training_figures(), *overhead_figures()]):
+        assert page.count(figure) == 1, figure
+
+
+def test_every_digit_of_the_results_page_is_held() -> None:
+    """So another digit anywhere is noticed by the test above, but for those in `NAMES`."""
+    page = results_page()
+    loose = {place for place, letter in enumerate(page) if letter.isdigit()}
+    for known in map(unspaced, [*training_figures(), *overhead_figures(), *NAMES]):
+        for place in (place for place in range(len(page)) if page.startswith(known, place)):
+            loose -= set(range(place, place + len(known)))
+    assert [page[max(0, place - 30) : place + 10] for place in sorted(loose)] == []
 
 
 def test_the_same_files_give_the_same_page_and_plots(tmp_path: Path) -> None:
