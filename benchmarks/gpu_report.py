@@ -1,9 +1,10 @@
 """Write docs/benchmarks_gpu.md from the JSON files in benchmarks/results/gpu/: no figure on that page is typed by hand.
 
-    python -m benchmarks.gpu_report [--results DIR] [--page FILE]
+    python -m benchmarks.gpu_report [--results DIR] [--page FILE] [--run RUN]
 
 Each GPU benchmark has a function here that makes its section; where there is no file the page says so. Figures of different cards stand in sections
-of their own. Read before: `gpu.py`, which writes the files.
+of their own. A training run's section is made of what `conformer train` wrote into its folder: --run copies the two files that it needs to the
+results first, each run into a folder of its own. Read before: `gpu.py`, which writes the files of the benchmarks.
 """
 
 from __future__ import annotations
@@ -11,12 +12,21 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from benchmarks import gpu, gpu_ceilings, gpu_kernels, gpu_profile, gpu_step
 from benchmarks.gpu import GPU_RESULTS
 from benchmarks.measure import ROOT, median
 from benchmarks.report import table
+from conformer.config import named_config
+from conformer.evaluate import HEADS
+from conformer.info import count
+from conformer.options import TrainConfig
+from conformer.run_folder import read_config
+from conformer.run_log import RunLog, read_log
 
 PAGE = ROOT / "docs" / "benchmarks_gpu.md"
 LINK = "../benchmarks/results/gpu/"
@@ -162,6 +172,119 @@ SECTIONS: dict[str, tuple[str, Callable[[dict], str]]] = {
 }
 
 
+# --- a training run
+
+
+class Run(NamedTuple):
+    """What a training run left: its folder's name, its metrics and its options."""
+
+    name: str
+    log: RunLog
+    options: dict[str, Any]
+
+
+PATHS = ("data_dir", "finetune", "out")
+IMAGES = {"cifar10": (32, 10), "cifar100": (32, 100), "coupling10": (32, 10)}  # side in pixels and classes, which a run's metrics do not say
+GOAL = ("cifar-micro", "cifar10", 0.94, 120)  # network, data set, accuracy, and the seconds within which it is to be reached
+
+
+def forward_macs(header: dict[str, Any]) -> int | None:
+    """Multiply-accumulates of one image's forward pass, as `conformer info` counts; None for a network that cannot be built again."""
+    if header["dataset"] not in IMAGES:
+        return None
+    side, classes = IMAGES[header["dataset"]]
+    counted = count(replace(named_config(header["config"]), num_classes=classes), side)
+    return counted.macs if counted.parameters == header["parameters"] else None
+
+
+def training_seconds(log: RunLog, batch: int) -> float | None:
+    """Of the steps alone, by the rates that were logged, each for the steps since the line before it."""
+    if not log.training:
+        return None
+    steps = [0, *(line["step"] for line in log.training)]
+    return sum(batch * (now - before) / line["images_per_second"] for (before, now), line in zip(pairwise(steps), log.training, strict=True))
+
+
+def run_command(options: dict[str, Any]) -> str:
+    """The command that a run's options stand for, but for the folders that it was given; without its own."""
+    defaults, words = TrainConfig(), ["python -m conformer train"]
+    for name, value in options.items():
+        if name != "out" and hasattr(defaults, name) and value != getattr(defaults, name):
+            words.append(f"--{name.replace('_', '-')} {'DIR' if name in PATHS else value}")
+    return " ".join(words)
+
+
+def run_section(run: Run) -> str:
+    """What came out, how long it took, and how much was computed."""
+    log, batch = run.log, run.options["batch_size"]
+    header, last = log.header, log.tests[-1] if log.tests else None
+    steps = max((line["step"] for line in log.training + log.tests), default=0)
+    images, training, macs = batch * steps, training_seconds(log, batch), forward_macs(header)
+    whole = last["seconds"] if last else None
+    flop = None if macs is None else 3 * 2 * macs * images
+    rest = None if whole is None or training is None else whole - training
+    cells = [
+        header["config"], str(batch), run.options["precision"], f"{last['epoch']:g}" if last else None, whole, training, rest,
+        images / training if training else None, None if flop is None else flop / 1e15, flop / training / 1e12 if flop and training else None,
+    ]  # fmt: skip
+    top = ["network", "batch", "precision", "epochs", "seconds", "training, s", "the rest, s", "images/s", "PFLOP", "TFLOP/s"]
+    version = ", ".join(f"{name} {number}" for name, number in header.get("versions", {}).items())
+    parts = [
+        f"{header.get('device') or 'On an unknown device'}; {version}. Begun on {str(header.get('started'))[:10]}:\n\n"
+        f"```sh\n{run_command(run.options)}\n```\n\n[Raw figures]({LINK}{run.name}/metrics.jsonl).",
+        table(top, [cells]),
+    ]
+    if header.get("steps") not in (None, steps):
+        parts.insert(0, f"**The run did not come to its end: {steps:,} of {header['steps']:,} steps.**")
+    if last:
+        found = {"the weights": last["test_accuracy"], "their moving average": last.get("ema_test_accuracy")}
+        shares = [[name, *(f"{100 * share[head]:.2f}" for head in HEADS)] for name, share in found.items() if share]
+        parts.append(table([f"percent of {header.get('test_images', 0):,} test images, at the end", *HEADS.values()], shares))
+    if (header["config"], header["dataset"]) == GOAL[:2]:
+        parts.append(goal_of(log))
+    if macs is not None:
+        parts.append(
+            "PFLOP are those of training, without evaluations: 3 (a backward pass multiplies twice as much as a forward one) x 2 (a multiplication "
+            f"and an addition) x {macs:,} multiply-accumulates of an image's forward pass, as `conformer info` counts them, x {images:,} images. "
+            "TFLOP/s are over the seconds of training."
+        )
+    parts.append(
+        "Seconds are from the program's start to the end of the last evaluation; those of training are by the rates that the run logged, and the "
+        "rest is starting, evaluating and saving."
+    )
+    return "\n\n".join(parts)
+
+
+def goal_of(log: RunLog) -> str:
+    """When the accuracy that is aimed at was reached first."""
+    *_, share, limit = GOAL
+    goal = f"The goal is {100 * share:g} % by the sum of both heads, of the weights or of their moving average, within {limit} seconds"
+    for line in log.tests:
+        if max(line[key]["sum"] for key in ("test_accuracy", "ema_test_accuracy") if key in line) >= share:
+            kept = "in time" if line["seconds"] <= limit else "too late"
+            return f"{goal}: first found after {line['seconds']:.1f} seconds, {kept} (the network is not looked at between two evaluations)."
+    return f"{goal}: not reached."
+
+
+def read_run(folder: Path) -> Run:
+    """A run's folder, or the copy of one."""
+    return Run(folder.name, read_log(folder), read_config(folder))
+
+
+def add_run(folder: Path, results: Path) -> Path:
+    """Copy a run's metrics and options into a folder of the results, without the names of this machine's folders; returns that."""
+    run = read_run(folder)
+    target = results / f"train-{run.log.header['config']}-{run.log.header['started'][:16].replace('T', '-').replace(':', '')}"
+    target.mkdir(parents=True, exist_ok=True)
+    (target / "metrics.jsonl").write_bytes((folder / "metrics.jsonl").read_bytes())
+    options = {name: "DIR" if name in PATHS and value else value for name, value in run.options.items()}
+    (target / "config.json").write_text(json.dumps(options, indent=2) + "\n", encoding="utf-8")
+    return target
+
+
+# --- the page
+
+
 def origin(record: dict) -> str:
     """The card, what drives it, and how the figures came about."""
     e = record["environment"]
@@ -173,8 +296,8 @@ def origin(record: dict) -> str:
     )
 
 
-def page_of(records: Sequence[tuple[str, dict]]) -> str:
-    """The page, from the files' names and contents."""
+def page_of(records: Sequence[tuple[str, dict]], runs: Sequence[Run] = ()) -> str:
+    """The page, from the files' names and contents, and from training runs."""
     parts = [
         "# Benchmarks on a GPU",
         "Written by `python -m benchmarks.gpu_report` from the files in `benchmarks/results/gpu/`; do not edit. `make bench-gpu` measures, and "
@@ -184,7 +307,7 @@ def page_of(records: Sequence[tuple[str, dict]]) -> str:
         ((name, record) for name, record in records if record.get("benchmark") in SECTIONS),
         key=lambda pair: (list(SECTIONS).index(pair[1]["benchmark"]), pair[1]["environment"]["device"], pair[0]),
     )
-    if not known:
+    if not known and not runs:
         parts.append("No figure has been measured with these programs yet.")
     if any(record["quick"] for _, record in known):
         parts.insert(1, "**Measured with --quick: these figures show that the benchmarks run, and nothing else.**")
@@ -195,6 +318,10 @@ def page_of(records: Sequence[tuple[str, dict]]) -> str:
         side = f", {record['side']}" if "side" in record else ""
         text = section(record) if record["rows"] or "times" in record else "The run was stopped before the first case was measured."
         parts += [f"## {heading}: {card}{precision}{side}", f"{origin(record)}\n\n[Raw figures]({LINK}{name}).", text]
+    for run in runs:
+        header = run.log.header
+        card = str(header.get("device")).removeprefix("CUDA: ").removeprefix("NVIDIA ").partition(" through")[0]
+        parts += [f"## A training run: {header['config']} on {header['dataset']}, {card}, {run.options['precision']}", run_section(run)]
     # Those of other programs name what they are, or the command: `tests.gpu.sanitize` writes such.
     others = [
         f"* [{name}]({LINK}{name}): {record.get('benchmark') or record.get('command') or 'unknown'}"
@@ -214,13 +341,18 @@ def add_commit(file: Path) -> None:
         file.write_text(text.replace('"revision": null', f'"revision": "{commit}"', 1), encoding="utf-8")
 
 
+def contents(folder: Path) -> tuple[list[tuple[str, dict]], list[Run]]:
+    """The files of benchmarks by their names, and the training runs."""
+    records = [(file.name, json.loads(file.read_text(encoding="utf-8"))) for file in sorted(folder.glob("*.json"))]
+    return records, [read_run(file.parent) for file in sorted(folder.glob("*/metrics.jsonl"))]
+
+
 def write(folder: Path, page: Path) -> None:
     """Write the page from the files of a folder."""
-    files = sorted(folder.glob("*.json"))
-    for file in files:
+    for file in sorted(folder.glob("*.json")):
         add_commit(file)
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(page_of([(file.name, json.loads(file.read_text(encoding="utf-8"))) for file in files]), encoding="utf-8")
+    page.write_text(page_of(*contents(folder)), encoding="utf-8")
     print(f"written: {page.relative_to(ROOT) if page.is_relative_to(ROOT) else page}")
 
 
@@ -228,7 +360,10 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=GPU_RESULTS, help="the folder with the JSON files (default: benchmarks/results/gpu)")
     parser.add_argument("--page", type=Path, default=PAGE, help="the page to write (default: docs/benchmarks_gpu.md)")
+    parser.add_argument("--run", type=Path, nargs="+", default=[], metavar="RUN", help="folders of training runs to copy to the results first")
     options = parser.parse_args(argv)
+    for run in options.run:
+        print(f"copied: {add_run(run, options.results)}")
     write(options.results, options.page)
 
 

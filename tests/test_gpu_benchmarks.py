@@ -7,7 +7,7 @@ import importlib
 import json
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +34,9 @@ from benchmarks import (
 from benchmarks.gpu_counts import BACKWARD, FORWARD, UPDATE, Work, work_of
 from benchmarks.measure import ROOT
 from conformer.config import named_config
+from conformer.info import count
 from conformer.model import Conformer
+from conformer.options import TrainConfig, plain
 from minigrad.backend import cuda
 from minigrad.backend.cublas import PRECISIONS
 from tests.support import fused_with_kernel
@@ -984,8 +986,87 @@ def test_the_page_says_when_there_is_no_figure_or_a_quick_one() -> None:
 
 
 def test_the_committed_page_is_made_of_the_committed_files() -> None:
-    files = sorted((ROOT / "benchmarks" / "results" / "gpu").glob("*.json"))
-    assert gpu_report.PAGE.read_text() == gpu_report.page_of([(file.name, json.loads(file.read_text())) for file in files])
+    assert gpu_report.PAGE.read_text() == gpu_report.page_of(*gpu_report.contents(gpu.GPU_RESULTS))
+
+
+# --- a training run
+
+
+def made_up_run(folder: Path, tests: list[dict], steps: int = 200, **changes: object) -> Path:
+    """A run's folder: 200 steps of 500 images, the first 50 at 1,000 images a second, the others at 2,500."""
+    config = named_config("cifar-micro")
+    parameters = count(replace(config, num_classes=10), 32).parameters
+    header = {"dataset": "cifar10", "config": "cifar-micro", "parameters": parameters, "train_images": 50_000, "test_images": 10_000}
+    header |= {"steps": 200, "seed": 0, "started": "2026-01-02T03:04:05+00:00", "device": "CUDA: NVIDIA A1 through CuPy 14.2.0"}
+    header |= {"versions": {"numpy": "2.4"}, **changes}
+    rates = {50: 1000.0, 100: 2500.0, 200: 2500.0}
+    training = [
+        {"step": step, "epoch": step / 100, "loss": 1.0, "train_accuracy": {"cnn": 0.5, "transformer": 0.5, "sum": 0.5},
+         "learning_rate": 1e-3, "images_per_second": rate}
+        for step, rate in rates.items() if step <= steps
+    ]  # fmt: skip
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [header, *training, *tests]))
+    options = plain(TrainConfig(config="cifar-micro", batch_size=500, precision="tf32", epochs=2, ema=0.5, data_dir=Path("/a/secret"), out=folder))
+    (folder / "config.json").write_text(json.dumps(options | {"steps": 200}))
+    return folder
+
+
+def evaluation(step: int, seconds: float, sum: float, average: float | None = None) -> dict:
+    line = {"step": step, "epoch": step / 100, "test_accuracy": {"cnn": 0.5, "transformer": 0.6, "sum": sum}, "test_loss": 0.5, "seconds": seconds}
+    return line if average is None else line | {"ema_test_accuracy": {"cnn": 0.7, "transformer": 0.8, "sum": average}}
+
+
+def test_a_training_run_has_its_accuracies_seconds_and_pflop_on_the_page(tmp_path: Path) -> None:
+    run = made_up_run(tmp_path / "run", [evaluation(100, 50.0, 0.9), evaluation(200, 90.0, 0.93456, 0.9401)])
+    results = tmp_path / "results"
+    gpu_report.main(["--results", str(results), "--page", str(results / "page.md"), "--run", str(run)])
+    page = (results / "page.md").read_text()
+    assert "## A training run: cifar-micro on cifar10, A1, tf32\n" in page and "No figure" not in page
+    assert "CUDA: NVIDIA A1 through CuPy 14.2.0; numpy 2.4. Begun on 2026-01-02:" in page
+    command = "python -m conformer train --config cifar-micro --data-dir DIR --precision tf32 --epochs 2 --batch-size 500 --ema 0.5"
+    assert f"```sh\n{command}\n```" in page
+    training, macs = 500 * 50 / 1000 + 500 * 150 / 2500, count(named_config("cifar-micro"), 32).macs  # those of 1,000 classes, for the size
+    pflop = 6 * macs * 100_000 / 1e15
+    (line,) = [line for line in page.splitlines() if line.startswith("| cifar-micro |")]
+    *cells, whole_flop, rate = line.strip("| ").split(" | ")
+    assert cells == ["cifar-micro", "500", "tf32", "2", "90", "55", "35", "1,818"]
+    assert float(whole_flop) == pytest.approx(pflop, rel=0.01) and float(rate) == pytest.approx(1e3 * pflop / training, rel=0.01)
+    assert "| the weights | 50.00 | 60.00 | 93.46 |" in page and "| their moving average | 70.00 | 80.00 | 94.01 |" in page
+    assert "within 120 seconds: first found after 90.0 seconds, in time" in page
+    exact = count(replace(named_config("cifar-micro"), num_classes=10), 32).macs
+    assert f"x {exact:,} multiply-accumulates of an image's forward pass, as `conformer info` counts them, x 100,000 images." in page
+    assert f"({gpu_report.LINK}train-cifar-micro-2026-01-02-0304/metrics.jsonl)" in page and "did not come to its end" not in page
+    assert not any("secret" in file.read_text() for file in results.rglob("*.*") if file.is_file())
+    assert sorted(file.name for file in results.glob("train-*/*")) == ["config.json", "metrics.jsonl"]
+    gpu_report.main(["--results", str(results), "--page", str(results / "page.md")])  # from the copy alone
+    assert (results / "page.md").read_text() == page
+
+
+@pytest.mark.parametrize(
+    ("tests", "said"),
+    [
+        ([evaluation(100, 119.0, 0.93), evaluation(200, 121.0, 0.95)], "first found after 121.0 seconds, too late"),
+        ([evaluation(100, 120.0, 0.94), evaluation(200, 121.0, 0.95)], "first found after 120.0 seconds, in time"),
+        ([evaluation(200, 90.0, 0.9399, 0.93)], "within 120 seconds: not reached."),
+    ],
+)
+def test_when_the_accuracy_aimed_at_was_reached(tests: list[dict], said: str, tmp_path: Path) -> None:
+    assert said in gpu_report.page_of([], [gpu_report.read_run(made_up_run(tmp_path / "run", tests))])
+
+
+def test_a_run_has_no_figure_that_its_files_do_not_give(tmp_path: Path) -> None:
+    def page(name: str, tests: list[dict], steps: int = 200, **changes: object) -> str:
+        return gpu_report.page_of([], [gpu_report.read_run(made_up_run(tmp_path / name, tests, steps, **changes))])
+
+    other = page("other", [evaluation(200, 90.0, 0.95)], dataset="mine")
+    assert "| 90 | 55 | 35 | 1,818 | – | – |" in other and "FLOP are" not in other and "The goal" not in other
+    assert "| – | – |" in page("changed", [evaluation(200, 90.0, 0.95)], parameters=1)
+    broken_off = page("broken off", [], steps=100)
+    assert "**The run did not come to its end: 100 of 200 steps.**" in broken_off and "test images, at the end" not in broken_off
+    assert "| cifar-micro | 500 | tf32 | – | – | 35 | – | 1,429 |" in broken_off and "not reached" in broken_off
+    nothing = page("nothing", [], steps=0)
+    assert "| cifar-micro | 500 | tf32 | – | – | – | – | – | 0 | – |" in nothing
 
 
 def test_a_file_is_called_after_the_card(tmp_path: Path) -> None:
