@@ -736,7 +736,7 @@ def training_figures() -> list[str]:
     blas, versions, memory = header["blas"][0], header["versions"], overhead_of("overhead.json")["environment"]["memory_gib"]
     return [
         f"{header['processors']} virtual processors of an AMD EPYC (Zen 4 or 5, AVX-512), {memory} GiB, Linux",
-        f"Python {versions['python']}, NumPy {versions['numpy']} (OpenBLAS {blas['version'][:6]}, {blas['architecture']} kernels)",
+        f"Python {versions['python']} and NumPy {versions['numpy']} (OpenBLAS {blas['version'][:6]}, {blas['architecture']} kernels)",
         f"## {header['config']} on CIFAR-10, {epochs[-1]} epochs",
         f"# the defaults: {defaults.config}, {epochs[-1]} epochs, batch {defaults.batch_size}, seed {defaults.seed}",
         f"| after epoch | {' | '.join(map(str, epochs))} |",
@@ -745,8 +745,8 @@ def training_figures() -> list[str]:
         f"| **sum of both** | {row(first, 'sum', '**')}",
         f"| again, {once_more}, sum | {row(again, 'sum')}",
         f"in plain PyTorch, 2026-11-30, sum | {row(torchs, 'sum', scale=1)}",  # its file has no date
-        f"Percent of the {header['test_images']:,} test images",
-        f"One run, seed {header['seed']}, {header['steps']:,} steps, {first[-1]['seconds'] / 60:.1f} minutes with evaluations",
+        f"percent of the {header['test_images']:,} test images",
+        f"one run: seed {header['seed']}, {header['steps']:,} steps, {first[-1]['seconds'] / 60:.1f} minutes with evaluations",
         f"run on {began}).",
         f"with the code of {('no', 'one', 'two', 'three', 'four', 'five', 'six')[(once_more - began).days]} days later",
         f"torch_train --data-dir DIR --epochs {epochs[-1]}",
@@ -773,7 +773,7 @@ def overhead_figures() -> list[str]:
         f"and commit {now['environment']['revision']} (",
         f"{across(then, 'primitive')} and {across(now, 'primitive')} forward for a primitive, "
         f"{across(then, 'fused')} and {across(now, 'fused')} for a fused operation",
-        f"median is {measure.median(after[name] - cost for name, cost in before.items()):.1f} more",
+        f"The median of the fused operations is {measure.median(after[name] - cost for name, cost in before.items()):.1f} more",
     ]
 
 
