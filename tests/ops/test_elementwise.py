@@ -222,7 +222,7 @@ class TestPower(Proof):
         lambda shape, seed, e: Case([off_zero(shape, seed) if e == int(e) else draw(shape, seed, 0.3)], {"exponent": e}),
         shapes(),
         seeds,
-        st.sampled_from([2, 3, 4, 1, 0, 2.0, 0.5, -0.5, -1, -2, -2.5, 1 / 3]),
+        st.sampled_from([2, 3, 4, 1, 0, 2.0, 0.5, -0.5, -1, -2, -2.5, 1 / 3, 5, 6.0, 7, 8, 9, -3, -8.0]),
     )
     keeps = {"x": "x"}
     examples = [
