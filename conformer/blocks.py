@@ -4,7 +4,8 @@ Feature maps are channels-last: a map (B, H, W, C) and its tokens (B, H*W, C) ar
 are reshapes here. Letters: B batch, H W rows and columns of a feature map, C channels, N tokens (class token included), E token width, d side of a
 token in pixels of the map.
 
-Looking inside needs no hooks: a `forward` that takes a dictionary `named` writes its intermediate tensors there; without one it keeps nothing.
+Looking inside needs no hooks: a `forward` that takes a dictionary `named` writes its intermediate tensors there; without one it keeps nothing, and of
+a `Wanted`, which is such a dictionary, only what was asked for.
 Read next: `model.py`, which puts the parts together.
 
 Sources: Peng et al., "Conformer: Local Features Coupling Global Representations for Visual Recognition", ICCV 2021, section 3; the authors' code
@@ -12,6 +13,8 @@ Sources: Peng et al., "Conformer: Local Features Coupling Global Representations
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 from conformer.config import BlockPlan, ConformerConfig
 from minigrad import functional as F
@@ -27,6 +30,8 @@ __all__ = [
     "Med_ConvBlock",
     "Mlp",
     "Named",
+    "Wanted",
+    "inside",
     "note",
     "note_block",
     "stem_convolution",
@@ -38,16 +43,36 @@ Named = dict[str, Tensor]
 EPS = 1e-6  # of every norm in the official code but the stem's batch norm and trans_norm, which keep PyTorch's 1e-5
 
 
-def note(named: Named | None, **tensors: Tensor) -> None:
-    """Keep intermediate tensors by name, where they were asked for."""
+class Wanted(Named):
+    """A `Named` that keeps some names alone.
+
+    Args:
+        names: they.
+    """
+
+    def __init__(self, names: Iterable[str]):
+        super().__init__()
+        self.names = frozenset(names)
+
+
+def note(named: Named | None, **tensors: Tensor | None) -> None:
+    """Keep intermediate tensors by name, where they were asked for; None, which a replaced part may give, is not kept."""
     if named is not None:
-        named.update(tensors)
+        kept = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+        named.update({name: kept[name] for name in kept if name in named.names} if isinstance(named, Wanted) else kept)
+
+
+def inside(named: Named | None, name: str) -> Named | None:
+    """What the sub-block `name` is given to write its tensors to: None where nothing of its inside was asked for."""
+    if not isinstance(named, Wanted):
+        return None if named is None else {}
+    parts = {part.removeprefix(f"{name}.") for part in named.names if part.startswith(f"{name}.")}
+    return Wanted(parts) if parts else None
 
 
 def note_block(named: Named | None, name: str, inner: Named | None, output: Tensor) -> None:
     """Keep a sub-block's output under the parent's name for it, after the tensors that the sub-block kept of itself."""
-    if named is not None and inner is not None:
-        named.update({f"{name}.{part}": tensor for part, tensor in inner.items()} | {name: output})
+    note(named, **{f"{name}.{part}": tensor for part, tensor in (inner or {}).items()}, **{name: output})
 
 
 def stem_convolution(config: ConformerConfig) -> nn.Conv2d:
@@ -250,7 +275,7 @@ class ConvTransBlock(nn.Module):
 
         Names, in order: cnn_block, squeeze_block, trans_block.*, trans_block, med_block.*, expand_block, fusion_block.
         """
-        inner: Named | None = None if named is None else {}
+        inner = inside(named, "trans_block")
         x, x2 = self.cnn_block(x)  # (B, H, W, C), (B, H, W, C / 4)
         squeezed = self.squeeze_block(x2, x_t)  # (B, N, E)
         note(named, cnn_block=x, squeeze_block=squeezed)

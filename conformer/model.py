@@ -10,12 +10,14 @@ in pixels of the stem's output, K classes.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from conformer.blocks import ConvBlock, ConvTransBlock, Named, note, note_block, stem_convolution, transformer_block
+from conformer.blocks import Block, ConvBlock, ConvTransBlock, Named, Wanted, inside, note, note_block, stem_convolution, transformer_block
 from conformer.config import CONFIGS, ConformerConfig
 from minigrad import functional as F
 from minigrad import nn, ops
@@ -110,7 +112,7 @@ class Conformer(nn.Module):
         """
         return self._forward(images, None)
 
-    def intermediates(self, images: Tensor) -> Named:
+    def intermediates(self, images: Tensor, names: Iterable[str] | None = None) -> Named:
         """Every block's output, and those of its parts, by name and in the order they are made; takes and raises what `forward` does.
 
         They are part of the graph: a gradient can be asked for at each. The names are the modules', but for "stem", "tokens" (class token, patches)
@@ -118,10 +120,53 @@ class Conformer(nn.Module):
         "trans_1"; for each i from 2 "conv_trans_i.cnn_block", ".squeeze_block", ".trans_block.norm1" and so on, ".trans_block" (the tokens after
         block i), ".med_block.0" where there is one, ".expand_block", ".fusion_block", "conv_trans_i" (the same map); at the end "pooling",
         "conv_cls_head", "trans_norm", "trans_cls_head".
+
+        Args:
+            images: see `forward`.
+            names: those to keep; None keeps all. With `set_grad_checkpointing` the blocks of which nothing is asked but "conv_trans_i" and
+                "conv_trans_i.trans_block", what they put out, are then run again in backward; with None, or inside a block, everything is kept.
+                cifar-small at batch 4, of which one block in three and the last tokens are kept: 10 MiB at the peak instead of 38 without a graph;
+                with a loss on these and its backward 63 MiB when checkpointing, 128 when not, 137 with None.
+
+        Raises:
+            ValueError: names that there are not; it gives the nearest. TypeError: `names` is one text.
         """
-        named: Named = {}
+        if names is None:
+            named: Named = {}
+        elif isinstance(names, str):
+            raise TypeError(f"Conformer.intermediates: names is {names!r}; give a list of names, [{names!r}]")
+        else:
+            named = Wanted(names)
+            self._check_names(named.names)
         self._forward(images, named)
+        if isinstance(named, Wanted) and (missing := sorted(named.names - named.keys())):
+            raise ValueError(
+                f"Conformer.intermediates: nothing was noted as {', '.join(map(repr, missing))}; a block of one's own notes its parts by "
+                "conformer.blocks.note, and a part that gives None has no output"
+            )
         return named
+
+    def _check_names(self, names: Iterable[str]) -> None:
+        """Raise ValueError where intermediates cannot have these names."""
+        known = list(self._names())
+        blocks = {plan.name: getattr(self, plan.name) for plan in self.plans}
+        inner = {"trans_1": self.trans_1, **{f"{name}.trans_block": getattr(block, "trans_block", None) for name, block in blocks.items()}}
+        foreign = tuple(f"{name}." for name, block in (blocks | inner).items() if type(block) not in (Block, ConvTransBlock))  # may note anything
+        for name in sorted(names):
+            if name not in known and not name.startswith(foreign):
+                near = difflib.get_close_matches(name, known, 3)
+                advice = f"did you mean {' or '.join(map(repr, near))}?" if near else "its docstring lists the names"
+                raise ValueError(f"Conformer.intermediates: there is no {name!r}; {advice}")
+
+    def _names(self) -> Iterator[str]:
+        """The names of the intermediates, in their order."""
+        parts = "norm1", "attn", "norm2", "mlp"
+        yield from ("stem", "conv_1", "trans_patch_conv", "tokens", *(f"trans_1.{part}" for part in parts), "trans_1")
+        med_blocks = [f"med_block.{index}" for index in range(self.config.num_med_block)]
+        inner = "cnn_block", "squeeze_block", *(f"trans_block.{part}" for part in parts), "trans_block", *med_blocks, "expand_block", "fusion_block"
+        for plan in self.plans:
+            yield from (*(f"{plan.name}.{part}" for part in inner), plan.name)
+        yield from ("pooling", "conv_cls_head", "trans_norm", "trans_cls_head")
 
     def _forward(self, images: Tensor, named: Named | None) -> tuple[Tensor, Tensor]:
         grid = self._check(images)
@@ -135,17 +180,19 @@ class Conformer(nn.Module):
         class_token = self.cls_token.broadcast_to((batch, 1, width))  # (B, 1, E)
         x_t = ops.concatenate([class_token, patches.reshape(batch, grid[0] * grid[1], width)], axis=1)  # (B, N, E)
         note(named, stem=stem, conv_1=x, trans_patch_conv=patches, tokens=x_t)
-        inner: Named | None = None if named is None else {}
+        inner = inside(named, "trans_1")
         x_t = self.trans_1(x_t, inner)  # (B, N, E)
         note_block(named, "trans_1", inner, x_t)
 
         for plan in self.plans:
-            inner, block = None if named is None else {}, getattr(self, plan.name)
-            if self.grad_checkpointing and named is None:
+            inner, block = inside(named, plan.name), getattr(self, plan.name)
+            if isinstance(inner, Wanted) and inner.names == {"trans_block"}:  # which the block puts out anyway
+                inner = None
+            if self.grad_checkpointing and inner is None:
                 x, x_t = checkpoint(block, x, x_t)  # (B, H, W, C), (B, N, E)
             else:
                 x, x_t = block(x, x_t, inner)  # (B, H, W, C), (B, N, E)
-            note_block(named, plan.name, inner, x)
+            note_block(named, plan.name, (inner or {}) | {"trans_block": x_t}, x)
 
         pooled = F.global_avg_pool2d(x)  # (B, 4 C1)
         conv_logits = self.conv_cls_head(pooled)  # (B, K)
@@ -160,7 +207,7 @@ class Conformer(nn.Module):
 
         The gradients are the same to the last bit. Until backward is done, leave `train()` and `eval()`, `requires_grad` and the running statistics
         as they are, or it raises RuntimeError (see `minigrad.checkpoint`): of a loss in each mode, take one's backward before the other's forward.
-        `intermediates` keeps everything in any case. The name is timm's.
+        `intermediates` without names keeps everything in any case. The name is timm's.
         """
         self.grad_checkpointing = enable
 

@@ -20,7 +20,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import conformer
 import minigrad
-from conformer import ConformerConfig, ConvBlock, FCUDown, FCUUp, Med_ConvBlock, count, parameter_groups
+from conformer import Block, ConformerConfig, ConvBlock, ConvTransBlock, FCUDown, FCUUp, Med_ConvBlock, count, parameter_groups
+from conformer.blocks import note
 from conformer.config import STEM_STRIDES
 from minigrad import Tensor, nn, no_grad
 from minigrad import functional as F
@@ -157,6 +158,103 @@ def test_a_gradient_can_be_asked_for_at_any_intermediate_but_the_unused():
     gradients = minigrad.grad(loss, used)
     for tensor, gradient in zip(used, gradients, strict=True):
         assert gradient.shape == tensor.shape and np.abs(gradient.numpy()).max() > 0
+
+
+# --- some of the intermediates
+
+
+NAMES = ["conv_trans_6", "trans_1.attn", "conv_trans_3.trans_block.norm2", "pooling", "conv_trans_4.trans_block", "stem", "conv_trans_5.cnn_block"]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_some_intermediates_are_those_among_all(checkpointing: bool):
+    model, images = small().eval(), normal(2, 8, 8, 3)
+    every = model.intermediates(images)
+    model.set_grad_checkpointing(checkpointing)
+    some = model.intermediates(images, iter(NAMES))
+    assert list(some) == [name for name in every if name in NAMES]
+    for name, tensor in some.items():
+        assert_array_equal(tensor.numpy(), every[name].numpy())
+    names = ["conv_trans_6", "conv_trans_4.trans_block", "trans_1.attn"]
+    losses = [sum((named[name] * named[name]).sum() for name in names) for named in (every, some)]
+    expected, found = (minigrad.grad(loss, model.conv_trans_2.trans_block.attn.qkv.weight) for loss in losses)
+    assert_allclose(found[0].numpy(), expected[0].numpy(), rtol=1e-10)
+    assert model.intermediates(images, []) == {}
+
+
+def test_the_names_that_may_be_asked_for_are_those_there_are():
+    model = small(num_med_block=1, depth=3).eval()
+    every = list(model.intermediates(normal(1, 8, 8, 3)))
+    assert list(model.intermediates(normal(1, 8, 8, 3), every)) == every == list(model._names())
+
+
+def test_with_checkpointing_blocks_run_again_of_which_only_the_output_is_asked(monkeypatch: pytest.MonkeyPatch):
+    model, images, runs = small(), normal(2, 8, 8, 3), []
+    for plan in model.plans:
+        block = getattr(model, plan.name)
+        monkeypatch.setattr(block, "forward", lambda *args, name=plan.name, run=block.forward: runs.append(name) or run(*args))
+    names = [plan.name for plan in model.plans]
+    for enable, wanted, again in [
+        (True, ["conv_trans_2", "conv_trans_6.trans_block"], set(names)),
+        (True, ["conv_trans_6", "conv_trans_3.trans_block.attn", "conv_trans_5.cnn_block"], set(names) - {"conv_trans_3", "conv_trans_5"}),
+        (True, None, set()),
+        (False, ["conv_trans_6"], set()),
+    ]:
+        model.set_grad_checkpointing(enable)
+        named = model.intermediates(images, wanted)
+        assert runs == names
+        F.concatenate([named[name].reshape(-1) for name in wanted or ["conv_trans_6"]]).sum().backward()
+        assert set(runs[5:]) == again
+        runs.clear()
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["conv_trans_6", "conv_trans_7"], "there is no 'conv_trans_7'; did you mean 'conv_trans_[0-9]' or "),
+        (["trans_1.attention"], "there is no 'trans_1.attention'; did you mean 'trans_1.attn'"),
+        (["wings!"], "there is no 'wings!'; its docstring lists the names"),
+        (["conv_trans_2.med_block.0"], "there is no 'conv_trans_2.med_block.0'; did you mean"),
+    ],
+)
+def test_names_that_there_are_not(names: list[str], message: str):
+    model = small()
+    before = model.bn1.running_mean.numpy().copy()
+    with pytest.raises(ValueError, match=f"Conformer.intermediates: {message}"):
+        model.intermediates(normal(2, 8, 8, 3), names)
+    assert_array_equal(model.bn1.running_mean.numpy(), before)
+    with pytest.raises(TypeError, match=r"names is 'conv_1'; give a list of names, \['conv_1'\]"):
+        model.intermediates(normal(2, 8, 8, 3), "conv_1")
+
+
+class Silent(ConvTransBlock):
+    """A block of one's own that notes nothing."""
+
+    def forward(self, x, x_t, named=None):
+        return super().forward(x, x_t)
+
+
+class Noting(Block):
+    """A transformer block of one's own that notes more."""
+
+    def forward(self, x, named=None):
+        note(named, entering=x)
+        return super().forward(x, named)
+
+
+def test_a_block_of_ones_own_may_note_what_it_likes():
+    model, images = small(depth=3).eval(), normal(2, 8, 8, 3)
+    model.trans_1.__class__ = model.conv_trans_2.trans_block.__class__ = Noting
+    names = ["trans_1.entering", "conv_trans_2.trans_block.entering"]
+    named = model.intermediates(images, ["tokens", *names])
+    assert list(named) == ["tokens", *names]
+    assert_array_equal(named["trans_1.entering"].numpy(), named["tokens"].numpy())
+    assert list(model.intermediates(images)).index("trans_1.entering") == 4
+    model.conv_trans_2.__class__ = Silent
+    assert list(model.intermediates(images, ["conv_trans_2", "conv_trans_2.trans_block"])) == ["conv_trans_2.trans_block", "conv_trans_2"]
+    assert "conv_trans_2.trans_block" in model.intermediates(images) and "conv_trans_2.cnn_block" not in model.intermediates(images)
+    with pytest.raises(ValueError, match=r"nothing was noted as 'conv_trans_2.cnn_block'; a block of one's own notes its parts by"):
+        model.intermediates(images, ["conv_trans_2", "conv_trans_2.cnn_block"])
 
 
 def test_tokens_come_from_the_stem_and_not_from_conv_1():
