@@ -18,6 +18,7 @@ from conformer.model import (
     conformer_small_patch16,
     conformer_small_patch32,
     conformer_tiny_patch16,
+    initialise,
     parameter_groups,
 )
 
@@ -43,6 +44,7 @@ __all__ = [
     "conformer_tiny_patch16",
     "count",
     "describe",
+    "initialise",
     "named_config",
     "parameter_groups",
 ]

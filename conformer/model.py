@@ -13,7 +13,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -49,6 +49,10 @@ class Conformer(nn.Module):
     Raises:
         ValueError: arguments that no network can be built with.
     """
+
+    block: ClassVar[type[ConvTransBlock]] = ConvTransBlock
+    """What makes the blocks from the second on, of the configuration and the block's plan: a subclass that says `block = MyBlock` has blocks of its
+    own, initialised, checkpointed and looked into as these are (docs/add_layer.md)."""
 
     def __init__(
         self,
@@ -92,7 +96,7 @@ class Conformer(nn.Module):
         self.trans_patch_conv = nn.Conv2d(stem_channels, embed_dim, config.patch_stride, stride=config.patch_stride)
         self.trans_1 = transformer_block(config, 0.0)
         for plan in self.plans:
-            setattr(self, plan.name, ConvTransBlock(config, plan))
+            setattr(self, plan.name, self.block(config, plan))
 
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         self.apply(initialise)

@@ -570,6 +570,54 @@ def test_parameter_groups_spare_vectors_biases_and_the_class_token():
     assert any(parameter is model.cls_token for parameter in inside)
 
 
+# --- blocks of one's own
+
+
+class Nothing(nn.Module):
+    """In FCUUp's place: the map stays without the tokens."""
+
+    def forward(self, x_t, height, width):
+        return None
+
+
+class Wider(ConvTransBlock):
+    """A block with a layer more, that lets the tokens alone."""
+
+    def __init__(self, config, plan):
+        super().__init__(config, plan)
+        self.extra = nn.Linear(config.embed_dim, config.embed_dim)
+        self.expand_block = Nothing()
+
+    def forward(self, x, x_t, named=None):
+        x, x_t = super().forward(x, x_t, named)
+        return x, x_t + self.extra(x_t)
+
+
+class OwnConformer(conformer.Conformer):
+    block = Wider
+
+
+def test_a_block_of_ones_own_is_initialised_checkpointed_and_looked_into():
+    minigrad.manual_seed(0)
+    model = OwnConformer(**(SMALL | {"embed_dim": 48})).to(dtype="float64")
+    assert all(type(getattr(model, plan.name)) is Wider for plan in model.plans)
+    extra = model.conv_trans_4.extra
+    assert_allclose(extra.weight.numpy().std(), 0.02, rtol=0.1)
+    assert not extra.bias.numpy().any()
+    images, gradients = normal(2, 8, 8, 3), []
+    for enable in (False, True):
+        model.zero_grad()
+        model.set_grad_checkpointing(enable)
+        cnn, transformer = model(images)
+        (cnn * transformer).sum().backward()
+        gradients.append(values(parameter.grad for parameter in model.parameters()))
+    for expected, found in zip(*gradients, strict=True):
+        assert_array_equal(found, expected)
+    named = model.intermediates(images)
+    assert "conv_trans_2.cnn_block" in named and "conv_trans_2.expand_block" not in named
+    assert conformer.initialise is conformer.model.initialise
+
+
 # --- errors
 
 
