@@ -19,8 +19,8 @@ import numpy as np
 
 from conformer.blocks import Block, ConvBlock, ConvTransBlock, Named, Wanted, inside, note, note_block, stem_convolution, transformer_block
 from conformer.config import CONFIGS, ConformerConfig
+from minigrad import backend, nn, ops
 from minigrad import functional as F
-from minigrad import nn, ops
 from minigrad.checkpoint import checkpoint
 from minigrad.tensor import Tensor
 
@@ -217,6 +217,10 @@ class Conformer(nn.Module):
 
     def _check(self, images: Tensor) -> tuple[int, int]:
         """Rows and columns of the token grid, or an error that says what is wrong with the images."""
+        if not isinstance(images, Tensor) and not backend.is_array(images):
+            kind, library = type(images).__qualname__, type(images).__module__.partition(".")[0]
+            found = kind if library == "builtins" else f"{library}.{kind}"
+            raise TypeError(f"Conformer: images are a {found}; give Tensor(images{'.numpy()' if hasattr(images, 'numpy') else ''})")
         shape, channels = tuple(images.shape), self.config.in_chans
         if len(shape) != 4:
             raise ValueError(f"Conformer: images have shape {shape}; give (batch, height, width, {channels})")
@@ -228,20 +232,29 @@ class Conformer(nn.Module):
             raise TypeError(
                 f"Conformer: images are {images.dtype} and the parameters {self.cls_token.dtype}; give images.astype({str(self.cls_token.dtype)!r})"
             )
-        rows, columns = grid = self.config.token_grid(shape[1], shape[2])
-        # The smallest maps are FCUUp's tokens and, with tokens of d pixels, the last block's d/8 by d/8 for each token (rounded up).
-        d, norms = self.config.patch_stride, []
-        if shape[0] * rows * columns == 1:
-            norms += [getattr(self, plan.name).expand_block.bn for plan in self.plans]
-        if shape[0] * -(-rows * d // 8) * -(-columns * d // 8) == 1:
-            last = getattr(self, self.plans[-1].name).fusion_block
-            norms += [last.bn2, last.bn3, last.residual_bn]
-        if any(norm.training for norm in norms):
+        grid = self.config.token_grid(shape[1], shape[2])
+        if any(type(norm) is nn.BatchNorm2d and norm.training for norm in self._lone_norms(shape[0], *grid)):
             raise ValueError(
                 f"Conformer: one image of {shape[1]} x {shape[2]} pixels leaves batch norm a single value per channel, which has no variance: train "
                 "with a larger batch or larger images, or call eval()"
             )
         return grid
+
+    def _lone_norms(self, batch: int, rows: int, columns: int) -> Iterator[nn.Module | None]:
+        """The batch norms that see a single value per channel, of parts that have not been replaced; what has been knows for itself what it takes.
+
+        The smallest maps are FCUUp's tokens and, with tokens of d pixels, the last block's d/8 by d/8 for each token (rounded up).
+        """
+        d = self.config.patch_stride
+        lone_token, lone_pixel = batch * rows * columns == 1, batch * -(-rows * d // 8) * -(-columns * d // 8) == 1
+        for plan in self.plans if lone_token or lone_pixel else ():
+            block = getattr(self, plan.name)
+            if type(block).forward is not ConvTransBlock.forward:
+                continue
+            if lone_token:
+                yield getattr(block.expand_block, "bn", None)
+            if lone_pixel and plan.last_fusion:
+                yield from (getattr(block.fusion_block, name, None) for name in ("bn2", "bn3", "residual_bn"))
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that weight decay leaves alone although they are not 1-D (conformer.py, `no_weight_decay`)."""

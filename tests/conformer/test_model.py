@@ -725,6 +725,68 @@ def test_images_of_another_dtype():
         small()(Tensor(np.zeros((2, 8, 8, 3), np.uint8)))
 
 
+def test_images_of_another_library():
+    """As PyTorch's, which NumPy can read but whose dtype is another thing."""
+    foreign = type("Tensor", (), {"__module__": "torch", "shape": (2, 8, 8, 3), "dtype": "torch.float64", "numpy": lambda self: np.zeros(self.shape)})
+    model = small()
+    with pytest.raises(TypeError, match=r"Conformer: images are a torch.Tensor; give Tensor\(images.numpy\(\)\)$"):
+        model(foreign())
+    with pytest.raises(TypeError, match=r"Conformer: images are a list; give Tensor\(images\)$"):
+        model([[0.0]])
+    images = normal(2, 8, 8, 3)
+    assert_array_equal(model.eval()(images.numpy())[0].numpy(), model(images)[0].numpy())  # an array is taken as it is
+
+
+class Centred(nn.Module):
+    """In batch norm's place: something that takes a single value."""
+
+    def forward(self, x, residual=None, relu=False):
+        x = x - x.mean((1, 2, 3), keepdims=True)
+        x = x if residual is None else x + residual
+        return F.relu(x) if relu else x
+
+
+class Wrapped(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args):
+        return self.inner(*args)
+
+
+def test_parts_that_were_replaced_are_not_asked_for_their_batch_norms():
+    one = normal(1, 8, 8, 3)
+    model = small(patch_size=32, depth=3)  # one token, and a last map of one pixel
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(module, name, Centred())
+    assert np.isfinite(model(one)[0].numpy()).all()
+    for part in ("expand_block", "fusion_block"):
+        model = small(patch_size=32, depth=3).eval()
+        expected = model(one)[0].numpy()
+        for plan in model.plans:
+            block = getattr(model, plan.name)
+            setattr(block, part, Wrapped(getattr(block, part)))
+        assert_array_equal(model(one)[0].numpy(), expected)
+    model = small(patch_size=32, depth=3)
+    for plan in model.plans:
+        getattr(model, plan.name).expand_block = Nothing()
+    model.conv_trans_3.fusion_block.eval()
+    assert model(one)[0].shape == (1, 5)
+
+    class Uncoupled(ConvTransBlock):
+        def forward(self, x, x_t, named=None):
+            return self.fusion_block(self.cnn_block(x)[0])[0], self.trans_block(x_t)
+
+    model = small(patch_size=32, depth=3)
+    for plan in model.plans:
+        getattr(model, plan.name).__class__ = Uncoupled
+    model.conv_trans_3.fusion_block.eval()
+    assert model(one)[0].shape == (1, 5), "norms that the block does not use"
+
+
 @pytest.mark.parametrize(("changes", "size", "larger"), [({}, (8, 8), (8, 12)), ({"patch_size": 64}, (16, 16), (16, 32))])
 def test_one_value_per_channel_cannot_train(changes, size, larger):
     """The last block leaves one pixel of an 8 x 8 image; tokens of 16 pixels leave one token of a 16 x 16 image."""
