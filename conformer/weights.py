@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from contextvars import Context
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,8 @@ from conformer.data import Dataset
 from conformer.info import count
 from conformer.model import Conformer
 from conformer.text import from_json
-from minigrad import safetensors_io
+from minigrad import nn, safetensors_io
+from minigrad.tensor import Tensor
 
 __all__ = ["About", "initial_weights", "load_weights", "save_weights", "weights_file"]
 
@@ -65,13 +68,18 @@ class About:
 def save_weights(path: Path, model: Conformer, about: About) -> None:
     """Write a network's weights and what they are for, atomically.
 
+    `load_weights` builds a Conformer by its configuration: what computes otherwise is refused, be it a subclass or a network of which a module was
+    replaced or set otherwise. Dropout's rates and batch norm's momentum, which count in training alone, may be others.
+
     Raises:
         OSError: the file cannot be written.
         TypeError: the model is no Conformer, or `about` has what JSON has not.
-        ValueError: `about` is of another network, or `load_weights` would refuse the file for another reason.
+        ValueError: `about` is of another network, the model computes something else than a Conformer of its configuration, or `load_weights` would
+            refuse the file for another reason.
     """
-    if not isinstance(model, Conformer):
-        raise TypeError(f"save_weights: the model is a {type(model).__name__}; save what is no Conformer with minigrad.safetensors_io.save_state")
+    if type(model) is not Conformer:
+        what = "what computes otherwise" if isinstance(model, Conformer) else "what is no Conformer"
+        raise TypeError(f"save_weights: the model is a {type(model).__name__}; save {what} with minigrad.safetensors_io.save_state")
     entries = {name: value if isinstance(value, str) else _json(name, value) for name, value in asdict(about).items()}
     state = model.state_dict()
     try:
@@ -84,7 +92,49 @@ def save_weights(path: Path, model: Conformer, about: About) -> None:
         _check_finite(state)
     except (TypeError, ValueError) as error:
         raise ValueError(f"save_weights: the model could not be loaded again ({error})") from error
+    if difference := _difference(model):
+        raise ValueError(
+            f"save_weights: load_weights would build another network than this one, {difference}; save it with minigrad.safetensors_io.save_state"
+        )
     safetensors_io.save_state(path, state, entries)
+
+
+_FREE = {"_registered", "training", "grad_checkpointing", "p", "momentum"}
+"""Attributes of modules on which no result in evaluation depends."""
+
+
+def _difference(model: Conformer) -> str | None:
+    """The first module that is not as in a new Conformer of the same configuration, in words; None if all are."""
+    plain, modules = _plain(model.config), dict(model.named_modules())
+    for name, (kind, settings) in plain.items():
+        if name not in modules:
+            return f"which has no {name} of its own"
+        module = modules[name]
+        if type(module) is not kind:
+            kinds = [f"{each.__module__}.{each.__qualname__}" for each in (type(module), kind)]
+            return f"of which {name} is a {kinds[0]} and not a {kinds[1]}"
+        found = _settings(module)
+        counted = [key for key in found if key in settings or key in module._registered or hasattr(kind, key)]  # others, such as notes, do nothing
+        for key in dict.fromkeys([*settings, *counted]):
+            if key not in settings or key not in found or not np.array_equal(settings[key], found[key]):
+                return f"of which {name or 'the whole'} has another {key}"
+    return next((f"which has a {name}, too" for name in modules if name not in plain), None)
+
+
+@cache
+def _plain(network: ConformerConfig) -> dict[str, tuple[type[nn.Module], dict[str, Any]]]:
+    """The modules of a new Conformer by name: their classes, and how they are set.
+
+    It is built once for each configuration, as large ones take seconds, and in a context of its own, so that none of the caller's draws is used up.
+    """
+    model = Context().run(lambda: Conformer(**asdict(network)))
+    return {name: (type(module), _settings(module)) for name, module in model.named_modules()}
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """A module's attributes but for its children; of tensors the shape."""
+    own = {name: value for name, value in vars(module).items() if name not in _FREE and not isinstance(value, nn.Module)}
+    return {name: ("Tensor", *value.shape) if isinstance(value, Tensor) else value for name, value in own.items()}
 
 
 def _json(name: str, value: Any) -> str:

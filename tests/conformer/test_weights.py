@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -11,10 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conformer import Conformer, ConformerConfig, weights
+from conformer import Conformer, ConformerConfig, ConvTransBlock, Mlp, weights
 from conformer.baselines import CNNBranch
+from conformer.batches import Batch
+from conformer.learner import Learner
+from conformer.options import TrainConfig
 from conformer.weights import About, load_weights, save_weights
-from minigrad import nn, safetensors_io
+from minigrad import Tensor, nn, random, safetensors_io
 
 NETWORK = ConformerConfig(num_classes=2, channel_ratio=0.0625, embed_dim=8, num_heads=2, depth=3, stem="cifar", stem_channels=4)
 ABOUT = About(asdict(NETWORK), "tiny", "made", "", ("cat", "dog"), (0.5,) * 3, (0.2,) * 3, (32, 32), 1, {"sum": 0.5})
@@ -129,6 +133,103 @@ def test_what_could_not_be_loaded_is_not_saved(changes: dict[str, Any], error: t
     with pytest.raises(error, match=f"save_weights: .*{said}"):
         save_weights(tmp_path / "w.safetensors", model, replace(ABOUT, **changes))
     assert list(tmp_path.iterdir()) == []
+
+
+class Tanh(Mlp):
+    def forward(self, x):
+        return self.fc2(self.fc1(x).tanh())
+
+
+class Uncoupled(ConvTransBlock):
+    def forward(self, x, x_t, named=None):
+        return self.fusion_block(self.cnn_block(x)[0])[0], self.trans_block(x_t)
+
+
+class OwnConformer(Conformer):
+    block = Uncoupled
+
+
+def swapped(module: nn.Module, kind: type[nn.Module]) -> None:
+    module.__class__ = kind
+
+
+def patched(module: nn.Module) -> None:
+    module.forward = lambda x, x_t: x_t  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda model: swapped(model.conv_trans_3.trans_block.mlp, Tanh), r"of which conv_trans_3.trans_block.mlp is a .*Tanh and not a .*Mlp"),
+        (lambda model: swapped(model.conv_trans_2, Uncoupled), r"of which conv_trans_2 is a .*Uncoupled and not a conformer.blocks.ConvTransBlock"),
+        (lambda model: setattr(model.trans_1.attn, "scale", 0.50001), "of which trans_1.attn has another scale"),
+        (lambda model: setattr(model.trans_norm, "eps", 0.1), "of which trans_norm has another eps"),
+        (lambda model: setattr(model.conv_trans_2.squeeze_block, "double_class_token", False), "conv_trans_2.squeeze_block has another double_class"),
+        (lambda model: patched(model.conv_trans_2.squeeze_block), "of which conv_trans_2.squeeze_block has another forward"),
+        (lambda model: setattr(model, "plans", model.plans[:1]), "of which the whole has another plans"),
+        (lambda model: model.bn1.register_buffer("running_mean", None), "of which bn1 has another running_mean"),
+        (lambda model: model.bn1.register_buffer("count", Tensor([1.0])), "of which bn1 has another count"),
+        (lambda model: setattr(model.conv_trans_2, "fusion_block", None) or setattr(model, "head", nn.Linear(8, 2)), "parts of it were replaced"),
+        (lambda model: setattr(model.trans_1, "drop_path", None), "of which trans_1 has another drop_path"),
+        (lambda model: setattr(model.trans_1.mlp, "drop", model.trans_1.attn.proj_drop), "which has no trans_1.mlp.drop of its own"),
+        (lambda model: setattr(model.conv_trans_2, "last", nn.ReLU()), "which has a conv_trans_2.last, too"),
+    ],
+)
+def test_a_network_that_computes_otherwise_is_not_saved(change: Callable[[Conformer], None], said: str, tmp_path: Path):
+    model = Conformer(**asdict(NETWORK))
+    change(model)
+    with pytest.raises(ValueError, match=f"save_weights: .*{said}"):
+        save_weights(tmp_path / "w.safetensors", model, ABOUT)
+    with pytest.raises(TypeError, match="the model is a OwnConformer; save what computes otherwise with minigrad.safetensors_io.save_state"):
+        save_weights(tmp_path / "w.safetensors", OwnConformer(**asdict(NETWORK)), ABOUT)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_does_not_change_what_is_answered_is_saved(tmp_path: Path):
+    model = Conformer(**asdict(NETWORK))
+    model.trans_cls_head, model.note = nn.Linear(8, 2), "mine"
+    model.to(dtype="float64").eval().requires_grad_(False).set_grad_checkpointing()
+    model.bn1.momentum = None
+    for module in model.modules():
+        if isinstance(module, nn.Dropout | nn.DropPath):
+            module.p = 0.3
+    save_weights(tmp_path / "w.safetensors", copy.deepcopy(model), ABOUT)
+    images = Tensor(np.random.default_rng(0).standard_normal((2, 8, 8, 3)))
+    loaded = load_weights(tmp_path / "w.safetensors")[0].to(dtype="float64").eval()
+    for found, expected in zip(loaded(images), model(images), strict=True):
+        np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=1e-4, atol=1e-6)  # the weights are loaded in float32
+
+
+def test_saving_uses_up_no_random_draw(model: Conformer, tmp_path: Path):
+    """Nor does it matter where draws stand, such as on a GPU, where the host cannot draw."""
+    on_gpu = type("Array", (), {"data": type("Memory", (), {"ptr": 1})})()
+    before = random.get_counter()
+    try:
+        for counter in (random.Counter(None, 0, 0), random.Counter(5, 7, 3), random.Counter(5, on_gpu, 3)):
+            weights._plain.cache_clear()
+            random.set_counter(counter)
+            save_weights(tmp_path / "w.safetensors", model, ABOUT)
+            assert random.get_counter() == counter
+            assert weights._plain.cache_info().misses == 1
+        save_weights(tmp_path / "w.safetensors", copy.deepcopy(model), ABOUT)
+        assert weights._plain.cache_info().misses == 1
+    finally:
+        random.set_counter(before)
+
+
+def test_a_run_that_is_saved_in_between_ends_with_the_same_bits(tmp_path: Path):
+    images, labels = np.random.default_rng(0).standard_normal((2, 4, 8, 8, 3)).astype(np.float32), np.array([[0, 1, 0, 1]] * 2)
+    states = []
+    for save in (False, True):
+        learner = Learner(replace(NETWORK, drop_rate=0.2, drop_path_rate=0.2), TrainConfig(), 2)
+        for batch in zip(images, labels, strict=True):
+            learner.train_step(Batch(*batch))
+            if save:
+                weights._plain.cache_clear()
+                save_weights(tmp_path / "w.safetensors", learner.model, replace(ABOUT, network=asdict(learner.model.config)))
+        states.append(learner.state())
+    for name, array in states[0].items():
+        assert states[1][name].tobytes() == array.tobytes(), name
 
 
 def test_a_model_that_could_not_be_loaded_is_not_saved(tmp_path: Path):
