@@ -1,6 +1,7 @@
 """What a Conformer looks at: class activation maps, attention, features of both branches, and what each coupling unit passes on.
 
-Plain functions on arrays. Each takes the network and what `Conformer.intermediates` returns for some images, for example
+Plain functions that give arrays, but for `attention_probabilities` and `attention_gradients`, whose Tensors stay in the graph. Each other one takes
+the network and what `Conformer.intermediates` returns for some images, for example
 
     with no_grad():
         named = model.eval().intermediates(images)
@@ -14,12 +15,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from conformer.blocks import Block, Named
+from conformer.blocks import Block, Named, Wanted
 from conformer.model import Conformer
 from minigrad import functional as F
+from minigrad import nn
 from minigrad.modes import no_grad
+from minigrad.tensor import Tensor
 
 __all__ = [
+    "attention_gradients",
+    "attention_probabilities",
     "attention_rollout",
     "attention_weights",
     "class_activation_maps",
@@ -45,7 +50,7 @@ def class_activation_maps(model: Conformer, named: Named, classes: np.ndarray | 
 
     Source: Zhou et al. 2016, "Learning deep features for discriminative localization", equation 2.
     """
-    features = named[model.plans[-1].name].numpy()  # (B, H, W, C)
+    features = _at(named, model.plans[-1].name).numpy()  # (B, H, W, C)
     weight = model.conv_cls_head.weight.numpy()[np.asarray(classes)]  # (B, C)
     return np.einsum("bhwc,bc->bhw", features, weight)
 
@@ -55,22 +60,78 @@ def transformer_blocks(model: Conformer) -> dict[str, Block]:
     return {"trans_1": model.trans_1} | {f"{plan.name}.trans_block": getattr(model, plan.name).trans_block for plan in model.plans}
 
 
-def attention_weights(model: Conformer, named: Named) -> dict[str, np.ndarray]:
-    """How much each token reads from each other, block by block and head by head: arrays (B, heads, N, N) whose rows sum to 1.
+def attention_probabilities(attention: nn.MultiHeadAttention, tokens: Tensor) -> Tensor:
+    """How much each token reads from each other, as a part of the graph: a loss on it, as in distillation, has gradients for what made it.
 
-    They are computed again from the block's normalised input: the fused attention never writes them out.
+    The fused attention never writes them out, so they are computed again; dropout of the weights, in training mode, comes after them.
+
+    Args:
+        attention: a block's, such as `model.trans_1.attn`.
+        tokens: what it was given, (B, N, E): the block's intermediate "norm1".
+
+    Returns:
+        (B, heads, N, N), rows that sum to 1.
 
     Source: Vaswani et al. 2017, equation 1.
     """
-    weights = {}
+    query, key, _ = _queries_keys_values(attention, tokens)
+    return F.softmax((query * attention.scale) @ key.transpose(0, 1, 3, 2))
+
+
+def attention_gradients(attention: nn.MultiHeadAttention, tokens: Tensor, gradient: Tensor) -> Tensor:
+    """How much a score would grow with each attention weight, if that alone were larger: what relevance maps multiply the weights with.
+
+    Of a network in eval mode, whose attention drops nothing:
+
+        named = model.intermediates(images)
+        score = named["trans_cls_head"][range(B), classes].sum()
+        (gradient,) = minigrad.grad(score, [named["trans_1.attn"]])
+        slopes = attention_gradients(model.trans_1.attn, named["trans_1.norm1"], gradient)
+
+    Args:
+        attention, tokens: see `attention_probabilities`.
+        gradient: the score's by what the attention put out, (B, N, E): by the block's intermediate "attn".
+
+    Returns:
+        (B, heads, N, N).
+
+    Source: Chefer et al. 2021, "Transformer interpretability beyond attention visualization", where it is called the gradient of A.
+    """
+    batch, count, width = tokens.shape
+    heads = (gradient @ attention.proj.weight).reshape(batch, count, attention.num_heads, width // attention.num_heads)
+    _, _, value = _queries_keys_values(attention, tokens)
+    return heads.transpose(0, 2, 1, 3) @ value.transpose(0, 1, 3, 2)
+
+
+def _queries_keys_values(attention: nn.MultiHeadAttention, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, heads, N, D) each."""
+    batch, count, width = tokens.shape
+    qkv = attention.qkv(tokens).reshape(batch, count, 3, attention.num_heads, width // attention.num_heads)
+    query, key, value = (qkv[:, :, which].transpose(0, 2, 1, 3) for which in (0, 1, 2))
+    return query, key, value
+
+
+def _at(named: Named, name: str) -> Tensor:
+    """An intermediate, or an error that says where it comes from."""
+    if name not in named:
+        raise ValueError(
+            f"explain: there is no {name!r} among the intermediates; take all of them (no `names`), and let a block of one's own note its parts as "
+            "those of conformer/blocks.py do"
+        )
+    return named[name]
+
+
+def attention_weights(model: Conformer, named: Named) -> dict[str, np.ndarray]:
+    """How much each token reads from each other, block by block and head by head: arrays (B, heads, N, N) whose rows sum to 1.
+
+    They are `attention_probabilities`, out of the graph.
+
+    Raises:
+        ValueError: a block's intermediate is missing. So do the functions below.
+    """
     with no_grad():
-        for name, block in transformer_blocks(model).items():
-            attention, tokens = block.attn, named[f"{name}.norm1"]  # (B, N, E)
-            batch, count, width = tokens.shape
-            qkv = attention.qkv(tokens).reshape(batch, count, 3, attention.num_heads, width // attention.num_heads)
-            query, key = (qkv[:, :, which].transpose(0, 2, 1, 3) for which in (0, 1))  # (B, heads, N, D) each
-            weights[name] = F.softmax((query * attention.scale) @ key.transpose(0, 1, 3, 2)).numpy()
-    return weights
+        blocks = transformer_blocks(model)
+        return {name: attention_probabilities(block.attn, _at(named, f"{name}.norm1")).numpy() for name, block in blocks.items()}
 
 
 def attention_rollout(model: Conformer, named: Named, residual: str = "measured") -> np.ndarray:
@@ -100,14 +161,14 @@ def attention_rollout(model: Conformer, named: Named, residual: str = "measured"
     if residual not in ("measured", "half"):
         raise ValueError(f"attention_rollout: residual is {residual!r}; give 'measured' or 'half'")
     weights = attention_weights(model, named)
-    row = np.zeros(named["tokens"].shape[:2])  # (B, N): of the class token, carried from the last block to the first
+    row = np.zeros(_at(named, "tokens").shape[:2])  # (B, N): of the class token, carried from the last block to the first
     row[:, 0] = 1
     for name, entering in reversed(_block_inputs(model, named).items()):
         mixing = weights[name].mean(axis=1)  # (B, N, N)
         if residual == "half":
             kept = np.full(mixing.shape[:2], 0.5)  # (B, N)
         else:
-            own, update = np.linalg.norm(entering, axis=2), np.linalg.norm(named[f"{name}.attn"].numpy(), axis=2)
+            own, update = np.linalg.norm(entering, axis=2), np.linalg.norm(_at(named, f"{name}.attn").numpy(), axis=2)
             kept = np.divide(own, own + update, out=np.full_like(own, 0.5), where=own + update > 0)  # (B, N)
         row = row * kept + np.einsum("bn,bnm->bm", row * (1 - kept), mixing)
     return row
@@ -115,18 +176,18 @@ def attention_rollout(model: Conformer, named: Named, residual: str = "measured"
 
 def _block_inputs(model: Conformer, named: Named) -> dict[str, np.ndarray]:
     """What enters each transformer block, (B, N, E): the tokens, and from the second block on what FCUDown adds to them."""
-    inputs, tokens = {}, named["tokens"].numpy()
+    inputs, tokens = {}, _at(named, "tokens").numpy()
     for name in transformer_blocks(model):
         if name != "trans_1":
-            tokens = tokens + named[name.replace("trans_block", "squeeze_block")].numpy()
+            tokens = tokens + _at(named, name.replace("trans_block", "squeeze_block")).numpy()
         inputs[name] = tokens
-        tokens = named[name].numpy()
+        tokens = _at(named, name).numpy()
     return inputs
 
 
 def token_map(named: Named, tokens: np.ndarray) -> np.ndarray:
     """Values of the tokens, (B, N) or (B, N, E), as a map (B, h, w) or (B, h, w, E); the class token is left out."""
-    rows, columns = named["trans_patch_conv"].shape[1:3]
+    rows, columns = _at(named, "trans_patch_conv").shape[1:3]
     return tokens[:, 1:].reshape(tokens.shape[0], rows, columns, *tokens.shape[2:])
 
 
@@ -145,22 +206,31 @@ def coupling_strength(model: Conformer, named: Named) -> dict[str, tuple[float, 
     """How much each block's coupling units add: the size of what FCUDown adds to the patch tokens, and FCUUp to the feature map, relative to these.
 
     Returns:
-        `{block: (down, up)}`, ratios of root mean squares; 0 is no coupling, 1 means as large as what is there already.
+        `{block: (down, up)}`, ratios of root mean squares; 0 is no coupling, also where what is in FCUUp's place gives None, 1 means as large as what
+        is there already.
     """
     strengths: dict[str, tuple[float, float]] = {}
-    tokens = named["trans_1"].numpy()
+    tokens = _at(named, "trans_1").numpy()
     with no_grad():
         for plan in model.plans:
-            block = getattr(model, plan.name)
-            down = _ratio(named[f"{plan.name}.squeeze_block"].numpy()[:, 1:], tokens[:, 1:])
-            before = named[f"{plan.name}.med_block.{model.config.num_med_block - 1}" if model.config.num_med_block else f"{plan.name}.cnn_block"]
-            conv, norm = block.fusion_block.conv1, block.fusion_block.bn1
-            statistics = (None, None) if norm.training else (norm.running_mean, norm.running_var)
-            # What FCUUp's map is added to, (B, H, W, C / 4). Not by calling the layer: in training mode it would move its running statistics.
-            entering = F.batch_norm(conv(before), norm.weight, norm.bias, *statistics, eps=norm.eps, relu=True)[0]
-            strengths[plan.name] = down, _ratio(named[f"{plan.name}.expand_block"].numpy(), entering.numpy())
-            tokens = named[f"{plan.name}.trans_block"].numpy()
+            down = _ratio(_at(named, f"{plan.name}.squeeze_block").numpy()[:, 1:], tokens[:, 1:])
+            strengths[plan.name] = down, _up(model, named, plan.name)
+            tokens = _at(named, f"{plan.name}.trans_block").numpy()
     return strengths
+
+
+def _up(model: Conformer, named: Named, name: str) -> float:
+    """What a block's FCUUp adds to the feature map relative to it."""
+    if f"{name}.expand_block" not in named and not isinstance(named, Wanted):
+        return 0.0
+    expanded = _at(named, f"{name}.expand_block").numpy()
+    before = _at(named, f"{name}.med_block.{model.config.num_med_block - 1}" if model.config.num_med_block else f"{name}.cnn_block")
+    fusion = getattr(model, name).fusion_block
+    conv, norm = fusion.conv1, fusion.bn1
+    statistics = (None, None) if norm.training else (norm.running_mean, norm.running_var)
+    # What FCUUp's map is added to, (B, H, W, C / 4). Not by calling the layer: in training mode it would move its running statistics.
+    entering = F.batch_norm(conv(before), norm.weight, norm.bias, *statistics, eps=norm.eps, relu=True)[0]
+    return _ratio(expanded, entering.numpy())
 
 
 def _ratio(added: np.ndarray, there: np.ndarray) -> float:

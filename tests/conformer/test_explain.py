@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from conformer import Conformer
+import minigrad
+from conformer import Conformer, ConvTransBlock
 from conformer.explain import (
+    attention_gradients,
+    attention_probabilities,
     attention_rollout,
     attention_weights,
     class_activation_maps,
@@ -16,7 +19,8 @@ from conformer.explain import (
     token_map,
     transformer_blocks,
 )
-from minigrad import Tensor
+from minigrad import Tensor, nn
+from minigrad import functional as F
 from minigrad.modes import no_grad
 from minigrad.random import manual_seed
 
@@ -153,3 +157,83 @@ def test_coupling_strength_compares_what_a_unit_adds_with_what_it_is_added_to(me
         assert_allclose(up, size(expanded) / size(entered[name] - expanded), rtol=1e-9)
         before = f"{name}.trans_block"
     assert list(strengths) == [f"conv_trans_{number}" for number in range(2, 7)]
+
+
+class Explicit(nn.Module):
+    """An attention that writes its weights out, so that there are gradients by them."""
+
+    def __init__(self, attention: nn.MultiHeadAttention):
+        super().__init__()
+        self.inner = attention
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, e = x.shape
+        query, key, value = self.inner.qkv(x).reshape(b, n, 3, 2, e // 2).transpose(2, 0, 3, 1, 4).unbind(0)
+        self.weights = [F.softmax(query @ key.swapaxes(2, 3) * self.inner.scale)]
+        return self.inner.proj((self.weights[0] @ value).transpose(0, 2, 1, 3).reshape(b, n, e))
+
+
+@pytest.mark.parametrize("name", ["trans_1", "conv_trans_3.trans_block"])
+def test_gradients_by_attention_weights_and_through_them_are_those_of_an_attention_that_writes_them_out(name: str):
+    with no_grad():
+        model = network(depth=3)
+    images = Tensor(np.random.default_rng(1).normal(size=(2, 16, 16, 3)))
+    block = transformer_blocks(model)[name]
+    attention, classes = block.attn, [1, 3]
+    wanted = [model.trans_patch_conv.weight, attention.qkv.weight]
+
+    def score(named: dict[str, Tensor]) -> Tensor:
+        return named["trans_cls_head"][[0, 1], classes].sum()
+
+    named = model.intermediates(images, ["trans_cls_head", f"{name}.norm1", f"{name}.attn"])
+    probabilities = attention_probabilities(attention, named[f"{name}.norm1"])
+    (gradient,) = minigrad.grad(score(named), [named[f"{name}.attn"]])
+    slopes = attention_gradients(attention, named[f"{name}.norm1"], gradient)
+    distilled = minigrad.grad((probabilities * probabilities).sum(), wanted)
+
+    block.attn = explicit = Explicit(attention)  # type: ignore[assignment]
+    named = model.intermediates(images)
+    (weights,) = explicit.weights
+    assert_allclose(probabilities.numpy(), weights.numpy(), atol=1e-14)
+    (expected,) = minigrad.grad(score(named), [weights])
+    assert np.abs(expected.numpy()).max() > 0
+    assert_allclose(slopes.numpy(), expected.numpy(), rtol=1e-9, atol=1e-14)
+    for found, correct in zip(distilled, minigrad.grad((weights * weights).sum(), wanted), strict=True):
+        assert_allclose(found.numpy(), correct.numpy(), rtol=1e-9, atol=1e-12)
+
+
+class Silent(ConvTransBlock):
+    def forward(self, x, x_t, named=None):
+        return super().forward(x, x_t)
+
+
+class Nothing(nn.Module):
+    def forward(self, x_t, height, width):
+        return None
+
+
+def test_what_a_block_of_ones_own_does_not_note_is_said():
+    images = Tensor(np.random.default_rng(1).normal(size=(1, 16, 16, 3)))
+    with no_grad():
+        model = network(depth=3)
+        some = model.intermediates(images, ["trans_1.norm1"])
+        some_coupling = model.intermediates(images, ["trans_1", "conv_trans_2.squeeze_block", "conv_trans_2.trans_block"])
+        model.conv_trans_3.__class__ = Silent
+        named = model.intermediates(images)
+    for given, function, missing in [
+        (named, attention_weights, "conv_trans_3.trans_block.norm1"),
+        (named, attention_rollout, "conv_trans_3.trans_block.norm1"),
+        (named, coupling_strength, "conv_trans_3.squeeze_block"),
+        (some, attention_weights, "conv_trans_2.trans_block.norm1"),
+        (some_coupling, coupling_strength, "conv_trans_2.expand_block"),
+    ]:
+        with pytest.raises(ValueError, match=f"explain: there is no '{missing}' among the intermediates; take all of them .*block of one's own"):
+            function(model, given)
+
+
+def test_without_up_coupling_its_strength_is_0():
+    with no_grad():
+        model = network(depth=3)
+        model.conv_trans_2.expand_block = Nothing()  # type: ignore[assignment]
+        strengths = coupling_strength(model, model.intermediates(Tensor(np.random.default_rng(1).normal(size=(1, 16, 16, 3)))))
+    assert strengths["conv_trans_2"][0] > 0 and strengths["conv_trans_2"][1] == 0 and strengths["conv_trans_3"][1] > 0
