@@ -339,4 +339,4 @@ assert abs(answer.data - 0.5) < 1e-3
 
 # %% [markdown]
 # **You now have** an engine that differentiates any formula of additions and multiplications, and the idea behind every larger one. **Next:** `02`
-# replaces the numbers with arrays, where the only new question is what to do when shapes differ.
+# replaces the numbers with arrays, where three things are new: shapes that differ, matrix products, and arrays that share memory.

@@ -370,7 +370,7 @@ for way in ("definition", "kernel"):
 # three in one go.
 
 
-# %% alt="Bars of memory in units of x. Held after forward: definition 3, kernel 1. Most at any time: definition 6 and 7, kernel about 4."
+# %% alt="Bars of memory in units of x. Held after forward: definition 3, kernel 1. Most at any time: definition 6 and 7, kernel 5 and 4."
 def bytes_of(run, definitions):
     """Bytes that are held after the forward pass, and at most during forward and backward."""
     with minigrad.definitions() if definitions else minigrad.enable_grad():
@@ -475,8 +475,8 @@ for title, operation in (("LayerNorm", F.layer_norm), ("BatchNorm", lambda x: F.
 # <details><summary>Answer</summary>
 #
 # A grey pixel has three equal numbers: it becomes (0, 0, 0), whether it was black or white. (Where $\varepsilon$ is as small as here, the slightest
-# tint is amplified.) Brightness is gone, as it is the mean; what is left is the hue. BatchNorm shifts and scales each colour once, for all pixels
-# alike: the picture stays.
+# tint is amplified.) Brightness is gone, as it is the mean, and so is contrast between a pixel's colours: their spread is 1 in every pixel. What is
+# left is the hue. BatchNorm shifts and scales each colour once, for all pixels alike: the picture stays.
 # </details>
 
 # %% alt="Four images, unchanged and after both norms: BatchNorm keeps the picture, LayerNorm leaves flat areas of hue without the textures."

@@ -235,7 +235,7 @@ plt.show()
 # </details>
 
 # %%
-from minigrad.ops.movement import fold
+from minigrad.ops import fold
 
 dy = np.ones((4, 1))
 dkernel = columns.T @ dy

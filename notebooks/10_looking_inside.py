@@ -288,7 +288,8 @@ plt.show()
 # In the first block it is a small learnt vector, and attention adds something larger: it keeps little. From then on it is doubled before each block,
 # so what attention adds is small beside it: up to block 5 it keeps more and more, and what these blocks read counts less and less. In the last block
 # the network makes up for it: attention adds a vector some thirty times as long as in the block before, because nothing smaller could still change
-# the class token. "Half" knows nothing of all this: to it, the last block is half of everything, the one before a quarter.
+# the class token. "Half" knows nothing of all this: to it, the last block is half of everything, the one before a quarter. So the reading of the
+# first three blocks counts more in the measured rollout, that of the last three less.
 # </details>
 
 # %% alt="Four images and their 4 x 4 maps of shares by both rollouts: most near 0.05; the measured one has the largest, 0.15, in one corner."
@@ -427,7 +428,8 @@ plt.show()
 # does, and that head loses one cue and keeps the other. Without the map the transformer head is at chance on the arrangement (50 %, one of two) and
 # still has every texture: the comparison of the discs was never its own. Without the tokens the CNN head is at chance on the texture (20 %, one of
 # five) and keeps the arrangement: it had the texture from the tokens, though the probe says that its own map could have told it. (That cut costs the
-# transformer head some arrangement, too: the map that is handed to it later on was made with the tokens' help.)
+# transformer head some arrangement, too: the map that is handed to it later on was made with the tokens' help.) With both cut, each head fails as it
+# does when only its own wire is cut.
 #
 # With first tokens that are all alike the transformer head still knows nearly every arrangement: it has that from the map. Yet a rollout would still
 # point to these first tokens. The textures are gone, from both heads: these the network does read from its patches.
