@@ -152,14 +152,15 @@ def from_plain(values: Mapping[str, Any]) -> TrainConfig:
     return TrainConfig(**values)
 
 
-def resumed(run: Path, values: Mapping[str, Any], dataset: str | None, given: Mapping[str, Any]) -> TrainConfig:
-    """The options that a run goes on with.
+def resumed(run: Path, values: Mapping[str, Any], dataset: str | None, given: Mapping[str, Any], kind: str = "run") -> TrainConfig:
+    """The options that a run, or a study of several, goes on with.
 
     Args:
         run: its folder.
         values: what `plain` made of its options.
         dataset: the data set that it was trained on: what "auto" came to is not chosen again. None before the first checkpoint.
         given: options to go on with; those not in `MAY_CHANGE` must be what they were.
+        kind: "run" or "study".
 
     Raises:
         ValueError: one is not.
@@ -167,7 +168,7 @@ def resumed(run: Path, values: Mapping[str, Any], dataset: str | None, given: Ma
     try:
         config = from_plain(values)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"the run in {run} has options that this version of the program does not ({error})") from error
+        raise ValueError(f"the {kind} in {run} has options that this version of the program does not ({error})") from error
     may_change = MAY_CHANGE if dataset else MAY_CHANGE | {"finetune"}  # which nothing needs any more after the first checkpoint
     for option, value in given.items():
         if option not in {field.name for field in fields(TrainConfig)}:
@@ -177,8 +178,7 @@ def resumed(run: Path, values: Mapping[str, Any], dataset: str | None, given: Ma
         if option not in may_change and (Path(os.path.abspath(value)) if isinstance(value, Path) else value) not in same:
             name = f"--{option.replace('_', '-')}"
             was = f"without {name}" if old is None else f"with {name} {old}"
-            raise ValueError(
-                f"the run in {run} was started {was}, not with {value}: leave {name} out to go on with it, or start another run with --out"
-            )
+            other = "start another run with --out" if kind == "run" else "begin another study in another folder"
+            raise ValueError(f"the {kind} in {run} was started {was}, not with {value}: leave {name} out to go on with it, or {other}")
     changed = {option: value for option, value in given.items() if option in may_change}
     return replace(config, **changed, dataset=dataset or config.dataset, out=run)

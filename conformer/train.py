@@ -64,6 +64,7 @@ class Trainer:
         config: the options.
         display: where progress is shown; None prints lines.
         origin: the folder and the checkpoint to go on from; `Trainer.resume` gives them.
+        dataset: what the options' data set is, where it is loaded already.
 
     Raises:
         OptionError: an option that does not fit the data or the device.
@@ -72,14 +73,20 @@ class Trainer:
         DeviceError: there is no GPU, and the options ask for one.
     """
 
-    def __init__(self, config: TrainConfig, display: Display | None = None, origin: tuple[RunFolder, Checkpoint | None] | None = None):
+    def __init__(
+        self,
+        config: TrainConfig,
+        display: Display | None = None,
+        origin: tuple[RunFolder, Checkpoint | None] | None = None,
+        dataset: data.Dataset | None = None,
+    ):
         folder, checkpoint = origin or (None, None)
         self.config = config
         self.display = display or Display()
         self.device = devices.choose(config.device)
         if config.precision != "float32":
             _check_precision(config.precision, self.device, folder and folder.path)
-        self.dataset = data.load(config.dataset, config.data_dir, self.display.message)
+        self.dataset = dataset or data.load(config.dataset, config.data_dir, self.display.message)
         self.steps_per_epoch = len(self.dataset.train) // config.batch_size
         if not self.steps_per_epoch:
             has = f"{self.dataset.source} has only {len(self.dataset.train)} training images"
@@ -158,12 +165,13 @@ class Trainer:
         raise FileExistsError(f"runs has a hundred runs called {name}; choose a folder with --out")
 
     @classmethod
-    def resume(cls, run: Path, display: Display | None = None, **given: Any) -> Trainer:
+    def resume(cls, run: Path, display: Display | None = None, loaded: data.Dataset | None = None, **given: Any) -> Trainer:
         """Set up a run that was interrupted; `run()` then ends with the weights of an uninterrupted one, bit for bit on the same device.
 
         Args:
             run: its folder. A run that was broken off before its first checkpoint begins again.
             display: as for `Trainer`.
+            loaded: the run's data set, where it is loaded already.
             **given: options of `TrainConfig`: those of `MAY_CHANGE` hold from here on, any other must be what the run was started with.
 
         Raises:
@@ -178,8 +186,8 @@ class Trainer:
                 config = resumed(run, checkpoint.options, checkpoint.dataset, given)
             else:
                 config = resumed(run, {name: value for name, value in read_config(folder.path).items() if name != "steps"}, None, given)
-            if "data_dir" in given:
-                return cls(config, display, (folder, checkpoint))
+            if loaded or "data_dir" in given:
+                return cls(config, display, (folder, checkpoint), loaded)
             if not checkpoint and config.data_dir and not config.data_dir.exists():  # without its fingerprint, other data would pass for it
                 raise data.DataError(f"the run's data is not in {config.data_dir} any more; give it with --data-dir")
             with data.place_of(config.dataset, config.data_dir) as place:
