@@ -1,4 +1,4 @@
-"""The command line: `python -m conformer train|evaluate|predict|explain|report|info`, also installed as `conformer`.
+"""The command line: `python -m conformer train|evaluate|predict|explain|report|study|info`, also installed as `conformer`.
 
 The options of `train` are the fields of `TrainConfig`. What a user can put right ends in one sentence on stderr and exit status 2 (the
 command is wrong) or 1 (a file, a folder or the training is); anything else is a fault of ours and keeps its traceback. The modules that need the
@@ -33,10 +33,11 @@ from conformer.files import quoted
 from conformer.info import columns, describe
 from conformer.model import Conformer
 from conformer.options import MAY_CHANGE, OptionError, TrainConfig
-from conformer.parser import Mistake, Parser, add_options, png_path, positive, some_path
+from conformer.parser import Mistake, Parser, add_options, one_of, png_path, positive, some_path
 from conformer.run_folder import CHECKPOINT, OPENBLAS_PINS, read_config
 from conformer.run_log import read_log
 from conformer.stopping import Stopped
+from conformer.study import EACH_RUN, Study, StudyError
 from conformer.text import printable
 from conformer.train import Trainer
 from conformer.weights import About, load_weights, weights_file
@@ -108,6 +109,17 @@ def _parser() -> Parser:
     report.add_argument("--data-dir", type=some_path, metavar="PATH", help=DATA)
     add_options(report, TrainConfig, CHOICES, METAVARS, ["device"])
 
+    more = "; each run lies in OUT/CONFIG-seed-SEED, those that are finished are kept, those that were broken off go on"
+    study = command("study", _study, "train a network, or several, under several seeds, to tell a difference from chance", more)
+    text = f"the study's folder; what has begun goes on, with the options it was begun with (these may be given anew: {kept})"
+    study.add_argument("study", type=some_path, metavar="OUT", help=text)
+    text = "what fixes every random draw, run by run (if not given: 0 1 2, or those the study has)"
+    study.add_argument("--seeds", type=int, nargs="+", default=[], metavar="N", help=text)
+    text = f"the networks; differences are to the first one (if not given: cifar-nano, or those the study has): {', '.join(CONFIGS)}"
+    study.add_argument("--configs", type=one_of(CONFIGS), nargs="+", default=[], metavar="NAME", help=text)
+    study.add_argument("--show", action="store_true", help="print the tables of what is finished, and train nothing")
+    add_options(study, TrainConfig, CHOICES, METAVARS, [field.name for field in fields(TrainConfig) if field.name not in EACH_RUN])
+
     info = command("info", _info, "print a network's shapes, parameters and multiply-accumulates, block by block")
     add_options(info, TrainConfig, CHOICES, METAVARS, ["config"])
     text = "side of the images in pixels (if not given: 32, or 224 with the ImageNet stem)"
@@ -116,18 +128,12 @@ def _parser() -> Parser:
 
 
 def _train(options: argparse.Namespace) -> None:
-    given = {field.name: getattr(options, field.name) for field in fields(TrainConfig) if hasattr(options, field.name)}
+    given = _given(options)
     if options.resume and "out" in given:
         raise Mistake("--resume goes on in the folder of the run itself: leave --out out", 2)
     _say_pins()
-    try:
+    with _setting_up():
         trainer = Trainer.resume(options.resume, _display(), **given) if options.resume else Trainer(TrainConfig(**given), _display())
-    except OptionError as error:
-        raise Mistake(error.dashed, 2) from error
-    except devices.DeviceError as error:
-        raise Mistake(_sentence(error), 2) from error
-    except (OSError, ValueError, FloatingPointError) as error:
-        raise Mistake(_sentence(error), 1) from error
     run = trainer.folder.path
     if trainer.finished:
         print(f"the run in {run} is finished: {trainer.steps:,} steps, test accuracy {trainer.test} %")
@@ -135,21 +141,50 @@ def _train(options: argparse.Namespace) -> None:
         predictions = evaluate(trainer.learner.model, trainer.dataset.test, trainer.dataset, tta=trainer.config.tta)
         _report_of(run, trainer.dataset, predictions)
         return
+    with _told(1, FloatingPointError):
+        _run_on(trainer, "train --resume", run)
+
+
+def _given(options: argparse.Namespace) -> dict[str, Any]:
+    """The options of training that were given."""
+    return {field.name: getattr(options, field.name) for field in fields(TrainConfig) if hasattr(options, field.name)}
+
+
+@contextlib.contextmanager
+def _setting_up() -> Iterator[None]:
+    """A block that sets a Trainer up: raises Mistake for what is wrong with options, data or folder."""
+    try:
+        yield
+    except OptionError as error:
+        raise Mistake(error.dashed, 2) from error
+    except (devices.DeviceError, StudyError) as error:
+        raise Mistake(_sentence(error), 2) from error
+    except (OSError, ValueError, FloatingPointError) as error:
+        raise Mistake(_sentence(error), 1) from error
+
+
+def _run_on(trainer: Trainer, command: str, place: Path) -> None:
+    """Run a Trainer to its end, and add curves and report; `command` and `place` are what goes on with it where it is broken off.
+
+    Raises:
+        FloatingPointError: the training diverges.
+        Mistake: it is broken off by anything else that the user, or the machine, does.
+    """
+    run = trainer.folder.path
     try:
         trainer.run()
-    except FloatingPointError as error:
-        raise Mistake(_sentence(error), 1) from error
     except MemoryError as error:
         text = f"there is not enough memory ({_sentence(error)}); take a smaller --batch-size, or its images in parts with --accumulate"
         raise Mistake(text, 1) from error
     except OSError as error:
-        raise Mistake(f"{_sentence(error)}; {_way_on(trainer)}", 1) from error
+        raise Mistake(f"{_sentence(error)}; {_way_on(trainer, command, place)}", 1) from error
     except KeyboardInterrupt as error:
         if trainer.folder.has("metrics.jsonl"):
             _draw_curves(run)
         number = error.signal if isinstance(error, Stopped) else signal.SIGINT
         where = f"at step {trainer.step:,} of {trainer.steps:,}" if trainer.steps_fixed else "while steps were timed"
-        raise Mistake(f"stopped {where}; {_way_on(trainer)}", 128 + number) from error
+        of = "" if run == place else f" in {run.name}"
+        raise Mistake(f"stopped {where}{of}; {_way_on(trainer, command, place)}", 128 + number) from error
     _report_of(run, trainer.dataset, trainer.predictions)
 
 
@@ -163,12 +198,12 @@ def _mend_weights(trainer: Trainer) -> None:
             trainer.save_last()
 
 
-def _way_on(trainer: Trainer) -> str:
+def _way_on(trainer: Trainer, command: str, place: Path) -> str:
     """How to go on with a run that was broken off."""
     kept = "nothing was saved yet" if trainer.saved is None else f"step {trainer.saved[0]:,} is saved"
     if not trainer.folder.has("config.json" if trainer.saved is None else CHECKPOINT):
-        return f"what was saved is not there now; if the folder was moved, go on in its new place with: {_program()} train --resume FOLDER"
-    return f"{kept}, go on with: {_program()} train --resume {quoted(trainer.folder.path)}"
+        return f"what was saved is not there now; if the folder was moved, go on in its new place with: {_program()} {command} FOLDER"
+    return f"{kept}, go on with: {_program()} {command} {quoted(place)}"
 
 
 def _program() -> str:
@@ -377,6 +412,40 @@ def _report(options: argparse.Namespace) -> None:
         save_curves(run, read_log(run))
         page = write_report(run, dataset, predictions)
     print(page)
+
+
+def _study(options: argparse.Namespace) -> None:
+    given = _given(options)
+    if options.show:
+        if extra := [name for name in ("seeds", "configs", *given) if getattr(options, name)]:
+            raise Mistake(f"--show trains nothing: leave --{extra[0].replace('_', '-')} out", 2)
+        with _setting_up():
+            print(Study.existing(options.study).text())
+        return
+    _say_pins()
+    with _setting_up():
+        study = Study(options.study, options.seeds, options.configs, **given)
+    diverged: list[str] = []
+    trainers = study.trainers(_display())
+    try:
+        while True:
+            with _setting_up():
+                trainer = next(trainers, None)
+            if trainer is None:
+                break
+            try:
+                _run_on(trainer, "study", study.path)
+            except FloatingPointError as error:  # other seeds may do without
+                diverged.append(trainer.folder.path.name)
+                print(f"conformer: {diverged[-1]}: {_sentence(error)}", file=sys.stderr)
+            del trainer  # before the next one needs the memory
+    except KeyboardInterrupt as error:  # between two runs
+        if not (study.path / "study.json").is_file():
+            raise
+        raise Mistake(f"stopped between runs; go on with: {_program()} study {quoted(study.path)}", 130) from error
+    print(f"\n{study.text()}\nwritten to {study.path / 'study.md'} and study.json")
+    if diverged:
+        raise Mistake(f"{', '.join(diverged)} did not come to an end; for other options, begin another study in another folder", 1)
 
 
 def _info(options: argparse.Namespace) -> None:

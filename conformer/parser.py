@@ -14,7 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-__all__ = ["Mistake", "Parser", "add_options", "png_path", "positive", "some_path"]
+__all__ = ["Mistake", "Parser", "add_options", "one_of", "png_path", "positive", "some_path"]
 
 METAVARS = {int: "N", float: "X", Path: "PATH", str: "NAME"}
 

@@ -1,0 +1,397 @@
+"""The same training under several seeds, and perhaps with several networks, so that a difference can be told from chance.
+
+A `Study` is a folder of ordinary run folders, CONFIG-seed-K, with study.json (the options that all runs share, and what each run came to) and
+study.md (the tables). `Study.trainers` gives a `Trainer` for each run that is not finished yet, one after the other; what was measured is read from
+the runs themselves, never from study.json. Read before: `conformer/train.py`.
+
+Sources: the standard error of a difference of means, and its degrees of freedom: B. L. Welch, The generalization of Student's problem when several
+different population variances are involved, Biometrika 34, 1947.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import statistics
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from conformer import data
+from conformer.checkpoints import Checkpoint, fingerprint, load_checkpoint
+from conformer.config import CONFIGS
+from conformer.display import Display
+from conformer.evaluate import HEADS
+from conformer.files import quoted, write_file
+from conformer.info import columns
+from conformer.options import MAY_CHANGE, OptionError, TrainConfig, from_plain, plain, resumed
+from conformer.run_folder import CHECKPOINT, read_config
+from conformer.run_log import read_log
+from conformer.text import from_json, printable
+from conformer.train import Trainer
+
+__all__ = ["EACH_RUN", "Difference", "Run", "Spread", "Study", "StudyError"]
+
+SEEDS = 0, 1, 2
+"""Of a study that is not told any: fewer than three say next to nothing about chance."""
+EACH_RUN = "config", "seed", "out"
+"""The options that are not a whole study's."""
+AVERAGED = "ema_"
+TITLES = HEADS | {AVERAGED + head: f"{title}, average of the weights" for head, title in HEADS.items()} | {"seconds": "seconds of training"}
+"""The figures of a run, by the names that study.json has for them."""
+T_95 = 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23
+"""For 1, 2, ... degrees of freedom: how many standard errors a difference keeps within in 95 of 100 studies of networks that are equally good."""
+
+
+class StudyError(ValueError):
+    """The study, or its folder, is not one that what was asked for fits; the message is one sentence."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of a study, as its folder says; `figures` are by the names of `TITLES`, accuracies from 0 to 1, and None until it is finished."""
+
+    path: Path
+    config: str
+    seed: int
+    begun: bool = False
+    step: int = 0  # saved
+    steps: int | None = None
+    figures: dict[str, float] | None = None
+    device: str = ""
+
+
+class Spread(NamedTuple):
+    """A figure over runs that differ in the seed: `deviation` is the sample standard deviation, None where there is one run."""
+
+    runs: int
+    mean: float
+    deviation: float | None
+    smallest: float
+    largest: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """The spread of at least one value."""
+        deviation = statistics.stdev(values) if len(values) > 1 else None
+        return cls(len(values), statistics.fmean(values), deviation, min(values), max(values))
+
+
+class Difference(NamedTuple):
+    """A mean less another one. The rest is None where it cannot be said: of one run there is no deviation, and without any there is no freedom."""
+
+    mean: float
+    standard_error: float | None
+    degrees_of_freedom: float | None
+
+    @classmethod
+    def of(cls, one: Spread, other: Spread) -> Difference:
+        """What Welch's test has of two spreads, whose deviations need not be equal."""
+        mean = one.mean - other.mean
+        if one.deviation is None or other.deviation is None:
+            return cls(mean, None, None)
+        parts = [(spread.deviation or 0.0) ** 2 / spread.runs for spread in (one, other)]  # the variance of each mean
+        rest = sum(part**2 / (spread.runs - 1) for part, spread in zip(parts, (one, other), strict=True))
+        return cls(mean, math.sqrt(sum(parts)), sum(parts) ** 2 / rest if rest else None)
+
+
+class Study:
+    """A folder of runs that differ in seed and network alone: the one that is there, or one to begin.
+
+    Args:
+        path: the folder.
+        seeds: of runs to add to the study (if not given: those it has, or `SEEDS`).
+        configs: the networks of these runs (if not given: those it has, or cifar-nano). Of the study's own runs, all go on.
+        **given: options of `TrainConfig` but for `EACH_RUN`. In a study that has begun, those of `MAY_CHANGE` hold from here on, and any other must
+            be what it was begun with.
+
+    Attributes:
+        path: the folder.
+        options: what all runs share.
+        runs: as they are now, in the order in which they are trained.
+
+    Raises:
+        StudyError: the folder holds something else, a run in it or an option is not of the study, or a seed or a network is there twice.
+        OptionError: an option out of range.
+        ValueError: a file in the folder is damaged.
+        OSError: a file cannot be read.
+    """
+
+    def __init__(self, path: Path, seeds: Sequence[int] = (), configs: Sequence[str] = (), **given: Any):
+        self.path = path
+        self.data: dict[str, str] = {}  # name, notice and fingerprint of the data set, once it is loaded
+        self._moved = "data_dir" in given  # and is to be taken at its word
+        pairs: list[tuple[str, int]] = []
+        if saved := _read(path):
+            self.options, self.data, pairs = saved
+            self.options = self._going_on(given)
+        else:
+            self.options = TrainConfig(**given)
+        for option, values in {"--seeds": seeds, "--configs": configs}.items():
+            if twice := [value for value in values if values.count(value) > 1]:
+                raise StudyError(f"{option} has {twice[0]} twice; give each once")
+        if seeds or configs or not pairs:
+            seeds = seeds or list(dict.fromkeys(seed for _, seed in pairs)) or SEEDS
+            configs = configs or list(dict.fromkeys(config for config, _ in pairs)) or [TrainConfig.config]
+            pairs += [(config, seed) for seed in seeds for config in configs]  # networks take turns: the machine may change meanwhile
+        pairs = list(dict.fromkeys(pairs))
+        for config, seed in pairs:
+            _check_pair(config, seed)
+        self.runs = [self._look(config, seed) for config, seed in pairs]
+
+    @classmethod
+    def existing(cls, path: Path) -> Study:
+        """The study in a folder; raises StudyError where there is none, and else what `Study` does."""
+        if not (path / "study.json").is_file():
+            raise StudyError(f"there is no study in {path} (no study.json); give the folder of one")
+        return cls(path)
+
+    def _going_on(self, given: dict[str, Any]) -> TrainConfig:
+        """The study's options with those that are given anew."""
+        try:
+            values = plain(self.options) | {"dataset": self.data["name"]}
+            return replace(resumed(self.path, values, self.data["name"], given, "study"), dataset=self.options.dataset, out=None)
+        except OptionError:
+            raise
+        except ValueError as error:
+            raise StudyError(str(error)) from error
+
+    def _look(self, config: str, seed: int) -> Run:
+        """A run as its folder has it."""
+        run = Run(self.path / f"{config}-seed-{seed}", config, seed)
+        if not (run.path / "config.json").is_file():
+            return run
+        saved = run.path / CHECKPOINT
+        checkpoint = load_checkpoint(saved) if saved.exists() else None
+        self._check(run, checkpoint)
+        if checkpoint is None:
+            return replace(run, begun=True)
+        run = replace(run, begun=True, step=checkpoint.step, steps=checkpoint.steps)
+        if not checkpoint.step == checkpoint.evaluated == checkpoint.steps:
+            return run
+        log = read_log(run.path)
+        if not log.tests or log.tests[-1]["step"] != run.steps:
+            raise ValueError(f"{run.path / 'metrics.jsonl'} has no evaluation at step {run.steps}, the last one of the run; put it back")
+        last = log.tests[-1]
+        averaged = {AVERAGED + head: share for head, share in last.get("ema_test_accuracy", {}).items()}
+        figures = last["test_accuracy"] | averaged | {"seconds": last["seconds"]}
+        return replace(run, figures=figures, device=str(log.header.get("device", "")))
+
+    def _check(self, run: Run, checkpoint: Checkpoint | None) -> None:
+        """Raise StudyError for a run that has other options or other data than the study."""
+        values = checkpoint.options if checkpoint else {name: value for name, value in read_config(run.path).items() if name != "steps"}
+        try:
+            options = from_plain(values)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"the run in {run.path} has options that this version of the program does not ({error})") from error
+        away = "move it elsewhere, or begin another study in another folder"
+        for name in [field.name for field in fields(TrainConfig) if field.name not in MAY_CHANGE | {"out", "dataset"}]:
+            was, wanted = getattr(options, name), getattr(replace(self.options, config=run.config, seed=run.seed), name)
+            if was != wanted:
+                option = f"--{name.replace('_', '-')}"
+                has, needs = ("none" if value is None else value for value in (was, wanted))
+                raise StudyError(f"the run in {run.path} is not of this study: its {option} is {has}, not {needs}; {away}")
+        name = checkpoint.dataset if checkpoint else options.dataset
+        if name not in (self.data["name"], "auto"):
+            raise StudyError(f"the run in {run.path} is not of this study: it is on {name}, not on {self.data['name']}; {away}")
+        if checkpoint and checkpoint.fingerprint != self.data["fingerprint"]:
+            raise StudyError(f"the run in {run.path} is not of this study: it is on other images of {name}; {away}")
+
+    def trainers(self, display: Display) -> Iterator[Trainer]:
+        """A Trainer for each run that is not finished, set up when it is its turn; whoever asks for the next one has run it, or as much as could be.
+
+        Before the first one, the data is loaded and each network is tried, so that what does not fit is not found after hours. study.json and
+        study.md are written then, and after each run.
+
+        Raises:
+            StudyError: the data is not that of the study.
+            Exception: what `Trainer` raises.
+        """
+        left = [number for number, run in enumerate(self.runs) if run.figures is None]
+        dataset = self._load(display) if left else None
+        if dataset:
+            self._try_networks(dataset)
+        self.save()
+        for number in left:
+            run = self.runs[number]
+            display.message(f"run {number + 1} of {len(self.runs)}: {run.config}, seed {run.seed}")
+            yield self._trainer(run, display, dataset)
+            self.runs[number] = self._look(run.config, run.seed)
+            self.save()
+
+    def _load(self, display: Display) -> data.Dataset:
+        """The study's data, for all runs: what "auto" comes to is chosen once."""
+        name, place = self.data.get("name", self.options.dataset), self.options.data_dir
+        with contextlib.nullcontext(place) if self._moved else data.place_of(name, place) as place:
+            dataset = data.load(name, place, display.message)
+        found = {"name": dataset.name, "notice": self.data.get("notice", dataset.notice), "fingerprint": fingerprint(dataset)}
+        if self.data and found != self.data:
+            has = f"the study in {self.path} has other images of {dataset.name} than those that are in {dataset.source} now"
+            raise StudyError(f"{has}; give the data it was begun with (--data-dir)")
+        self.data, self.options = found, replace(self.options, data_dir=place)
+        return replace(dataset, notice=found["notice"])
+
+    def _try_networks(self, dataset: data.Dataset) -> None:
+        """Set up the first run of each network in a folder that is thrown away; raises what `Trainer` does."""
+        with tempfile.TemporaryDirectory() as folder:
+            for number, config in enumerate(dict.fromkeys(run.config for run in self.runs if not run.begun)):
+                options = replace(self.options, config=config, out=Path(folder, str(number)))
+                Trainer(options, dataset=dataset).folder.close()
+
+    def _trainer(self, run: Run, display: Display, dataset: data.Dataset | None) -> Trainer:
+        if run.begun:
+            return Trainer.resume(run.path, display, dataset, **{name: getattr(self.options, name) for name in MAY_CHANGE})
+        return Trainer(replace(self.options, config=run.config, seed=run.seed, out=run.path), display, dataset=dataset)
+
+    def save(self) -> None:
+        """Write study.json and study.md; raises OSError."""
+        runs = [
+            {"folder": run.path.name, "config": run.config, "seed": run.seed, "step": run.step, "steps": run.steps, "figures": run.figures}
+            for run in self.runs
+        ]
+        values = {
+            "options": {name: value for name, value in plain(self.options).items() if name not in EACH_RUN},
+            "dataset": self.data,
+            "runs": runs,
+            "networks": {name: {key: spread._asdict() for key, spread in spreads.items()} for name, spreads in self.spreads().items()},
+            "differences": {name: difference._asdict() for name, difference in self.differences().items()},
+        }
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_file(self.path / "study.json", json.dumps(values, indent=2, allow_nan=False) + "\n")
+        write_file(self.path / "study.md", self.markdown())
+
+    def spreads(self) -> dict[str, dict[str, Spread]]:
+        """Over the finished runs of each network that has some: the spread of each figure that all of them have, by the names of `TITLES`."""
+        result = {}
+        for config in dict.fromkeys(run.config for run in self.runs):
+            if figures := [run.figures for run in self.runs if run.config == config and run.figures]:
+                result[config] = {name: Spread.of([each[name] for each in figures]) for name in TITLES if all(name in each for each in figures)}
+        return result
+
+    def differences(self) -> dict[str, Difference]:
+        """By how much the accuracy of the sum of both heads is another than the first network's, by the names of the others."""
+        (_, first), *others = list(self.spreads().items()) or [("", {})]
+        return {config: Difference.of(spreads["sum"], first["sum"]) for config, spreads in others}
+
+    def text(self) -> str:
+        """The tables, and what is to be said about them, for a terminal."""
+        tables = [f"{title}\n{columns(rows)}\n" for title, rows in self._tables()]
+        notice = [self.data["notice"] + "\n"] if self.data["notice"] else []
+        return "\n".join([*map(printable, notice), *tables, *self._remarks()])
+
+    def markdown(self) -> str:
+        """The same as a page, with the commands that make the study."""
+        parts = [f"# {' and '.join(map(printable, dict.fromkeys(run.config for run in self.runs)))} on {printable(self.data['name'])}"]
+        parts += [self.data["notice"]] if self.data["notice"] else []
+        parts.append("\n".join(["```sh", *self.commands(), "```"]))
+        for title, (head, *rows) in self._tables():
+            table = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+            parts += [f"## {title}", "\n".join(f"| {' | '.join(row)} |" for row in table)]
+        parts += ["\n".join(f"* {remark}" for remark in self._remarks())]
+        return "\n\n".join(parts) + "\n"
+
+    def commands(self) -> list[str]:
+        """The commands that the study stands for: one, or one for each set of seeds where networks have others."""
+        seeds: dict[str, list[str]] = {}
+        for run in self.runs:
+            seeds.setdefault(run.config, []).append(str(run.seed))
+        configs: dict[tuple[str, ...], list[str]] = {}
+        for config, numbers in seeds.items():
+            configs.setdefault(tuple(numbers), []).append(quoted(config))
+        defaults, values = plain(TrainConfig()), plain(self.options)
+        given = {name: value for name, value in values.items() if name not in EACH_RUN and value != defaults[name]}
+        options = "".join(f" --{name.replace('_', '-')} {quoted(value)}" for name, value in given.items())
+        study = f"conformer study {quoted(self.path)}"
+        return [f"{study} --seeds {' '.join(numbers)} --configs {' '.join(names)}{options}" for numbers, names in configs.items()]
+
+    def _tables(self) -> Iterator[tuple[str, list[list[str]]]]:
+        """For each network that has finished runs: a title, and the rows of its table, of which the first is the head."""
+        for config, spreads in self.spreads().items():
+            runs = [run for run in self.runs if run.config == config and run.figures]
+            steps = sorted({run.steps or 0 for run in runs})  # more than one where a time budget fixed them
+            count = f"{len(runs)} runs" if len(runs) > 1 else "1 run"
+            of = f"{steps[0]:,}{f' to {steps[-1]:,}' if len(steps) > 1 else ''} step{'s' if steps[-1] > 1 else ''}"
+            seeds = f"seed{'s' if len(runs) > 1 else ''} {', '.join(str(run.seed) for run in runs)}"
+            head = ["mean", "deviation", "smallest", "largest"] if len(runs) > 1 else ["one run"]
+            rows = [[title, *_cells(name, spreads[name])] for name, title in TITLES.items() if name in spreads]
+            title = f"{printable(config)} on {printable(self.data['name'])}: {count} of {of}, {seeds}"
+            yield title, [["test accuracy at the end, in percent", *head], *rows]
+
+    def _remarks(self) -> Iterator[str]:
+        """What is to be said about the tables, sentence by sentence."""
+        spreads = self.spreads()
+        counts = [each["sum"].runs for each in spreads.values()]
+        if max(counts, default=0) > 1:
+            yield "The deviation is the sample standard deviation over the seeds."
+        for config, difference in self.differences().items():
+            enough = min(counts[0], spreads[config]["sum"].runs) > 2
+            yield _compared(printable(config), printable(next(iter(spreads))), difference, enough)
+        if min(counts, default=3) < 3:
+            yield "Fewer than 3 seeds say next to nothing about chance: add some with --seeds."
+        if left := [run for run in self.runs if run.figures is None]:
+            yield f"Not finished: {', '.join(f'{printable(run.path.name)} ({_state(run)})' for run in left)}."
+        if devices := sorted({run.device for run in self.runs if run.figures and run.device}):
+            yield f"Trained on: {'; '.join(map(printable, devices))}."
+
+
+def _read(path: Path) -> tuple[TrainConfig, dict[str, str], list[tuple[str, int]]] | None:
+    """The options, the data set and the runs that study.json names; None where a study can begin."""
+    file = path / "study.json"
+    if not file.is_file():
+        if path.exists() and not path.is_dir():
+            raise StudyError(f"{path} is a file; give the study a folder")
+        if there := sorted(entry.name for entry in path.iterdir() if not entry.name.startswith(".")) if path.exists() else []:
+            what = "a run" if "config.json" in there else f"something else ({there[0]})"
+            raise StudyError(f"{path} holds {what} and no study (no study.json); give the study a folder of its own")
+        return None
+    try:
+        values = from_json(file.read_bytes())
+        about = {name: values["dataset"][name] for name in ("name", "notice", "fingerprint")}
+        if not all(isinstance(text, str) for text in about.values()):
+            raise ValueError("dataset is not text")
+        pairs = [(run["config"], run["seed"]) for run in values["runs"]]
+        for config, seed in pairs:
+            _check_pair(config, seed)
+        return from_plain(values["options"]), about, pairs
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        why = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise ValueError(f"{file} is not what `conformer study` of this version writes ({why}); put it back, or give another folder") from error
+
+
+def _check_pair(config: Any, seed: Any) -> None:
+    """Raise StudyError where there is no such network, or no such seed."""
+    if not isinstance(config, str) or config not in CONFIGS:
+        raise StudyError(f"--configs: there is no network {config!r}; there is {', '.join(CONFIGS)}")
+    try:
+        TrainConfig(seed=seed)
+    except OptionError as error:
+        raise StudyError(f"--seeds: {error}") from error
+
+
+def _cells(name: str, spread: Spread) -> list[str]:
+    """A spread as cells of a table: accuracies in percent, to hundredths, and seconds to tenths."""
+    values = [spread.mean] if spread.deviation is None else [spread.mean, spread.deviation, spread.smallest, spread.largest]
+    return [f"{value:,.1f}" if name == "seconds" else f"{100 * value:.2f}" for value in values]
+
+
+def _compared(config: str, first: str, difference: Difference, enough: bool) -> str:
+    """A difference in a sentence, and with `enough` runs what chance alone would do."""
+    text = f"{config} less {first}: {100 * difference.mean:+.2f} points of accuracy by the sum of both"
+    if difference.standard_error is None:
+        return f"{text}; a standard error takes two runs of each."
+    text += f", standard error {100 * difference.standard_error:.2f}"
+    if not enough or difference.degrees_of_freedom is None:
+        return f"{text}."
+    freedom = int(difference.degrees_of_freedom + 1e-9)  # rounded down, which is the careful side
+    chance = T_95[min(freedom, len(T_95)) - 1] * difference.standard_error
+    return f"{text}; were both equally good, one study in 20 would find more than {100 * chance:.2f} points, either way, by chance."
+
+
+def _state(run: Run) -> str:
+    """How far a run is that is not finished."""
+    if not run.begun:
+        return "not begun"
+    return "nothing saved yet" if run.steps is None else f"step {run.step:,} of {run.steps:,} saved"

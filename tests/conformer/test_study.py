@@ -1,0 +1,461 @@
+"""Studies: runs under several seeds and networks, which are begun, skipped, gone on with and added, and the figures that are made of them."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from conformer import cli, coupling10, data, study, train
+from conformer.batches import Batch
+from conformer.cli import main
+from conformer.config import CONFIGS
+from conformer.display import Display
+from conformer.files import quoted
+from conformer.learner import Learner
+from conformer.options import TrainConfig
+from conformer.run_folder import OPENBLAS_PINS, read_config
+from conformer.study import Difference, Run, Spread, Study, StudyError
+from minigrad import safetensors_io
+
+Cifar = Callable[..., Path]
+Fails = Callable[..., str]
+
+
+@pytest.fixture(autouse=True)
+def _plain_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("CONFORMER_DATA", *OPENBLAS_PINS):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "no-cache"))
+    monkeypatch.setenv("COLUMNS", "120")
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Fails:
+    """A function that runs a command, asserts its exit status, and returns the one line on stderr. Pictures, which take long, are not drawn."""
+    monkeypatch.setattr(cli, "_draw_curves", lambda run: False)
+
+    def run(status: int, *argv: object) -> str:
+        assert main([str(word) for word in argv]) == status
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    return run
+
+
+@pytest.fixture
+def options(cifar: Cifar, tiny_network: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Two epochs of 3 steps, with everything that has a state or draws; beside `tiny` there is a network `tinier`."""
+    monkeypatch.setitem(CONFIGS, "tinier", replace(CONFIGS["tiny"], embed_dim=8))
+    return {"data_dir": cifar(records=8), "batch_size": 12, "epochs": 2, "ema": 0.5, "drop_path": 0.3}
+
+
+def words(options: dict[str, Any]) -> list[str]:
+    """Options as a command line has them."""
+    return [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def trained(path: Path, seeds: list[int], configs: list[str] | None = None, **options: Any) -> Study:
+    """A study, gone on with to its end."""
+    result = Study(path, seeds, configs or ["tiny"], **options)
+    for trainer in result.trainers(Display()):
+        trainer.run()
+    return result
+
+
+def refuse(*_: Any, **__: Any) -> None:
+    raise AssertionError("nothing is to be loaded or trained")
+
+
+def weights(run: Path) -> dict[str, bytes]:
+    """All that a run's weights and its state are, bit for bit."""
+    return {
+        f"{name}: {key}": array.tobytes()
+        for name in ("last", "best", "ema", "checkpoint")
+        for key, array in safetensors_io.load_state(run / f"{name}.safetensors")[0].items()
+    }
+
+
+def break_off(monkeypatch: pytest.MonkeyPatch, seed: int, step: int, how: Callable[[], Any]) -> None:
+    """Let `how` happen before a step of a run."""
+    original = Learner.train_step
+
+    def broken(self: Learner, batch: Batch) -> Any:
+        if (self.step, self.config.seed) == (step, seed):
+            how()
+        return original(self, batch)
+
+    monkeypatch.setattr(Learner, "train_step", broken)
+
+
+# --- runs
+
+
+def test_a_study_is_ordinary_runs_and_a_broken_off_one_becomes_the_unbroken_one(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = trained(tmp_path / "whole", [0, 7], **options)
+    assert [(run.path.name, run.step, run.steps) for run in whole.runs] == [("tiny-seed-0", 6, 6), ("tiny-seed-7", 6, 6)]
+    alone = train.train(TrainConfig(config="tiny", seed=7, out=tmp_path / "alone", **options)).folder
+    run = tmp_path / "whole" / "tiny-seed-7"
+    assert weights(run) == weights(alone) != weights(whole.runs[0].path)
+    assert read_config(run) == read_config(alone) | {"out": str(run)}
+
+    def states() -> list[tuple[bool, int, int | None, bool]]:
+        return [(run.begun, run.step, run.steps, run.figures is not None) for run in Study(tmp_path / "broken").runs]
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        break_off(patch, 0, 4, lambda: (_ for _ in ()).throw(MemoryError))
+        trained(tmp_path / "broken", [0, 7], **options)
+    assert states() == [(True, 3, 6, False), (False, 0, None, False)]
+    next(Study(tmp_path / "broken").trainers(Display())).folder.close()  # killed before it takes a step
+    again = Study(tmp_path / "broken").trainers(Display())
+    next(again).run()
+    next(again).folder.close()  # killed before there is a checkpoint
+    assert states() == [(True, 6, 6, True), (True, 0, None, False)]
+    for trainer in Study(tmp_path / "broken").trainers(Display()):
+        trainer.run()
+    for run in whole.runs:
+        assert weights(tmp_path / "broken" / run.path.name) == weights(run.path)
+
+
+def test_what_is_finished_is_kept_and_seeds_and_networks_are_added(options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "study"
+    trained(path, [3], **options)
+    before = {file: file.stat().st_mtime_ns for file in (path / "tiny-seed-3").iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "load", refuse)
+        patch.setattr(Learner, "train_step", refuse)
+        (path / "study.md").unlink()
+        assert list(Study(path).trainers(Display())) == []
+        assert "1 run of 6 steps, seed 3" in (path / "study.md").read_text()
+        assert list(Study(path, [3], ["tiny"], **options).trainers(Display())) == []
+    trained(path, [1])
+    trained(path, [1], ["tinier"])
+    assert [(run.config, run.seed) for run in Study(path).runs] == [("tiny", 3), ("tiny", 1), ("tinier", 1)]
+    assert {file: file.stat().st_mtime_ns for file in (path / "tiny-seed-3").iterdir()} == before
+    assert [(run.config, run.seed, run.begun) for run in Study(path, [5]).runs[3:]] == [("tiny", 5, False), ("tinier", 5, False)]
+    commands = Study(path).commands()
+    given = " ".join(f"{word if word.startswith('--') else quoted(word)}" for word in words(dict(sorted(options.items()))))
+    assert [command.partition(" --data-dir")[0] for command in commands] == [
+        f"conformer study {quoted(path)} --seeds 3 1 --configs tiny",
+        f"conformer study {quoted(path)} --seeds 1 --configs tinier",
+    ]
+    assert all(sorted(command.split()[-10:]) == sorted(given.split()) for command in commands)
+    for command in commands:  # which are those of this very study
+        parsed = cli._parser().parse_args(command.split()[1:])
+        assert len(Study(parsed.study, parsed.seeds, parsed.configs, **cli._given(parsed)).runs) == 3
+
+
+def test_of_a_new_study_that_is_told_nothing(tmp_path: Path) -> None:
+    assert [(run.config, run.seed) for run in Study(tmp_path / "new").runs] == [("cifar-nano", 0), ("cifar-nano", 1), ("cifar-nano", 2)]
+    assert not (tmp_path / "new").exists()
+
+
+def test_options_that_change_no_weight_may_be_given_anew(options: dict[str, Any], tmp_path: Path) -> None:
+    trained(tmp_path / "study", [0], **options)
+    broken = Study(tmp_path / "study", [1]).trainers(Display())
+    next(broken).folder.close()
+    moved = options["data_dir"].rename(tmp_path / "moved")
+    with pytest.raises(data.DataError, match="the run's data is not in .* any more"):
+        trained(tmp_path / "study", [1])
+    with pytest.raises(data.DataError, match="--data-dir: there is no folder or file"):
+        trained(tmp_path / "study", [1], data_dir=tmp_path / "nowhere")
+    again = trained(tmp_path / "study", [1], data_dir=moved, log_every=1)
+    assert (again.options.log_every, again.options.data_dir) == (1, moved)
+    assert read_config(tmp_path / "study" / "tiny-seed-1")["log_every"] == 1
+    assert len((tmp_path / "study" / "tiny-seed-1" / "metrics.jsonl").read_text().splitlines()) == 1 + 6 + 2
+    trained(tmp_path / "study", [2])
+    assert read_config(tmp_path / "study" / "tiny-seed-2")["data_dir"] == str(moved)
+
+
+def test_what_auto_comes_to_is_chosen_once(tiny_network: str, cifar: Cifar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = coupling10.generate
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    monkeypatch.setattr("conformer.download.SITE", "http://127.0.0.1:9")
+    monkeypatch.setattr(coupling10, "generate", lambda count, **options: whole(count // 1000, **options))
+    trained(tmp_path / "study", [0], max_steps=1, batch_size=10)
+    monkeypatch.setenv("CONFORMER_DATA", str(cifar()))
+    again = trained(tmp_path / "study", [1])
+    for run in again.runs:
+        header = json.loads((run.path / "metrics.jsonl").read_text().splitlines()[0])
+        assert header["dataset"] == "coupling10" and header["dataset_notice"].startswith("THIS IS NOT CIFAR-10")
+    assert again.text().startswith("THIS IS NOT CIFAR-10") and again.markdown().startswith("# tiny on coupling10\n\nTHIS IS NOT CIFAR-10")
+    for name in ("auto", "coupling10"):
+        assert Study(tmp_path / "study", dataset=name).options.dataset == "auto"
+    with pytest.raises(StudyError, match="was started with --dataset coupling10, not with cifar10"):
+        Study(tmp_path / "study", dataset="cifar10")
+
+
+def test_one_seed_that_diverges_does_not_keep_others_from_training(
+    options: dict[str, Any], tmp_path: Path, fails: Fails, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverge() -> None:
+        raise FloatingPointError("the loss is nan at step 5")
+
+    break_off(monkeypatch, 0, 4, diverge)
+    monkeypatch.setattr(cli, "_draw_curves", lambda run: False)
+    assert main(["study", str(tmp_path / "study"), "--seeds", "0", "1", "--configs", "tiny", *words(options)]) == 1
+    output = capsys.readouterr()
+    assert output.err.splitlines() == [
+        "conformer: tiny-seed-0: the loss is nan at step 5",
+        "conformer: tiny-seed-0 did not come to an end; for other options, begin another study in another folder",
+    ]
+    assert "1 run of 6 steps, seed 1" in output.out and "Not finished: tiny-seed-0 (step 3 of 6 saved)." in output.out
+
+
+# --- figures
+
+
+def pretended(path: Path, accuracies: dict[str, list[float]], averaged: bool = False) -> Study:
+    """A study whose runs came to these accuracies by the sum of both heads."""
+    result = Study(path)
+    result.data = {"name": "cifar10", "notice": "", "fingerprint": "0"}
+    result.runs = [
+        Run(path / f"{config}-seed-{seed}", config, seed, True, 100, 100, figures(share, averaged), "CPU")
+        for config, shares in accuracies.items()
+        for seed, share in enumerate(shares)
+    ]
+    return result
+
+
+def figures(share: float, averaged: bool) -> dict[str, float]:
+    return {
+        "cnn": share - 0.02,
+        "transformer": share - 0.03,
+        "sum": share,
+        "seconds": 1e4 * share,
+        **({"ema_cnn": 0.1, "ema_transformer": 0.2, "ema_sum": 0.3} if averaged else {}),
+    }
+
+
+NANO, MICRO = [0.8366, 0.8491, 0.8402, 0.8388], [0.8611, 0.8532, 0.8705]
+
+
+def test_the_table_is_what_numpy_makes_of_the_runs(tmp_path: Path) -> None:
+    nano, micro = np.array(NANO), np.array(MICRO)
+    study = pretended(tmp_path / "study", {"cifar-nano": NANO, "cifar-micro": MICRO})
+    lines = study.text().splitlines()
+    assert lines[0] == "cifar-nano on cifar10: 4 runs of 100 steps, seeds 0, 1, 2, 3"
+    assert lines[1].split()[-4:] == ["mean", "deviation", "smallest", "largest"]
+    for line, name, values in [
+        (lines[2], "CNN head", 100 * nano - 2),
+        (lines[3], "transformer head", 100 * nano - 3),
+        (lines[4], "sum of both", 100 * nano),
+        (lines[8 + 3 - 1], "transformer head", None),
+        (lines[8 + 3], "sum of both", 100 * micro),
+    ]:
+        assert line.startswith(name)
+        if values is not None:
+            assert line.split()[-4:] == [f"{value:.2f}" for value in (values.mean(), values.std(ddof=1), values.min(), values.max())]
+    assert lines[5].split()[-4:] == [f"{value:,.1f}" for value in (1e4 * nano.mean(), 1e4 * nano.std(ddof=1), 8366, 8491)]
+    assert not any("average of the weights" in line for line in lines)
+
+    parts = [values.var(ddof=1) / len(values) for values in (micro, nano)]
+    freedom = sum(parts) ** 2 / (parts[0] ** 2 / 2 + parts[1] ** 2 / 3)
+    error = np.sqrt(sum(parts))
+    assert study.differences() == {"cifar-micro": pytest.approx((micro.mean() - nano.mean(), error, freedom))}
+    assert 3 < freedom < 4
+    (said,) = [line for line in lines if line.startswith("cifar-micro less cifar-nano")]
+    assert f": {100 * (micro.mean() - nano.mean()):+.2f} points of accuracy by the sum of both, standard error {100 * error:.2f}; " in said
+    assert f"more than {100 * error * 3.18:.2f} points" in said
+    assert not any("Fewer than 3" in line for line in lines) and lines[-1] == "Trained on: CPU."
+
+    study.save()
+    saved = json.loads((tmp_path / "study" / "study.json").read_text())
+    assert saved["networks"]["cifar-nano"]["sum"] == pytest.approx(
+        {"runs": 4, "mean": nano.mean(), "deviation": nano.std(ddof=1), "smallest": nano.min(), "largest": nano.max()}
+    )
+    assert saved["differences"]["cifar-micro"]["standard_error"] == pytest.approx(error)
+    page = (tmp_path / "study" / "study.md").read_text()
+    assert page.startswith("# cifar-nano and cifar-micro on cifar10\n\n```sh\nconformer study ")
+    values = (100 * micro.mean(), 100 * micro.std(ddof=1), 100 * micro.min(), 100 * micro.max())
+    assert f"| sum of both | {' | '.join(f'{value:.2f}' for value in values)} |\n" in page
+    assert f"\n* {said}\n" in page
+
+
+def test_few_runs(tmp_path: Path) -> None:
+    one = pretended(tmp_path / "one", {"cifar-nano": [0.8]}, averaged=True).text()
+    assert "deviation" not in one and "mean" not in one and "one run" in one
+    assert [line.split()[-1] for line in one.splitlines()[2:9]] == ["78.00", "77.00", "80.00", "10.00", "20.00", "30.00", "8,000.0"]
+    assert "sum of both, average of the weights" in one
+    assert "Fewer than 3 seeds say next to nothing about chance: add some with --seeds." in one
+    two = pretended(tmp_path / "two", {"cifar-nano": [0.8, 0.81], "cifar-micro": [0.8, 0.82]}).text()
+    assert "+0.50 points of accuracy by the sum of both, standard error 1.12.\nFewer than 3 seeds" in two
+    unlike = pretended(tmp_path / "unlike", {"cifar-nano": NANO, "cifar-micro": [0.86]}).text()
+    assert "points of accuracy by the sum of both; a standard error takes two runs of each.\nFewer than 3 seeds" in unlike
+    third = pretended(tmp_path / "third", {"cifar-nano": NANO, "cifar-micro": MICRO, "cifar-small": [0.8, 0.9]}).text()
+    assert re.search(r"cifar-micro less .* by chance\.\ncifar-small less .*, standard error \d\.\d\d\.\nFewer than 3 seeds", third)
+    equal = pretended(tmp_path / "equal", {"cifar-nano": [0.5] * 3, "cifar-micro": [0.75] * 3})
+    assert equal.differences() == {"cifar-micro": (0.25, 0.0, None)} and "standard error 0.00.\n" in equal.text()
+    none = pretended(tmp_path / "none", {"cifar-nano": NANO})
+    none.runs = [replace(run, figures=None, step=50) for run in none.runs[:1]] + [Run(tmp_path / "cifar-nano-seed-9", "cifar-nano", 9)]
+    assert none.text() == "Not finished: cifar-nano-seed-0 (step 50 of 100 saved), cifar-nano-seed-9 (not begun)."
+    assert none.differences() == {}
+
+
+def test_steps_that_a_time_budget_fixed(tmp_path: Path) -> None:
+    result = pretended(tmp_path / "study", {"cifar-nano": NANO})
+    result.runs[1] = replace(result.runs[1], steps=1234)
+    assert "4 runs of 100 to 1,234 steps, seeds 0, 1, 2, 3\n" in result.text()
+
+
+@pytest.mark.parametrize("freedom", range(1, 11))
+def test_students_t(freedom: int) -> None:
+    """95 % of Student's distribution lie within T_95, by its density."""
+    t, step = np.linspace(-study.T_95[freedom - 1], study.T_95[freedom - 1], 20_001, retstep=True)
+    scale = math.gamma((freedom + 1) / 2) / (math.sqrt(freedom * math.pi) * math.gamma(freedom / 2))
+    density = scale * (1 + t**2 / freedom) ** (-(freedom + 1) / 2)
+    assert (density.sum() - (density[0] + density[-1]) / 2) * step == pytest.approx(0.95, abs=5e-4)
+
+
+def test_one_deviation_alone_has_its_own_degrees_of_freedom() -> None:
+    same, spread = Spread.of([0.5, 0.5, 0.5]), Spread.of([0.4, 0.5, 0.6, 0.7])
+    assert Difference.of(spread, same) == pytest.approx((0.05, spread.deviation / 2, 3))
+
+
+# --- the command
+
+
+def test_the_command(
+    options: dict[str, Any], tmp_path: Path, fails: Fails, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "my study"
+    with monkeypatch.context() as patch:
+        break_off(patch, 1, 4, lambda: signal.raise_signal(signal.SIGTERM))
+        line = fails(143, "study", out, "--seeds", 0, 1, "--configs", "tiny", *words(options))
+    assert line == f"conformer: stopped at step 5 of 6 in tiny-seed-1; step 5 is saved, go on with: {cli._program()} study {quoted(out)}"
+    assert (out / "study.md").exists()
+    assert main(["study", str(out), "--show"]) == 0
+    assert "Not finished: tiny-seed-1 (step 5 of 6 saved)." in capsys.readouterr().out
+    monkeypatch.setattr("conformer.report.write_report", lambda run, *_: run / "report.html")
+    monkeypatch.setattr(cli, "_draw_curves", lambda run: True)
+    assert main(["study", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "run 1 of 2" not in printed and "run 2 of 2: tiny, seed 1\n" in printed and f"report: {out / 'tiny-seed-1' / 'report.html'}" in printed
+    assert printed.endswith(f"\nwritten to {out / 'study.md'} and study.json\n")
+    results = [json.loads((run.path / "metrics.jsonl").read_text().splitlines()[-1]) for run in Study(out).runs]
+    for head, row in {"cnn": "CNN head  ", "sum": "sum of both  "}.items():
+        values = np.array([100 * line["test_accuracy"][head] for line in results])
+        (shown,) = [line for line in printed.splitlines() if line.startswith(row)]
+        assert shown.split()[-4:] == [f"{value:.2f}" for value in (values.mean(), values.std(ddof=1), values.min(), values.max())]
+        assert Study(out).spreads()["tiny"][f"ema_{head}"].mean == np.mean([line["ema_test_accuracy"][head] for line in results])
+    monkeypatch.setattr(Study, "save", refuse)
+    assert main(["study", str(out), "--show"]) == 0
+    assert capsys.readouterr().out.strip() in printed
+
+
+def test_stopped_between_runs(options: dict[str, Any], tmp_path: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    command = ["study", tmp_path / "study", "--seeds", 0, "--configs", "tiny", *words(options)]
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "load", interrupted)
+        assert fails(130, *command) == "conformer: stopped"  # and nothing is begun
+    assert not (tmp_path / "study").exists()
+    monkeypatch.setattr(Study, "_trainer", interrupted)
+    assert fails(130, *command) == f"conformer: stopped between runs; go on with: {cli._program()} study {quoted(tmp_path / 'study')}"
+
+
+def test_what_is_refused(options: dict[str, Any], tmp_path: Path, fails: Fails, cifar: Cifar, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, given = tmp_path / "study", words(options)
+    new = ["study", out, "--configs", "tiny", "--seeds", 0]
+    assert "--seeds has 3 twice; give each once" in fails(2, "study", out, "--seeds", 3, 1, 3)
+    assert "--configs has tiny twice; give each once" in fails(2, "study", out, "--configs", "tiny", "tiny")
+    assert "--seeds: seed is -1; it must be at least 0" in fails(2, "study", out, "--seeds", -1)
+    assert "argument --seeds: invalid int value: 'x'" in fails(2, "study", out, "--seeds", "x")
+    assert "argument --configs: there is no 'tinyy'; did you mean tiny?" in fails(2, "study", out, "--configs", "tinyy")
+    assert "--lr is 0.0; it must be above 0" in fails(2, "study", out, "--lr", 0)
+    for option, meant in {"--seed": "--seeds", "--config": "--configs"}.items():
+        assert f"there is no option {option}; did you mean {meant}?" in fails(2, "study", out, option, 1)
+    for option in ("--out", "--resume"):
+        assert f"there is no option {option}" in fails(2, "study", out, option, "x")
+    assert "--show trains nothing: leave --batch-size out" in fails(2, "study", out, "--show", "--batch-size", 8)
+    assert "--show trains nothing: leave --seeds out" in fails(2, "study", out, "--show", "--seeds", 0)
+    assert f"there is no study in {out} (no study.json); give the folder of one" in fails(2, "study", out, "--show")
+    assert "--batch-size is 500, but " in fails(2, *new, "--data-dir", options["data_dir"], "--batch-size", 500)
+    assert "--data-dir: there is no folder or file nowhere" in fails(1, *new, "--data-dir", "nowhere")
+    (tmp_path / "file").write_text("")
+    assert f"{tmp_path / 'file'} is a file; give the study a folder" in fails(2, "study", tmp_path / "file")
+    assert "holds something else (cifar-10-batches-bin) and no study" in fails(2, "study", tmp_path)
+    run = train.train(TrainConfig(config="tiny", out=tmp_path / "run", **options | {"epochs": 1})).folder
+    assert f"{run} holds a run and no study (no study.json); give the study a folder of its own" in fails(2, "study", run)
+    line = fails(1, *new, "--configs", "tiny", "tinier", *given, "--finetune", run)
+    assert "holds weights of another network (tiny), with embed_dim 16 instead of 8" in line
+    assert not out.exists()  # what does not fit the second network is found before the first one is trained
+
+    trained(out, [0], **options)
+    said = (
+        f"the study in {out} was started with --epochs 2, not with 3: leave --epochs out to go on with it, or begin another study in another folder"
+    )
+    assert fails(2, *new, "--epochs", 3) == f"conformer: {said}"
+    assert "was started with --cutout 0, not with 3" in fails(2, *new, "--cutout", 3)
+    assert "was started without --max-steps, not with 9" in fails(2, *new, "--max-steps", 9)
+    assert "was started with --dataset cifar10, not with cifar100" in fails(2, *new, "--dataset", "cifar100")
+    assert "--log-every is 0; it must be at least 1" in fails(2, *new, "--log-every", 0)
+    other = ["--data-dir", cifar(records=8, folder="other/cifar-10-batches-bin", seed=1)]
+    assert f"the study in {out} has other images of cifar10 than those that are in " in (line := fails(2, *new, 1, *other))
+    assert line.endswith("; give the data it was begun with (--data-dir)")
+
+    shutil.copytree(run, out / "tiny-seed-1")
+    said = f"the run in {out / 'tiny-seed-1'} is not of this study: its --epochs is 1, not 2; move it elsewhere, or begin another study"
+    assert said in fails(2, *new, 1)
+    shutil.rmtree(out / "tiny-seed-1")
+    shutil.copytree(out / "tiny-seed-0", out / "tiny-seed-1")
+    assert "is not of this study: its --seed is 0, not 1; move it" in fails(2, *new, 1)
+    (out / "tiny-seed-1" / "checkpoint.safetensors").unlink()
+    assert "is not of this study: its --seed is 0, not 1; move it" in fails(2, *new, 1)
+    for change, answer in [({"dataset": "cifar100"}, "it is on cifar100, not on cifar10"), ({"drop_path": None}, "its --drop-path is none, not 0.3")]:
+        config = read_config(out / "tiny-seed-0") | {"seed": 1} | change
+        (out / "tiny-seed-1" / "config.json").write_text(json.dumps(config))
+        assert f"is not of this study: {answer}" in fails(2, *new, 1)
+    shutil.rmtree(out / "tiny-seed-1")
+    train.train(TrainConfig(config="tiny", seed=1, out=out / "tiny-seed-1", **options | {"data_dir": other[1]}))
+    assert "is not of this study: it is on other images of cifar10; move it" in fails(2, *new, 1)
+
+
+def test_damaged_files(options: dict[str, Any], tmp_path: Path, fails: Fails) -> None:
+    out = tmp_path / "study"
+    trained(out, [0], **options)
+    file, log = out / "study.json", out / "tiny-seed-0" / "metrics.jsonl"
+    whole = json.loads(file.read_text())
+    for content, said in [
+        ("{", "Expecting property name"),
+        ("[]", "list indices must be integers"),
+        ("{}", "'dataset' is missing"),
+        (json.dumps(whole | {"options": {"wings": 2}}), "wings is unknown"),
+        (json.dumps(whole | {"dataset": {"name": 1, "notice": 2, "fingerprint": 3}}), "dataset is not text"),
+        (json.dumps(whole | {"runs": [{"config": "../tiny", "seed": 0}]}), "there is no network '../tiny'"),
+        (json.dumps(whole | {"runs": [{"config": "tiny", "seed": "../.."}]}), "seed is ../..; it must be a whole number"),
+    ]:
+        file.write_text(content)
+        line = fails(1, "study", out, "--show")
+        assert line.startswith(f"conformer: {file} is not what `conformer study` of this version writes (") and said in line
+    file.write_text(json.dumps(whole))
+    *lines, _ = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(lines[:-1]))
+    assert f"{log} has no evaluation at step 6, the last one of the run; put it back" in fails(1, "study", out)
+    (out / "tiny-seed-0" / "checkpoint.safetensors").write_bytes(b"")
+    assert "checkpoint.safetensors is not a safetensors file" in fails(1, "study", out, "--show")
+    (out / "tiny-seed-0" / "checkpoint.safetensors").unlink()
+    (out / "tiny-seed-0" / "config.json").write_text('{"wings": 2}')
+    assert "has options that this version of the program does not (wings is unknown)" in fails(1, "study", out)
+
+
+def test_a_full_disk(options: dict[str, Any], tmp_path: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, *_: object) -> None:
+        raise OSError(f"cannot write {path}: No space left on device")
+
+    monkeypatch.setattr(study, "write_file", full)
+    line = fails(1, "study", tmp_path / "study", "--configs", "tiny", *words(options))
+    assert line == f"conformer: cannot write {tmp_path / 'study' / 'study.json'}: No space left on device"
