@@ -12,7 +12,7 @@ PYTHON_GPU ?= $(if $(wildcard $(RUN)),$(RUN),$(PYTHON))
 FAST := env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE
 
 .DEFAULT_GOAL := help
-.PHONY: help venv train test test-gpu sanitize coverage deep mutants lint bench bench-gpu lab notebooks docs clean
+.PHONY: help venv train study test test-gpu sanitize coverage deep mutants lint bench bench-gpu lab notebooks docs clean
 .NOTPARALLEL:
 
 help: ## this list
@@ -22,6 +22,9 @@ venv: $(VENV)/app.stamp ## the virtual environment .venv, with what training nee
 
 train: $(VENV)/app.stamp ## train a Conformer on CIFAR-10:  make train ARGS="--data-dir DIR --max-steps 60 --out RUN"
 	@$(FAST) $(RUN) -m conformer train $(ARGS)
+
+study: $(VENV)/app.stamp ## train under several seeds, and perhaps several networks:  make study ARGS="OUT --seeds 0 1 2 --max-steps 60"
+	@$(FAST) $(RUN) -m conformer study $(ARGS)
 
 # Two threads wherever this runs, so that splitting the rows is tested too. (pytest-xdist was tried on 2 cores: no faster.)
 test: lint $(VENV)/docs.stamp ## all checks and tests:  make test ARGS="tests/fused -k conv2d"

@@ -76,6 +76,14 @@ def _run(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def _study(folder: Path) -> None:
+    """A study of one run."""
+    _cifar10(folder)
+    options = ["--data-dir", "cifar-10-batches-bin", "--batch-size", "10", "--max-steps", "2"]
+    done = _execute(["study", "nano-seeds", "--seeds", "0", *options], folder)
+    assert done.returncode == 0, done.stderr
+
+
 def _run_and_text(folder: Path) -> None:
     _run(folder)
     (folder / "cat.jpg").write_text("this is not a picture")
@@ -113,6 +121,9 @@ EXAMPLES = [
     Example("A folder that holds a run already", "train --data-dir cifar-10-batches-bin --batch-size 10 --out run", prepare=_run),
     Example("A run that goes on with other options", "train --resume run --lr 0.1", prepare=_run),
     Example("Nothing to go on with", "train --resume nowhere"),
+    Example("A study that goes on with other options", "study nano-seeds --seeds 0 1 2 --lr 0.1", prepare=_study),
+    Example("A study in the folder of something else", "study run --seeds 0 1 2", prepare=_run),
+    Example("A seed given twice", "study nano-seeds --seeds 0 1 1"),
     Example("A batch larger than the data", "train --data-dir cifar-10-batches-bin --batch-size 500", prepare=_cifar10),
     Example("A folder that cannot be written", "train --data-dir cifar-10-batches-bin --batch-size 10 --out disk/run", prepare=_cifar10, mount="ro"),
     Example(

@@ -363,7 +363,8 @@ def _wrong_with_make(words: list[str]) -> str | None:
     for target in [word for word in words if "=" not in word]:
         if not re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE):
             return f"there is no target {target}"
-        checks = {"train": lambda: _wrong_with_options(["train", *arguments]), "test": lambda: _wrong_with_tests(arguments)}
+        checks = {name: lambda name=name: _wrong_with_options([name, *arguments]) for name in ("train", "study")}
+        checks["test"] = lambda: _wrong_with_tests(arguments)
         checks["bench"] = lambda: _wrong_with_script(f"benchmarks/{settings.get('BENCH', 'suite')}.py", arguments)
         checks["bench-gpu"] = lambda: _wrong_with_script("benchmarks/gpu_suite.py", arguments)
         checks["mutants"] = lambda: _wrong_with_script("tests/mutants.py", arguments)
@@ -377,7 +378,7 @@ def _wrong_with_options(words: list[str]) -> str | None:
     if not words or any(word in ("...", "--help") for word in words):
         return None
     try:
-        cli._parser().parse_args(words if len(words) > 1 else [*words, *{"evaluate": ["RUN"], "report": ["RUN"]}.get(words[0], [])])
+        cli._parser().parse_args(words if len(words) > 1 else [*words, *{"evaluate": ["RUN"], "report": ["RUN"], "study": ["OUT"]}.get(words[0], [])])
     except (cli.Mistake, ValueError) as error:
         return str(error)
     return None
@@ -409,6 +410,7 @@ def test_commands_have_the_options_they_are_given(page: Path) -> None:
     [
         ("make tea", "there is no target tea"),
         ('make train ARGS="--epoch 3"', "there is no option --epoch; did you mean --epochs"),
+        ('make study ARGS="OUT --seed 3"', "there is no option --seed; did you mean --seeds"),
         ('make test ARGS="tests/none"', "there is no tests/none"),
         ("make bench BENCH=none", "there is no benchmarks/none.py"),
         ("python benchmarks/overhead.py --quickly", "has no option --quickly"),
