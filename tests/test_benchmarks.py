@@ -789,6 +789,7 @@ def unspaced(text: str) -> str:
 NAMES = [
     "defaults: cifar-nano", "CIFAR-10", "AVX-512", "cifar-nano-20-epochs", "torch-nano-20-epochs", "overhead-2026-11-23.json",
     "overhead-adcda3b.json", "overhead-bf1c8de.json", "commit 2c57cab", "Loss and test accuracies over 20 epochs", "of some 20 microseconds",
+    "--seeds 0 1 2", "cifar-nano-seed-0",
 ]  # fmt: skip
 """What of docs/results.md has digits, and is no figure of a file: mostly names, those of files being held by the test of links."""
 
