@@ -173,6 +173,19 @@ def _capture_stream(cp: Any) -> Any:
     return streams[key]
 
 
+@contextmanager
+def _in_turn(outer: Any, inner: Any) -> Iterator[None]:
+    """What the block does on the stream `inner` comes after what `outer` has had to do so far, and before what it gets later.
+
+    Also if the block raises: what it had begun by then may write to arrays that others use.
+    """
+    inner.wait_event(outer.record())
+    try:
+        yield
+    finally:
+        outer.wait_event(inner.record())
+
+
 class Captured:
     """What a function does on the GPU as one CUDA graph: `launch()` does all of it again, on the same memory, for the price of one launch.
 
@@ -192,10 +205,9 @@ class Captured:
 
     def __init__(self, function: Callable[[], Any], warm_ups: int = 2):
         cp = array_module()
-        outer, stream = cp.cuda.get_current_stream(), _capture_stream(cp)
+        stream = _capture_stream(cp)
         self._pool = cp.cuda.MemoryPool()
-        stream.wait_event(outer.record())
-        with stream, cp.cuda.using_allocator(self._pool.malloc):
+        with _in_turn(cp.cuda.get_current_stream(), stream), stream, cp.cuda.using_allocator(self._pool.malloc):
             for _ in range(warm_ups):
                 function()
             # What lies in cycles goes now: collected in the middle of the capture, an older graph's memory would be freed (cudaFree), which waits for
@@ -215,7 +227,6 @@ class Captured:
             self._graph = stream.end_capture()
             self._arrays = [*numbers, *backend.forget_numbers(numbers), *(array for array, _ in _waiting())]  # what the graph reads by its address
             _write_waiting()
-        outer.wait_event(stream.record())
 
     def launch(self) -> None:
         """Do the work again; returns at once."""

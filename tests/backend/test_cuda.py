@@ -240,6 +240,17 @@ def test_a_capture_waits_for_what_went_before_and_is_waited_for(cp, monkeypatch)
     assert inner is not outer
     assert steps == [(inner, outer, 0), inner, inner, (outer, inner, 3)]
 
+    def fails_at(call):
+        steps.append(cp.cuda.get_current_stream())
+        if steps.count(inner) == call:
+            raise KeyError(call)
+
+    for call in (1, 2):  # in the warm-up; in the capture
+        steps.clear()
+        with pytest.raises(KeyError):
+            cuda.Captured(lambda call=call: fails_at(call), warm_ups=1)
+        assert steps == [(inner, outer, 0), *[inner] * call, (outer, inner, 1 + call)]
+
 
 @pytest.mark.emulator
 def test_a_number_first_met_in_a_capture_is_written_by_its_graph_alone(cp):
