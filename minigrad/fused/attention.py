@@ -50,7 +50,7 @@ def scaled_dot_product_attention(
         scale: default 1 / sqrt(D).
 
     Returns:
-        (B, h, N, D').
+        (B, h, N, D'). A query whose scores are all -infinity gets 0 without a mask, too (the definition: nan), as in PyTorch.
 
     Raises:
         ValueError: shapes that do not fit together, a mask that requires grad, a dropout_p outside [0, 1).

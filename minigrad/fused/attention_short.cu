@@ -23,7 +23,7 @@
 // half a warp reads at once, and what a warp writes at once, lies in different banks. Shared memory, in numbers, with D = 32: forward
 // 864 W + 24 W max(72, 24 W + 4), 32 KiB at W = 3; backward 2,592 W + 24 W max(36, 24 W + 4), 52 KiB.
 //
-// Scores are kept times log2 e, for exp(s) = exp2(s log2 e) is exp2 and one product. Nothing is added by atomics: every sum has one order.
+// exp(s) = exp2(s log2 e) is exp2 and one product. Nothing is added by atomics: every sum has one order.
 #include "attention.cuh"
 
 constexpr int WIDTH = 32;              // D and D', filled up with zeros
@@ -184,12 +184,21 @@ __device__ __forceinline__ void store(T* __restrict__ to, const T (&sum)[R][4], 
             if (row + i < count && column + k < width) to[(long long)i * apart + k] = sum[i][k] * factor;
 }
 
-// A score times log2 e, from a product of rows: -infinity outside of the head.
+// A score from a product of rows, -infinity outside of the head; and exp(score - the row's largest). Without masks scores are kept times log2 e, which
+// saves a product each. With them they are not: a mask of the lowest finite number would become -infinity. `min` passes NaN over: outside, where an
+// infinite query has met the tile's zeros, -infinity stays (an addition would keep the NaN, and a choice takes twice as many instructions); inside, NaN
+// becomes infinity, and the row NaN all the same.
 template <typename T, bool MASKED>
 __device__ __forceinline__ T score(T product, const Masks<T>& masks, int n, int m, int queries, int keys)
 {
-    if constexpr (MASKED) return n < queries && m < keys ? masks.score(product, n, m) * T(LOG2_E) : -infinity<T>();
-    return product * (masks.scale * T(LOG2_E)) + (m < keys ? T(0) : -infinity<T>());
+    if constexpr (MASKED) return n < queries && m < keys ? masks.score(product, n, m) : -infinity<T>();
+    return min(product * (masks.scale * T(LOG2_E)), m < keys ? infinity<T>() : -infinity<T>());
+}
+template <typename T, bool MASKED>
+__device__ __forceinline__ T exponential(T score, T largest)
+{
+    if constexpr (MASKED) return exp2((score - largest) * T(LOG2_E));
+    return exp2(score - largest);
 }
 
 // instances: attention_forward_short<float, 32, false>, attention_forward_short<float, 32, true>
@@ -233,7 +242,7 @@ attention_forward_short(const T* __restrict__ query, const T* __restrict__ key, 
 #pragma unroll
         for (int j = 0; j < C; j++) {
             const int m = 8 * j + column_group();
-            s[i][j] = exp2(s[i][j] - largest);
+            s[i][j] = exponential<T, MASKED>(s[i][j], largest);
             total += s[i][j];
             if (MASKED) s[i][j] *= n < queries && m < keys ? masks.keep(n, m) : T(0);
         }
@@ -294,8 +303,10 @@ attention_backward_short(const T* __restrict__ query, const T* __restrict__ key,
         const T largest = n < queries ? top[(long long)pair * queries + n] : T(0);
         const T reciprocal = n < queries ? rescale[(long long)pair * queries + n] : T(0);
 #pragma unroll
-        for (int j = 0; j < C; j++)
-            weight[i][j] = exp2(score<T, MASKED>(weight[i][j], masks, n, 8 * j + column_group(), queries, keys) - largest) * reciprocal;
+        for (int j = 0; j < C; j++) {
+            const T s = score<T, MASKED>(weight[i][j], masks, n, 8 * j + column_group(), queries, keys);
+            weight[i][j] = exponential<T, MASKED>(s, largest) * reciprocal;
+        }
     }
     products<T, C>(dy_tile + own * APART, v_tile, ds);
 #pragma unroll

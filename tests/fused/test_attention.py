@@ -151,6 +151,18 @@ class TestScaledDotProductAttention(Proof):
     def test_a_query_that_may_look_nowhere_gets_zeros(self) -> None:
         assert not scaled_dot_product_attention(*case().inputs[:3], NOWHERE).numpy()[:, :, 1].any()
 
+    def test_a_mask_of_the_lowest_finite_number_is_finite(self) -> None:
+        """Added everywhere, it leaves nothing of the scores: the query reads the mean. (PyTorch's formula; its fused gradients are others.)"""
+        random, mask = rng(0), np.zeros((3, 5), np.float32)
+        mask[1], mask[2, ::2] = np.finfo(np.float32).min, np.finfo(np.float32).min
+        arrays = [random.standard_normal((1, 1, n, 4)).astype(np.float32) for n in (3, 5, 5, 3)]
+        inputs, in_theirs = [Tensor(x, requires_grad=True) for x in arrays[:3]], [torch.tensor(x, requires_grad=True) for x in arrays[:3]]
+        out, theirs = scaled_dot_product_attention(*inputs, Tensor(mask)), in_torch(*in_theirs, torch.tensor(mask), None)
+        np.testing.assert_allclose(out.numpy()[0, 0, 1], arrays[2][0, 0].mean(0), atol=1e-6)
+        gradients, others = minigrad.grad([out], inputs, [Tensor(arrays[3])]), torch.autograd.grad(theirs, in_theirs, torch.tensor(arrays[3]))
+        for k, (x, y) in enumerate(zip((out, *gradients), (theirs, *others), strict=True)):
+            assert_close(x, y.detach().numpy(), f"result {k}", 2e-6)
+
     @pytest.mark.parametrize("scale", [None, 1000])
     @pytest.mark.parametrize("mask", ["", "float", "bool"])
     @pytest.mark.parametrize("dropout", ["", "bool"])

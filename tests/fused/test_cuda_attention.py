@@ -189,6 +189,36 @@ def test_a_score_that_is_no_number_stays_in_its_row(monkeypatch: pytest.MonkeyPa
     assert np.isfinite(np.delete(ours, 7, axis=2)).all()
 
 
+@pytest.mark.parametrize("tokens", [{"float": (24, 72)}, {"float": ()}], ids=["short", "tiles"])
+def test_a_mask_of_the_lowest_finite_number_is_finite(monkeypatch: pytest.MonkeyPatch, tokens: dict) -> None:
+    """Where it is added everywhere, it leaves nothing of the scores: the query reads the mean. `test_attention.py` asks PyTorch."""
+    monkeypatch.setattr(page, "_SHORT", tokens)
+    arrays = qkv(3, 5, 4)
+    mask = np.zeros((3, 5), np.float32)
+    mask[1], mask[2, ::2] = np.finfo(np.float32).min, np.finfo(np.float32).min
+    with on_cuda():
+        ours = run(arrays, np.float32, "cuda", attn_mask=mask)
+    np.testing.assert_allclose(ours[0][0, 0, 1], arrays[2][0, 0].mean(0), atol=1e-6)
+    for k, (x, cpu) in enumerate(zip(ours, run(arrays, np.float32, "cpu", attn_mask=mask), strict=True)):
+        assert_close(x, cpu, f"result {k}", 2e-6)
+
+
+@pytest.mark.parametrize("tokens", [{"float": (24, 72)}, {"float": ()}], ids=["short", "tiles"])
+@pytest.mark.parametrize("keys", [5, 24])
+def test_a_query_whose_scores_are_all_minus_infinity_gets_0(monkeypatch: pytest.MonkeyPatch, keys: int, tokens: dict) -> None:
+    """However many zeros the kernel puts beside the keys; as on the CPU."""
+    monkeypatch.setattr(page, "_SHORT", tokens)
+    arrays = qkv(3, keys, 4)
+    arrays[0][0, 0, 1, 0], arrays[1][..., 0] = math.inf, -1
+    with np.errstate(invalid="ignore"):
+        expected = run(arrays, np.float32, "cpu")
+    with on_cuda():
+        ours = run(arrays, np.float32, "cuda")
+    for k, (x, cpu) in enumerate(zip(ours, expected, strict=True)):
+        np.testing.assert_allclose(x, cpu, atol=2e-6, err_msg=f"result {k}")
+    assert not ours[0][0, 0, 1].any() and not ours[1][0, 0, 1].any() and np.isfinite(ours[3]).all()
+
+
 @pytest.mark.emulator
 @pytest.mark.parametrize("tokens", [{"float": (24, 72)}, {"float": ()}], ids=["short", "tiles"])
 @pytest.mark.parametrize(("dim", "heads"), [(8, 2), (12, 4)])  # head widths of 4, read as float4, and of 3
