@@ -30,8 +30,10 @@ struct Moments {
     __device__ __forceinline__ Moments(T average, T left, T squares, T channels, T eps)
     {
         left /= channels;
-        const T var = squares / channels - left * left;
-        mean = average + left;
+        const T square = squares / channels;
+        const bool infinite = square == __int_as_float(0x7f800000);   // then rstd is 0 and so is y, whatever the mean, which may be infinite too
+        const T var = infinite ? square : square - left * left;
+        mean = infinite ? T(0) : average + left;
         rstd = rsqrt((var < 0 ? T(0) : var) + eps);                   // a NaN stays one
     }
 };

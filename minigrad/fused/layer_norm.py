@@ -30,7 +30,7 @@ def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = No
         eps: added to the variance.
 
     Deviations whose squares are too large for the dtype (in float32 from about 1e19 on) have an infinite variance: such a row becomes 0 before the
-    bias, and has no gradient. (PyTorch's becomes nan.)
+    bias, and has no gradient. (PyTorch's becomes nan.) From about 1e27 on equal numbers may do so, too, since their mean is rounded by as much.
 
     Returns:
         (..., C).
@@ -70,10 +70,12 @@ def cpu_forward(x, weight, bias, eps):
 
     def recentre(part, out, far, mean, deviation) -> None:
         """In rows that are `far` from 0, the rounding of the mean counts as a deviation: take off what it left in `out`."""
-        left = np.where(far, out @ ones / channels, 0)
-        var = np.maximum(np.vecdot(out, out) / channels - left * left, 0)
-        np.sqrt(var + eps, out=deviation, where=far)
+        square = np.vecdot(out, out) / channels
+        infinite = np.isposinf(square)                                     # then the row becomes 0, whatever the mean, which may be infinite too
+        left = np.where(far & ~infinite, out @ ones / channels, 0)
+        np.sqrt(np.maximum(square - left * left, 0) + eps, out=deviation, where=far)
         mean += left
+        mean[far & infinite] = 0
         np.subtract(part, mean[:, None], out=out)
 
     def work(block: slice) -> None:
@@ -81,9 +83,9 @@ def cpu_forward(x, weight, bias, eps):
         np.divide(part @ ones, channels, out=mean[block])
         np.subtract(part, mean[block, None], out=out)                      # centred first: a mean of 1000 then costs no digits of the variance
         deviation = np.sqrt(np.vecdot(out, out) / channels + eps)          # (r,)
-        far = np.abs(mean[block]) > FAR * deviation
-        if far.any():
-            recentre(part, out, far, mean[block], deviation)
+        near = np.abs(mean[block]) < FAR * deviation                       # infinity is not
+        if not near.all():
+            recentre(part, out, ~near, mean[block], deviation)
         np.divide(1, deviation, out=rstd[block])
         out *= rstd[block, None]
         if weight is not None:
@@ -118,7 +120,7 @@ def cpu_backward(dy, saved, needs):
         product = g * centered
         sums = np.stack([scale @ product, np.ones(len(g), x.dtype) @ g])   # (2, C): dweight and dbias of these rows
         if dx is not None:
-            centered *= (scale * scale * (product @ average))[:, None]     # x_hat * mean(g * x_hat)
+            centered *= (scale * (product @ average) * scale)[:, None]     # x_hat * mean(g * x_hat); scale * scale may be infinite
             out = np.multiply(g, 1 if weight is None else weight, out=dx[block])
             out -= centered
             out -= (g @ average)[:, None]

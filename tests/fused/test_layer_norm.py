@@ -129,6 +129,28 @@ class TestLayerNorm(Proof):
         np.testing.assert_allclose(y[1:], exact[1:] + 0.5, rtol=0, atol=5e-3)  # 1e20 has a digit of 9e12
 
     @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+    def test_a_row_whose_sums_are_infinite(self, device: str) -> None:
+        """What is left of the sum after the mean was subtracted has an infinite square (1e28), or the sum itself is infinite (1e38)."""
+        x = np.float32([[1, -2, 3, -5], [1, 1, 1, 1], [1, 2, 3, 5]]) * np.float32([[1e28], [1e38], [1]])
+        with np.errstate(over="ignore"), on_cuda():
+            leaves = [Tensor(a).to(device=device).requires_grad_() for a in (x, np.ones(4, np.float32), np.full(4, 0.5, np.float32))]
+            y = layer_norm(*leaves)
+            y.backward(Tensor(np.float32([[1, -2, 1, 3]] * 3)).to(device=device))
+            y, dx, dweight = (t.to(device="cpu").numpy() for t in (y, leaves[0].grad, leaves[1].grad))
+        assert (y[:2] == 0.5).all() and not dx[:2].any()
+        np.testing.assert_allclose(y[2] - 0.5, (x[2] - 2.75) / np.sqrt(2.1875), rtol=1e-5)
+        np.testing.assert_allclose(dweight, (y[2] - 0.5) * [1, -2, 1, 3], rtol=1e-5)
+
+    def test_the_gradient_of_deviations_whose_reciprocal_has_an_infinite_square(self) -> None:
+        """On a GPU squares below 1e-38 are 0."""
+        x, dy = 2e-21 * np.float32([[1, 2, 3, 5, -20, 9]]), np.float32([[1, -2, 1, 3, 1, 0]])
+        leaf = Tensor(x, requires_grad=True)
+        layer_norm(leaf, eps=0.0).backward(Tensor(dy))
+        exact = torch.tensor(x, dtype=torch.float64, requires_grad=True)
+        torch.nn.functional.layer_norm(exact, (6,), eps=0.0).backward(torch.tensor(dy, dtype=torch.float64))
+        np.testing.assert_allclose(leaf.grad.numpy(), exact.grad.numpy(), rtol=1e-4)
+
+    @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
     def test_a_small_deviation_far_from_zero(self, device: str) -> None:
         """What remains is the rounding of the mean, 5e-4 of a deviation of 0.1: PyTorch's is 2.5 times as far off."""
         x = (1e4 + 0.1 * rng(4).standard_normal((8, 192))).astype(np.float32)
