@@ -37,6 +37,11 @@ __device__ __forceinline__ void join(T& mean, T& squares, int count, T other_mea
     squares += other_squares + apart * T(count) * (apart * share);    // apart^2 may be infinite where count is 0
 }
 
+// The pivot of a channel, which is subtracted from all its numbers: of its first, middle and last number the one between the others. A mean of 1000
+// then costs no digits; and a number that lies far from all others, which would cost them as many, is not taken for the pivot.
+template <typename T>
+__device__ __forceinline__ T between(T first, T middle, T last) { return max(min(first, middle), min(max(first, middle), last)); }
+
 // Rows of a slice: of R rows in S slices, slice s has those from s ceil(R / S) on.
 struct Slice {
     int first, last;
@@ -78,8 +83,7 @@ __global__ void batch_norm_statistics_naive(const T* __restrict__ x, T* __restri
     store_statistics(T(0), average, squares, rows, eps, c, channels, statistics, mean, var);
 }
 
-// One pass over x. All numbers are taken less the channel's first one, the pivot: a mean of 1000 then costs no digits; and an unlucky pivot costs
-// little, since the squares are those around the mean so far. Writes partial (S, 2, C): mean less pivot, squares.
+// One pass over x, less the pivots; the squares are those around the mean so far. Writes partial (S, 2, C): mean less pivot, squares.
 // instances: batch_norm_statistics<float, float>, batch_norm_statistics<float, float4>, batch_norm_statistics<double, double>
 template <typename T, typename V>
 __global__ void __launch_bounds__(256) batch_norm_statistics(const V* __restrict__ x, V* __restrict__ partial, int rows, int packs)
@@ -92,7 +96,9 @@ __global__ void __launch_bounds__(256) batch_norm_statistics(const V* __restrict
     Pack<T, N> mean = {}, squares = {};
     int count = 0;
     if (p < packs && slice.first < slice.last) {
-        const auto pivot = packs_of<T>(x)[p];
+        auto pivot = packs_of<T>(x)[p];
+        const auto middle = packs_of<T>(x)[(long long)(rows / 2) * packs + p], last = packs_of<T>(x)[(long long)(rows - 1) * packs + p];
+        for (int k = 0; k < N; k++) pivot.v[k] = between(pivot.v[k], middle.v[k], last.v[k]);
         const int step = blockDim.y;
         for (int row = slice.first + threadIdx.y; row < slice.last; row += AT_ONCE * step) {
             Pack<T, N> set[AT_ONCE] = {};
@@ -178,7 +184,8 @@ __global__ void __launch_bounds__(512) batch_norm_merge(const T* __restrict__ pa
         counts[j][i] = count;
     }
     if (j > 0 || c >= channels) return;
-    store_statistics(rows > 0 ? x[c] : T(0), average, squares, rows, eps, c, channels, statistics, mean, var);
+    const T pivot = rows > 0 ? between(x[c], x[(long long)(rows / 2) * channels + c], x[(long long)(rows - 1) * channels + c]) : T(0);
+    store_statistics(pivot, average, squares, rows, eps, c, channels, statistics, mean, var);
 }
 
 // Evaluation: the statistics are given.
@@ -361,8 +368,9 @@ __global__ void __launch_bounds__(512) batch_norm_sums_merge(const T* __restrict
         products[j][i] = product += products[j + apart][i];
     }
     if (j > 0 || c >= channels) return;
+    const T rstd = statistics[2 * channels + c];
     gradients[c] = sum;
-    gradients[channels + c] = product * statistics[2 * channels + c];
+    gradients[channels + c] = rstd == 0 ? T(0) : product * rstd;      // of an infinite variance, where the product may be infinite too
 }
 
 // `gradients` is null in evaluation. dx or dresidual may be null: not wanted.

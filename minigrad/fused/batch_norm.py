@@ -43,8 +43,9 @@ def batch_norm(
         eps: added to the variance.
         relu: end with a ReLU. (On the CPU an infinite upstream gradient becomes nan where y is 0: see `relu`.)
 
-    Deviations whose squares are too large for the dtype (in float32 from about 1e19 on) have an infinite variance: such a channel becomes 0 before
-    the bias, and has no gradient.
+    Deviations whose squares, or on a GPU and in the definition the sums of these, are too large for the dtype (in float32 from about 1e19, or
+    1.8e19 / sqrt(rows), on) have an infinite variance: such a channel becomes 0 before the bias, and has no gradient. Where sums of the deviations
+    themselves are too large (from about 1e38 / rows on), it may become nan.
 
     Returns:
         y like x; the mean (C,) and the biased variance (C,) that were used (of an empty batch: zeros). No gradient goes through the last two.
@@ -162,7 +163,11 @@ def cpu_forward(x, weight, bias, mean, var, residual, eps, relu):
     if not np.isfinite(var).all() or (mean * mean > FAR * (var + eps)).any():
         pivot = mean.astype(x.dtype)
         if training:
+            pivot = np.where(np.isfinite(pivot), pivot, x_wide[0, :channels])  # of an infinite sum: any number will do for equal ones
             offset, var = moments(_long(pivot, groups))
+            if np.isinf(var).any():                                        # perhaps for the rounding of the mean alone: that of 1e30 is 1e23
+                pivot = (pivot + offset).astype(x.dtype)
+                offset, var = moments(_long(pivot, groups))
             mean = pivot + offset
         else:
             offset = np.zeros(channels)                                    # the statistics have x's dtype
@@ -275,7 +280,7 @@ def cuda_forward(x, weight, bias, mean, var, residual, eps, relu):
     statistics, mean_out, var_out = cp.empty((3, channels), x.dtype), cp.empty(channels, x.dtype), cp.empty(channels, x.dtype)
     grid = _Grid(channels, rows, x, weight, bias, residual, y, statistics)
     if training:
-        partial = cp.empty((grid.slices, 2, channels), x.dtype)            # of each slice: the mean less x[0], the squares around it
+        partial = cp.empty((grid.slices, 2, channels), x.dtype)            # of each slice: the mean less a pivot, the squares around it
         _cuda.launch(f"batch_norm_statistics{grid.types}", grid.of_sums, grid.block, x, partial, rows, grid.packs)
         results = (statistics, mean_out, var_out, grid.slices, rows, channels, float(eps))
         _cuda.launch(f"batch_norm_merge<{number}>", -(-channels // 32), (32, 16), partial, x, *results)

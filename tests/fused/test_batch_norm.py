@@ -231,6 +231,21 @@ class TestBatchNorm(Proof):
         slope = dy - dy.mean((0, 1, 2)) - exact * (dy * exact).mean((0, 1, 2))
         np.testing.assert_allclose(dx * deviation, slope, rtol=0, atol=4e-6)
 
+    @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+    @pytest.mark.parametrize("constant", [1e30, 1e38])
+    def test_equal_numbers_that_are_large_are_no_noise(self, device: str, constant: float) -> None:
+        """The mean of nine times 1e30 is rounded by more than the square root of the largest number; the sum of nine times 1e38 is infinite."""
+        x, dy = np.full((9, 2), constant, np.float32), rng(1).standard_normal((9, 2)).astype(np.float32)
+        x[:, 1] = rng(2).standard_normal(9)
+        with np.errstate(over="ignore", invalid="ignore"), on_cuda():
+            leaf = Tensor(x).to(device=device).requires_grad_()
+            outputs = batch_norm(leaf)
+            outputs[0].backward(Tensor(dy).to(device=device))
+            y, mean, var, dx = (t.to(device="cpu").numpy() for t in (*outputs, leaf.grad))
+        assert mean[0] == np.float32(constant) and var[0] == 0 and not y[:, 0].any()
+        np.testing.assert_allclose(dx[:, 0], (dy[:, 0] - dy[:, 0].mean()) / np.sqrt(1e-5), rtol=1e-5, atol=1e-3)
+        np.testing.assert_allclose(y[:, 1], (x[:, 1] - x[:, 1].mean()) / np.sqrt(x[:, 1].var() + 1e-5), rtol=1e-5)
+
     @pytest.mark.parametrize("context", [minigrad.enable_grad, minigrad.definitions])
     def test_a_variance_that_is_infinite(self, context: Any) -> None:
         """Then nothing but the bias is left."""
