@@ -10,7 +10,8 @@
 // targets where they are not numbers of classes: forward 8 B K, backward 8 B K.
 //
 // The mean is taken by one block in one order, not by atomics: it is the same in every run. T is the type of a number. Either `labels` (B,) or
-// `targets` (B, K) is null. A label that is no class gives nan, in the loss and in the gradient of its row, and nothing is read out of bounds.
+// `targets` (B, K) is null. `kept` is 1 - smoothing, made by the host in double: of two floats near 1 the difference has few digits. A label that is no
+// class gives nan, in the loss and in the gradient of its row, and nothing is read out of bounds.
 #include "rows.cuh"
 
 template <int THREADS, typename T>
@@ -38,7 +39,7 @@ __device__ __forceinline__ T not_a_number() { return __int_as_float(0x7fc00000);
 template <typename T, int THREADS>
 __global__ void __launch_bounds__(256) cross_entropy_forward(const T* __restrict__ logits, const long long* __restrict__ labels,
                                                              const T* __restrict__ targets, T* __restrict__ log_p, T* __restrict__ losses, int rows,
-                                                             int classes, T smoothing)
+                                                             int classes, T kept, T smoothing)
 {
     const int lane = threadIdx.x % THREADS, row = blockIdx.x * (blockDim.x / THREADS) + threadIdx.x / THREADS;
     if (row >= rows) return;                                          // all threads of the row: its sums miss nobody
@@ -56,12 +57,12 @@ __global__ void __launch_bounds__(256) cross_entropy_forward(const T* __restrict
         const T value = logits[k] - largest - log_sum;
         log_p[k] = value;
         all += value;
-        if (targets) picked += (targets[(long long)row * classes + k] * (1 - smoothing) + smoothing / classes) * value;
+        if (targets) picked += (targets[(long long)row * classes + k] * kept + smoothing / classes) * value;
         else if (k == label) picked = value;                          // 0 times the others would be nan where one is -inf
     }
     T total = row_sum<THREADS>(picked);
     if (!targets) {
-        if (smoothing != 0) total = (1 - smoothing) * total + smoothing / classes * row_sum<THREADS>(all);
+        if (smoothing != 0) total = kept * total + smoothing / classes * row_sum<THREADS>(all);
         if (!is_class(label, classes)) total = not_a_number<T>();
     }
     if (lane == 0) losses[row] = total;
@@ -84,7 +85,8 @@ __global__ void __launch_bounds__(256) cross_entropy_mean(const T* __restrict__ 
 template <typename T, int THREADS>
 __global__ void __launch_bounds__(256) cross_entropy_backward(const T* __restrict__ dy, const T* __restrict__ log_p,
                                                               const long long* __restrict__ labels, const T* __restrict__ targets,
-                                                              T* __restrict__ dlogits, T* __restrict__ dtargets, int rows, int classes, T smoothing)
+                                                              T* __restrict__ dlogits, T* __restrict__ dtargets, int rows, int classes, T kept,
+                                                              T smoothing)
 {
     const int lane = threadIdx.x % THREADS, row = blockIdx.x * (blockDim.x / THREADS) + threadIdx.x / THREADS;
     if (row >= rows) return;
@@ -94,14 +96,14 @@ __global__ void __launch_bounds__(256) cross_entropy_backward(const T* __restric
     if (targets && dlogits) {
         sum = 0;
         for (int k = lane; k < classes; k += THREADS) sum += targets[start + k];
-        sum = (1 - smoothing) * row_sum<THREADS>(sum) + smoothing;
+        sum = kept * row_sum<THREADS>(sum) + smoothing;
     }
     for (int k = lane; k < classes; k += THREADS) {
         const T value = log_p[start + k];
         if (dlogits) {
             const T target = targets ? targets[start + k] : T(k == label);
-            dlogits[start + k] = (exp(value) * sum - (1 - smoothing) * target - smoothing / classes) * scale;
+            dlogits[start + k] = (exp(value) * sum - kept * target - smoothing / classes) * scale;
         }
-        if (dtargets) dtargets[start + k] = value * (smoothing - 1) * scale;
+        if (dtargets) dtargets[start + k] = value * -kept * scale;
     }
 }

@@ -145,8 +145,8 @@ def cuda_forward(logits, labels, label_smoothing):
     log_p, losses, loss = cp.empty_like(logits), cp.empty(batch, logits.dtype), cp.empty((), logits.dtype)  # (B, K), (B,), ()
     types, blocks, threads = _cuda_rows(logits)
     either = (None, labels) if soft else (labels, None)
-    smoothing = float(label_smoothing)
-    _cuda.launch(f"cross_entropy_forward<{types}>", blocks, threads, logits, *either, log_p, losses, batch, classes, smoothing)
+    smoothing = 1 - float(label_smoothing), float(label_smoothing)
+    _cuda.launch(f"cross_entropy_forward<{types}>", blocks, threads, logits, *either, log_p, losses, batch, classes, *smoothing)
     scale = -1 / batch if batch else math.nan
     _cuda.launch(f"cross_entropy_mean<{cuda.c_type(logits.dtype)}>", 1, 256, losses, loss, batch, scale)
     return loss, (log_p, labels, smoothing)
@@ -161,7 +161,7 @@ def cuda_backward(dy, saved, needs):
     if dlogits is not None or dlabels is not None:
         types, blocks, threads = _cuda_rows(log_p)
         either = (None, labels) if soft else (labels, None)
-        _cuda.launch(f"cross_entropy_backward<{types}>", blocks, threads, dy, log_p, *either, dlogits, dlabels, batch, classes, smoothing)
+        _cuda.launch(f"cross_entropy_backward<{types}>", blocks, threads, dy, log_p, *either, dlogits, dlabels, batch, classes, *smoothing)
     return dlogits, dlabels
 
 

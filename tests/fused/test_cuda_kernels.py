@@ -390,6 +390,17 @@ def test_cross_entropy_of_long_rows_and_of_many(batch, classes, soft, smoothing)
             assert_close(ours, reference, relative=1e-6)
 
 
+def test_a_smoothing_near_1_costs_the_gradient_of_the_targets_no_digits():
+    """1 - 0.9999 has four digits in float32."""
+    logits, targets = rng(1).uniform(-3, 3, (3, 5)).astype(np.float32), rng(2).uniform(0, 1, (3, 5)).astype(np.float32)
+    with minigrad.definitions():
+        exact = cross_entropy_results(logits.astype(np.float64), targets.astype(np.float64), 0.9999, "cpu")
+    with on_cuda():
+        ours = cross_entropy_results(logits, targets, 0.9999, "cuda")
+    for a, b in zip(ours, exact, strict=True):
+        assert_close(a / np.abs(b).max(), b / np.abs(b).max(), relative=1e-6)
+
+
 def test_a_target_of_zero_for_a_class_ruled_out():
     """Without smoothing 0 times -inf is nan; with it the target is not 0, and the loss is infinite, as the definition says."""
     logits, labels = np.array([[1.0, -np.inf, 2.0]]), np.array([[1.0, 0.0, 0.0]])
@@ -437,8 +448,8 @@ def test_the_naive_cross_entropy_computes_the_same(classes):
         cp = cuda.array_module()
         logits_, labels_, dy = cp.asarray(logits), cp.asarray(labels), cp.asarray(np.array(0.7, np.float32))
         log_p, losses, dlogits = cp.empty_like(logits_), cp.empty(5, np.float32), cp.empty_like(logits_)
-        kernels.launch("cross_entropy_forward<float, 1>", 1, 128, logits_, labels_, None, log_p, losses, 5, classes, 0.1)
-        kernels.launch("cross_entropy_backward<float, 1>", 1, 128, dy, log_p, labels_, None, dlogits, None, 5, classes, 0.1)
+        kernels.launch("cross_entropy_forward<float, 1>", 1, 128, logits_, labels_, None, log_p, losses, 5, classes, 0.9, 0.1)
+        kernels.launch("cross_entropy_backward<float, 1>", 1, 128, dy, log_p, labels_, None, dlogits, None, 5, classes, 0.9, 0.1)
         loss, gradient = cross_entropy_results(logits, labels, 0.1, "cuda")
         assert_close(losses.get().mean() * -1, loss, relative=1e-6)
         assert_close(dlogits.get(), gradient, relative=1e-6)
