@@ -42,15 +42,14 @@ __global__ void __launch_bounds__(128) avg_pool2d_forward(const V* __restrict__ 
     if (j >= out_width * packs || row >= rows) return;
     const int ow = j / packs, p = j % packs, oh = row % out_height, top = oh * stride_h - pad_h, left = ow * stride_w - pad_w;
     const long long image = (long long)(row / out_height) * height;
-    Pack<T, N> sum = {};
+    Sum<T, N> sum;
     for (int h = max(0, top); h < min(height, top + kernel_h); h++) {
-        for (int w = max(0, left); w < min(width, left + kernel_w); w++) {
-            const auto pack = packs_of<T>(x)[((image + h) * width + w) * packs + p];
-            for (int k = 0; k < N; k++) sum.v[k] += pack.v[k];
-        }
+        for (int w = max(0, left); w < min(width, left + kernel_w); w++) sum.add(packs_of<T>(x)[((image + h) * width + w) * packs + p]);
+        sum.added(kernel_w);                                          // at most: counting those in the image takes registers
     }
-    for (T& v : sum.v) v /= kernel_h * kernel_w;
-    packs_of<T>(y)[(long long)row * out_width * packs + j] = sum;
+    auto mean = sum.total();
+    for (T& v : mean.v) v /= kernel_h * kernel_w;
+    packs_of<T>(y)[(long long)row * out_width * packs + j] = mean;
 }
 
 // --- backward: window o along an axis has pixel h at o stride - pad <= h < o stride - pad + kernel
@@ -86,13 +85,13 @@ __global__ void __launch_bounds__(128) avg_pool2d_backward(const V* __restrict__
     const int w = j / packs + pad_w, p = j % packs, h = row % height + pad_h;            // counted from where the padding begins
     const long long image = (long long)(row / height) * out_height;
     const int last_h = min(h / stride_h, out_height - 1), last_w = min(w / stride_w, out_width - 1);
-    Pack<T, N> sum = {};
+    Sum<T, N> sum;
     for (int oh = last_h; oh >= 0 && oh * stride_h + kernel_h > h; oh--) {
-        for (int ow = last_w; ow >= 0 && ow * stride_w + kernel_w > w; ow--) {
-            const auto pack = packs_of<T>(dy)[((image + oh) * out_width + ow) * packs + p];
-            for (int k = 0; k < N; k++) sum.v[k] += pack.v[k];
-        }
+        int ow = last_w;
+        for (; ow >= 0 && ow * stride_w + kernel_w > w; ow--) sum.add(packs_of<T>(dy)[((image + oh) * out_width + ow) * packs + p]);
+        sum.added(last_w - ow);
     }
-    for (T& v : sum.v) v /= kernel_h * kernel_w;                      // not times the reciprocal, which is rounded
-    packs_of<T>(dx)[(long long)row * width * packs + j] = sum;
+    auto gradient = sum.total();
+    for (T& v : gradient.v) v /= kernel_h * kernel_w;                 // not times the reciprocal, which is rounded
+    packs_of<T>(dx)[(long long)row * width * packs + j] = gradient;
 }

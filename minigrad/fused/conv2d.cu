@@ -306,14 +306,15 @@ __global__ void __launch_bounds__(256) conv2d_weight_gradient_direct(const T* __
     const int o = blockIdx.x * 32 + threadIdx.x, k = blockIdx.y * 8 + threadIdx.y, all = kernel_h * kernel_w * inputs, group = o / outputs;
     if (o >= outputs * groups || k >= all) return;
     const int r = k / inputs / kernel_w, s = k / inputs % kernel_w, c = group * inputs + k % inputs;
-    T sum = 0;
+    Sum<T, 1> sum;
     for (int row = blockIdx.z; row < batch * out_height * out_width; row += gridDim.z) {
         const int h = row / out_width % out_height * stride_h - pad_h + r * dilation_h, w = row % out_width * stride_w - pad_w + s * dilation_w;
         if (h < 0 || h >= height || w < 0 || w >= width) continue;
         const long long pixel = ((long long)(row / out_width / out_height) * height + h) * width + w;
-        sum += x[pixel * inputs * groups + c] * dy[(long long)row * outputs * groups + o];
+        sum.part.v[0] += x[pixel * inputs * groups + c] * dy[(long long)row * outputs * groups + o];
+        sum.added(1);
     }
-    partial[(((long long)blockIdx.z * groups + group) * all + k) * outputs + o % outputs] = sum;
+    partial[(((long long)blockIdx.z * groups + group) * all + k) * outputs + o % outputs] = sum.total().v[0];
 }
 
 // Slice blockIdx.z / G takes rows [slice * length, (slice + 1) * length). partial (S, G, K, O/G). inputs and outputs: of one group, multiples of 4

@@ -26,3 +26,30 @@ __device__ __forceinline__ T warp_sum(T x)
     for (int apart = 16; apart > 0; apart /= 2) x += __shfl_xor_sync(0xffffffff, x, apart);
     return x;
 }
+
+// A sum of any number of packs, in their order. One running sum of thousands would lose digits, so it ends after 128 additions or a few more, at a call
+// of `added`, and another begins: `count` packs have been added since the last call.
+template <typename T, int N>
+struct Sum {
+    Pack<T, N> part = {}, parts = {};
+    int in_part = 0;
+
+    __device__ __forceinline__ void add(const Pack<T, N> pack)        // a copy: read with one load, where from a reference it would be N
+    {
+        for (int k = 0; k < N; k++) part.v[k] += pack.v[k];
+    }
+    __device__ __forceinline__ void added(int count)
+    {
+        in_part += count;
+        if (in_part < 128) return;
+        for (int k = 0; k < N; k++) parts.v[k] += part.v[k];
+        part = {};
+        in_part = 0;
+    }
+    __device__ __forceinline__ Pack<T, N> total() const
+    {
+        Pack<T, N> sum = parts;
+        for (int k = 0; k < N; k++) sum.v[k] += part.v[k];
+        return sum;
+    }
+};

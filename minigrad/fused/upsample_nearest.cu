@@ -56,13 +56,11 @@ __global__ void __launch_bounds__(128) upsample_nearest_backward(const V* __rest
     const int j = blockIdx.y * 128 + threadIdx.x;                     // within a row of the input
     if (j >= width * packs) return;
     const int w = j / packs, p = j % packs;
-    Pack<T, N> sum = {};
-    for (int r = 0; r < factor_h; r++) {
-        const auto row = packs_of<T>(dy) + (((long long)blockIdx.x * factor_h + r) * width + w) * factor_w * packs + p;
-        for (int s = 0; s < factor_w; s++) {
-            const auto pack = row[s * packs];
-            for (int k = 0; k < N; k++) sum.v[k] += pack.v[k];
-        }
+    Sum<T, N> sum;
+    auto row = packs_of<T>(dy) + ((long long)blockIdx.x * factor_h * width + w) * factor_w * packs + p;
+    for (int r = 0; r < factor_h; r++, row += (long long)width * factor_w * packs) {
+        for (int s = 0; s < factor_w; s++) sum.add(row[s * packs]);
+        sum.added(factor_w);
     }
-    packs_of<T>(dx)[(long long)blockIdx.x * width * packs + j] = sum;
+    packs_of<T>(dx)[(long long)blockIdx.x * width * packs + j] = sum.total();
 }

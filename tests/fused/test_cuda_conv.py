@@ -145,6 +145,20 @@ def test_upsampling(shape, factors):
     check_cuda(upsample_nearest, uniform(shape), {"scale_factor": factors})
 
 
+def test_sums_of_thousands_of_numbers_are_made_in_parts():
+    """Equal numbers show best what one running sum loses: it rounds most of them alike. 0.1 is so to seven digits."""
+    tenths = lambda *shape: Tensor(np.full(shape, 0.1, np.float32)).to(device="cuda")  # noqa: E731
+    with on_cuda():
+        means = avg_pool2d(tenths(1, 64, 32, 2), (64, 32))
+        slopes = minigrad.grad([avg_pool2d(x := tenths(1, 1999, 1, 1).requires_grad_(), (1000, 1), 1)], [x], [tenths(1, 1000, 1, 1)])[0][:, 999]
+        copies = minigrad.grad([upsample_nearest(x := tenths(1, 1, 1, 2).requires_grad_(), (64, 32))], [x], [tenths(1, 64, 32, 2)])[0] / 2048
+        kernels, partial = cuda.Kernels(FOLDER / "conv2d.cu"), cuda.array_module().empty((1, 2, 1, 1, 1), np.float32)
+        arrays = tenths(1, 2000, 1, 2).data, tenths(1, 2000, 1, 2).data * 10
+        kernels.launch("conv2d_weight_gradient_direct<float>", 1, (32, 8), *arrays, partial, 1, 2000, 1, 2000, 1, 1, 1, 2, 1, 1, 1, 1, 0, 0, 1, 1)
+        for result in (means.data, slopes.data, copies.data, partial / 2000):
+            np.testing.assert_allclose(result.get(), 0.1, rtol=2e-6)
+
+
 def test_a_window_with_nan_has_maximum_nan():
     x = uniform((1, 6, 6, 4))[0]
     x[0, 2, 2, 0], x[0, 0, 5, 1], x[0, 3, 3, 2], x[0, 3, 4, 2] = np.nan, np.inf, -np.inf, np.nan
