@@ -99,6 +99,8 @@ def _check(x, weight, bias, stride, padding, dilation, groups) -> None:
             f"conv2d: the window spans {g.reach[0] + 1}x{g.reach[1] + 1} pixels (kernel {g.kernel}, dilation {g.dilation}), "
             f"x with its padding only {height + 2 * ph}x{width + 2 * pw} (x shape {x.shape}, padding {g.padding})"
         )
+    if x.shape[0] and 0 in (height, width):
+        raise ValueError(f"conv2d: the images have no pixels, there is nothing but padding (x shape {x.shape}, padding {g.padding})")
 
 
 # --- CPU: the building blocks
@@ -137,7 +139,7 @@ def columns_of(x: np.ndarray, g: Geometry, start: int, stop: int) -> Iterator[tu
     _, height, width, channels = x.shape
     (rows, columns), (ph, pw) = g.output_size(height, width), g.padding
     size = rows * columns * g.kernel[0] * g.kernel[1] * channels  # of one image's columns
-    step = max(1, min(COLUMN_BYTES // (size * x.itemsize), stop - start))
+    step = max(1, min(COLUMN_BYTES // max(size * x.itemsize, 1), stop - start))
     buffer = np.empty(step * size, x.dtype)
     padded = np.zeros((step, height + 2 * ph, width + 2 * pw, channels), x.dtype) if ph or pw else None
     for first in range(start, stop, step):
@@ -341,7 +343,7 @@ def _cuda_implicit(source, matrix, bias, target, g: Geometry, gradient: bool) ->
     """Fill target (B, h, w, G columns) from source (B, h', w', G depth) and matrix (G, kh, kw, depth, columns): y from x, or dx from dy."""
     depth, columns = matrix.shape[3:]
     types, wide = _tiles(columns, gcd(depth, columns), target.dtype, source, matrix, target)
-    phases = [min(s, size) if gradient else 1 for s, size in zip(g.stride, target.shape[1:3], strict=True)]
+    phases = [max(min(s, size), 1) if gradient else 1 for s, size in zip(g.stride, target.shape[1:3], strict=True)]
     rows = target.shape[0] * prod(-(-size // n) for size, n in zip(target.shape[1:3], phases, strict=True))  # of the largest phase
     grid = -(-rows // 128), -(-columns // wide) * g.groups, prod(phases)
     sizes = (target.shape[0], *source.shape[1:3], *target.shape[1:3], depth, columns, g.groups, *g.numbers)

@@ -100,6 +100,7 @@ class TestConv2d(Proof):
     examples = [
         *[case(1, **values) for values in PATHS.values()],
         case(0, padding=1),
+        case(0, 0, padding=2),
         case(1, 1, 1, 1, 1, (3, 3), padding=1),
         case(1, kernel=(1, 1), padding=(1, 0)),  # not every window is a pixel
         case(1, kernel=(1, 1), padding=(0, 1)),
@@ -131,6 +132,8 @@ class TestConv2d(Proof):
         refusal((2, 8, 8, 4), (4, 2, 3, 3), r"conv2d: groups must be a whole number, it is 2\.0$", groups=2.0),
         refusal((2, 2, 8, 3), (4, 3, 3, 3), r"conv2d: the window spans 3x3 pixels .*only 2x8 \(x shape \(2, 2, 8, 3\), padding \(0, 0\)\)"),
         refusal((2, 4, 8, 3), (4, 3, 3, 3), r"spans 7x7 pixels \(kernel \(3, 3\), dilation \(3, 3\)\), .*only 6x10", dilation=3, padding=1),
+        refusal((2, 0, 8, 3), (4, 3, 3, 3), r"conv2d: the images have no pixels, .* \(x shape \(2, 0, 8, 3\), padding \(2, 2\)\)", padding=2),
+        refusal((2, 8, 0, 3), (4, 3, 3, 3), r"conv2d: the images have no pixels", padding=2),
         refusal((2, 8, 8, 3), (4, 3, 3, 3), r"conv2d: stride must be a whole number of at least 1 or a pair .* of them, it is 0", stride=0),
         refusal(
             (2, 8, 8, 3), (4, 3, 3, 3), r"conv2d: padding must be a whole number of at least 0 or a pair .* of them, it is \(1, -1\)", padding=(1, -1)
