@@ -145,6 +145,14 @@ def test_upsampling(shape, factors):
     check_cuda(upsample_nearest, uniform(shape), {"scale_factor": factors})
 
 
+def test_a_stride_with_more_phases_than_a_grid_has_blocks():
+    """Of the 256 x 256 phases of dx one has a pixel that is seen."""
+    with on_cuda():
+        x, weight = (Tensor(np.full(shape, 2.0, np.float32)).to(device="cuda").requires_grad_() for shape in ((1, 256, 256, 1), (1, 1, 1, 1)))
+        dx, dweight = (t.data.get() for t in minigrad.grad([conv2d(x, weight, stride=256)], [x, weight], [Tensor(x.data[:, :1, :1])]))
+    assert dx[0, 0, 0, 0] == dweight.item() == 4 and np.count_nonzero(dx) == 1
+
+
 def test_sums_of_thousands_of_numbers_are_made_in_parts():
     """Equal numbers show best what one running sum loses: it rounds most of them alike. 0.1 is so to seven digits."""
     tenths = lambda *shape: Tensor(np.full(shape, 0.1, np.float32)).to(device="cuda")  # noqa: E731
