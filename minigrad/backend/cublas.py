@@ -43,7 +43,8 @@ def precision(name: str) -> Iterator[None]:
         name: "float32" (24 bits of precision in each factor), "tf32" (11 bits; our convolutions round to them, in other products cuBLAS does, or cuts
             the rest off) or "bf16" (8 bits; factors are converted to bfloat16 first; convolutions other than 1x1 take tf32 then, too). Sums and
             results are float32 always, and so is everything that is no matrix product. Products of float64 tensors stay float64. Needs a GPU of
-            compute capability 8.0 (A100, RTX 30) or later: convolutions stay float32 on older ones.
+            compute capability 8.0 (A100, RTX 30) or later: convolutions stay float32 on older ones. Our convolutions' rounding makes nan of
+            infinities, and of numbers beyond 4.15e34, since it multiplies by 8193; cuBLAS keeps both.
 
     Raises:
         ValueError: there is no such precision.

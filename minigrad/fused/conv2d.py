@@ -418,7 +418,7 @@ def cuda_backward(dy, saved, needs):
     if needs[0]:
         dx = cuda.array_module().empty(x.shape, x.dtype)                   # (B, H, W, I)
         phases = prod(min(s, size) for s, size in zip(g.stride, x.shape[1:3], strict=True))
-        if _few(weight, g.groups) or phases > 65535:                                       # a grid has no more blocks along z
+        if _few(weight, g.groups) or phases > 65535:                       # a grid has no more blocks along z
             sizes = (*x.shape[1:3], *dy.shape[1:3], weight.shape[1], weight.shape[0] // g.groups, g.groups, *g.numbers)
             _cuda.launch(f"conv2d_input_gradient_naive<{cuda.c_type(x.dtype)}>", -(-x.size // 128), 128, dy, weight, dx, x.size, *sizes)
         elif _on_tensor_cores(x.shape, weight, dy.shape, g, dy):
