@@ -176,6 +176,15 @@ def test_conv2d_takes_the_widest_tile_that_is_more_than_half_full(columns, wide)
         assert all(launch.kernel.endswith(f"<{types}, {block}>") and launch.block == block for launch in odd) and len(odd) == 2
 
 
+def test_dx_of_conv2d_takes_a_thread_for_every_number_where_a_grid_has_too_few_blocks_for_the_phases():
+    def of_dx(stride: tuple[int, int]) -> str:
+        _, launch = launches("conv2d", Call([(1, 256, 257, 1), (1, 1, 1, 1)], (0,), {"stride": stride}))
+        return launch.kernel.partition("<")[0]
+
+    names = [of_dx(stride) for stride in ((256, 256), (255, 257), (256, 2), (2, 2))]
+    assert names == ["conv2d_input_gradient_naive", *["conv2d_implicit"] * 3]
+
+
 @pytest.mark.parametrize(
     ("channels", "outputs", "groups", "few"), [(8, 8, 2, False), (7, 8, 2, True), (8, 7, 2, True), (1, 1, 2, True), (1, 1, 1, False)]
 )
