@@ -5,6 +5,7 @@ An optimiser writes into `parameter.data` in place and says so to the version co
 
 from __future__ import annotations
 
+import difflib
 import math
 import numbers
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
@@ -21,6 +22,12 @@ from minigrad.tensor import Tensor
 __all__ = ["Optimizer", "in_blocks"]
 
 GRAIN = 1 << 17  # fewest elements a thread is worth
+BESIDE_OPTIONS = ("params", "initial_lr", "scheduled_lr")  # of a group: the last two are a schedule's, the rate as it wrote it is not saved
+# What optimisers here and elsewhere call options: where one has no such option, it is not taken for an entry of the caller's own.
+OPTIONS = frozenset(
+    "lr learning_rate weight_decay wd decay l2 decoupled_weight_decay momentum dampening nesterov beta beta1 beta2 betas eps epsilon alpha rho "
+    "amsgrad centered maximize foreach capturable differentiable fused parameters".split()
+)
 MOST_STEPS = 1 << 31  # they are counted in an int on the GPU
 SMALL = 1 << 12  # elements up to which parameters are updated end to end: a step of AdamW on 100 numbers is 14 calls of NumPy and little else
 
@@ -51,7 +58,8 @@ class Optimizer:
     name. `docs/own_training.md` has an example. `copy.deepcopy((model, optimizer))` gives a pair that goes on by itself.
 
     Args:
-        params: the parameters, or groups of them: dicts with "params" and whatever options differ from `defaults`.
+        params: the parameters, or groups of them: dicts with "params" and whatever options differ from `defaults`. Entries of other names are the
+            caller's own ("name", "lr_scale", ...), a number or a text each; numbers are saved with the options, texts are not.
         defaults: the options of a group that does not state them.
 
     Attributes:
@@ -87,15 +95,15 @@ class Optimizer:
         """Add parameters with options of their own, for example `{"params": biases, "weight_decay": 0.0}`.
 
         Raises:
-            TypeError: something in the group is not a Tensor. ValueError: a parameter is listed twice or was computed, an option is unknown or out
-                of range.
+            TypeError: something in the group is not a Tensor, or an entry of the caller's own neither number nor text. ValueError: a parameter is
+                listed twice or was computed, an option is out of range, or one that this optimiser does not have.
         """
         name = type(self).__name__
         if not isinstance(group, Mapping) or "params" not in group:
             raise TypeError(f"{name}: a parameter group is a dict with an entry 'params', not {type(group).__name__}")
-        unknown = [option for option in group if option not in self.defaults and option not in ("params", "initial_lr")]
-        if unknown:
-            raise ValueError(f"{name}: a parameter group has the unknown option {unknown[0]!r}; there are {', '.join(self.defaults)}")
+        for option, value in group.items():
+            if option not in self.defaults and option not in BESIDE_OPTIONS:
+                self._check_own_entry(option, value)
         params = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
         seen = {id(parameter) for parameter in self._parameters()}
         for parameter in params:
@@ -112,6 +120,21 @@ class Optimizer:
         if problems := self._problems(options):
             raise ValueError(f"{name}: {'; '.join(problems)}")
         self.param_groups.append(options)
+
+    def _check_own_entry(self, option: Any, value: Any) -> None:
+        """Raise for an entry of a group that is no option of this optimiser, if it looks like one, or cannot be kept."""
+        name = type(self).__name__
+        if not isinstance(option, str):
+            raise TypeError(f"{name}: a parameter group has an entry called {option!r}; give it a text as its name")
+        near = difflib.get_close_matches(option.lower(), self.defaults, n=1, cutoff=0.7)
+        if option.lower() in OPTIONS or (near and not option.startswith(f"{near[0]}_")):
+            meant = f" (is {near[0]!r} meant?)" if near else ""
+            raise ValueError(f"{name}: a parameter group has the unknown option {option!r}; there are {', '.join(self.defaults)}{meant}")
+        if not isinstance(value, str) and not _is_number(value):
+            raise TypeError(
+                f"{name}: a parameter group has an entry {option!r} that is a {type(value).__name__}; there are the options "
+                f"{', '.join(self.defaults)}, and what else it holds must be a number or a text"
+            )
 
     def zero_grad(self) -> None:
         """Set `.grad` of every parameter to None."""
@@ -373,7 +396,7 @@ class Optimizer:
         """Everything needed to go on later, as NumPy copies by name.
 
         The names are "groups.0.lr", ..., "groups.0.parameters" (how many the group has) and "state.3.exp_avg", ..., with parameters counted from 0
-        over all groups.
+        over all groups. Of the groups' other entries numbers are there too; texts are not, as they do not change.
 
         Raises:
             TypeError: an option of a subclass is neither a number nor a tuple of numbers.
@@ -382,7 +405,7 @@ class Optimizer:
         flat: dict[str, np.ndarray] = {}
         for number, group in enumerate(self.param_groups):
             for option, value in group.items():
-                if option != "params":
+                if option not in ("params", "scheduled_lr") and (option in self.defaults or not isinstance(value, str)):
                     flat[f"groups.{number}.{option}"] = saved = np.array(value)
                     if saved.dtype.kind not in "biuf":
                         raise TypeError(
@@ -415,6 +438,8 @@ class Optimizer:
             self._launches.clear()  # moved since: no captured graph holds arrays of today
         for group, loaded in zip(self.param_groups, options, strict=True):
             group.update(loaded)
+            if "initial_lr" in group:  # what is written into "lr" from now on is written by hand
+                group["scheduled_lr"] = group["lr"]
         self._state = {p: self._in_place(p, state) for p, state in states.values() if state is not None or self._captured(p)}
         self._kinds = {parameter: _kind(parameter.data) for parameter in self._parameters() if parameter in self._state}
         for launch in self._launches.values():
@@ -427,9 +452,10 @@ class Optimizer:
         if count is None or count.tolist() != len(group["params"]):
             problems.append(f"group {number} has {'no' if count is None else count.tolist()} parameters, here {len(group['params'])}")
         loaded: dict[str, Any] = {}
-        for option in [*self.defaults, "initial_lr"]:
+        own = [option for option, value in group.items() if option not in (*self.defaults, *BESIDE_OPTIONS) and not isinstance(value, str)]
+        for option in [*self.defaults, "initial_lr", *own]:
             value = left.pop(prefix + option, None)
-            if value is None and option == "initial_lr":
+            if value is None and option not in self.defaults:
                 continue
             if value is None:
                 problems.append(f"missing {prefix}{option}")

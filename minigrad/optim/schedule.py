@@ -43,6 +43,10 @@ class WarmupCosine:
     That rate is kept in the group as "initial_lr", hence in the optimiser's state_dict; the schedule has no state of its own. After `set(step)` a
     resumed run has the rates of the unbroken one.
 
+    A second schedule of the same optimiser, say for a second stage, begins anew with the same largest rates; where a group's "lr" was changed by hand
+    since a schedule set it (or since it was loaded), that is its largest rate from then on. To write "initial_lr" itself does the same outright.
+    A running schedule does not look at what is written into "lr": the next `set` replaces it.
+
     Args:
         optimizer: whose groups to set; they get the rate of step 0 at once. One that is added later keeps its own until the next `set`.
         total, warmup, min_lr: as for `warmup_cosine`; the rates of all groups end at `min_lr`, also of one that has a smaller rate from the start.
@@ -50,11 +54,15 @@ class WarmupCosine:
 
     def __init__(self, optimizer: Optimizer, total: int, warmup: int, min_lr: float = 0.0):
         self.optimizer, self.total, self.warmup, self.min_lr = optimizer, total, warmup, min_lr
+        # Here alone, not in `set`: programs that scale what `set` wrote, group by group, do so at every step, and mean no new largest rate.
+        for group in optimizer.param_groups:
+            if group["lr"] != group.get("scheduled_lr", group["lr"]):
+                group["initial_lr"] = group["lr"]
         self.set(0)
 
     def set(self, step: int) -> float:
         """Set the rates for `step` (from 0), before that step is taken; returns the first group's."""
         for group in self.optimizer.param_groups:
             largest = group.setdefault("initial_lr", group["lr"])
-            group["lr"] = warmup_cosine(step, self.total, self.warmup, largest, self.min_lr)
+            group["lr"] = group["scheduled_lr"] = warmup_cosine(step, self.total, self.warmup, largest, self.min_lr)
         return self.optimizer.param_groups[0]["lr"]

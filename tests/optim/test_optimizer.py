@@ -387,6 +387,60 @@ def test_wrong_parameters_say_what_is_wrong():
         optim.AdamW([{"lr": 0.1}])
 
 
+@pytest.mark.parametrize(
+    ("entry", "value", "message"),
+    [
+        ("weight_deacy", 0.0, r"unknown option 'weight_deacy'; there are lr, betas, eps, weight_decay \(is 'weight_decay' meant\?\)"),
+        ("LR", 0.1, r"unknown option 'LR'; .* \(is 'lr' meant\?\)"),
+        ("beta_1", 0.1, r"unknown option 'beta_1'; .* \(is 'betas' meant\?\)"),
+        ("learning_rate", 0.1, "unknown option 'learning_rate'; there are lr"),
+        ("momentum", 0.9, "unknown option 'momentum'; there are lr, betas, eps, weight_decay$"),
+        ("amsgrad", True, "unknown option 'amsgrad'"),
+        ("parameters", 3, "unknown option 'parameters'"),  # the number of parameters is saved under this name
+        ("blocks", [1, 2], "an entry 'blocks' that is a list; there are the options lr, betas, eps, weight_decay, and what else it holds must be"),
+        ("owner", None, "an entry 'owner' that is a NoneType"),
+        (3, 0.1, "an entry called 3; give it a text as its name"),
+    ],
+)
+def test_an_entry_that_looks_like_an_option_or_cannot_be_kept_is_refused(entry: Any, value: Any, message: str):
+    optimizer = optim.AdamW(parameters())
+    with pytest.raises((TypeError, ValueError), match=message):
+        optimizer.add_param_group({"params": [nn.Parameter(np.ones(1))], entry: value})
+    assert len(optimizer.param_groups) == 1
+
+
+def test_a_group_may_have_entries_of_the_caller_s_own(tmp_path: Path):
+    """Numbers go with the state, through a file too; a text stays with the program."""
+
+    def begin(scale: float, **more: Any) -> optim.AdamW:
+        params = parameters()
+        group = {"params": params[:1], "name": "trunk", "lr_scale": scale, "weight_decay_scale": 1, "frozen": False, **more}
+        return optim.AdamW([group, {"params": params[1:]}], lr=0.1)
+
+    optimizer = begin(0.3)
+    assert optimizer.param_groups[0]["name"] == "trunk" and "name" not in optimizer.param_groups[1]
+    run(optimizer, list(optimizer._parameters()), range(2))
+    state = optimizer.state_dict()
+    assert state["groups.0.lr_scale"] == 0.3 and "groups.0.name" not in state and "groups.1.lr_scale" not in state
+    save_state(tmp_path / "state.safetensors", state, {})
+    loaded, _ = load_state(tmp_path / "state.safetensors")
+    other = begin(0.7, name="head", depth=5)
+    other.load_state_dict(loaded)
+    assert {key: other.param_groups[0][key] for key in ("name", "lr_scale", "weight_decay_scale", "frozen", "depth")} == {
+        "name": "head",
+        "lr_scale": 0.3,
+        "weight_decay_scale": 1,
+        "frozen": False,
+        "depth": 5,  # a state from before there was such an entry
+    }
+    assert other.param_groups[0]["frozen"] is False
+    with pytest.raises(ValueError, match=r"unexpected groups\.0\.frozen"):
+        optim.AdamW([{"params": parameters()[:1]}, {"params": parameters()[1:]}]).load_state_dict(state)
+    with pytest.raises(ValueError, match=r"groups\.0\.lr_scale has shape \(2,\), here \(\)"):
+        other.load_state_dict({**state, "groups.0.lr_scale": np.ones(2)})
+    assert copy.deepcopy(other).param_groups[0]["name"] == "head"
+
+
 def test_a_generator_that_was_used_up_is_noticed():
     params = nn.Linear(2, 2).parameters()
     list(params)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -10,8 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigrad import nn, optim
+from minigrad import Tensor, nn, optim
 from minigrad.optim import warmup_cosine
+from tests.support import rng
 
 
 def test_every_step_of_one_run():
@@ -117,3 +120,112 @@ def test_a_resumed_run_has_the_same_rates(schedule_first: bool):
         second.load_state_dict(state)
         resumed = optim.WarmupCosine(second, total=10, warmup=3)
     assert [resumed.set(step) for step in range(10)] == [schedule.set(step) for step in range(10)]
+
+
+def stages(*rates: float) -> optim.SGD:
+    """An optimiser after a first stage, whose schedule has come to its end; groups with these rates."""
+    optimizer = optim.SGD([{"params": [nn.Parameter(np.ones(1))], "lr": lr} for lr in rates])
+    optim.WarmupCosine(optimizer, total=10, warmup=3).set(9)
+    return optimizer
+
+
+def rates(optimizer: optim.Optimizer) -> list[float]:
+    return [group["lr"] for group in optimizer.param_groups]
+
+
+def test_a_second_stage_has_the_rates_that_were_set_by_hand():
+    optimizer = stages(1e-2, 2e-2)
+    optimizer.param_groups[0]["lr"] = 1e-4
+    second = optim.WarmupCosine(optimizer, total=20, warmup=1)
+    second.set(1)
+    assert rates(optimizer) == [1e-4, 2e-2]  # the one that was not touched begins anew with its own
+    for lr in (1e-4, 2e-4):  # and a third one
+        second.set(7)
+        optimizer.param_groups[0]["lr"] = lr
+        optim.WarmupCosine(optimizer, total=20, warmup=1).set(1)
+        assert rates(optimizer) == [lr, 2e-2]
+
+
+def test_a_frozen_group_that_is_let_go_has_its_new_rate():
+    optimizer = stages(0.0, 1e-2)
+    assert rates(optimizer)[0] == 0.0
+    optimizer.param_groups[0]["lr"] = 1e-3
+    optim.WarmupCosine(optimizer, total=20, warmup=0)
+    assert rates(optimizer) == [1e-3, 1e-2]
+
+
+def test_the_largest_rate_may_be_written_outright():
+    optimizer = stages(1e-2)
+    optimizer.param_groups[0]["initial_lr"] = 0.5
+    optim.WarmupCosine(optimizer, total=20, warmup=0)
+    assert rates(optimizer) == [0.5]
+
+
+def test_a_running_schedule_replaces_what_is_written_into_the_rates():
+    """Programs scale what it wrote, at every step: nothing of this adds up."""
+    optimizer = stages(1.0, 1.0)
+    schedule = optim.WarmupCosine(optimizer, total=10, warmup=0)
+    for step in range(5):
+        expected = schedule.set(step)
+        optimizer.param_groups[1]["lr"] *= 0.1
+        assert rates(optimizer) == [expected, expected * 0.1] == [warmup_cosine(step, 10, 0, 1.0), warmup_cosine(step, 10, 0, 1.0) * 0.1]
+
+
+@pytest.mark.parametrize("schedule_first", [True, False])
+@pytest.mark.parametrize("scaled", [1.0, 0.1])
+def test_a_state_that_is_loaded_brings_its_largest_rate_and_no_hand(schedule_first: bool, scaled: float):
+    first = stages(0.5)
+    first.param_groups[0]["lr"] *= scaled  # by the program, after the schedule
+    second = optim.SGD([nn.Parameter(np.ones(1))], lr=0.3)
+    if schedule_first:
+        optim.WarmupCosine(second, total=10, warmup=3)
+    second.load_state_dict(first.state_dict())
+    assert rates(second) == rates(first)
+    assert "groups.0.scheduled_lr" not in second.state_dict()
+    optim.WarmupCosine(second, total=10, warmup=3).set(3)
+    assert rates(second) == [0.5]
+    second.load_state_dict(first.state_dict())
+    second.param_groups[0]["lr"] = 0.2  # by hand, after it: a second stage from a file
+    optim.WarmupCosine(second, total=10, warmup=3).set(3)
+    assert rates(second) == [0.2]
+
+
+def test_a_copy_knows_what_was_written_by_hand():
+    for copied in (copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))):
+        optimizer = copied(stages(0.5, 0.5))
+        optimizer.param_groups[1]["lr"] = 0.1
+        schedule = optim.WarmupCosine(copied(optimizer), total=10, warmup=0)
+        assert rates(schedule.optimizer) == [0.5, 0.1]
+
+
+def test_a_resumed_run_ends_with_the_same_weights_also_in_its_second_stage():
+    """The state is loaded, then the schedule made; the second stage has another rate."""
+
+    def begin() -> tuple[Tensor, optim.AdamW]:
+        weight = nn.Parameter(rng(0).standard_normal(5))
+        return weight, optim.AdamW([weight], lr=1.0)
+
+    def train(weight: Tensor, optimizer: optim.AdamW, steps: range) -> None:
+        schedule = optim.WarmupCosine(optimizer, total=10, warmup=2)
+        for step in steps:
+            schedule.set(step)
+            weight.grad = Tensor(rng(step).standard_normal(5))
+            optimizer.step()
+
+    def second_stage(optimizer: optim.AdamW) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = 0.01
+
+    whole, optimizer = begin()
+    train(whole, optimizer, range(10))
+    second_stage(optimizer)
+    train(whole, optimizer, range(7))
+    broken, first = begin()
+    train(broken, first, range(10))
+    second_stage(first)
+    train(broken, first, range(4))
+    resumed, second = begin()
+    resumed.detach().copy_(broken.detach())
+    second.load_state_dict(first.state_dict())
+    train(resumed, second, range(4, 7))
+    np.testing.assert_array_equal(resumed.numpy(), whole.numpy())
