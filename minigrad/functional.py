@@ -29,7 +29,7 @@ from minigrad.fused.upsample_nearest import upsample_nearest
 from minigrad.ops import (
     abs, add, argmax, broadcast_to, cast, clip, concatenate, cos, div, equal, erf, exp, flatten, gather, getitem, greater, greater_equal, isfinite,
     less, less_equal, log, logical_and, logical_not, logical_or, logical_xor, matmul, max, maximum, mean, min, minimum, mul, neg, not_equal, pad, pow,
-    relu, reshape, scatter_add, sin, sqrt, stack, sub, sum, sum_to, swapaxes, tanh, transpose, unbind, var, where, windows,
+    relu, reshape, scatter_add, sigmoid, sin, sqrt, stack, sub, sum, sum_to, swapaxes, tanh, transpose, unbind, var, where, windows,
 )  # fmt: skip
 
 __all__ = [
@@ -39,6 +39,6 @@ __all__ = [
     # primitives, and short functions of them
     "abs", "add", "argmax", "broadcast_to", "cast", "clip", "concatenate", "cos", "div", "equal", "erf", "exp", "flatten", "gather", "getitem",
     "greater", "greater_equal", "isfinite", "less", "less_equal", "log", "logical_and", "logical_not", "logical_or", "logical_xor", "matmul", "max",
-    "maximum", "mean", "min", "minimum", "mul", "neg", "not_equal", "pad", "pow", "relu", "reshape", "scatter_add", "sin", "sqrt", "stack", "sub",
-    "sum", "sum_to", "swapaxes", "tanh", "transpose", "unbind", "var", "where", "windows",
+    "maximum", "mean", "min", "minimum", "mul", "neg", "not_equal", "pad", "pow", "relu", "reshape", "scatter_add", "sigmoid", "sin", "sqrt", "stack",
+    "sub", "sum", "sum_to", "swapaxes", "tanh", "transpose", "unbind", "var", "where", "windows",
 ]  # fmt: skip

@@ -74,7 +74,6 @@ INSTEAD = {
     "square": "`x * x`",
     "reciprocal": "`1 / x`",
     "rsqrt": "`x ** -0.5`",
-    "sigmoid": "`F.softmax(F.stack([x, x * 0], -1))[..., 0]`, of finite numbers",
     "softmax": "`F.softmax(x, axis)`",
     "log_softmax": "`F.log_softmax(x, axis)`",
     "clamp": "`x.clip(low, high)`",

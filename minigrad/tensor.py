@@ -444,6 +444,9 @@ class Tensor:
     def tanh(self) -> Tensor:
         return ops.tanh(self)
 
+    def sigmoid(self) -> Tensor:
+        return ops.sigmoid(self)
+
     def erf(self) -> Tensor:
         return ops.erf(self)
 

@@ -62,6 +62,16 @@ def test_a_whole_conformer_is_the_same_on_both_devices(training: bool, definitio
         assert_close(cuda_state[name], array, name, 1e-10)
 
 
+def test_a_sigmoid_is_the_same_on_both_devices(device: object):
+    numbers = np.concatenate([np.linspace(-100.0, 60.0, 50), [-np.inf, np.inf]]).astype(np.float32)
+    x = Tensor(numbers, requires_grad=True)
+    y = x.to(device="cuda").sigmoid()
+    assert (y.device, y.dtype) == ("cuda", np.float32)
+    np.testing.assert_allclose(y.to(device="cpu").numpy(), Tensor(numbers).sigmoid().numpy(), rtol=1e-6, atol=1e-38)
+    y.sum().backward()
+    np.testing.assert_allclose(x.grad.numpy(), (Tensor(numbers).sigmoid() * Tensor(-numbers).sigmoid()).numpy(), atol=1e-6)
+
+
 def test_there_and_back(device: object):
     x = Tensor(rng(0).standard_normal((2, 3)), requires_grad=True)
     there = x.to(device="cuda")

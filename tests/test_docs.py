@@ -16,9 +16,9 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -236,6 +236,14 @@ def translations() -> list[tuple[str, str]]:
     return re.findall(r"^\| `([^`]+)` \| `([^`]+)` \|$", page, flags=re.MULTILINE)
 
 
+def bilinear() -> Callable:
+    """The function of that page."""
+    (lines,) = [block.lines for block in blocks(DOCS / "differences.md") if any(line.startswith("def bilinear") for line in block.lines)]
+    names: dict[str, Any] = {"np": np, "Tensor": Tensor}
+    exec("\n".join(line for line in lines if not line.startswith("print")), names)
+    return names["bilinear"]
+
+
 def test_there_are_translations() -> None:
     assert len(translations()) > 25
 
@@ -253,12 +261,15 @@ def test_both_sides_of_a_translation_compute_the_same(theirs: str, ours: str, nu
     dtype = np.float32 if numbers == "float32" else np.float64
     shapes = {"x": (4, 3), "y": (4, 3), "q": (2, 2, 4, 3), "maps": (2, 5, 4, 3)}
     arrays = {name: (generator.standard_normal(shape) * (numbers != "zeros")).astype(dtype) for name, shape in shapes.items()}
-    p, labels = generator.random((4, 3)).astype(dtype), np.array([2, 0, 1, 2])
+    floats = {"p": generator.random((4, 3)).astype(dtype), "w": generator.uniform(0.5, 2, 3).astype(dtype)}
+    integers = {"labels": np.array([2, 0, 1, 2]), "pixels": generator.integers(0, 3, (2, 5, 4))}
     tensors = {name: Tensor(array, requires_grad=True) for name, array in arrays.items()}
     torches = {name: torch.tensor(array, requires_grad=True) for name, array in arrays.items()}
     nchw = {**torches, "maps": torches["maps"].permute(0, 3, 1, 2)}
-    found = eval(ours, {"np": np, "F": functional, "p": Tensor(p), "labels": labels, **tensors})
-    expected = eval(theirs, {"torch": torch, "TF": torch.nn.functional, "p": torch.tensor(p), "labels": torch.tensor(labels), **nchw})
+    constants = {name: Tensor(array) for name, array in floats.items()}
+    found = eval(ours, {"np": np, "F": functional, "bilinear": bilinear(), **constants, **integers, **tensors})
+    constants = {name: torch.tensor(array) for name, array in {**floats, **integers}.items()}
+    expected = eval(theirs, {"torch": torch, "TF": torch.nn.functional, **constants, **nchw})
     near = {"rtol": 1e-5, "atol": 1e-6} if dtype == np.float32 else {"rtol": 1e-10, "atol": 1e-12}
     right = expected.detach().numpy()
     assert found.shape == right.shape and found.dtype == right.dtype and found.requires_grad == expected.requires_grad
@@ -274,15 +285,23 @@ def test_both_sides_of_a_translation_compute_the_same(theirs: str, ours: str, nu
                 np.testing.assert_allclose(tensor.grad.numpy(), gradient.numpy(), **near)
 
 
-@pytest.mark.parametrize("x", [-30.0, -17.0, 0.0, 17.0, 90.0])
-def test_sigmoid_is_exact_far_from_0_too(x: float) -> None:
+@pytest.mark.parametrize("x", [-1000.0, -30.0, -17.0, -0.0, 0.0, 17.0, 90.0, 1000.0])
+def test_what_is_made_of_the_sigmoid_is_exact_far_from_0_too(x: float) -> None:
+    """Values and slopes, those of the losses for targets at both ends too; at 0 the slope is a half."""
     import torch
 
     code = dict(translations())
-    t = torch.tensor([x])
-    for theirs in ("torch.sigmoid(x)", "TF.silu(x)"):
-        found = eval(code[theirs], {"F": functional, "x": Tensor([x])}).numpy()
-        np.testing.assert_allclose(found, eval(theirs, {"torch": torch, "TF": torch.nn.functional, "x": t}).numpy(), rtol=1e-6)
+    losses = {"TF.softplus(x)": 1e-7, "TF.binary_cross_entropy_with_logits(x, p)": 1e-7}  # log(1 + e) of a tiny e is 0
+    for theirs, near in {"torch.sigmoid(x)": 0.0, "TF.silu(x)": 0.0, **losses}.items():
+        for p in (0.0, 1.0) if "p)" in theirs else (0.0,):
+            ours, t = Tensor([x], requires_grad=True), torch.tensor([x], requires_grad=True)
+            found = eval(code[theirs], {"F": functional, "x": ours, "p": Tensor([p])})
+            expected = eval(theirs, {"torch": torch, "TF": torch.nn.functional, "x": t, "p": torch.tensor([p])})
+            np.testing.assert_allclose(found.numpy(), expected.detach().numpy(), rtol=1e-6, atol=near)
+            found.sum().backward()
+            expected.sum().backward()
+            assert ours.grad is not None and t.grad is not None
+            np.testing.assert_allclose(ours.grad.numpy(), t.grad.numpy(), rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.slow

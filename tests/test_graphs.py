@@ -87,6 +87,7 @@ UNARY: dict[str, tuple[Callable, Callable, Callable | None]] = {
     "log": (lambda x, k: x.log(), lambda x, k: x.log(), _positive),
     "sqrt": (lambda x, k: x.sqrt(), lambda x, k: x.sqrt(), _positive),
     "tanh": (lambda x, k: x.tanh(), lambda x, k: x.tanh(), None),
+    "sigmoid": (lambda x, k: x.sigmoid(), lambda x, k: x.sigmoid(), None),
     "erf": (lambda x, k: x.erf(), lambda x, k: x.erf(), None),
     "sin": (lambda x, k: x.sin(), lambda x, k: x.sin(), None),
     "cos": (lambda x, k: x.cos(), lambda x, k: x.cos(), None),

@@ -119,6 +119,7 @@ KEPT = {
     "exp": (lambda x: x.exp(), "x", "out"),
     "relu": (lambda x: x.relu(), "x", "out"),
     "tanh": (lambda x: x.tanh(), "x", "out"),
+    "sigmoid": (lambda x: x.sigmoid(), "x", "out"),
     "sqrt": (lambda x: x.sqrt(), "x", "out"),
     "log": (lambda x: x.log(), "x", "x"),
     "sin": (lambda x: x.sin(), "x", "x"),

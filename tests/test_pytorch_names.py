@@ -37,7 +37,7 @@ OTHERS: dict[str, dict[str, Any]] = {  # where the general ones will not do
     **{name: {"x": MASK, "y": ~MASK[::-1]} for name in ("logical_not", "logical_and", "logical_or", "any", "all")},
 }
 SAME_ARGUMENTS = {
-    (): "ravel t contiguous dim numel nelement cpu is_floating_point float double int long bool neg square reciprocal rsqrt sigmoid norm any all "
+    (): "ravel t contiguous dim numel nelement cpu is_floating_point float double int long bool neg square reciprocal rsqrt norm any all "
     "isnan isfinite logical_not clone tolist zero_ detach_ squeeze",
     ("y",): "view_as reshape_as expand_as type_as add sub mul div pow maximum minimum matmul mm bmm dot eq ne gt ge lt le logical_and logical_or "
     "add_ sub_ mul_ div_",

@@ -105,6 +105,17 @@ def tanh(x: Tensor) -> Tensor:
 
 
 @primitive(floating=True)
+def sigmoid(x: Tensor) -> Tensor:
+    """1 / (1 + exp(-x)) as e / (1 + e) with e = exp(x): as exact where e is tiny as where it is huge, and nothing overflows.
+
+    Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.sigmoid.html
+    """
+    e = np.exp(np.minimum(x, 40))  # from 37 on the result is 1 in float64 too
+    e /= 1 + e
+    return e
+
+
+@primitive(floating=True)
 def erf(x: Tensor) -> Tensor:
     """The error function, 2/sqrt(pi) times the integral of exp(-t^2) from 0 to x."""
     return erf_of_array(x)
@@ -178,6 +189,7 @@ exp.derivative(x=lambda g, out: g * out)
 log.derivative(x=lambda g, x: g / x)
 sqrt.derivative(x=lambda g, out: g / (2 * out))
 tanh.derivative(x=lambda g, out: g * (1 - out * out))
+sigmoid.derivative(x=lambda g, out: g * (out * (1 - out)))
 erf.derivative(x=lambda g, x: g * (2 / np.pi**0.5 * exp(-(x * x))))
 sin.derivative(x=lambda g, x: g * cos(x))
 cos.derivative(x=lambda g, x: -(g * sin(x)))
@@ -191,7 +203,7 @@ power_of.derivative(
 )
 
 
-for operation in (exp, log, sqrt, tanh, relu):
+for operation in (exp, log, sqrt, tanh, sigmoid, relu):
     operation.on_arrays()
 
 

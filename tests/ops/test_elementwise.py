@@ -160,6 +160,33 @@ class TestTanh(Proof):
     pins, errors = SMOOTH, ANY_NUMBER
 
 
+class TestSigmoid(Proof):
+    op, in_torch, cases = ops.sigmoid, torch.sigmoid, one() | one(-30.0)
+    examples = [Case([np.array([-np.inf, -1e4, -700.0, -30.0, -1e-300, 0.0, 17.0, 38.0, 41.0, 1e4, np.inf])])]
+    smooth = one()
+    keeps = {"x": "out"}
+    pins, errors = SMOOTH, ANY_NUMBER
+
+    @pytest.mark.parametrize(("dtype", "smallest"), [(np.float32, -103.0), (np.float64, -745.0)])
+    def test_is_exact_on_both_sides_and_silent(self, dtype: type, smallest: float) -> None:
+        """Down to the smallest numbers there are, where PyTorch's own, 1 / (1 + exp(-x)), is 0."""
+        numbers = np.concatenate([np.linspace(smallest, 60.0, 200), [-np.inf, 0.0, 1e30, np.inf]]).astype(dtype)
+        with np.errstate(all="raise", under="ignore"):
+            y = ops.sigmoid(Tensor(numbers)).numpy()
+            steep = numbers.astype(np.longdouble)
+            right = np.where(numbers < 0, np.exp(np.minimum(steep, 0)), 1) / (1 + np.exp(-np.abs(steep)))
+        assert y.dtype == dtype
+        assert (np.abs(y - right) <= 4 * np.spacing(np.abs(right).astype(dtype))).all()
+
+    def test_a_number_without_axes(self) -> None:
+        for number in (np.float32(-2.0), np.float64(3.0)):
+            x = Tensor(np.array(number), requires_grad=True)
+            y = x.sigmoid()
+            y.backward()
+            assert y.shape == () and y.dtype == number.dtype == x.grad.dtype
+            assert x.grad.item() == pytest.approx(y.item() * (1 - y.item()), rel=1e-6)
+
+
 class TestErf(Proof):
     op, in_torch, cases = ops.erf, torch.erf, one() | one(-8.0)
     examples = [Case([np.array([-np.inf, -30.0, 1e-300, 0.5, 1.0, 2.0, 3.0, 6.0, 30.0])])]
@@ -339,7 +366,7 @@ class TestIsfinite(Comparison):
     examples = [Case([np.array([1, 2])]), Case([np.array([True])])]
 
 
-@pytest.mark.parametrize("name", ["exp", "log", "sqrt", "tanh", "erf", "sin", "cos"])
+@pytest.mark.parametrize("name", ["exp", "log", "sqrt", "tanh", "sigmoid", "erf", "sin", "cos"])
 @pytest.mark.parametrize("dtype", [np.int64, np.uint8, bool])
 def test_whole_numbers_become_float32_as_in_pytorch(name: str, dtype: type):
     numbers = np.array([[1, 0, 1], [1, 1, 0]] if dtype is bool else [[1, 2, 3], [4, 5, 9]]).astype(dtype)
@@ -388,7 +415,7 @@ def test_number_to_the_power_of_a_tensor(base: float):
 # --- at the edges
 
 
-@pytest.mark.parametrize("name", ["relu", "abs", "tanh", "exp", "erf", "log", "sqrt", "sin"])
+@pytest.mark.parametrize("name", ["relu", "abs", "tanh", "sigmoid", "exp", "erf", "log", "sqrt", "sin"])
 def test_nan_stays_nan(name: str):
     assert np.isnan(getattr(ops, name)(Tensor(np.array([np.nan]))).item()) and torch.isnan(getattr(torch, name)(torch.tensor([torch.nan]))).item()
 

@@ -63,7 +63,7 @@ def test_arrays_of_the_two_sides_do_not_mix(cp, what):
 SAME = {
     "operators": lambda np, x: (x + 1) * x - x / 2.0 + np.float32(3) ** 2,
     "comparison": lambda np, x: x > 0.5,
-    "functions": lambda np, x: np.exp(x) + np.tanh(x) + np.maximum(x, 0),
+    "functions": lambda np, x: np.exp(x) + np.tanh(x) + np.maximum(x, 0) + np.minimum(x, 40),
     "matmul": lambda np, x: np.matmul(x, x.T),
     "the operator @": lambda np, x: x.T @ x,
     "sum": lambda np, x: x.sum(0, keepdims=True),
