@@ -225,6 +225,23 @@ class Tensor:
             )
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
+    # `torch.from_dlpack(x)`, `np.from_dlpack(x)`: the same memory. What another library writes there, no version counter notices; so the array is
+    # handed on as one to be read, as `numpy()` is, where the protocol can say so (NumPy then refuses to write, PyTorch does not look).
+    def __dlpack__(self, *, max_version: tuple[int, int] | None = None, **options: Any) -> Any:
+        if self.requires_grad and is_grad_enabled():
+            raise BufferError(
+                f"a tensor of shape {self.shape} that requires grad was given to another library, which passes no gradients on; give .detach()"
+            )
+        on_cpu = self.device == "cpu"  # CuPy's arrays are always writable
+        self._note_read()
+        if max_version is None or max_version[0] < 1:
+            return self.data.__dlpack__(**options)
+        return (self.numpy() if on_cpu else self.data).__dlpack__(max_version=max_version, **options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        backend.device_of(self.data)
+        return self.data.__dlpack_device__()
+
     def item(self) -> float | int | bool:
         """The value of a tensor with one element, as a Python number."""
         if self.size != 1:

@@ -483,6 +483,63 @@ def test_functions_of_arrays_do_not_lose_a_gradient_silently():
     assert_array_equal(np.stack([x.detach(), x.numpy()]), [[1.0, 2.0], [1.0, 2.0]])
 
 
+@pytest.mark.torch
+def test_memory_is_shared_with_pytorch():
+    x = Tensor(np.array([[1.0, 2.0], [3.0, 4.0]]))
+    for t in (x, x.T, x[1:], x.to(dtype=np.float32), x > 2, Tensor(np.array([1, 2])), Tensor(2.0)):
+        there = torch.from_dlpack(t)
+        assert_array_equal(there.numpy(), t.numpy())
+        assert there.numpy().dtype == t.dtype and np.shares_memory(there.numpy(), t.data)
+    read_only = x[0].broadcast_to((3, 2))
+    assert_array_equal(torch.from_dlpack(read_only).numpy(), read_only.numpy())
+    for make in (torch.as_tensor, torch.tensor, torch.asarray):  # which find it, and no longer take the tensor for a list
+        for t in (Tensor(2.0), x, read_only):
+            assert_array_equal(make(t).numpy(), t.numpy())
+
+
+def test_memory_that_is_shared_is_to_be_read():
+    x = Tensor(np.array([1.0, 2.0]))
+    view = np.from_dlpack(x)
+    assert np.shares_memory(view, x.data) and not view.flags.writeable and x.data.flags.writeable
+    assert np.from_dlpack(x, copy=True).flags.writeable
+    assert x.__dlpack_device__() == x.data.__dlpack_device__()
+    assert "dltensor" in repr(x.__dlpack__())  # by the older protocol, which cannot say that it is to be read
+    with pytest.raises(BufferError, match="readonly"):
+        Tensor(np.zeros(2)).broadcast_to((3, 2)).__dlpack__()
+
+
+def test_memory_of_a_tensor_that_requires_grad_is_not_shared_silently():
+    x = Tensor([1.0, 2.0], requires_grad=True)
+    message = r"a tensor of shape \(2,\) that requires grad was given to another library, which passes no gradients on; give \.detach\(\)"
+    for function in (np.from_dlpack, torch.from_dlpack, torch.as_tensor, lambda t: t.__dlpack__()):
+        for t in (x, x * 2.0):
+            with pytest.raises(BufferError, match=message):
+                function(t)
+        assert_array_equal(function(x.detach()) if function in (np.from_dlpack, torch.from_dlpack) else [1.0, 2.0], [1.0, 2.0])
+    with minigrad.no_grad():
+        assert_array_equal(np.from_dlpack(x), [1.0, 2.0])
+    x = Tensor([1.0])
+    x.data = [1.0]  # type: ignore[assignment]
+    for function in (lambda t: t.__dlpack__(), lambda t: t.__dlpack_device__()):
+        with pytest.raises(TypeError, match="list"):
+            function(x)
+
+
+def test_a_checkpoint_knows_that_shared_memory_was_looked_at():
+    x = Tensor(np.array([1.0, 2.0]), requires_grad=True)
+    for share in (np.from_dlpack, lambda t: t.__dlpack__(), lambda t: t.__dlpack__(max_version=(1, 0))):
+        outside = Tensor(np.array([3.0, 4.0]))
+
+        def function(x: Tensor, share=share, outside=outside) -> Tensor:
+            share(outside)
+            return x * 2.0
+
+        y = minigrad.checkpoint(function, x)
+        outside[0] = 5.0
+        with pytest.raises(RuntimeError, match="written in place"):
+            y.sum().backward()
+
+
 # --- out of the graph
 
 
