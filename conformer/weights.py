@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from contextvars import Context
 from dataclasses import asdict, dataclass, fields
@@ -249,5 +250,8 @@ def _check_finite(state: Mapping[str, np.ndarray]) -> None:
 
 def _shortened(sentence: str) -> str:
     """An error of `load_state_dict` with the first three of the entries that it lists."""
-    parts = sentence.split("; ")
-    return "; ".join(parts[:3]) + (f"; and {len(parts) - 3:,} more" if len(parts) > 3 else "")
+    *parts, last = sentence.split("; ")
+    found = re.fullmatch("and ([0-9,]+) more", last)  # what it does not list itself
+    parts, unlisted = (parts, int(found[1].replace(",", ""))) if found else ([*parts, last], 0)
+    more = len(parts) - 3 + unlisted
+    return "; ".join(parts[:3]) + (f"; and {more:,} more" if more > 0 else "")

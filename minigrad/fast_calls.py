@@ -6,6 +6,7 @@ these is `_run`'s, and what a call gives and leaves in its node is the same by e
 
 from __future__ import annotations
 
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,18 @@ from minigrad.autograd import Node, node_numbers
 from minigrad.modes import MODE
 from minigrad.tensor import Tensor, wrap
 
-__all__ = ["binary", "unary"]
+__all__ = ["binary", "called", "unary"]
 
 _ndarray = np.ndarray
 _new_node = Node.__new__
+
+
+def called(call: FunctionType, name: str) -> FunctionType:
+    """A copy of `unary` or `binary` with an operation's name: Python says it where arguments do not fit (`relu(x, inplace=True)`), and so does a
+    profile. A look at the arguments here would take time in every call.
+    """
+    code = call.__code__.replace(co_name=name, co_qualname=name)
+    return FunctionType(code, call.__globals__, name, call.__defaults__)
 
 
 def unary(self: Any, x: Any) -> Tensor:

@@ -96,6 +96,7 @@ class Op(Generic[Result]):
         self._defaults = tuple(p.default for p in parameters)
         self._optional = tuple("None" in str(p.annotation) or p.default is None for p in parameters)
         self._required = sum(default is inspect.Parameter.empty for default in self._defaults)
+        self.advice = ""  # what is added where arguments do not fit
         self.rules: dict[str, Callable] = {}
         self.array_rules: dict[str, Callable] = {}
         self._plans: dict[int, _Plan] = {}
@@ -142,18 +143,18 @@ class Op(Generic[Result]):
             bound: Any = args + self._defaults[len(args) :]
             return bound[:count], bound[count:]
         if len(args) > len(names):
-            raise TypeError(f"{self.name}: {len(args)} arguments given, at most {len(names)} taken ({', '.join(names)})")
+            raise TypeError(f"{self.name}: {len(args)} arguments given, at most {len(names)} taken ({', '.join(names)}){self.advice}")
         bound = list(args) + list(self._defaults[len(args) :])
         for name, value in kwargs.items():
             position = self._position.get(name)
             if position is None:
-                raise TypeError(f"{self.name}: there is no argument {name!r}; there are {', '.join(names)}")
+                raise TypeError(f"{self.name}: there is no argument {name!r}; there are {', '.join(names)}{self.advice}")
             if position < len(args):
                 raise TypeError(f"{self.name}: argument {name!r} is given twice")
             bound[position] = value
         for name, value in zip(names, bound, strict=True):
             if value is inspect.Parameter.empty:
-                raise TypeError(f"{self.name}: argument {name!r} is missing")
+                raise TypeError(f"{self.name}: argument {name!r} is missing{self.advice}")
         return bound[:count], tuple(bound[count:])
 
     def _mixed_devices(self, inputs: Sequence[Tensor | None]) -> TypeError:
@@ -762,8 +763,11 @@ def primitive(function: Callable | None = None, **options: Any) -> Any:
     def make(function: Callable) -> Primitive:
         inputs = tuple([p.name if p.annotation in ("Tensor", Tensor) else None for p in inspect.signature(function).parameters.values()])
         one_result = not options.get("view") and not options.get("several")
-        kind = {("x",): Unary, ("x", "y"): Binary}.get(inputs, Primitive) if one_result else Primitive  # their calls are written for these names
-        return kind(function, **options)
+        kind = {("x",): Unary, ("x", "y"): Binary}.get(inputs) if one_result else None  # their calls are written for these names
+        if kind is None:
+            return Primitive(function, **options)
+        call = fast_calls.called(kind.__call__, options.get("name") or function.__name__)  # type: ignore[arg-type]
+        return type(kind.__name__, (kind,), {"__call__": call})(function, **options)
 
     return make if function is None else make(function)
 

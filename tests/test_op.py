@@ -1023,6 +1023,26 @@ def test_the_fast_calls_are_for_inputs_alone():
     assert_array_equal(gradient.numpy(), [32.0, 3.0])
 
 
+def test_wrong_arguments_of_the_fast_calls_name_the_operation(registry: None):
+    x = Tensor([1.0, 2.0])
+
+    @primitive(name="halved")
+    def half(x: Tensor) -> Tensor:
+        return x / 2
+
+    for call, message in (
+        (lambda: ops.relu(x, inplace=True), r"relu\(\) got an unexpected keyword argument 'inplace'"),
+        (lambda: ops.tanh(x, x), r"tanh\(\) takes 2 positional arguments but 3 were given"),
+        (lambda: ops.add(x, x, alpha=2), r"add\(\) got an unexpected keyword argument 'alpha'"),
+        (lambda: ops.matmul(x), r"matmul\(\) missing 1 required positional argument: 'y'"),
+        (lambda: half(x, out=x), r"halved\(\) got an unexpected keyword argument 'out'"),
+    ):
+        with pytest.raises(TypeError, match=f"^{message}$"):
+            call()
+    assert repr(ops.relu) == "<unary relu>" and isinstance(ops.relu, Unary) and copy.deepcopy(ops.relu) is ops.relu
+    assert_array_equal(half(x=x).numpy(), [0.5, 1.0])
+
+
 def recorded(node: Any) -> dict[str, Any]:
     """What a node holds, comparable: Tensors are equal to themselves, and its output's array and counter to those with the same numbers."""
     held = {name: getattr(node, name) for name in ("op", "edges", "values", "outputs", "site", "shapes", "plan", "saved", "versions", "facts")}

@@ -58,7 +58,10 @@ def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) 
 def _check(logits, labels, label_smoothing) -> None:
     check_floats("cross_entropy", "logits", logits)
     if logits.ndim != 2 or logits.shape[1] == 0:
-        raise ValueError(f"cross_entropy: logits must be (batch, classes) with at least one class, they have shape {logits.shape}")
+        classes = logits.shape[-1] if logits.ndim > 2 else 0
+        target = f"-1, {classes}" if labels.dtype.kind == "f" else "-1"
+        flat = f"; give logits.reshape(-1, {classes}), and labels.reshape({target})" if classes else ""
+        raise ValueError(f"cross_entropy: logits must be (batch, classes) with at least one class, they have shape {logits.shape}{flat}")
     batch, classes = logits.shape
     if not isinstance(label_smoothing, Real):
         what = f"an object of type {type(label_smoothing).__name__}"

@@ -58,11 +58,15 @@ def _scale(p: float) -> float:
     return 0.0 if p == 1 else 1 / (1 - p)
 
 
+dropout.advice = "; where the mask is to be drawn, use nn.Dropout(p), whose train() and eval() switch it on and off"
+drop_path.advice = "; where the mask is to be drawn, use nn.DropPath(p), whose train() and eval() switch it on and off"
+
+
 @dropout.check
 def _check_dropout(x, mask, p) -> None:
     check_floats("dropout", "x", x)
     if mask.shape != x.shape:
-        raise ValueError(f"dropout: mask has shape {mask.shape}, x has shape {x.shape}")
+        raise ValueError(f"dropout: mask has shape {mask.shape}, x has shape {x.shape}{'' if mask.ndim else dropout.advice}")
     if not 0 <= p <= 1:
         raise ValueError(f"dropout: p must be a probability between 0 and 1, it is {p}")
 
@@ -71,7 +75,8 @@ def _check_dropout(x, mask, p) -> None:
 def _check_drop_path(x, mask, p) -> None:
     check_floats("drop_path", "x", x)
     if mask.shape != x.shape[:1] or not x.ndim:
-        raise ValueError(f"drop_path: mask has shape {mask.shape}, it must be one value for each sample of x (x shape {x.shape})")
+        advice = "" if mask.ndim else drop_path.advice
+        raise ValueError(f"drop_path: mask has shape {mask.shape}, it must be one value for each sample of x (x shape {x.shape}){advice}")
     if not 0 <= p <= 1:
         raise ValueError(f"drop_path: p must be a probability between 0 and 1, it is {p}")
 

@@ -7,6 +7,7 @@ other. Maths is in `minigrad/functional.py`; modules hold parameters, state and 
 
 from __future__ import annotations
 
+import os.path
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Self
 
@@ -257,17 +258,16 @@ class Module:
             The names that were only on one side (none if `strict`).
 
         Raises:
-            ValueError: names are missing or unexpected, shapes differ, or a value is not an array of numbers. It lists every one of them, and
-                nothing has been written.
+            ValueError: names are missing or unexpected, shapes differ, or a value is not an array of numbers. It lists the first of each kind, and
+                says so where all names differ by what they begin with ("module."). Nothing has been written.
         """
         own = dict(self._state())
         given = {name: state_dict[name] for name in own if name in state_dict}
         values = {name: loadable(value) for name, value in given.items()}
         difference = KeyDifference([name for name in own if name not in state_dict], [name for name in state_dict if name not in own])
+        missing = [f"missing {name} of shape {own[name].shape}" for name in difference.missing_keys] if strict else []
+        unexpected = [f"unexpected {name}" for name in difference.unexpected_keys] if strict else []
         problems = []
-        if strict:
-            problems += [f"missing {name} of shape {own[name].shape}" for name in difference.missing_keys]
-            problems += [f"unexpected {name}" for name in difference.unexpected_keys]
         for name, value in values.items():
             if value is None:
                 original = given[name]  # perhaps one of PyTorch's that NumPy cannot read
@@ -279,8 +279,9 @@ class Module:
                 problems.append(f"{name} is {type(original).__name__}, not an array of numbers{hint}")
             elif value.shape != own[name].shape:
                 problems.append(f"{name} has shape {value.shape}, here {own[name].shape}")
-        if problems:
-            raise ValueError(f"load_state_dict: {type(self).__name__} cannot take these {len(state_dict)} entries: {'; '.join(problems)}")
+        if missing or unexpected or problems:
+            reason = (strict and not given and _other_prefix(list(own), list(state_dict))) or _first_of(missing, unexpected, problems)
+            raise ValueError(f"load_state_dict: {type(self).__name__} cannot take these {len(state_dict)} entries: {reason}")
         for name, value in values.items():
             tensor = own[name].detach()  # the same memory and version, and may be written
             tensor.copy_(backend.to_device(value, tensor.device))
@@ -321,6 +322,35 @@ def loadable(value: Any) -> backend.Array | None:
         except (TypeError, ValueError, RuntimeError):  # lists of unequal lengths; PyTorch's tensors of bfloat16, and those that require grad
             return None
     return value if value.dtype.kind in "biuf" else None
+
+
+def _first_of(*kinds: list[str], most: int = 10) -> str:
+    """What is wrong, in one line: of each kind the first, and how much more there is."""
+    there = [problems for problems in kinds if problems]
+    every = [problem for problems in there for problem in problems]
+    shown = every if len(every) <= most else [problem for problems in there for problem in problems[: most // len(there)]]
+    return "; ".join(shown) + (f"; and {len(every) - len(shown):,} more" if len(shown) < len(every) else "")
+
+
+def _other_prefix(own: list[str], given: list[Any]) -> str:
+    """What to say where names on one side differ from the other's by a common beginning, such as that of a wrapper's child; empty if they do not."""
+    if not all(isinstance(name, str) for name in given):
+        return ""
+    for prefix in _prefixes(given):
+        if any(name.removeprefix(prefix) in own for name in given):
+            fix = f"give {{name.removeprefix({prefix!r}): value for name, value in state_dict.items()}}"
+            return f"their names begin with {prefix!r}, which those of the module do not; {fix}"
+    for prefix in _prefixes(own):
+        if any(prefix + name in own for name in given):
+            fix = f"give {{{prefix!r} + name: value for name, value in state_dict.items()}}, or load into that child"
+            return f"the names of the module begin with {prefix!r}, which theirs do not; {fix}"
+    return ""
+
+
+def _prefixes(names: list[str]) -> list[str]:
+    """What all dotted names begin with, up to each of its dots."""
+    common = os.path.commonprefix(names)
+    return [common[: place + 1] for place, letter in enumerate(common) if letter == "."]
 
 
 def _join(prefix: str, name: str) -> str:

@@ -106,6 +106,9 @@ def test_of_many_entries_that_do_not_fit_the_first_are_named(model: Conformer, e
     assert len(str(caught.value)) < 500
     count = int(str(caught.value).partition("; and ")[2].split()[0])
     assert count == len(state) - 3
+    with pytest.raises(ValueError, match=f"unexpected .*; and {len(state) - 3} more") as caught:
+        load_weights(edited(arrays={f"{name}.x": array for name, array in state.items()}))
+    assert len(str(caught.value)) < 500
     with pytest.raises(ValueError, match="unexpected wings[)]$"):
         load_weights(edited(arrays={"wings": np.zeros(2)}))
 

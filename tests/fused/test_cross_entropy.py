@@ -70,7 +70,11 @@ class TestCrossEntropy(Proof):
             r"logits must be \(batch, classes\) with at least one class, they have shape \(3,\)$",
             in_torch="PyTorch takes one example without a batch axis.",
         ),
-        refusal((2, 3, 4), np.array([0, 1]), r"logits must be .*, they have shape \(2, 3, 4\)$"),
+        refusal((2, 3, 4), np.array([0, 1]), r"they have shape \(2, 3, 4\); give logits\.reshape\(-1, 4\), and labels\.reshape\(-1\)$"),
+        refusal(
+            (2, 1, 3, 4), np.zeros((2, 1, 3, 4)), r"give logits\.reshape\(-1, 4\), and labels\.reshape\(-1, 4\)$", in_torch="PyTorch takes more axes."
+        ),
+        refusal((2, 3, 0), np.zeros((2, 3), np.int64), r"logits must be .*, they have shape \(2, 3, 0\)$"),
         refusal((2, 0), np.array([0, 0]), r"logits must be .*, they have shape \(2, 0\)$"),
         refusal((2, 3), np.array([0, 1]), "label_smoothing is 1.5, it must be from 0 to 1", label_smoothing=1.5),
         refusal((2, 3), np.array([0, 1]), "label_smoothing is -0.1, it", label_smoothing=-0.1, in_torch="PyTorch takes less than 0 for 0."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,19 @@ class TestDropPath(Proof):
             for p, why in zip((-0.1, 1.5, float("nan")), refused, strict=True)
         ],
     ]
+
+
+@pytest.mark.parametrize(("op", "layer"), [(dropout, "Dropout"), (drop_path, "DropPath")])
+def test_a_call_as_in_pytorch_says_which_layer_draws_the_mask(op: Callable, layer: str):
+    x = Tensor(np.ones((2, 3)))
+    advice = rf"; where the mask is to be drawn, use nn\.{layer}\(p\), whose train\(\) and eval\(\) switch it on and off$"
+    for call in (lambda: op(x, 0.5), lambda: op(x, p=0.5), lambda: op(x, 0.5, training=True), lambda: op(x, 0.5, True, False)):
+        with pytest.raises(TypeError, match=f"^{op.name}: .*{advice}"):
+            call()
+    with pytest.raises(ValueError, match=rf"^{op.name}: mask has shape \(\),.*{advice}"):
+        op(x, 0.5, True)
+    with pytest.raises(ValueError, match=r"^drop.*mask has shape \(3,\),.*\(2, 3\)\)?$"):
+        op(x, np.ones(3), 0.5)
 
 
 @pytest.mark.parametrize("op", [dropout, drop_path])

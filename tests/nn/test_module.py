@@ -435,6 +435,53 @@ def test_a_failed_load_lists_everything_and_changes_nothing():
     assert same_state(block.state_dict(), before)
 
 
+def test_of_many_problems_the_first_of_each_kind_are_listed():
+    names = [f"layer{number}" for number in range(200)]
+    block = nn.Module()
+    for name in names:
+        setattr(block, name, nn.Parameter(np.ones(2)))
+    state = {name.replace("layer", "part") if number < 100 else name: np.ones(3) for number, name in enumerate(names)}
+    with pytest.raises(ValueError) as caught:
+        block.load_state_dict(state)
+    message = str(caught.value)
+    kinds = ["missing layer{} of shape (2,)", "unexpected part{}", "layer1{:02} has shape (3,), here (2,)"]
+    listed = "; ".join(kind.format(number) for kind in kinds for number in range(3))
+    assert message == f"load_state_dict: Module cannot take these 200 entries: {listed}; and 291 more"
+    ten = {**{name: np.ones(2) for name in names[5:]}, **{name + "x": np.ones(2) for name in names[:5]}}
+    with pytest.raises(ValueError, match=r"entries: missing layer0 .*; missing layer4 .*; unexpected layer0x; .*; unexpected layer4x$"):
+        block.load_state_dict(ten)
+    with pytest.raises(ValueError, match=r"; missing layer4 .*; unexpected layer4x; and 4 more$"):
+        block.load_state_dict({**ten, "a": np.ones(2), "b": np.ones(2), "c": np.ones(2), "d": np.ones(2)})
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.module."])
+def test_names_that_all_begin_with_something_else_get_the_remedy(prefix: str):
+    model, wrapper = nn.Sequential(Block(), nn.Linear(3, 1)), nn.Module()
+    state = {prefix + name: value + 1 for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError) as caught:
+        model.load_state_dict(state)
+    message = str(caught.value)
+    said = f"their names begin with '{prefix}', which those of the module do not; give "
+    assert message.startswith(f"load_state_dict: Sequential cannot take these {len(state)} entries: {said}") and len(message) < 300
+    model.load_state_dict(eval(message.partition("; give ")[2], {"state_dict": state}))
+    assert same_state(model.state_dict(), {name.removeprefix(prefix): value for name, value in state.items()})
+    wrapper.backbone = model
+    with pytest.raises(ValueError) as caught:
+        wrapper.load_state_dict({name.removeprefix(prefix): value * 2 for name, value in state.items()})
+    message = str(caught.value)
+    assert "entries: the names of the module begin with 'backbone.', which theirs do not; give " in message
+    code = message.partition("; give ")[2].partition(", or load into that child")[0]
+    wrapper.load_state_dict(eval(code, {"state_dict": model.state_dict()}))
+
+
+def test_no_remedy_is_made_up():
+    model = nn.Sequential(nn.Linear(2, 1))
+    for state in ({"a.b": np.ones(1), "a.c": np.ones(1)}, {}, {3: np.ones(1)}, {"x.0.weight": np.ones(1), "0.bias": np.ones(1)}):
+        with pytest.raises(ValueError, match=r"missing 0\.weight of shape \(1, 2\)"):
+            model.load_state_dict(state)
+    assert model.load_state_dict({"x.0.weight": np.ones((1, 2))}, strict=False).unexpected_keys == ["x.0.weight"]
+
+
 def test_load_of_pytorchs_tensors():
     target = nn.Linear(2, 1)
     target.load_state_dict({"weight": torch.tensor([[1.5, 2.5]]), "bias": torch.tensor([3.0])})
