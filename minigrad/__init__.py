@@ -8,10 +8,13 @@
 Read next: `op.py` (what an operation is), `tensor.py`, `autograd.py` (the engine), `ops/` and `fused/` (the operations), `nn/` and `optim/`.
 """
 
+from typing import TYPE_CHECKING
+
 from minigrad.tensor import Tensor  # first: see the end of tensor.py
 
 # isort: split
 from minigrad import functional, nn, optim, random
+from minigrad import pytorch_names as _pytorch
 from minigrad.autograd import grad
 from minigrad.backend.cublas import precision
 from minigrad.backend.cuda import emulated
@@ -26,13 +29,17 @@ __all__ = [
 ]  # fmt: skip
 
 
-def __getattr__(name: str) -> str:
-    """`minigrad.__version__`: of the installed distribution, which holds the conformer too."""
-    if name != "__version__":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import metadata
+if TYPE_CHECKING:  # of the installed distribution, which holds the conformer too
+    __version__: str
+else:  # a type checker would take it for any name
+    _absent = _pytorch.absent(__name__, {name: f"`F.{name}`, where F is minigrad.functional" for name in functional.__all__} | _pytorch.IN_MINIGRAD)
 
-    try:
-        return metadata.version("minigrad-conformer")
-    except metadata.PackageNotFoundError:  # run from a source folder that is not installed
-        return "not installed"
+    def __getattr__(name: str) -> str:
+        if name != "__version__":
+            _absent(name)
+        from importlib import metadata
+
+        try:
+            return metadata.version("minigrad-conformer")
+        except metadata.PackageNotFoundError:  # run from a source folder that is not installed
+            return "not installed"

@@ -10,6 +10,9 @@ statistics; the layers in `minigrad/nn` draw and keep them. Read next: `minigrad
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from minigrad import pytorch_names as _pytorch
 from minigrad.fused.attention import scaled_dot_product_attention
 from minigrad.fused.avg_pool2d import avg_pool2d
 from minigrad.fused.batch_norm import batch_norm
@@ -42,3 +45,6 @@ __all__ = [
     "maximum", "mean", "min", "minimum", "mul", "neg", "not_equal", "pad", "pow", "relu", "reshape", "scatter_add", "sigmoid", "sin", "sqrt", "stack",
     "sub", "sum", "sum_to", "swapaxes", "tanh", "transpose", "unbind", "var", "where", "windows",
 ]  # fmt: skip
+
+if not TYPE_CHECKING:  # a type checker would take it for any name
+    __getattr__ = _pytorch.absent(__name__, _pytorch.IN_FUNCTIONAL)

@@ -1,27 +1,41 @@
-"""What one writes here for the methods of PyTorch's tensors that Tensor has not: the advice of its AttributeError.
+"""What one writes here for what PyTorch has under another name, or has and this library has not: the advice of the AttributeErrors.
 
-x is the tensor; what stands in backticks is code, and each piece of it is run by a test, beside PyTorch's method. Read next: `modes.py`.
+Of tensors (`INSTEAD`), modules, and the libraries' own modules. x is the tensor; what stands in backticks is code, and each piece of it is run by a
+test, beside PyTorch's own. Read next: `modes.py`.
 """
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-__all__ = ["INSTEAD", "Missing"]
+__all__ = ["INSTEAD", "IN_FUNCTIONAL", "IN_MINIGRAD", "IN_NN", "IN_OPTIM", "OF_MODULES", "Missing", "absent"]
 
 
 class Missing:
     """Stands in the class where PyTorch has a method: asked for, it raises an AttributeError that says what to write instead.
 
-    No `__getattr__`, as Python then takes longer for every attribute that is there, a tenth of the call of a small operation.
+    No `__getattr__`, as Python then takes longer for every attribute that is there, a tenth of the call of a small operation. What an object or a
+    subclass has under the name goes before it.
     """
 
-    def __init__(self, name: str):
-        self.name = name
+    def __init__(self, name: str, advice: str):
+        self.name, self.advice = name, advice
 
     def __get__(self, instance: Any, owner: type) -> NoReturn:
-        message = f"{owner.__name__} has no attribute {self.name!r}, which PyTorch's has; write {INSTEAD[self.name]}"
+        message = f"{owner.__name__} has no attribute {self.name!r}, which PyTorch's has; write {self.advice}"
         raise AttributeError(message, name=self.name, obj=owner if instance is None else instance)
+
+
+def absent(module: str, instead: Mapping[str, str]) -> Callable[[str], NoReturn]:
+    """A module's `__getattr__`, which Python asks for a name that is not there. (`from module import name` asks, too, but says nothing of it.)"""
+
+    def __getattr__(name: str) -> NoReturn:
+        advice = f"; write {instead[name]}" if name in instead else ""
+        raise AttributeError(f"module {module!r} has no attribute {name!r}{advice}", name=name, obj=sys.modules.get(module))
+
+    return __getattr__
 
 
 def _write(value: str) -> str:
@@ -134,4 +148,159 @@ INSTEAD = {
     "retain_grad": _GRADIENT,
     "register_hook": f"{_GRADIENT}; there are no hooks",
 }
-"""By the name in PyTorch."""
+"""Methods and attributes of PyTorch's tensors."""
+
+OF_MODULES = {
+    "cpu": '`model.to(device="cpu")`',
+    "cuda": '`model.to(device="cuda")`',
+    "float": "`model.to(dtype=np.float32)`",
+    "double": "`model.to(dtype=np.float64)`",
+    "half": '`with minigrad.precision("bf16"): y = model(x)` for the matrix products on a GPU; there is no half precision else',
+    "bfloat16": '`with minigrad.precision("bf16"): y = model(x)` for the matrix products on a GPU; there is no half precision else',
+    "type": "`model.to(dtype=dtype)`",
+    "add_module": "`setattr(model, name, module)`",
+    "register_module": "`setattr(model, name, module)`",
+    "register_parameter": "`setattr(model, name, nn.Parameter(array))`",
+    "get_submodule": "`dict(model.named_modules())[name]`",
+    "get_parameter": "`dict(model.named_parameters())[name]`",
+    "get_buffer": "`dict(model.named_buffers())[name]`",
+    "register_forward_hook": "`h = part(x)` where you call it, in a forward of your own, and keep h; there are no hooks",
+    "register_forward_pre_hook": "`h = part(x)` where you call it, in a forward of your own, and change x before it; there are no hooks",
+    "register_full_backward_hook": "`minigrad.grad(score, h)[0]` for the gradient of what a part gave; there are no hooks",
+    "register_backward_hook": "`minigrad.grad(score, h)[0]` for the gradient of what a part gave; there are no hooks",
+}
+"""Methods of PyTorch's modules; model is the module."""
+
+_BINARY = "`(F.maximum(x, 0) - x * p - F.sigmoid(x.abs()).log()).mean()`, p from 0 to 1"
+_RESIZED = "`F.upsample_nearest(maps, factor)`, or two matrix products for a bilinear one: docs/differences.md has them"
+IN_FUNCTIONAL = {
+    # losses
+    "mse_loss": "`((x - y) ** 2).mean()`",
+    "l1_loss": "`(x - y).abs().mean()`",
+    "smooth_l1_loss": "`F.where((x - y).abs() < 1, 0.5 * (x - y) ** 2, (x - y).abs() - 0.5).mean()`",
+    "binary_cross_entropy": "`-(p * x.log() + (1 - p) * (1 - x).log()).mean()`, p from 0 to 1",
+    "binary_cross_entropy_with_logits": _BINARY,
+    "nll_loss": "`-F.gather(x, labels[:, None], 1).mean()`, or F.cross_entropy of the logits",
+    "kl_div": "`(p * (p.log() - x)).sum() / len(x)`, x the logarithms, p above 0",
+    "cosine_similarity": "`(x * y).sum(axis) / ((x * x).sum(axis) * (y * y).sum(axis)).sqrt()`",
+    # functions of one number
+    "silu": "`x * F.sigmoid(x)`",
+    "softplus": "`F.maximum(x, 0) - F.sigmoid(x.abs()).log()`",
+    "logsigmoid": "`F.minimum(x, 0) + F.sigmoid(x.abs()).log()`",
+    "mish": "`x * (F.maximum(x, 0) - F.sigmoid(x.abs()).log()).tanh()`",
+    "leaky_relu": "`F.where(x > 0, x, slope * x)`",
+    "elu": "`F.where(x > 0, x, F.minimum(x, 0).exp() - 1)`",
+    "relu6": "`x.clip(0, 6)`",
+    "hardtanh": "`x.clip(-1, 1)`",
+    "hardsigmoid": "`(x / 6 + 0.5).clip(0, 1)`",
+    "hardswish": "`x * (x / 6 + 0.5).clip(0, 1)`",
+    "glu": "`x[..., :n] * F.sigmoid(x[..., n:])`, n half the width",
+    "softmin": "`F.softmax(-x, axis)`",
+    # of more of them
+    "normalize": "`x / ((x * x).sum(axis, keepdims=True) + 1e-24).sqrt()`",
+    "rms_norm": "`x / ((x * x).mean(-1, keepdims=True) + eps).sqrt() * weight`",
+    "instance_norm": "`(maps - maps.mean((1, 2), keepdims=True)) / (maps.var((1, 2), keepdims=True) + eps).sqrt()`",
+    "one_hot": "`np.eye(n, dtype=np.float32)[labels]`",
+    "embedding": "`weight[indices]`",
+    "adaptive_avg_pool2d": "`F.global_avg_pool2d(maps)` for one number a channel, (B, C)",
+    "interpolate": _RESIZED,
+    "upsample": _RESIZED,
+    "dropout2d": "`maps * (keep / (1 - rate))`, where keep is (B, 1, 1, C), drawn of 0 and 1",
+    "conv1d": "`F.conv2d(x[:, None], weight[:, :, None])[:, 0]`, x (B, L, C)",
+}
+"""Functions of torch.nn.functional. maps are feature maps, (B, H, W, C)."""
+
+_LIKE = {
+    **dict(MSELoss="mse_loss", L1Loss="l1_loss", SmoothL1Loss="smooth_l1_loss", BCELoss="binary_cross_entropy", NLLLoss="nll_loss"),
+    **dict(BCEWithLogitsLoss="binary_cross_entropy_with_logits", KLDivLoss="kl_div", CosineSimilarity="cosine_similarity", SiLU="silu"),
+    **dict(Softplus="softplus", LogSigmoid="logsigmoid", Mish="mish", LeakyReLU="leaky_relu", ELU="elu", ReLU6="relu6", Hardtanh="hardtanh"),
+    **dict(Hardsigmoid="hardsigmoid", Hardswish="hardswish", GLU="glu", RMSNorm="rms_norm", InstanceNorm2d="instance_norm", Upsample="upsample"),
+    **dict(AdaptiveAvgPool2d="adaptive_avg_pool2d", Dropout2d="dropout2d"),
+}
+IN_NN = {
+    **{layer: f"{IN_FUNCTIONAL[function]}, in forward()" for layer, function in _LIKE.items()},
+    "CrossEntropyLoss": "`F.cross_entropy(x, labels)`",
+    "Sigmoid": "`F.sigmoid(x)`, in forward()",
+    "Tanh": "`F.tanh(x)`, in forward()",
+    "Softmax": "`F.softmax(x, axis)`, in forward()",
+    "LogSoftmax": "`F.log_softmax(x, axis)`, in forward()",
+    "Flatten": "`x.flatten(1)`, in forward()",
+    "Embedding": "`table = nn.Parameter(array)`, and in forward() `table[indices]`",
+    "BatchNorm1d": "`norm = nn.BatchNorm2d(n)`, and in forward() `norm(x[:, None, None])[:, 0, 0]`",
+    "Conv1d": "`conv = nn.Conv2d(channels, n, (1, 3))`, and in forward() `conv(rows[:, None])[:, 0]`, rows (B, L, C)",
+    "MultiheadAttention": "`nn.MultiHeadAttention(dim, num_heads)`, which has timm's names",
+    "ModuleDict": "`setattr(model, name, module)`, and `getattr(model, name)`",
+    "Buffer": "`model.register_buffer(name, tensor)`",
+    "functional": "`from minigrad import functional as F`",
+    "utils": "`minigrad.optim.clip_grad_norm_(parameters, 1.0)`",
+}
+"""Layers and modules of torch.nn."""
+
+_OWN = "a subclass of `optim.Optimizer`, of some ten lines: docs/own_training.md"
+IN_OPTIM = {
+    "Adam": "`optim.AdamW(parameters, lr, weight_decay=0.0)`",
+    "lr_scheduler": '`optim.WarmupCosine(optimizer, total, warmup)`, or set `optimizer.param_groups[0]["lr"]` at every step',
+    "swa_utils": "`optim.EMA(model, 0.999)`",
+    **dict.fromkeys(("ASGD", "Adadelta", "Adafactor", "Adagrad", "Adamax", "LBFGS", "Muon", "NAdam", "RAdam", "RMSprop", "Rprop"), _OWN),
+}
+"""Classes and modules of torch.optim."""
+
+_OF_TENSORS = (
+    "ravel permute t unsqueeze squeeze split chunk flip index_select numel square reciprocal rsqrt clamp mm bmm dot amax amin argmin std norm sort "
+    "any all eq ne gt ge lt le isnan masked_fill clone"
+)
+IN_MINIGRAD = {
+    **{name: INSTEAD[name] for name in _OF_TENSORS.split()},
+    # new tensors
+    "as_tensor": "`Tensor(array)`",
+    "asarray": "`Tensor(array)`",
+    "from_numpy": "`Tensor(array)`, which copies",
+    "zeros": "`Tensor(np.zeros(shape, np.float32))`",
+    "ones": "`Tensor(np.ones(shape, np.float32))`",
+    "full": "`Tensor(np.full(shape, value, np.float32))`",
+    "empty": "`Tensor(np.empty(shape, np.float32))`",
+    "zeros_like": "`Tensor(np.zeros(x.shape, x.dtype))`",
+    "ones_like": "`Tensor(np.ones(x.shape, x.dtype))`",
+    "full_like": "`Tensor(np.full(x.shape, value, x.dtype))`",
+    "eye": "`Tensor(np.eye(n, dtype=np.float32))`",
+    "arange": "`Tensor(np.arange(n))`",
+    "linspace": "`Tensor(np.linspace(low, high, n, dtype=np.float32))`",
+    "rand": "`Tensor(generator.random(shape, np.float32))`, where the generator is np.random.default_rng(seed)",
+    "randn": "`Tensor(generator.standard_normal(shape, np.float32))`, where the generator is np.random.default_rng(seed)",
+    "randint": "`Tensor(generator.integers(n, size=shape))`, where the generator is np.random.default_rng(seed)",
+    "randperm": "`Tensor(generator.permutation(n))`, where the generator is np.random.default_rng(seed)",
+    # several at a time
+    "cat": "`F.concatenate(tensors, axis)`",
+    "concat": "`F.concatenate(tensors, axis)`",
+    "hstack": "`F.concatenate(tensors, 1)`",
+    "vstack": "`F.concatenate(tensors, 0)`",
+    "transpose": "`x.swapaxes(first, second)`",
+    "gather": "`F.gather(x, indices, axis)`",
+    "outer": "`x[:, None] * y`",
+    "einsum": "`x @ y`, with the axes brought in order by transpose and reshape",
+    "logsumexp": "`(x - x.max(axis, keepdims=True)).exp().sum(axis).log() + x.max(axis)`",
+    "var": "`x.var(axis)`, which divides by n where PyTorch divides by n - 1",
+    "equal": "`np.array_equal(x.numpy(), y.numpy())`; F.equal compares element by element",
+    "allclose": "`np.allclose(x.numpy(), y.numpy())`",
+    "is_tensor": "`isinstance(x, Tensor)`",
+    # files, devices, dtypes, modes
+    "save": "`from minigrad.safetensors_io import save_state` and `save_state(path, model.state_dict())`",
+    "load": "`from minigrad.safetensors_io import load_state` and `model.load_state_dict(load_state(path)[0])`",
+    "cuda": '`x.to(device="cuda")`',
+    "device": '`x.to(device="cuda")`; devices are called by their names',
+    "float": "`np.float32`",
+    "float32": "`np.float32`",
+    "double": "`np.float64`",
+    "float64": "`np.float64`",
+    "int": "`np.int32`",
+    "int32": "`np.int32`",
+    "long": "`np.int64`",
+    "int64": "`np.int64`",
+    "bool": "`np.bool_`",
+    "inference_mode": "`with minigrad.no_grad(): y = model(x)`",
+    "set_grad_enabled": "`with minigrad.enable_grad(): y = model(x)`, or minigrad.no_grad()",
+    "autocast": '`with minigrad.precision("bf16"): y = model(x)`',
+    "amp": '`with minigrad.precision("bf16"): y = model(x)`',
+    "utils": "`minigrad.checkpoint(function, x)`; there is no loader of data",
+}
+"""Functions and other names of torch itself."""

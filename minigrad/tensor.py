@@ -538,8 +538,8 @@ def _of_booleans(symbols: str, operation: Any, *operands: Any) -> Tensor:
     return operation(*operands)
 
 
-for _name in INSTEAD:
-    setattr(Tensor, _name, Missing(_name))
+for _name, _advice in INSTEAD.items():
+    setattr(Tensor, _name, Missing(_name, _advice))
 
 
 def _one_tuple(arguments: tuple) -> tuple[int, ...]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from minigrad import pytorch_names as _pytorch
 from minigrad.nn import init
 from minigrad.nn.activation import GELU, Identity, ReLU
 from minigrad.nn.attention import MultiHeadAttention
@@ -32,3 +35,6 @@ __all__ = [
     "Sequential",
     "init",
 ]
+
+if not TYPE_CHECKING:  # a type checker would take it for any name
+    __getattr__ = _pytorch.absent(__name__, _pytorch.IN_NN)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from minigrad import backend
+from minigrad.pytorch_names import OF_MODULES, Missing
 from minigrad.tensor import Tensor
 
 __all__ = ["KeyDifference", "Module", "Parameter"]
@@ -71,6 +72,9 @@ class Module:
         object.__setattr__(self, name, value)
         if kind is not None and kind != old and self.__dict__.get(name) is value:  # else a property of the class took it
             self._register(name, kind)
+
+    def __dir__(self) -> list[str]:
+        return [name for name in object.__dir__(self) if name not in OF_MODULES or hasattr(self, name)]
 
     def __delattr__(self, name: str) -> None:
         object.__delattr__(self, name)
@@ -298,6 +302,10 @@ class Module:
         if not lines:
             return f"{type(self).__name__}({self.extra_repr()})"
         return "\n  ".join([f"{type(self).__name__}({self.extra_repr()}", *lines]) + "\n)"
+
+
+for _name, _advice in OF_MODULES.items():
+    setattr(Module, _name, Missing(_name, _advice))
 
 
 def _kind(value: Any) -> str | None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from minigrad import pytorch_names as _pytorch
 from minigrad.optim.adamw import AdamW
 from minigrad.optim.clip import clip_grad_norm_
 from minigrad.optim.ema import EMA
@@ -10,3 +13,6 @@ from minigrad.optim.schedule import WarmupCosine, warmup_cosine
 from minigrad.optim.sgd import SGD
 
 __all__ = ["EMA", "SGD", "AdamW", "Optimizer", "WarmupCosine", "clip_grad_norm_", "warmup_cosine"]
+
+if not TYPE_CHECKING:  # a type checker would take it for any name
+    __getattr__ = _pytorch.absent(__name__, _pytorch.IN_OPTIM)
