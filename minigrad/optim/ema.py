@@ -180,6 +180,9 @@ class EMA:
         What the block changes of them, such as batch norm's statistics, stays in the average. One interrupt cannot be caught: at the very moment when
         the block is left, Python raises it before anything here runs, and the module keeps the averaged weights.
 
+        Not between a student's forward and backward, whose graph would find its weights changed: a teacher there is a model of its own, made by
+        `teacher = copy.deepcopy(model)` and brought up to date by `ema.copy_to(teacher)`.
+
         Raises:
             ValueError: as `update`.
         """

@@ -216,6 +216,26 @@ def test_swap_exchanges_and_exchanges_back():
     assert same(ours.state_dict(), own) and same(ema.state_dict(), shadow)
 
 
+def test_a_teacher_between_a_student_s_forward_and_backward_is_a_model_of_its_own():
+    """Under `swapped` the graph finds its weights changed, and says so."""
+    student, ema = averaged_model()
+    weight = next(student.parameters())
+    x = Tensor(rng(3).standard_normal(weight.shape).astype(weight.dtype), requires_grad=True)
+    teacher = copy.deepcopy(student)
+    assert not same(teacher.state_dict(), ema.state_dict())
+    ema.copy_to(teacher)
+    assert same(teacher.state_dict(), ema.state_dict()) and not same(student.state_dict(), ema.state_dict())
+    loss = (x * weight).sum()
+    ema.copy_to(teacher)
+    loss.backward()
+    np.testing.assert_array_equal(x.grad.numpy(), weight.numpy())
+    loss = (x * weight).sum()
+    with ema.swapped():
+        pass
+    with pytest.raises(RuntimeError, match="written in place"):
+        loss.backward()
+
+
 def interrupt(monkeypatch: pytest.MonkeyPatch, call: int) -> None:
     """Let Ctrl-C fall into the writing of a tensor, the `call`-th, which leaves other numbers there."""
     copy_, calls = Tensor.copy_, []
