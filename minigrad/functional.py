@@ -10,8 +10,6 @@ statistics; the layers in `minigrad/nn` draw and keep them. Read next: `minigrad
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from minigrad import pytorch_names as _pytorch
 from minigrad.fused.attention import scaled_dot_product_attention
 from minigrad.fused.avg_pool2d import avg_pool2d
@@ -46,5 +44,4 @@ __all__ = [
     "sub", "sum", "sum_to", "swapaxes", "tanh", "transpose", "unbind", "var", "where", "windows",
 ]  # fmt: skip
 
-if not TYPE_CHECKING:  # a type checker would take it for any name
-    __getattr__ = _pytorch.absent(__name__, _pytorch.IN_FUNCTIONAL)
+globals()["__getattr__"] = _pytorch.absent(__name__, _pytorch.IN_FUNCTIONAL)  # as a `def`, a type checker would take it for any name

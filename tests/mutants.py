@@ -107,7 +107,7 @@ PLAN: dict[str, tuple[tuple[str, ...], ...]] = {
         ("tests/ops/test_inputs.py",), ("tests/ops/test_elementwise.py", "tests/test_op.py", "tests/test_tensor.py"),
         ("tests/ops/test_movement.py", "tests/ops/test_index.py", "tests/ops/test_reduce.py"),
     ),
-    "minigrad/pytorch_names.py": (("tests/test_pytorch_names.py",),),
+    **dict.fromkeys(("minigrad/nn/__init__.py", "minigrad/optim/__init__.py", "minigrad/pytorch_names.py"), (("tests/test_pytorch_names.py",),)),
     "minigrad/random.py": (("tests/test_random.py",), ("tests/nn/test_dropout.py", "tests/nn/test_init.py", "tests/test_threads.py")),
     "minigrad/safetensors_io.py": (("tests/test_safetensors_io.py",),),
     "minigrad/tensor.py": (
@@ -117,7 +117,8 @@ PLAN: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "minigrad/optim/multi_tensor.py": (("tests/optim/test_cuda_optim.py",),),
     "minigrad/optim/optimizer.py": (
-        ("tests/optim/test_optimizer.py",), ("tests/optim/test_sgd.py", "tests/optim/test_adamw.py"), ("tests/optim/test_cuda_optim.py",),
+        ("tests/optim/test_optimizer.py",), ("tests/optim/test_sgd.py", "tests/optim/test_adamw.py", "tests/optim/test_schedule.py"),
+        ("tests/optim/test_cuda_optim.py",),
     ),
 }  # fmt: skip
 """Files tried one after the other, as groups; for the other files see `stages`."""

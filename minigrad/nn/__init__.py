@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from minigrad import pytorch_names as _pytorch
 from minigrad.nn import init
 from minigrad.nn.activation import GELU, Identity, ReLU
@@ -36,5 +34,4 @@ __all__ = [
     "init",
 ]
 
-if not TYPE_CHECKING:  # a type checker would take it for any name
-    __getattr__ = _pytorch.absent(__name__, _pytorch.IN_NN)
+globals()["__getattr__"] = _pytorch.absent(__name__, _pytorch.IN_NN)  # as a `def`, a type checker would take it for any name

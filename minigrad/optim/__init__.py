@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from minigrad import pytorch_names as _pytorch
 from minigrad.optim.adamw import AdamW
 from minigrad.optim.clip import clip_grad_norm_
@@ -14,5 +12,4 @@ from minigrad.optim.sgd import SGD
 
 __all__ = ["EMA", "SGD", "AdamW", "Optimizer", "WarmupCosine", "clip_grad_norm_", "warmup_cosine"]
 
-if not TYPE_CHECKING:  # a type checker would take it for any name
-    __getattr__ = _pytorch.absent(__name__, _pytorch.IN_OPTIM)
+globals()["__getattr__"] = _pytorch.absent(__name__, _pytorch.IN_OPTIM)  # as a `def`, a type checker would take it for any name

@@ -126,7 +126,7 @@ class Optimizer:
         name = type(self).__name__
         if not isinstance(option, str):
             raise TypeError(f"{name}: a parameter group has an entry called {option!r}; give it a text as its name")
-        near = difflib.get_close_matches(option.lower(), self.defaults, n=1, cutoff=0.7)
+        near = difflib.get_close_matches(option.lower(), self.defaults, cutoff=0.7)
         if option.lower() in OPTIONS or (near and not option.startswith(f"{near[0]}_")):
             meant = f" (is {near[0]!r} meant?)" if near else ""
             raise ValueError(f"{name}: a parameter group has the unknown option {option!r}; there are {', '.join(self.defaults)}{meant}")

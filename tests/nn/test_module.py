@@ -438,6 +438,16 @@ def test_a_failed_load_lists_everything_and_changes_nothing():
     assert same_state(block.state_dict(), before)
 
 
+def test_what_pytorch_has_and_module_has_not_is_offered_where_a_module_has_it():
+    """Completion: see tests/test_pytorch_names.py for what is said where it is asked for."""
+    block = Block()
+    assert not OF_MODULES.keys() & set(dir(block)) and {"forward", "scale", "to"} <= set(dir(block))
+    block.half = nn.Linear(1, 1)
+    assert OF_MODULES.keys() & set(dir(block)) == {"half"}
+    with pytest.raises(AttributeError, match="^Block has no attribute 'cuda', which PyTorch's has; write `model.to"):
+        block.cuda
+
+
 def test_of_many_problems_the_first_of_each_kind_are_listed():
     names = [f"layer{number}" for number in range(200)]
     block = nn.Module()
