@@ -42,7 +42,7 @@ MUTATED = (
     "minigrad/ops/*.py", "minigrad/fused/*.py", "minigrad/autograd.py", "minigrad/optim/*.py",
     "minigrad/backend/sums.py", "minigrad/backend/addition.py",
     "minigrad/op.py", "minigrad/fast_calls.py", "minigrad/tensor.py", "minigrad/modes.py", "minigrad/checkpoint.py", "minigrad/random.py",
-    "minigrad/gradcheck.py", "minigrad/pytorch_names.py", "minigrad/safetensors_io.py", "minigrad/nn/*.py",
+    "minigrad/gradcheck.py", "minigrad/pth.py", "minigrad/pytorch_names.py", "minigrad/safetensors_io.py", "minigrad/nn/*.py",
 )  # fmt: skip
 USERS = (
     "tests/fused/test_cuda_*.py", "tests/optim/test_cuda_optim.py", "tests/test_graphs.py", "tests/test_op.py", "tests/test_tensor.py",
@@ -107,6 +107,7 @@ PLAN: dict[str, tuple[tuple[str, ...], ...]] = {
         ("tests/ops/test_inputs.py",), ("tests/ops/test_elementwise.py", "tests/test_op.py", "tests/test_tensor.py"),
         ("tests/ops/test_movement.py", "tests/ops/test_index.py", "tests/ops/test_reduce.py"),
     ),
+    "minigrad/pth.py": (("tests/test_pth.py",),),
     **dict.fromkeys(("minigrad/nn/__init__.py", "minigrad/optim/__init__.py", "minigrad/pytorch_names.py"), (("tests/test_pytorch_names.py",),)),
     "minigrad/random.py": (("tests/test_random.py",), ("tests/nn/test_dropout.py", "tests/nn/test_init.py", "tests/test_threads.py")),
     "minigrad/safetensors_io.py": (("tests/test_safetensors_io.py",),),
@@ -302,6 +303,10 @@ def read_equivalent(path: Path) -> list[dict[str, Any]]:
     return entries
 
 
+Figures = dict[str, Counter[str]]
+"""By file: how many changes were killed (crashed and late: in what way), survived, are equivalent, or have not been run."""
+
+
 def judge(project: Project, entries: Sequence[dict[str, Any]]) -> tuple[set[Mutant], list[str]]:
     """The changes listed as equivalent, and what is wrong with the list."""
     by_text: dict[tuple, list[Mutant]] = {}
@@ -321,20 +326,21 @@ def judge(project: Project, entries: Sequence[dict[str, Any]]) -> tuple[set[Muta
     return equivalent, faults
 
 
-def report(project: Project, chosen: Sequence[Mutant], entries: Sequence[dict[str, Any]], least: float, as_toml: bool) -> tuple[dict[str, Any], bool]:
-    """Print survivors and figures of the chosen changes that have a result; the same figures as a dict, and whether all is well."""
+def report(project: Project, chosen: Sequence[Mutant], entries: Sequence[dict[str, Any]], least: float, as_toml: bool) -> tuple[Figures, bool]:
+    """Print survivors and figures of the chosen changes that have a result; the figures of each file, and whether all is well."""
     equivalent, faults = judge(project, entries)
-    files: dict[str, dict[str, int]] = {}
-    by = Counter()
+    files: Figures = {}
+    totals = Counter()
     for mutant in chosen:
+        count = files.setdefault(mutant.file, Counter(killed=0, survived=0, equivalent=0, crashed=0, late=0, not_run=0))
         row = project.row(mutant)
         if row is None:
+            count["not_run"] += 1
             continue
-        count = files.setdefault(mutant.file, {"killed": 0, "survived": 0, "equivalent": 0})
         kind = "killed" if row["killed"] else "equivalent" if mutant in equivalent else "survived"
         count[kind] += 1
-        if row["killed"]:
-            by["time limit" if row["by"] == "time limit" else "crash" if row["by"].startswith("crash") else "a failing test"] += 1
+        count["late"] += row["by"] == "time limit"
+        count["crashed"] += row["by"].startswith("crash")
         if kind == "survived" and as_toml:
             fields = {"file": mutant.file, "line": mutant.before, "becomes": mutant.after, "reason": ""} | (
                 {"number": mutant.number} if mutant.number else {}
@@ -343,21 +349,31 @@ def report(project: Project, chosen: Sequence[Mutant], entries: Sequence[dict[st
             print("".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in fields.items()))
         elif kind == "survived":
             print(f"{mutant.file}:{mutant.line}  survives\n  - {mutant.before}\n  + {mutant.after}")
-    totals = Counter()
     for file, count in files.items():
         totals.update(count)
-        print(f"{_share(count)}  {file}")
-    print(f"{_share(totals)}  in all; noticed by {', '.join(f'{what}: {n}' for what, n in by.most_common())}")
-    missing = len(chosen) - sum(totals.values())
-    if missing:
-        print(f"{missing} of {len(chosen)} changes have not been run")
+        if count["killed"] + count["survived"] + count["equivalent"]:
+            print(f"{_share(count)}  {file}")
+    print(f"{_share(totals)}  in all; {totals['crashed']} by a crash, {totals['late']} since the tests then took too long")
+    if totals["not_run"]:
+        print(f"{totals['not_run']} of {len(chosen)} changes have not been run")
     for fault in faults:
         print(f"mutants_equivalent.toml: {fault}")
     percent = _percent(totals)
     well = not faults and percent >= least
     if percent < least:
         print(f"{percent:.1f} % is less than the {least:g} % asked for (--least)")
-    return {**totals, "percent": round(percent, 2), "least": least, "not_run": missing, "by": by, "files": files}, well
+    return files, well
+
+
+def write_summary(path: Path, project: Project, chosen: Sequence[Mutant], files: Figures) -> None:
+    """Put the figures of files into a JSON file that keeps those of the other files: of those all of whose changes were chosen and have a result."""
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    there, taken = (Counter(mutant.file for mutant in of) for of in (project.mutants, chosen))
+    whole = {file: count for file, count in files.items() if not count["not_run"] and taken[file] == there[file]}
+    kinds = ("killed", "survived", "equivalent")
+    known |= {file: {"date": date.today().isoformat(), **{kind: count[kind] for kind in kinds}} for file, count in whole.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({file: known[file] for file in project.sources if file in known}, indent=1) + "\n", encoding="utf-8")
 
 
 def _percent(count: dict[str, int]) -> float:
@@ -403,7 +419,7 @@ def command(argv: Sequence[str] | None) -> int:
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="at a time (default: one per core)")
     parser.add_argument("--least", type=float, default=98.0, metavar="PERCENT", help="of the changes that must be noticed (default 98)")
     parser.add_argument("--results", type=Path, default=Path(".mutants/results.jsonl"), help="default .mutants/results.jsonl")
-    parser.add_argument("--summary", type=Path, help="write the figures to this JSON file")
+    parser.add_argument("--summary", type=Path, help="put the figures of the files that have been run whole into this JSON file")
     parser.add_argument("--list", action="store_true", help="print the changes and run nothing")
     parser.add_argument("--show-survivors", action="store_true", help="run nothing; survivors as entries for mutants_equivalent.toml")
     options = parser.parse_args(argv)
@@ -438,11 +454,9 @@ def command(argv: Sequence[str] | None) -> int:
                 run(project, fresh, options.jobs, options.seconds)
         except KeyboardInterrupt:
             interrupted = True
-    summary, well = report(project, chosen, entries, options.least, options.show_survivors)
+    files, well = report(project, chosen, entries, options.least, options.show_survivors)
     if options.summary:
-        options.summary.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"date": date.today().isoformat(), **summary}, indent=2)
-        options.summary.write_text(text + "\n", encoding="utf-8")
+        write_summary(options.summary, project, chosen, files)
     return 130 if interrupted else 0 if well else 1
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -238,8 +239,9 @@ def test_what_is_noticed_and_what_survives(toy: Path):
     assert done.returncode == 1, done.stdout + done.stderr
     assert "minigrad/fused/area.py:6  survives\n  - return x / 2\n  + return 2 / x\n" in done.stdout
     assert done.stdout.count("survives") == 1 and "less than the 98 %" in done.stdout
+    assert "1 by a crash, 0 since the tests then took too long" in done.stdout
     summary = json.loads((toy / "summary.json").read_text())
-    assert (summary["killed"], summary["survived"], summary["not_run"]) == (5, 1, 0)
+    assert {file: (of["killed"], of["survived"]) for file, of in summary.items()} == {"minigrad/fused/area.py": (5, 1)}
     rows = {row["after"]: row["by"] for row in map(json.loads, (toy / ".mutants/results.jsonl").read_text().splitlines())}
     assert rows == {
         "return -(width * height)": "crash (SIGABRT)",
@@ -330,6 +332,25 @@ def test_equivalent_changes(toy: Path, capsys: pytest.CaptureFixture, entries: l
     _, verdict = script.report(project, project.mutants, entries, 98, False)
     assert verdict == well
     assert text in capsys.readouterr().out
+
+
+def test_a_summary_takes_over_what_was_run_whole_and_keeps_the_other_files(toy: Path):
+    (toy / "minigrad/fused/volume.py").write_text("def volume(side):\n    return side**3\n")
+    project = with_results(toy, "return 2 / x")
+    path = toy / "summary.json"
+    older = {"date": "2026-01-01", "killed": 1, "survived": 0, "equivalent": 0}
+    files, _ = script.report(project, project.mutants, [], 98, False)
+    for chosen, partly in (
+        ([mutant for mutant in project.mutants if mutant.unit == "half"], files),
+        (project.mutants, {file: count | Counter(not_run=1) for file, count in files.items()}),
+    ):
+        path.write_text(json.dumps({name: older for name in ("minigrad/fused/area.py", "minigrad/fused/volume.py", "minigrad/fused/gone.py")}))
+        script.write_summary(path, project, chosen, {"minigrad/fused/area.py": partly["minigrad/fused/area.py"]})
+        assert json.loads(path.read_text()) == {"minigrad/fused/area.py": older, "minigrad/fused/volume.py": older}
+    script.write_summary(path, project, project.mutants, {"minigrad/fused/area.py": files["minigrad/fused/area.py"]})
+    found = json.loads(path.read_text())
+    assert found["minigrad/fused/volume.py"] == older and found["minigrad/fused/area.py"]["date"] > older["date"]
+    assert (found["minigrad/fused/area.py"]["killed"], found["minigrad/fused/area.py"]["survived"]) == (5, 1)
 
 
 def test_an_equivalent_change_needs_a_reason(tmp_path: Path):
