@@ -463,6 +463,9 @@ def test_of_many_problems_the_first_of_each_kind_are_listed():
     ten = {**{name: np.ones(2) for name in names[5:]}, **{name + "x": np.ones(2) for name in names[:5]}}
     with pytest.raises(ValueError, match=r"entries: missing layer0 .*; missing layer4 .*; unexpected layer0x; .*; unexpected layer4x$"):
         block.load_state_dict(ten)
+    nine = {name: np.ones(2) for name in [*names[1:], *(f"more{number}" for number in range(9))]}
+    with pytest.raises(ValueError, match=r"entries: missing layer0 of shape \(2,\); unexpected more0; .*; unexpected more7; unexpected more8$"):
+        block.load_state_dict(nine)
     with pytest.raises(ValueError, match=r"; missing layer4 .*; unexpected layer4x; and 4 more$"):
         block.load_state_dict({**ten, "a": np.ones(2), "b": np.ones(2), "c": np.ones(2), "d": np.ones(2)})
 
@@ -485,6 +488,13 @@ def test_names_that_all_begin_with_something_else_get_the_remedy(prefix: str):
     assert "entries: the names of the module begin with 'backbone.', which theirs do not; give " in message
     code = message.partition("; give ")[2].partition(", or load into that child")[0]
     wrapper.load_state_dict(eval(code, {"state_dict": model.state_dict()}))
+
+
+def test_what_names_begin_with_ends_at_a_dot():
+    alike = nn.Module()
+    alike.layer_a, alike.layer_b = nn.Linear(1, 1), nn.Linear(1, 1)
+    with pytest.raises(ValueError, match=r"their names begin with 'net\.', which"):
+        alike.load_state_dict({f"net.{name}": value for name, value in alike.state_dict().items()})
 
 
 def test_no_remedy_is_made_up():
