@@ -285,7 +285,7 @@ IN_MINIGRAD = {
     "is_tensor": "`isinstance(x, Tensor)`",
     # files, devices, dtypes, modes
     "save": "`from minigrad.safetensors_io import save_state` and `save_state(path, model.state_dict())`",
-    "load": "`from minigrad.safetensors_io import load_state` and `model.load_state_dict(load_state(path)[0])`",
+    "load": "`from minigrad.safetensors_io import load_state` and `model.load_state_dict(load_state(path)[0])`; PyTorch's files: minigrad.pth",
     "cuda": '`x.to(device="cuda")`',
     "device": '`x.to(device="cuda")`; devices are called by their names',
     "float": "`np.float32`",
