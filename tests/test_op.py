@@ -410,6 +410,24 @@ def test_checks_of_shapes_are_remembered_but_never_wrongly():
             op(x, power=7)
 
 
+def test_checks_of_shapes_are_not_remembered_without_end():
+    """A thousand or so: a program whose shapes change with every call must not grow by each."""
+    op, seen = affine(), []
+
+    @op.check_shapes
+    def check(x: Tensor, scale: Tensor | None, shift: Tensor | None, power: int, sign: float) -> None:
+        seen.append(x.shape)
+
+    remembered = inspect.getclosurevars(op._check).nonlocals["passed"]
+    most = 0
+    for size in range(2500):
+        op._check(Tensor(np.empty(size)), None, None, 1, 1.0)
+        most = max(most, len(remembered))
+    assert 900 < most < 1100 and len(seen) == 2500
+    op._check(Tensor(np.empty(2499)), None, None, 1, 1.0)
+    assert len(seen) == 2500
+
+
 def test_two_dtypes_in_a_fused_operation():
     with pytest.raises(TypeError, match=r"layer_norm: inputs are float32 and float64; bring them to one dtype with .astype\(...\)"):
         F.layer_norm(Tensor([[1.0, 2.0]]), Tensor(np.ones(2)))

@@ -75,6 +75,21 @@ def test_sums_of_many_rows_keep_their_digits(shape: tuple[int, ...], axis: Any, 
         np.testing.assert_allclose(sums.total(LAYOUTS[layout](x), axis), exact, rtol=8e-7, err_msg=layout)
 
 
+@pytest.mark.parametrize("keepdims", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [
+        ((65, 2), 0), ((128, 2), 0), ((129, 2), 0), ((3, 100, 5), 1), ((2, 10, 10, 3), (1, 2)), ((10, 10, 3), (0, 1)),
+        ((10, 3, 10, 2), (0, 2)), ((2, 10, 5, 10), (1, 3)), ((10, 2, 10), (0, 2)),
+    ],
+)  # fmt: skip
+def test_some_more_rows_than_are_added_at_once(shape: tuple[int, ...], axis: Any, keepdims: bool):
+    """Of axes that lie beside each other in memory BLAS adds them in one product; others are cut."""
+    x = rng(sum(shape)).integers(-9, 10, shape).astype(np.float32)
+    for layout in ("as it lies", "in Fortran's order", "a slice of each row"):
+        assert_array_equal(sums.total(LAYOUTS[layout](x), axis, keepdims), x.sum(axis, keepdims=keepdims), layout, strict=True)
+
+
 def test_wrong_axes_are_refused_in_large_arrays_too():
     x = np.zeros((300, 2))
     for axis, message in ((2, "axis 2 is out of bounds for array of dimension 2"), ((0, 0), "repeated axis")):
