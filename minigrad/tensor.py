@@ -233,6 +233,8 @@ class Tensor:
                 f"a tensor of shape {self.shape} that requires grad was given to another library, which passes no gradients on; give .detach()"
             )
         on_cpu = self.device == "cpu"  # CuPy's arrays are always writable
+        if self.size and any(step < 0 for step in self.data.strides):  # PyTorch would end the process
+            raise BufferError(f"a tensor of shape {self.shape} that runs backwards in memory was given to another library; give .numpy().copy()")
         self._note_read()
         if max_version is None or max_version[0] < 1:
             return self.data.__dlpack__(**options)

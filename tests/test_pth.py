@@ -339,7 +339,7 @@ HARMFUL: dict[str, tuple[bytes, dict[str, bytes], str]] = {
         made_of(stored("Char", "0", 100), long(3), one_number("Long", "1")), {"0": bytes(100), "1": b"\0" * 7 + b"@"}, "whole numbers",
     ),
     "a function of an extension": (b"\x82\x08(" + text("x") + b"tR", {}, "has the instruction EXT1"),
-    "a key that takes for ever to hash": (b"}q\1)q\0" + b"h\0h\0\x86q\0" * 60 + b"h\1h\0Ns", {}, "has a dict or a set of what is neither text nor numbers"),
+    "a key that takes for ever to hash": (b"}q\1)q\0" + b"h\0h\0\x86q\0" * 60 + b"h\1h\0Ns", {}, "has a dict or a set of what is neither text"),
     "a key too deep to hash": (b"})" + b"\x85" * 200_000 + b"Ns", {}, "has a dict or a set of"),
     "a set of the same": (b"c__builtin__\nset\n(])" + b"\x85" * 200_000 + b"atR", {}, "has a dict or a set of"),
     "copies without end": (

@@ -58,9 +58,12 @@ def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) 
 def _check(logits, labels, label_smoothing) -> None:
     check_floats("cross_entropy", "logits", logits)
     if logits.ndim != 2 or logits.shape[1] == 0:
-        classes = logits.shape[-1] if logits.ndim > 2 else 0
-        target = f"-1, {classes}" if labels.dtype.kind == "f" else "-1"
-        flat = f"; give logits.reshape(-1, {classes}), and labels.reshape({target})" if classes else ""
+        flat, classes = "", logits.shape[-1] if logits.ndim else 0
+        if logits.ndim > 2 and classes and labels.shape in (logits.shape, logits.shape[:-1]):
+            target = f"-1, {classes}" if labels.dtype.kind == "f" else "-1"
+            flat = f"; if classes are the last axis, give logits.reshape(-1, {classes}), and labels.reshape({target})"
+        elif logits.ndim > 2 and classes:
+            flat = "; bring the classes to the last axis, where PyTorch has them as axis 1, and the other axes together"
         raise ValueError(f"cross_entropy: logits must be (batch, classes) with at least one class, they have shape {logits.shape}{flat}")
     batch, classes = logits.shape
     if not isinstance(label_smoothing, Real):

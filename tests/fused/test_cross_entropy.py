@@ -70,7 +70,12 @@ class TestCrossEntropy(Proof):
             r"logits must be \(batch, classes\) with at least one class, they have shape \(3,\)$",
             in_torch="PyTorch takes one example without a batch axis.",
         ),
-        refusal((2, 3, 4), np.array([0, 1]), r"they have shape \(2, 3, 4\); give logits\.reshape\(-1, 4\), and labels\.reshape\(-1\)$"),
+        refusal((2, 3, 4), np.array([0, 1]), r"they have shape \(2, 3, 4\); bring the classes to the last axis, where PyTorch has them as axis 1"),
+        refusal(
+            (2, 3, 4),
+            np.zeros((2, 3), int),
+            r"; if classes are the last axis, give logits\.reshape\(-1, 4\), and labels\.reshape\(-1\)$",
+        ),
         refusal(
             (2, 1, 3, 4), np.zeros((2, 1, 3, 4)), r"give logits\.reshape\(-1, 4\), and labels\.reshape\(-1, 4\)$", in_torch="PyTorch takes more axes."
         ),
