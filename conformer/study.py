@@ -129,7 +129,7 @@ class Study:
             self.options, self.data, pairs = saved
             self.options = self._going_on(given)
         else:
-            self.options = TrainConfig(**given)
+            self.options = from_plain(plain(TrainConfig(**given)))  # paths in full, as the runs' checkpoints have them
         for option, values in {"--seeds": seeds, "--configs": configs}.items():
             if twice := [value for value in values if values.count(value) > 1]:
                 raise StudyError(f"{option} has {twice[0]} twice; give each once")

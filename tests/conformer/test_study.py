@@ -156,6 +156,17 @@ def test_what_is_finished_is_kept_and_seeds_and_networks_are_added(options: dict
         assert len(Study(parsed.study, parsed.seeds, parsed.configs, **cli._given(parsed)).runs) == 3
 
 
+def test_relative_paths(options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = train.train(TrainConfig(config="tiny", out=Path("source"), **options)).folder
+    relative = options | {"data_dir": options["data_dir"].relative_to(tmp_path), "finetune": source}
+    for seeds in ([0, 1], [2]):
+        assert all(run.figures for run in trained(Path("study"), seeds, **relative).runs)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert [run.seed for run in trained(tmp_path / "study", [3]).runs if run.figures] == [0, 1, 2, 3]
+
+
 def test_of_a_new_study_that_is_told_nothing(tmp_path: Path) -> None:
     assert [(run.config, run.seed) for run in Study(tmp_path / "new").runs] == [("cifar-nano", 0), ("cifar-nano", 1), ("cifar-nano", 2)]
     assert not (tmp_path / "new").exists()
@@ -384,7 +395,7 @@ def test_what_is_refused(options: dict[str, Any], tmp_path: Path, fails: Fails, 
     assert "--show trains nothing: leave --seeds out" in fails(2, "study", out, "--show", "--seeds", 0)
     assert f"there is no study in {out} (no study.json); give the folder of one" in fails(2, "study", out, "--show")
     assert "--batch-size is 500, but " in fails(2, *new, "--data-dir", options["data_dir"], "--batch-size", 500)
-    assert "--data-dir: there is no folder or file nowhere" in fails(1, *new, "--data-dir", "nowhere")
+    assert f"--data-dir: there is no folder or file {Path('nowhere').absolute()}" in fails(1, *new, "--data-dir", "nowhere")
     (tmp_path / "file").write_text("")
     assert f"{tmp_path / 'file'} is a file; give the study a folder" in fails(2, "study", tmp_path / "file")
     assert "holds something else (cifar-10-batches-bin) and no study" in fails(2, "study", tmp_path)
