@@ -426,19 +426,19 @@ def _study(options: argparse.Namespace) -> None:
     with _setting_up():
         study = Study(options.study, options.seeds, options.configs, **given)
     diverged: list[str] = []
-    trainers = study.trainers(_display())
     try:
-        while True:
-            with _setting_up():
-                trainer = next(trainers, None)
-            if trainer is None:
-                break
-            try:
-                _run_on(trainer, "study", study.path)
-            except FloatingPointError as error:  # other seeds may do without
-                diverged.append(trainer.folder.path.name)
-                print(f"conformer: {diverged[-1]}: {_sentence(error)}", file=sys.stderr)
-            del trainer  # before the next one needs the memory
+        with contextlib.closing(study.trainers(_display())) as trainers:
+            while True:
+                with _setting_up():
+                    trainer = next(trainers, None)
+                if trainer is None:
+                    break
+                try:
+                    _run_on(trainer, "study", study.path)
+                except FloatingPointError as error:  # other seeds may do without
+                    diverged.append(trainer.folder.path.name)
+                    print(f"conformer: {diverged[-1]}: {_sentence(error)}", file=sys.stderr)
+                del trainer  # before the next one needs the memory
     except KeyboardInterrupt as error:  # between two runs
         if not (study.path / "study.json").is_file():
             raise

@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-__all__ = ["CHECKPOINT", "OPENBLAS_PINS", "RunFolder", "environment", "read_config"]
+__all__ = ["CHECKPOINT", "OPENBLAS_PINS", "RunFolder", "claimed", "environment", "read_config"]
 
 OPENBLAS_PINS = "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"
 """Environment variables that make OpenBLAS run an older processor's code; set on some machines, they halve NumPy's speed."""
@@ -228,7 +229,25 @@ def _pretty(values: dict[str, Any]) -> str:
     return json.dumps(values, indent=2) + "\n"
 
 
-def _lock(path: Path) -> int | None:
+@contextlib.contextmanager
+def claimed(path: Path, ours: str) -> Iterator[None]:
+    """A block in which a folder is this process's alone (but not on Windows).
+
+    Args:
+        path: the folder.
+        ours: who has it, and what to do, where this process has claimed it before.
+
+    Raises:
+        OSError: it is claimed, or is not there.
+    """
+    handle = _lock(path, ours)
+    try:
+        yield
+    finally:
+        _unlock(handle)
+
+
+def _lock(path: Path, ours: str = "a Trainer of this process has it; delete that one, or call its folder.close()") -> int | None:
     """Claim a folder for this process: the system forgets the claim when the process ends, however it ends. None where it cannot be done."""
     if fcntl is None:
         return None
@@ -236,9 +255,8 @@ def _lock(path: Path) -> int | None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        ours = _claim(handle) in _claims
+        who = ours if _claim(handle) in _claims else "another process is training there"
         os.close(handle)
-        who = "a Trainer of this process has it; delete that one, or call its folder.close()" if ours else "another process is training there"
         raise FileExistsError(f"{path} is in use: {who}") from error
     except OSError:  # a file system without locks
         pass

@@ -15,7 +15,7 @@ import json
 import math
 import statistics
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ from conformer.evaluate import HEADS
 from conformer.files import quoted, write_file
 from conformer.info import columns
 from conformer.options import MAY_CHANGE, OptionError, TrainConfig, from_plain, plain, resumed
-from conformer.run_folder import CHECKPOINT, read_config
+from conformer.run_folder import CHECKPOINT, claimed, read_config
 from conformer.run_log import read_log
 from conformer.text import from_json, printable
 from conformer.train import Trainer
@@ -125,6 +125,7 @@ class Study:
         self.data: dict[str, str] = {}  # name, notice and fingerprint of the data set, once it is loaded
         self._moved = "data_dir" in given  # and is to be taken at its word
         pairs: list[tuple[str, int]] = []
+        self._as_read = _content(path / "study.json")
         if saved := _read(path):
             self.options, self.data, pairs = saved
             self.options = self._going_on(given)
@@ -200,27 +201,33 @@ class Study:
         if checkpoint and checkpoint.fingerprint != self.data["fingerprint"]:
             raise StudyError(f"the run in {run.path} is not of this study: it is on other images of {name}; {away}")
 
-    def trainers(self, display: Display) -> Iterator[Trainer]:
+    def trainers(self, display: Display) -> Generator[Trainer]:
         """A Trainer for each run that is not finished, set up when it is its turn; whoever asks for the next one has run it, or as much as could be.
 
         Before the first one, the data is loaded and each network is tried, so that what does not fit is not found after hours. study.json and
-        study.md are written then, and after each run.
+        study.md are written then, and after each run; the folder is this process's alone from then on (but not on Windows), until the last run is
+        done or the iterator is closed.
 
         Raises:
-            StudyError: the data is not that of the study.
+            StudyError: the data is not that of the study, or another process has changed study.json since it was read.
+            FileExistsError: another process is at the study, or another iterator of this one.
             Exception: what `Trainer` raises.
         """
         left = [number for number, run in enumerate(self.runs) if run.figures is None]
         dataset = self._load(display) if left else None
         if dataset:
             self._try_networks(dataset)
-        self.save()
-        for number in left:
-            run = self.runs[number]
-            display.message(f"run {number + 1} of {len(self.runs)}: {run.config}, seed {run.seed}")
-            yield self._trainer(run, display, dataset)
-            self.runs[number] = self._look(run.config, run.seed)
+        self.path.mkdir(parents=True, exist_ok=True)
+        with claimed(self.path, "this process has trainers() of it; go through all of them, or close() them"):
+            if _content(self.path / "study.json") != self._as_read:
+                raise StudyError(f"another process has changed the study in {self.path} since it was read; give the command again")
             self.save()
+            for number in left:
+                run = self.runs[number]
+                display.message(f"run {number + 1} of {len(self.runs)}: {run.config}, seed {run.seed}")
+                yield self._trainer(run, display, dataset)
+                self.runs[number] = self._look(run.config, run.seed)
+                self.save()
 
     def _load(self, display: Display) -> data.Dataset:
         """The study's data, for all runs: what "auto" comes to is chosen once."""
@@ -260,8 +267,10 @@ class Study:
             "differences": {name: difference._asdict() for name, difference in self.differences().items()},
         }
         self.path.mkdir(parents=True, exist_ok=True)
-        write_file(self.path / "study.json", json.dumps(values, indent=2, allow_nan=False) + "\n")
-        write_file(self.path / "study.md", self.markdown())
+        content, page = json.dumps(values, indent=2, allow_nan=False) + "\n", self.markdown()
+        write_file(self.path / "study.json", content)
+        self._as_read = content.encode()
+        write_file(self.path / "study.md", page)
 
     def spreads(self) -> dict[str, dict[str, Spread]]:
         """Over the finished runs of each network that has some: the spread of each figure that all of them have, by the names of `TITLES`."""
@@ -359,6 +368,11 @@ def _read(path: Path) -> tuple[TrainConfig, dict[str, str], list[tuple[str, int]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         why = f"{error} is missing" if isinstance(error, KeyError) else error
         raise ValueError(f"{file} is not what `conformer study` of this version writes ({why}); put it back, or give another folder") from error
+
+
+def _content(path: Path) -> bytes | None:
+    """What is in a file; None where there is none."""
+    return path.read_bytes() if path.is_file() else None
 
 
 def _check_pair(config: Any, seed: Any) -> None:

@@ -7,6 +7,8 @@ import math
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -121,6 +123,7 @@ def test_a_study_is_ordinary_runs_and_a_broken_off_one_becomes_the_unbroken_one(
     again = Study(tmp_path / "broken").trainers(Display())
     next(again).run()
     next(again).folder.close()  # killed before there is a checkpoint
+    again.close()
     assert states() == [(True, 6, 6, True), (True, 0, None, False)]
     for trainer in Study(tmp_path / "broken").trainers(Display()):
         trainer.run()
@@ -167,6 +170,28 @@ def test_relative_paths(options: dict[str, Any], tmp_path: Path, monkeypatch: py
     assert [run.seed for run in trained(tmp_path / "study", [3]).runs if run.figures] == [0, 1, 2, 3]
 
 
+def test_one_process_at_a_time(options: dict[str, Any], tmp_path: Path, fails: Fails, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "study"
+    late = Study(path, [5], ["tiny"], **options)  # read before the other one wrote
+    others = Study(path, [0, 1], ["tiny"], **options).trainers(Display())
+    next(others).run()
+    before = (path / "study.json").read_text()
+    script = f"import sys; from conformer.cli import main; sys.exit(main(['study', {str(path)!r}, '--seeds', '0']))"
+    script = f"from dataclasses import replace; from conformer.config import CONFIGS; CONFIGS['tiny'] = {CONFIGS['tiny']!r}; {script}"
+    script = f"from conformer.config import ConformerConfig; {script}"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, f"conformer: {path} is in use: another process is training there\n")
+    line = fails(1, "study", path, "--seeds", 7)
+    assert line == f"conformer: {path} is in use: this process has trainers() of it; go through all of them, or close() them"
+    assert main(["study", str(path), "--show"]) == 0 and "Not finished: tiny-seed-1 (not begun)" in capsys.readouterr().out
+    assert (path / "study.json").read_text() == before
+    for trainer in others:
+        trainer.run()
+    with pytest.raises(StudyError, match="another process has changed the study in .* since it was read; give the command again"):
+        next(late.trainers(Display()))
+    assert [run.seed for run in trained(path, [7]).runs if run.figures] == [0, 1, 7]
+
+
 def test_of_a_new_study_that_is_told_nothing(tmp_path: Path) -> None:
     assert [(run.config, run.seed) for run in Study(tmp_path / "new").runs] == [("cifar-nano", 0), ("cifar-nano", 1), ("cifar-nano", 2)]
     assert not (tmp_path / "new").exists()
@@ -176,6 +201,7 @@ def test_options_that_change_no_weight_may_be_given_anew(options: dict[str, Any]
     trained(tmp_path / "study", [0], **options)
     broken = Study(tmp_path / "study", [1]).trainers(Display())
     next(broken).folder.close()
+    broken.close()
     moved = options["data_dir"].rename(tmp_path / "moved")
     with pytest.raises(data.DataError, match="the run's data is not in .* any more"):
         trained(tmp_path / "study", [1])
