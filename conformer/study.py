@@ -2,23 +2,18 @@
 
 A `Study` is a folder of ordinary run folders, CONFIG-seed-K, with study.json (the options that all runs share, and what each run came to) and
 study.md (the tables). `Study.trainers` gives a `Trainer` for each run that is not finished yet, one after the other; what was measured is read from
-the runs themselves, never from study.json. Read before: `conformer/train.py`.
-
-Sources: the standard error of a difference of means, and its degrees of freedom: B. L. Welch, The generalization of Student's problem when several
-different population variances are involved, Biometrika 34, 1947.
+the runs themselves, never from study.json. Read before: `conformer/train.py`, `conformer/spread.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import math
-import statistics
 import tempfile
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from conformer import data
 from conformer.checkpoints import Checkpoint, fingerprint, load_checkpoint
@@ -30,10 +25,11 @@ from conformer.info import columns
 from conformer.options import MAY_CHANGE, OptionError, TrainConfig, from_plain, plain, resumed
 from conformer.run_folder import CHECKPOINT, claimed, read_config
 from conformer.run_log import read_log
+from conformer.spread import Difference, Spread
 from conformer.text import from_json, printable
 from conformer.train import Trainer
 
-__all__ = ["EACH_RUN", "Difference", "Run", "Spread", "Study", "StudyError"]
+__all__ = ["EACH_RUN", "Run", "Study", "StudyError"]
 
 SEEDS = 0, 1, 2
 """Of a study that is not told any: fewer than three say next to nothing about chance."""
@@ -42,8 +38,6 @@ EACH_RUN = "config", "seed", "out"
 AVERAGED = "ema_"
 TITLES = HEADS | {AVERAGED + head: f"{title}, average of the weights" for head, title in HEADS.items()} | {"seconds": "seconds of training"}
 """The figures of a run, by the names that study.json has for them."""
-T_95 = 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23
-"""For 1, 2, ... degrees of freedom: how many standard errors a difference keeps within in 95 of 100 studies of networks that are equally good."""
 
 
 class StudyError(ValueError):
@@ -62,40 +56,6 @@ class Run:
     steps: int | None = None
     figures: dict[str, float] | None = None
     device: str = ""
-
-
-class Spread(NamedTuple):
-    """A figure over runs that differ in the seed: `deviation` is the sample standard deviation, None where there is one run."""
-
-    runs: int
-    mean: float
-    deviation: float | None
-    smallest: float
-    largest: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        """The spread of at least one value."""
-        deviation = statistics.stdev(values) if len(values) > 1 else None
-        return cls(len(values), statistics.fmean(values), deviation, min(values), max(values))
-
-
-class Difference(NamedTuple):
-    """A mean less another one. The rest is None where it cannot be said: of one run there is no deviation, and without any there is no freedom."""
-
-    mean: float
-    standard_error: float | None
-    degrees_of_freedom: float | None
-
-    @classmethod
-    def of(cls, one: Spread, other: Spread) -> Difference:
-        """What Welch's test has of two spreads, whose deviations need not be equal."""
-        mean = one.mean - other.mean
-        if one.deviation is None or other.deviation is None:
-            return cls(mean, None, None)
-        parts = [(spread.deviation or 0.0) ** 2 / spread.runs for spread in (one, other)]  # the variance of each mean
-        rest = sum(part**2 / (spread.runs - 1) for part, spread in zip(parts, (one, other), strict=True))
-        return cls(mean, math.sqrt(sum(parts)), sum(parts) ** 2 / rest if rest else None)
 
 
 class Study:
@@ -397,11 +357,9 @@ def _compared(config: str, first: str, difference: Difference, enough: bool) -> 
     if difference.standard_error is None:
         return f"{text}; a standard error takes two runs of each."
     text += f", standard error {100 * difference.standard_error:.2f}"
-    if not enough or difference.degrees_of_freedom is None:
+    if not enough or difference.by_chance is None:
         return f"{text}."
-    freedom = int(difference.degrees_of_freedom + 1e-9)  # rounded down, which is the careful side
-    chance = T_95[min(freedom, len(T_95)) - 1] * difference.standard_error
-    return f"{text}; were both equally good, one study in 20 would find more than {100 * chance:.2f} points, either way, by chance."
+    return f"{text}; were both equally good, one study in 20 would find more than {100 * difference.by_chance:.2f} points, either way, by chance."
 
 
 def _state(run: Run) -> str:

@@ -26,7 +26,8 @@ from conformer.files import quoted
 from conformer.learner import Learner
 from conformer.options import TrainConfig
 from conformer.run_folder import OPENBLAS_PINS, read_config
-from conformer.study import Difference, Run, Spread, Study, StudyError
+from conformer.spread import Difference, Spread, student_95
+from conformer.study import Run, Study, StudyError
 from minigrad import safetensors_io
 
 Cifar = Callable[..., Path]
@@ -304,7 +305,7 @@ def test_the_table_is_what_numpy_makes_of_the_runs(tmp_path: Path) -> None:
     assert 3 < freedom < 4
     (said,) = [line for line in lines if line.startswith("cifar-micro less cifar-nano")]
     assert f": {100 * (micro.mean() - nano.mean()):+.2f} points of accuracy by the sum of both, standard error {100 * error:.2f}; " in said
-    assert f"more than {100 * error * 3.18:.2f} points" in said
+    assert f"more than {100 * error * student_95(freedom):.2f} points" in said
     assert not any("Fewer than 3" in line for line in lines) and lines[-1] == "Trained on: CPU."
 
     study.save()
@@ -346,13 +347,17 @@ def test_steps_that_a_time_budget_fixed(tmp_path: Path) -> None:
     assert "4 runs of 100 to 1,234 steps, seeds 0, 1, 2, 3\n" in result.text()
 
 
-@pytest.mark.parametrize("freedom", range(1, 11))
-def test_students_t(freedom: int) -> None:
-    """95 % of Student's distribution lie within T_95, by its density."""
-    t, step = np.linspace(-study.T_95[freedom - 1], study.T_95[freedom - 1], 20_001, retstep=True)
-    scale = math.gamma((freedom + 1) / 2) / (math.sqrt(freedom * math.pi) * math.gamma(freedom / 2))
+@pytest.mark.parametrize("freedom", [1, 1.5, 2, 3, 3.7, 5, 8, 10, 11, 12.25, 20, 60, 300])
+def test_students_t(freedom: float) -> None:
+    """95 % of Student's distribution lie within `student_95`, by its density."""
+    t, step = np.linspace(-student_95(freedom), student_95(freedom), 20_001, retstep=True)
+    scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(freedom * math.pi)
     density = scale * (1 + t**2 / freedom) ** (-(freedom + 1) / 2)
-    assert (density.sum() - (density[0] + density[-1]) / 2) * step == pytest.approx(0.95, abs=5e-4)
+    assert (density.sum() - (density[0] + density[-1]) / 2) * step == pytest.approx(0.95, abs=1e-6)
+
+
+def test_students_t_of_many_is_the_normal_distributions() -> None:
+    assert student_95(1e6) == pytest.approx(1.959964, abs=1e-4)
 
 
 def test_one_deviation_alone_has_its_own_degrees_of_freedom() -> None:
