@@ -241,9 +241,12 @@ class Study:
         return result
 
     def differences(self) -> dict[str, Difference]:
-        """By how much the accuracy of the sum of both heads is another than the first network's, by the names of the others."""
-        (_, first), *others = list(self.spreads().items()) or [("", {})]
-        return {config: Difference.of(spreads["sum"], first["sum"]) for config, spreads in others}
+        """By how much the accuracy of the sum of both heads is another than the first network's, by the names of the others; of none, where the
+        first has no finished run.
+        """
+        spreads = self.spreads()
+        first = spreads.pop(self.runs[0].config, None)
+        return {config: Difference.of(each["sum"], first["sum"]) for config, each in spreads.items()} if first else {}
 
     def text(self) -> str:
         """The tables, and what is to be said about them, for a terminal."""
@@ -291,14 +294,16 @@ class Study:
 
     def _remarks(self) -> Iterator[str]:
         """What is to be said about the tables, sentence by sentence."""
-        spreads = self.spreads()
-        counts = [each["sum"].runs for each in spreads.values()]
-        if max(counts, default=0) > 1:
+        counts = {config: each["sum"].runs for config, each in self.spreads().items()}
+        first = self.runs[0].config
+        if max(counts.values(), default=0) > 1:
             yield "The deviation is the sample standard deviation over the seeds."
         for config, difference in self.differences().items():
-            enough = min(counts[0], spreads[config]["sum"].runs) > 2
-            yield _compared(printable(config), printable(next(iter(spreads))), difference, enough)
-        if min(counts, default=3) < 3:
+            enough = min(counts[first], counts[config]) > 2
+            yield _compared(printable(config), printable(first), difference, enough)
+        if counts and first not in counts:
+            yield f"{printable(first)}, which the others are compared with, has no finished run."
+        if min(counts.values(), default=3) < 3:
             yield "Fewer than 3 seeds say next to nothing about chance: add some with --seeds."
         if left := [run for run in self.runs if run.figures is None]:
             yield f"Not finished: {', '.join(f'{printable(run.path.name)} ({_state(run)})' for run in left)}."

@@ -341,6 +341,14 @@ def test_few_runs(tmp_path: Path) -> None:
     assert none.differences() == {}
 
 
+def test_nothing_else_stands_in_for_the_first_network(tmp_path: Path) -> None:
+    result = pretended(tmp_path / "study", {"cifar-nano": NANO, "cifar-micro": MICRO, "cifar-small": MICRO})
+    assert list(result.differences()) == ["cifar-micro", "cifar-small"] and "no finished run" not in result.text()
+    result.runs = [replace(run, figures=None) if run.config == "cifar-nano" else run for run in result.runs]
+    assert result.differences() == {} and " less " not in result.text()
+    assert "\ncifar-nano, which the others are compared with, has no finished run.\n" in result.text()
+
+
 def test_steps_that_a_time_budget_fixed(tmp_path: Path) -> None:
     result = pretended(tmp_path / "study", {"cifar-nano": NANO})
     result.runs[1] = replace(result.runs[1], steps=1234)
