@@ -437,6 +437,7 @@ def _study(options: argparse.Namespace) -> None:
                     _run_on(trainer, "study", study.path)
                 except FloatingPointError as error:  # other seeds may do without
                     diverged.append(trainer.folder.path.name)
+                    study.note_diverged(trainer, _sentence(error))
                     print(f"conformer: {diverged[-1]}: {_sentence(error)}", file=sys.stderr)
                 del trainer  # before the next one needs the memory
     except KeyboardInterrupt as error:  # between two runs
@@ -445,7 +446,7 @@ def _study(options: argparse.Namespace) -> None:
         raise Mistake(f"stopped between runs; go on with: {_program()} study {quoted(study.path)}", 130) from error
     print(f"\n{study.text()}\nwritten to {study.path / 'study.md'} and study.json")
     if diverged:
-        raise Mistake(f"{', '.join(diverged)} did not come to an end; for other options, begin another study in another folder", 1)
+        raise Mistake(f"{', '.join(diverged)} diverged, left out of the means; for other options, begin another study in another folder", 1)
 
 
 def _info(options: argparse.Namespace) -> None:

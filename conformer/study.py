@@ -46,7 +46,9 @@ class StudyError(ValueError):
 
 @dataclass(frozen=True)
 class Run:
-    """A run of a study, as its folder says; `figures` are by the names of `TITLES`, accuracies from 0 to 1, and None until it is finished."""
+    """A run of a study, as its folder says; `figures` are by the names of `TITLES`, accuracies from 0 to 1, and None until it is finished. Of one
+    that cannot be finished, `diverged` says why.
+    """
 
     path: Path
     config: str
@@ -56,6 +58,12 @@ class Run:
     steps: int | None = None
     figures: dict[str, float] | None = None
     device: str = ""
+    diverged: str = ""
+
+    @property
+    def left(self) -> bool:
+        """Whether there is something left to train."""
+        return self.figures is None and not self.diverged
 
 
 class Study:
@@ -85,9 +93,11 @@ class Study:
         self.data: dict[str, str] = {}  # name, notice and fingerprint of the data set, once it is loaded
         self._moved = "data_dir" in given  # and is to be taken at its word
         pairs: list[tuple[str, int]] = []
+        self._diverged: dict[tuple[str, int], str] = {}  # why, by network and seed
         self._as_read = _content(path / "study.json")
         if saved := _read(path):
-            self.options, self.data, pairs = saved
+            self.options, self.data, self._diverged = saved
+            pairs = list(self._diverged)
             self.options = self._going_on(given)
         else:
             self.options = from_plain(plain(TrainConfig(**given)))  # paths in full, as the runs' checkpoints have them
@@ -124,13 +134,15 @@ class Study:
         """A run as its folder has it."""
         run = Run(self.path / f"{config}-seed-{seed}", config, seed)
         if not (run.path / "config.json").is_file():
+            self._diverged.pop((config, seed), None)  # whoever has removed the folder has the run begin anew
             return run
         saved = run.path / CHECKPOINT
         checkpoint = load_checkpoint(saved) if saved.exists() else None
         self._check(run, checkpoint)
+        diverged = self._diverged.get((config, seed), "")
         if checkpoint is None:
-            return replace(run, begun=True)
-        run = replace(run, begun=True, step=checkpoint.step, steps=checkpoint.steps)
+            return replace(run, begun=True, diverged=diverged)
+        run = replace(run, begun=True, step=checkpoint.step, steps=checkpoint.steps, diverged=diverged)
         if not checkpoint.step == checkpoint.evaluated == checkpoint.steps:
             return run
         log = read_log(run.path)
@@ -139,7 +151,7 @@ class Study:
         last = log.tests[-1]
         averaged = {AVERAGED + head: share for head, share in last.get("ema_test_accuracy", {}).items()}
         figures = last["test_accuracy"] | averaged | {"seconds": last["seconds"]}
-        return replace(run, figures=figures, device=str(log.header.get("device", "")))
+        return replace(run, figures=figures, device=str(log.header.get("device", "")), diverged="")
 
     def _check(self, run: Run, checkpoint: Checkpoint | None) -> None:
         """Raise StudyError for a run that has other options or other data than the study."""
@@ -162,7 +174,8 @@ class Study:
             raise StudyError(f"the run in {run.path} is not of this study: it is on other images of {name}; {away}")
 
     def trainers(self, display: Display) -> Generator[Trainer]:
-        """A Trainer for each run that is not finished, set up when it is its turn; whoever asks for the next one has run it, or as much as could be.
+        """A Trainer for each run that is not finished, set up when it is its turn; whoever asks for the next one has run it, or as much as could be,
+        or has noted that it diverged (`note_diverged`), and then it is not tried again.
 
         Before the first one, the data is loaded and each network is tried, so that what does not fit is not found after hours. study.json and
         study.md are written then, and after each run; the folder is this process's alone from then on (but not on Windows), until the last run is
@@ -173,7 +186,7 @@ class Study:
             FileExistsError: another process is at the study, or another iterator of this one.
             Exception: what `Trainer` raises.
         """
-        left = [number for number, run in enumerate(self.runs) if run.figures is None]
+        left = [number for number, run in enumerate(self.runs) if run.left]
         dataset = self._load(display) if left else None
         if dataset:
             self._try_networks(dataset)
@@ -188,6 +201,10 @@ class Study:
                 yield self._trainer(run, display, dataset)
                 self.runs[number] = self._look(run.config, run.seed)
                 self.save()
+
+    def note_diverged(self, trainer: Trainer, why: str) -> None:
+        """Leave the run of one of `trainers` out of the study, as soon as the next one is asked for: going on, it would diverge once more."""
+        self._diverged[trainer.config.config, trainer.config.seed] = why
 
     def _load(self, display: Display) -> data.Dataset:
         """The study's data, for all runs: what "auto" comes to is chosen once."""
@@ -216,7 +233,7 @@ class Study:
     def save(self) -> None:
         """Write study.json and study.md; raises OSError."""
         runs = [
-            {"folder": run.path.name, "config": run.config, "seed": run.seed, "step": run.step, "steps": run.steps, "figures": run.figures}
+            {"folder": run.path.name} | {name: getattr(run, name) for name in ("config", "seed", "step", "steps", "figures", "diverged")}
             for run in self.runs
         ]
         values = {
@@ -305,14 +322,17 @@ class Study:
             yield f"{printable(first)}, which the others are compared with, has no finished run."
         if min(counts.values(), default=3) < 3:
             yield "Fewer than 3 seeds say next to nothing about chance: add some with --seeds."
-        if left := [run for run in self.runs if run.figures is None]:
+        if diverged := [run for run in self.runs if run.diverged]:
+            why = ", ".join(f"{printable(run.path.name)} ({printable(run.diverged)})" for run in diverged)
+            yield f"Diverged, left out of the means: {why}."
+        if left := [run for run in self.runs if run.left]:
             yield f"Not finished: {', '.join(f'{printable(run.path.name)} ({_state(run)})' for run in left)}."
         if devices := sorted({run.device for run in self.runs if run.figures and run.device}):
             yield f"Trained on: {'; '.join(map(printable, devices))}."
 
 
-def _read(path: Path) -> tuple[TrainConfig, dict[str, str], list[tuple[str, int]]] | None:
-    """The options, the data set and the runs that study.json names; None where a study can begin."""
+def _read(path: Path) -> tuple[TrainConfig, dict[str, str], dict[tuple[str, int], str]] | None:
+    """The options, the data set and the runs that study.json names, with why they diverged; None where a study can begin."""
     file = path / "study.json"
     if not file.is_file():
         if path.exists() and not path.is_dir():
@@ -326,10 +346,10 @@ def _read(path: Path) -> tuple[TrainConfig, dict[str, str], list[tuple[str, int]
         about = {name: values["dataset"][name] for name in ("name", "notice", "fingerprint")}
         if not all(isinstance(text, str) for text in about.values()):
             raise ValueError("dataset is not text")
-        pairs = [(run["config"], run["seed"]) for run in values["runs"]]
-        for config, seed in pairs:
-            _check_pair(config, seed)
-        return from_plain(values["options"]), about, pairs
+        for run in values["runs"]:
+            _check_pair(run["config"], run["seed"])
+        runs = {(run["config"], run["seed"]): str(run.get("diverged", "")) for run in values["runs"]}
+        return from_plain(values["options"]), about, runs
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         why = f"{error} is missing" if isinstance(error, KeyError) else error
         raise ValueError(f"{file} is not what `conformer study` of this version writes ({why}); put it back, or give another folder") from error

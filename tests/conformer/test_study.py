@@ -240,15 +240,30 @@ def test_one_seed_that_diverges_does_not_keep_others_from_training(
     def diverge() -> None:
         raise FloatingPointError("the loss is nan at step 5")
 
-    break_off(monkeypatch, 0, 4, diverge)
     monkeypatch.setattr(cli, "_draw_curves", lambda run: False)
+    unbroken = Learner.train_step
+    break_off(monkeypatch, 0, 4, diverge)
     assert main(["study", str(tmp_path / "study"), "--seeds", "0", "1", "--configs", "tiny", *words(options)]) == 1
     output = capsys.readouterr()
     assert output.err.splitlines() == [
         "conformer: tiny-seed-0: the loss is nan at step 5",
-        "conformer: tiny-seed-0 did not come to an end; for other options, begin another study in another folder",
+        "conformer: tiny-seed-0 diverged, left out of the means; for other options, begin another study in another folder",
     ]
-    assert "1 run of 6 steps, seed 1" in output.out and "Not finished: tiny-seed-0 (step 3 of 6 saved)." in output.out
+    said = "Diverged, left out of the means: tiny-seed-0 (the loss is nan at step 5)."
+    assert "1 run of 6 steps, seed 1" in output.out and said in output.out and "Not finished" not in output.out
+
+    monkeypatch.setattr(Learner, "train_step", refuse)
+    assert main(["study", str(tmp_path / "study")]) == 0  # which does not try it again
+    assert said in capsys.readouterr().out and said in (tmp_path / "study" / "study.md").read_text()
+    monkeypatch.setattr(Learner, "train_step", unbroken)
+    shutil.rmtree(tmp_path / "study" / "tiny-seed-0")
+    next(Study(tmp_path / "study").trainers(Display())).folder.close()
+    assert main(["study", str(tmp_path / "study"), "--seeds", "2"]) == 0
+    assert "3 runs of 6 steps, seeds 0, 1, 2" in (shown := capsys.readouterr().out) and "iverged" not in shown
+    file = tmp_path / "study" / "study.json"
+    saved = json.loads(file.read_text())
+    file.write_text(json.dumps(saved | {"runs": [{"config": run["config"], "seed": run["seed"]} for run in saved["runs"]]}))  # of an older version
+    assert not any(run.left for run in Study(tmp_path / "study").runs)
 
 
 # --- figures
