@@ -318,6 +318,10 @@ class Study:
         for config, difference in self.differences().items():
             enough = min(counts[first], counts[config]) > 2
             yield _compared(printable(config), printable(first), difference, enough)
+        for config in counts:
+            if len({run.steps for run in self.runs if run.config == config and run.figures}) > 1:
+                name = printable(config)
+                yield f"The runs of {name} took different numbers of steps, since a time budget fixed them run by run, which the deviation includes."
         if counts and first not in counts:
             yield f"{printable(first)}, which the others are compared with, has no finished run."
         if min(counts.values(), default=3) < 3:

@@ -368,6 +368,10 @@ def test_steps_that_a_time_budget_fixed(tmp_path: Path) -> None:
     result = pretended(tmp_path / "study", {"cifar-nano": NANO})
     result.runs[1] = replace(result.runs[1], steps=1234)
     assert "4 runs of 100 to 1,234 steps, seeds 0, 1, 2, 3\n" in result.text()
+    said = "\nThe runs of cifar-nano took different numbers of steps, since a time budget fixed them run by run, which the deviation includes.\n"
+    assert said in result.text()
+    result.runs[1] = replace(result.runs[1], figures=None)
+    assert "different numbers" not in result.text()
 
 
 @pytest.mark.parametrize("freedom", [1, 1.5, 2, 3, 3.7, 5, 8, 10, 11, 12.25, 20, 60, 300])
