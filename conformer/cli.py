@@ -175,7 +175,7 @@ def _run_on(trainer: Trainer, command: str, place: Path) -> None:
         trainer.run()
     except MemoryError as error:
         text = f"there is not enough memory ({_sentence(error)}); take a smaller --batch-size, or its images in parts with --accumulate"
-        raise Mistake(text, 1) from error
+        raise Mistake(text + ", in another study, in another folder" * (run != place), 1) from error
     except OSError as error:
         raise Mistake(f"{_sentence(error)}; {_way_on(trainer, command, place)}", 1) from error
     except KeyboardInterrupt as error:

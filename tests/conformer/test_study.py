@@ -423,6 +423,17 @@ def test_the_command(
     assert capsys.readouterr().out.strip() in printed
 
 
+def test_what_memory_runs_out_for_is_another_study(options: dict[str, Any], tmp_path: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full() -> None:
+        raise MemoryError("9 GB")
+
+    break_off(monkeypatch, 0, 1, full)
+    line = fails(1, "study", tmp_path / "study", "--configs", "tiny", *words(options))
+    advice = "take a smaller --batch-size, or its images in parts with --accumulate, in another study, in another folder"
+    assert line == f"conformer: there is not enough memory (9 GB); {advice}"
+    assert fails(1, "train", "--config", "tiny", "--out", tmp_path / "run", *words(options)).endswith("with --accumulate")
+
+
 def test_stopped_between_runs(options: dict[str, Any], tmp_path: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
