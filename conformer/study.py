@@ -202,13 +202,18 @@ class Study:
                 self.runs[number] = self._look(run.config, run.seed)
                 self.save()
 
+    @property
+    def _dataset(self) -> str:
+        """The name of the data set, or what was asked for until it is loaded."""
+        return self.data.get("name", self.options.dataset)
+
     def note_diverged(self, trainer: Trainer, why: str) -> None:
         """Leave the run of one of `trainers` out of the study, as soon as the next one is asked for: going on, it would diverge once more."""
         self._diverged[trainer.config.config, trainer.config.seed] = why
 
     def _load(self, display: Display) -> data.Dataset:
         """The study's data, for all runs: what "auto" comes to is chosen once."""
-        name, place = self.data.get("name", self.options.dataset), self.options.data_dir
+        name, place = self._dataset, self.options.data_dir
         with contextlib.nullcontext(place) if self._moved else data.place_of(name, place) as place:
             dataset = data.load(name, place, display.message)
         found = {"name": dataset.name, "notice": self.data.get("notice", dataset.notice), "fingerprint": fingerprint(dataset)}
@@ -290,7 +295,7 @@ class Study:
         configs: dict[tuple[str, ...], list[str]] = {}
         for config, numbers in seeds.items():
             configs.setdefault(tuple(numbers), []).append(quoted(config))
-        defaults, values = plain(TrainConfig()), plain(self.options)
+        defaults, values = plain(TrainConfig()), plain(self.options) | {"dataset": self._dataset}  # what auto came to here
         given = {name: value for name, value in values.items() if name not in EACH_RUN and value != defaults[name]}
         options = "".join(f" --{name.replace('_', '-')} {quoted(value)}" for name, value in given.items())
         study = f"conformer study {quoted(self.path)}"

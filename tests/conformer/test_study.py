@@ -151,8 +151,8 @@ def test_what_is_finished_is_kept_and_seeds_and_networks_are_added(options: dict
     commands = Study(path).commands()
     given = " ".join(f"{word if word.startswith('--') else quoted(word)}" for word in words(dict(sorted(options.items()))))
     assert [command.partition(" --data-dir")[0] for command in commands] == [
-        f"conformer study {quoted(path)} --seeds 3 1 --configs tiny",
-        f"conformer study {quoted(path)} --seeds 1 --configs tinier",
+        f"conformer study {quoted(path)} --seeds 3 1 --configs tiny --dataset cifar10",
+        f"conformer study {quoted(path)} --seeds 1 --configs tinier --dataset cifar10",
     ]
     assert all(sorted(command.split()[-10:]) == sorted(given.split()) for command in commands)
     for command in commands:  # which are those of this very study
@@ -228,6 +228,7 @@ def test_what_auto_comes_to_is_chosen_once(tiny_network: str, cifar: Cifar, tmp_
         header = json.loads((run.path / "metrics.jsonl").read_text().splitlines()[0])
         assert header["dataset"] == "coupling10" and header["dataset_notice"].startswith("THIS IS NOT CIFAR-10")
     assert again.text().startswith("THIS IS NOT CIFAR-10") and again.markdown().startswith("# tiny on coupling10\n\nTHIS IS NOT CIFAR-10")
+    assert "--seeds 0 1 --configs tiny --dataset coupling10 --max-steps" in again.markdown()
     for name in ("auto", "coupling10"):
         assert Study(tmp_path / "study", dataset=name).options.dataset == "auto"
     with pytest.raises(StudyError, match="was started with --dataset coupling10, not with cifar10"):
