@@ -88,8 +88,8 @@ class Study:
         OSError: a file cannot be read.
     """
 
-    def __init__(self, path: Path, seeds: Sequence[int] = (), configs: Sequence[str] = (), **given: Any):
-        self.path = path
+    def __init__(self, path: str | Path, seeds: Sequence[int] = (), configs: Sequence[str] = (), **given: Any):
+        self.path = path = Path(path)
         self.data: dict[str, str] = {}  # name, notice and fingerprint of the data set, once it is loaded
         self._moved = "data_dir" in given  # and is to be taken at its word
         pairs: list[tuple[str, int]] = []
@@ -114,9 +114,9 @@ class Study:
         self.runs = [self._look(config, seed) for config, seed in pairs]
 
     @classmethod
-    def existing(cls, path: Path) -> Study:
+    def existing(cls, path: str | Path) -> Study:
         """The study in a folder; raises StudyError where there is none, and else what `Study` does."""
-        if not (path / "study.json").is_file():
+        if not (Path(path) / "study.json").is_file():
             raise StudyError(f"there is no study in {path} (no study.json); give the folder of one")
         return cls(path)
 
@@ -236,7 +236,9 @@ class Study:
         return Trainer(replace(self.options, config=run.config, seed=run.seed, out=run.path), display, dataset=dataset)
 
     def save(self) -> None:
-        """Write study.json and study.md; raises OSError."""
+        """Write study.json and study.md; raises OSError, and StudyError where none of `trainers` was asked for: the data is not known yet."""
+        if not self.data:
+            raise StudyError(f"the study in {self.path} has not begun: go through its trainers()")
         runs = [
             {"folder": run.path.name} | {name: getattr(run, name) for name in ("config", "seed", "step", "steps", "figures", "diverged")}
             for run in self.runs
@@ -248,8 +250,8 @@ class Study:
             "networks": {name: {key: spread._asdict() for key, spread in spreads.items()} for name, spreads in self.spreads().items()},
             "differences": {name: difference._asdict() for name, difference in self.differences().items()},
         }
-        self.path.mkdir(parents=True, exist_ok=True)
         content, page = json.dumps(values, indent=2, allow_nan=False) + "\n", self.markdown()
+        self.path.mkdir(parents=True, exist_ok=True)
         write_file(self.path / "study.json", content)
         self._as_read = content.encode()
         write_file(self.path / "study.md", page)
@@ -273,13 +275,13 @@ class Study:
     def text(self) -> str:
         """The tables, and what is to be said about them, for a terminal."""
         tables = [f"{title}\n{columns(rows)}\n" for title, rows in self._tables()]
-        notice = [self.data["notice"] + "\n"] if self.data["notice"] else []
+        notice = [text + "\n"] if (text := self.data.get("notice")) else []
         return "\n".join([*map(printable, notice), *tables, *self._remarks()])
 
     def markdown(self) -> str:
         """The same as a page, with the commands that make the study."""
-        parts = [f"# {' and '.join(map(printable, dict.fromkeys(run.config for run in self.runs)))} on {printable(self.data['name'])}"]
-        parts += [self.data["notice"]] if self.data["notice"] else []
+        parts = [f"# {' and '.join(map(printable, dict.fromkeys(run.config for run in self.runs)))} on {printable(self._dataset)}"]
+        parts += [text] if (text := self.data.get("notice")) else []
         parts.append("\n".join(["```sh", *self.commands(), "```"]))
         for title, (head, *rows) in self._tables():
             table = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
@@ -311,7 +313,7 @@ class Study:
             seeds = f"seed{'s' if len(runs) > 1 else ''} {', '.join(str(run.seed) for run in runs)}"
             head = ["mean", "deviation", "smallest", "largest"] if len(runs) > 1 else ["one run"]
             rows = [[title, *_cells(name, spreads[name])] for name, title in TITLES.items() if name in spreads]
-            title = f"{printable(config)} on {printable(self.data['name'])}: {count} of {of}, {seeds}"
+            title = f"{printable(config)} on {printable(self._dataset)}: {count} of {of}, {seeds}"
             yield title, [["test accuracy at the end, in percent", *head], *rows]
 
     def _remarks(self) -> Iterator[str]:

@@ -195,7 +195,21 @@ def test_one_process_at_a_time(options: dict[str, Any], tmp_path: Path, fails: F
 
 def test_of_a_new_study_that_is_told_nothing(tmp_path: Path) -> None:
     assert [(run.config, run.seed) for run in Study(tmp_path / "new").runs] == [("cifar-nano", 0), ("cifar-nano", 1), ("cifar-nano", 2)]
+    fresh = Study(str(tmp_path / "new"), [5, 6])
+    assert fresh.text() == "Not finished: cifar-nano-seed-5 (not begun), cifar-nano-seed-6 (not begun)."
+    assert fresh.markdown().startswith("# cifar-nano on auto\n\n```sh\nconformer study ")
+    with pytest.raises(StudyError, match=r"the study in .*new has not begun: go through its trainers\(\)"):
+        fresh.save()
+    with pytest.raises(StudyError, match="there is no study in .*new"):
+        Study.existing(str(tmp_path / "new"))
     assert not (tmp_path / "new").exists()
+
+
+def test_both_texts_are_made_before_either_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Study, "markdown", refuse)
+    with pytest.raises(AssertionError):
+        pretended(tmp_path / "study", {"cifar-nano": NANO}).save()
+    assert not (tmp_path / "study").exists()
 
 
 def test_options_that_change_no_weight_may_be_given_anew(options: dict[str, Any], tmp_path: Path) -> None:
