@@ -417,7 +417,7 @@ def _report(options: argparse.Namespace) -> None:
 def _study(options: argparse.Namespace) -> None:
     given = _given(options)
     if options.show:
-        if extra := [name for name in ("seeds", "configs", *given) if getattr(options, name)]:
+        if extra := [name for name in ("seeds", "configs") if getattr(options, name)] + list(given):
             raise Mistake(f"--show trains nothing: leave --{extra[0].replace('_', '-')} out", 2)
         with _setting_up():
             print(Study.existing(options.study).text())

@@ -476,6 +476,7 @@ def test_what_is_refused(options: dict[str, Any], tmp_path: Path, fails: Fails, 
     for option in ("--out", "--resume"):
         assert f"there is no option {option}" in fails(2, "study", out, option, "x")
     assert "--show trains nothing: leave --batch-size out" in fails(2, "study", out, "--show", "--batch-size", 8)
+    assert "--show trains nothing: leave --cutout out" in fails(2, "study", out, "--show", "--cutout", 0)
     assert "--show trains nothing: leave --seeds out" in fails(2, "study", out, "--show", "--seeds", 0)
     assert f"there is no study in {out} (no study.json); give the folder of one" in fails(2, "study", out, "--show")
     assert "--batch-size is 500, but " in fails(2, *new, "--data-dir", options["data_dir"], "--batch-size", 500)
