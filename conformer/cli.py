@@ -16,8 +16,9 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,7 @@ def _train(options: argparse.Namespace) -> None:
         print(f"the run in {run} is finished: {trainer.steps:,} steps, test accuracy {trainer.test} %")
         _mend_weights(trainer)
         predictions = evaluate(trainer.learner.model, trainer.dataset.test, trainer.dataset, tta=trainer.config.tta)
-        _report_of(run, trainer.dataset, predictions)
+        _report_of(run, lambda: (trainer.dataset, predictions))
         return
     with _told(1, FloatingPointError):
         _run_on(trainer, "train --resume", run)
@@ -185,7 +186,7 @@ def _run_on(trainer: Trainer, command: str, place: Path) -> None:
         where = f"at step {trainer.step:,} of {trainer.steps:,}" if trainer.steps_fixed else "while steps were timed"
         of = "" if run == place else f" in {run.name}"
         raise Mistake(f"stopped {where}{of}; {_way_on(trainer, command, place)}", 128 + number) from error
-    _report_of(run, trainer.dataset, trainer.predictions)
+    _report_of(run, lambda: (trainer.dataset, trainer.predictions))
 
 
 def _mend_weights(trainer: Trainer) -> None:
@@ -215,14 +216,16 @@ def _program() -> str:
     return f"{python.name if shutil.which(python.name) == str(python) else quoted(python)} -m conformer"
 
 
-def _report_of(run: Path, dataset: data.Dataset, predictions: Predictions | None) -> None:
-    """Add curves and report to a run. Training has succeeded already, so what is in their way is said, and no more."""
+def _report_of(run: Path, measured: Callable[[], tuple[data.Dataset, Predictions | None]]) -> None:
+    """Add curves and report to a run, with what was `measured`, or is now, if there can be a report. Training has succeeded already, so what is in
+    their way is said, and no more.
+    """
     if _draw_curves(run):
         try:
             from conformer.report import write_report
 
-            page = write_report(run, dataset, predictions)
-        except (OSError, ValueError) as error:
+            page = write_report(run, *measured())
+        except (OSError, ValueError, devices.DeviceError) as error:
             print(f"conformer: report.html is not made: {_sentence(error)}", file=sys.stderr)
         else:
             print(f"report: {page}")
@@ -405,13 +408,18 @@ def _report(options: argparse.Namespace) -> None:
             raise FileNotFoundError(f"there is no run in {run} (no metrics.jsonl); give the folder of a run")
         dataset = predictions = None
         if weights_file(run).is_file():
-            model, about = load_weights(run)
-            saved = read_config(run)
-            dataset = _dataset_of(about, options.data_dir, saved)
-            predictions = evaluate(model.to(device=device), dataset.test, dataset, tta=_tta_of(saved))
+            dataset, predictions = _measured(run, options.data_dir, device)
         save_curves(run, read_log(run))
         page = write_report(run, dataset, predictions)
     print(page)
+
+
+def _measured(run: Path, data_dir: Path | None, device: str) -> tuple[data.Dataset, Predictions]:
+    """The data set of a run, and what its last weights come to on the test images."""
+    model, about = load_weights(run)
+    saved = read_config(run)
+    dataset = _dataset_of(about, data_dir, saved)
+    return dataset, evaluate(model.to(device=devices.choose(device)), dataset.test, dataset, tta=_tta_of(saved))
 
 
 def _study(options: argparse.Namespace) -> None:
@@ -444,6 +452,9 @@ def _study(options: argparse.Namespace) -> None:
         if not (study.path / "study.json").is_file():
             raise
         raise Mistake(f"stopped between runs; go on with: {_program()} study {quoted(study.path)}", 130) from error
+    for run in study.runs:
+        if run.figures and not (run.path / "report.html").exists():  # the process was killed after the last evaluation
+            _report_of(run.path, partial(_measured, run.path, study.options.data_dir, study.options.device))
     print(f"\n{study.text()}\nwritten to {study.path / 'study.md'} and study.json")
     if diverged:
         raise Mistake(f"{', '.join(diverged)} diverged, left out of the means; for other options, begin another study in another folder", 1)

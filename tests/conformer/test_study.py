@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conformer import cli, coupling10, data, study, train
+from conformer import cli, coupling10, data, devices, study, train
 from conformer.batches import Batch
 from conformer.cli import main
 from conformer.config import CONFIGS
@@ -447,6 +447,32 @@ def test_what_memory_runs_out_for_is_another_study(options: dict[str, Any], tmp_
     advice = "take a smaller --batch-size, or its images in parts with --accumulate, in another study, in another folder"
     assert line == f"conformer: there is not enough memory (9 GB); {advice}"
     assert fails(1, "train", "--config", "tiny", "--out", tmp_path / "run", *words(options)).endswith("with --accumulate")
+
+
+def test_a_run_that_was_killed_before_its_report(
+    options: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    run = trained(tmp_path / "study", [0], **options).runs[0].path  # without curves and report, which the command makes
+    before = {file.name: file.read_bytes() for file in run.iterdir()}
+    capsys.readouterr()
+    assert main(["study", str(tmp_path / "study")]) == 0
+    assert capsys.readouterr().out.startswith(f"report: {run / 'report.html'}\n")
+    assert {file.name for file in run.iterdir()} == before.keys() | {"curves.png", "report.html"}
+    assert {name: (run / name).read_bytes() for name in before} == before
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "_measured", refuse)
+        assert main(["study", str(tmp_path / "study")]) == 0 and "report:" not in capsys.readouterr().out
+        (run / "report.html").unlink()
+        patch.setattr(cli, "_draw_curves", lambda run: False)  # no matplotlib: nothing is measured
+        assert main(["study", str(tmp_path / "study")]) == 0
+
+    def no_device(_: str) -> str:
+        raise devices.DeviceError("there is no GPU here")
+
+    monkeypatch.setattr(devices, "choose", no_device)  # as for a study on a GPU whose folder is elsewhere now
+    assert main(["study", str(tmp_path / "study")]) == 0
+    assert capsys.readouterr().err == "conformer: report.html is not made: there is no GPU here\n"
 
 
 def test_stopped_between_runs(options: dict[str, Any], tmp_path: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
