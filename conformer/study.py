@@ -8,7 +8,9 @@ the runs themselves, never from study.json. Read before: `conformer/train.py`, `
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -28,6 +30,7 @@ from conformer.run_log import read_log
 from conformer.spread import Difference, Spread
 from conformer.text import from_json, printable
 from conformer.train import Trainer
+from conformer.weights import weights_file
 
 __all__ = ["EACH_RUN", "Run", "Study", "StudyError"]
 
@@ -74,7 +77,7 @@ class Study:
         seeds: of runs to add to the study (if not given: those it has, or `SEEDS`).
         configs: the networks of these runs (if not given: those it has, or cifar-nano). Of the study's own runs, all go on.
         **given: options of `TrainConfig` but for `EACH_RUN`. In a study that has begun, those of `MAY_CHANGE` hold from here on, and any other must
-            be what it was begun with.
+            be what it was begun with; but `finetune` may be another place of the same weights, while there are runs that need them.
 
     Attributes:
         path: the folder.
@@ -94,11 +97,11 @@ class Study:
         self._moved = "data_dir" in given  # and is to be taken at its word
         pairs: list[tuple[str, int]] = []
         self._diverged: dict[tuple[str, int], str] = {}  # why, by network and seed
+        self._weights: dict[str, Any] = {"fingerprint": None, "places": []}  # to begin with: of the file, and all options.finetune that it had
         self._as_read = _content(path / "study.json")
         if saved := _read(path):
-            self.options, self.data, self._diverged = saved
+            self.options, self.data, self._diverged, self._weights = saved
             pairs = list(self._diverged)
-            self.options = self._going_on(given)
         else:
             self.options = from_plain(plain(TrainConfig(**given)))  # paths in full, as the runs' checkpoints have them
         for option, values in {"--seeds": seeds, "--configs": configs}.items():
@@ -111,7 +114,12 @@ class Study:
         pairs = list(dict.fromkeys(pairs))
         for config, seed in pairs:
             _check_pair(config, seed)
+        if saved:
+            self.options = self._going_on(given, moved=any(not (self._folder(*pair) / CHECKPOINT).exists() for pair in pairs))
         self.runs = [self._look(config, seed) for config, seed in pairs]
+
+    def _folder(self, config: str, seed: int) -> Path:
+        return self.path / f"{config}-seed-{seed}"
 
     @classmethod
     def existing(cls, path: str | Path) -> Study:
@@ -120,11 +128,14 @@ class Study:
             raise StudyError(f"there is no study in {path} (no study.json); give the folder of one")
         return cls(path)
 
-    def _going_on(self, given: dict[str, Any]) -> TrainConfig:
-        """The study's options with those that are given anew."""
+    def _going_on(self, given: dict[str, Any], moved: bool) -> TrainConfig:
+        """The study's options with those that are given anew; `moved`: the weights to begin with may be elsewhere now."""
+        given = given | {name: Path(os.path.abspath(given[name])) for name in ("data_dir", "finetune") if given.get(name)}
+        source = given.pop("finetune") if moved and self.options.finetune and given.get("finetune") else self.options.finetune
         try:
             values = plain(self.options) | {"dataset": self.data["name"]}
-            return replace(resumed(self.path, values, self.data["name"], given, "study"), dataset=self.options.dataset, out=None)
+            options = resumed(self.path, values, self.data["name"], given, "study")
+            return replace(options, dataset=self.options.dataset, out=None, finetune=source)
         except OptionError:
             raise
         except ValueError as error:
@@ -132,7 +143,7 @@ class Study:
 
     def _look(self, config: str, seed: int) -> Run:
         """A run as its folder has it."""
-        run = Run(self.path / f"{config}-seed-{seed}", config, seed)
+        run = Run(self._folder(config, seed), config, seed)
         if not (run.path / "config.json").is_file():
             self._diverged.pop((config, seed), None)  # whoever has removed the folder has the run begin anew
             return run
@@ -163,7 +174,7 @@ class Study:
         away = "move it elsewhere, or begin another study in another folder"
         for name in [field.name for field in fields(TrainConfig) if field.name not in MAY_CHANGE | {"out", "dataset"}]:
             was, wanted = getattr(options, name), getattr(replace(self.options, config=run.config, seed=run.seed), name)
-            if was != wanted:
+            if was != wanted and not (name == "finetune" and str(was) in self._weights["places"]):
                 option = f"--{name.replace('_', '-')}"
                 has, needs = ("none" if value is None else value for value in (was, wanted))
                 raise StudyError(f"the run in {run.path} is not of this study: its {option} is {has}, not {needs}; {away}")
@@ -190,6 +201,8 @@ class Study:
         dataset = self._load(display) if left else None
         if dataset:
             self._try_networks(dataset)
+        if self.options.finetune and any(self.runs[number].steps is None for number in left):
+            self._check_weights(self.options.finetune)
         self.path.mkdir(parents=True, exist_ok=True)
         with claimed(self.path, "this process has trainers() of it; go through all of them, or close() them"):
             if _content(self.path / "study.json") != self._as_read:
@@ -230,9 +243,18 @@ class Study:
                 options = replace(self.options, config=config, out=Path(folder, str(number)))
                 Trainer(options, dataset=dataset).folder.close()
 
+    def _check_weights(self, source: Path) -> None:
+        """Raise StudyError where the weights to begin with are not those of the runs that have begun; note where they are."""
+        found = hashlib.sha256(weights_file(source).read_bytes()).hexdigest()
+        if self._weights["fingerprint"] not in (None, found):
+            raise StudyError(f"the study in {self.path} began with other weights than those that are in {source} now; give those (--finetune)")
+        places = dict.fromkeys([*self._weights["places"], str(source)])
+        self._weights = {"fingerprint": found, "places": list(places)}
+
     def _trainer(self, run: Run, display: Display, dataset: data.Dataset | None) -> Trainer:
         if run.begun:
-            return Trainer.resume(run.path, display, dataset, **{name: getattr(self.options, name) for name in MAY_CHANGE})
+            again = MAY_CHANGE if run.steps is not None else MAY_CHANGE | {"finetune"}
+            return Trainer.resume(run.path, display, dataset, **{name: getattr(self.options, name) for name in again})
         return Trainer(replace(self.options, config=run.config, seed=run.seed, out=run.path), display, dataset=dataset)
 
     def save(self) -> None:
@@ -246,6 +268,7 @@ class Study:
         values = {
             "options": {name: value for name, value in plain(self.options).items() if name not in EACH_RUN},
             "dataset": self.data,
+            "weights": self._weights,
             "runs": runs,
             "networks": {name: {key: spread._asdict() for key, spread in spreads.items()} for name, spreads in self.spreads().items()},
             "differences": {name: difference._asdict() for name, difference in self.differences().items()},
@@ -342,8 +365,8 @@ class Study:
             yield f"Trained on: {'; '.join(map(printable, devices))}."
 
 
-def _read(path: Path) -> tuple[TrainConfig, dict[str, str], dict[tuple[str, int], str]] | None:
-    """The options, the data set and the runs that study.json names, with why they diverged; None where a study can begin."""
+def _read(path: Path) -> tuple[TrainConfig, dict[str, str], dict[tuple[str, int], str], dict[str, Any]] | None:
+    """The options, the data set, the runs with why they diverged, and the weights that study.json names; None where a study can begin."""
     file = path / "study.json"
     if not file.is_file():
         if path.exists() and not path.is_dir():
@@ -360,7 +383,10 @@ def _read(path: Path) -> tuple[TrainConfig, dict[str, str], dict[tuple[str, int]
         for run in values["runs"]:
             _check_pair(run["config"], run["seed"])
         runs = {(run["config"], run["seed"]): str(run.get("diverged", "")) for run in values["runs"]}
-        return from_plain(values["options"]), about, runs
+        options = from_plain(values["options"])
+        places = [str(options.finetune)] if options.finetune else []
+        weights = values.get("weights", {"fingerprint": None, "places": places})  # an older version did not write them
+        return options, about, runs, {"fingerprint": weights["fingerprint"], "places": list(weights["places"])}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         why = f"{error} is missing" if isinstance(error, KeyError) else error
         raise ValueError(f"{file} is not what `conformer study` of this version writes ({why}); put it back, or give another folder") from error

@@ -193,6 +193,27 @@ def test_one_process_at_a_time(options: dict[str, Any], tmp_path: Path, fails: F
     assert [run.seed for run in trained(path, [7]).runs if run.figures] == [0, 1, 7]
 
 
+def test_weights_to_begin_with_that_were_moved(options: dict[str, Any], tmp_path: Path, fails: Fails) -> None:
+    source = train.train(TrainConfig(config="tiny", out=tmp_path / "source", **options)).folder
+    path = tmp_path / "study"
+    trained(path, [0], **options, finetune=source)
+    broken = Study(path, [1]).trainers(Display())
+    next(broken).folder.close()  # killed before there is a checkpoint
+    broken.close()
+    moved = source.rename(tmp_path / "moved")
+    line = fails(2, "study", path, "--seeds", 2)
+    assert "--finetune: " in line and line.endswith("; give a run or a weights file")
+    other = train.train(TrainConfig(config="tiny", seed=9, out=tmp_path / "other", **options)).folder
+    said = f"the study in {path} began with other weights than those that are in {other} now; give those (--finetune)"
+    assert said in fails(2, "study", path, "--seeds", 2, "--finetune", other)
+    assert all(run.figures for run in trained(path, [2], finetune=str(moved)).runs)
+    assert all(run.figures for run in trained(path, [3]).runs) and f"--finetune {quoted(moved)}" in Study(path).commands()[0]
+    assert f"was started with --finetune {moved}, not with {other}: leave" in fails(2, "study", path, "--finetune", other)  # nothing needs it
+    for run in Study(path).runs:  # all are what they would have been
+        alone = train.train(TrainConfig(config="tiny", seed=run.seed, out=tmp_path / f"alone-{run.seed}", finetune=moved, **options)).folder
+        assert weights(run.path) == weights(alone)
+
+
 def test_of_a_new_study_that_is_told_nothing(tmp_path: Path) -> None:
     assert [(run.config, run.seed) for run in Study(tmp_path / "new").runs] == [("cifar-nano", 0), ("cifar-nano", 1), ("cifar-nano", 2)]
     fresh = Study(str(tmp_path / "new"), [5, 6])
