@@ -13,7 +13,6 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +26,7 @@ from conformer.info import count
 from conformer.options import TrainConfig
 from conformer.run_folder import read_config
 from conformer.run_log import RunLog, read_log
+from conformer.train import WINDOW
 
 PAGE = ROOT / "docs" / "benchmarks_gpu.md"
 LINK = "../benchmarks/results/gpu/"
@@ -198,11 +198,19 @@ def forward_macs(header: dict[str, Any]) -> int | None:
 
 
 def training_seconds(log: RunLog, batch: int) -> float | None:
-    """Of the steps alone, by the rates that were logged, each for the steps since the line before it."""
-    if not log.training:
+    """Of the steps alone. A logged rate is that of the last `WINDOW` steps, whatever --log-every is, so windows are laid end to end, from the last
+    line back to the first step; those that --log-every does not put so leave gaps or overlap, and give None. Fewer than `WINDOW` steps at the end, of
+    which a window is there but none before it, count by that window's rate.
+    """
+    windows = {line["step"]: batch * min(WINDOW, line["step"]) / line["images_per_second"] for line in log.training}
+    until = {0: 0.0}  # the seconds of the first so many steps
+    for step in sorted(windows):
+        if (before := max(0, step - WINDOW)) in until:
+            until[step] = until[before] + windows[step]
+    last, known = max(windows, default=0), max(until)
+    if not known or last - known >= WINDOW:
         return None
-    steps = [0, *(line["step"] for line in log.training)]
-    return sum(batch * (now - before) / line["images_per_second"] for (before, now), line in zip(pairwise(steps), log.training, strict=True))
+    return until[known] + (last - known) * windows[last] / min(WINDOW, last)
 
 
 def run_command(options: dict[str, Any]) -> str:
@@ -222,10 +230,12 @@ def run_section(run: Run) -> str:
     images, training, macs = batch * steps, training_seconds(log, batch), forward_macs(header)
     whole = last["seconds"] if last else None
     flop = None if macs is None else 3 * 2 * macs * images
-    rest = None if whole is None or training is None else whole - training
+    timed = log.training[-1]["step"] if log.training else 0  # of a run that was broken off, more or fewer steps than were evaluated
+    rest = whole - training if last and training and timed == last["step"] else None
+    speed = batch * timed / training if training else None
     cells = [
         header["config"], str(batch), run.options["precision"], f"{last['epoch']:g}" if last else None, whole, training, rest,
-        images / training if training else None, None if flop is None else flop / 1e15, flop / training / 1e12 if flop and training else None,
+        speed, None if flop is None else flop / 1e15, 6 * macs * speed / 1e12 if macs and speed else None,
     ]  # fmt: skip
     top = ["network", "batch", "precision", "epochs", "seconds", "training, s", "the rest, s", "images/s", "PFLOP", "TFLOP/s"]
     version = ", ".join(f"{name} {number}" for name, number in header.get("versions", {}).items())
@@ -252,6 +262,11 @@ def run_section(run: Run) -> str:
         "Seconds are from the program's start to the end of the last evaluation; those of training are by the rates that the run logged, and the "
         "rest is starting, evaluating and saving."
     )
+    if training is None and log.training:
+        parts.append(
+            f"The log does not say how long training took: its rates are those of the last {WINDOW} steps, which do not meet with --log-every "
+            f"{run.options['log_every']}. A run with --log-every {WINDOW}, or a divisor of it, says so."
+        )
     return "\n\n".join(parts)
 
 

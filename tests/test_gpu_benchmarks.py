@@ -6,9 +6,11 @@ import ast
 import importlib
 import json
 import subprocess
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -34,9 +36,12 @@ from benchmarks import (
 from benchmarks.gpu_counts import BACKWARD, FORWARD, UPDATE, Work, work_of
 from benchmarks.measure import ROOT
 from conformer.config import named_config
+from conformer.evaluate import Accuracies
 from conformer.info import count
 from conformer.model import Conformer
 from conformer.options import TrainConfig, plain
+from conformer.steps import Outcome
+from conformer.train import WINDOW, Trainer
 from minigrad.backend import cuda
 from minigrad.backend.cublas import PRECISIONS
 from tests.support import fused_with_kernel
@@ -992,23 +997,39 @@ def test_the_committed_page_is_made_of_the_committed_files() -> None:
 # --- a training run
 
 
-def made_up_run(folder: Path, tests: list[dict], steps: int = 200, **changes: object) -> Path:
-    """A run's folder: 200 steps of 500 images, the first 50 at 1,000 images a second, the others at 2,500."""
+def training_lines(seconds: list[float], log_every: int, batch: int, steps: int) -> list[dict]:
+    """What a Trainer logs of the first steps of a run, which took so long."""
+    lines: list[dict] = []
+    trainer = object.__new__(Trainer)
+    vars(trainer).update(vars(SimpleNamespace(
+        config=TrainConfig(batch_size=batch, log_every=log_every), display=SimpleNamespace(progress=lambda progress: None),
+        folder=SimpleNamespace(log=lambda **values: lines.append(values)), steps=steps, steps_per_epoch=100, evaluation_steps=100, evaluated=0,
+        test=None, _recent=deque(maxlen=WINDOW), _evaluation_seconds=0.0,
+    )))  # fmt: skip
+    right = Accuracies(0.5, 0.5, 0.5)
+    trainer._note([Outcome(step, 1.0, right, 1e-3, taken) for step, taken in enumerate(seconds, 1)])
+    return lines
+
+
+def made_up_run(
+    folder: Path, tests: list[dict], steps: int = 200, whole: int = 200, log_every: int = 50, seconds: list[float] | None = None, **changes: object
+) -> Path:
+    """A run's folder: 200 steps of 500 images, the first 50 at 1,000 images a second, the others at 2,500.
+
+    Or `steps` of `whole` steps, of which each takes its `seconds`.
+    """
     config = named_config("cifar-micro")
     parameters = count(replace(config, num_classes=10), 32).parameters
     header = {"dataset": "cifar10", "config": "cifar-micro", "parameters": parameters, "train_images": 50_000, "test_images": 10_000}
-    header |= {"steps": 200, "seed": 0, "started": "2026-01-02T03:04:05+00:00", "device": "CUDA: NVIDIA A1 through CuPy 14.2.0"}
+    header |= {"steps": whole, "seed": 0, "started": "2026-01-02T03:04:05+00:00", "device": "CUDA: NVIDIA A1 through CuPy 14.2.0"}
     header |= {"versions": {"numpy": "2.4"}, **changes}
-    rates = {50: 1000.0, 100: 2500.0, 200: 2500.0}
-    training = [
-        {"step": step, "epoch": step / 100, "loss": 1.0, "train_accuracy": {"cnn": 0.5, "transformer": 0.5, "sum": 0.5},
-         "learning_rate": 1e-3, "images_per_second": rate}
-        for step, rate in rates.items() if step <= steps
-    ]  # fmt: skip
+    training = training_lines((seconds or [0.5] * 50 + [0.2] * 150)[:steps], log_every, 500, whole)
     folder.mkdir(parents=True)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [header, *training, *tests]))
-    options = plain(TrainConfig(config="cifar-micro", batch_size=500, precision="tf32", epochs=2, ema=0.5, data_dir=Path("/a/secret"), out=folder))
-    (folder / "config.json").write_text(json.dumps(options | {"steps": 200}))
+    options = TrainConfig(
+        config="cifar-micro", batch_size=500, precision="tf32", epochs=2, ema=0.5, data_dir=Path("/a/secret"), out=folder, log_every=log_every
+    )
+    (folder / "config.json").write_text(json.dumps(plain(options) | {"steps": whole}))
     return folder
 
 
@@ -1024,7 +1045,7 @@ def test_a_training_run_has_its_accuracies_seconds_and_pflop_on_the_page(tmp_pat
     page = (results / "page.md").read_text()
     assert "## A training run: cifar-micro on cifar10, A1, tf32\n" in page and "No figure" not in page
     assert "CUDA: NVIDIA A1 through CuPy 14.2.0; numpy 2.4. Begun on 2026-01-02:" in page
-    command = "python -m conformer train --config cifar-micro --data-dir DIR --precision tf32 --epochs 2 --batch-size 500 --ema 0.5"
+    command = "python -m conformer train --config cifar-micro --data-dir DIR --precision tf32 --epochs 2 --batch-size 500 --ema 0.5 --log-every 50"
     assert f"```sh\n{command}\n```" in page
     training, macs = 500 * 50 / 1000 + 500 * 150 / 2500, count(named_config("cifar-micro"), 32).macs  # those of 1,000 classes, for the size
     pflop = 6 * macs * 100_000 / 1e15
@@ -1041,6 +1062,24 @@ def test_a_training_run_has_its_accuracies_seconds_and_pflop_on_the_page(tmp_pat
     assert sorted(file.name for file in results.glob("train-*/*")) == ["config.json", "metrics.jsonl"]
     gpu_report.main(["--results", str(results), "--page", str(results / "page.md")])  # from the copy alone
     assert (results / "page.md").read_text() == page
+
+
+@pytest.mark.parametrize(("log_every", "steps"), [(50, 200), (25, 200), (10, 180), (1, 173), (50, 50), (50, 30), (7, 40), (20, 40), (50, 80)])
+def test_the_seconds_of_training_are_those_of_its_steps(log_every: int, steps: int, tmp_path: Path) -> None:
+    taken = [0.5] * 50 + [0.2 + 0.01 * (step % 7) for step in range(150)]
+    log = gpu_report.read_run(made_up_run(tmp_path / "run", [], steps, steps, log_every, taken)).log
+    exact, found = sum(taken[:steps]), gpu_report.training_seconds(log, 500)
+    if (log_every, steps) == (50, 80):  # steps 51 to 80 are known by the mean of 31 to 80 alone
+        exact = sum(taken[:50]) + 30 * np.mean(taken[30:80])
+    assert found == pytest.approx(exact, rel=1e-12)
+
+
+@pytest.mark.parametrize("log_every", [20, 30, 100, 500])
+def test_without_rates_that_meet_nothing_is_said_of_the_seconds_of_training(log_every: int, tmp_path: Path) -> None:
+    page = gpu_report.page_of([], [gpu_report.read_run(made_up_run(tmp_path / "run", [evaluation(200, 90.0, 0.95)], log_every=log_every))])
+    assert (
+        "| cifar-micro | 500 | tf32 | 2 | 90 | – | – | – |" in page and f"do not meet with --log-every {log_every}. A run with --log-every 50" in page
+    )
 
 
 @pytest.mark.parametrize(
@@ -1065,6 +1104,10 @@ def test_a_run_has_no_figure_that_its_files_do_not_give(tmp_path: Path) -> None:
     broken_off = page("broken off", [], steps=100)
     assert "**The run did not come to its end: 100 of 200 steps.**" in broken_off and "test images, at the end" not in broken_off
     assert "| cifar-micro | 500 | tf32 | – | – | 35 | – | 1,429 |" in broken_off and "not reached" in broken_off
+    later = page("later", [evaluation(50, 40.0, 0.5)], steps=100)  # 50 steps more were logged after the last evaluation
+    assert "| cifar-micro | 500 | tf32 | 0.5 | 40 | 35 | – | 1,429 |" in later
+    sooner = page("sooner", [evaluation(100, 50.0, 0.5)], steps=99)  # the last line is of step 50
+    assert "| cifar-micro | 500 | tf32 | 1 | 50 | 25 | – | 1,000 |" in sooner
     nothing = page("nothing", [], steps=0)
     assert "| cifar-micro | 500 | tf32 | – | – | – | – | – | 0 | – |" in nothing
 
