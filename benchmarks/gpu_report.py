@@ -287,11 +287,23 @@ def read_run(folder: Path) -> Run:
 
 
 def add_run(folder: Path, results: Path) -> Path:
-    """Copy a run's metrics and options into a folder of the results, without the names of this machine's folders; returns that."""
+    """Copy a run's metrics and options into a folder of the results, without the names of this machine's folders; returns that.
+
+    Raises:
+        FileExistsError: there is a copy of another run, or of this one before it went on.
+    """
     run = read_run(folder)
-    target = results / f"train-{run.log.header['config']}-{run.log.header['started'][:16].replace('T', '-').replace(':', '')}"
+    header = run.log.header
+    begun = header["started"][:19].replace("T", "-").replace(":", "")
+    target = results / f"train-{header['config']}-{begun}-seed{header['seed']}"
+    _, *lines = (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    shared = {name: value for name, value in header.items() if name != "dataset_notice"}  # it says where the data was looked for
+    metrics = b"".join([json.dumps(shared).encode() + b"\n", *lines])
+    copy = target / "metrics.jsonl"
+    if copy.exists() and copy.read_bytes() != metrics:
+        raise FileExistsError(f"{target} holds other metrics than those of {folder}; remove it, or move it away")
     target.mkdir(parents=True, exist_ok=True)
-    (target / "metrics.jsonl").write_bytes((folder / "metrics.jsonl").read_bytes())
+    copy.write_bytes(metrics)
     options = {name: "DIR" if name in PATHS and value else value for name, value in run.options.items()}
     (target / "config.json").write_text(json.dumps(options, indent=2) + "\n", encoding="utf-8")
     return target
@@ -378,7 +390,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--run", type=Path, nargs="+", default=[], metavar="RUN", help="folders of training runs to copy to the results first")
     options = parser.parse_args(argv)
     for run in options.run:
-        print(f"copied: {add_run(run, options.results)}")
+        try:
+            print(f"copied: {add_run(run, options.results)}")
+        except FileExistsError as error:
+            raise SystemExit(str(error)) from error
     write(options.results, options.page)
 
 

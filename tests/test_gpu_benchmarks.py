@@ -1039,7 +1039,8 @@ def evaluation(step: int, seconds: float, sum: float, average: float | None = No
 
 
 def test_a_training_run_has_its_accuracies_seconds_and_pflop_on_the_page(tmp_path: Path) -> None:
-    run = made_up_run(tmp_path / "run", [evaluation(100, 50.0, 0.9), evaluation(200, 90.0, 0.93456, 0.9401)])
+    tests = [evaluation(100, 50.0, 0.9), evaluation(200, 90.0, 0.93456, 0.9401)]
+    run = made_up_run(tmp_path / "run", tests, dataset_notice="/home/secret/cifar10 is damaged")
     results = tmp_path / "results"
     gpu_report.main(["--results", str(results), "--page", str(results / "page.md"), "--run", str(run)])
     page = (results / "page.md").read_text()
@@ -1057,11 +1058,24 @@ def test_a_training_run_has_its_accuracies_seconds_and_pflop_on_the_page(tmp_pat
     assert "within 120 seconds: first found after 90.0 seconds, in time" in page
     exact = count(replace(named_config("cifar-micro"), num_classes=10), 32).macs
     assert f"x {exact:,} multiply-accumulates of an image's forward pass, as `conformer info` counts them, x 100,000 images." in page
-    assert f"({gpu_report.LINK}train-cifar-micro-2026-01-02-0304/metrics.jsonl)" in page and "did not come to its end" not in page
+    assert f"({gpu_report.LINK}train-cifar-micro-2026-01-02-030405-seed0/metrics.jsonl)" in page and "did not come to its end" not in page
     assert not any("secret" in file.read_text() for file in results.rglob("*.*") if file.is_file())
     assert sorted(file.name for file in results.glob("train-*/*")) == ["config.json", "metrics.jsonl"]
     gpu_report.main(["--results", str(results), "--page", str(results / "page.md")])  # from the copy alone
     assert (results / "page.md").read_text() == page
+
+
+def test_runs_begun_in_the_same_minute_or_second_are_kept_apart(tmp_path: Path) -> None:
+    begun = [("2026-01-02T03:04:05+00:00", 0), ("2026-01-02T03:04:05+00:00", 1), ("2026-01-02T03:04:06+00:00", 0)]
+    runs = [made_up_run(tmp_path / f"run{number}", [], started=started, seed=seed) for number, (started, seed) in enumerate(begun)]
+    given = ["--results", str(tmp_path / "results"), "--page", str(tmp_path / "page.md"), "--run"]
+    for _ in range(2):  # once more is no harm
+        gpu_report.main([*given, *map(str, runs)])
+        assert [run.log.header["seed"] for run in gpu_report.contents(tmp_path / "results")[1]] == [0, 1, 0]
+    other = made_up_run(tmp_path / "other", [evaluation(100, 50.0, 0.5)])
+    with pytest.raises(SystemExit, match=r"train-cifar-micro-2026-01-02-030405-seed0 holds other metrics than those of .*other; remove it"):
+        gpu_report.main([*given, str(other)])
+    assert not gpu_report.contents(tmp_path / "results")[1][0].log.tests
 
 
 @pytest.mark.parametrize(("log_every", "steps"), [(50, 200), (25, 200), (10, 180), (1, 173), (50, 50), (50, 30), (7, 40), (20, 40), (50, 80)])
