@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from conformer.blocks import Block, Named, Wanted
+from conformer.blocks import Block, ConvTransBlock, FCUUp, Named, Wanted
 from conformer.model import Conformer
 from minigrad import functional as F
 from minigrad import nn
@@ -206,8 +206,8 @@ def coupling_strength(model: Conformer, named: Named) -> dict[str, tuple[float, 
     """How much each block's coupling units add: the size of what FCUDown adds to the patch tokens, and FCUUp to the feature map, relative to these.
 
     Returns:
-        `{block: (down, up)}`, ratios of root mean squares; 0 is no coupling, also where what is in FCUUp's place gives None, 1 means as large as what
-        is there already.
+        `{block: (down, up)}`, ratios of root mean squares; 0 is no coupling, also where something else is in FCUUp's place and gives None, 1 means as
+        large as what is there already.
     """
     strengths: dict[str, tuple[float, float]] = {}
     tokens = _at(named, "trans_1").numpy()
@@ -221,11 +221,14 @@ def coupling_strength(model: Conformer, named: Named) -> dict[str, tuple[float, 
 
 def _up(model: Conformer, named: Named, name: str) -> float:
     """What a block's FCUUp adds to the feature map relative to it."""
+    block = getattr(model, name)
     if f"{name}.expand_block" not in named and not isinstance(named, Wanted):
-        return 0.0
+        gave_none = type(block).forward is ConvTransBlock.forward  # it notes whatever is not None
+        if gave_none or not isinstance(getattr(block, "expand_block", None), FCUUp):
+            return 0.0
     expanded = _at(named, f"{name}.expand_block").numpy()
     before = _at(named, f"{name}.med_block.{model.config.num_med_block - 1}" if model.config.num_med_block else f"{name}.cnn_block")
-    fusion = getattr(model, name).fusion_block
+    fusion = block.fusion_block
     conv, norm = fusion.conv1, fusion.bn1
     statistics = (None, None) if norm.training else (norm.running_mean, norm.running_var)
     # What FCUUp's map is added to, (B, H, W, C / 4). Not by calling the layer: in training mode it would move its running statistics.

@@ -8,6 +8,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import minigrad
 from conformer import Conformer, ConvTransBlock
+from conformer.blocks import FCUUp
 from conformer.explain import (
     attention_gradients,
     attention_probabilities,
@@ -207,7 +208,21 @@ class Silent(ConvTransBlock):
         return super().forward(x, x_t)
 
 
+class SilentUp(ConvTransBlock):
+    def forward(self, x, x_t, named=None):
+        given = None if named is None else {}
+        x, x_t = super().forward(x, x_t, given)
+        if named is not None and given is not None:
+            named.update({name: tensor for name, tensor in given.items() if name != "expand_block"})
+        return x, x_t
+
+
 class Nothing(nn.Module):
+    def forward(self, x_t, height, width):
+        return None
+
+
+class NoUp(FCUUp):
     def forward(self, x_t, height, width):
         return None
 
@@ -220,12 +235,15 @@ def test_what_a_block_of_ones_own_does_not_note_is_said():
         some_coupling = model.intermediates(images, ["trans_1", "conv_trans_2.squeeze_block", "conv_trans_2.trans_block"])
         model.conv_trans_3.__class__ = Silent
         named = model.intermediates(images)
+        model.conv_trans_3.__class__ = SilentUp
+        without_up = model.intermediates(images)
     for given, function, missing in [
         (named, attention_weights, "conv_trans_3.trans_block.norm1"),
         (named, attention_rollout, "conv_trans_3.trans_block.norm1"),
         (named, coupling_strength, "conv_trans_3.squeeze_block"),
         (some, attention_weights, "conv_trans_2.trans_block.norm1"),
         (some_coupling, coupling_strength, "conv_trans_2.expand_block"),
+        (without_up, coupling_strength, "conv_trans_3.expand_block"),
     ]:
         with pytest.raises(ValueError, match=f"explain: there is no '{missing}' among the intermediates; take all of them .*block of one's own"):
             function(model, given)
@@ -235,5 +253,11 @@ def test_without_up_coupling_its_strength_is_0():
     with no_grad():
         model = network(depth=3)
         model.conv_trans_2.expand_block = Nothing()  # type: ignore[assignment]
-        strengths = coupling_strength(model, model.intermediates(Tensor(np.random.default_rng(1).normal(size=(1, 16, 16, 3)))))
+        images = Tensor(np.random.default_rng(1).normal(size=(1, 16, 16, 3)))
+        strengths = coupling_strength(model, model.intermediates(images))
+        model.conv_trans_2.__class__ = SilentUp
+        assert coupling_strength(model, model.intermediates(images)) == strengths
+        model.conv_trans_3.expand_block.__class__ = NoUp
+        unexpanded = coupling_strength(model, model.intermediates(images))
     assert strengths["conv_trans_2"][0] > 0 and strengths["conv_trans_2"][1] == 0 and strengths["conv_trans_3"][1] > 0
+    assert unexpanded["conv_trans_3"] == (strengths["conv_trans_3"][0], 0)
