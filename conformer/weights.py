@@ -70,15 +70,16 @@ def save_weights(path: Path, model: Conformer, about: About) -> None:
     """Write a network's weights and what they are for, atomically.
 
     `load_weights` builds a Conformer by its configuration: what computes otherwise is refused, be it a subclass or a network of which a module was
-    replaced or set otherwise. Dropout's rates and batch norm's momentum, which count in training alone, may be others.
+    replaced or set otherwise. What counts in training alone may be another: dropout's rates, batch norm's momentum, and `train` and `eval`, of an
+    object or of a subclass, which may keep batch norms in eval mode.
 
     Raises:
         OSError: the file cannot be written.
-        TypeError: the model is no Conformer, or `about` has what JSON has not.
+        TypeError: the model is no Conformer, or of a subclass with a `forward` or another part of its own, or `about` has what JSON has not.
         ValueError: `about` is of another network, the model computes something else than a Conformer of its configuration, or `load_weights` would
             refuse the file for another reason.
     """
-    if type(model) is not Conformer:
+    if not _as_plain(type(model), Conformer):
         what = "what computes otherwise" if isinstance(model, Conformer) else "what is no Conformer"
         raise TypeError(f"save_weights: the model is a {type(model).__name__}; save {what} with minigrad.safetensors_io.save_state")
     entries = {name: value if isinstance(value, str) else _json(name, value) for name, value in asdict(about).items()}
@@ -100,8 +101,20 @@ def save_weights(path: Path, model: Conformer, about: About) -> None:
     safetensors_io.save_state(path, state, entries)
 
 
-_FREE = {"_registered", "training", "grad_checkpointing", "p", "momentum"}
-"""Attributes of modules on which no result in evaluation depends."""
+_FREE = {"_registered", "training", "grad_checkpointing", "p", "momentum", "train", "eval", "block"}
+"""Attributes of modules on which no result in evaluation depends; `block` made modules, which are compared themselves."""
+
+
+def _as_plain(kind: type, plain: type) -> bool:
+    """Whether objects of a class compute what those of another do if they have the same attributes.
+
+    It is that one, or overrides of it only what is free, and special methods on which no result depends (`__init__`: what it sets is compared).
+    """
+    if not issubclass(kind, plain):
+        return False
+    own = {name for each in kind.__mro__ if each not in plain.__mro__ for name in vars(each)} - {"train", "eval", "block"}
+    counted = {name for name in own if not name.startswith("__")} | (own & {"__call__", "__getattribute__"})
+    return not any(hasattr(plain, name) or name == "training" for name in counted)
 
 
 def _difference(model: Conformer) -> str | None:
@@ -111,7 +124,7 @@ def _difference(model: Conformer) -> str | None:
         if name not in modules:
             return f"which has no {name} of its own"
         module = modules[name]
-        if type(module) is not kind:
+        if not _as_plain(type(module), kind):
             kinds = [f"{each.__module__}.{each.__qualname__}" for each in (type(module), kind)]
             return f"of which {name} is a {kinds[0]} and not a {kinds[1]}"
         found = _settings(module)

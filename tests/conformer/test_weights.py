@@ -152,6 +152,61 @@ class OwnConformer(Conformer):
     block = Uncoupled
 
 
+class OneHead(Conformer):
+    def forward(self, images):
+        return (super().forward(images)[0],) * 2
+
+
+class Called(Conformer):
+    def __call__(self, images):
+        return super().__call__(images * 2)
+
+
+class Mixin:
+    def _check(self, images):
+        return images.shape[1:3]
+
+
+class Mixed(Mixin, Conformer):
+    pass
+
+
+class Frozen(nn.BatchNorm2d):
+    """Called by itself it stays in eval mode."""
+
+    def train(self, mode=True):
+        return super().train(False)
+
+
+class Training(nn.BatchNorm2d):
+    """It stays in training mode."""
+
+    training = property(lambda self: True, lambda self, mode: None)  # type: ignore[assignment]
+
+
+class Kept(Conformer):
+    """Its batch norms stay in eval mode, and it may be made with words of its own."""
+
+    block = ConvTransBlock
+
+    def __init__(self, network, note="mine"):
+        super().__init__(**asdict(network))
+        self.note = note
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.freeze()
+        return self
+
+    def eval(self):
+        return super().train(False)
+
+    def freeze(self):
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.training = False
+
+
 def swapped(module: nn.Module, kind: type[nn.Module]) -> None:
     module.__class__ = kind
 
@@ -165,6 +220,7 @@ def patched(module: nn.Module) -> None:
     [
         (lambda model: swapped(model.conv_trans_3.trans_block.mlp, Tanh), r"of which conv_trans_3.trans_block.mlp is a .*Tanh and not a .*Mlp"),
         (lambda model: swapped(model.conv_trans_2, Uncoupled), r"of which conv_trans_2 is a .*Uncoupled and not a conformer.blocks.ConvTransBlock"),
+        (lambda model: swapped(model.bn1, Training), "of which bn1 is a .*Training and not a minigrad.nn.*BatchNorm2d"),
         (lambda model: setattr(model.trans_1.attn, "scale", 0.50001), "of which trans_1.attn has another scale"),
         (lambda model: setattr(model.trans_norm, "eps", 0.1), "of which trans_norm has another eps"),
         (lambda model: setattr(model.conv_trans_2.squeeze_block, "double_class_token", False), "conv_trans_2.squeeze_block has another double_class"),
@@ -183,9 +239,37 @@ def test_a_network_that_computes_otherwise_is_not_saved(change: Callable[[Confor
     change(model)
     with pytest.raises(ValueError, match=f"save_weights: .*{said}"):
         save_weights(tmp_path / "w.safetensors", model, ABOUT)
-    with pytest.raises(TypeError, match="the model is a OwnConformer; save what computes otherwise with minigrad.safetensors_io.save_state"):
-        save_weights(tmp_path / "w.safetensors", OwnConformer(**asdict(NETWORK)), ABOUT)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_subclass_that_computes_otherwise_is_not_saved(tmp_path: Path):
+    for kind in (OneHead, Called, Mixed):
+        said = f"the model is a {kind.__name__}; save what computes otherwise with minigrad.safetensors_io.save_state"
+        with pytest.raises(TypeError, match=said):
+            save_weights(tmp_path / "w.safetensors", kind(**asdict(NETWORK)), ABOUT)
+    with pytest.raises(ValueError, match=r"of which conv_trans_2 is a .*Uncoupled and not a conformer.blocks.ConvTransBlock"):
+        model = OwnConformer(**asdict(NETWORK))
+        model.load_state_dict(Conformer(**asdict(NETWORK)).state_dict())
+        save_weights(tmp_path / "w.safetensors", model, ABOUT)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_only_trains_otherwise_is_saved(tmp_path: Path):
+    lasting = Conformer(**asdict(NETWORK)).eval()
+    lasting.train = lambda mode=True: lasting  # type: ignore[method-assign, misc]
+    lasting.bn1.eval = lambda: lasting.bn1  # type: ignore[method-assign]
+    some = Conformer(**asdict(NETWORK))
+    for module in some.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = Frozen
+    images = Tensor(np.random.default_rng(0).standard_normal((2, 8, 8, 3)).astype(np.float32))
+    for number, model in enumerate((lasting, some, Kept(NETWORK))):
+        assert model.train().bn1.training == (model is some)
+        save_weights(path := tmp_path / f"{number}.safetensors", model, ABOUT)
+        loaded, _ = load_weights(path)
+        assert loaded.train().bn1.training
+        for found, expected in zip(loaded.eval()(images), model.eval()(images), strict=True):
+            assert found.numpy().tobytes() == expected.numpy().tobytes()
 
 
 def test_what_does_not_change_what_is_answered_is_saved(tmp_path: Path):
