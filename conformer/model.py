@@ -133,14 +133,18 @@ class Conformer(nn.Module):
                 with a loss on these and its backward 63 MiB when checkpointing, 128 when not, 137 with None.
 
         Raises:
-            ValueError: names that there are not; it gives the nearest. TypeError: `names` is one text.
+            ValueError: names that there are not; it gives the nearest. TypeError: `names` is one text, or holds something else than texts.
         """
         if names is None:
             named: Named = {}
         elif isinstance(names, str):
             raise TypeError(f"Conformer.intermediates: names is {names!r}; give a list of names, [{names!r}]")
         else:
-            named = Wanted(names)
+            wanted = list(names) if isinstance(names, Iterable) else [names]
+            for name in wanted:
+                if not isinstance(name, str):
+                    raise TypeError(f"Conformer.intermediates: {name!r} is not a name; give a list of names such as ['stem', 'trans_1']")
+            named = Wanted(wanted)
             self._check_names(named.names)
         self._forward(images, named)
         if isinstance(named, Wanted) and (missing := sorted(named.names - named.keys())):

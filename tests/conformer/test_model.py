@@ -225,6 +225,10 @@ def test_names_that_there_are_not(names: list[str], message: str):
     assert_array_equal(model.bn1.running_mean.numpy(), before)
     with pytest.raises(TypeError, match=r"names is 'conv_1'; give a list of names, \['conv_1'\]"):
         model.intermediates(normal(2, 8, 8, 3), "conv_1")
+    for others, odd in ([1], "1"), (["stem", 2], "2"), ([None, "conv_1"], "None"), ([["stem"]], r"\['stem'\]"), (5, "5"):
+        with pytest.raises(TypeError, match=rf"^Conformer.intermediates: {odd} is not a name; give a list of names such as \['stem', 'trans_1'\]$"):
+            model.intermediates(normal(2, 8, 8, 3), others)  # type: ignore[arg-type]
+    assert list(model.intermediates(normal(2, 8, 8, 3), (name for name in ["stem"]))) == ["stem"]
 
 
 class Silent(ConvTransBlock):
