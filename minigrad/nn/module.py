@@ -8,7 +8,7 @@ other. Maths is in `minigrad/functional.py`; modules hold parameters, state and 
 from __future__ import annotations
 
 import os.path
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -263,8 +263,12 @@ class Module:
 
         Raises:
             ValueError: names are missing or unexpected, shapes differ, or a value is not an array of numbers. It lists the first of each kind, and
-                says so where all names differ by what they begin with ("module."). Nothing has been written.
+                says so where all names differ by what they begin with ("module."), or are one level below. Nothing has been written.
+            TypeError: `state_dict` is no mapping.
         """
+        if not isinstance(state_dict, Mapping):
+            kind = type(state_dict).__name__
+            raise TypeError(f"load_state_dict: {type(self).__name__} takes a mapping of names to arrays, as state_dict() gives, and this is a {kind}")
         own = dict(self._state())
         given = {name: state_dict[name] for name in own if name in state_dict}
         values = {name: loadable(value) for name, value in given.items()}
@@ -284,7 +288,8 @@ class Module:
             elif value.shape != own[name].shape:
                 problems.append(f"{name} has shape {value.shape}, here {own[name].shape}")
         if missing or unexpected or problems:
-            reason = (strict and not given and _other_prefix(list(own), list(state_dict))) or _first_of(missing, unexpected, problems)
+            remedy = strict and not given and (_other_prefix(own, state_dict) or _one_below(own, state_dict))
+            reason = remedy or _first_of(missing, unexpected, problems)
             raise ValueError(f"load_state_dict: {type(self).__name__} cannot take these {len(state_dict)} entries: {reason}")
         for name, value in values.items():
             tensor = own[name].detach()  # the same memory and version, and may be written
@@ -340,24 +345,37 @@ def _first_of(*kinds: list[str], most: int = 10) -> str:
     return "; ".join(shown) + (f"; and {len(every) - len(shown):,} more" if len(shown) < len(every) else "")
 
 
-def _other_prefix(own: list[str], given: list[Any]) -> str:
+def _other_prefix(own: Mapping[str, Any], given: Mapping[Any, Any]) -> str:
     """What to say where names on one side differ from the other's by a common beginning, such as that of a wrapper's child; empty if they do not."""
     if not all(isinstance(name, str) for name in given):
         return ""
     for prefix in _prefixes(given):
-        if any(name.removeprefix(prefix) in own for name in given):
+        if _most_of(own, (name.removeprefix(prefix) for name in given)):
             fix = f"give {{name.removeprefix({prefix!r}): value for name, value in state_dict.items()}}"
             return f"their names begin with {prefix!r}, which those of the module do not; {fix}"
     for prefix in _prefixes(own):
-        if any(prefix + name in own for name in given):
+        if _most_of(own, (prefix + name for name in given)):
             fix = f"give {{{prefix!r} + name: value for name, value in state_dict.items()}}, or load into that child"
             return f"the names of the module begin with {prefix!r}, which theirs do not; {fix}"
     return ""
 
 
-def _prefixes(names: list[str]) -> list[str]:
+def _one_below(own: Mapping[str, Any], given: Mapping[Any, Any]) -> str:
+    """What to say where one of the values is the mapping that was meant, as in a file of a whole training run; empty if none is."""
+    for key, value in given.items():
+        if isinstance(value, Mapping) and (_most_of(own, value) or _other_prefix(own, value)):
+            return f"{key!r} is a mapping with the names of the module; give state_dict[{key!r}]"
+    return ""
+
+
+def _most_of(own: Mapping[str, Any], names: Iterable[Any]) -> bool:
+    """Whether at least half of the module's names are among these. A few that agree by chance would hide what is wrong with all others."""
+    return len(own) > 0 and 2 * len(own.keys() & set(names)) >= len(own)
+
+
+def _prefixes(names: Iterable[str]) -> list[str]:
     """What all dotted names begin with, up to each of its dots."""
-    common = os.path.commonprefix(names)
+    common = os.path.commonprefix(list(names))
     return [common[: place + 1] for place, letter in enumerate(common) if letter == "."]
 
 

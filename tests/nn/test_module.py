@@ -16,6 +16,7 @@ import torch
 import minigrad
 from minigrad import Tensor, nn
 from minigrad.modes import is_grad_enabled, mode
+from minigrad.pth import Unread
 from minigrad.pytorch_names import OF_MODULES
 
 
@@ -503,6 +504,44 @@ def test_no_remedy_is_made_up():
         with pytest.raises(ValueError, match=r"missing 0\.weight of shape \(1, 2\)"):
             model.load_state_dict(state)
     assert model.load_state_dict({"x.0.weight": np.ones((1, 2))}, strict=False).unexpected_keys == ["x.0.weight"]
+
+
+def test_names_that_agree_by_chance_hide_no_other_problem():
+    model, wrapper = nn.Sequential(Block(), nn.Linear(3, 1)), nn.Module()
+    names = list(model.state_dict())
+    half = (len(names) + 1) // 2
+    for count, remedy in ((1, False), (half - 1, False), (half, True), (len(names), True)):
+        state = {f"net.{name if number < count else f'other{number}'}": np.ones(1) for number, name in enumerate(names)}
+        with pytest.raises(ValueError) as caught:
+            model.load_state_dict(state)
+        assert ("give {name.removeprefix('net.')" in str(caught.value)) is remedy and (f"missing {names[0]} " in str(caught.value)) is not remedy
+        wrapper.net = model
+        with pytest.raises(ValueError) as caught:
+            wrapper.load_state_dict({name.removeprefix("net."): value for name, value in state.items()})
+        assert ("give {'net.' + name" in str(caught.value)) is remedy and (f"missing net.{names[0]} " in str(caught.value)) is not remedy
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_state_one_level_below_gets_the_remedy(prefix: str):
+    model = nn.Sequential(Block(), nn.Linear(3, 1))
+    inner = {prefix + name: value for name, value in model.state_dict().items()}
+    outer = {"args": {"lr": 1}, "optimizer": {"state": {}, 3: {}}, "model": inner, "epoch": 3}
+    with pytest.raises(ValueError) as caught:
+        model.load_state_dict(outer)
+    said = "'model' is a mapping with the names of the module; give state_dict['model']"
+    assert str(caught.value) == f"load_state_dict: Sequential cannot take these 4 entries: {said}"
+    with pytest.raises(ValueError, match="missing .*; unexpected args; unexpected optimizer"):
+        model.load_state_dict(outer | {"model": {f"other.{name}" if number else name: 0 for number, name in enumerate(inner)}})
+    with pytest.raises(ValueError, match="unexpected model$"):
+        nn.ReLU().load_state_dict({"model": {}})
+
+
+def test_what_is_no_mapping_is_no_state():
+    for given, kind in ([("weight", 1)], "list"), (Unread(), "Unread"), (None, "NoneType"), (nn.Linear(2, 1), "Linear"):
+        for strict in (True, False):
+            with pytest.raises(TypeError) as caught:
+                nn.Linear(2, 1).load_state_dict(given, strict)  # type: ignore[arg-type]
+            assert str(caught.value) == f"load_state_dict: Linear takes a mapping of names to arrays, as state_dict() gives, and this is a {kind}"
 
 
 def test_load_of_pytorchs_tensors():
