@@ -42,10 +42,10 @@ __global__ void __launch_bounds__(128) avg_pool2d_forward(const V* __restrict__ 
     if (j >= out_width * packs || row >= rows) return;
     const int ow = j / packs, p = j % packs, oh = row % out_height, top = oh * stride_h - pad_h, left = ow * stride_w - pad_w;
     const long long image = (long long)(row / out_height) * height;
+    const int first = max(0, left), count = min(width, left + kernel_w) - first;
     Sum<T, N> sum;
     for (int h = max(0, top); h < min(height, top + kernel_h); h++) {
-        for (int w = max(0, left); w < min(width, left + kernel_w); w++) sum.add(packs_of<T>(x)[((image + h) * width + w) * packs + p]);
-        sum.added(kernel_w);                                          // at most: counting those in the image takes registers
+        sum.add_row(packs_of<T>(x) + ((image + h) * width + first) * packs + p, count, packs);
     }
     auto mean = sum.total();
     for (T& v : mean.v) v /= kernel_h * kernel_w;
@@ -88,8 +88,11 @@ __global__ void __launch_bounds__(128) avg_pool2d_backward(const V* __restrict__
     Sum<T, N> sum;
     for (int oh = last_h; oh >= 0 && oh * stride_h + kernel_h > h; oh--) {
         int ow = last_w;
-        for (; ow >= 0 && ow * stride_w + kernel_w > w; ow--) sum.add(packs_of<T>(dy)[((image + oh) * out_width + ow) * packs + p]);
-        sum.added(last_w - ow);
+        while (ow >= 0 && ow * stride_w + kernel_w > w) {
+            const int begun = ow, end = max(ow - 128, -1);            // as `add_row`
+            for (; ow > end && ow * stride_w + kernel_w > w; ow--) sum.add(packs_of<T>(dy)[((image + oh) * out_width + ow) * packs + p]);
+            sum.added(begun - ow);
+        }
     }
     auto gradient = sum.total();
     for (T& v : gradient.v) v /= kernel_h * kernel_w;                 // not times the reciprocal, which is rounded

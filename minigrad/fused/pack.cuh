@@ -27,8 +27,8 @@ __device__ __forceinline__ T warp_sum(T x)
     return x;
 }
 
-// A sum of any number of packs, in their order. One running sum of thousands would lose digits, so it ends after 128 additions or a few more, at a call
-// of `added`, and another begins: `count` packs have been added since the last call.
+// A sum of any number of packs, in their order. One running sum of thousands would lose digits, so it ends at the first call of `added` after 128
+// additions, and another begins: `count` packs, at most 128, have been added since the last call.
 template <typename T, int N>
 struct Sum {
     Pack<T, N> part = {}, parts = {};
@@ -45,6 +45,15 @@ struct Sum {
         for (int k = 0; k < N; k++) parts.v[k] += part.v[k];
         part = {};
         in_part = 0;
+    }
+    // A row of `count` packs that are `apart` from each other, however long.
+    __device__ __forceinline__ void add_row(const Pack<T, N>* pack, int count, int apart)
+    {
+        for (; count > 0; count -= 128) {
+            const int some = min(count, 128);
+            for (int k = 0; k < some; k++, pack += apart) add(*pack);
+            added(some);
+        }
     }
     __device__ __forceinline__ Pack<T, N> total() const
     {

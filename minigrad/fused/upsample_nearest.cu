@@ -58,9 +58,6 @@ __global__ void __launch_bounds__(128) upsample_nearest_backward(const V* __rest
     const int w = j / packs, p = j % packs;
     Sum<T, N> sum;
     auto row = packs_of<T>(dy) + ((long long)blockIdx.x * factor_h * width + w) * factor_w * packs + p;
-    for (int r = 0; r < factor_h; r++, row += (long long)width * factor_w * packs) {
-        for (int s = 0; s < factor_w; s++) sum.add(row[s * packs]);
-        sum.added(factor_w);
-    }
+    for (int r = 0; r < factor_h; r++, row += (long long)width * factor_w * packs) sum.add_row(row, factor_w, packs);
     packs_of<T>(dx)[(long long)blockIdx.x * width * packs + j] = sum.total();
 }

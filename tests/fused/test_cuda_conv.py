@@ -160,10 +160,16 @@ def test_sums_of_thousands_of_numbers_are_made_in_parts():
         means = avg_pool2d(tenths(1, 64, 32, 2), (64, 32))
         slopes = minigrad.grad([avg_pool2d(x := tenths(1, 1999, 1, 1).requires_grad_(), (1000, 1), 1)], [x], [tenths(1, 1000, 1, 1)])[0][:, 999]
         copies = minigrad.grad([upsample_nearest(x := tenths(1, 1, 1, 2).requires_grad_(), (64, 32))], [x], [tenths(1, 64, 32, 2)])[0] / 2048
+        # A row of thousands is summed in parts, too.
+        wide_means = avg_pool2d(tenths(1, 1, 2000, 1), (1, 2000))
+        wide_slopes = minigrad.grad([avg_pool2d(x := tenths(1, 1, 3999, 1).requires_grad_(), (1, 2000), 1)], [x], [tenths(1, 1, 2000, 1)])[0][
+            :, :, 1999
+        ]
+        wide_copies = minigrad.grad([upsample_nearest(x := tenths(1, 1, 1, 1).requires_grad_(), (1, 2000))], [x], [tenths(1, 1, 2000, 1)])[0] / 2000
         kernels, partial = cuda.Kernels(FOLDER / "conv2d.cu"), cuda.array_module().empty((1, 2, 1, 1, 1), np.float32)
         arrays = tenths(1, 2000, 1, 2).data, tenths(1, 2000, 1, 2).data * 10
         kernels.launch("conv2d_weight_gradient_direct<float>", 1, (32, 8), *arrays, partial, 1, 2000, 1, 2000, 1, 1, 1, 2, 1, 1, 1, 1, 0, 0, 1, 1)
-        for result in (means.data, slopes.data, copies.data, partial / 2000):
+        for result in (means.data, slopes.data, copies.data, wide_means.data, wide_slopes.data, wide_copies.data, partial / 2000):
             np.testing.assert_allclose(result.get(), 0.1, rtol=2e-6)
 
 
