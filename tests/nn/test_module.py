@@ -537,7 +537,7 @@ def test_a_state_one_level_below_gets_the_remedy(prefix: str):
 
 
 def test_what_is_no_mapping_is_no_state():
-    for given, kind in ([("weight", 1)], "list"), (Unread(), "Unread"), (None, "NoneType"), (nn.Linear(2, 1), "Linear"):
+    for given, kind in ([("weight", 1)], "list"), (Unread("collections.Counter"), "Unread"), (None, "NoneType"), (nn.Linear(2, 1), "Linear"):
         for strict in (True, False):
             with pytest.raises(TypeError) as caught:
                 nn.Linear(2, 1).load_state_dict(given, strict)  # type: ignore[arg-type]
