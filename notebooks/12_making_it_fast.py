@@ -236,7 +236,7 @@ with no_grad():
     for name, (run, flop, moved) in operations.items():
         reached = flop / best(run)
         plt.loglog(flop / moved, reached / 1e9, "o")
-        at = (6, 2) if name in ("batch norm", "gelu") else (6, -10)  # not on layer norm, not on the axis
+        at = (6, 4) if name in ("batch norm", "gelu") else (6, -11)  # not on layer norm, not on the axis
         plt.annotate(name, (flop / moved, reached / 1e9), xytext=at, textcoords="offset points", fontsize=8)
         roof = min(peak, flop / moved * bandwidth)
         print(
@@ -347,10 +347,9 @@ plt.ylim(bottom=0)
 plt.show()
 
 # %% [markdown]
-# The left side of the valley is always there. Whether the right side rises depends on the machine: in the run saved here it does not, and the whole
-# array at once, $2^{24}$ numbers, is as fast as any block (perhaps because the third-level cache and memory keep up with one thread). So this picture
-# by itself does not prove the kernels' choice. But here all steps work in place. Where each makes a new array, as in notebook 03's silu, blocks save
-# that memory too, and the time to get it.
+# The left side of the valley is always there. Whether the right side rises depends on the machine: where the third-level cache and memory keep up
+# with one thread, the whole array at once, $2^{24}$ numbers, is as fast as any block, and the picture by itself does not prove the kernels' choice.
+# But here all steps work in place. Where each makes a new array, as in notebook 03's silu, blocks save that memory too, and the time to get it.
 #
 # ## Threads
 #
