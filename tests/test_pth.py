@@ -135,6 +135,35 @@ def test_a_tensor_that_is_negative_by_a_mark(path: Path) -> None:
 
 
 @BOTH
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_parameters_and_tensors_with_attributes(path: Path, archive: bool, protocol: int) -> None:
+    values = torch.tensor([1.0, -2.0, 3.0])
+    parameter, noted, tensor = torch.nn.Parameter(values), torch.nn.Parameter(values + 1), values + 2
+    noted.note = tensor.note = "x"  # type: ignore[attr-defined]
+    buffer = io.BytesIO()
+    torch.save({"a": parameter, "b": noted, "c": tensor, "d": tensor}, buffer, pickle_protocol=protocol, _use_new_zipfile_serialization=archive)
+    found = loaded(path, buffer.getvalue())
+    for name, expected in {"a": [1, -2, 3], "b": [2, -1, 4], "c": [3, 0, 5], "d": [3, 0, 5]}.items():
+        assert_array_equal(found[name], np.array(expected, np.float32), strict=True)
+
+
+def test_protocol_4_names_classes_too(path: Path) -> None:
+    buffer = io.BytesIO()
+    torch.save([OrderedDict(a=1), argparse.Namespace(b=2), OrderedDict(c=3)], buffer, pickle_protocol=4)
+    first, second, third = loaded(path, buffer.getvalue())
+    assert (first, third) == (OrderedDict(a=1), OrderedDict(c=3)) and repr(second) == "<argparse.Namespace, not read>"
+
+
+def test_an_array_that_is_all_of_its_storage_is_not_copied(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a checkpoint would be in memory twice while it is read."""
+    storages = []
+    monkeypatch.setattr(pth, "_numbers", lambda *args, real=pth._numbers: storages.append(real(*args)) or storages[-1])
+    values = torch.arange(4.0)
+    first, second = loaded(path, saved([values.reshape(2, 2), values[:]]))
+    assert np.shares_memory(first, storages[0]) and not np.shares_memory(second, storages[0])
+
+
+@BOTH
 def test_containers_and_numbers(path: Path, archive: bool) -> None:
     everything = {"set": {1, 2}, "complex": 1 + 2j, "key": {(1, "a"): 2, None: 3, 1.5: 4, True: 5, b"b": 6}, "long": 1 << 70, "deep": [[[()]]]}
     assert loaded(path, saved(everything, archive)) == everything
