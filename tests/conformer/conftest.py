@@ -1,9 +1,16 @@
-"""What the application's tests get: a machine on which no GPU is found, whatever there is, so that `--device auto` is the CPU."""
+"""What the application's tests get: a machine on which no GPU is found, whatever there is, so that `--device auto` is the CPU; and, for those of the
+command line, surroundings without settings, and a way to run what fails.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
+from conformer.cli import main
+from conformer.run_folder import OPENBLAS_PINS
 from minigrad.backend import cuda
 
 
@@ -13,3 +20,23 @@ def no_gpu_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("libcuda.so.1: cannot open shared object file")
 
     monkeypatch.setattr(cuda, "_load_driver", no_driver)
+
+
+@pytest.fixture
+def plain_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("CONFORMER_DATA", *OPENBLAS_PINS):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "no-cache"))
+    monkeypatch.setenv("COLUMNS", "120")
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """A function that runs a command, asserts its exit status, and returns the one line on stderr."""
+
+    def run(status: int, *argv: object) -> str:
+        assert main([str(word) for word in argv]) == status
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    return run

@@ -36,7 +36,6 @@ from conformer.files import quoted
 from conformer.image_files import read_image
 from conformer.learner import Learner
 from conformer.live_display import LiveDisplay
-from conformer.run_folder import OPENBLAS_PINS
 from conformer.weights import About, load_weights, save_weights
 from minigrad import Tensor, safetensors_io
 from minigrad.modes import no_grad
@@ -45,24 +44,7 @@ from minigrad.random import manual_seed
 Cifar = Callable[..., Path]
 
 
-@pytest.fixture(autouse=True)
-def _plain_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("CONFORMER_DATA", *OPENBLAS_PINS):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "no-cache"))
-    monkeypatch.setenv("COLUMNS", "120")
-
-
-@pytest.fixture
-def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """A function that runs a command, asserts its exit status, and returns the one line on stderr."""
-
-    def run(status: int, *argv: str) -> str:
-        assert main(argv) == status
-        (line,) = capsys.readouterr().err.splitlines()
-        return line
-
-    return run
+pytestmark = pytest.mark.usefixtures("plain_surroundings")
 
 
 def saved_network(path: Path, config: str, **changes: Any) -> tuple[Conformer, About]:

@@ -25,7 +25,7 @@ from conformer.display import Display
 from conformer.files import quoted
 from conformer.learner import Learner
 from conformer.options import TrainConfig
-from conformer.run_folder import OPENBLAS_PINS, read_config
+from conformer.run_folder import read_config
 from conformer.spread import Difference, Spread, student_95
 from conformer.study import Run, Study, StudyError
 from minigrad import safetensors_io
@@ -34,25 +34,14 @@ Cifar = Callable[..., Path]
 Fails = Callable[..., str]
 
 
-@pytest.fixture(autouse=True)
-def _plain_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("CONFORMER_DATA", *OPENBLAS_PINS):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "no-cache"))
-    monkeypatch.setenv("COLUMNS", "120")
+pytestmark = pytest.mark.usefixtures("plain_surroundings")
 
 
 @pytest.fixture
-def fails(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Fails:
-    """A function that runs a command, asserts its exit status, and returns the one line on stderr. Pictures, which take long, are not drawn."""
+def fails(fails: Fails, monkeypatch: pytest.MonkeyPatch) -> Fails:
+    """The one of conftest.py; pictures, which take long, are not drawn."""
     monkeypatch.setattr(cli, "_draw_curves", lambda run: False)
-
-    def run(status: int, *argv: object) -> str:
-        assert main([str(word) for word in argv]) == status
-        (line,) = capsys.readouterr().err.splitlines()
-        return line
-
-    return run
+    return fails
 
 
 @pytest.fixture
