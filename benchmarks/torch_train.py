@@ -55,10 +55,10 @@ def augmented(padded: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def schedule(step: int, steps: int) -> float:
-    """The factor on the learning rate at a step: linear warm-up over a tenth of the steps, then half a cosine to 0."""
-    warmup = max(1, steps // 10)
-    if step < warmup:
-        return (step + 1) / warmup
+    """The factor on the learning rate at a step: a line up to 1 over a tenth of the steps, then half a cosine to 0."""
+    warmup = steps // 10
+    if step <= warmup:
+        return (step + 1) / (warmup + 1)
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 

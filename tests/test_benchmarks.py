@@ -27,6 +27,7 @@ from benchmarks import (
     overhead,
     peers,
     report,
+    same_training,
     speeds,
     step,
     step_profile,
@@ -559,6 +560,21 @@ def test_both_sides_read_the_images_that_a_whole_run_is_given(tmp_path: Path) ->
     ours = data.load("cifar10", tmp_path).train
     np.testing.assert_array_equal(ours.images, theirs.permute(0, 2, 3, 1).numpy())
     np.testing.assert_array_equal(ours.labels, labels.numpy())
+
+
+def test_our_training_is_pytorchs_step_by_step(tmp_path: Path) -> None:
+    """In float64, beyond the warm-up, the losses of both are as near as PyTorch's own from weights moved by a unit in the last place; so their
+    networks, batches, schedules, clipping and optimisers are the same.
+    """
+    end_to_end.write_images(tmp_path, 4)  # five files of them: a step at batch 4 each
+    out = tmp_path / "lines.jsonl"
+    same_training.main(f"--data-dir {tmp_path} --epochs 3 --steps 7 --batch-size 4 --dtype float64 --out {out}".split())
+    setting, *steps, end = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert setting["schedule"] == 15 and [line["step"] for line in steps] == list(range(1, 8))
+    losses = np.array([line["losses"] for line in steps])
+    assert (np.diff(losses[:, 0]) != 0).all()
+    np.testing.assert_allclose(losses[:, :1].repeat(2, 1), losses[:, 1:], rtol=1e-8)
+    assert end["test_images"] == 4 and len(end["right"]) == 3
 
 
 @pytest.mark.parametrize("quick", [False, True])
