@@ -299,18 +299,20 @@ def api() -> None:
     }
     for name, modules in packages.items():
         parts = [f"# {name}", inspect.cleandoc(importlib.import_module(name).__doc__ or "")]
-        parts += [f"## {module}\n\n```{{eval-rst}}\n.. automodule:: {module}\n   :members: {_own(module)}\n```" for module in modules]
+        parts += [f"## {module}\n\n```{{eval-rst}}\n.. automodule:: {module}\n{_members(module)}```" for module in modules]
         (folder / f"{name}.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     (folder / "minigrad.functional.md").write_text(_functional_page(), encoding="utf-8")
     toctree = "\n".join(sorted([*packages, "minigrad.functional"], key=lambda name: (name.startswith("conformer"), name)))
     (folder / "index.md").write_text(f"# API\n\nMade from the docstrings.\n\n```{{toctree}}\n{toctree}\n```\n", encoding="utf-8")
 
 
-def _own(name: str) -> str:
-    """The public names of a module that are not another one's."""
+def _members(name: str) -> str:
+    """The option that shows the public names of a module but those of another one, nothing where there are none of its own (`minigrad.op`)."""
     module = importlib.import_module(name)
-    public = getattr(module, "__all__", [])
-    return ", ".join(entry for entry in public if getattr(getattr(module, entry), "__module__", name) == name)
+    imported = {alias.name for node in ast.parse(inspect.getsource(module)).body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    public = [entry for entry in getattr(module, "__all__", []) if entry not in imported]
+    own = [entry for entry in public if getattr(getattr(module, entry), "__module__", name) == name]
+    return f"   :members: {', '.join(own)}\n" if own else ""
 
 
 def _functional_page() -> str:

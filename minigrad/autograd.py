@@ -2,7 +2,7 @@
 
 An operation on tensors that require grad leaves a `Node`: which operation it was, where its inputs came from (the edges), and the arrays its
 derivative will read. `backward()` walks the nodes from the result back to the leaves, every node once, after all the nodes that used its output.
-Read `op.py` first: it makes the nodes and holds the rules; this file only calls `node.op.backward`. Read next: `checkpoint.py`.
+Read `op.py` first, and `base_op.py`, which makes the nodes and runs the rules; this file only calls `node.op.backward`. Read next: `checkpoint.py`.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class Node:
         order: nodes are numbered as they are made.
         site: the caller's `file:line` in anomaly mode, else None.
         values: the plain arguments of the call.
-        plan, saved, versions, facts, out: what derivative rules read (see `op.Op`). saved: input Tensors; versions: of these; out: the output's
+        plan, saved, versions, facts, out: what derivative rules read (see `base_op.Op`). saved: input Tensors; versions: of these; out: the output's
             raw array, its version counter and version (never its Tensor: that would be a cycle).
         inputs, kept, guards, needs: for fused operations: the input Tensors, what the kernel saved, the (version counter, version, readers, place) of
-            inputs and outputs among it (see `op.KernelPair`), and which inputs want a gradient.
+            inputs and outputs among it (see `fused_op.KernelPair`), and which inputs want a gradient.
         shapes: of the inputs, where the operation broadcast them.
     """
 

@@ -1,7 +1,7 @@
-"""The calls of primitives of one and of two Tensors and nothing else, which are most of what a network calls: `op.Primitive._run` without its cases.
+"""The calls of primitives of one and of two Tensors and nothing else, which are most of what a network calls: `Primitive._run` without its cases.
 
 They are here for speed alone, which counts where arrays are small: no loop over the inputs, no values, no conversions. A call that needs any of
-these is `_run`'s, and what a call gives and leaves in its node is the same by either way.
+these is `_run`'s, and what a call gives and leaves in its node is the same by either way. Read before: `primitive_op.py`; next: `fused_op.py`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def called(call: FunctionType, name: str) -> FunctionType:
 
 
 def unary(self: Any, x: Any) -> Tensor:
-    """The `__call__` of `op.Unary`."""
+    """The `__call__` of `primitive_op.Unary`."""
     mode = MODE.get()
     if type(x) is not Tensor or mode.watched or (self.floating and x.data.dtype.kind != "f"):
         return self._run((x,), ())
@@ -65,7 +65,7 @@ def unary(self: Any, x: Any) -> Tensor:
 
 
 def binary(self: Any, x: Any, y: Any) -> Tensor:
-    """The `__call__` of `op.Binary`."""
+    """The `__call__` of `primitive_op.Binary`."""
     mode = MODE.get()
     if type(y) is float and not mode.watched and type(x) is Tensor and x.data.dtype.kind == "f" and type(x.data) is _ndarray and self.elementwise:
         y = wrap(np.array(y, x.data.dtype))  # a number never changes the dtype

@@ -41,8 +41,9 @@ from tests.mutations import Mutant, mutants, operations
 MUTATED = (
     "minigrad/ops/*.py", "minigrad/fused/*.py", "minigrad/autograd.py", "minigrad/optim/*.py",
     "minigrad/backend/sums.py", "minigrad/backend/addition.py",
-    "minigrad/op.py", "minigrad/fast_calls.py", "minigrad/tensor.py", "minigrad/modes.py", "minigrad/checkpoint.py", "minigrad/random.py",
-    "minigrad/gradcheck.py", "minigrad/pth.py", "minigrad/pytorch_names.py", "minigrad/safetensors_io.py", "minigrad/nn/*.py",
+    "minigrad/base_op.py", "minigrad/primitive_op.py", "minigrad/fused_op.py", "minigrad/fast_calls.py", "minigrad/tensor.py", "minigrad/modes.py",
+    "minigrad/checkpoint.py", "minigrad/random.py", "minigrad/gradcheck.py", "minigrad/pth.py", "minigrad/pytorch_names.py",
+    "minigrad/safetensors_io.py", "minigrad/nn/*.py",
 )  # fmt: skip
 USERS = (
     "tests/fused/test_cuda_*.py", "tests/optim/test_cuda_optim.py", "tests/test_graphs.py", "tests/test_op.py", "tests/test_tensor.py",
@@ -92,12 +93,12 @@ PLAN: dict[str, tuple[tuple[str, ...], ...]] = {
     "minigrad/nn/module.py": (("tests/nn/test_module.py",), ("tests/nn/test_layers.py", "tests/optim/test_optimizer.py", "tests/optim/test_ema.py")),
     "minigrad/nn/norm.py": (("tests/nn/test_norm.py",), ("tests/nn/test_layers.py", "tests/nn/test_module.py")),
     "minigrad/nn/pooling.py": (("tests/nn/test_layers.py",),),
-    "minigrad/op.py": (
+    **dict.fromkeys(("minigrad/base_op.py", "minigrad/primitive_op.py", "minigrad/fused_op.py"), (
         ("tests/test_op.py",), ("tests/test_autograd.py", "tests/test_graphs.py"), ("tests/test_tensor.py", "tests/test_versions.py"),
         ("tests/test_memory.py", "tests/test_anomaly.py", "tests/test_checkpoint.py", "tests/test_peers_bugs.py", "tests/test_devices.py"),
         ("tests/ops/test_elementwise.py", "tests/ops/test_movement.py", "tests/ops/test_reduce.py", "tests/ops/test_inputs.py"),
         ("tests/fused/test_linear.py", "tests/fused/test_batch_norm.py", "tests/test_threads.py"),
-    ),
+    )),
     "minigrad/ops/elementwise.py": (
         ("tests/ops/test_elementwise.py",), ("tests/test_op.py", "tests/test_tensor.py"),
         ("tests/test_versions.py", "tests/test_memory.py", "tests/test_peers_bugs.py", "tests/test_functional.py"),

@@ -1,8 +1,8 @@
 """Elementwise operations: one number in each place, computed from the numbers in the same place. Rules in the density of a table.
 
-Inputs are broadcast as NumPy does; the gradient of an input that was broadcast is summed back to its shape by `op.Primitive`. Where a function has
-a kink, the derivative there is PyTorch's: relu'(0) = abs'(0) = 0, a tie of maximum or minimum gives each side half, clip passes the gradient at
-its bounds.
+Inputs are broadcast as NumPy does; the gradient of an input that was broadcast is summed back to its shape by `Primitive.backward`. Where a
+function has a kink, the derivative there is PyTorch's: relu'(0) = abs'(0) = 0, a tie of maximum or minimum gives each side half, clip passes the
+gradient at its bounds.
 Read next: `inputs.py`.
 """
 

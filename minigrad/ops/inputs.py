@@ -1,7 +1,7 @@
 """What operations make of their arguments: Tensors of one dtype and on one device, arrays that may be written into another, axes that are there.
 
-No operations: these are used by them, by `op.py` before a forward runs, and by Tensor's own writes. Their errors are in the name of whoever asks.
-Read next: `reduce.py`.
+No operations: these are used by them, by `primitive_op.py` and `fused_op.py` before a forward runs, and by Tensor's own writes. Their errors are in
+the name of whoever asks. Read next: `reduce.py`.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from minigrad.ops.inputs import as_tensor, check_axis
 from minigrad.ops.movement import broadcast_to, reshape
 from minigrad.tensor import Tensor
 
-Axes = int | Sequence[int] | None  # a list becomes a tuple at the call: see op._frozen
+Axes = int | Sequence[int] | None  # a list becomes a tuple at the call: see base_op.frozen
 
 
 def _normalised(axis: Axes, ndim: int) -> tuple[int, ...]:
