@@ -159,7 +159,8 @@ class Op(Generic[Result]):
         wanted = list(dict.fromkeys(a for k in chosen for a in inspect.signature(self.rules[inputs[k]]).parameters if a != "g"))
         kept = [] if self.variadic else inputs  # of a sequence, only facts
         saves = [a for a in wanted if a in kept]
-        facts = [a for a in wanted if a.rpartition("_")[0] in inputs and a.rpartition("_")[2] in ("shape", "dtype", "device")]
+        known = {f"{name}_{what}": (k, what) for k, name in enumerate(inputs) for what in ("shape", "dtype", "device")}
+        facts = [a for a in wanted if a in known]
         environment = ["g", *saves, *facts, "out", *values]
 
         def with_pickers(rules: dict[str, Callable]) -> tuple:
@@ -176,13 +177,14 @@ class Op(Generic[Result]):
 
         return _Plan(
             tuple(inputs.index(a) for a in saves),
-            tuple((inputs.index(a.rpartition("_")[0]), a.rpartition("_")[2]) for a in facts),
+            tuple(known[a] for a in facts),
             "out" in wanted,
             with_pickers(self.rules),
             with_pickers(self.array_rules) if self.array_rules else (),
         )
 
-    def _keep_for_rules(self, node: Node, plan: _Plan, inputs: Sequence[Any], out: Tensor | None) -> None:
+    def _keep_for_rules(self, node: Node, plan: _Plan, inputs: Sequence[Any], out: Any) -> None:
+        """Note in the node what the rules will read. out: the result, a Tensor; of several, none is kept."""
         node.plan = plan
         if plan.saves:
             node.saved = saved = tuple([inputs[k] for k in plan.saves])
@@ -195,7 +197,7 @@ class Op(Generic[Result]):
             node.facts = tuple([tuple([getattr(x, what) for x in inputs]) for _, what in plan.facts])
         else:
             node.facts = tuple([getattr(inputs[k], what) for k, what in plan.facts])
-        node.out = (out.data, out.version, out.version[0]) if plan.out and out is not None else None
+        node.out = (out.data, out.version, out.version[0]) if plan.out else None
 
     def _refuse_what_is_read(self, node: Node, saved: tuple, kept_out: tuple | None, needs: tuple | None) -> None:
         """Raise if an array that was written since the forward pass is one that the rules about to run ask for."""
@@ -296,7 +298,7 @@ def _frozen_value(op: Op, value: Any) -> Any:
     return value
 
 
-def new_node(op: Op, inputs: Sequence[Any], values: tuple, watched: bool) -> Node:
+def new_node(op: Op, inputs: Sequence[Any], values: tuple, anomaly: bool) -> Node:
     """A node with what every operation records."""
     node = _new_node(Node)
     node.op = op
@@ -304,7 +306,7 @@ def new_node(op: Op, inputs: Sequence[Any], values: tuple, watched: bool) -> Nod
     node.values = values
     node.outputs = 1
     node.order = next(node_numbers)
-    node.site = caller_site() if watched else None
+    node.site = caller_site() if anomaly else None
     node.shapes = None
     return node
 

@@ -12,7 +12,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from minigrad import backend, ops
+from minigrad import backend, ops  # ops: the intended cycle, see the end of tensor.py
 from minigrad.autograd import Node, changed_in_place, differentiate, freed
 from minigrad.base_op import Op, Result, frozen, kind_of, new_node
 from minigrad.modes import MODE, check_forward
@@ -206,8 +206,7 @@ class Fused(Op[Result]):
             needs = self._needs[mask] = tuple([bool(mask >> k & 1) for k in range(self.count)])
         node.needs = needs
         if self.rules:
-            plan = self._plan(mask)
-            self._keep_for_rules(node, plan, inputs, results[0])
+            self._keep_for_rules(node, self._plan(mask), inputs, results[0])
         else:
             node.inputs = inputs
             node.versions = tuple([None if x is None else x.version[0] for x in inputs])

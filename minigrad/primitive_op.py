@@ -11,7 +11,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from minigrad import backend, fast_calls, ops
+from minigrad import backend, fast_calls, ops  # ops: the intended cycle, see the end of tensor.py
 from minigrad.autograd import Node
 from minigrad.base_op import Op, Result, check_arrays, frozen, kind_of, new_node
 from minigrad.modes import MODE, check_forward
