@@ -92,13 +92,10 @@ class Primitive(Op[Result]):
         if mode.watched:
             if mode.anomaly:  # a number may be Inf in the tensor's dtype only: 1e300 beside float32
                 numbers = [np.asarray(float(x)) if isinstance(x, int | float) else array for x, array in zip(given, arrays, strict=True)]
-                check_forward(self.name, numbers, values, out if isinstance(out, tuple) else (out,))
+                check_forward(self.name, numbers, values, list(out) if self.several else [out])
             if mode.reads is not None:
                 mode.reads.extend([(x.version, x.version[0]) for x in inputs])
-        if isinstance(out, tuple):
-            return self._wrap_several(out, inputs, values, mode)
 
-        version = self._shared_version(out, inputs)
         mask = 0
         if mode.record and self.rules:
             bit = 1
@@ -106,13 +103,19 @@ class Primitive(Op[Result]):
                 if x._requires_grad:
                     mask |= bit
                 bit += bit
-        if not mask:
-            return wrap(out, None, 0, version)
-        node = new_node(self, inputs, values, mode.anomaly)
-        result = wrap(out, node, 0, version)
-        self._keep_for_rules(node, self._plan(1 if self.variadic else mask), inputs, result)
-        if self.elementwise and any([array.shape != out.shape for array in arrays]):
-            node.shapes = tuple([array.shape for array in arrays])  # gradients must be summed back to these
+        node = new_node(self, inputs, values, mode.anomaly) if mask else None
+        result: Any
+        if self.several:
+            versions = self._shared_versions(out, inputs)
+            result = tuple([wrap(array, node, k, version) for k, (array, version) in enumerate(zip(out, versions, strict=True))])
+        else:
+            result = wrap(out, node, 0, self._shared_version(out, inputs))
+        if node is not None:
+            self._keep_for_rules(node, self._plan(1 if self.variadic else mask), inputs, result)
+            if self.several:
+                node.outputs = len(out)
+            elif self.elementwise and any([array.shape != out.shape for array in arrays]):
+                node.shapes = tuple([array.shape for array in arrays])  # gradients must be summed back to these
         return result
 
     def _explain(self, error: Exception, arrays: Sequence[Any]) -> None:
@@ -138,8 +141,8 @@ class Primitive(Op[Result]):
             raise TypeError(f"{self.name}: its forward gives {kind_of(out)}; give an array{also}")
         return out
 
-    def _arrays(self, out: Any, arrays: Sequence[Any]) -> tuple:
-        """The same where the operation has several results."""
+    def _arrays(self, out: Any, arrays: Sequence[Any]) -> Any:
+        """The same where the operation has several results: a tuple of arrays."""
         if not isinstance(out, tuple | list):
             raise TypeError(f"{self.name}: its forward gives {kind_of(out)}; with several=True, give a tuple of arrays")
         return tuple([self._array(array, arrays) for array in out])
@@ -156,6 +159,12 @@ class Primitive(Op[Result]):
                     return x.version
         return None
 
+    def _shared_versions(self, out: Any, inputs: Sequence[Tensor]) -> list[list[int] | None]:
+        """The same for several outputs."""
+        if self.view and out:  # they all look at it, or none does
+            return [self._shared_version(out[0], inputs)] * len(out)
+        return [self._shared_version(array, inputs) for array in out]
+
     def _tensors(self, inputs: Sequence[Any]) -> list[Tensor]:
         """Arrays and numbers become Tensors; integers become floats where the operation is `floating`."""
         result = []
@@ -163,19 +172,6 @@ class Primitive(Op[Result]):
             x = x if type(x) is Tensor else ops.as_tensor(self.name, x)
             result.append(ops.cast(x, np.float32) if self.floating and x.data.dtype.kind != "f" else x)
         return result
-
-    def _wrap_several(self, out: tuple, inputs: Sequence[Tensor], values: tuple, mode: Any) -> tuple[Tensor, ...]:
-        first = self._shared_version(out[0], inputs) if out else None
-        if self.view:  # they all look at it, or none does
-            versions = [first] * len(out)
-        else:
-            versions = [first, *[self._shared_version(array, inputs) for array in out[1:]]]
-        if not (mode.record and any(x._requires_grad for x in inputs)):
-            return tuple([wrap(array, None, 0, version) for array, version in zip(out, versions, strict=True)])
-        node = new_node(self, inputs, values, mode.anomaly)
-        node.outputs = len(out)
-        self._keep_for_rules(node, self._plan(1), inputs, None)
-        return tuple([wrap(array, node, k, version) for k, (array, version) in enumerate(zip(out, versions, strict=True))])
 
     def backward(self, node: Node, gradients: list, needs: tuple | None, create_graph: bool) -> tuple[list, bool]:
         """The gradients of the inputs, and whether their arrays are all fresh. See `autograd._walk`."""

@@ -991,6 +991,27 @@ def test_how_many_results_a_forward_gives(scale: dict):
         op(x)
 
 
+def test_several_results_of_several_inputs():
+    """The gradient of each input that requires grad, by its own rule, and no node where there are no rules."""
+
+    @primitive(several=True)
+    def both(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return x + y, x * y
+
+    a, b = leaf(2), leaf(2, seed=1)
+    assert not any(z.requires_grad for z in both(a, b))
+    both.derivative(x=lambda g, y: g[0] + g[1] * y, y=lambda g, x: g[0] + g[1] * x)
+    upstream = [np.array([1.0, 10.0]), np.array([3.0, 5.0])]
+    for x, y in ((a, b), (a, b.detach()), (a.detach(), b)):
+        outputs = both(x, y)
+        assert len(outputs[0].node.saved) == x.requires_grad + y.requires_grad
+        expected = ((x, upstream[0] + upstream[1] * b.numpy()), (y, upstream[0] + upstream[1] * a.numpy()))
+        wanted = [(z, gradient) for z, gradient in expected if z.requires_grad]
+        found = minigrad.grad(outputs, [z for z, _ in wanted], upstream)
+        for ours, (_, gradient) in zip(found, wanted, strict=True):
+            assert_allclose(ours.numpy(), gradient, rtol=1e-14)
+
+
 def test_an_operation_without_annotations_has_no_inputs():
     @primitive
     def bare(x):
