@@ -46,16 +46,24 @@ MUTATED = (
     "minigrad/safetensors_io.py", "minigrad/nn/*.py",
 )  # fmt: skip
 USERS = (
-    "tests/fused/test_cuda_*.py", "tests/optim/test_cuda_optim.py", "tests/test_graphs.py", "tests/test_op.py", "tests/test_tensor.py",
-    "tests/test_functional.py", "tests/test_versions.py", "tests/test_memory.py", "tests/test_peers_bugs.py", "tests/nn/test_*.py",
+    "tests/fused/test_cuda_*.py", "tests/optim/test_cuda_optim.py", "tests/test_graphs.py", "tests/test_*_op.py", "tests/test_far_device.py",
+    "tests/test_tensor.py", "tests/test_functional.py", "tests/test_versions.py", "tests/test_memory.py", "tests/test_peers_bugs.py",
+    "tests/nn/test_*.py",
 )  # fmt: skip
 """Where tests named for an operation are found besides its own file."""
 ALIASES = {"as_array": "setitem", "clipped": "clip", "plain_index": "getitem", "power": "pow", "power_of": "pow"}
 """What tests call a function by whose own name is not what one calls it by."""
+CALLS = (
+    ("tests/test_autograd.py", "tests/test_graphs.py"), ("tests/test_tensor.py", "tests/test_versions.py"),
+    ("tests/test_memory.py", "tests/test_anomaly.py", "tests/test_checkpoint.py", "tests/test_peers_bugs.py", "tests/test_devices.py"),
+    ("tests/ops/test_elementwise.py", "tests/ops/test_movement.py", "tests/ops/test_reduce.py", "tests/ops/test_inputs.py"),
+    ("tests/fused/test_linear.py", "tests/fused/test_batch_norm.py", "tests/test_threads.py"),
+)  # fmt: skip
+"""Where what happens in a call is tested besides."""
 PLAN: dict[str, tuple[tuple[str, ...], ...]] = {
     "minigrad/autograd.py": (
         ("tests/test_autograd.py",), ("tests/test_graphs.py",), ("tests/test_versions.py", "tests/test_checkpoint.py", "tests/test_anomaly.py"),
-        ("tests/test_memory.py", "tests/test_op.py", "tests/test_threads.py"),
+        ("tests/test_memory.py", "tests/test_*_op.py", "tests/test_far_device.py", "tests/test_threads.py"),
     ),
     "minigrad/backend/addition.py": (("tests/backend/test_cuda_backend.py",), ("tests/fused/test_cuda_launches.py",)),
     "minigrad/backend/sums.py": (("tests/backend/test_sums.py",), ("tests/ops/test_reduce.py",)),
@@ -76,11 +84,12 @@ PLAN: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "minigrad/checkpoint.py": (("tests/test_checkpoint.py",), ("tests/test_threads.py", "tests/test_memory.py", "tests/test_versions.py")),
     "minigrad/fast_calls.py": (
-        ("tests/test_op.py",), ("tests/test_autograd.py", "tests/test_versions.py", "tests/test_anomaly.py"), ("tests/ops/test_elementwise.py",),
+        ("tests/test_fast_calls.py",), ("tests/test_primitive_op.py", "tests/test_autograd.py", "tests/test_versions.py", "tests/test_anomaly.py"),
+        ("tests/ops/test_elementwise.py",),
     ),
     "minigrad/gradcheck.py": (("tests/test_gradcheck.py",), ("tests/test_proofs.py",)),
     "minigrad/modes.py": (
-        ("tests/test_op.py", "tests/test_autograd.py"), ("tests/test_anomaly.py", "tests/test_threads.py", "tests/test_checkpoint.py"),
+        ("tests/test_*_op.py", "tests/test_autograd.py"), ("tests/test_anomaly.py", "tests/test_threads.py", "tests/test_checkpoint.py"),
         ("tests/test_tensor.py", "tests/test_types.py"),
     ),
     "minigrad/nn/activation.py": (("tests/nn/test_layers.py",),),
@@ -93,19 +102,21 @@ PLAN: dict[str, tuple[tuple[str, ...], ...]] = {
     "minigrad/nn/module.py": (("tests/nn/test_module.py",), ("tests/nn/test_layers.py", "tests/optim/test_optimizer.py", "tests/optim/test_ema.py")),
     "minigrad/nn/norm.py": (("tests/nn/test_norm.py",), ("tests/nn/test_layers.py", "tests/nn/test_module.py")),
     "minigrad/nn/pooling.py": (("tests/nn/test_layers.py",),),
-    **dict.fromkeys(("minigrad/base_op.py", "minigrad/primitive_op.py", "minigrad/fused_op.py"), (
-        ("tests/test_op.py",), ("tests/test_autograd.py", "tests/test_graphs.py"), ("tests/test_tensor.py", "tests/test_versions.py"),
-        ("tests/test_memory.py", "tests/test_anomaly.py", "tests/test_checkpoint.py", "tests/test_peers_bugs.py", "tests/test_devices.py"),
-        ("tests/ops/test_elementwise.py", "tests/ops/test_movement.py", "tests/ops/test_reduce.py", "tests/ops/test_inputs.py"),
-        ("tests/fused/test_linear.py", "tests/fused/test_batch_norm.py", "tests/test_threads.py"),
-    )),
+    "minigrad/base_op.py": (
+        ("tests/test_base_op.py",), ("tests/test_primitive_op.py", "tests/test_fused_op.py", "tests/test_fast_calls.py", "tests/test_far_device.py"),
+        *CALLS,
+    ),
+    "minigrad/fused_op.py": (("tests/test_fused_op.py",), ("tests/test_base_op.py", "tests/test_far_device.py"), *CALLS),
+    "minigrad/primitive_op.py": (
+        ("tests/test_primitive_op.py",), ("tests/test_base_op.py", "tests/test_fast_calls.py", "tests/test_far_device.py"), *CALLS,
+    ),
     "minigrad/ops/elementwise.py": (
-        ("tests/ops/test_elementwise.py",), ("tests/test_op.py", "tests/test_tensor.py"),
+        ("tests/ops/test_elementwise.py",), ("tests/test_*_op.py", "tests/test_far_device.py", "tests/test_tensor.py"),
         ("tests/test_versions.py", "tests/test_memory.py", "tests/test_peers_bugs.py", "tests/test_functional.py"),
     ),
     "minigrad/ops/index.py": (("tests/ops/test_index.py",), ("tests/test_checkpoint.py",)),
     "minigrad/ops/inputs.py": (
-        ("tests/ops/test_inputs.py",), ("tests/ops/test_elementwise.py", "tests/test_op.py", "tests/test_tensor.py"),
+        ("tests/ops/test_inputs.py",), ("tests/ops/test_elementwise.py", "tests/test_*_op.py", "tests/test_far_device.py", "tests/test_tensor.py"),
         ("tests/ops/test_movement.py", "tests/ops/test_index.py", "tests/ops/test_reduce.py"),
     ),
     "minigrad/pth.py": (("tests/test_pth.py",),),

@@ -1,4 +1,4 @@
-"""gradcheck itself: it passes what is right and catches what is wrong, at first and at second order. Read next: `test_op.py`."""
+"""gradcheck itself: it passes what is right and catches what is wrong, at first and at second order. Read next: `test_base_op.py`."""
 
 from __future__ import annotations
 

@@ -296,9 +296,9 @@ def test_results_hold_while_file_and_tests_say_the_same(toy: Path):
         tests.write_text(changed)
         assert len(not_run(toy)) == 6
     tests.write_text(TESTS)
-    (toy / "tests/test_op.py").write_text("def test_area_of_users(): pass\n")
+    (toy / "tests/test_base_op.py").write_text("def test_area_of_users(): pass\n")
     assert not_run(toy) == ["return 2 / x"]
-    (toy / "tests/test_op.py").unlink()
+    (toy / "tests/test_base_op.py").unlink()
     (toy / "tests/conftest.py").write_text("x = 1\n")
     assert len(not_run(toy)) == 6
     (toy / "tests/conftest.py").unlink()

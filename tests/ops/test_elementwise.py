@@ -296,7 +296,7 @@ class TestCast(Proof):
 
 
 class TestToDevice(Proof):
-    """To the CPU; between devices that differ: tests/test_op.py."""
+    """To the CPU; between devices that differ: tests/test_far_device.py."""
 
     op, in_torch = ops.to_device, staticmethod(lambda x, device: x.to(device))
     cases = st.builds(lambda shape, seed: Case([draw(shape, seed)], {"device": "cpu"}), shapes(), seeds)
