@@ -128,6 +128,9 @@ PLAN: dict[str, tuple[tuple[str, ...], ...]] = {
         ("tests/test_autograd.py", "tests/test_graphs.py", "tests/test_checkpoint.py"), ("tests/test_peers_bugs.py", "tests/test_functional.py"),
         ("tests/test_versions.py", "tests/test_memory.py", "tests/test_devices.py", "tests/test_types.py"),
     ),
+    "minigrad/optim/blocks.py": (
+        ("tests/optim/test_optimizer.py",), ("tests/optim/test_sgd.py", "tests/optim/test_adamw.py", "tests/optim/test_ema.py"),
+    ),
     "minigrad/optim/multi_tensor.py": (("tests/optim/test_cuda_optim.py",),),
     "minigrad/optim/optimizer.py": (
         ("tests/optim/test_optimizer.py",), ("tests/optim/test_sgd.py", "tests/optim/test_adamw.py", "tests/optim/test_schedule.py"),

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from minigrad.backend import cuda
-from minigrad.optim.optimizer import Optimizer, in_blocks
+from minigrad.optim.blocks import in_blocks
+from minigrad.optim.optimizer import Optimizer
 from minigrad.tensor import Tensor
 
 __all__ = ["AdamW"]

@@ -11,7 +11,7 @@ import numpy as np
 
 from minigrad.backend import cuda
 from minigrad.optim import multi_tensor
-from minigrad.optim.optimizer import SMALL
+from minigrad.optim.blocks import SMALL
 from minigrad.tensor import Tensor, wrap
 
 __all__ = ["clip_grad_norm_"]

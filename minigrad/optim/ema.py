@@ -13,7 +13,7 @@ from minigrad import backend
 from minigrad.backend import cuda
 from minigrad.nn.module import Module, loadable
 from minigrad.optim import multi_tensor
-from minigrad.optim.optimizer import in_blocks
+from minigrad.optim.blocks import in_blocks
 from minigrad.tensor import Tensor
 
 __all__ = ["EMA"]

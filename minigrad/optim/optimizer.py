@@ -8,20 +8,19 @@ from __future__ import annotations
 import difflib
 import math
 import numbers
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from minigrad import backend
 from minigrad.backend import cuda
-from minigrad.backend.cpu import parallel_blocks
 from minigrad.optim import multi_tensor
+from minigrad.optim.blocks import end_to_end, is_small
 from minigrad.tensor import Tensor
 
-__all__ = ["Optimizer", "in_blocks"]
+__all__ = ["Optimizer"]
 
-GRAIN = 1 << 17  # fewest elements a thread is worth
 BESIDE_OPTIONS = ("params", "initial_lr", "scheduled_lr")  # of a group: the last two are a schedule's, the rate as it wrote it is not saved
 # What optimisers here and elsewhere call options: where one has no such option, it is not taken for an entry of the caller's own.
 OPTIONS = frozenset(
@@ -29,7 +28,6 @@ OPTIONS = frozenset(
     "amsgrad centered maximize foreach capturable differentiable fused parameters".split()
 )
 MOST_STEPS = 1 << 31  # they are counted in an int on the GPU
-SMALL = 1 << 12  # elements up to which parameters are updated end to end: a step of AdamW on 100 numbers is 14 calls of NumPy and little else
 
 
 class _Update(NamedTuple):
@@ -150,7 +148,7 @@ class Optimizer:
         """
         shared = self._prepare()
         launched: list[_Update] = []  # on the GPU
-        small: dict[tuple, list[_Update]] = {}
+        small: dict[tuple, list[tuple[Any, Any, dict[str, Any]]]] = {}  # that are updated end to end
         for number, group in enumerate(self.param_groups):
             for parameter in group["params"]:
                 array = parameter.data
@@ -160,16 +158,16 @@ class Optimizer:
                         launched.append(_Update(array, None, self._state.get(parameter, {}), number, parameter))
                     continue
                 state = self._state[parameter]
-                update = _Update(array, parameter.grad.data, state, number, parameter)
+                grad = parameter.grad.data
                 parameter._bump()
                 if on_gpu:
-                    launched.append(update)
-                elif self._elementwise and _small(array) and id(array) not in shared:
-                    small.setdefault((number, array.dtype, state.get("step"), *state), []).append(update)
+                    launched.append(_Update(array, grad, state, number, parameter))
+                elif self._elementwise and is_small(array) and id(array) not in shared:
+                    small.setdefault((number, array.dtype, state.get("step"), *state), []).append((array, grad, state))
                 else:
-                    self._update(array, update.grad, state, group)
-        for alike in small.values():
-            self._update_end_to_end(alike)
+                    self._update(array, grad, state, group)
+        for (number, *_), alike in small.items():
+            end_to_end(self._update, alike, self.param_groups[number])
         if launched:
             self._update_on_gpu(launched)
 
@@ -283,27 +281,6 @@ class Optimizer:
             if name in present:
                 state[name] = parameter.data
         return state
-
-    def _update_end_to_end(self, updates: list[_Update]) -> None:
-        """Update small parameters of one group, whose states have the same entries, as one long one on the CPU; all is copied in and back."""
-        param, grad = (np.concatenate([array.reshape(-1) for array in arrays]) for arrays in zip(*[update[:2] for update in updates], strict=True))
-        state = {
-            name: value if isinstance(value, int) else np.concatenate([update.state[name].reshape(-1) for update in updates])
-            for name, value in updates[0].state.items()
-        }
-        self._update(param, grad, state, self.param_groups[updates[0].group])
-        start = 0
-        for update in updates:
-            shape, end = update.param.shape, start + update.param.size
-            update.param[...] = param[start:end].reshape(shape)
-            for name, value in state.items():
-                if isinstance(value, int):
-                    update.state[name] = value
-                elif name in update.state:
-                    update.state[name][...] = value[start:end].reshape(shape)
-                else:
-                    update.state[name] = value[start:end].reshape(shape).copy()
-            start = end
 
     # --- all parameters on the GPU in one launch
 
@@ -494,11 +471,6 @@ def _kind(array: Any) -> tuple:
     return type(array), array.dtype, array.shape
 
 
-def _small(array: Any) -> bool:
-    """Whether the parameter's array is one of those that are updated end to end on the CPU."""
-    return type(array) is np.ndarray and array.size <= SMALL and array.base is None and array.flags.c_contiguous
-
-
 def _on_device(state: Mapping[str, Any], device: str) -> dict[str, Any]:
     """A parameter's state with its arrays on a device: those that are there already are not copied."""
     return {name: value if isinstance(value, int) else backend.to_device(value, device) for name, value in state.items()}
@@ -513,22 +485,3 @@ def _misfit(value: np.ndarray, shape: tuple[int, ...]) -> str:
     if value.dtype.kind not in "biuf":
         return f"has dtype {value.dtype}, not numbers"
     return "" if value.shape == shape else f"has shape {value.shape}, here {shape}"
-
-
-def in_blocks(update: Callable[..., None], *arrays: Any) -> None:
-    """Call `update(*pieces, scratch)` on matching pieces of equally shaped arrays, small enough for the cache, on the CPU's threads where that pays.
-
-    Args:
-        update: writes into the pieces in place; `scratch` is an array like a piece, to be used freely.
-        *arrays: of one shape. Those that are not contiguous NumPy arrays (another device) are given whole.
-    """
-    if not all(type(array) is np.ndarray and array.flags.c_contiguous for array in arrays):
-        update(*arrays, np.empty_like(arrays[0]))
-        return
-    flat = [array.reshape(-1) for array in arrays]
-
-    def work(block: slice) -> None:
-        pieces = [array[block] for array in flat]
-        update(*pieces, np.empty_like(pieces[0]))
-
-    parallel_blocks(work, flat[0].size, 1, GRAIN)

@@ -16,8 +16,7 @@ import torch
 
 from minigrad import Tensor, nn, optim
 from minigrad.backend import cpu
-from minigrad.optim import optimizer
-from minigrad.optim.optimizer import in_blocks
+from minigrad.optim import blocks
 from minigrad.safetensors_io import load_state, save_state
 from tests.support import assert_close, rng
 
@@ -90,7 +89,7 @@ def test_a_graph_that_read_a_parameter_notices_an_interrupted_step(make: Callabl
         raise KeyboardInterrupt
 
     monkeypatch.setattr(made, "_update", interrupted)
-    monkeypatch.setattr(optimizer, "SMALL", small)
+    monkeypatch.setattr(blocks, "SMALL", small)
     with pytest.raises(KeyboardInterrupt):
         made.step()
     with pytest.raises(RuntimeError, match="written in place"):
@@ -161,7 +160,7 @@ def test_long_arrays_are_updated_in_pieces_of_a_block(monkeypatch: pytest.Monkey
     size, pieces, limits = 155, [], {"ALONE": 20, "TOGETHER": 50}
     for name, elements in limits.items():
         monkeypatch.setattr(cpu, name, elements)
-    monkeypatch.setattr(optimizer, "GRAIN", 1 if block == "TOGETHER" else size)
+    monkeypatch.setattr(blocks, "GRAIN", 1 if block == "TOGETHER" else size)
     monkeypatch.setattr(cpu, "_pool", cpu._Pool(2))
     x, y = rng(0).standard_normal(size), rng(1).standard_normal(size)
     expected = x - 2 * y
@@ -172,7 +171,7 @@ def test_long_arrays_are_updated_in_pieces_of_a_block(monkeypatch: pytest.Monkey
         np.multiply(y, 2, out=scratch)
         np.subtract(x, scratch, out=x)
 
-    in_blocks(update, x, y)
+    blocks.in_blocks(update, x, y)
     np.testing.assert_array_equal(x, expected)
     assert sum(pieces) == size and max(pieces) == limits[block]
 
@@ -198,7 +197,7 @@ def test_a_gradient_of_another_dtype_is_refused(make: Callable):
 def test_a_wrong_gradient_is_refused_before_anything_is_updated(make: Callable, wrong: np.ndarray, error: type[Exception], monkeypatch: Any):
     """Whether it comes after parameters that are updated alone or together."""
     for small in (0, 1 << 12):
-        monkeypatch.setattr(optimizer, "SMALL", small)
+        monkeypatch.setattr(blocks, "SMALL", small)
         params = [*parameters(), nn.Parameter(np.ones((2, 3), np.float32))]
         give_gradients(params, 1)
         params[-1].grad = Tensor(wrong)
@@ -226,7 +225,7 @@ def test_a_gradient_that_is_no_tensor_is_refused(make: Callable, gradient: Any):
 @pytest.mark.parametrize("small", [0, 100])
 def test_a_state_follows_its_parameter_to_another_dtype(make: Callable, small: int, monkeypatch: pytest.MonkeyPatch):
     """As PyTorch's does when it is loaded, without which its AdamW's next step raises. One parameter has no gradient in the first step after."""
-    monkeypatch.setattr(optimizer, "SMALL", small)
+    monkeypatch.setattr(blocks, "SMALL", small)
     ours, theirs = nn.Linear(3, 2), torch.nn.Linear(3, 2)
     theirs.load_state_dict({name: torch.tensor(value) for name, value in ours.state_dict().items()})
     mine = make(ours.parameters(), lr=0.1)
@@ -601,7 +600,7 @@ def test_small_parameters_are_updated_end_to_end_to_the_same_bits(make: Callable
     """Of two groups, of two dtypes, one that had no gradient in the first step, one larger than those that are put together."""
     shapes, results, calls = [(3, 4), (5,), (), (0,), (2, 3), (7, 3), (4,)], [], []
     for limit in (0, 12):
-        monkeypatch.setattr("minigrad.optim.optimizer.SMALL", limit)
+        monkeypatch.setattr(blocks, "SMALL", limit)
         params = [nn.Parameter(rng(k).standard_normal(shape).astype(np.float64 if k == 4 else np.float32)) for k, shape in enumerate(shapes)]
         optimizer = make([{"params": params[:3]}, {"params": params[3:], "lr": 0.3}], lr=0.1)
         monkeypatch.setattr(optimizer, "_update", lambda *arguments, update=optimizer._update, limit=limit: (calls.append(limit), update(*arguments)))
