@@ -131,7 +131,7 @@ PLAN: dict[str, tuple[tuple[str, ...], ...]] = {
     "minigrad/optim/blocks.py": (
         ("tests/optim/test_optimizer.py",), ("tests/optim/test_sgd.py", "tests/optim/test_adamw.py", "tests/optim/test_ema.py"),
     ),
-    "minigrad/optim/multi_tensor.py": (("tests/optim/test_cuda_optim.py",),),
+    **dict.fromkeys(("minigrad/optim/launches.py", "minigrad/optim/multi_tensor.py"), (("tests/optim/test_cuda_optim.py",),)),
     "minigrad/optim/optimizer.py": (
         ("tests/optim/test_optimizer.py",), ("tests/optim/test_sgd.py", "tests/optim/test_adamw.py", "tests/optim/test_schedule.py"),
         ("tests/optim/test_cuda_optim.py",),

@@ -9,7 +9,7 @@ import difflib
 import math
 import numbers
 from collections.abc import Container, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from minigrad import backend
 from minigrad.backend import cuda
 from minigrad.optim import multi_tensor
 from minigrad.optim.blocks import end_to_end, is_small
+from minigrad.optim.launches import Launches
 from minigrad.tensor import Tensor
 
 __all__ = ["Optimizer"]
@@ -28,26 +29,6 @@ OPTIONS = frozenset(
     "amsgrad centered maximize foreach capturable differentiable fused parameters".split()
 )
 MOST_STEPS = 1 << 31  # they are counted in an int on the GPU
-
-
-class _Update(NamedTuple):
-    """One parameter on the GPU: its array, gradient (None: it stays as it is), state (empty before the first update), and its group's number."""
-
-    param: Any
-    grad: Any
-    state: dict[str, Any]
-    group: int
-    parameter: Tensor
-
-
-class _Launch(NamedTuple):
-    """The parameters of one dtype on the GPU, as the kernel has them; `layout` says when it must be made again."""
-
-    layout: list[tuple[int, int, int]]  # of each parameter: its id, its group's number, its size
-    chunks: multi_tensor.Chunks
-    options: multi_tensor.DeviceCopy  # (groups, numbers of a group)
-    steps: Any  # of each chunk, on the GPU
-    parameters: list[Tensor]  # kept alive: `layout` has their ids
 
 
 class Optimizer:
@@ -82,7 +63,7 @@ class Optimizer:
         # hash by identity, and no two that are alive hash alike: a dict never asks for their elementwise ==.
         self._state: dict[Tensor, dict[str, Any]] = {}
         self._kinds: dict[Tensor, tuple] = {}  # for which array of its parameter each state was made: see `_kind`
-        self._launches: dict[np.dtype, _Launch] = {}
+        self._launches = Launches(self._kernels, self._arrays)
         entries: list[Any] = list(params)
         if not entries:
             raise ValueError(f"{name}: there are no parameters to optimise (an empty list, or a generator that was already used up)")
@@ -147,25 +128,22 @@ class Optimizer:
                 another device than its parameter. Nothing has been updated then.
         """
         shared = self._prepare()
-        launched: list[_Update] = []  # on the GPU
+        launched: list[tuple[Tensor, int]] = []  # on the GPU, with the numbers of their groups
         small: dict[tuple, list[tuple[Any, Any, dict[str, Any]]]] = {}  # that are updated end to end
         for number, group in enumerate(self.param_groups):
             for parameter in group["params"]:
-                array = parameter.data
-                on_gpu = self._kernels is not None and multi_tensor.fits(array)
-                if parameter.grad is None:
-                    if on_gpu:
-                        launched.append(_Update(array, None, self._state.get(parameter, {}), number, parameter))
+                array, gradient = parameter.data, parameter.grad
+                if gradient is not None:
+                    parameter._bump()
+                if self._kernels is not None and multi_tensor.fits(array):
+                    launched.append((parameter, number))  # also one without a gradient: it keeps its place in the tables
+                elif gradient is None:
                     continue
-                state = self._state[parameter]
-                grad = parameter.grad.data
-                parameter._bump()
-                if on_gpu:
-                    launched.append(_Update(array, grad, state, number, parameter))
                 elif self._elementwise and is_small(array) and id(array) not in shared:
-                    small.setdefault((number, array.dtype, state.get("step"), *state), []).append((array, grad, state))
+                    state = self._state[parameter]
+                    small.setdefault((number, array.dtype, state.get("step"), *state), []).append((array, gradient.data, state))
                 else:
-                    self._update(array, grad, state, group)
+                    self._update(array, gradient.data, self._state[parameter], group)
         for (number, *_), alike in small.items():
             end_to_end(self._update, alike, self.param_groups[number])
         if launched:
@@ -200,7 +178,7 @@ class Optimizer:
         """The states of parameters that have none yet, and those of others as their arrays are now: all of them, or none."""
         moved = any(parameter in self._state for parameter, _ in params)
         if moved:
-            self._read_steps()
+            self._launches.read_steps(self._state)
         states = {}
         for parameter, group in params:
             state = self._state.get(parameter)
@@ -228,8 +206,8 @@ class Optimizer:
 
         A step that is not captured does so itself.
         """
-        for launch in self._launches.values():
-            launch.options.write(self._all_numbers())
+        if self._kernels is not None:
+            self._launches.write_options(self._all_numbers())
 
     # --- what an optimiser is made of
 
@@ -291,60 +269,9 @@ class Optimizer:
     def _all_numbers(self) -> np.ndarray:
         return np.array([self._numbers(group) for group in self.param_groups], np.float64)
 
-    def _update_on_gpu(self, updates: list[_Update]) -> None:
-        """One launch for all updates of a dtype."""
-        kernels = self._kernels
-        assert kernels is not None
-        for dtype in dict.fromkeys(update.param.dtype for update in updates):
-            mine = [update for update in updates if update.param.dtype == dtype]
-            layout = [(id(update.parameter), update.group, update.param.size) for update in mine]
-            known = self._launches.get(dtype)
-            if known is None or known.layout != layout:
-                self._read_steps()
-                known = self._launches[dtype] = self._new_launch(mine, layout)
-            known.options.write(self._all_numbers())
-            grads = [g if g is None or g.flags.c_contiguous else g.copy() for g in (update.grad for update in mine)]
-            arrays = [[update.state.get(name) for update in mine] for name in self._arrays]
-            addresses = known.chunks.addresses([update.param for update in mine], grads, *arrays)
-            name, chunks = f"{kernels.path.stem}<{cuda.c_type(dtype)}>", known.chunks
-            kernels.launch(name, chunks.count, 256, addresses, chunks.table, known.options.array, known.steps, chunks.tensors)
-
-    def _new_launch(self, updates: list[_Update], layout: list) -> _Launch:
-        chunks = multi_tensor.Chunks([u.param.size for u in updates], [u.group for u in updates], 2 + len(self._arrays))
-        parameters = [update.parameter for update in updates]
-        steps = cuda.array_module().asarray(self._steps_of(parameters, chunks))
-        return _Launch(layout, chunks, multi_tensor.DeviceCopy(self._all_numbers()), steps, parameters)
-
-    def _steps_of(self, parameters: list[Tensor], chunks: multi_tensor.Chunks) -> np.ndarray:
-        """The states' step counters, one for each chunk."""
-        steps = np.zeros(chunks.count, np.int32)
-        for parameter, first, after in zip(parameters, chunks.first, [*chunks.first[1:], chunks.count], strict=True):
-            steps[first:after] = self._state.get(parameter, {}).get("step", 0)
-        return steps
-
-    def _captured(self, parameter: Tensor) -> bool:
-        """Whether a captured graph may hold the addresses of a parameter's state."""
-        return parameter in self._state and any(parameter is other for launch in self._launches.values() for other in launch.parameters)
-
-    def _in_place(self, parameter: Tensor, loaded: dict[str, Any] | None) -> dict[str, Any]:
-        """The state to keep after loading (`loaded` None: the initial one): where a captured graph may hold addresses, the arrays that are there."""
-        if not self._captured(parameter):
-            assert loaded is not None
-            return loaded
-        state = {"step": 0} if loaded is None else dict(loaded)
-        for name, array in self._state[parameter].items():
-            if not isinstance(array, int) and (loaded is None or name in loaded):
-                array[...] = 0 if loaded is None else loaded[name]
-                state[name] = array
-        return state
-
-    def _read_steps(self) -> None:
-        """Bring the states' step counters up to date: those of parameters on the GPU are counted there. Waits for it."""
-        for launch in self._launches.values():
-            steps = backend.to_device(launch.steps, "cpu")
-            for parameter, first in zip(launch.parameters, launch.chunks.first, strict=True):
-                if parameter in self._state:
-                    self._state[parameter]["step"] = int(steps[first])
+    def _update_on_gpu(self, members: list[tuple[Tensor, int]]) -> None:
+        """Update parameters, each given with its group's number, also those that have no gradient."""
+        self._launches.update(members, self._all_numbers(), self._state)
 
     # --- copying and saving
 
@@ -353,14 +280,15 @@ class Optimizer:
 
         The tables on the GPU are left out, to be made anew: they hold addresses of the original's arrays.
         """
-        self._read_steps()
+        self._launches.read_steps(self._state)
         states = [self._state.get(parameter) for parameter in self._parameters()]
         kinds = [self._kinds.get(parameter, ())[1:] for parameter in self._parameters()]  # dtypes and shapes
         on_host = [None if state is None else _on_device(state, "cpu") for state in states]
-        return {**self.__dict__, "_state": on_host, "_kinds": kinds, "_launches": {}}
+        return {**self.__dict__, "_state": on_host, "_kinds": kinds, "_launches": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self._launches = Launches(self._kernels, self._arrays)
         places = list(zip(self._parameters(), state["_state"], state["_kinds"], strict=True))
         self._state = {parameter: _on_device(kept, parameter.device) for parameter, kept, _ in places if kept is not None}
         self._kinds = {parameter: (type(parameter.data), *kind) for parameter, _, kind in places if kind}
@@ -378,7 +306,7 @@ class Optimizer:
         Raises:
             TypeError: an option of a subclass is neither a number nor a tuple of numbers.
         """
-        self._read_steps()
+        self._launches.read_steps(self._state)
         flat: dict[str, np.ndarray] = {}
         for number, group in enumerate(self.param_groups):
             for option, value in group.items():
@@ -417,10 +345,10 @@ class Optimizer:
             group.update(loaded)
             if "initial_lr" in group:  # what is written into "lr" from now on is written by hand
                 group["scheduled_lr"] = group["lr"]
-        self._state = {p: self._in_place(p, state) for p, state in states.values() if state is not None or self._captured(p)}
-        self._kinds = {parameter: _kind(parameter.data) for parameter in self._parameters() if parameter in self._state}
-        for launch in self._launches.values():
-            cuda.write(launch.steps, self._steps_of(launch.parameters, launch.chunks))
+        kept = {p: self._launches.loaded_state(p, self._state.get(p), loaded) for p, loaded in states.values()}
+        self._state = {parameter: state for parameter, state in kept.items() if state is not None}
+        self._kinds = {parameter: _kind(parameter.data) for parameter in self._state}
+        self._launches.write_steps(self._state)
 
     def _loaded_options(self, number: int, group: dict[str, Any], left: dict[str, np.ndarray], problems: list[str]) -> dict[str, Any]:
         """The options of one group, taken out of `left`."""

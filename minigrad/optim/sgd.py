@@ -82,16 +82,16 @@ class SGD(Optimizer):
             raise ValueError("SGD: a group that had no momentum when its step was captured has one now: capture the step again")
         super().upload()
 
-    def _update_on_gpu(self, updates: list) -> None:
-        late = [u for u in updates if u.grad is not None and self.param_groups[u.group]["momentum"] and "momentum_buffer" not in u.state]
-        if late:  # these groups had no momentum until now
-            self._read_steps()
+    def _update_on_gpu(self, members: list[tuple[Tensor, int]]) -> None:
+        bare = [(p, number) for p, number in members if p.grad is not None and "momentum_buffer" not in self._state[p]]
+        late = [p for p, number in bare if self.param_groups[number]["momentum"]]
+        if late:  # their groups had no momentum until now
+            self._launches.read_steps(self._state)
             self._launches.clear()
-            for update in late:
-                update.state.update(step=0, momentum_buffer=np.zeros_like(update.param))
-        without = [update.group for update in updates if update.grad is not None and "momentum_buffer" not in update.state]
-        self._without_buffers = frozenset(without)
-        super()._update_on_gpu(updates)
+            for parameter in late:
+                self._state[parameter].update(step=0, momentum_buffer=np.zeros_like(parameter.data))
+        self._without_buffers = frozenset(number for _, number in bare if not self.param_groups[number]["momentum"])
+        super()._update_on_gpu(members)
 
     def _update(self, param: Any, grad: Any, state: dict[str, Any], group: Mapping[str, Any]) -> None:
         lr, momentum, decay, nesterov = group["lr"], group["momentum"], group["weight_decay"], group["nesterov"]

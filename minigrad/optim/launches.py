@@ -1,0 +1,108 @@
+"""Parameters on the GPU, updated in one launch for all of a dtype: the tables it reads, and the steps it counts. Read next: `multi_tensor.py`.
+
+A captured graph repeats a launch with the tables of then. So these stay for as long as the same parameters are updated. A step is counted where it is
+taken, in a table on the GPU, and the numbers are brought to the optimiser's states when they are asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from minigrad import backend
+from minigrad.backend import cuda
+from minigrad.optim import multi_tensor
+from minigrad.tensor import Tensor
+
+__all__ = ["Launches"]
+
+States = Mapping[Tensor, dict[str, Any]]
+
+
+class _Tables:
+    """The parameters of one dtype as the kernel has them; `layout` says when they must be made anew."""
+
+    def __init__(self, parameters: list[Tensor], layout: list[tuple[int, int, int]], columns: int, options: np.ndarray, states: States):
+        self.parameters = parameters  # kept alive: `layout` has their ids
+        self.layout = layout  # of each parameter: its id, its group's number, its size
+        self.chunks = multi_tensor.Chunks([size for _, _, size in layout], [group for _, group, _ in layout], columns)
+        self.options = multi_tensor.DeviceCopy(options)  # (groups, numbers of a group)
+        self.steps = cuda.array_module().asarray(self.steps_of(states))  # of each chunk
+
+    def steps_of(self, states: States) -> np.ndarray:
+        """The states' step counters, one for each chunk."""
+        steps = np.array([states.get(parameter, {}).get("step", 0) for parameter in self.parameters], np.int32)
+        return np.repeat(steps, np.diff([*self.chunks.first, self.chunks.count]))
+
+
+class Launches:
+    """The launches of one optimiser.
+
+    Args:
+        kernels: the file's kernel of its own name updates the parameters; None for an optimiser that has none.
+        arrays: those of a parameter's state that the kernel gets.
+    """
+
+    def __init__(self, kernels: cuda.Kernels | None, arrays: Sequence[str]):
+        self._kernels, self._arrays = kernels, arrays
+        self._tables: dict[np.dtype, _Tables] = {}
+
+    def update(self, members: Sequence[tuple[Tensor, int]], options: np.ndarray, states: States) -> None:
+        """Update parameters, each given with its group's number. One without a gradient stays as it is, and keeps its place in the tables.
+
+        Args:
+            members: the parameters. options: of all groups. states: of the parameters; one has none before its first update.
+        """
+        kernels = self._kernels
+        assert kernels is not None
+        for dtype in dict.fromkeys(parameter.dtype for parameter, _ in members):
+            mine = [(parameter, group) for parameter, group in members if parameter.dtype == dtype]
+            parameters, layout = [p for p, _ in mine], [(id(p), group, p.data.size) for p, group in mine]
+            tables = self._tables.get(dtype)
+            if tables is None or tables.layout != layout:
+                self.read_steps(states)
+                tables = self._tables[dtype] = _Tables(parameters, layout, 2 + len(self._arrays), options, states)
+            tables.options.write(options)
+            grads = [None if p.grad is None else p.grad.data for p in parameters]
+            grads = [g if g is None or g.flags.c_contiguous else g.copy() for g in grads]
+            arrays = [[states.get(p, {}).get(name) for p in parameters] for name in self._arrays]
+            chunks, name = tables.chunks, f"{kernels.path.stem}<{cuda.c_type(dtype)}>"
+            addresses = chunks.addresses([p.data for p in parameters], grads, *arrays)
+            kernels.launch(name, chunks.count, 256, addresses, chunks.table, tables.options.array, tables.steps, chunks.tensors)
+
+    def write_options(self, options: np.ndarray) -> None:
+        """Bring the groups' options to the GPU; `update` does so itself."""
+        for tables in self._tables.values():
+            tables.options.write(options)
+
+    def read_steps(self, states: States) -> None:
+        """Bring the states' step counters up to date. Waits for the GPU."""
+        for tables in self._tables.values():
+            steps = backend.to_device(tables.steps, "cpu")
+            for parameter, first in zip(tables.parameters, tables.chunks.first, strict=True):
+                if parameter in states:
+                    states[parameter]["step"] = int(steps[first])
+
+    def write_steps(self, states: States) -> None:
+        """Go on from the states' step counters."""
+        for tables in self._tables.values():
+            cuda.write(tables.steps, tables.steps_of(states))
+
+    def loaded_state(self, parameter: Tensor, present: dict[str, Any] | None, loaded: dict[str, Any] | None) -> dict[str, Any] | None:
+        """What becomes of the `loaded` state of a parameter (None: it has not been updated): where a captured graph may hold addresses of arrays that
+        are `present`, these get the numbers.
+        """
+        if present is None or not any(parameter is known for tables in self._tables.values() for known in tables.parameters):
+            return loaded
+        state = {"step": 0} if loaded is None else dict(loaded)
+        for name, array in present.items():
+            if not isinstance(array, int) and (loaded is None or name in loaded):
+                array[...] = 0 if loaded is None else loaded[name]
+                state[name] = array
+        return state
+
+    def clear(self) -> None:
+        """Have all tables made anew. Captured graphs go on with the old ones, which nobody reads any more."""
+        self._tables.clear()
