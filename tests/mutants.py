@@ -132,10 +132,10 @@ PLAN: dict[str, tuple[tuple[str, ...], ...]] = {
         ("tests/optim/test_optimizer.py",), ("tests/optim/test_sgd.py", "tests/optim/test_adamw.py", "tests/optim/test_ema.py"),
     ),
     **dict.fromkeys(("minigrad/optim/launches.py", "minigrad/optim/multi_tensor.py"), (("tests/optim/test_cuda_optim.py",),)),
-    "minigrad/optim/optimizer.py": (
+    **dict.fromkeys(("minigrad/optim/flat_state.py", "minigrad/optim/optimizer.py"), (
         ("tests/optim/test_optimizer.py",), ("tests/optim/test_sgd.py", "tests/optim/test_adamw.py", "tests/optim/test_schedule.py"),
         ("tests/optim/test_cuda_optim.py",),
-    ),
+    )),
 }  # fmt: skip
 """Files tried one after the other, as groups; for the other files see `stages`."""
 

@@ -90,7 +90,7 @@ class Launches:
         for tables in self._tables.values():
             cuda.write(tables.steps, tables.steps_of(states))
 
-    def loaded_state(self, parameter: Tensor, present: dict[str, Any] | None, loaded: dict[str, Any] | None) -> dict[str, Any] | None:
+    def in_place(self, parameter: Tensor, present: dict[str, Any] | None, loaded: dict[str, Any] | None) -> dict[str, Any] | None:
         """What becomes of the `loaded` state of a parameter (None: it has not been updated): where a captured graph may hold addresses of arrays that
         are `present`, these get the numbers.
         """

@@ -1,6 +1,7 @@
-"""Optimizer: parameter groups, the state kept per parameter, and saving both. The update rules themselves are in `sgd.py` and `adamw.py`.
+"""Optimizer: parameter groups, a step for each of their parameters, and the states that are kept of these.
 
-An optimiser writes into `parameter.data` in place and says so to the version counter; gradients are only read.
+An optimiser writes into `parameter.data` in place and says so to the version counter; gradients are only read. The update rules are in `sgd.py` and
+`adamw.py`; how small parameters are updated together is in `blocks.py`, those on the GPU in `launches.py`; what is saved is in `flat_state.py`.
 """
 
 from __future__ import annotations
@@ -17,18 +18,18 @@ from minigrad import backend
 from minigrad.backend import cuda
 from minigrad.optim import multi_tensor
 from minigrad.optim.blocks import end_to_end, is_small
+from minigrad.optim.flat_state import flatten, parse
 from minigrad.optim.launches import Launches
 from minigrad.tensor import Tensor
 
 __all__ = ["Optimizer"]
 
-BESIDE_OPTIONS = ("params", "initial_lr", "scheduled_lr")  # of a group: the last two are a schedule's, the rate as it wrote it is not saved
+BESIDE_OPTIONS = ("params", "initial_lr", "scheduled_lr")  # of a group; the last two are a schedule's
 # What optimisers here and elsewhere call options: where one has no such option, it is not taken for an entry of the caller's own.
 OPTIONS = frozenset(
     "lr learning_rate weight_decay wd decay l2 decoupled_weight_decay momentum dampening nesterov beta beta1 beta2 betas eps epsilon alpha rho "
     "amsgrad centered maximize foreach capturable differentiable fused parameters".split()
 )
-MOST_STEPS = 1 << 31  # they are counted in an int on the GPU
 
 
 class Optimizer:
@@ -115,6 +116,10 @@ class Optimizer:
                 f"{', '.join(self.defaults)}, and what else it holds must be a number or a text"
             )
 
+    def _parameters(self) -> Iterator[Tensor]:
+        for group in self.param_groups:
+            yield from group["params"]
+
     def zero_grad(self) -> None:
         """Set `.grad` of every parameter to None."""
         for parameter in self._parameters():
@@ -149,6 +154,47 @@ class Optimizer:
         if launched:
             self._update_on_gpu(launched)
 
+    def _update_on_gpu(self, members: list[tuple[Tensor, int]]) -> None:
+        """Update parameters, each given with its group's number, also those that have no gradient."""
+        self._launches.update(members, self._all_numbers(), self._state)
+
+    def upload(self) -> None:
+        """Bring the groups' options, such as learning rates, to the GPU: before a captured graph that holds this optimiser's step is launched.
+
+        A step that is not captured does so itself.
+        """
+        if self._kernels is not None:
+            self._launches.write_options(self._all_numbers())
+
+    def _all_numbers(self) -> np.ndarray:
+        return np.array([self._numbers(group) for group in self.param_groups], np.float64)
+
+    # --- what a subclass defines
+
+    def _problems(self, group: Mapping[str, Any]) -> list[str]:
+        """What to say of each option that is out of range."""
+        given = {option: group[option] for option in self._not_negative if option in group}
+        problems = [f"{option} is {value!r}; give a number" for option, value in given.items() if not _is_number(value)]
+        problems = problems or [f"{option} is {value}; it cannot be negative" for option, value in given.items() if not value >= 0]
+        return problems or [f"{option} is {value}; give a finite number" for option, value in given.items() if value == math.inf]
+
+    def _new_state(self, parameter: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
+        """What is remembered of a parameter before its first update: `int`s, and arrays on its device; of its shape, where `_elementwise`.
+
+        They follow the parameter to another device, and those of floats to another dtype.
+        """
+        raise NotImplementedError
+
+    def _update(self, param: Any, grad: Any, state: dict[str, Any], group: Mapping[str, Any]) -> None:
+        """Write the new values into the array `param`, in place, and into `state`; `grad` is only read."""
+        raise NotImplementedError
+
+    def _numbers(self, group: Mapping[str, Any]) -> list[float]:
+        """The options of a group as the kernel wants them."""
+        raise NotImplementedError
+
+    # --- the states
+
     def _prepare(self) -> set[int]:
         """Before the first update: an error must not leave some parameters a step ahead of the others. For new states there may be no memory.
 
@@ -174,6 +220,19 @@ class Optimizer:
             self._make_states(unfit)
         return shared
 
+    def _check_gradient(self, parameter: Tensor, gradient: Any) -> None:
+        if not isinstance(gradient, Tensor):
+            what = f"the .grad of a parameter of shape {parameter.shape} is a {type(gradient).__name__}"
+            raise TypeError(f"{type(self).__name__}: {what}; give a Tensor, or None")
+        array, grad = parameter.data, gradient.data
+        if grad.shape != array.shape:
+            raise ValueError(f"{type(self).__name__}: a parameter of shape {array.shape} has a gradient of shape {grad.shape}")
+        if grad.dtype != array.dtype:
+            raise TypeError(f"{type(self).__name__}: a parameter of {array.dtype} has a gradient of {grad.dtype}; bring it to that")
+        if type(grad) is not type(array) and gradient.device != parameter.device:
+            devices = f"a parameter on {parameter.device} has a gradient on {gradient.device}"
+            raise TypeError(f"{type(self).__name__}: {devices}; bring it there with .to(device={parameter.device!r})")
+
     def _make_states(self, params: list[tuple[Tensor, dict[str, Any]]]) -> None:
         """The states of parameters that have none yet, and those of others as their arrays are now: all of them, or none."""
         moved = any(parameter in self._state for parameter, _ in params)
@@ -187,47 +246,6 @@ class Optimizer:
         self._kinds.update({parameter: _kind(parameter.data) for parameter, _ in params})
         if moved:  # otherwise they stay: captured graphs know them
             self._launches.clear()
-
-    def _check_gradient(self, parameter: Tensor, gradient: Tensor) -> None:
-        if not isinstance(gradient, Tensor):
-            what = f"the .grad of a parameter of shape {parameter.shape} is a {type(gradient).__name__}"
-            raise TypeError(f"{type(self).__name__}: {what}; give a Tensor, or None")
-        array, grad = parameter.data, gradient.data
-        if grad.shape != array.shape:
-            raise ValueError(f"{type(self).__name__}: a parameter of shape {array.shape} has a gradient of shape {grad.shape}")
-        if grad.dtype != array.dtype:
-            raise TypeError(f"{type(self).__name__}: a parameter of {array.dtype} has a gradient of {grad.dtype}; bring it to that")
-        if type(grad) is not type(array) and gradient.device != parameter.device:
-            devices = f"a parameter on {parameter.device} has a gradient on {gradient.device}"
-            raise TypeError(f"{type(self).__name__}: {devices}; bring it there with .to(device={parameter.device!r})")
-
-    def upload(self) -> None:
-        """Bring the groups' options, such as learning rates, to the GPU: before a captured graph that holds this optimiser's step is launched.
-
-        A step that is not captured does so itself.
-        """
-        if self._kernels is not None:
-            self._launches.write_options(self._all_numbers())
-
-    # --- what an optimiser is made of
-
-    def _problems(self, group: Mapping[str, Any]) -> list[str]:
-        """What to say of each option that is out of range."""
-        given = {option: group[option] for option in self._not_negative if option in group}
-        problems = [f"{option} is {value!r}; give a number" for option, value in given.items() if not _is_number(value)]
-        problems = problems or [f"{option} is {value}; it cannot be negative" for option, value in given.items() if not value >= 0]
-        return problems or [f"{option} is {value}; give a finite number" for option, value in given.items() if value == math.inf]
-
-    def _new_state(self, parameter: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
-        """What is remembered of a parameter before its first update: `int`s, and arrays on its device; of its shape, where `_elementwise`.
-
-        They follow the parameter to another device, and those of floats to another dtype.
-        """
-        raise NotImplementedError
-
-    def _update(self, param: Any, grad: Any, state: dict[str, Any], group: Mapping[str, Any]) -> None:
-        """Write the new values into the array `param`, in place, and into `state`; `grad` is only read."""
-        raise NotImplementedError
 
     def _first_state(self, parameter: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
         state = self._new_state(parameter, group)
@@ -260,19 +278,6 @@ class Optimizer:
                 state[name] = parameter.data
         return state
 
-    # --- all parameters on the GPU in one launch
-
-    def _numbers(self, group: Mapping[str, Any]) -> list[float]:
-        """The options of a group as the kernel wants them."""
-        raise NotImplementedError
-
-    def _all_numbers(self) -> np.ndarray:
-        return np.array([self._numbers(group) for group in self.param_groups], np.float64)
-
-    def _update_on_gpu(self, members: list[tuple[Tensor, int]]) -> None:
-        """Update parameters, each given with its group's number, also those that have no gradient."""
-        self._launches.update(members, self._all_numbers(), self._state)
-
     # --- copying and saving
 
     def __getstate__(self) -> dict[str, Any]:
@@ -293,10 +298,6 @@ class Optimizer:
         self._state = {parameter: _on_device(kept, parameter.device) for parameter, kept, _ in places if kept is not None}
         self._kinds = {parameter: (type(parameter.data), *kind) for parameter, _, kind in places if kind}
 
-    def _parameters(self) -> Iterator[Tensor]:
-        for group in self.param_groups:
-            yield from group["params"]
-
     def state_dict(self) -> dict[str, np.ndarray]:
         """Everything needed to go on later, as NumPy copies by name.
 
@@ -307,20 +308,7 @@ class Optimizer:
             TypeError: an option of a subclass is neither a number nor a tuple of numbers.
         """
         self._launches.read_steps(self._state)
-        flat: dict[str, np.ndarray] = {}
-        for number, group in enumerate(self.param_groups):
-            for option, value in group.items():
-                if option not in ("params", "scheduled_lr") and (option in self.defaults or not isinstance(value, str)):
-                    flat[f"groups.{number}.{option}"] = saved = np.array(value)
-                    if saved.dtype.kind not in "biuf":
-                        raise TypeError(
-                            f"state_dict: {type(self).__name__}'s option {option} is {value!r}; only numbers and tuples of them are saved"
-                        )
-            flat[f"groups.{number}.parameters"] = np.array(len(group["params"]))
-        for number, parameter in enumerate(self._parameters()):
-            for name, value in _on_device(self._state.get(parameter, {}), "cpu").items():
-                flat[f"state.{number}.{name}"] = np.array(value, order="C")
-        return flat
+        return flatten(self)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave: the groups' options, and a copy of each parameter's state in its dtype and on its device.
@@ -328,70 +316,17 @@ class Optimizer:
         Raises:
             ValueError: it belongs to other groups or parameters, or an option is out of range. It lists every problem, and nothing has changed.
         """
-        left = {name: np.asarray(value) for name, value in state_dict.items()}
-        problems: list[str] = []
-        options = [self._loaded_options(number, group, left, problems) for number, group in enumerate(self.param_groups)]
-        states = {}
-        for group, loaded in zip(self.param_groups, options, strict=True):
-            for parameter in group["params"]:
-                state = self._loaded_state(len(states), parameter, {**group, **loaded}, left, problems)
-                states[len(states)] = (parameter, state)
-        problems += [f"unexpected {name}" for name in left]
-        if problems:
-            raise ValueError(f"load_state_dict: {type(self).__name__} cannot take these {len(state_dict)} entries: {'; '.join(problems)}")
+        options, states = parse(self, state_dict)
         if any(parameter in self._kinds and self._kinds[parameter] != _kind(parameter.data) for parameter in self._parameters()):
             self._launches.clear()  # moved since: no captured graph holds arrays of today
         for group, loaded in zip(self.param_groups, options, strict=True):
             group.update(loaded)
             if "initial_lr" in group:  # what is written into "lr" from now on is written by hand
                 group["scheduled_lr"] = group["lr"]
-        kept = {p: self._launches.loaded_state(p, self._state.get(p), loaded) for p, loaded in states.values()}
+        kept = {p: self._launches.in_place(p, self._state.get(p), loaded) for p, loaded in zip(self._parameters(), states, strict=True)}
         self._state = {parameter: state for parameter, state in kept.items() if state is not None}
         self._kinds = {parameter: _kind(parameter.data) for parameter in self._state}
         self._launches.write_steps(self._state)
-
-    def _loaded_options(self, number: int, group: dict[str, Any], left: dict[str, np.ndarray], problems: list[str]) -> dict[str, Any]:
-        """The options of one group, taken out of `left`."""
-        prefix = f"groups.{number}."
-        count = left.pop(prefix + "parameters", None)
-        if count is None or count.tolist() != len(group["params"]):
-            problems.append(f"group {number} has {'no' if count is None else count.tolist()} parameters, here {len(group['params'])}")
-        loaded: dict[str, Any] = {}
-        own = [option for option, value in group.items() if option not in (*self.defaults, *BESIDE_OPTIONS) and not isinstance(value, str)]
-        for option in [*self.defaults, "initial_lr", *own]:
-            value = left.pop(prefix + option, None)
-            if value is None and option not in self.defaults:
-                continue
-            if value is None:
-                problems.append(f"missing {prefix}{option}")
-            elif misfit := _misfit(value, np.shape(group.get(option, 0.0))):
-                problems.append(f"{prefix}{option} {misfit}")
-            else:
-                loaded[option] = tuple(value.tolist()) if value.ndim else value.item()
-        problems += [f"group {number}: {problem}" for problem in self._problems({**group, **loaded})]
-        return loaded
-
-    def _loaded_state(
-        self, number: int, parameter: Tensor, group: dict[str, Any], left: dict[str, np.ndarray], problems: list[str]
-    ) -> dict[str, Any] | None:
-        """The state of one parameter, taken out of `left`; None if it had none yet."""
-        prefix = f"state.{number}."
-        if not any(name.startswith(prefix) for name in left):
-            return None
-        state = self._empty_state(parameter, group, {name.removeprefix(prefix) for name in left})
-        for name, empty in state.items():
-            value = left.pop(prefix + name, None)
-            if value is None:
-                problems.append(f"missing {prefix}{name}")
-            elif misfit := _misfit(value, () if isinstance(empty, int) else empty.shape):
-                problems.append(f"{prefix}{name} {misfit}")
-            elif not isinstance(empty, int):
-                state[name] = backend.to_device(np.array(value, dtype=parameter.dtype, order="C"), parameter.device)
-            elif 0 <= value < MOST_STEPS and value == int(value):
-                state[name] = int(value)
-            else:
-                problems.append(f"{prefix}{name} is {value}, not a whole number from 0 to {MOST_STEPS - 1}")
-        return state
 
 
 def _kind(array: Any) -> tuple:
@@ -406,10 +341,3 @@ def _on_device(state: Mapping[str, Any], device: str) -> dict[str, Any]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) or (isinstance(value, np.ndarray) and value.ndim == 0 and value.dtype.kind in "iuf")
-
-
-def _misfit(value: np.ndarray, shape: tuple[int, ...]) -> str:
-    """What keeps a loaded value from the place of numbers of this shape; empty if nothing does."""
-    if value.dtype.kind not in "biuf":
-        return f"has dtype {value.dtype}, not numbers"
-    return "" if value.shape == shape else f"has shape {value.shape}, here {shape}"
