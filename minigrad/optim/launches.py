@@ -36,6 +36,12 @@ class _Tables:
         steps = np.array([states.get(parameter, {}).get("step", 0) for parameter in self.parameters], np.int32)
         return np.repeat(steps, np.diff([*self.chunks.first, self.chunks.count]))
 
+    def write_options(self, options: np.ndarray) -> None:
+        """Those of the groups that there were when the tables were made: nothing is read of others, nor of a group that has left since."""
+        rows = self.options.values.copy()
+        rows[: len(options)] = options[: len(rows)]
+        self.options.write(rows)
+
 
 class Launches:
     """The launches of one optimiser.
@@ -64,7 +70,7 @@ class Launches:
             if tables is None or tables.layout != layout:
                 self.read_steps(states)
                 tables = self._tables[dtype] = _Tables(parameters, layout, 2 + len(self._arrays), options, states)
-            tables.options.write(options)
+            tables.write_options(options)
             grads = [None if p.grad is None else p.grad.data for p in parameters]
             grads = [g if g is None or g.flags.c_contiguous else g.copy() for g in grads]
             arrays = [[states.get(p, {}).get(name) for p in parameters] for name in self._arrays]
@@ -75,7 +81,7 @@ class Launches:
     def write_options(self, options: np.ndarray) -> None:
         """Bring the groups' options to the GPU; `update` does so itself."""
         for tables in self._tables.values():
-            tables.options.write(options)
+            tables.write_options(options)
 
     def read_steps(self, states: States) -> None:
         """Bring the states' step counters up to date. Waits for the GPU."""

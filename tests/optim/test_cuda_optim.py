@@ -143,6 +143,25 @@ def test_a_group_that_is_added_later(device: Any):
     assert_same(params, reference)
 
 
+@pytest.mark.parametrize("kind", [optim.AdamW, optim.SGD])
+def test_groups_come_and_go_that_have_no_parameter_of_a_dtype(device: Any, kind: type[optim.Optimizer]):
+    """First float64 alone, then a group of float32 and an empty one as well; these leave again one by one."""
+    params, reference = parameters("cuda"), parameters("cpu")
+    both = [(kind(leaves[::2], lr=0.1, **OPTIONS[kind]), leaves) for leaves in (params, reference)]
+    for step in range(5):
+        for optimizer, leaves in both:
+            if step == 1:
+                optimizer.add_param_group({"params": leaves[1::2], "lr": 0.3})
+                optimizer.add_param_group({"params": []})
+            if step > 2:
+                optimizer.param_groups.pop()
+            optimizer.param_groups[0]["lr"] = 0.1 / (step + 1)
+            set_gradients(leaves, step)
+            optimizer.upload()
+            optimizer.step()
+        assert_same(params, reference, f"step {step}")
+
+
 def test_parameters_of_both_devices_and_of_any_strides(device: Any):
     """A parameter whose array is not contiguous is updated array by array; a gradient's order does not matter."""
 
