@@ -105,7 +105,8 @@ def _loaded_state(optimizer: Optimizer, prefix: str, parameter: Tensor, group: d
         if value is None:
             continue
         if not isinstance(empty, int):
-            state[name] = backend.to_device(np.array(value, dtype=parameter.dtype, order="C"), parameter.device)
+            dtype = parameter.dtype if empty.dtype.kind == "f" else empty.dtype
+            state[name] = backend.to_device(np.array(value, dtype, order="C"), parameter.device)
         elif 0 <= value < MOST_STEPS and value == int(value):
             state[name] = int(value)
         else:

@@ -311,7 +311,7 @@ class Optimizer:
         return flatten(self)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave: the groups' options, and a copy of each parameter's state in its dtype and on its device.
+        """Take over what `state_dict` gave: the groups' options, and a copy of each parameter's state on its device, floats in its dtype.
 
         Raises:
             ValueError: it belongs to other groups or parameters, or an option is out of range. It lists every problem, and nothing has changed.

@@ -685,7 +685,7 @@ def test_a_copy_keeps_states_of_another_dtype_than_their_parameter_s():
 
 
 def test_whole_numbers_in_a_state_follow_no_dtype():
-    """And a buffer that an update makes besides those of `_new_state` does."""
+    """Nor when they are loaded. A buffer that an update makes besides those of `_new_state` does."""
 
     class Counting(Lars):
         def _new_state(self, parameter: Tensor, group: Any) -> dict[str, Any]:
@@ -706,6 +706,9 @@ def test_whole_numbers_in_a_state_follow_no_dtype():
             p.data = p.data.astype(np.float64)
     state = optimizer.state_dict()
     assert state["state.0.signs"].dtype == np.int64 and state["state.0.sum"].dtype == state["state.0.largest"].dtype == np.float64
+    state = {name: value for name, value in state.items() if not name.endswith("sum")}
+    optimizer.load_state_dict(state)
+    assert all(value.dtype == state[name].dtype and np.array_equal(value, state[name]) for name, value in optimizer.state_dict().items())
 
 
 @pytest.mark.parametrize("size", [3, 5000])
