@@ -146,7 +146,8 @@ class Optimizer:
                     continue
                 elif self._elementwise and is_small(array) and id(array) not in shared:
                     state = self._state[parameter]
-                    small.setdefault((number, array.dtype, state.get("step"), *state), []).append((array, gradient.data, state))
+                    entries = [value if type(value) is int else name for name, value in state.items()]
+                    small.setdefault((number, array.dtype, *entries), []).append((array, gradient.data, state))
                 else:
                     self._update(array, gradient.data, self._state[parameter], group)
         for (number, *_), alike in small.items():

@@ -649,6 +649,29 @@ def test_an_optimiser_sees_one_parameter_at_a_time_unless_it_is_elementwise():
     assert ours.state_dict()["state.0.largest"].shape == (3,)
 
 
+def test_small_parameters_whose_states_count_differently_are_not_updated_end_to_end():
+    """Whatever they call what they count."""
+
+    class Decaying(optim.Optimizer):
+        _elementwise = True
+
+        def _new_state(self, parameter: Tensor, group: Any) -> dict[str, Any]:
+            return {"times": 0}
+
+        def _update(self, param: Any, grad: Any, state: dict[str, Any], group: Any) -> None:
+            state["times"] += 1
+            param -= group["lr"] / state["times"] * grad
+
+    often, seldom = params = [nn.Parameter(np.zeros(2)) for _ in range(2)]
+    optimizer = Decaying(params, {"lr": 0.1})
+    for step in range(3):
+        often.grad = Tensor(np.ones(2))
+        seldom.grad = Tensor(np.ones(2)) if step else None
+        optimizer.step()
+    np.testing.assert_allclose(often.numpy(), -0.1 * (1 + 1 / 2 + 1 / 3))
+    np.testing.assert_allclose(seldom.numpy(), -0.1 * (1 + 1 / 2))
+
+
 def test_what_an_optimiser_of_ones_own_cannot_keep():
     class Wrong(Lars):
         def _new_state(self, parameter: Tensor, group: Any) -> dict[str, Any]:
