@@ -33,7 +33,7 @@ from conformer.evaluate import HEADS, TTA, Predictions, evaluate, predict
 from conformer.files import quoted
 from conformer.info import columns, describe
 from conformer.model import Conformer
-from conformer.options import MAY_CHANGE, OptionError, TrainConfig
+from conformer.options import MAY_CHANGE, OptionError, TrainConfig, flag
 from conformer.parser import Mistake, Parser, add_options, one_of, png_path, positive, some_path
 from conformer.run_folder import CHECKPOINT, OPENBLAS_PINS, read_config
 from conformer.run_log import read_log
@@ -76,7 +76,7 @@ def _parser() -> Parser:
         return added
 
     train = command("train", _train, "train a network", "; progress, metrics, weights and at the end a report go to a run folder")
-    kept = ", ".join(f"--{field.name.replace('_', '-')}" for field in fields(TrainConfig) if field.name in MAY_CHANGE)
+    kept = ", ".join(flag(field.name) for field in fields(TrainConfig) if field.name in MAY_CHANGE)
     text = f"go on with the run in this folder, from its last checkpoint, with the options it was started with (these may be given anew: {kept})"
     train.add_argument("--resume", type=some_path, metavar="RUN", help=text)
     add_options(train, TrainConfig, CHOICES, METAVARS)
@@ -426,7 +426,7 @@ def _study(options: argparse.Namespace) -> None:
     given = _given(options)
     if options.show:
         if extra := [name for name in ("seeds", "configs") if getattr(options, name)] + list(given):
-            raise Mistake(f"--show trains nothing: leave --{extra[0].replace('_', '-')} out", 2)
+            raise Mistake(f"--show trains nothing: leave {flag(extra[0])} out", 2)
         with _setting_up():
             print(Study.existing(options.study).text())
         return

@@ -19,7 +19,7 @@ from conformer.devices import DEVICES
 from conformer.evaluate import TTA
 from minigrad.backend.cublas import PRECISIONS
 
-__all__ = ["MAY_CHANGE", "OptionError", "TrainConfig", "from_plain", "plain", "resumed"]
+__all__ = ["MAY_CHANGE", "OptionError", "TrainConfig", "flag", "from_plain", "plain", "resumed"]
 
 MAY_CHANGE = {"data_dir", "device", "log_every", "checkpoint_steps", "checkpoint_minutes"}
 """Options that a resumed run may be given anew: they change no weight, but for the last digits where the device is another."""
@@ -32,6 +32,11 @@ COUNTS = {
 """The options that are whole numbers: the least and the most of each."""
 FRACTIONS = "lr", "warmup", "weight_decay", "label_smoothing", "clip_norm", "drop_path", "ema", "checkpoint_minutes"
 """The options that are other numbers."""
+
+
+def flag(name: str) -> str:
+    """An option as the command line has it: --max-steps for max_steps."""
+    return f"--{name.replace('_', '-')}"
 
 
 class OptionError(ValueError):
@@ -48,10 +53,10 @@ class OptionError(ValueError):
 
     @property
     def dashed(self) -> str:
-        """The sentence as the command line says it: --max-steps for max_steps."""
+        """The sentence as the command line says it."""
         text = str(self)
         for name in self.names:
-            text = text.replace(name, f"--{name.replace('_', '-')}", 1)
+            text = text.replace(name, flag(name), 1)
         return text
 
 
@@ -176,9 +181,8 @@ def resumed(run: Path, values: Mapping[str, Any], dataset: str | None, given: Ma
         old = getattr(config, option)
         same = (old, dataset, "auto") if option == "dataset" else (old,)
         if option not in may_change and (Path(os.path.abspath(value)) if isinstance(value, Path) else value) not in same:
-            name = f"--{option.replace('_', '-')}"
-            was = f"without {name}" if old is None else f"with {name} {old}"
+            was = f"without {flag(option)}" if old is None else f"with {flag(option)} {old}"
             other = "start another run with --out" if kind == "run" else "begin another study in another folder"
-            raise ValueError(f"the {kind} in {run} was started {was}, not with {value}: leave {name} out to go on with it, or {other}")
+            raise ValueError(f"the {kind} in {run} was started {was}, not with {value}: leave {flag(option)} out to go on with it, or {other}")
     changed = {option: value for option, value in given.items() if option in may_change}
     return replace(config, **changed, dataset=dataset or config.dataset, out=run)

@@ -14,6 +14,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
+from conformer.options import flag
+
 __all__ = ["Mistake", "Parser", "add_options", "one_of", "png_path", "positive", "some_path"]
 
 METAVARS = {int: "N", float: "X", Path: "PATH", str: "NAME"}
@@ -89,9 +91,8 @@ def add_options(
             text += f": {', '.join(allowed)}"
             kind = one_of(allowed)
         text += "" if field.default is None else f" (default: {field.default})"
-        option = f"--{field.name.replace('_', '-')}"
         metavar = metavars.get(field.name) or METAVARS.get(kind, "NAME")
-        parser.add_argument(option, type=some_path if kind is Path else kind, default=argparse.SUPPRESS, help=text, metavar=metavar)
+        parser.add_argument(flag(field.name), type=some_path if kind is Path else kind, default=argparse.SUPPRESS, help=text, metavar=metavar)
 
 
 def one_of(allowed: Collection[str]) -> Callable[[str], str]:

@@ -25,7 +25,7 @@ from conformer.data import Dataset
 from conformer.evaluate import HEADS, Predictions
 from conformer.files import quoted, write_file
 from conformer.image_files import png
-from conformer.options import TrainConfig
+from conformer.options import TrainConfig, flag
 from conformer.run_folder import read_config
 from conformer.run_log import RunLog, read_log
 
@@ -64,7 +64,7 @@ def write_report(run: Path, dataset: Dataset | None = None, predictions: Predict
 
 def command(config: dict[str, Any]) -> str:
     """The command that a run's options stand for: those that differ from the defaults, without its folder."""
-    options = [f"--{name.replace('_', '-')} {quoted(value)}" for name, value in _given(config).items() if name != "out"]
+    options = [f"{flag(name)} {quoted(value)}" for name, value in _given(config).items() if name != "out"]
     return " ".join(["conformer train", *options])
 
 
