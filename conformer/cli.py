@@ -428,7 +428,7 @@ def _study(options: argparse.Namespace) -> None:
         if extra := [name for name in ("seeds", "configs") if getattr(options, name)] + list(given):
             raise Mistake(f"--show trains nothing: leave {flag(extra[0])} out", 2)
         with _setting_up():
-            print(Study.existing(options.study).text())
+            print(Study.existing(options.study).findings().text())
         return
     _say_pins()
     with _setting_up():
@@ -455,7 +455,7 @@ def _study(options: argparse.Namespace) -> None:
     for run in study.runs:
         if run.figures and not (run.path / "report.html").exists():  # the process was killed after the last evaluation
             _report_of(run.path, partial(_measured, run.path, study.options.data_dir, study.options.device))
-    print(f"\n{study.text()}\nwritten to {study.path / 'study.md'} and study.json")
+    print(f"\n{study.findings().text()}\nwritten to {study.path / 'study.md'} and study.json")
     if diverged:
         raise Mistake(f"{', '.join(diverged)} diverged, left out of the means; for other options, begin another study in another folder", 1)
 

@@ -1,4 +1,4 @@
-"""How far figures that differ by chance lie apart, and how far their means do: what `conformer/study.py` says of its runs.
+"""How far figures that differ by chance lie apart, and how far their means do: what `conformer/findings.py` says of a study's runs.
 
 Sources: the standard error of a difference of means, and its degrees of freedom: B. L. Welch, The generalization of Student's problem when several
 different population variances are involved, Biometrika 34, 1947. Student's distribution: W. S. Gosset ("Student"), The probable error of a mean,

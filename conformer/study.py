@@ -1,8 +1,8 @@
 """The same training under several seeds, and perhaps with several networks, so that a difference can be told from chance.
 
 A `Study` is a folder of ordinary run folders, CONFIG-seed-K, with study.json (the options that all runs share, and what each run came to) and
-study.md (the tables). `Study.trainers` gives a `Trainer` for each run that is not finished yet, one after the other; what was measured is read from
-the runs themselves, never from study.json. Read before: `conformer/train.py`, `conformer/spread.py`.
+study.md (the tables, by `conformer/findings.py`). `Study.trainers` gives a `Trainer` for each run that is not finished yet, one after the other; what
+was measured is read from the runs themselves, never from study.json. Read before: `conformer/train.py`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Generator, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,52 +21,25 @@ from conformer import data
 from conformer.checkpoints import Checkpoint, fingerprint, load_checkpoint
 from conformer.config import CONFIGS
 from conformer.display import Display
-from conformer.evaluate import HEADS
 from conformer.files import quoted, write_file
-from conformer.info import columns
-from conformer.options import MAY_CHANGE, OptionError, TrainConfig, from_plain, plain, resumed
+from conformer.findings import AVERAGED, Findings, Run
+from conformer.options import MAY_CHANGE, OptionError, TrainConfig, flag, from_plain, plain, resumed
 from conformer.run_folder import CHECKPOINT, claimed, read_config
 from conformer.run_log import read_log
-from conformer.spread import Difference, Spread
-from conformer.text import from_json, printable
+from conformer.text import from_json
 from conformer.train import Trainer
 from conformer.weights import weights_file
 
-__all__ = ["EACH_RUN", "Run", "Study", "StudyError"]
+__all__ = ["EACH_RUN", "Study", "StudyError"]
 
 SEEDS = 0, 1, 2
 """Of a study that is not told any: fewer than three say next to nothing about chance."""
 EACH_RUN = "config", "seed", "out"
 """The options that are not a whole study's."""
-AVERAGED = "ema_"
-TITLES = HEADS | {AVERAGED + head: f"{title}, average of the weights" for head, title in HEADS.items()} | {"seconds": "seconds of training"}
-"""The figures of a run, by the names that study.json has for them."""
 
 
 class StudyError(ValueError):
     """The study, or its folder, is not one that what was asked for fits; the message is one sentence."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run of a study, as its folder says; `figures` are by the names of `TITLES`, accuracies from 0 to 1, and None until it is finished. Of one
-    that cannot be finished, `diverged` says why.
-    """
-
-    path: Path
-    config: str
-    seed: int
-    begun: bool = False
-    step: int = 0  # saved
-    steps: int | None = None
-    figures: dict[str, float] | None = None
-    device: str = ""
-    diverged: str = ""
-
-    @property
-    def left(self) -> bool:
-        """Whether there is something left to train."""
-        return self.figures is None and not self.diverged
 
 
 class Study:
@@ -95,28 +68,17 @@ class Study:
         self.path = path = Path(path)
         self.data: dict[str, str] = {}  # name, notice and fingerprint of the data set, once it is loaded
         self._moved = "data_dir" in given  # and is to be taken at its word
-        pairs: list[tuple[str, int]] = []
-        self._diverged: dict[tuple[str, int], str] = {}  # why, by network and seed
+        diverged: dict[tuple[str, int], str] = {}  # of the runs that it has, by network and seed: why, if they did
         self._weights: dict[str, Any] = {"fingerprint": None, "places": []}  # to begin with: of the file, and all options.finetune that it had
         self._as_read = _content(path / "study.json")
         if saved := _read(path):
-            self.options, self.data, self._diverged, self._weights = saved
-            pairs = list(self._diverged)
+            self.options, self.data, diverged, self._weights = saved
         else:
             self.options = from_plain(plain(TrainConfig(**given)))  # paths in full, as the runs' checkpoints have them
-        for option, values in {"--seeds": seeds, "--configs": configs}.items():
-            if twice := [value for value in values if values.count(value) > 1]:
-                raise StudyError(f"{option} has {twice[0]} twice; give each once")
-        if seeds or configs or not pairs:
-            seeds = seeds or list(dict.fromkeys(seed for _, seed in pairs)) or SEEDS
-            configs = configs or list(dict.fromkeys(config for config, _ in pairs)) or [TrainConfig.config]
-            pairs += [(config, seed) for seed in seeds for config in configs]  # networks take turns: the machine may change meanwhile
-        pairs = list(dict.fromkeys(pairs))
-        for config, seed in pairs:
-            _check_pair(config, seed)
+        pairs = _with_added(list(diverged), seeds, configs)
         if saved:
             self.options = self._going_on(given, moved=any(not (self._folder(*pair) / CHECKPOINT).exists() for pair in pairs))
-        self.runs = [self._look(config, seed) for config, seed in pairs]
+        self.runs = [self._look(*pair, diverged.get(pair, "")) for pair in pairs]
 
     def _folder(self, config: str, seed: int) -> Path:
         return self.path / f"{config}-seed-{seed}"
@@ -141,19 +103,18 @@ class Study:
         except ValueError as error:
             raise StudyError(str(error)) from error
 
-    def _look(self, config: str, seed: int) -> Run:
-        """A run as its folder has it."""
+    def _look(self, config: str, seed: int, diverged: str) -> Run:
+        """A run as its folder has it. That it diverged, and why, is not in the folder; whoever removes that has the run begin anew."""
         run = Run(self._folder(config, seed), config, seed)
         if not (run.path / "config.json").is_file():
-            self._diverged.pop((config, seed), None)  # whoever has removed the folder has the run begin anew
             return run
         saved = run.path / CHECKPOINT
         checkpoint = load_checkpoint(saved) if saved.exists() else None
         self._check(run, checkpoint)
-        diverged = self._diverged.get((config, seed), "")
+        run = replace(run, begun=True, diverged=diverged)
         if checkpoint is None:
-            return replace(run, begun=True, diverged=diverged)
-        run = replace(run, begun=True, step=checkpoint.step, steps=checkpoint.steps, diverged=diverged)
+            return run
+        run = replace(run, step=checkpoint.step, steps=checkpoint.steps)
         if not checkpoint.step == checkpoint.evaluated == checkpoint.steps:
             return run
         log = read_log(run.path)
@@ -171,18 +132,23 @@ class Study:
             options = from_plain(values)
         except (TypeError, ValueError) as error:
             raise ValueError(f"the run in {run.path} has options that this version of the program does not ({error})") from error
-        away = "move it elsewhere, or begin another study in another folder"
+        if other := self._other(run, options, checkpoint):
+            raise StudyError(f"the run in {run.path} is not of this study: {other}; move it elsewhere, or begin another study in another folder")
+
+    def _other(self, run: Run, options: TrainConfig, checkpoint: Checkpoint | None) -> str | None:
+        """What is other of a run than the study has it, in words; None if nothing is."""
+        expected = replace(self.options, config=run.config, seed=run.seed)
         for name in [field.name for field in fields(TrainConfig) if field.name not in MAY_CHANGE | {"out", "dataset"}]:
-            was, wanted = getattr(options, name), getattr(replace(self.options, config=run.config, seed=run.seed), name)
+            was, wanted = getattr(options, name), getattr(expected, name)
             if was != wanted and not (name == "finetune" and str(was) in self._weights["places"]):
-                option = f"--{name.replace('_', '-')}"
                 has, needs = ("none" if value is None else value for value in (was, wanted))
-                raise StudyError(f"the run in {run.path} is not of this study: its {option} is {has}, not {needs}; {away}")
+                return f"its {flag(name)} is {has}, not {needs}"
         name = checkpoint.dataset if checkpoint else options.dataset
         if name not in (self.data["name"], "auto"):
-            raise StudyError(f"the run in {run.path} is not of this study: it is on {name}, not on {self.data['name']}; {away}")
+            return f"it is on {name}, not on {self.data['name']}"
         if checkpoint and checkpoint.fingerprint != self.data["fingerprint"]:
-            raise StudyError(f"the run in {run.path} is not of this study: it is on other images of {name}; {away}")
+            return f"it is on other images of {name}"
+        return None
 
     def trainers(self, display: Display) -> Generator[Trainer]:
         """A Trainer for each run that is not finished, set up when it is its turn; whoever asks for the next one has run it, or as much as could be,
@@ -212,17 +178,17 @@ class Study:
                 run = self.runs[number]
                 display.message(f"run {number + 1} of {len(self.runs)}: {run.config}, seed {run.seed}")
                 yield self._trainer(run, display, dataset)
-                self.runs[number] = self._look(run.config, run.seed)
+                self.runs[number] = self._look(run.config, run.seed, self.runs[number].diverged)
                 self.save()
+
+    def note_diverged(self, trainer: Trainer, why: str) -> None:
+        """Leave the run of one of `trainers` out of the study: going on, it would diverge once more."""
+        self.runs = [replace(run, diverged=why) if run.path == trainer.folder.path else run for run in self.runs]
 
     @property
     def _dataset(self) -> str:
         """The name of the data set, or what was asked for until it is loaded."""
         return self.data.get("name", self.options.dataset)
-
-    def note_diverged(self, trainer: Trainer, why: str) -> None:
-        """Leave the run of one of `trainers` out of the study, as soon as the next one is asked for: going on, it would diverge once more."""
-        self._diverged[trainer.config.config, trainer.config.seed] = why
 
     def _load(self, display: Display) -> data.Dataset:
         """The study's data, for all runs: what "auto" comes to is chosen once."""
@@ -265,52 +231,24 @@ class Study:
             {"folder": run.path.name} | {name: getattr(run, name) for name in ("config", "seed", "step", "steps", "figures", "diverged")}
             for run in self.runs
         ]
+        findings = self.findings()
         values = {
             "options": {name: value for name, value in plain(self.options).items() if name not in EACH_RUN},
             "dataset": self.data,
             "weights": self._weights,
             "runs": runs,
-            "networks": {name: {key: spread._asdict() for key, spread in spreads.items()} for name, spreads in self.spreads().items()},
-            "differences": {name: difference._asdict() for name, difference in self.differences().items()},
+            "networks": {name: {key: spread._asdict() for key, spread in spreads.items()} for name, spreads in findings.spreads.items()},
+            "differences": {name: difference._asdict() for name, difference in findings.differences.items()},
         }
-        content, page = json.dumps(values, indent=2, allow_nan=False) + "\n", self.markdown()
+        content, page = json.dumps(values, indent=2, allow_nan=False) + "\n", findings.markdown(self.commands())
         self.path.mkdir(parents=True, exist_ok=True)
         write_file(self.path / "study.json", content)
         self._as_read = content.encode()
         write_file(self.path / "study.md", page)
 
-    def spreads(self) -> dict[str, dict[str, Spread]]:
-        """Over the finished runs of each network that has some: the spread of each figure that all of them have, by the names of `TITLES`."""
-        result = {}
-        for config in dict.fromkeys(run.config for run in self.runs):
-            if figures := [run.figures for run in self.runs if run.config == config and run.figures]:
-                result[config] = {name: Spread.of([each[name] for each in figures]) for name in TITLES if all(name in each for each in figures)}
-        return result
-
-    def differences(self) -> dict[str, Difference]:
-        """By how much the accuracy of the sum of both heads is another than the first network's, by the names of the others; of none, where the
-        first has no finished run.
-        """
-        spreads = self.spreads()
-        first = spreads.pop(self.runs[0].config, None)
-        return {config: Difference.of(each["sum"], first["sum"]) for config, each in spreads.items()} if first else {}
-
-    def text(self) -> str:
-        """The tables, and what is to be said about them, for a terminal."""
-        tables = [f"{title}\n{columns(rows)}\n" for title, rows in self._tables()]
-        notice = [text + "\n"] if (text := self.data.get("notice")) else []
-        return "\n".join([*map(printable, notice), *tables, *self._remarks()])
-
-    def markdown(self) -> str:
-        """The same as a page, with the commands that make the study."""
-        parts = [f"# {' and '.join(map(printable, dict.fromkeys(run.config for run in self.runs)))} on {printable(self._dataset)}"]
-        parts += [text] if (text := self.data.get("notice")) else []
-        parts.append("\n".join(["```sh", *self.commands(), "```"]))
-        for title, (head, *rows) in self._tables():
-            table = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-            parts += [f"## {title}", "\n".join(f"| {' | '.join(row)} |" for row in table)]
-        parts += ["\n".join(f"* {remark}" for remark in self._remarks())]
-        return "\n\n".join(parts) + "\n"
+    def findings(self) -> Findings:
+        """What the runs come to, as they are now."""
+        return Findings(self.runs, self._dataset, self.data.get("notice", ""))
 
     def commands(self) -> list[str]:
         """The commands that the study stands for: one, or one for each set of seeds where networks have others."""
@@ -322,47 +260,9 @@ class Study:
             configs.setdefault(tuple(numbers), []).append(quoted(config))
         defaults, values = plain(TrainConfig()), plain(self.options) | {"dataset": self._dataset}  # what auto came to here
         given = {name: value for name, value in values.items() if name not in EACH_RUN and value != defaults[name]}
-        options = "".join(f" --{name.replace('_', '-')} {quoted(value)}" for name, value in given.items())
+        options = "".join(f" {flag(name)} {quoted(value)}" for name, value in given.items())
         study = f"conformer study {quoted(self.path)}"
         return [f"{study} --seeds {' '.join(numbers)} --configs {' '.join(names)}{options}" for numbers, names in configs.items()]
-
-    def _tables(self) -> Iterator[tuple[str, list[list[str]]]]:
-        """For each network that has finished runs: a title, and the rows of its table, of which the first is the head."""
-        for config, spreads in self.spreads().items():
-            runs = [run for run in self.runs if run.config == config and run.figures]
-            steps = sorted({run.steps or 0 for run in runs})  # more than one where a time budget fixed them
-            count = f"{len(runs)} runs" if len(runs) > 1 else "1 run"
-            of = f"{steps[0]:,}{f' to {steps[-1]:,}' if len(steps) > 1 else ''} step{'s' if steps[-1] > 1 else ''}"
-            seeds = f"seed{'s' if len(runs) > 1 else ''} {', '.join(str(run.seed) for run in runs)}"
-            head = ["mean", "deviation", "smallest", "largest"] if len(runs) > 1 else ["one run"]
-            rows = [[title, *_cells(name, spreads[name])] for name, title in TITLES.items() if name in spreads]
-            title = f"{printable(config)} on {printable(self._dataset)}: {count} of {of}, {seeds}"
-            yield title, [["test accuracy at the end, in percent", *head], *rows]
-
-    def _remarks(self) -> Iterator[str]:
-        """What is to be said about the tables, sentence by sentence."""
-        counts = {config: each["sum"].runs for config, each in self.spreads().items()}
-        first = self.runs[0].config
-        if max(counts.values(), default=0) > 1:
-            yield "The deviation is the sample standard deviation over the seeds."
-        for config, difference in self.differences().items():
-            enough = min(counts[first], counts[config]) > 2
-            yield _compared(printable(config), printable(first), difference, enough)
-        for config in counts:
-            if len({run.steps for run in self.runs if run.config == config and run.figures}) > 1:
-                name = printable(config)
-                yield f"The runs of {name} took different numbers of steps, since a time budget fixed them run by run, which the deviation includes."
-        if counts and first not in counts:
-            yield f"{printable(first)}, which the others are compared with, has no finished run."
-        if min(counts.values(), default=3) < 3:
-            yield "Fewer than 3 seeds say next to nothing about chance: add some with --seeds."
-        if diverged := [run for run in self.runs if run.diverged]:
-            why = ", ".join(f"{printable(run.path.name)} ({printable(run.diverged)})" for run in diverged)
-            yield f"Diverged, left out of the means: {why}."
-        if left := [run for run in self.runs if run.left]:
-            yield f"Not finished: {', '.join(f'{printable(run.path.name)} ({_state(run)})' for run in left)}."
-        if devices := sorted({run.device for run in self.runs if run.figures and run.device}):
-            yield f"Trained on: {'; '.join(map(printable, devices))}."
 
 
 def _read(path: Path) -> tuple[TrainConfig, dict[str, str], dict[tuple[str, int], str], dict[str, Any]] | None:
@@ -392,6 +292,20 @@ def _read(path: Path) -> tuple[TrainConfig, dict[str, str], dict[tuple[str, int]
         raise ValueError(f"{file} is not what `conformer study` of this version writes ({why}); put it back, or give another folder") from error
 
 
+def _with_added(pairs: list[tuple[str, int]], seeds: Sequence[int], configs: Sequence[str]) -> list[tuple[str, int]]:
+    """The networks and seeds that a study has, and those that it gets; raises StudyError where one is given twice, or is none."""
+    for option, values in {"--seeds": seeds, "--configs": configs}.items():
+        if twice := [value for value in values if values.count(value) > 1]:
+            raise StudyError(f"{option} has {twice[0]} twice; give each once")
+    if seeds or configs or not pairs:
+        seeds = seeds or list(dict.fromkeys(seed for _, seed in pairs)) or SEEDS
+        configs = configs or list(dict.fromkeys(config for config, _ in pairs)) or [TrainConfig.config]
+        pairs = pairs + [(config, seed) for seed in seeds for config in configs]  # networks take turns: the machine may change meanwhile
+    for config, seed in pairs:
+        _check_pair(config, seed)
+    return list(dict.fromkeys(pairs))
+
+
 def _content(path: Path) -> bytes | None:
     """What is in a file; None where there is none."""
     return path.read_bytes() if path.is_file() else None
@@ -405,27 +319,3 @@ def _check_pair(config: Any, seed: Any) -> None:
         TrainConfig(seed=seed)
     except OptionError as error:
         raise StudyError(f"--seeds: {error}") from error
-
-
-def _cells(name: str, spread: Spread) -> list[str]:
-    """A spread as cells of a table: accuracies in percent, to hundredths, and seconds to tenths."""
-    values = [spread.mean] if spread.deviation is None else [spread.mean, spread.deviation, spread.smallest, spread.largest]
-    return [f"{value:,.1f}" if name == "seconds" else f"{100 * value:.2f}" for value in values]
-
-
-def _compared(config: str, first: str, difference: Difference, enough: bool) -> str:
-    """A difference in a sentence, and with `enough` runs what chance alone would do."""
-    text = f"{config} less {first}: {100 * difference.mean:+.2f} points of accuracy by the sum of both"
-    if difference.standard_error is None:
-        return f"{text}; a standard error takes two runs of each."
-    text += f", standard error {100 * difference.standard_error:.2f}"
-    if not enough or difference.by_chance is None:
-        return f"{text}."
-    return f"{text}; were both equally good, one study in 20 would find more than {100 * difference.by_chance:.2f} points, either way, by chance."
-
-
-def _state(run: Run) -> str:
-    """How far a run is that is not finished."""
-    if not run.begun:
-        return "not begun"
-    return "nothing saved yet" if run.steps is None else f"step {run.step:,} of {run.steps:,} saved"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import re
 import shutil
 import signal
 import subprocess
@@ -23,11 +21,11 @@ from conformer.cli import main
 from conformer.config import CONFIGS
 from conformer.display import Display
 from conformer.files import quoted
+from conformer.findings import Findings
 from conformer.learner import Learner
 from conformer.options import TrainConfig
 from conformer.run_folder import read_config
-from conformer.spread import Difference, Spread, student_95
-from conformer.study import Run, Study, StudyError
+from conformer.study import Study, StudyError
 from minigrad import safetensors_io
 
 Cifar = Callable[..., Path]
@@ -87,9 +85,6 @@ def break_off(monkeypatch: pytest.MonkeyPatch, seed: int, step: int, how: Callab
         return original(self, batch)
 
     monkeypatch.setattr(Learner, "train_step", broken)
-
-
-# --- runs
 
 
 def test_a_study_is_ordinary_runs_and_a_broken_off_one_becomes_the_unbroken_one(
@@ -206,8 +201,8 @@ def test_weights_to_begin_with_that_were_moved(options: dict[str, Any], tmp_path
 def test_of_a_new_study_that_is_told_nothing(tmp_path: Path) -> None:
     assert [(run.config, run.seed) for run in Study(tmp_path / "new").runs] == [("cifar-nano", 0), ("cifar-nano", 1), ("cifar-nano", 2)]
     fresh = Study(str(tmp_path / "new"), [5, 6])
-    assert fresh.text() == "Not finished: cifar-nano-seed-5 (not begun), cifar-nano-seed-6 (not begun)."
-    assert fresh.markdown().startswith("# cifar-nano on auto\n\n```sh\nconformer study ")
+    assert fresh.findings().text() == "Not finished: cifar-nano-seed-5 (not begun), cifar-nano-seed-6 (not begun)."
+    assert fresh.findings().markdown(fresh.commands()).startswith("# cifar-nano on auto\n\n```sh\nconformer study ")
     with pytest.raises(StudyError, match=r"the study in .*new has not begun: go through its trainers\(\)"):
         fresh.save()
     with pytest.raises(StudyError, match="there is no study in .*new"):
@@ -216,9 +211,11 @@ def test_of_a_new_study_that_is_told_nothing(tmp_path: Path) -> None:
 
 
 def test_both_texts_are_made_before_either_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Study, "markdown", refuse)
+    monkeypatch.setattr(Findings, "markdown", refuse)
+    begun = Study(tmp_path / "study")
+    begun.data = {"name": "cifar10", "notice": "", "fingerprint": "0"}
     with pytest.raises(AssertionError):
-        pretended(tmp_path / "study", {"cifar-nano": NANO}).save()
+        begun.save()
     assert not (tmp_path / "study").exists()
 
 
@@ -251,8 +248,9 @@ def test_what_auto_comes_to_is_chosen_once(tiny_network: str, cifar: Cifar, tmp_
     for run in again.runs:
         header = json.loads((run.path / "metrics.jsonl").read_text().splitlines()[0])
         assert header["dataset"] == "coupling10" and header["dataset_notice"].startswith("THIS IS NOT CIFAR-10")
-    assert again.text().startswith("THIS IS NOT CIFAR-10") and again.markdown().startswith("# tiny on coupling10\n\nTHIS IS NOT CIFAR-10")
-    assert "--seeds 0 1 --configs tiny --dataset coupling10 --max-steps" in again.markdown()
+    page = (tmp_path / "study" / "study.md").read_text()
+    assert again.findings().text().startswith("THIS IS NOT CIFAR-10") and page.startswith("# tiny on coupling10\n\nTHIS IS NOT CIFAR-10")
+    assert "--seeds 0 1 --configs tiny --dataset coupling10 --max-steps" in page
     for name in ("auto", "coupling10"):
         assert Study(tmp_path / "study", dataset=name).options.dataset == "auto"
     with pytest.raises(StudyError, match="was started with --dataset coupling10, not with cifar10"):
@@ -291,135 +289,6 @@ def test_one_seed_that_diverges_does_not_keep_others_from_training(
     assert not any(run.left for run in Study(tmp_path / "study").runs)
 
 
-# --- figures
-
-
-def pretended(path: Path, accuracies: dict[str, list[float]], averaged: bool = False) -> Study:
-    """A study whose runs came to these accuracies by the sum of both heads."""
-    result = Study(path)
-    result.data = {"name": "cifar10", "notice": "", "fingerprint": "0"}
-    result.runs = [
-        Run(path / f"{config}-seed-{seed}", config, seed, True, 100, 100, figures(share, averaged), "CPU")
-        for config, shares in accuracies.items()
-        for seed, share in enumerate(shares)
-    ]
-    return result
-
-
-def figures(share: float, averaged: bool) -> dict[str, float]:
-    return {
-        "cnn": share - 0.02,
-        "transformer": share - 0.03,
-        "sum": share,
-        "seconds": 1e4 * share,
-        **({"ema_cnn": 0.1, "ema_transformer": 0.2, "ema_sum": 0.3} if averaged else {}),
-    }
-
-
-NANO, MICRO = [0.8366, 0.8491, 0.8402, 0.8388], [0.8611, 0.8532, 0.8705]
-
-
-def test_the_table_is_what_numpy_makes_of_the_runs(tmp_path: Path) -> None:
-    nano, micro = np.array(NANO), np.array(MICRO)
-    study = pretended(tmp_path / "study", {"cifar-nano": NANO, "cifar-micro": MICRO})
-    lines = study.text().splitlines()
-    assert lines[0] == "cifar-nano on cifar10: 4 runs of 100 steps, seeds 0, 1, 2, 3"
-    assert lines[1].split()[-4:] == ["mean", "deviation", "smallest", "largest"]
-    for line, name, values in [
-        (lines[2], "CNN head", 100 * nano - 2),
-        (lines[3], "transformer head", 100 * nano - 3),
-        (lines[4], "sum of both", 100 * nano),
-        (lines[8 + 3 - 1], "transformer head", None),
-        (lines[8 + 3], "sum of both", 100 * micro),
-    ]:
-        assert line.startswith(name)
-        if values is not None:
-            assert line.split()[-4:] == [f"{value:.2f}" for value in (values.mean(), values.std(ddof=1), values.min(), values.max())]
-    assert lines[5].split()[-4:] == [f"{value:,.1f}" for value in (1e4 * nano.mean(), 1e4 * nano.std(ddof=1), 8366, 8491)]
-    assert not any("average of the weights" in line for line in lines)
-
-    parts = [values.var(ddof=1) / len(values) for values in (micro, nano)]
-    freedom = sum(parts) ** 2 / (parts[0] ** 2 / 2 + parts[1] ** 2 / 3)
-    error = np.sqrt(sum(parts))
-    assert study.differences() == {"cifar-micro": pytest.approx((micro.mean() - nano.mean(), error, freedom))}
-    assert 3 < freedom < 4
-    (said,) = [line for line in lines if line.startswith("cifar-micro less cifar-nano")]
-    assert f": {100 * (micro.mean() - nano.mean()):+.2f} points of accuracy by the sum of both, standard error {100 * error:.2f}; " in said
-    assert f"more than {100 * error * student_95(freedom):.2f} points" in said
-    assert not any("Fewer than 3" in line for line in lines) and lines[-1] == "Trained on: CPU."
-
-    study.save()
-    saved = json.loads((tmp_path / "study" / "study.json").read_text())
-    assert saved["networks"]["cifar-nano"]["sum"] == pytest.approx(
-        {"runs": 4, "mean": nano.mean(), "deviation": nano.std(ddof=1), "smallest": nano.min(), "largest": nano.max()}
-    )
-    assert saved["differences"]["cifar-micro"]["standard_error"] == pytest.approx(error)
-    page = (tmp_path / "study" / "study.md").read_text()
-    assert page.startswith("# cifar-nano and cifar-micro on cifar10\n\n```sh\nconformer study ")
-    values = (100 * micro.mean(), 100 * micro.std(ddof=1), 100 * micro.min(), 100 * micro.max())
-    assert f"| sum of both | {' | '.join(f'{value:.2f}' for value in values)} |\n" in page
-    assert f"\n* {said}\n" in page
-
-
-def test_few_runs(tmp_path: Path) -> None:
-    one = pretended(tmp_path / "one", {"cifar-nano": [0.8]}, averaged=True).text()
-    assert "deviation" not in one and "mean" not in one and "one run" in one
-    assert [line.split()[-1] for line in one.splitlines()[2:9]] == ["78.00", "77.00", "80.00", "10.00", "20.00", "30.00", "8,000.0"]
-    assert "sum of both, average of the weights" in one
-    assert "Fewer than 3 seeds say next to nothing about chance: add some with --seeds." in one
-    two = pretended(tmp_path / "two", {"cifar-nano": [0.8, 0.81], "cifar-micro": [0.8, 0.82]}).text()
-    assert "+0.50 points of accuracy by the sum of both, standard error 1.12.\nFewer than 3 seeds" in two
-    unlike = pretended(tmp_path / "unlike", {"cifar-nano": NANO, "cifar-micro": [0.86]}).text()
-    assert "points of accuracy by the sum of both; a standard error takes two runs of each.\nFewer than 3 seeds" in unlike
-    third = pretended(tmp_path / "third", {"cifar-nano": NANO, "cifar-micro": MICRO, "cifar-small": [0.8, 0.9]}).text()
-    assert re.search(r"cifar-micro less .* by chance\.\ncifar-small less .*, standard error \d\.\d\d\.\nFewer than 3 seeds", third)
-    equal = pretended(tmp_path / "equal", {"cifar-nano": [0.5] * 3, "cifar-micro": [0.75] * 3})
-    assert equal.differences() == {"cifar-micro": (0.25, 0.0, None)} and "standard error 0.00.\n" in equal.text()
-    none = pretended(tmp_path / "none", {"cifar-nano": NANO})
-    none.runs = [replace(run, figures=None, step=50) for run in none.runs[:1]] + [Run(tmp_path / "cifar-nano-seed-9", "cifar-nano", 9)]
-    assert none.text() == "Not finished: cifar-nano-seed-0 (step 50 of 100 saved), cifar-nano-seed-9 (not begun)."
-    assert none.differences() == {}
-
-
-def test_nothing_else_stands_in_for_the_first_network(tmp_path: Path) -> None:
-    result = pretended(tmp_path / "study", {"cifar-nano": NANO, "cifar-micro": MICRO, "cifar-small": MICRO})
-    assert list(result.differences()) == ["cifar-micro", "cifar-small"] and "no finished run" not in result.text()
-    result.runs = [replace(run, figures=None) if run.config == "cifar-nano" else run for run in result.runs]
-    assert result.differences() == {} and " less " not in result.text()
-    assert "\ncifar-nano, which the others are compared with, has no finished run.\n" in result.text()
-
-
-def test_steps_that_a_time_budget_fixed(tmp_path: Path) -> None:
-    result = pretended(tmp_path / "study", {"cifar-nano": NANO})
-    result.runs[1] = replace(result.runs[1], steps=1234)
-    assert "4 runs of 100 to 1,234 steps, seeds 0, 1, 2, 3\n" in result.text()
-    said = "\nThe runs of cifar-nano took different numbers of steps, since a time budget fixed them run by run, which the deviation includes.\n"
-    assert said in result.text()
-    result.runs[1] = replace(result.runs[1], figures=None)
-    assert "different numbers" not in result.text()
-
-
-@pytest.mark.parametrize("freedom", [1, 1.5, 2, 3, 3.7, 5, 8, 10, 11, 12.25, 20, 60, 300])
-def test_students_t(freedom: float) -> None:
-    """95 % of Student's distribution lie within `student_95`, by its density."""
-    t, step = np.linspace(-student_95(freedom), student_95(freedom), 20_001, retstep=True)
-    scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(freedom * math.pi)
-    density = scale * (1 + t**2 / freedom) ** (-(freedom + 1) / 2)
-    assert (density.sum() - (density[0] + density[-1]) / 2) * step == pytest.approx(0.95, abs=1e-6)
-
-
-def test_students_t_of_many_is_the_normal_distributions() -> None:
-    assert student_95(1e6) == pytest.approx(1.959964, abs=1e-4)
-
-
-def test_one_deviation_alone_has_its_own_degrees_of_freedom() -> None:
-    same, spread = Spread.of([0.5, 0.5, 0.5]), Spread.of([0.4, 0.5, 0.6, 0.7])
-    assert Difference.of(spread, same) == pytest.approx((0.05, spread.deviation / 2, 3))
-
-
-# --- the command
-
-
 def test_the_command(
     options: dict[str, Any], tmp_path: Path, fails: Fails, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -442,7 +311,7 @@ def test_the_command(
         values = np.array([100 * line["test_accuracy"][head] for line in results])
         (shown,) = [line for line in printed.splitlines() if line.startswith(row)]
         assert shown.split()[-4:] == [f"{value:.2f}" for value in (values.mean(), values.std(ddof=1), values.min(), values.max())]
-        assert Study(out).spreads()["tiny"][f"ema_{head}"].mean == np.mean([line["ema_test_accuracy"][head] for line in results])
+        assert Study(out).findings().spreads["tiny"][f"ema_{head}"].mean == np.mean([line["ema_test_accuracy"][head] for line in results])
     monkeypatch.setattr(Study, "save", refuse)
     assert main(["study", str(out), "--show"]) == 0
     assert capsys.readouterr().out.strip() in printed

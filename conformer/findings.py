@@ -1,0 +1,152 @@
+"""What the runs of a study come to: each figure over the seeds, by how much networks differ, and both as tables and sentences.
+
+Nothing here reads or writes a file. Read before: `conformer/spread.py`. Read next: `conformer/study.py`, which trains the runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from conformer.evaluate import HEADS
+from conformer.info import columns
+from conformer.spread import Difference, Spread
+from conformer.text import printable
+
+__all__ = ["AVERAGED", "TITLES", "Findings", "Run"]
+
+AVERAGED = "ema_"
+TITLES = HEADS | {AVERAGED + head: f"{title}, average of the weights" for head, title in HEADS.items()} | {"seconds": "seconds of training"}
+"""The figures of a run, by the names that study.json has for them."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of a study, as its folder says; `figures` are by the names of `TITLES`, accuracies from 0 to 1, and None until it is finished. Of one
+    that cannot be finished, `diverged` says why.
+    """
+
+    path: Path
+    config: str
+    seed: int
+    begun: bool = False
+    step: int = 0  # saved
+    steps: int | None = None
+    figures: dict[str, float] | None = None
+    device: str = ""
+    diverged: str = ""
+
+    @property
+    def left(self) -> bool:
+        """Whether there is something left to train."""
+        return self.figures is None and not self.diverged
+
+    @property
+    def state(self) -> str:
+        """How far it is, where it is not finished."""
+        if not self.begun:
+            return "not begun"
+        return "nothing saved yet" if self.steps is None else f"step {self.step:,} of {self.steps:,} saved"
+
+
+class Findings:
+    """What some runs come to.
+
+    Args:
+        runs: at least one, finished or not; the other networks are compared with that of the first.
+        dataset: the name of their data set.
+        notice: a sentence on it, where it is not the one that was asked for.
+
+    Attributes:
+        finished: the finished runs of each network that has some.
+        spreads: of each of these networks, the spread of each figure that all its finished runs have, by the names of `TITLES`.
+        differences: by how much the accuracy of the sum of both heads is another than the first network's, by the names of the others; of none, where
+            the first has no finished run.
+    """
+
+    def __init__(self, runs: Sequence[Run], dataset: str, notice: str = ""):
+        self.runs, self.dataset, self.notice = runs, printable(dataset), printable(notice)
+        done = {config: [run for run in runs if run.config == config and run.figures] for config in dict.fromkeys(run.config for run in runs)}
+        self.finished = {config: some for config, some in done.items() if some}
+        self.spreads = {config: _spreads([run.figures for run in some if run.figures]) for config, some in self.finished.items()}
+        self.differences: dict[str, Difference] = {}
+        first, *others = done
+        if first in self.spreads:
+            sums = {config: spreads["sum"] for config, spreads in self.spreads.items()}
+            self.differences = {config: Difference.of(sums[config], sums[first]) for config in others if config in sums}
+
+    def text(self) -> str:
+        """The tables, and what is to be said about them, for a terminal."""
+        notice = [f"{self.notice}\n"] if self.notice else []
+        tables = [f"{title}\n{columns(rows)}\n" for title, rows in self._tables()]
+        return "\n".join([*notice, *tables, *self._remarks()])
+
+    def markdown(self, commands: Sequence[str]) -> str:
+        """The same as a page, with the commands that make the runs."""
+        parts = [f"# {' and '.join(map(printable, dict.fromkeys(run.config for run in self.runs)))} on {self.dataset}"]
+        parts += [self.notice] if self.notice else []
+        parts.append("\n".join(["```sh", *commands, "```"]))
+        for title, (head, *rows) in self._tables():
+            table = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+            parts += [f"## {title}", "\n".join(f"| {' | '.join(row)} |" for row in table)]
+        parts.append("\n".join(f"* {remark}" for remark in self._remarks()))
+        return "\n\n".join(parts) + "\n"
+
+    def _tables(self) -> Iterator[tuple[str, list[list[str]]]]:
+        """For each network that has finished runs: a title, and the rows of its table, of which the first is the head."""
+        for config, runs in self.finished.items():
+            steps = sorted({run.steps or 0 for run in runs})  # more than one where a time budget fixed them
+            count = f"{len(runs)} runs" if len(runs) > 1 else "1 run"
+            of = f"{steps[0]:,}{f' to {steps[-1]:,}' if len(steps) > 1 else ''} step{'s' if steps[-1] > 1 else ''}"
+            seeds = f"seed{'s' if len(runs) > 1 else ''} {', '.join(str(run.seed) for run in runs)}"
+            head = ["mean", "deviation", "smallest", "largest"] if len(runs) > 1 else ["one run"]
+            rows = [[TITLES[name], *_cells(name, spread)] for name, spread in self.spreads[config].items()]
+            yield f"{printable(config)} on {self.dataset}: {count} of {of}, {seeds}", [["test accuracy at the end, in percent", *head], *rows]
+
+    def _remarks(self) -> Iterator[str]:
+        """What is to be said about the tables, sentence by sentence."""
+        counts = {config: len(runs) for config, runs in self.finished.items()}
+        first = self.runs[0].config
+        if max(counts.values(), default=0) > 1:
+            yield "The deviation is the sample standard deviation over the seeds."
+        for config, difference in self.differences.items():
+            enough = min(counts[first], counts[config]) > 2
+            yield _compared(printable(config), printable(first), difference, enough)
+        for config, runs in self.finished.items():
+            if len({run.steps for run in runs}) > 1:
+                name = printable(config)
+                yield f"The runs of {name} took different numbers of steps, since a time budget fixed them run by run, which the deviation includes."
+        if counts and first not in counts:
+            yield f"{printable(first)}, which the others are compared with, has no finished run."
+        if min(counts.values(), default=3) < 3:
+            yield "Fewer than 3 seeds say next to nothing about chance: add some with --seeds."
+        if diverged := [run for run in self.runs if run.diverged]:
+            why = ", ".join(f"{printable(run.path.name)} ({printable(run.diverged)})" for run in diverged)
+            yield f"Diverged, left out of the means: {why}."
+        if left := [run for run in self.runs if run.left]:
+            yield f"Not finished: {', '.join(f'{printable(run.path.name)} ({run.state})' for run in left)}."
+        if devices := sorted({run.device for run in self.runs if run.figures and run.device}):
+            yield f"Trained on: {'; '.join(map(printable, devices))}."
+
+
+def _spreads(figures: Sequence[dict[str, float]]) -> dict[str, Spread]:
+    """Of each figure that all runs have, in the order of `TITLES`."""
+    return {name: Spread.of([each[name] for each in figures]) for name in TITLES if all(name in each for each in figures)}
+
+
+def _cells(name: str, spread: Spread) -> list[str]:
+    """A spread as cells of a table: accuracies in percent, to hundredths, and seconds to tenths."""
+    values = [spread.mean] if spread.deviation is None else [spread.mean, spread.deviation, spread.smallest, spread.largest]
+    return [f"{value:,.1f}" if name == "seconds" else f"{100 * value:.2f}" for value in values]
+
+
+def _compared(config: str, first: str, difference: Difference, enough: bool) -> str:
+    """A difference in a sentence, and with `enough` runs what chance alone would do."""
+    text = f"{config} less {first}: {100 * difference.mean:+.2f} points of accuracy by the sum of both"
+    if difference.standard_error is None:
+        return f"{text}; a standard error takes two runs of each."
+    text += f", standard error {100 * difference.standard_error:.2f}"
+    if not enough or difference.by_chance is None:
+        return f"{text}."
+    return f"{text}; were both equally good, one study in 20 would find more than {100 * difference.by_chance:.2f} points, either way, by chance."

@@ -1,0 +1,130 @@
+"""What a study says of its runs: the tables against NumPy, and what is said of few runs, of none, and of those that diverged or are not finished."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conformer.findings import Findings, Run
+from conformer.spread import student_95
+from conformer.study import Study
+
+
+def runs(accuracies: dict[str, list[float]], averaged: bool = False) -> list[Run]:
+    """Finished runs that came to these accuracies by the sum of both heads."""
+    return [
+        Run(Path(f"{config}-seed-{seed}"), config, seed, True, 100, 100, figures(share, averaged), "CPU")
+        for config, shares in accuracies.items()
+        for seed, share in enumerate(shares)
+    ]
+
+
+def found(accuracies: dict[str, list[float]], averaged: bool = False) -> Findings:
+    return Findings(runs(accuracies, averaged), "cifar10")
+
+
+def figures(share: float, averaged: bool) -> dict[str, float]:
+    return {
+        "cnn": share - 0.02,
+        "transformer": share - 0.03,
+        "sum": share,
+        "seconds": 1e4 * share,
+        **({"ema_cnn": 0.1, "ema_transformer": 0.2, "ema_sum": 0.3} if averaged else {}),
+    }
+
+
+NANO, MICRO = [0.8366, 0.8491, 0.8402, 0.8388], [0.8611, 0.8532, 0.8705]
+
+
+def test_the_table_is_what_numpy_makes_of_the_runs(tmp_path: Path) -> None:
+    nano, micro = np.array(NANO), np.array(MICRO)
+    study = Study(tmp_path / "study")
+    study.data = {"name": "cifar10", "notice": "", "fingerprint": "0"}
+    study.runs = runs({"cifar-nano": NANO, "cifar-micro": MICRO})
+    lines = study.findings().text().splitlines()
+    assert lines[0] == "cifar-nano on cifar10: 4 runs of 100 steps, seeds 0, 1, 2, 3"
+    assert lines[1].split()[-4:] == ["mean", "deviation", "smallest", "largest"]
+    for line, name, values in [
+        (lines[2], "CNN head", 100 * nano - 2),
+        (lines[3], "transformer head", 100 * nano - 3),
+        (lines[4], "sum of both", 100 * nano),
+        (lines[8 + 3 - 1], "transformer head", None),
+        (lines[8 + 3], "sum of both", 100 * micro),
+    ]:
+        assert line.startswith(name)
+        if values is not None:
+            assert line.split()[-4:] == [f"{value:.2f}" for value in (values.mean(), values.std(ddof=1), values.min(), values.max())]
+    assert lines[5].split()[-4:] == [f"{value:,.1f}" for value in (1e4 * nano.mean(), 1e4 * nano.std(ddof=1), 8366, 8491)]
+    assert not any("average of the weights" in line for line in lines)
+
+    parts = [values.var(ddof=1) / len(values) for values in (micro, nano)]
+    freedom = sum(parts) ** 2 / (parts[0] ** 2 / 2 + parts[1] ** 2 / 3)
+    error = np.sqrt(sum(parts))
+    assert study.findings().differences == {"cifar-micro": pytest.approx((micro.mean() - nano.mean(), error, freedom))}
+    assert 3 < freedom < 4
+    (said,) = [line for line in lines if line.startswith("cifar-micro less cifar-nano")]
+    assert f": {100 * (micro.mean() - nano.mean()):+.2f} points of accuracy by the sum of both, standard error {100 * error:.2f}; " in said
+    assert f"more than {100 * error * student_95(freedom):.2f} points" in said
+    assert not any("Fewer than 3" in line for line in lines) and lines[-1] == "Trained on: CPU."
+
+    study.save()
+    saved = json.loads((tmp_path / "study" / "study.json").read_text())
+    assert saved["networks"]["cifar-nano"]["sum"] == pytest.approx(
+        {"runs": 4, "mean": nano.mean(), "deviation": nano.std(ddof=1), "smallest": nano.min(), "largest": nano.max()}
+    )
+    assert saved["differences"]["cifar-micro"]["standard_error"] == pytest.approx(error)
+    page = (tmp_path / "study" / "study.md").read_text()
+    assert page.startswith("# cifar-nano and cifar-micro on cifar10\n\n```sh\nconformer study ")
+    values = (100 * micro.mean(), 100 * micro.std(ddof=1), 100 * micro.min(), 100 * micro.max())
+    assert f"| sum of both | {' | '.join(f'{value:.2f}' for value in values)} |\n" in page
+    assert f"\n* {said}\n" in page
+
+
+def test_few_runs() -> None:
+    one = found({"cifar-nano": [0.8]}, averaged=True).text()
+    assert "deviation" not in one and "mean" not in one and "one run" in one
+    assert [line.split()[-1] for line in one.splitlines()[2:9]] == ["78.00", "77.00", "80.00", "10.00", "20.00", "30.00", "8,000.0"]
+    assert "sum of both, average of the weights" in one
+    assert "Fewer than 3 seeds say next to nothing about chance: add some with --seeds." in one
+    two = found({"cifar-nano": [0.8, 0.81], "cifar-micro": [0.8, 0.82]}).text()
+    assert "+0.50 points of accuracy by the sum of both, standard error 1.12.\nFewer than 3 seeds" in two
+    unlike = found({"cifar-nano": NANO, "cifar-micro": [0.86]}).text()
+    assert "points of accuracy by the sum of both; a standard error takes two runs of each.\nFewer than 3 seeds" in unlike
+    third = found({"cifar-nano": NANO, "cifar-micro": MICRO, "cifar-small": [0.8, 0.9]}).text()
+    assert re.search(r"cifar-micro less .* by chance\.\ncifar-small less .*, standard error \d\.\d\d\.\nFewer than 3 seeds", third)
+    equal = found({"cifar-nano": [0.5] * 3, "cifar-micro": [0.75] * 3})
+    assert equal.differences == {"cifar-micro": (0.25, 0.0, None)} and "standard error 0.00.\n" in equal.text()
+    (run, *_) = runs({"cifar-nano": NANO})
+    none = Findings([replace(run, figures=None, step=50), Run(Path("cifar-nano-seed-9"), "cifar-nano", 9)], "cifar10")
+    assert none.text() == "Not finished: cifar-nano-seed-0 (step 50 of 100 saved), cifar-nano-seed-9 (not begun)."
+    assert none.differences == {}
+
+
+def test_nothing_else_stands_in_for_the_first_network() -> None:
+    whole = found({"cifar-nano": NANO, "cifar-micro": MICRO, "cifar-small": MICRO})
+    assert list(whole.differences) == ["cifar-micro", "cifar-small"] and "no finished run" not in whole.text()
+    rest = Findings([replace(run, figures=None) if run.config == "cifar-nano" else run for run in whole.runs], "cifar10")
+    assert rest.differences == {} and " less " not in rest.text()
+    assert "\ncifar-nano, which the others are compared with, has no finished run.\n" in rest.text()
+
+
+def test_steps_that_a_time_budget_fixed() -> None:
+    first, second, *others = runs({"cifar-nano": NANO})
+    longer = replace(second, steps=1234)
+    text = Findings([first, longer, *others], "cifar10").text()
+    assert "4 runs of 100 to 1,234 steps, seeds 0, 1, 2, 3\n" in text
+    said = "\nThe runs of cifar-nano took different numbers of steps, since a time budget fixed them run by run, which the deviation includes.\n"
+    assert said in text
+    assert "different numbers" not in Findings([first, replace(longer, figures=None), *others], "cifar10").text()
+
+
+def test_a_notice_stands_above_the_tables_and_names_are_shown_as_a_terminal_takes_them() -> None:
+    (run, *_) = runs({"cifar-nano": NANO})
+    odd = Findings([replace(run, config="a\nb")], "c\x1bd", "NOT WHAT\twas asked for")
+    assert odd.text().splitlines()[:3] == [r"NOT WHAT\twas asked for", "", r"a\nb on c\x1bd: 1 run of 100 steps, seed 0"]
+    assert odd.markdown(["command"]).startswith("# a\\nb on c\\x1bd\n\nNOT WHAT\\twas asked for\n\n```sh\ncommand\n```\n\n## a\\nb on c\\x1bd: 1 run")
