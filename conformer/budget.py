@@ -1,35 +1,48 @@
-"""How many steps fit a time: `--time-budget 30m` read, and turned into steps once a few of them have been timed.
+"""How many steps fit a time: `--time-budget 30m` turned into steps, once a few have been timed.
 
-Read next: `Trainer._fit_to_budget` in `conformer/train.py`, which does the timing.
+What holds the process up meanwhile, once, changes none of the times. Read next: `Trainer._fit_to_budget` in `conformer/train.py`.
 """
 
 from __future__ import annotations
 
-import re
+import math
 import statistics
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
 
-__all__ = ["LEAST_TIMED", "TIMED_STEPS", "duration", "seconds_a_step", "steps_within"]
+from conformer.steps import Steps
+
+__all__ = ["seconds_a_step", "seconds_of", "steps_within", "timed_step"]
 
 TIMED_STEPS = 20
 """Steps by whose time a time budget is turned into a number of steps."""
 LEAST_TIMED = 3
 """How many of them there are, however slow they are, if they fit into a quarter of the budget: of fewer it cannot be told which one was held up."""
-LONGEST = 366 * 24 * 3600.0  # seconds
-
-UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
-def duration(text: str) -> float:
-    """Seconds of "90s", "30m", "1.5h" or "1h30m"; raises ValueError for anything else, and for more than a year."""
-    if not re.fullmatch(r"(\d+(\.\d+)?[smh])+", text):
-        raise ValueError(f"{text!r} is not a time; write it like 90s, 30m or 1h30m")
-    seconds = sum(float(number) * UNITS[unit] for number, unit in re.findall(r"([\d.]+)([smh])", text))
-    if not seconds > 0:
-        raise ValueError(f"{text!r} leaves no time to train")
-    if seconds > LONGEST:
-        raise ValueError(f"{text!r} is more than a year")
-    return seconds
+def timed_step(stepper: Callable[[], Steps], most: int, budget: float, check: Callable[[], None]) -> float:
+    """Seconds of a step, by taking up to 20 after the first; fewer where they would take a tenth of the budget (but 3, or one if those would take a
+    quarter).
+
+    Args:
+        stepper: makes what takes the steps.
+        most: how many steps there are to take.
+        budget: seconds.
+        check: is called after each step; what it raises ends the timing.
+    """
+    began = time.perf_counter()
+    times: list[float] = []
+    with closing(stepper()) as steps:
+        for number in range(min(1 + TIMED_STEPS, most)):
+            times += [outcome.seconds for outcome in steps.take()]
+            check()
+            if number >= LEAST_TIMED and time.perf_counter() - began - max(times, default=0.0) > budget / 10:
+                break
+            if number and LEAST_TIMED * min(times, default=0.0) > budget / 4:
+                break
+        times += [outcome.seconds for outcome in steps.finish()]
+    return seconds_a_step(times[1:] or times)  # the first makes threads and memory
 
 
 def seconds_a_step(times: Sequence[float]) -> float:
@@ -40,6 +53,16 @@ def seconds_a_step(times: Sequence[float]) -> float:
     """
     most = 2 * statistics.median(times)
     return statistics.fmean(time for time in times if time <= most)
+
+
+def seconds_of(action: Callable[[], object], limit: float = math.inf) -> float:
+    """How long something takes: the shorter of two times, of which one may have been held up; of one alone, if it takes more than `limit`."""
+    times: list[float] = []
+    while len(times) < 2 and sum(times) <= limit:
+        began = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - began)
+    return min(times)
 
 
 def steps_within(seconds: float, step: float, evaluation: float, between: int) -> int:

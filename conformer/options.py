@@ -9,17 +9,17 @@ import math
 import numbers
 import operator
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-from conformer.budget import duration
 from conformer.devices import DEVICES
 from conformer.evaluate import TTA
 from minigrad.backend.cublas import PRECISIONS
 
-__all__ = ["MAY_CHANGE", "OptionError", "TrainConfig", "flag", "from_plain", "plain", "resumed"]
+__all__ = ["MAY_CHANGE", "OptionError", "TrainConfig", "duration", "flag", "from_plain", "plain", "resumed"]
 
 MAY_CHANGE = {"data_dir", "device", "log_every", "checkpoint_steps", "checkpoint_minutes"}
 """Options that a resumed run may be given anew: they change no weight, but for the last digits where the device is another."""
@@ -32,6 +32,8 @@ COUNTS = {
 """The options that are whole numbers: the least and the most of each."""
 FRACTIONS = "lr", "warmup", "weight_decay", "label_smoothing", "clip_norm", "drop_path", "ema", "checkpoint_minutes"
 """The options that are other numbers."""
+UNITS = {"s": 1, "m": 60, "h": 3600}
+LONGEST = 366 * 24 * 3600.0  # seconds of a time budget
 
 
 def flag(name: str) -> str:
@@ -142,6 +144,18 @@ class TrainConfig:
 
     def _refuse(self, name: str, rule: str) -> NoReturn:
         raise OptionError(f"{name} is {getattr(self, name)}; {rule}", name)
+
+
+def duration(text: str) -> float:
+    """Seconds of "90s", "30m", "1.5h" or "1h30m"; raises ValueError for anything else, and for more than a year."""
+    if not re.fullmatch(r"(\d+(\.\d+)?[smh])+", text):
+        raise ValueError(f"{text!r} is not a time; write it like 90s, 30m or 1h30m")
+    seconds = sum(float(number) * UNITS[unit] for number, unit in re.findall(r"([\d.]+)([smh])", text))
+    if not seconds > 0:
+        raise ValueError(f"{text!r} leaves no time to train")
+    if seconds > LONGEST:
+        raise ValueError(f"{text!r} is more than a year")
+    return seconds
 
 
 def plain(config: TrainConfig) -> dict[str, Any]:

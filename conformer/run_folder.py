@@ -34,7 +34,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-__all__ = ["CHECKPOINT", "OPENBLAS_PINS", "RunFolder", "claimed", "environment", "read_config"]
+__all__ = ["CHECKPOINT", "OPENBLAS_PINS", "RunFolder", "claimed", "environment", "read_config", "read_options"]
 
 OPENBLAS_PINS = "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"
 """Environment variables that make OpenBLAS run an older processor's code; set on some machines, they halve NumPy's speed."""
@@ -223,6 +223,11 @@ def read_config(run: Path) -> dict[str, Any]:
         return dict(from_json(path.read_bytes()))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error})") from error
+
+
+def read_options(run: Path) -> dict[str, Any]:
+    """The options alone; raises as `read_config` does."""
+    return {name: value for name, value in read_config(run).items() if name != "steps"}
 
 
 def _pretty(values: dict[str, Any]) -> str:

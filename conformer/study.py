@@ -24,7 +24,7 @@ from conformer.display import Display
 from conformer.files import quoted, write_file
 from conformer.findings import AVERAGED, Findings, Run
 from conformer.options import MAY_CHANGE, OptionError, TrainConfig, flag, from_plain, plain, resumed
-from conformer.run_folder import CHECKPOINT, claimed, read_config
+from conformer.run_folder import CHECKPOINT, claimed, read_options
 from conformer.run_log import read_log
 from conformer.text import from_json
 from conformer.train import Trainer
@@ -127,7 +127,7 @@ class Study:
 
     def _check(self, run: Run, checkpoint: Checkpoint | None) -> None:
         """Raise StudyError for a run that has other options or other data than the study."""
-        values = checkpoint.options if checkpoint else {name: value for name, value in read_config(run.path).items() if name != "steps"}
+        values = checkpoint.options if checkpoint else read_options(run.path)
         try:
             options = from_plain(values)
         except (TypeError, ValueError) as error:

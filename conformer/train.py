@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import math
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, replace
 from datetime import datetime
@@ -26,15 +25,15 @@ import numpy as np
 from conformer import data, devices
 from conformer.augment import check_sides
 from conformer.batches import Batch, batches
-from conformer.budget import LEAST_TIMED, TIMED_STEPS, duration, seconds_a_step, steps_within
+from conformer.budget import seconds_of, steps_within, timed_step
 from conformer.checkpoints import Checkpoint, fingerprint
-from conformer.config import named_config
+from conformer.config import ConformerConfig, named_config
 from conformer.display import Display, Progress
 from conformer.evaluate import Accuracies, Predictions, evaluate
 from conformer.gpu_steps import GpuSteps
 from conformer.learner import Learner, check_loss, check_weights
-from conformer.options import MAY_CHANGE, OptionError, TrainConfig, plain, resumed
-from conformer.run_folder import RunFolder, environment, read_config
+from conformer.options import MAY_CHANGE, OptionError, TrainConfig, duration, plain, resumed
+from conformer.run_folder import RunFolder, environment, read_options
 from conformer.steps import CpuSteps, Outcome, Steps
 from conformer.stopping import StopSignals
 from conformer.weights import About, initial_weights
@@ -87,26 +86,14 @@ class Trainer:
         if config.precision != "float32":
             _check_precision(config.precision, self.device, folder and folder.path)
         self.dataset = dataset or data.load(config.dataset, config.data_dir, self.display.message)
+        network = replace(named_config(config.config), num_classes=len(self.dataset.classes))
+        self.network = network if config.drop_path is None else replace(network, drop_path_rate=config.drop_path)
+        _check_data(self.dataset, config, self.network)
         self.steps_per_epoch = len(self.dataset.train) // config.batch_size
-        if not self.steps_per_epoch:
-            has = f"{self.dataset.source} has only {len(self.dataset.train)} training images"
-            raise OptionError(f"batch_size is {config.batch_size}, but {has}: take a smaller one", "batch_size")
-        height, width = self.dataset.train.images.shape[1:3]
-        check_sides(height, width)
-        if config.cutout >= min(height, width):
-            raise OptionError(f"cutout is {config.cutout}, which can blank a whole image of {height} x {width} pixels: take a smaller one", "cutout")
         self.evaluation_steps = config.eval_epochs * self.steps_per_epoch  # from one evaluation to the next
         limits = [config.epochs and config.epochs * self.steps_per_epoch, config.max_steps]
         self.steps = min(filter(None, limits), default=self.dataset.epochs * self.steps_per_epoch)
         self.steps_fixed = config.time_budget is None  # False until `_fit_to_budget` has fixed them
-
-        network = replace(named_config(config.config), num_classes=len(self.dataset.classes))
-        self.network = network if config.drop_path is None else replace(network, drop_path_rate=config.drop_path)
-        self.network.stem_size(height, width)  # raises if the network cannot take images of this size
-        if (channels := self.dataset.train.images.shape[3]) != network.in_chans:
-            raise data.DataError(f"{self.dataset.name} has images of {channels} channels, {config.config} takes {network.in_chans}")
-        if not len(self.dataset.test):
-            raise data.DataError(f"{self.dataset.name} has no test images, by which a run is measured after every epoch; hold some back")
         self.fingerprint = fingerprint(self.dataset)
         self.evaluated = 0  # steps taken at the last evaluation
         self.saved: tuple[int, int] | None = None  # step and evaluated at the last checkpoint
@@ -118,7 +105,8 @@ class Trainer:
         self._unshown: OSError | None = None  # why the display could not show progress
         self._evaluation_seconds = 0.0
         self._started = self._saved_at = time.perf_counter()
-        self._initial = self._initial_weights() if config.finetune is not None and checkpoint is None else None  # a checkpoint has weights
+        # Those to begin with; a checkpoint has weights.
+        self._initial = _given_weights(config.finetune, self.network) if config.finetune is not None and checkpoint is None else None
         self.learner = self._new_learner()
 
         now = datetime.now().astimezone()
@@ -126,14 +114,6 @@ class Trainer:
         self.folder = folder or self._new_folder(f"{config.config}-{now:%Y-%m-%d-%H%M%S}")
         if folder:
             self._restore(checkpoint)
-
-    def _initial_weights(self) -> dict[str, np.ndarray]:
-        """Those to begin with; raises OptionError where they are not there."""
-        assert self.config.finetune is not None
-        try:
-            return initial_weights(self.config.finetune, self.network)
-        except OSError as error:
-            raise OptionError(f"finetune: {error}; give a run or a weights file", "finetune") from error
 
     def _new_learner(self) -> Learner:
         return Learner(self.network, self.config, self.steps, self.device, self._initial)
@@ -182,10 +162,8 @@ class Trainer:
         folder = RunFolder.reopen(run)
         try:
             checkpoint = folder.load_checkpoint()
-            if checkpoint:
-                config = resumed(run, checkpoint.options, checkpoint.dataset, given)
-            else:
-                config = resumed(run, {name: value for name, value in read_config(folder.path).items() if name != "steps"}, None, given)
+            options = checkpoint.options if checkpoint else read_options(run)
+            config = resumed(run, options, checkpoint and checkpoint.dataset, given)
             if loaded or "data_dir" in given:
                 return cls(config, display, (folder, checkpoint), loaded)
             if not checkpoint and config.data_dir and not config.data_dir.exists():  # without its fingerprint, other data would pass for it
@@ -205,7 +183,7 @@ class Trainer:
             return
         self._check_same(checkpoint)
         if checkpoint.steps != self.steps:  # fixed by a time budget
-            self.steps, self.steps_fixed = checkpoint.steps, True
+            self.steps = checkpoint.steps
             self.learner = self._new_learner()
         try:
             self.learner.load_state(checkpoint.arrays, checkpoint.step, checkpoint.learning_rate)
@@ -336,44 +314,34 @@ class Trainer:
     def _fit_to_budget(self, signals: StopSignals) -> None:
         """Fix the number of steps by taking some and undoing them: the learning rate's schedule depends on it from the first step.
 
-        What follows is the run that --max-steps would give. Timed are up to 20 steps, fewer where they would take a tenth of the budget (but 3, or
-        one if those would take a quarter), the evaluation of some images, and writing what a checkpoint has. What holds the process up meanwhile,
-        once, changes none of these times.
+        What follows is the run that --max-steps would give.
         """
         assert self.config.time_budget is not None
         budget = duration(self.config.time_budget)
-        started = time.perf_counter()
-        times: list[float] = []
-        with closing(self._stepper()) as steps:
-            for number in range(min(1 + TIMED_STEPS, self.steps)):
-                times += [outcome.seconds for outcome in steps.take()]
-                signals.check()
-                if number >= LEAST_TIMED and time.perf_counter() - started - max(times, default=0.0) > budget / 10:
-                    break
-                if number and LEAST_TIMED * min(times, default=0.0) > budget / 4:
-                    break
-            times += [outcome.seconds for outcome in steps.finish()]
-        each = seconds_a_step(times[1:] or times)  # the first makes threads and memory
-        part = data.Split(self.dataset.test.images[:500], self.dataset.test.labels[:500])
-        evaluation = _seconds(lambda: evaluate(self.learner.model, part, self.dataset, tta=self.config.tta), budget / 4)
-        evaluation *= len(self.dataset.test) / len(part) * (2 if self.learner.ema else 1)
-        saving = self._saving_seconds()
+        each = timed_step(self._stepper, self.steps, budget, signals.check)
+        evaluation, saving = self._evaluating_seconds(budget / 4), self._saving_seconds()
         evaluation += 3 * saving  # two checkpoints, and two or three times the weights, which are a third of one
         if self.config.checkpoint_steps:
             each += saving / self.config.checkpoint_steps
-        self.steps = steps_within(0.98 * budget - (time.perf_counter() - self._started), each, evaluation, self.evaluation_steps)
-        self.steps_fixed, self._evaluation_seconds = True, evaluation
+        left = 0.98 * budget - (time.perf_counter() - self._started)
+        self.steps, self.steps_fixed = steps_within(left, each, evaluation, self.evaluation_steps), True
         self.learner = self._new_learner()
-        self.learner.model.train()
+        self._evaluation_seconds = evaluation
         self.folder.set_steps(self.steps)
         self.folder.log(step=0, time_budget=budget, seconds_per_step=each, seconds_per_evaluation=evaluation, steps=self.steps)
         self.display.message(f"{each:.3g} s a step and {evaluation:.3g} s an evaluation: {self.steps:,} steps fit {self.config.time_budget}")
+
+    def _evaluating_seconds(self, limit: float) -> float:
+        """Seconds of evaluating the network, and the average of its weights if there is one, by some images; see `seconds_of` for `limit`."""
+        part = data.Split(self.dataset.test.images[:500], self.dataset.test.labels[:500])
+        seconds = seconds_of(lambda: evaluate(self.learner.model, part, self.dataset, tta=self.config.tta), limit)
+        return seconds * len(self.dataset.test) / len(part) * (2 if self.learner.ema else 1)
 
     def _saving_seconds(self) -> float:
         """Seconds of writing a checkpoint."""
         path = self.folder.to_write(".timed.tmp")
         try:
-            return _seconds(lambda: safetensors_io.save_state(path, self.learner.state()))
+            return seconds_of(lambda: safetensors_io.save_state(path, self.learner.state()))
         finally:
             path.unlink(missing_ok=True)
 
@@ -463,6 +431,11 @@ class Trainer:
         """Write last.safetensors of a finished run anew; raises OSError."""
         self.folder.save("last", self.learner.model, self._about())
 
+    def _measured(self, signals: StopSignals) -> Predictions:
+        """What the network answers to the test images, unless a signal to stop comes, or has come."""
+        with signals.at_once():
+            return evaluate(self.learner.model, self.dataset.test, self.dataset, tta=self.config.tta)
+
     def _evaluate(self, signals: StopSignals) -> None:
         """Measure the network on the test images, log and show it, and save the weights; the same for their average if there is one.
 
@@ -470,8 +443,7 @@ class Trainer:
         """
         began = time.perf_counter()
         averaged: Accuracies | None = None
-        with signals.at_once():
-            self.predictions = evaluate(self.learner.model, self.dataset.test, self.dataset, tta=self.config.tta)
+        self.predictions = self._measured(signals)
         test, loss = self.predictions.accuracies, self.predictions.loss
         check_loss(loss, self.step, self.config.lr, on=" on the test images")
         self.test = test
@@ -482,8 +454,7 @@ class Trainer:
             self.folder.save("best", self.learner.model, about)
         if self.learner.ema:
             with self.learner.ema.swapped():
-                with signals.at_once():
-                    averaged = evaluate(self.learner.model, self.dataset.test, self.dataset, tta=self.config.tta).accuracies
+                averaged = self._measured(signals).accuracies
                 self.folder.save("ema", self.learner.model, replace(about, test_accuracy=averaged._asdict()))
         self.evaluated = self.step
         self._evaluation_seconds = time.perf_counter() - began
@@ -497,14 +468,28 @@ class Trainer:
         self.display.message(f"epoch {epoch}, step {self.step}: test accuracy {test} %{average}, test loss {loss:.3f}, {seconds / 60:.1f} minutes")
 
 
-def _seconds(action: Callable[[], object], limit: float = math.inf) -> float:
-    """How long something takes: the shorter of two times, of which one may have been held up; of one alone, if it takes more than `limit`."""
-    times: list[float] = []
-    while len(times) < 2 and sum(times) <= limit:
-        began = time.perf_counter()
-        action()
-        times.append(time.perf_counter() - began)
-    return min(times)
+def _check_data(dataset: data.Dataset, config: TrainConfig, network: ConformerConfig) -> None:
+    """Raise where a data set, the options and the network do not fit each other: OptionError, or ValueError where no option is to blame."""
+    images, height, width, channels = dataset.train.images.shape
+    if images < config.batch_size:
+        has = f"{dataset.source} has only {images} training images"
+        raise OptionError(f"batch_size is {config.batch_size}, but {has}: take a smaller one", "batch_size")
+    check_sides(height, width)
+    if config.cutout >= min(height, width):
+        raise OptionError(f"cutout is {config.cutout}, which can blank a whole image of {height} x {width} pixels: take a smaller one", "cutout")
+    network.stem_size(height, width)  # raises if the network cannot take images of this size
+    if channels != network.in_chans:
+        raise data.DataError(f"{dataset.name} has images of {channels} channels, {config.config} takes {network.in_chans}")
+    if not len(dataset.test):
+        raise data.DataError(f"{dataset.name} has no test images, by which a run is measured after every epoch; hold some back")
+
+
+def _given_weights(source: Path, network: ConformerConfig) -> dict[str, np.ndarray]:
+    """Those of --finetune; raises OptionError where they are not there."""
+    try:
+        return initial_weights(source, network)
+    except OSError as error:
+        raise OptionError(f"finetune: {error}; give a run or a weights file", "finetune") from error
 
 
 def _check_precision(precision: str, device: str, resumed: Path | None) -> None:

@@ -27,7 +27,6 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from conformer import data, run_folder, stopping, train
 from conformer.batches import batches
-from conformer.budget import duration, seconds_a_step, steps_within
 from conformer.checkpoints import fingerprint, load_checkpoint
 from conformer.display import Display, Progress
 from conformer.evaluate import Predictions
@@ -801,30 +800,6 @@ def test_a_resumed_run_keeps_the_steps_of_its_budget(config: TrainConfig, monkey
         for key in ("seconds_per_step", "seconds_per_evaluation"):
             line.pop(key, None)
     assert other_lines == whole_lines
-
-
-@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("30m", 1800), ("1.5h", 5400), ("1h30m", 5400)])
-def test_duration(text: str, seconds: float) -> None:
-    assert duration(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["", "30", "m", "-3m", "3 m", "1d"])
-def test_no_duration(text: str) -> None:
-    with pytest.raises(ValueError, match="is not a time; write it like 90s, 30m or 1h30m"):
-        duration(text)
-
-
-def test_seconds_a_step_are_the_mean_of_those_that_were_not_held_up() -> None:
-    assert seconds_a_step([3.0]) == 3
-    assert seconds_a_step([1.0, 1.5, 2.0, 1.5, 41.0]) == 1.5
-    assert seconds_a_step([1.0, 1.0, 1.0, 1.0, 2.0, 2.0]) == 4 / 3  # a median of 1 would overrun a budget
-
-
-def test_steps_within() -> None:
-    assert steps_within(100, 1, 10, 10) == 50  # 5 epochs of 20 seconds
-    assert steps_within(95, 1, 10, 10) == 45  # 4 epochs, 5 steps, and their evaluation
-    assert steps_within(85, 1, 10, 10) == 40  # 5 more seconds are no use: the last steps would not be evaluated
-    assert steps_within(-3, 1, 10, 10) == 1
 
 
 def test_batches_from_the_middle(config: TrainConfig) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from conformer import data, learner, run_folder, train
+from conformer import budget, data, learner, run_folder, train
 from conformer.batches import batches
 from conformer.checkpoints import load_checkpoint
 from conformer.config import CONFIGS
@@ -539,10 +539,11 @@ def test_a_budget_counts_the_evaluation_of_every_image_and_of_the_average(
     whole = data.load
     many = data.Split(np.zeros((1000, 32, 32, 3), np.uint8), np.zeros(1000, np.int64))
     monkeypatch.setattr(data, "load", lambda *arguments: replace(whole(*arguments), test=many))
-    monkeypatch.setattr(train, "time", SimpleNamespace(perf_counter=lambda: now))
+    for module in (train, budget):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now))
     monkeypatch.setattr(train, "evaluate", evaluated)
     monkeypatch.setattr(train, "steps_within", lambda *arguments: asked.append(arguments) or 12)
-    monkeypatch.setattr(train, "TIMED_STEPS", 2)
+    monkeypatch.setattr(budget, "TIMED_STEPS", 2)
     trainer = Trainer(replace(config, epochs=None, time_budget="100s", ema=ema))
     trainer._fit_to_budget(StopSignals())
     ((seconds, each, evaluation, between),) = asked
@@ -572,7 +573,8 @@ def timed(
         return outcomes[-1:]
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "time", SimpleNamespace(perf_counter=lambda: now))
+        for module in (train, budget):
+            patch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now))
         patch.setattr(train, "evaluate", lambda *_, **__: wait("evaluations"))
         patch.setattr(safetensors_io, "save_state", lambda *_: wait("savings"))
         patch.setattr(train, "steps_within", lambda *arguments: asked.append(arguments) or 12)

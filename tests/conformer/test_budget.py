@@ -1,0 +1,32 @@
+"""Times that are written like 30m, and how many steps fit one; what a run makes of its budget is in test_train.py and test_resume.py."""
+
+from __future__ import annotations
+
+import pytest
+
+from conformer.budget import seconds_a_step, steps_within
+from conformer.options import duration
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("30m", 1800), ("1.5h", 5400), ("1h30m", 5400)])
+def test_duration(text: str, seconds: float) -> None:
+    assert duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "30", "m", "-3m", "3 m", "1d"])
+def test_no_duration(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a time; write it like 90s, 30m or 1h30m"):
+        duration(text)
+
+
+def test_seconds_a_step_are_the_mean_of_those_that_were_not_held_up() -> None:
+    assert seconds_a_step([3.0]) == 3
+    assert seconds_a_step([1.0, 1.5, 2.0, 1.5, 41.0]) == 1.5
+    assert seconds_a_step([1.0, 1.0, 1.0, 1.0, 2.0, 2.0]) == 4 / 3  # a median of 1 would overrun a budget
+
+
+def test_steps_within() -> None:
+    assert steps_within(100, 1, 10, 10) == 50  # 5 epochs of 20 seconds
+    assert steps_within(95, 1, 10, 10) == 45  # 4 epochs, 5 steps, and their evaluation
+    assert steps_within(85, 1, 10, 10) == 40  # 5 more seconds are no use: the last steps would not be evaluated
+    assert steps_within(-3, 1, 10, 10) == 1
