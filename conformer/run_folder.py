@@ -13,7 +13,6 @@ import json
 import os
 import platform
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import threadpoolctl
 
 import minigrad
 from conformer.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from conformer.claims import claim, release
 from conformer.files import write_file
 from conformer.model import Conformer
 from conformer.run_log import parse_line
@@ -29,12 +29,7 @@ from conformer.text import from_json
 from conformer.weights import About, save_weights
 from minigrad.backend import cpu
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
-__all__ = ["CHECKPOINT", "OPENBLAS_PINS", "RunFolder", "claimed", "environment", "read_config", "read_options"]
+__all__ = ["CHECKPOINT", "OPENBLAS_PINS", "RunFolder", "environment", "read_config", "read_options"]
 
 OPENBLAS_PINS = "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"
 """Environment variables that make OpenBLAS run an older processor's code; set on some machines, they halve NumPy's speed."""
@@ -58,9 +53,9 @@ class RunFolder:
     def __init__(self, path: Path):
         self.path = path
         self.lines = 0
-        handle = _lock(path)
+        handle = claim(path, "a Trainer of this process has it; delete that one, or call its folder.close()")
         self._claimed = None if handle is None else os.fstat(handle)
-        self._close = weakref.finalize(self, _unlock, handle)
+        self._close = weakref.finalize(self, release, handle)
 
     @classmethod
     def create(cls, path: Path, config: dict[str, Any], header: dict[str, Any]) -> RunFolder:
@@ -74,18 +69,8 @@ class RunFolder:
         Raises:
             OSError: the folder cannot be made or written, or holds a run.
         """
-        if path.exists() and not path.is_dir():
-            raise FileExistsError(f"{path} is a file; choose another folder with --out")
-        for part in (path, *path.parents):
-            if part.is_symlink() and not part.exists():
-                raise FileNotFoundError(
-                    f"{part} is a link to {os.readlink(part)}, which does not exist; make that folder, or choose another with --out"
-                )
+        _check_free(path)
         path.mkdir(parents=True, exist_ok=True)
-        taken = [name for name in ("config.json", "metrics.jsonl", CHECKPOINT, *WEIGHTS) if (path / name).exists()]
-        if taken:
-            way_on = "go on with it with --resume" if "config.json" in taken else "remove this one"
-            raise FileExistsError(f"{path} already holds a run ({taken[0]}); choose another folder with --out, or {way_on}")
         folder = cls(path)
         folder._clear(HALF_WRITTEN)  # by a process killed before there was config.json; other hidden files here may be anybody's
         try:
@@ -216,6 +201,19 @@ class RunFolder:
         return load_checkpoint(path) if path.exists() else None
 
 
+def _check_free(path: Path) -> None:
+    """Raise OSError where a folder cannot be made, or holds a run."""
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(f"{path} is a file; choose another folder with --out")
+    for part in (path, *path.parents):
+        if part.is_symlink() and not part.exists():
+            raise FileNotFoundError(f"{part} is a link to {os.readlink(part)}, which does not exist; make that folder, or choose another with --out")
+    taken = [name for name in ("config.json", "metrics.jsonl", CHECKPOINT, *WEIGHTS) if (path / name).exists()]
+    if taken:
+        way_on = "go on with it with --resume" if "config.json" in taken else "remove this one"
+        raise FileExistsError(f"{path} already holds a run ({taken[0]}); choose another folder with --out, or {way_on}")
+
+
 def read_config(run: Path) -> dict[str, Any]:
     """What a run folder's config.json says: the options, and the number of steps; raises ValueError if it is damaged, OSError if it is not there."""
     path = run / "config.json"
@@ -232,60 +230,6 @@ def read_options(run: Path) -> dict[str, Any]:
 
 def _pretty(values: dict[str, Any]) -> str:
     return json.dumps(values, indent=2) + "\n"
-
-
-@contextlib.contextmanager
-def claimed(path: Path, ours: str) -> Iterator[None]:
-    """A block in which a folder is this process's alone (but not on Windows).
-
-    Args:
-        path: the folder.
-        ours: who has it, and what to do, where this process has claimed it before.
-
-    Raises:
-        OSError: it is claimed, or is not there.
-    """
-    handle = _lock(path, ours)
-    try:
-        yield
-    finally:
-        _unlock(handle)
-
-
-def _lock(path: Path, ours: str = "a Trainer of this process has it; delete that one, or call its folder.close()") -> int | None:
-    """Claim a folder for this process: the system forgets the claim when the process ends, however it ends. None where it cannot be done."""
-    if fcntl is None:
-        return None
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        who = ours if _claim(handle) in _claims else "another process is training there"
-        os.close(handle)
-        raise FileExistsError(f"{path} is in use: {who}") from error
-    except OSError:  # a file system without locks
-        pass
-    _claims.add(_claim(handle))
-    return handle
-
-
-def _unlock(handle: int | None) -> None:
-    if handle is None or fcntl is None:
-        return
-    if (claim := _claim(handle)) in _claims:  # and not in a forked child, whose copy of the folder has no say
-        _claims.remove(claim)
-        with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_UN)  # closed here alone, it would be kept by a child forked meanwhile
-    os.close(handle)
-
-
-_claims: set[tuple[int, int, int]] = set()  # of the folders that this process has
-
-
-def _claim(handle: int) -> tuple[int, int, int]:
-    """Who claims which folder: the process, and the folder's device and inode."""
-    status = os.fstat(handle)
-    return os.getpid(), status.st_dev, status.st_ino
 
 
 def environment() -> dict[str, Any]:

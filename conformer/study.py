@@ -19,12 +19,13 @@ from typing import Any
 
 from conformer import data
 from conformer.checkpoints import Checkpoint, fingerprint, load_checkpoint
+from conformer.claims import claimed
 from conformer.config import CONFIGS
 from conformer.display import Display
 from conformer.files import quoted, write_file
 from conformer.findings import AVERAGED, Findings, Run
 from conformer.options import MAY_CHANGE, OptionError, TrainConfig, flag, from_plain, plain, resumed
-from conformer.run_folder import CHECKPOINT, claimed, read_options
+from conformer.run_folder import CHECKPOINT, read_options
 from conformer.run_log import read_log
 from conformer.text import from_json
 from conformer.train import Trainer

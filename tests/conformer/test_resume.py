@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from conformer import data, run_folder, stopping, train
+from conformer import claims, data, run_folder, stopping, train
 from conformer.batches import batches
 from conformer.checkpoints import fingerprint, load_checkpoint
 from conformer.display import Display, Progress
@@ -712,7 +712,7 @@ def test_a_folder_that_was_emptied_is_not_filled_again(config: TrainConfig, remo
             folder(config).rmdir()
 
     if not locks:
-        monkeypatch.setattr(run_folder, "fcntl", None)
+        monkeypatch.setattr(claims, "fcntl", None)
     trainer = Trainer(replace(config, log_every=1))
     before_step(7, empty, monkeypatch)
     with pytest.raises(OSError, match="is no longer the folder"):
