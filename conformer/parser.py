@@ -1,6 +1,6 @@
 """A command line made of dataclasses by argparse: options from fields, help from annotations, and mistakes in one sentence.
 
-Read before: `conformer/cli.py`, which has the commands.
+Read before: `conformer/cli.py`, which has the options.
 """
 
 from __future__ import annotations
@@ -14,19 +14,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
+from conformer.mistakes import Mistake
 from conformer.options import flag
 
-__all__ = ["Mistake", "Parser", "add_options", "one_of", "png_path", "positive", "some_path"]
+__all__ = ["Parser", "add_options", "one_of", "png_path", "positive", "some_path"]
 
 METAVARS = {int: "N", float: "X", Path: "PATH", str: "NAME"}
-
-
-class Mistake(Exception):
-    """Something the user can put right; the message is one sentence."""
-
-    def __init__(self, message: str, status: int):
-        super().__init__(message)
-        self.status = status
 
 
 class _Help(argparse.HelpFormatter):

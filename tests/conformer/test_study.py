@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conformer import cli, coupling10, data, devices, study, train
+from conformer import cli, coupling10, data, devices, study, train, train_commands
 from conformer.batches import Batch
 from conformer.cli import main
 from conformer.config import CONFIGS
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("plain_surroundings")
 @pytest.fixture
 def fails(fails: Fails, monkeypatch: pytest.MonkeyPatch) -> Fails:
     """The one of conftest.py; pictures, which take long, are not drawn."""
-    monkeypatch.setattr(cli, "_draw_curves", lambda run: False)
+    monkeypatch.setattr(train_commands, "_draw_curves", lambda run: False)
     return fails
 
 
@@ -141,7 +141,7 @@ def test_what_is_finished_is_kept_and_seeds_and_networks_are_added(options: dict
     assert all(sorted(command.split()[-10:]) == sorted(given.split()) for command in commands)
     for command in commands:  # which are those of this very study
         parsed = cli._parser().parse_args(command.split()[1:])
-        assert len(Study(parsed.study, parsed.seeds, parsed.configs, **cli._given(parsed)).runs) == 3
+        assert len(Study(parsed.study, parsed.seeds, parsed.configs, **train_commands._given(parsed)).runs) == 3
 
 
 def test_relative_paths(options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,7 +263,7 @@ def test_one_seed_that_diverges_does_not_keep_others_from_training(
     def diverge() -> None:
         raise FloatingPointError("the loss is nan at step 5")
 
-    monkeypatch.setattr(cli, "_draw_curves", lambda run: False)
+    monkeypatch.setattr(train_commands, "_draw_curves", lambda run: False)
     unbroken = Learner.train_step
     break_off(monkeypatch, 0, 4, diverge)
     assert main(["study", str(tmp_path / "study"), "--seeds", "0", "1", "--configs", "tiny", *words(options)]) == 1
@@ -296,12 +296,12 @@ def test_the_command(
     with monkeypatch.context() as patch:
         break_off(patch, 1, 4, lambda: signal.raise_signal(signal.SIGTERM))
         line = fails(143, "study", out, "--seeds", 0, 1, "--configs", "tiny", *words(options))
-    assert line == f"conformer: stopped at step 5 of 6 in tiny-seed-1; step 5 is saved, go on with: {cli._program()} study {quoted(out)}"
+    assert line == f"conformer: stopped at step 5 of 6 in tiny-seed-1; step 5 is saved, go on with: {train_commands._program()} study {quoted(out)}"
     assert (out / "study.md").exists()
     assert main(["study", str(out), "--show"]) == 0
     assert "Not finished: tiny-seed-1 (step 5 of 6 saved)." in capsys.readouterr().out
     monkeypatch.setattr("conformer.report.write_report", lambda run, *_: run / "report.html")
-    monkeypatch.setattr(cli, "_draw_curves", lambda run: True)
+    monkeypatch.setattr(train_commands, "_draw_curves", lambda run: True)
     assert main(["study", str(out)]) == 0
     printed = capsys.readouterr().out
     assert "run 1 of 2" not in printed and "run 2 of 2: tiny, seed 1\n" in printed and f"report: {out / 'tiny-seed-1' / 'report.html'}" in printed
@@ -340,10 +340,10 @@ def test_a_run_that_was_killed_before_its_report(
     assert {file.name for file in run.iterdir()} == before.keys() | {"curves.png", "report.html"}
     assert {name: (run / name).read_bytes() for name in before} == before
     with monkeypatch.context() as patch:
-        patch.setattr(cli, "_measured", refuse)
+        patch.setattr(train_commands, "measure", refuse)
         assert main(["study", str(tmp_path / "study")]) == 0 and "report:" not in capsys.readouterr().out
         (run / "report.html").unlink()
-        patch.setattr(cli, "_draw_curves", lambda run: False)  # no matplotlib: nothing is measured
+        patch.setattr(train_commands, "_draw_curves", lambda run: False)  # no matplotlib: nothing is measured
         assert main(["study", str(tmp_path / "study")]) == 0
 
     def no_device(_: str) -> str:
@@ -364,7 +364,7 @@ def test_stopped_between_runs(options: dict[str, Any], tmp_path: Path, fails: Fa
         assert fails(130, *command) == "conformer: stopped"  # and nothing is begun
     assert not (tmp_path / "study").exists()
     monkeypatch.setattr(Study, "_trainer", interrupted)
-    assert fails(130, *command) == f"conformer: stopped between runs; go on with: {cli._program()} study {quoted(tmp_path / 'study')}"
+    assert fails(130, *command) == f"conformer: stopped between runs; go on with: {train_commands._program()} study {quoted(tmp_path / 'study')}"
 
 
 def test_what_is_refused(options: dict[str, Any], tmp_path: Path, fails: Fails, cifar: Cifar, monkeypatch: pytest.MonkeyPatch) -> None:

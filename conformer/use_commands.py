@@ -1,0 +1,200 @@
+"""The commands that use what was trained: `evaluate`, `predict`, `explain` and `report`; and `info`, the network in numbers.
+
+Read before: `conformer/cli.py`, the options. Read next: `conformer/weights.py`, what is read of a run.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from conformer import data, devices
+from conformer.augment import normalize
+from conformer.config import named_config
+from conformer.evaluate import HEADS, TTA, Predictions, evaluate, predict
+from conformer.explain import attention_rollout, class_activation_maps, token_map
+from conformer.info import columns, describe
+from conformer.mistakes import EXTRAS, Mistake, complain, drawing, say_pins, sentence, told
+from conformer.model import Conformer
+from conformer.options import TrainConfig
+from conformer.run_folder import read_config
+from conformer.run_log import read_log
+from conformer.text import printable
+from conformer.weights import About, load_weights, weights_file
+from minigrad import functional as F
+from minigrad.backend import cuda
+from minigrad.modes import no_grad
+from minigrad.tensor import Tensor
+
+__all__ = ["measure", "run_evaluate", "run_explain", "run_info", "run_predict", "run_report"]
+
+
+def run_evaluate(options: argparse.Namespace) -> None:
+    """Print three accuracies, and each class; draw which classes are taken for which."""
+    device = _device(options)
+    with told(1):
+        picture = options.picture or weights_file(options.run).with_name("confusion.png")
+        model, about = load_weights(options.run)
+        saved = _options_of(options.run)
+        tta = getattr(options, "tta", None) or _tta_of(saved)
+        dataset = _dataset_of(about, options.data_dir, saved)
+    predictions = evaluate(model.to(device=device), dataset.test, dataset, options.batch_size, tta)
+    classes = [printable(name) for name in dataset.classes]
+    title = f"{printable(about.config)} after {about.step:,} steps, on {len(dataset.test):,} test images of {dataset.name}"
+    print(f"{title} from {dataset.source}, on {devices.describe(device)}{', with mirror images' * (tta == 'mirror')}")
+    for name, share in zip(HEADS.values(), predictions.accuracies, strict=True):
+        print(f"  {name:<17} {100 * share:6.2f} %")
+    print(f"  loss              {predictions.loss:6.3f}")
+    shares = np.stack(list(predictions.class_accuracies().values()), axis=1)  # (K, 3)
+    rows = [[name, *(f"{100 * share:.1f}" for share in row)] for name, row in zip(classes, shares, strict=True)]
+    print("\n" + columns([["accuracy in percent", *HEADS.values()], *rows]))
+    try:
+        with drawing("the picture of the confusion matrix"):
+            from conformer.plots import save_confusion_matrix
+        save_confusion_matrix(picture, predictions.confusion_matrix(), dataset.classes, title)
+    except Mistake as mistake:
+        if options.picture is not None:
+            raise
+        complain(mistake)  # nobody asked for it; the figures, which were asked for, are printed
+    except OSError as error:
+        raise Mistake(f"the picture is not drawn: {sentence(error)}", 1) from error
+    else:
+        print(f"\nwhich classes are taken for which: {picture}")
+
+
+def run_predict(options: argparse.Namespace) -> None:
+    """Print the likeliest classes of each image, by both heads and by their sum."""
+    model, about, images = _load_images(options)
+    classes = [printable(name) for name in about.classes]
+    batches = (normalize(images[start : start + 100], about.mean, about.std) for start in range(0, len(images), 100))
+    cnn, transformer = predict(model, batches)  # (N, K) each
+    with no_grad():
+        shares = [F.softmax(Tensor(logits)).numpy() for logits in (cnn, transformer, cnn + transformer)]
+    for number, path in enumerate(options.images):
+        table = [[name, *_likeliest(share[number], classes, options.top)] for name, share in zip(HEADS.values(), shares, strict=True)]
+        widths = [max(map(len, column)) for column in table]
+        lines = ("    ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in zip(*table, strict=True))
+        print(printable(str(path)), *(f"  {line}" for line in lines), sep="\n")
+
+
+def _likeliest(shares: np.ndarray, classes: list[str], count: int) -> list[str]:
+    """The classes (K,) with the largest shares, and these, line by line."""
+    top = np.argsort(-shares, kind="stable")[:count]
+    width = max(len(classes[place]) for place in top)
+    return [f"{classes[place]:<{width}} {100 * shares[place]:5.1f} %" for place in top]
+
+
+def run_explain(options: argparse.Namespace) -> None:
+    """Draw where both branches look for the answer of each image."""
+    model, about, images = _load_images(options)
+    with drawing("the picture"):
+        from conformer.plots import save_explanation
+    with told(1, OSError):
+        if options.out.exists() and any(options.out.samefile(image) for image in options.images):
+            raise Mistake(f"--out {options.out} is one of the images; give the picture another name", 2)
+    batch = Tensor(normalize(images, about.mean, about.std)).to(device=next(model.parameters()).device)
+    with no_grad():
+        named = {name: tensor.to(device="cpu") for name, tensor in model.eval().intermediates(batch).items()}
+    model.to(device="cpu")  # what is read off a few images takes no time
+    answers = (named["conv_cls_head"].numpy() + named["trans_cls_head"].numpy()).argmax(axis=1)  # (N,)
+    maps, shares = class_activation_maps(model, named, answers), token_map(named, attention_rollout(model, named))
+    with told(1):
+        names, taken = [path.name for path in options.images], [about.classes[answer] for answer in answers]
+        picture = save_explanation(options.out, images, names, taken, maps, shares)
+    print(picture)
+
+
+def run_report(options: argparse.Namespace) -> None:
+    """Draw the curves and make the page of a run again, as far as it has come."""
+    run, device = options.run, _device(options)
+    with drawing("a report"):
+        from conformer.plots import save_curves
+        from conformer.report import write_report
+    with told(1):
+        if not (run / "metrics.jsonl").is_file():
+            raise FileNotFoundError(f"there is no run in {run} (no metrics.jsonl); give the folder of a run")
+        dataset = predictions = None
+        if weights_file(run).is_file():
+            dataset, predictions = measure(run, options.data_dir, device)
+        save_curves(run, read_log(run))
+        page = write_report(run, dataset, predictions)
+    print(page)
+
+
+def run_info(options: argparse.Namespace) -> None:
+    """Print the table of a network's blocks, and what there is here to run it on."""
+    with told(2, ValueError):
+        print(describe(named_config(getattr(options, "config", TrainConfig.config)), options.image_size))
+    print(f"\nhere: {devices.describe('cpu')}; {cuda.availability().sentence}")
+    say_pins()
+
+
+def _device(options: argparse.Namespace) -> str:
+    """The device that was asked for."""
+    with told(2, devices.DeviceError):
+        return devices.choose(getattr(options, "device", TrainConfig.device))
+
+
+def _load_images(options: argparse.Namespace) -> tuple[Conformer, About, np.ndarray]:
+    """The network that was asked for, and the images as it takes them: uint8 (N, H, W, 3), or (N, H, W, 1) for one of grey images."""
+    try:
+        from conformer.image_files import read_image
+    except ImportError as error:
+        raise Mistake(f"reading image files needs pillow ({EXTRAS})", 1) from error
+    device = _device(options)
+    with told(1):
+        run = options.run or _newest_run()
+        model, about = load_weights(run)
+        channels = model.config.in_chans
+        if channels not in (1, 3):
+            raise ValueError(f"the network takes images of {channels} channels, and those of image files have 3, or 1 of grey")
+        images = np.stack([read_image(path, about.image_size, channels) for path in options.images])
+    if options.run is None:
+        print(f"by {printable(about.config)} in {run}, trained on {printable(about.dataset)}")
+    return model.to(device=device), about, images
+
+
+def _newest_run() -> Path:
+    """The run in runs/ whose weights were written last."""
+    found = sorted(Path("runs").glob("*/last.safetensors"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise Mistake("there is no trained network in runs: give one with --run, or make one with `conformer train`", 1)
+    return found[-1].parent
+
+
+def measure(run: Path, data_dir: Path | None, device: str) -> tuple[data.Dataset, Predictions]:
+    """The data set of a run, and what its last weights come to on the test images."""
+    model, about = load_weights(run)
+    saved = read_config(run)
+    dataset = _dataset_of(about, data_dir, saved)
+    return dataset, evaluate(model.to(device=devices.choose(device)), dataset.test, dataset, tta=_tta_of(saved))
+
+
+def _dataset_of(about: About, data_dir: Path | None, saved: dict[str, Any]) -> data.Dataset:
+    """The data set that weights were trained on: in --data-dir, or else where the run with the options `saved` had it."""
+    if data_dir is not None:
+        dataset = data.load(about.dataset, data_dir)
+    else:
+        before = saved.get("data_dir")
+        with data.place_of(about.dataset, Path(str(before)) if before else None) as place:
+            dataset = data.load(about.dataset, place)
+    if dataset.classes != about.classes or dataset.test.images.shape[1:3] != about.image_size:
+        raise ValueError(f"the weights are for other classes or images of another size than {dataset.name} in {dataset.source} has")
+    return replace(dataset, mean=about.mean, std=about.std)  # a run may have trained with others than are usual
+
+
+def _options_of(run: Path) -> dict[str, Any]:
+    """The options of the run that weights are from; none where the file lies alone."""
+    config = weights_file(run).with_name("config.json")
+    return read_config(config.parent) if config.is_file() else {}
+
+
+def _tta_of(saved: dict[str, Any]) -> str:
+    """The test-time augmentation that a run was measured with: without it, it would have another accuracy."""
+    if (tta := saved.get("tta", TrainConfig.tta)) not in TTA:
+        raise ValueError(f"config.json of the run says that tta is {tta!r}; it must be one of {', '.join(TTA)}")
+    return tta
