@@ -100,16 +100,13 @@ def read_archive(path: Path, names: Collection[str]) -> dict[str, bytes]:
                     name = PurePosixPath(member.name).name
                     if not member.isreg() or name not in names:
                         others.append(member.name)
-                        continue
-                    if name in contents:
+                    elif name in contents:
                         raise DataError(f"{path} holds {name} twice; expected one data set")
-                    if member.issparse():
+                    elif member.issparse():
                         raise DataError(f"{path}: {name} is stored with holes, which no archive of this data set has; get it again")
-                    _check_size(f"{path}: {name}", member.size, contents)
-                    stream.seek(member.offset_data)
-                    contents[name] = stream.read(max(member.size, 0))  # a damaged header may have a size below 0
-                    if len(contents[name]) < member.size:
-                        raise EOFError
+                    else:
+                        _check_size(f"{path}: {name}", member.size, contents)
+                        contents[name] = _read_member(stream, member)
                 while stream.read(2**20):
                     pass
     except DataError:
@@ -128,6 +125,15 @@ def read_archive(path: Path, names: Collection[str]) -> dict[str, bytes]:
         held = f"; it holds {', '.join(others[:4])}{', ...' if len(others) > 4 else ''}" if others else ", but it is empty"
         raise DataError(f"{path}: expected {', '.join(names)}{held}")
     return contents
+
+
+def _read_member(stream: Any, member: tarfile.TarInfo) -> bytes:
+    """The contents of one file of an archive; raises EOFError where the archive ends before them."""
+    stream.seek(member.offset_data)
+    content = stream.read(max(member.size, 0))  # a damaged header may have a size below 0
+    if len(content) < member.size:
+        raise EOFError
+    return content
 
 
 def read_batch(version: Version, content: bytes, path: Path, classes: int) -> tuple[np.ndarray, np.ndarray]:

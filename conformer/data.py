@@ -189,33 +189,37 @@ def _load_cifar(kind: Cifar, data_dir: str | Path | None, say: Say) -> Dataset:
 def _find(kind: Cifar, data_dir: str | Path | None, say: Say) -> Path:
     """The folder or archive of `kind`, downloaded if need be; or an error that says where it was looked for and what is missing."""
     if data_dir is not None:
-        if not Path(data_dir).exists():
-            raise DataError(f"--data-dir: there is no folder or file {data_dir}")
-        places = {"--data-dir": Path(data_dir)}
-    else:
-        variable = os.environ.get("CONFORMER_DATA")
-        places = {"$CONFORMER_DATA": Path(variable)} if variable else {}
-    for place in places.values():
-        if found := _locate(kind, place):
+        return _find_in(Path(data_dir), kind)
+    places: dict[str, Path] = {}
+    if variable := os.environ.get("CONFORMER_DATA"):
+        places["$CONFORMER_DATA"] = Path(variable)
+        if found := _locate(kind, Path(variable)):
             return found
-    if data_dir is None:  # only now: there may be no home to have a cache in
-        places["the cache"] = cache_folder()
-        if found := _locate(kind, places["the cache"]):
-            return found
-
-    version = kind.versions[0]
+    places["the cache"] = cache = cache_folder()  # only now: there may be no home to have a cache in
+    if found := _locate(kind, cache):
+        return found
+    archive, md5 = kind.versions[0].archive, kind.versions[0].md5
     missing = f"{kind.title} is not in {' or '.join(f'{name} ({place})' for name, place in places.items())}"
-    if data_dir is not None:
-        for other in (CIFAR10, CIFAR100):
-            if other is not kind and _locate(other, Path(data_dir)):
-                raise _NotFound(f"{missing}, which holds {other.title}; --dataset {other.name} reads that")
-        raise _NotFound(f"{missing}; expected {version.archive} or its folder {version.folder}, from {download.SITE}")
     download.check()
-    say(f"{missing}: downloading {download.SITE}/{version.archive}")
+    say(f"{missing}: downloading {download.SITE}/{archive}")
     try:
-        return download.fetch(version.archive, version.md5, cache_folder(), say)
+        return download.fetch(archive, md5, cache, say)
     except DataError as error:
-        raise _NotFound(f"{missing} and {error}; get {version.archive} elsewhere and give it, or its folder, with --data-dir") from error
+        raise _NotFound(f"{missing} and {error}; get {archive} elsewhere and give it, or its folder, with --data-dir") from error
+
+
+def _find_in(place: Path, kind: Cifar) -> Path:
+    """The folder or archive of `kind` that --data-dir names, holds, or holds the folder of."""
+    if not place.exists():
+        raise DataError(f"--data-dir: there is no folder or file {place}")
+    if found := _locate(kind, place):
+        return found
+    missing = f"{kind.title} is not in --data-dir ({place})"
+    for other in (CIFAR10, CIFAR100):
+        if other is not kind and _locate(other, place):
+            raise _NotFound(f"{missing}, which holds {other.title}; --dataset {other.name} reads that")
+    version = kind.versions[0]
+    raise _NotFound(f"{missing}; expected {version.archive} or its folder {version.folder}, from {download.SITE}")
 
 
 def _locate(kind: Cifar, place: Path) -> Path | None:
@@ -233,7 +237,7 @@ def _locate(kind: Cifar, place: Path) -> Path | None:
             if not missing:
                 return folder
             if len(missing) < len(version.files):
-                incomplete = incomplete or f"{folder} has no {', '.join(missing)}; {version.title} is {' and '.join(_ends(version))}"
+                incomplete = incomplete or _lacks(folder, version, missing)
     for version in kind.versions:
         if (place / version.archive).is_file():
             return place / version.archive
@@ -251,12 +255,14 @@ def _read(kind: Cifar, path: Path) -> tuple[Version, dict[str, bytes]]:
             return version, contents
     version = max(kind.versions, key=lambda version: len(contents.keys() & set(version.files)))
     missing = [file for file in version.files if file not in contents]
-    raise DataError(f"{path} has no {', '.join(missing)}; {version.title} is {' and '.join(_ends(version))}")
+    raise DataError(_lacks(path, version, missing))
 
 
-def _ends(version: Version) -> tuple[str, str]:
+def _lacks(path: Path, version: Version, missing: list[str]) -> str:
+    """What is said of a folder or archive in which files are missing."""
     first, last = version.train_files[0], version.train_files[-1]
-    return (f"{first} to {last}" if first != last else first), version.test_files[0]
+    training = first if first == last else f"{first} to {last}"
+    return f"{path} has no {', '.join(missing)}; {version.title} is {training} and {version.test_files[0]}"
 
 
 def _split(kind: Cifar, version: Version, path: Path, contents: dict[str, bytes], files: tuple[str, ...]) -> Split:

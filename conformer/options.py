@@ -30,8 +30,10 @@ COUNTS = {
     "log_every": (1, LARGEST), "checkpoint_steps": (0, LARGEST), "cutout": (0, LARGEST), "seed": (0, 2**64 - 1),
 }  # fmt: skip
 """The options that are whole numbers: the least and the most of each."""
-FRACTIONS = "lr", "warmup", "weight_decay", "label_smoothing", "clip_norm", "drop_path", "ema", "checkpoint_minutes"
-"""The options that are other numbers."""
+SHARES = "warmup", "label_smoothing", "drop_path", "ema"
+"""Those that are at least 0 and below 1."""
+AMOUNTS = {"lr": "", "weight_decay": "", "clip_norm": ", 0 for no limit", "checkpoint_minutes": ", 0 for no such limit"}
+"""Those that are other numbers of at least 0, and what 0 stands for; the learning rate is above it."""
 UNITS = {"s": 1, "m": 60, "h": 3600}
 LONGEST = 366 * 24 * 3600.0  # seconds of a time budget
 
@@ -104,33 +106,11 @@ class TrainConfig:
         for name, allowed in {"device": DEVICES, "precision": PRECISIONS, "tta": TTA}.items():
             if getattr(self, name) not in allowed:
                 self._refuse(name, f"it must be one of {', '.join(allowed)}")
-        defaults = {field.name: field.default for field in fields(self)}
-        given = [name for name in (*COUNTS, *FRACTIONS) if getattr(self, name) is not None or defaults[name] is not None]
-        for name, (least, most) in {name: COUNTS[name] for name in given if name in COUNTS}.items():
-            try:
-                value = operator.index(getattr(self, name))
-                object.__setattr__(self, name, value)
-            except TypeError:
-                self._refuse(name, "it must be a whole number")
-            if value < least:
-                self._refuse(name, f"it must be at least {least}")
-            if value > most:
-                self._refuse(name, f"it must be at most {most:,}")
-        for name in [name for name in given if name in FRACTIONS]:
-            if not isinstance(getattr(self, name), numbers.Real):
-                self._refuse(name, "it must be a number")
-            object.__setattr__(self, name, float(getattr(self, name)))  # NumPy's cannot be written as JSON
-        for name in ("weight_decay", "clip_norm", "checkpoint_minutes"):
-            if not getattr(self, name) >= 0:
-                self._refuse(name, "it must be at least 0")
-        if not self.lr > 0:
-            self._refuse("lr", "it must be above 0")
-        for name, off in {"lr": "", "weight_decay": "", "clip_norm": ", 0 for no limit", "checkpoint_minutes": ", 0 for no such limit"}.items():
-            if not math.isfinite(getattr(self, name)):  # which JSON cannot write
-                self._refuse(name, f"it must be a finite number{off}")
-        for name in ("warmup", "label_smoothing", "drop_path", "ema"):
-            if name in given and not 0 <= getattr(self, name) < 1:
-                self._refuse(name, "it must be at least 0 and below 1")
+        absent = {field.name for field in fields(self) if field.default is None and getattr(self, field.name) is None}
+        for name in [name for name in COUNTS if name not in absent]:
+            self._check_count(name, *COUNTS[name])
+        for name in [name for name in (*SHARES, *AMOUNTS) if name not in absent]:
+            self._check_number(name)
         if self.batch_size % self.accumulate or self.batch_size // self.accumulate < 2:
             self._refuse("accumulate", f"it must divide the {self.batch_size} images of a step into equal parts of 2 or more")
         if self.time_budget is not None:
@@ -141,6 +121,33 @@ class TrainConfig:
                 duration(self.time_budget)
             except ValueError as error:
                 raise OptionError(f"time_budget {error}", "time_budget") from error
+
+    def _check_count(self, name: str, least: int, most: int) -> None:
+        """Make a whole number of Python's of it; raise OptionError where it is none, or out of range."""
+        try:
+            value = operator.index(getattr(self, name))
+        except TypeError:
+            self._refuse(name, "it must be a whole number")
+        object.__setattr__(self, name, value)
+        if value < least:
+            self._refuse(name, f"it must be at least {least}")
+        if value > most:
+            self._refuse(name, f"it must be at most {most:,}")
+
+    def _check_number(self, name: str) -> None:
+        """Make a number of Python's, as JSON has them, of one of `SHARES` or `AMOUNTS`; raise OptionError where it is none, or out of range."""
+        value = getattr(self, name)
+        if not isinstance(value, numbers.Real):
+            self._refuse(name, "it must be a number")
+        object.__setattr__(self, name, value := float(value))
+        if name in SHARES and not 0 <= value < 1:
+            self._refuse(name, "it must be at least 0 and below 1")
+        if name == "lr" and not value > 0:
+            self._refuse(name, "it must be above 0")
+        if not value >= 0:
+            self._refuse(name, "it must be at least 0")
+        if not math.isfinite(value):
+            self._refuse(name, f"it must be a finite number{AMOUNTS[name]}")
 
     def _refuse(self, name: str, rule: str) -> NoReturn:
         raise OptionError(f"{name} is {getattr(self, name)}; {rule}", name)
