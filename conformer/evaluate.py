@@ -108,9 +108,8 @@ class Predictions:
     def confusion_matrix(self) -> np.ndarray:
         """How many images of class i (row) the sum of both heads takes for class j (column): integers (K, K)."""
         classes = self.cnn.shape[1]
-        return np.bincount(np.asarray(self.labels, np.int64) * classes + self.sum.argmax(axis=1), minlength=classes * classes).reshape(
-            classes, classes
-        )
+        pairs = np.asarray(self.labels, np.int64) * classes + self.sum.argmax(axis=1)
+        return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
 
 def predict(model: Conformer, batches: Iterable[np.ndarray | Tensor]) -> tuple[np.ndarray, np.ndarray]:

@@ -47,20 +47,8 @@ def read_image(path: str | Path, size: tuple[int, int], channels: int = 3) -> np
                 raise _Unclear(f"{path} has {kind} as pixels, which may mean anything; save it with 8 or 16 bits each")
             sixteen_bits = any("16" in str(tile[3]) for tile in image.tile)  # a channel, in the file
             ImageOps.exif_transpose(image, in_place=True)
-            upright = image
-            if upright.mode.startswith("I"):  # 16 bits of grey, which convert() would cut off at 255
-                grey = np.asarray(upright).astype(np.uint16, copy=False)
-                levels = (grey // 257).astype(np.uint8)
-                levels[grey == upright.info.get("transparency", -1)] = 255
-                upright = Image.fromarray(levels)
-            elif "A" in upright.getbands() or "transparency" in upright.info:
-                key = upright.info.get("transparency")
-                if isinstance(key, tuple) and sixteen_bits:  # of which pillow has cut the pixels to 8, but not the key
-                    upright.info["transparency"] = tuple([part >> 8 for part in key])
-                upright = upright.convert("RGBA")
-                ground = Image.new("RGBA", upright.size, "white")
-                upright = Image.alpha_composite(ground, upright)
-            fitted = ImageOps.fit(upright.convert("RGB" if channels == 3 else "L"), (width, height), Image.Resampling.BICUBIC)
+            opaque = _opaque(image, sixteen_bits)
+            fitted = ImageOps.fit(opaque.convert("RGB" if channels == 3 else "L"), (width, height), Image.Resampling.BICUBIC)
             return np.array(fitted).reshape(height, width, channels)
     except (_Unclear, MemoryError):
         raise
@@ -74,6 +62,22 @@ def read_image(path: str | Path, size: tuple[int, int], channels: int = 3) -> np
         raise _damaged(path, error) from error  # pillow's: cut short
     except Exception as error:  # each of pillow's decoders has its own: SyntaxError, RuntimeError, NotImplementedError, struct.error, ...
         raise _damaged(path, error) from error
+
+
+def _opaque(image: Image.Image, sixteen_bits: bool) -> Image.Image:
+    """The image in 8 bits a channel, its transparent parts white."""
+    if image.mode.startswith("I"):  # 16 bits of grey, which convert() would cut off at 255
+        grey = np.asarray(image).astype(np.uint16, copy=False)
+        levels = (grey // 257).astype(np.uint8)
+        levels[grey == image.info.get("transparency", -1)] = 255
+        return Image.fromarray(levels)
+    if "A" not in image.getbands() and "transparency" not in image.info:
+        return image
+    key = image.info.get("transparency")
+    if isinstance(key, tuple) and sixteen_bits:  # of which pillow has cut the pixels to 8, but not the key
+        image.info["transparency"] = tuple([part >> 8 for part in key])
+    upon = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", upon.size, "white"), upon)
 
 
 def _damaged(path: str | Path, error: Exception) -> ValueError:

@@ -29,6 +29,7 @@ __all__ = [
     "draw_confusion_matrix",
     "draw_learning_rate",
     "draw_losses",
+    "matrix_side",
     "save_confusion_matrix",
     "save_curves",
     "save_explanation",
@@ -37,6 +38,7 @@ __all__ = [
 
 COLORS = {"cnn": "tab:blue", "transformer": "tab:orange", "sum": "tab:green"}
 MOST = 180  # images of `save_explanation`: matplotlib draws at most 65,536 pixels
+FEW = 20  # classes: their names stand aslant in a confusion matrix, which has room for figures
 INK = "#010203"  # text and lines of `svg`, replaced by the colour of the page's text
 
 
@@ -86,7 +88,7 @@ def draw_confusion_matrix(axes: Axes, matrix: np.ndarray, classes: Sequence[str]
     names = [printable(name) for name in classes]
     share = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)  # (K, K), in percent of the row
     axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
-    few = len(classes) <= 20
+    few = len(classes) <= FEW
     size = None if few else 4
     axes.set_xticks(range(len(names)), names, rotation=45 if few else 90, ha="right" if few else "center", fontsize=size, parse_math=False)
     axes.set_yticks(range(len(names)), names, fontsize=size, parse_math=False)
@@ -95,6 +97,11 @@ def draw_confusion_matrix(axes: Axes, matrix: np.ndarray, classes: Sequence[str]
         for row, column in np.argwhere(share >= 0.5):
             color = "white" if share[row, column] > 60 else "black"
             axes.text(column, row, f"{share[row, column]:.0f}", ha="center", va="center", fontsize=8, color=color)
+
+
+def matrix_side(classes: Sequence[str]) -> float:
+    """Inches that a confusion matrix of these classes is high and wide."""
+    return 6.5 if len(classes) <= FEW else 11
 
 
 def save_curves(run: Path, log: RunLog) -> Path:
@@ -110,7 +117,7 @@ def save_curves(run: Path, log: RunLog) -> Path:
 
 def save_confusion_matrix(path: Path, matrix: np.ndarray, classes: Sequence[str], title: str) -> Path:
     """Draw a confusion matrix, in percent of each row, into a PNG file; returns its path, raises OSError."""
-    side = 6.5 if len(classes) <= 20 else 11
+    side = matrix_side(classes)
     figure = Figure(figsize=(side, side), layout="constrained")
     draw_confusion_matrix(figure.subplots(), matrix, classes)
     figure.suptitle(printable(title), parse_math=False)

@@ -143,7 +143,7 @@ def _classes(dataset: Dataset, predictions: Predictions) -> str:
 
 def _confusion(dataset: Dataset, predictions: Predictions) -> str:
     matrix = predictions.confusion_matrix()
-    side = 6.5 if len(dataset.classes) <= 20 else 11
+    side = plots.matrix_side(dataset.classes)
     picture = plots.svg(lambda axes: plots.draw_confusion_matrix(axes, matrix, dataset.classes), side, side, "Confusion matrix")
     parts = [
         "<p>What the images of each class (rows) are taken for (columns), in percent.</p>",
