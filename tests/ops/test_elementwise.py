@@ -420,19 +420,6 @@ def test_nan_stays_nan(name: str):
     assert np.isnan(getattr(ops, name)(Tensor(np.array([np.nan]))).item()) and torch.isnan(getattr(torch, name)(torch.tensor([torch.nan]))).item()
 
 
-def test_a_mask_of_minus_infinity():
-    masked = ops.where(np.array([True, False]), Tensor(np.array([1.0, 2.0]), True), -np.inf)
-    assert_array_equal(masked.numpy(), [1.0, -np.inf])
-
-
-def test_gradient_of_where_does_not_see_the_side_not_taken():
-    x = Tensor(np.array([4.0, 0.0]), requires_grad=True)
-    with np.errstate(divide="ignore"):
-        y = ops.where(x > 1.0, x, 1.0) ** 0.5  # the usual way round an infinite slope
-    y.backward(Tensor(np.array([1.0, 1.0])))
-    assert_array_equal(x.grad.numpy(), [0.25, 0.0])
-
-
 # --- comparisons
 
 
