@@ -281,6 +281,12 @@ __global__ void past_local_array(float* y)
     y[threadIdx.x] = local[threadIdx.x];
 }
 
+__global__ void past_local_array_by_a_pointer(float* y)
+{
+    float local[4] = {1, 2, 3, 4};
+    y[threadIdx.x] = element(local, threadIdx.x);
+}
+
 // --- C++
 
 __global__ void misaligned_float4(const float* x, float* y)
