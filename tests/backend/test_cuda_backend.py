@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ from hypothesis import strategies as st
 from minigrad import Tensor, backend, ops
 from minigrad.backend import addition, cuda
 from minigrad.backend.scatter import add_at
-from tests.backend.emulator.in_a_process import run_tests
 from tests.cuda_device import ORDERS, last_digits, on_cuda
 from tests.support import assert_close, draws, rng
 
@@ -184,9 +182,3 @@ def test_an_array_of_any_strides_and_a_value_for_all() -> None:
         np.testing.assert_array_equal(base.get().T[1], [2.0, 4.0, 8.0])
         np.testing.assert_array_equal(base.get().T[3], [1.0, 2.0, 4.0])
         np.testing.assert_array_equal(base.get().T[[0, 2]], 0.0)
-
-
-@pytest.mark.emulator
-@pytest.mark.skipif("MINIGRAD_EMULATOR" in os.environ, reason="runs in the process that this test starts")
-def test_the_same_under_address_sanitizer() -> None:
-    run_tests(__file__, MINIGRAD_EMULATOR="address")

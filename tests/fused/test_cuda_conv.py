@@ -6,7 +6,6 @@ channels that are read four at a time, and the kernels that only explain the oth
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -26,7 +25,6 @@ from minigrad.fused.max_pool2d import max_pool2d
 from minigrad.fused.upsample_nearest import upsample_nearest
 from minigrad.fused.windows import window_axes
 from minigrad.op import Fused
-from tests.backend.emulator.in_a_process import run_tests
 from tests.cuda_device import ORDERS, nothing_waits, on_cuda
 from tests.fused.test_cuda_kernels import FOLDER, check_cuda
 from tests.support import assert_close, draws, rng
@@ -344,9 +342,3 @@ def test_every_rung_of_upsampling():
         y = naive("upsample_nearest.cu", "upsample_nearest_forward_naive", 128, [cp.asarray(x)], upstream.shape, 5, 6, 2, 3)
         dx = naive("upsample_nearest.cu", "upsample_nearest_backward_naive", 128, [cp.asarray(upstream)], x.shape, 5, 6, 2, 3)
         agree(used(upsample_nearest, [x], {"scale_factor": (2, 3)}, upstream), [y, dx])
-
-
-@pytest.mark.emulator
-@pytest.mark.skipif("MINIGRAD_EMULATOR" in os.environ, reason="runs in the process that this test starts")
-def test_the_same_under_address_sanitizer():
-    run_tests(__file__, MINIGRAD_EMULATOR="address")

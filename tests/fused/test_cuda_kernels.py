@@ -1,6 +1,7 @@
 """The CUDA kernels on the emulator: equal to the definitions, in every order of threads and blocks bit for bit the same, and without a fault.
 
-`MINIGRAD_EMULATOR=address pytest tests/fused/test_cuda_kernels.py` runs them under AddressSanitizer; the last test here does.
+`MINIGRAD_EMULATOR=address pytest tests/fused/test_cuda_kernels.py` runs them under AddressSanitizer; the last test here does, and
+`test_cuda_conv.py` and `test_cuda_attention.py` with them.
 """
 
 from __future__ import annotations
@@ -553,4 +554,5 @@ def test_other_dtypes_are_refused():
 @pytest.mark.emulator
 @pytest.mark.skipif("MINIGRAD_EMULATOR" in os.environ, reason="runs in the process that this test starts")
 def test_the_same_under_address_sanitizer():
-    run_tests(__file__, MINIGRAD_EMULATOR="address")
+    """It sees what leaves a thread's own arrays by a pointer. Kernels of other folders index theirs where they declare them, which `check` sees."""
+    run_tests(*(Path(__file__).with_name(f"test_cuda_{name}.py") for name in ("kernels", "conv", "attention")), MINIGRAD_EMULATOR="address")

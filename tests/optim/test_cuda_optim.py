@@ -9,7 +9,6 @@ import contextvars
 import copy
 import gc
 import math
-import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -24,7 +23,6 @@ from minigrad import functional as F
 from minigrad.backend import cuda
 from minigrad.optim import multi_tensor
 from minigrad.tensor import wrap
-from tests.backend.emulator.in_a_process import run_tests
 from tests.cuda_device import ORDERS, Waits, last_digits, nothing_waits, on_cuda
 from tests.support import as_numpy, assert_close, rng
 
@@ -665,9 +663,3 @@ def test_a_gradient_on_another_device_is_refused_before_anything_is_updated(devi
     with pytest.raises(TypeError, match=r"a parameter on cuda has a gradient on cpu; bring it there with \.to\(device='cuda'\)"):
         optimizer.step()
     assert all(np.array_equal(p.to(device="cpu").numpy(), values) for p, values in zip(params, before, strict=True))
-
-
-@pytest.mark.emulator
-@pytest.mark.skipif("MINIGRAD_EMULATOR" in os.environ, reason="runs in the process that this test starts")
-def test_the_same_under_address_sanitizer():
-    run_tests(__file__, MINIGRAD_EMULATOR="address")

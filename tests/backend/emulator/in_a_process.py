@@ -1,4 +1,4 @@
-"""Running a test file again in a process of its own: for the builds of the emulator that cannot share one."""
+"""Running test files again in a process of their own: for the builds of the emulator that cannot share one."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _ROOT = Path(__file__).parents[3]
 _RANDOM_BITS = Path("/proc/sys/vm/mmap_rnd_bits")
 
 
-def run_tests(file: str, **environment: str) -> None:
-    """Run the tests of `file` with these environment variables set; they must pass."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", file]
+def run_tests(*files: str | Path, **environment: str) -> None:
+    """Run the tests of these files with these environment variables set; they must pass."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *map(str, files)]
     # AddressSanitizer wants fixed addresses, which the kernel gives to others at random where it uses more than 28 bits (google/sanitizers#1614).
     if environment.get("MINIGRAD_EMULATOR") == "address" and int(_RANDOM_BITS.read_text()) > 28 and shutil.which("setarch"):
         command = ["setarch", "--addr-no-randomize", *command]

@@ -175,7 +175,7 @@ def test_a_barrier_in_an_included_file_is_shown_with_its_caller(tmp_path):
 
 def test_fibres_by_ucontext_work_as_well():
     """What processors other than x86-64 use."""
-    run_tests(str(Path(__file__).parent / "test_vocabulary.py"), CXXFLAGS="-DEMULATOR_UCONTEXT")
+    run_tests(Path(__file__).parent / "test_vocabulary.py", CXXFLAGS="-DEMULATOR_UCONTEXT")
 
 
 def test_the_address_build_needs_a_process_of_its_own():
