@@ -186,7 +186,7 @@ def test_kernels_get_contiguous_arrays_unless_they_take_any():
         x, w = leaf(3, 2), leaf(2, 3, seed=1)
         counted.op(x.T, w[:, ::-1]).backward(Tensor(rng(2).uniform(-1, 1, (3, 2))).T)
         assert [array.flags.c_contiguous for array in counted.arrays] == [not strided] * 3
-        assert_allclose(w.grad.numpy(), (x.numpy().T * counted.arrays[-1])[:, ::-1])
+        assert_allclose(w.grad.numpy(), (x.numpy().T * counted.arrays[-1])[:, ::-1], rtol=1e-12)
 
 
 def test_needs_say_which_gradients_are_wanted():
@@ -308,7 +308,7 @@ def test_several_outputs_of_which_some_carry_no_gradient():
     assert first.requires_grad and second.requires_grad and not third.requires_grad
     assert_allclose(minigrad.grad(second, x, retain_graph=True)[0].numpy(), 2 * x.numpy(), rtol=1e-14)
     assert_allclose(minigrad.grad([first, second], x, retain_graph=True)[0].numpy(), 1 + 2 * x.numpy(), rtol=1e-14)
-    assert_allclose(minigrad.grad(first, x, create_graph=True)[0].numpy(), 1.0)
+    assert_allclose(minigrad.grad(first, x, create_graph=True)[0].numpy(), 1.0, rtol=1e-12)
     assert given == [[False, True], [True, True]]
 
 
@@ -320,8 +320,8 @@ def test_two_outputs():
     both.kernel("cpu", lambda x: ((x * 2, x * x), (x,)), lambda dy, saved, needs: ((0 if dy[0] is None else dy[0] * 2) + dy[1] * 2 * saved[0],))
     x = leaf(3)
     double, square = both(x)
-    assert_allclose(double.numpy(), 2 * x.numpy())
-    assert_allclose(square.numpy(), x.numpy() ** 2)
+    assert_allclose(double.numpy(), 2 * x.numpy(), rtol=1e-12)
+    assert_allclose(square.numpy(), x.numpy() ** 2, rtol=1e-12)
     assert_allclose(minigrad.grad(square, x, Tensor(np.array([1.0, 2.0, 3.0])))[0].numpy(), 2 * x.numpy() * [1, 2, 3], rtol=1e-14)
 
 

@@ -154,7 +154,7 @@ def test_the_positions_are_one_vector_for_each_token_that_is_added_before_the_fi
     stem = model.bn1(model.conv1(images)).relu()
     patches = model.trans_patch_conv(stem).numpy().reshape(2, 6, 12)
     tokens = np.concatenate([np.broadcast_to(model.cls_token.numpy(), (2, 1, 12)), patches], axis=1)
-    assert_allclose(seen["tokens"], tokens + model.pos_embed.numpy(), atol=1e-12)
+    assert_allclose(seen["tokens"], tokens + model.pos_embed.numpy(), rtol=0, atol=1e-12)
 
 
 def test_class_token_and_positions_start_small_and_positions_change_no_other_parameter():

@@ -65,12 +65,12 @@ def test_all_figures_agree(count: int, classes: int, seed: int):
     predictions = Predictions(cnn, transformer, labels)
     matrix = predictions.confusion_matrix()
     assert_array_equal(matrix.sum(axis=1), np.bincount(labels, minlength=classes))
-    assert_allclose(np.trace(matrix) / count, predictions.accuracies.sum)
+    assert_allclose(np.trace(matrix) / count, predictions.accuracies.sum, rtol=1e-12)
     present = np.bincount(labels, minlength=classes) > 0
-    assert_allclose(np.diag(matrix)[present] / matrix.sum(axis=1)[present], predictions.class_accuracies()["sum"][present])
+    assert_allclose(np.diag(matrix)[present] / matrix.sum(axis=1)[present], predictions.class_accuracies()["sum"][present], rtol=1e-12)
     for head, share in predictions.accuracies._asdict().items():
         mean = np.nansum(predictions.class_accuracies()[head] * np.bincount(labels, minlength=classes)) / count
-        assert_allclose(mean, share)
+        assert_allclose(mean, share, rtol=1e-12)
     reference = [torch.nn.functional.cross_entropy(torch.tensor(logits), torch.tensor(labels)).item() for logits in (cnn, transformer)]
     assert_allclose(predictions.loss, sum(reference) / 2, rtol=1e-12)
     assert_allclose(predictions.probabilities, torch.softmax(torch.tensor(cnn + transformer), 1).numpy(), rtol=1e-12)

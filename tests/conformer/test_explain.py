@@ -63,18 +63,18 @@ def test_attention_weights_are_those_that_the_attention_used(model, named):
     for name, block in transformer_blocks(model).items():
         count = named["tokens"].shape[1]
         assert weights[name].shape == (2, 2, count, count)
-        assert_allclose(weights[name].sum(axis=3), 1)
+        assert_allclose(weights[name].sum(axis=3), 1, rtol=1e-12)
         tokens = named[f"{name}.norm1"].numpy()
         value = (tokens @ block.attn.qkv.weight.numpy().T)[..., 32:].reshape(2, count, 2, 8)  # no bias of its own
         mixed = np.einsum("bhnm,bmhd->bnhd", weights[name], value).reshape(2, count, 16)
         expected = mixed @ block.attn.proj.weight.numpy().T + block.attn.proj.bias.numpy()
-        assert_allclose(named[f"{name}.attn"].numpy(), expected, atol=1e-12)
+        assert_allclose(named[f"{name}.attn"].numpy(), expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("residual", ["measured", "half"])
 def test_rollout_is_the_class_tokens_row_of_the_product_of_all_blocks(residual, model, named):
     row = attention_rollout(model, named, residual)
-    assert_allclose(row.sum(axis=1), 1)
+    assert_allclose(row.sum(axis=1), 1, rtol=1e-12)
     entering = named["tokens"].numpy()
     product = np.broadcast_to(np.eye(entering.shape[1]), (2, entering.shape[1], entering.shape[1]))
     for name, weights in attention_weights(model, named).items():
@@ -84,7 +84,7 @@ def test_rollout_is_the_class_tokens_row_of_the_product_of_all_blocks(residual, 
         kept = 0.5 if residual == "half" else own / (own + update)
         product = (kept * np.eye(entering.shape[1]) + (1 - kept) * weights.mean(axis=1)) @ product
         entering = named[name].numpy()
-    assert_allclose(row, product[:, 0], atol=1e-12)
+    assert_allclose(row, product[:, 0], rtol=0, atol=1e-12)
 
 
 def test_rollout_of_an_unknown_kind(model, named):
@@ -112,7 +112,7 @@ def test_shares_of_the_class_token_are_what_arrives_of_each_blocks_update(double
             block.mlp.fc2.bias.copy_(0 * constant)
         final = model.intermediates(Tensor(np.zeros((1, 32, 32, 3))))["conv_trans_6.trans_block"].numpy()[0, 0]
     shares = class_token_shares(model)
-    assert_allclose(shares.sum(), 1)
+    assert_allclose(shares.sum(), 1, rtol=1e-12)
     assert_allclose(final, shares / shares[-1] @ constants, rtol=1e-12)
 
 
@@ -195,7 +195,7 @@ def test_gradients_by_attention_weights_and_through_them_are_those_of_an_attenti
     block.attn = explicit = Explicit(attention)  # type: ignore[assignment]
     named = model.intermediates(images)
     (weights,) = explicit.weights
-    assert_allclose(probabilities.numpy(), weights.numpy(), atol=1e-14)
+    assert_allclose(probabilities.numpy(), weights.numpy(), rtol=0, atol=1e-14)
     (expected,) = minigrad.grad(score(named), [weights])
     assert np.abs(expected.numpy()).max() > 0
     assert_allclose(slopes.numpy(), expected.numpy(), rtol=1e-9, atol=1e-14)

@@ -77,8 +77,8 @@ def test_conv_block_adds_the_tokens_after_the_first_relu_and_hands_out_the_3x3()
     expected_x2 = block.bn2(block.conv2(first)).relu()
     shortcut = block.residual_bn(block.residual_conv(x))
     assert (first.numpy() < 0).any(), "sums below 0 reach the 3x3 convolution"
-    assert_allclose(x2.numpy(), expected_x2.numpy(), atol=1e-12)
-    assert_allclose(y.numpy(), (block.bn3(block.conv3(expected_x2)) + shortcut).relu().numpy(), atol=1e-12)
+    assert_allclose(x2.numpy(), expected_x2.numpy(), rtol=0, atol=1e-12)
+    assert_allclose(y.numpy(), (block.bn3(block.conv3(expected_x2)) + shortcut).relu().numpy(), rtol=0, atol=1e-12)
     assert x2.shape == (2, 3, 2, 4) and y.shape == (2, 3, 2, 16)
 
 
@@ -86,7 +86,7 @@ def test_conv_block_without_projection_adds_its_input():
     block = layer(ConvBlock(16, 16))
     x = normal(2, 3, 3, 16)
     y, x2 = block(x)
-    assert_allclose(y.numpy(), (block.bn3(block.conv3(x2)) + x).relu().numpy(), atol=1e-12)
+    assert_allclose(y.numpy(), (block.bn3(block.conv3(x2)) + x).relu().numpy(), rtol=0, atol=1e-12)
     assert list(block.state_dict()) == list(Med_ConvBlock(16).state_dict())
 
 
@@ -96,7 +96,7 @@ def test_fcu_down_gives_what_convolving_first_and_pooling_then_gives(side):
     x, x_t = normal(2, 4, 6, 4), normal(2, 1 + 24 // side**2, 6, seed=2)
     tokens = down(x, x_t)
     official = F.avg_pool2d(down.conv_project(x), side, side).reshape(2, -1, 6)
-    assert_allclose(tokens.numpy()[:, 1:], F.gelu(down.ln(official)).numpy(), atol=1e-12)
+    assert_allclose(tokens.numpy()[:, 1:], F.gelu(down.ln(official)).numpy(), rtol=0, atol=1e-12)
     assert_array_equal(tokens.numpy()[:, 0], x_t.numpy()[:, 0])
 
 
@@ -105,9 +105,9 @@ def test_fcu_up_leaves_the_class_token_behind_and_repeats_each_token():
     x_t = normal(2, 7, 6)
     y = up(x_t, 2, 3).numpy()
     assert y.shape == (2, 4, 6, 4)
-    assert_allclose(y[:, ::2, ::2], y[:, 1::2, 1::2])
+    assert_allclose(y[:, ::2, ::2], y[:, 1::2, 1::2], rtol=1e-12)
     by_token = up.bn(up.conv_project(x_t[:, 1:].reshape(2, 2, 3, 6))).relu()
-    assert_allclose(y[:, ::2, ::2], by_token.numpy(), atol=1e-12)
+    assert_allclose(y[:, ::2, ::2], by_token.numpy(), rtol=0, atol=1e-12)
 
 
 # --- the whole network
@@ -119,9 +119,9 @@ def test_logits_are_pooled_features_and_the_class_token():
     conv_logits, trans_logits = model(images)
     assert conv_logits.shape == trans_logits.shape == (2, 5)
     last = named["conv_trans_6"].numpy()
-    assert_allclose(conv_logits.numpy(), model.conv_cls_head(Tensor(last.mean((1, 2)))).numpy(), atol=1e-12)
+    assert_allclose(conv_logits.numpy(), model.conv_cls_head(Tensor(last.mean((1, 2)))).numpy(), rtol=0, atol=1e-12)
     tokens = named["conv_trans_6.trans_block"]
-    assert_allclose(trans_logits.numpy(), model.trans_cls_head(model.trans_norm(tokens)[:, 0]).numpy(), atol=1e-12)
+    assert_allclose(trans_logits.numpy(), model.trans_cls_head(model.trans_norm(tokens)[:, 0]).numpy(), rtol=0, atol=1e-12)
 
 
 def test_intermediates_come_in_order_and_from_the_same_computation():
@@ -146,7 +146,7 @@ def test_intermediates_come_in_order_and_from_the_same_computation():
     assert_array_equal(named["conv_cls_head"].numpy(), conv_logits.numpy())
     assert_array_equal(named["trans_cls_head"].numpy(), trans_logits.numpy())
     tokens = named["trans_1"].numpy()
-    assert_allclose(tokens, named["tokens"].numpy() + named["trans_1.attn"].numpy() + named["trans_1.mlp"].numpy(), atol=1e-12)
+    assert_allclose(tokens, named["tokens"].numpy() + named["trans_1.attn"].numpy() + named["trans_1.mlp"].numpy(), rtol=0, atol=1e-12)
 
 
 def test_a_gradient_can_be_asked_for_at_any_intermediate_but_the_unused():
@@ -289,7 +289,7 @@ def test_class_token_doubles_in_each_coupled_block_unless_switched_off(doubled):
         entering = named[f"{plan.name}.squeeze_block"].numpy() + before
         assert_allclose(entering[:, 0], before[:, 0] * (2 if doubled else 1), rtol=1e-14)
         assert (entering[:, 1:] != before[:, 1:]).all()
-        assert_allclose(named[f"{plan.name}.trans_block"].numpy(), block.trans_block(Tensor(entering)).numpy(), atol=1e-11)
+        assert_allclose(named[f"{plan.name}.trans_block"].numpy(), block.trans_block(Tensor(entering)).numpy(), rtol=0, atol=1e-11)
         before = named[f"{plan.name}.trans_block"].numpy()
 
 
@@ -297,7 +297,7 @@ def test_there_is_no_positional_embedding():
     """Blind to the CNN branch, the tokens do not know where they are: shuffled, they give the same class token."""
     model, tokens = small().eval(), normal(2, 5, 12)
     shuffled = tokens[:, np.array([0, 3, 1, 4, 2])]
-    assert_allclose(model.trans_1(shuffled).numpy()[:, 0], model.trans_1(tokens).numpy()[:, 0], atol=1e-12)
+    assert_allclose(model.trans_1(shuffled).numpy()[:, 0], model.trans_1(tokens).numpy()[:, 0], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -411,11 +411,11 @@ def test_drop_path_drops_whole_branches_of_each_image_on_its_own():
     # each residual branch is either gone or ten times as strong
     outcomes = set()
     for x, y, attention, mlp in zip(tokens.numpy(), out.numpy(), named["attn"].numpy(), named["mlp"].numpy(), strict=True):
-        fits = [(a, m) for a in (0, 10) for m in (0, 10) if np.allclose(y, x + a * attention + m * mlp, atol=1e-9)]
+        fits = [(a, m) for a in (0, 10) for m in (0, 10) if np.allclose(y, x + a * attention + m * mlp, rtol=0, atol=1e-9)]
         assert len(fits) == 1
         outcomes.add(fits[0])
     assert len(outcomes) >= 3, "the two branches are drawn separately"
-    assert_allclose(block.eval()(tokens).numpy(), block(tokens).numpy())
+    assert_allclose(block.eval()(tokens).numpy(), block(tokens).numpy(), rtol=1e-12)
 
 
 def test_the_same_seed_draws_the_same_and_another_does_not():

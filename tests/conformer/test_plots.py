@@ -76,7 +76,7 @@ def assert_lines(axes: Axes, expected: Lines) -> None:
     """The lines, and those of the legend, are these, in this order."""
     assert [line.get_label() for line in axes.lines] == list(expected)
     for found, wanted in zip(drawn(axes), expected.values(), strict=True):
-        assert_allclose(found, wanted)
+        assert_allclose(found, wanted, rtol=1e-12)
     legend = axes.get_legend()
     assert legend is not None and [text.get_text() for text in legend.get_texts()] == list(expected)
 
@@ -101,7 +101,7 @@ def test_a_run_without_averaged_weights_and_tests_has_three_names_without_figure
 
 def test_learning_rates_are_drawn_at_their_epochs(axes: Axes):
     plots.draw_learning_rate(axes, LOG)
-    assert_allclose(drawn(axes), RATES)
+    assert_allclose(drawn(axes), RATES, rtol=1e-12)
     assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_legend()) == ("epoch", "learning rate", None)
 
 
@@ -112,13 +112,13 @@ def test_the_picture_of_the_curves_has_losses_accuracies_and_learning_rate(saved
     assert (path, figure.get_suptitle()) == (tmp_path / "curves.png", "cifar-nano on cifar10, seed 3")
     assert_lines(losses, LOSSES)
     assert_lines(accuracies, ACCURACIES)
-    assert_allclose(drawn(rates), RATES)
+    assert_allclose(drawn(rates), RATES, rtol=1e-12)
 
 
 def test_a_confusion_matrix_has_shares_of_each_row_and_the_first_class_at_the_top_left(axes: Axes):
     plots.draw_confusion_matrix(axes, MATRIX, ("cat", "$dog$", "frog"))
     (image,) = axes.images
-    assert_allclose(np.asarray(image.get_array()), [[60, 30, 10], [0, 0, 0], [0.5, 0, 99.5]])
+    assert_allclose(np.asarray(image.get_array()), [[60, 30, 10], [0, 0, 0], [0.5, 0, 99.5]], rtol=1e-12)
     assert image.get_clim() == (0, 100) and axes.yaxis_inverted() and not axes.xaxis_inverted()
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("taken for", "shows")
     for ticks, labels in ((axes.get_xticks(), axes.get_xticklabels()), (axes.get_yticks(), axes.get_yticklabels())):
@@ -140,7 +140,7 @@ def test_a_saved_confusion_matrix_has_its_title(saved: list[tuple[Figure, Path]]
     assert plots.save_confusion_matrix(tmp_path / "c.png", MATRIX, ("cat", "dog", "frog"), "a title") == tmp_path / "c.png"
     ((figure, path),) = saved
     assert (path, figure.get_suptitle()) == (tmp_path / "c.png", "a title")
-    assert_allclose(np.asarray(figure.axes[0].images[0].get_array()), [[60, 30, 10], [0, 0, 0], [0.5, 0, 99.5]])
+    assert_allclose(np.asarray(figure.axes[0].images[0].get_array()), [[60, 30, 10], [0, 0, 0], [0.5, 0, 99.5]], rtol=1e-12)
 
 
 def test_names_that_are_no_formulas_and_no_text(tmp_path: Path):

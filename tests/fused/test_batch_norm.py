@@ -262,7 +262,7 @@ class TestBatchNorm(Proof):
             x[..., 1] = rng(5).standard_normal((4, 3, 3))
             leaf = Tensor(x, requires_grad=True)
             y, mean, var = batch_norm(leaf, None, Tensor(np.array([0.5, 0.0], np.float32)))
-            np.testing.assert_allclose(y.numpy()[..., 0], 0.5, atol=1e-4)
+            np.testing.assert_allclose(y.numpy()[..., 0], 0.5, rtol=0, atol=1e-6)
             np.testing.assert_allclose(mean.numpy()[0], constant, rtol=1e-6)
             assert 0 <= var.numpy()[0] < 1e-6
             y.backward(Tensor(rng(6).standard_normal(x.shape).astype(np.float32)))
