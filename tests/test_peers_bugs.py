@@ -535,7 +535,7 @@ def double_backward(ours: Callable, theirs: Callable, *arrays: np.ndarray) -> No
         if reference.grad is None:  # such as a bias, which no first derivative depends on
             assert x.grad is None or not x.grad.numpy().any()
         else:
-            assert_allclose(x.grad.numpy(), reference.grad.numpy(), rtol=1e-10, atol=1e-10 * np.abs(reference.grad.numpy()).max())
+            assert_allclose(x.grad.numpy(), reference.grad.numpy(), rtol=1e-12, atol=1e-12 * np.abs(reference.grad.numpy()).max())
 
 
 def test_dezero_batch_norm_double_backward_silently_wrong():
