@@ -178,6 +178,7 @@ def test_resume(cifar: Cifar, tiny_network: str, tmp_path: Path, fails: Callable
 def test_resume_a_finished_run(
     cifar: Cifar, tiny_network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(train_commands, "_draw_curves", lambda run: False)  # nor a report at the end of training: see test_report
     run, folder = str(tmp_path / "run"), cifar()
     command = ["train", "--config", tiny_network, "--data-dir", str(folder), "--batch-size", "12", "--accumulate", "3", "--max-steps", "1"]
     assert main([*command, "--out", run]) == 0

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from conformer import Conformer, cli, data, use_commands
+from conformer import Conformer, cli, data, train_commands, use_commands
 from conformer.augment import normalize
 from conformer.cifar import CIFAR10
 from conformer.cli import main
@@ -198,11 +198,12 @@ def test_weights_for_other_classes_or_sizes_are_not_measured(
 
 
 def test_a_run_is_measured_with_the_constants_it_was_trained_with(
-    cifar: Cifar, tiny_network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    cifar: Cifar, tiny_network: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, whole = tmp_path / "run", data.DATASETS["cifar10"]
     with monkeypatch.context() as patch:
         patch.setitem(data.DATASETS, "cifar10", lambda *given: replace(whole(*given), mean=(0.1, 0.2, 0.3), std=(0.9, 0.8, 0.7)))
+        patch.setattr(train_commands, "_draw_curves", lambda run: False)
         options = ["--config", tiny_network, "--dataset", "cifar10", "--data-dir", str(cifar(records=8)), "--batch-size", "8", "--max-steps", "1"]
         assert main(["train", *options, "--out", str(run)]) == 0
     measured: list[Predictions] = []
