@@ -831,20 +831,18 @@ def check_op(
     op: Callable,
     in_torch: Callable,
     inputs: Sequence[np.ndarray | None],
-    values: Mapping[str, Any] | None = None,
     needs: Sequence[bool] | None = None,
     second: bool = True,
-    relative: float = RELATIVE,
 ) -> None:
     """All checks of one case at once, for functions made of several operations and for cases with a test of their own.
 
     Args:
         op: an operation or any function of Tensors; in_torch: the same for torch tensors.
-        inputs, values, needs, relative: see Case.
+        inputs, needs: see Case.
         second: also compare the second derivative (not at kinks, nor where PyTorch has none).
     """
     kind = type("Proof", (Proof,), {"op": staticmethod(op) if not isinstance(op, Op) else op, "in_torch": staticmethod(in_torch), "keeps": {}})
-    proof, case = kind(), Case(inputs, values or {}, needs, relative)
+    proof, case = kind(), Case(inputs, needs=needs)
     proof.definition_equals_pytorch(case)
     if isinstance(op, Op):
         proof.kernel_equals_definition(case)

@@ -521,7 +521,7 @@ def test_devices_that_meet(bites: Callable):
     bites(prove(op=Lenient()), "test_mixed_devices_and_dtypes", "DID NOT RAISE")
 
 
-def test_two_dtypes_that_meet(bites: Callable, monkeypatch: pytest.MonkeyPatch):
+def test_two_dtypes_that_meet(bites: Callable):
     class Promoting(Fused):
         """Brings float32 beside float64 to float64."""
 

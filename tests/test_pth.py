@@ -182,7 +182,7 @@ def test_nothing_in_a_file_is_run(path: Path, tmp_path: Path, archive: bool) -> 
     assert all(isinstance(value, pth.Unread) for value in found) and not (tmp_path / "touched").exists()
 
 
-def test_the_same_file_is_run_by_pickle(path: Path, tmp_path: Path) -> None:
+def test_the_same_file_is_run_by_pickle(tmp_path: Path) -> None:
     """Else the test above could not fail."""
     pickle.loads(pickle.dumps(Trap(Path.touch, tmp_path / "touched")))
     assert (tmp_path / "touched").exists()

@@ -28,10 +28,10 @@ from tests.support import rng
 THREADS = 8
 
 
-def at_once(work: Callable[[int], Any], count: int = THREADS) -> list:
+def at_once(work: Callable[[int], Any]) -> list:
     """What `work(0)`, `work(1)`, ... return, each in a thread of its own, all started together."""
-    results: list = [None] * count
-    barrier = threading.Barrier(count, timeout=60)
+    results: list = [None] * THREADS
+    barrier = threading.Barrier(THREADS, timeout=60)
 
     def run(number: int) -> None:
         barrier.wait()
@@ -40,7 +40,7 @@ def at_once(work: Callable[[int], Any], count: int = THREADS) -> list:
         except BaseException as error:
             results[number] = error
 
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(THREADS)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -132,15 +132,15 @@ class Net(nn.Module):
         return self.head(self.dropout(F.gelu(self.fc(x)))).mean(1)
 
 
-def train(seed: int | None, steps: int = 4) -> dict[str, np.ndarray]:
-    """Initialise, train on data of one's own; returns the weights, the running statistics and the losses."""
+def train(seed: int | None) -> dict[str, np.ndarray]:
+    """Initialise, train four steps on data of one's own; returns the weights, the running statistics and the losses."""
     if seed is not None:
         random.manual_seed(seed)
     model = Net()
     optimiser = optim.AdamW(model.parameters(), lr=1e-2)
     images, labels = rng(seed or 0).standard_normal((32, 8, 8, 3)).astype(np.float32), rng(seed or 0).integers(0, 5, 32)
     losses = []
-    for step in range(steps):
+    for step in range(4):
         random.set_step(step)
         loss = F.cross_entropy(model(Tensor(images)), labels)
         optimiser.zero_grad()

@@ -114,7 +114,7 @@ def test_a_resumed_run_is_the_unbroken_one(config: TrainConfig, breaks: tuple, c
     assert_same_run(folder(broken), whole)
 
 
-def test_killed_twice(config: TrainConfig, cifar: Cifar) -> None:
+def test_killed_twice() -> None:
     """`benchmarks/kill_and_resume.py` with fewer kills."""
     script = Path(__file__).parents[2] / "benchmarks" / "kill_and_resume.py"
     done = subprocess.run(
@@ -124,7 +124,7 @@ def test_killed_twice(config: TrainConfig, cifar: Cifar) -> None:
     assert "bit-identical after 2 kills" in done.stdout
 
 
-def test_broken_off_before_the_first_checkpoint(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_broken_off_before_the_first_checkpoint(config: TrainConfig) -> None:
     whole = train.train(config).folder
     other = replace(config, out=whole.with_name("other"))
     Trainer(other).folder.close()
@@ -361,7 +361,7 @@ def test_a_resumed_run_keeps_its_notice(config: TrainConfig, monkeypatch: pytest
     assert safetensors_io.load_state(folder(config) / "last.safetensors")[1]["notice"] == "NOT WHAT WAS ASKED FOR"
 
 
-def test_data_that_is_not_where_it_was(config: TrainConfig, cifar: Cifar, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_that_is_not_where_it_was(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     assert config.data_dir is not None
     elsewhere = config.data_dir.with_name("elsewhere")
     break_off(config, 7, monkeypatch)
@@ -461,18 +461,19 @@ def test_what_a_process_left_that_was_killed_before_the_run_had_a_name_is_cleare
     assert {path.name for path in folder(config).iterdir()} == {"config.json", "metrics.jsonl", *others}
 
 
-def damaged(text: bytes, number: int, old: bytes, new: bytes) -> bytes:
+def damaged(text: bytes, old: bytes, new: bytes) -> bytes:
+    """With something else in the third line."""
     parts = text.splitlines(keepends=True)
-    parts[number] = parts[number].replace(old, new)
+    parts[2] = parts[2].replace(old, new)
     return b"".join(parts)
 
 
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda text: damaged(text, 2, b"loss", b"lo\x01s"), r"metrics.jsonl is damaged in line 3 \(.*\); mend it, or put \{\} in its place"),
-        (lambda text: damaged(text, 2, b"loss", b"lo\xffs"), r"is damaged in line 3 \("),
-        (lambda text: damaged(text, 2, b"{", b"[" * 100_000), r"is damaged in line 3 \(it is nested too deeply\)"),
+        (lambda text: damaged(text, b"loss", b"lo\x01s"), r"metrics.jsonl is damaged in line 3 \(.*\); mend it, or put \{\} in its place"),
+        (lambda text: damaged(text, b"loss", b"lo\xffs"), r"is damaged in line 3 \("),
+        (lambda text: damaged(text, b"{", b"[" * 100_000), r"is damaged in line 3 \(it is nested too deeply\)"),
         (lambda text: b"null\n" + text, r"is damaged in line 1 \(it is not what `conformer train` writes there\)"),
         (lambda text: b"".join(text.splitlines(keepends=True)[:3]), r"has 3 of the \d lines that the checkpoint counts; put it back, with \{\} for"),
         (lambda text: b"", r"has 0 of the \d lines"),
@@ -580,7 +581,7 @@ def test_a_forked_child_neither_gives_up_nor_keeps_the_claim_on_a_folder(tmp_pat
             os.close(handle)
 
 
-def test_folders_that_cannot_go_on(config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_that_cannot_go_on(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     run = folder(config)
     with pytest.raises(FileNotFoundError, match="there is no run to go on with in .*run"):
         Trainer.resume(run)
@@ -746,7 +747,7 @@ def test_accumulated_parts_are_one_step(config: TrainConfig) -> None:
     assert whole.steps == 10
 
 
-def test_time_budget(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_time_budget(config: TrainConfig, capsys: pytest.CaptureFixture[str]) -> None:
     config = replace(config, epochs=None, time_budget="1.5s")
     run = folder(config)
     trainer = Trainer(config)

@@ -239,8 +239,6 @@ def test_options_that_change_no_weight_may_be_given_anew(options: dict[str, Any]
 
 def test_what_auto_comes_to_is_chosen_once(tiny_network: str, cifar: Cifar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = coupling10.generate
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    monkeypatch.setattr("conformer.download.SITE", "http://127.0.0.1:9")
     monkeypatch.setattr(coupling10, "generate", lambda count, **options: whole(count // 1000, **options))
     trained(tmp_path / "study", [0], max_steps=1, batch_size=10)
     monkeypatch.setenv("CONFORMER_DATA", str(cifar()))
@@ -367,7 +365,7 @@ def test_stopped_between_runs(options: dict[str, Any], tmp_path: Path, fails: Fa
     assert fails(130, *command) == f"conformer: stopped between runs; go on with: {train_commands._program()} study {quoted(tmp_path / 'study')}"
 
 
-def test_what_is_refused(options: dict[str, Any], tmp_path: Path, fails: Fails, cifar: Cifar, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_refused(options: dict[str, Any], tmp_path: Path, fails: Fails, cifar: Cifar) -> None:
     out, given = tmp_path / "study", words(options)
     new = ["study", out, "--configs", "tiny", "--seeds", 0]
     assert "--seeds has 3 twice; give each once" in fails(2, "study", out, "--seeds", 3, 1, 3)
