@@ -267,8 +267,8 @@ class Module:
             TypeError: `state_dict` is no mapping.
         """
         if not isinstance(state_dict, Mapping):
-            kind = type(state_dict).__name__
-            raise TypeError(f"load_state_dict: {type(self).__name__} takes a mapping of names to arrays, as state_dict() gives, and this is a {kind}")
+            what = f"{state_dict!r}; of a PyTorch module, save its state_dict()" if _not_read(state_dict) else f"a {type(state_dict).__name__}"
+            raise TypeError(f"load_state_dict: {type(self).__name__} takes a mapping of names to arrays, as state_dict() gives, and this is {what}")
         own = dict(self._state())
         given = {name: state_dict[name] for name in own if name in state_dict}
         values = {name: loadable(value) for name, value in given.items()}
@@ -278,13 +278,7 @@ class Module:
         problems = []
         for name, value in values.items():
             if value is None:
-                original = given[name]  # perhaps one of PyTorch's that NumPy cannot read
-                hint = (
-                    " (give its .detach().float())"
-                    if getattr(original, "requires_grad", False) or "bfloat16" in str(getattr(original, "dtype", ""))
-                    else ""
-                )
-                problems.append(f"{name} is {type(original).__name__}, not an array of numbers{hint}")
+                problems.append(f"{name} is {_no_array(given[name])}")
             elif value.shape != own[name].shape:
                 problems.append(f"{name} has shape {value.shape}, here {own[name].shape}")
         if missing or unexpected or problems:
@@ -318,6 +312,19 @@ def _kind(value: Any) -> str | None:
     if isinstance(value, Module):
         return "module"
     return "parameter" if isinstance(value, Tensor) and value.requires_grad and value.node is None else None
+
+
+def _not_read(value: Any) -> bool:
+    """Whether it is a `minigrad.pth.Unread`; by name, as `pth` is above this module in the order of imports."""
+    return f"{type(value).__module__}.{type(value).__name__}" == "minigrad.pth.Unread"
+
+
+def _no_array(value: Any) -> str:
+    """What a value is that is `loadable` as nothing, and what to do about one of PyTorch's that NumPy cannot read, or from its files."""
+    if _not_read(value):
+        return f"{value!r}, not an array of numbers (in PyTorch, save a tensor)"
+    hint = " (give its .detach().float())" if getattr(value, "requires_grad", False) or "bfloat16" in str(getattr(value, "dtype", "")) else ""
+    return f"{type(value).__name__}, not an array of numbers{hint}"
 
 
 def _describe(value: Any) -> str:

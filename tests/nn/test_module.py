@@ -537,11 +537,17 @@ def test_a_state_one_level_below_gets_the_remedy(prefix: str):
 
 
 def test_what_is_no_mapping_is_no_state():
-    for given, kind in ([("weight", 1)], "list"), (Unread("collections.Counter"), "Unread"), (None, "NoneType"), (nn.Linear(2, 1), "Linear"):
+    unread = "<a.Net, not read>; of a PyTorch module, save its state_dict()"
+    for given, what in ([("weight", 1)], "a list"), (Unread("a.Net"), unread), (None, "a NoneType"), (nn.Linear(2, 1), "a Linear"):
         for strict in (True, False):
             with pytest.raises(TypeError) as caught:
                 nn.Linear(2, 1).load_state_dict(given, strict)  # type: ignore[arg-type]
-            assert str(caught.value) == f"load_state_dict: Linear takes a mapping of names to arrays, as state_dict() gives, and this is a {kind}"
+            assert str(caught.value) == f"load_state_dict: Linear takes a mapping of names to arrays, as state_dict() gives, and this is {what}"
+
+
+def test_a_value_that_pth_has_not_read_is_shown_as_what_it_was():
+    with pytest.raises(ValueError, match=r"weight is <numpy.x, not read>, not an array of numbers \(in PyTorch, save a tensor\)$"):
+        nn.Linear(2, 1).load_state_dict({"weight": Unread("numpy.x"), "bias": [0.0]})
 
 
 def test_load_of_pytorchs_tensors():
