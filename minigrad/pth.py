@@ -35,12 +35,26 @@ MAGIC = 0x1950A86A20F9469CFC6C
 BFLOAT16 = "bfloat16"  # NumPy has none: see `_numbers`
 DTYPES = {
     "Double": "f8", "Float": "f4", "Half": "f2", "BFloat16": BFLOAT16,
-    "Long": "i8", "Int": "i4", "Short": "i2", "Char": "i1", "Byte": "u1", "Bool": "?",
+    "Long": "i8", "Int": "i4", "Short": "i2", "Char": "i1", "Byte": "u1", "Bool": "?", "Untyped": "u1",
 }  # fmt: skip
 """What the numbers of `torch.FloatStorage` and its like are."""
 
+UNSIGNED = {"torch.uint16": "u2", "torch.uint32": "u4", "torch.uint64": "u8"}
+"""Dtypes that no kind of storage has: their tensors are of untyped storages, which are bytes."""
+
+ANOTHER_DTYPE = "save them in another (PyTorch: .float(), .dequantize() of quantised ones, torch.view_as_real() of complex ones)"
+
+REMEDIES = {
+    "_rebuild_sparse_tensor": "; save it as .to_dense()",
+    "_rebuild_qtensor": "; save it as .dequantize()",
+    "_rebuild_nested_tensor": "; save the list of its .unbind()",
+    "_rebuild_meta_tensor_no_storage": "; such a one has no numbers",
+}
+"""What to do about tensors that PyTorch makes with another function of `torch._utils`; for the rest there is no advice."""
+
 MOST_COPIED = 16
-"""How many times as large as its file what is read may be: tensors that share a storage have copies of their own here."""
+"""How many times as large as its file what is read may be: tensors that share a storage have copies of their own here, and a hostile file could
+have anything copied again and again."""
 
 
 class Unread:
@@ -65,13 +79,14 @@ def load(path: str | os.PathLike[str]) -> Any:
 
     Returns:
         What was saved, with NumPy arrays for tensors and parameters, on whatever device these were, each with memory of its own: for a state_dict an
-        OrderedDict, name -> array, which `Module.load_state_dict` takes. bfloat16 becomes float32, which has all of its numbers. What is no number,
-        text, list, tuple, set, dict or tensor is `Unread`, NumPy's arrays and numbers among it.
+        OrderedDict, name -> array, which `Module.load_state_dict` takes. bfloat16 becomes float32, which has all of its numbers; a defaultdict or
+        Counter becomes a dict, and a frozenset a set. What is no number, text, list, tuple, set, dict or tensor is `Unread`, with all that is in it:
+        whole modules, namedtuples (such as `x.max(0)` gives), and NumPy's arrays and numbers, too.
 
     Raises:
         OSError: the file is missing or cannot be read.
-        ValueError: it is not such a file (a program saved by `torch.jit.save` is none), is damaged, or holds a tensor of a kind that minigrad does
-            not have, such as a complex or sparse one.
+        ValueError: it is not such a file (a program saved by `torch.jit.save` is none), is damaged, was written with `pickle_protocol=0`, or
+            holds a tensor of a kind that minigrad does not have, such as a complex or sparse one.
     """
     path = Path(path)
     try:
@@ -114,7 +129,7 @@ def _read_archive(file: IO[bytes]) -> Any:
             return archive.read(member)  # checks the member's CRC-32
 
         big = folder + "byteorder" in members and read("byteorder") == b"big"
-        return _unpickle(io.BytesIO(read("data.pkl")), lambda kind, key, count: _numbers(read(f"data/{key}"), kind, count, big), length)
+        return _unpickle(io.BytesIO(read("data.pkl")), lambda kind, key, count: _numbers(read(f"data/{key}"), kind, count, big), length, big)
 
 
 def _read_pickles(data: bytes) -> Any:
@@ -130,7 +145,7 @@ def _read_pickles(data: bytes) -> Any:
         asked[key] = kind, count
         return _NOT_YET
 
-    _unpickle(file, note)  # the storages come after the object, and how long each is stands in the object
+    _unpickle(file, note, len(data))  # the storages come after the object, and how long each is stands in the object
     arrays = {}
     for key in _unpickle(file, _no_storage):
         kind, count = asked[key]
@@ -153,7 +168,7 @@ def _no_storage(kind: str, key: str, count: int) -> np.ndarray:
 def _size(kind: str) -> int:
     """Bytes a number."""
     if kind not in DTYPES:
-        raise _Refused(f"holds numbers of a dtype that minigrad does not have ({kind}Storage); save them as real ones of another (PyTorch: .float())")
+        raise _Refused(f"holds numbers of a dtype that minigrad does not have ({kind}Storage); {ANOTHER_DTYPE}")
     return 2 if DTYPES[kind] == BFLOAT16 else np.dtype(DTYPES[kind]).itemsize
 
 
@@ -175,52 +190,91 @@ class _Tensors:
     """Makes the arrays of one file.
 
     Args:
-        most: bytes that they may have together; a small file must not become many large arrays.
+        most: bytes that all that is made may have together; a small file must not become many large arrays.
+        big: whether the bytes of a number come in the order of a big-endian machine; matters where a storage is one of bytes.
     """
 
-    def __init__(self, most: int):
+    def __init__(self, most: int, big: bool):
         self.left = most
+        self.big = big
         self.given: set[int] = set()  # by id: storages that an array has for its own
 
-    def make(self, numbers: Any, offset: Any, shape: Any, strides: Any, grad: bool = False, hooks: Any = None, metadata: Any = None) -> Any:
-        """`torch._utils._rebuild_tensor_v2`."""
-        if type(numbers) is not np.ndarray or type(shape) is not tuple or not all(type(n) is int for n in (offset, *shape, *strides)):
+    def spend(self, size: int) -> None:
+        """Note that so many bytes are made; a member of a container is 8."""
+        self.left -= size
+        if self.left < 0:
+            raise _Refused(f"holds more than {MOST_COPIED} times its own size; save tensors that share storages as .clone()")
+
+    def make(
+        self, storage: Any, offset: Any, shape: Any, strides: Any, grad: bool = False, hooks: Any = None, metadata: Any = None, dtype: Any = None
+    ) -> Any:
+        """`torch._utils._rebuild_tensor_v2`, and with a dtype `_rebuild_tensor_v3`."""
+        if type(storage) is not np.ndarray or type(shape) is not tuple or not all(type(n) is int for n in (offset, *shape, *strides)):
             raise _Refused("is damaged: a tensor is not made of a storage and whole numbers")
-        if numbers is _NOT_YET:
-            return numbers
+        if storage is _NOT_YET:
+            return storage
+        numbers = storage if dtype is None else self._unsigned(storage, dtype)
         count = math.prod(shape)
         last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
         if min(offset, *shape, *strides, 0) < 0 or (count and last >= len(numbers)):
             raise _Refused(f"is damaged: a tensor of shape {shape} is not within its storage of {len(numbers)} numbers")
         if count > len(numbers):
-            raise _Refused(f"holds a tensor of shape {shape} whose {count} elements share {len(numbers)} numbers; save it as .contiguous()")
-        self.left -= count * numbers.itemsize
-        if self.left < 0:
-            raise _Refused(f"holds tensors that share storages, and are more than {MOST_COPIED} times as large as it; save them as .clone()")
+            raise _Refused(f"holds an expanded tensor, of shape {shape} with a storage of only {len(numbers)}; save it as .contiguous()")
+        self.spend(count * numbers.itemsize)
         array = np.lib.stride_tricks.as_strided(numbers[offset:], shape, [stride * numbers.itemsize for stride in strides])
-        if count < len(numbers) or not array.flags.c_contiguous or id(numbers) in self.given:
+        if count < len(numbers) or not array.flags.c_contiguous or id(storage) in self.given:
             array = array.copy()
         else:
-            self.given.add(id(numbers))
+            self.given.add(id(storage))
             array = numbers.reshape(shape)
         marks = [name for name, value in metadata.items() if value] if type(metadata) is dict else []
         if marks not in ([], ["neg"]):  # a conjugate complex tensor, most of all
             raise _Refused(f"holds a tensor of a kind that minigrad does not have ({', '.join(map(str, marks))}); save it as .resolve_conj()")
         return np.negative(array) if marks else array
 
+    def _unsigned(self, storage: np.ndarray, dtype: Any) -> np.ndarray:
+        kind = dtype.kind if type(dtype) is Unread else "?"
+        if kind not in UNSIGNED:
+            raise _Refused(f"holds numbers of a dtype that minigrad does not have ({kind}); {ANOTHER_DTYPE}")
+        native = np.dtype(UNSIGNED[kind])
+        whole = storage[: len(storage) // native.itemsize * native.itemsize]  # a storage may end within a number
+        return whole.view(native.newbyteorder(">" if self.big else "<")).astype(native, copy=False)
+
 
 def _meaning(tensors: _Tensors) -> dict[str, Callable[..., Any]]:
     """What is done for the names that mean something: nothing but to make containers, numbers and arrays."""
+
+    def as_it_is(value: Any, *others: Any) -> Any:
+        return value
+
+    def encode(text: str, encoding: str) -> bytes:  # how bytes are written
+        tensors.spend(len(text))
+        return text.encode("latin1")
+
+    def ordered(pairs: Any = ()) -> dict:  # in files of Python 2 the pairs come as a list, later ones put them into the dict
+        tensors.spend(8 * len(pairs))
+        return collections.OrderedDict((_key(name), value) for name, value in pairs)
+
+    def a_set(values: Any) -> set:
+        tensors.spend(8 * len(values))
+        return {_key(value) for value in values}
+
+    def make_v3(storage: Any, offset: Any, shape: Any, strides: Any, grad: Any, hooks: Any, dtype: Any, metadata: Any = None) -> Any:
+        return tensors.make(storage, offset, shape, strides, grad, hooks, metadata, dtype)
+
     return {
-        "collections.OrderedDict": collections.OrderedDict,
-        "torch.Size": tuple,
-        "_codecs.encode": lambda text, encoding: text.encode("latin1"),  # how bytes are written
-        **{f"{module}.set": lambda values: {_key(value) for value in values} for module in ("builtins", "__builtin__")},
+        "collections.OrderedDict": ordered,
+        "collections.defaultdict": lambda *factory: {},
+        "collections.Counter": as_it_is,  # a dict
+        "torch.Size": as_it_is,  # a tuple
+        "_codecs.encode": encode,
+        **{f"{module}.{name}": a_set for module in ("builtins", "__builtin__") for name in ("set", "frozenset")},
         **{f"{module}.complex": complex for module in ("builtins", "__builtin__")},
         "torch._utils._rebuild_tensor": tensors.make,
         "torch._utils._rebuild_tensor_v2": tensors.make,
-        "torch._utils._rebuild_parameter": lambda data, requires_grad, hooks: data,
-        "torch._utils._rebuild_parameter_with_state": lambda data, requires_grad, hooks, state: data,
+        "torch._utils._rebuild_tensor_v3": make_v3,
+        "torch._utils._rebuild_parameter": as_it_is,
+        "torch._utils._rebuild_parameter_with_state": as_it_is,
     }
 
 
@@ -235,15 +289,17 @@ def _key(value: Any) -> Any:
 # --- the machine
 
 
-def _unpickle(file: IO[bytes], storage: Callable[[str, str, int], np.ndarray], length: int = 1 << 20) -> Any:
+def _unpickle(file: IO[bytes], storage: Callable[[str, str, int], np.ndarray], length: int = 1 << 20, big: bool = False) -> Any:
     """The object of one pickle; the file stands behind it then.
 
     Args:
         file: where it begins.
         storage: gives a storage's numbers, by its kind ("Float"), its key and how many they are; it is called once for each.
         length: of the whole file in bytes.
+        big: see `_Tensors`.
     """
-    meaning = _meaning(_Tensors(MOST_COPIED * length + (1 << 20)))
+    tensors = _Tensors(MOST_COPIED * length + (1 << 20), big)
+    meaning = _meaning(tensors)
     known: dict[str, np.ndarray] = {}
     stack: list[Any] = []
     marks: list[int] = []  # how high the stack was at each MARK that is open
@@ -262,8 +318,8 @@ def _unpickle(file: IO[bytes], storage: Callable[[str, str, int], np.ndarray], l
         if kind in meaning:
             return meaning[kind](*arguments)
         if kind.startswith("torch._utils._rebuild_"):
-            what = f"a tensor of a kind that minigrad does not have ({kind.rpartition('.')[2]})"
-            raise _Refused(f"holds {what}; save it as a dense one (PyTorch: .to_dense(), .dequantize())")
+            name = kind.rpartition(".")[2]
+            raise _Refused(f"holds a tensor of a kind that minigrad does not have ({name}){REMEDIES.get(name, '')}")
         return Unread(kind or "?")
 
     def refer(pid: Any) -> Any:
@@ -312,9 +368,13 @@ def _unpickle(file: IO[bytes], storage: Callable[[str, str, int], np.ndarray], l
         elif name == "GLOBAL":
             stack.append(Unread(str(argument).replace(" ", ".", 1)))
         elif name == "STACK_GLOBAL":
-            stack[-2:] = [Unread(f"{stack[-2]}.{stack[-1]}")]
+            kind = ".".join(stack[-2:])
+            tensors.spend(len(kind))
+            stack[-2:] = [Unread(kind)]
         elif name in ("REDUCE", "NEWOBJ"):
             stack[-2:] = [call(stack[-2], stack[-1])]
+        elif name == "NEWOBJ_EX":
+            stack[-3:] = [call(stack[-3], stack[-2])]
         elif name == "BINPERSID":
             stack[-1] = refer(stack[-1])
         elif name == "SETITEMS":
@@ -325,23 +385,31 @@ def _unpickle(file: IO[bytes], storage: Callable[[str, str, int], np.ndarray], l
             extend(since_mark(), stack[-1])
         elif name == "APPEND":
             extend([stack.pop()], stack[-1])
+        elif name == "ADDITEMS":
+            items = since_mark()
+            stack[-1].update(map(_key, items))
+        elif name == "FROZENSET":
+            stack.append(set(map(_key, since_mark())))
         elif name == "BUILD":
             stack.pop()  # attributes: of an OrderedDict its _metadata, of the rest what is not read
         elif name == "POP":
             stack.pop()
+        elif name == "POP_MARK":  # of a tuple that has itself in it
+            since_mark()
         elif name == "STOP":
             return stack.pop()
         elif name not in ("PROTO", "FRAME"):
-            raise _Refused(f"has the instruction {name}, which torch.save does not write")
+            raise _Refused(f"has the instruction {name}, which torch.save does not write with the pickle protocols that are read, 1 to 5")
     raise _Refused("is damaged: it ends too early")
 
 
 _VALUES = frozenset(
-    ("BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINSTRING SHORT_BINSTRING "
-    "BINBYTES SHORT_BINBYTES BINBYTES8").split()
+    ("INT BININT BININT1 BININT2 LONG LONG1 LONG4 BINFLOAT BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINSTRING SHORT_BINSTRING "
+    "BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8").split()
 )  # fmt: skip
 """Instructions that put their argument on the stack."""
 _CONSTANTS: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False, "EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict,
+    "EMPTY_SET": set,
 }  # fmt: skip
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
