@@ -373,8 +373,8 @@ def _unpickle(file: IO[bytes], storage: Callable[[str, str, int], np.ndarray], l
             stack[-2:] = [Unread(kind)]
         elif name in ("REDUCE", "NEWOBJ"):
             stack[-2:] = [call(stack[-2], stack[-1])]
-        elif name == "NEWOBJ_EX":
-            stack[-3:] = [call(stack[-3], stack[-2])]
+        elif name == "NEWOBJ_EX":  # what has arguments by name is of no class with a meaning here
+            stack[-3:] = [call(stack[-3], ())]
         elif name == "BINPERSID":
             stack[-1] = refer(stack[-1])
         elif name == "SETITEMS":
