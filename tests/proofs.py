@@ -18,9 +18,10 @@ What a subclass states:
 
 op              the operation, an `Op` of `minigrad.op.REGISTRY`.
 in_torch        staticmethod: (*torch tensors, **values) -> a tensor or a tuple of them, as many as op returns.
-cases           Hypothesis strategy of `Case`: shapes built constructively, awkward ones included (0-d, size 0, size 1, batch of one).
+cases           Hypothesis strategy of `Case`: shapes built constructively, seldom awkward ones (0-d, size 0, size 1, batch of one). In most of the
+                drawn cases every array must have 2 or more elements (`REAL`, see `for_each`).
 smooth          the same away from kinks and ties, for finite differences and second derivatives; by default `cases`.
-examples        more cases that must always be tried, in every test that draws from `cases`.
+examples        more cases that must always be tried, in every test that draws from `cases`: the awkward ones, and each way through the code.
 keeps           what a node keeps alive: names of the inputs that require grad -> names of the arrays that live on ("out": the output), both
                 separated by spaces, for example {"x y": "x y", "x": "y", "y": "x"}. Everything else must die. {} where there is no derivative.
 keeps_besides   staticmethod: (*arrays, **values) -> how many more elements (statistics, masks) the node may hold; 0 by default.
@@ -64,6 +65,7 @@ from tests import cuda_device
 from tests.support import RELATIVE, as_numpy, assert_close, rng
 
 LAYOUTS = ("contiguous", "strided", "repeated")
+REAL = 0.4  # the share of the drawn cases in which every array must have 2 or more elements
 STEP = 1e-5  # of finite differences, along directions of length 1
 SLOPE_ERROR = 1e-6  # allowed difference of a slope and its finite difference, of the largest of 1 and both
 
@@ -245,19 +247,31 @@ class Proof:
     # --- drawing
 
     def for_each(self, check: Callable[[Case], Any], share: float = 1.0, smooth: bool = False) -> None:
-        """Run `check` for the examples and for as many drawn cases as the Hypothesis profile says, times `share`."""
+        """Run `check` for the examples and for as many drawn cases as the Hypothesis profile says, times `share`. Of these most must be able to show
+        something: an operation that is wrong for all arrays but those of one element would pass, if only such ones were drawn.
+        """
         if not smooth or self.smooth is None:
             for case in self.examples:
                 check(case)
         strategy = self.smooth if smooth and self.smooth is not None else self.cases
 
+        seen: list[bool] = []
+
         def draw(case: Case) -> None:
+            seen.append(all(x is None or x.size > 1 for x in case.inputs))
             check(case)
 
         # the name decides what is drawn without randomness, and where the data base keeps failures: one for each operation and test
         draw.__name__ = f"{type(self).__name__}_{check.__name__}"
         count = max(1, round(settings().max_examples * share * self.share))
         settings(max_examples=count)(given(strategy)(draw))()
+        # Those of the default profile are the same each time, and 1,000 are many: otherwise, and of fewer than ten, chance would decide.
+        if count >= (10 if settings().derandomize else 100):
+            assert sum(seen) >= REAL * len(seen), (
+                f"{type(self).__name__}.{'smooth' if strategy is self.smooth else 'cases'}: every array has 2 or more elements in {sum(seen)} of "
+                f"{len(seen)} drawn cases, {REAL:.0%} must be so. Build lengths with `shapes`, `broadcast_shapes`, `lengths` or `often` of "
+                "tests/support.py, which give mostly 2 or more, in the simplest draw too; what else must be tried belongs into `examples`."
+            )
 
     # --- running
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from itertools import pairwise, product
+from math import prod
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -42,8 +44,70 @@ def arrays(shape: Any, low: float = -2.0, high: float = 2.0) -> st.SearchStrateg
     return st.builds(lambda s, seed: rng(seed).uniform(low, high, s), shapes, st.integers(0, 2**32 - 1))
 
 
+# --- shapes: mostly of arrays in which mistakes can be seen
+#
+# Of 25 cases Hypothesis makes the first the simplest there is, the next few little more, and the last ones from those before by repeating parts of
+# them. With lengths from 0 upwards most arrays had one element or none, and a broadcast that was wrong for all others was not noticed. Here the
+# simplest draw is an array of several elements too, and what is degenerate has its share, `often`.
+
+
+T = TypeVar("T")
+
+
+def often(usual: st.SearchStrategy[T], seldom: st.SearchStrategy[T], one_in: int = 6) -> st.SearchStrategy[T]:
+    """One time in `one_in` what is `seldom`; `usual` otherwise, also in what counts as the simplest draw. (`a | b` draws each half of the time.)"""
+    return st.integers(1, one_in).flatmap(lambda number: seldom if number == one_in else usual)
+
+
+def lengths(low: int = 2, high: int = 4, lowest: int = 1) -> st.SearchStrategy[int]:
+    """A length from low to high, and seldom a lower one, from `lowest`. Several of these make one array: so one in ten."""
+    return often(st.integers(low, high), st.integers(lowest, low - 1), 10)
+
+
+def _full(min_dims: int, max_dims: int, sides: range) -> list[tuple[int, ...]]:
+    """All shapes with these lengths, short ones first. Those whose neighbouring axes have different lengths, which show more, are in it twice."""
+    found = [shape for dims in range(max(min_dims, 1), max_dims + 1) for shape in product(sides, repeat=dims)]
+    return found + [shape for shape in found if all(a != b for a, b in pairwise(shape))]
+
+
 def shapes(min_dims: int = 0, max_dims: int = 3, min_side: int = 0, max_side: int = 4) -> st.SearchStrategy[tuple[int, ...]]:
-    return hnp.array_shapes(min_dims=min_dims, max_dims=max_dims, min_side=min_side, max_side=max_side)
+    """Mostly with 2 or more along every axis, of which there is one or more; seldom any shape within the limits."""
+    anything = hnp.array_shapes(min_dims=min_dims, max_dims=max_dims, min_side=min_side, max_side=max_side)
+    full = _full(min_dims, max_dims, range(max(min_side, 2), max_side + 1))
+    return often(st.sampled_from(full), anything) if full else anything
+
+
+def parts(whole: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """The shapes of 2 or more elements that are broadcast to another, `whole`: with axes of length 1, or without the leading ones of these."""
+    found = []
+    for ones in product((False, True), repeat=len(whole)):
+        part = tuple(1 if one else length for one, length in zip(ones, whole, strict=True))
+        found += [part[start:] for start in range(len(part)) if prod(part[:start]) == 1]
+    return [part for part in dict.fromkeys(found) if part != whole and prod(part) > 1]
+
+
+def broadcast_shapes(count: int = 2, max_dims: int = 3) -> st.SearchStrategy[tuple[tuple[int, ...], ...]]:
+    """Shapes that broadcast: half of them are whole, the others have axes of length 1 or lack the leading ones, so that often each of two is
+    broadcast along an axis of the other. Seldom any ones, with axes of length 0 too.
+    """
+
+    def of(whole: tuple[int, ...]) -> st.SearchStrategy[tuple[tuple[int, ...], ...]]:
+        smaller = parts(whole)
+        return st.tuples(*[st.sampled_from([whole] * len(smaller) + smaller) for _ in range(count)])
+
+    anything = hnp.mutually_broadcastable_shapes(num_shapes=count, max_dims=max_dims, min_side=0, max_side=3).map(lambda found: found.input_shapes)
+    return often(st.sampled_from(_full(2, max_dims, range(2, 5 if max_dims > 2 else 4))).flatmap(of), anything)
+
+
+def growing_shapes() -> st.SearchStrategy[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """A shape and one of up to 4 axes that it is broadcast to, seldom the same."""
+
+    def of(whole: tuple[int, ...]) -> st.SearchStrategy[tuple[tuple[int, ...], tuple[int, ...]]]:
+        return st.tuples(st.sampled_from(parts(whole)), st.just(whole))
+
+    anything = hnp.mutually_broadcastable_shapes(num_shapes=2, max_dims=4, min_side=0, max_side=3)
+    grown = st.sampled_from(_full(2, 3, range(2, 5)) + _full(4, 4, range(2, 4))).flatmap(of)
+    return often(grown, anything.map(lambda found: (found.input_shapes[0], found.result_shape)))
 
 
 def assert_close(ours: Any, reference: Any, what: str = "", relative: float = RELATIVE, terms: float | None = None) -> None:

@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import Phase, settings
+from hypothesis import Phase, given, seed, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 import minigrad
 from minigrad import Tensor, functional, ops, random
 from minigrad.op import REGISTRY, Fused, Unary, fused, primitive
 from tests.proofs import GENERIC, Bound, Case, Pin, Proof, Refusal, all_proofs, check_op, complaints, table, why_not
-from tests.support import arrays, rng, shapes
+from tests.support import arrays, broadcast_shapes, rng, shapes
 
 assert functional.add  # importing it fills the registry
 OPERATIONS = sorted(name for name, op in REGISTRY.items() if op.__module__.startswith("minigrad."))
@@ -538,8 +539,46 @@ def test_two_dtypes_that_meet(bites: Callable):
 
 
 def test_cases_that_show_nothing(bites: Callable):
-    empty = st.just(Case([np.zeros((0, 2)), np.zeros((0, 2))]))
-    bites(prove(cases=empty), "test_definition_equals_pytorch", "no case has a gradient other than 0 for scale and x")
+    flat = st.just(Case([np.zeros((2, 3)), np.ones((2, 3))]))
+    bites(prove(cases=flat), "test_definition_equals_pytorch", "no case has a gradient other than 0 for scale and x")
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        shapes(min_dims=1, max_side=1),
+        hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4),
+        hnp.mutually_broadcastable_shapes(num_shapes=2, max_dims=3, min_side=0, max_side=3).map(lambda found: found.input_shapes[0]),
+    ],
+    ids=["lengths 0 and 1", "Hypothesis's shapes", "Hypothesis's shapes that broadcast"],
+)
+def test_cases_of_hardly_an_element(sizes: st.SearchStrategy, registry: None):
+    """With these a wrong operation passed for right as long as it was right for arrays of one element."""
+    few = arrays(sizes).map(lambda x: Case([x, x + 1]))
+    message = r"TestEnergy.{}: every array has 2 or more elements in \d+ of \d+ drawn cases, 40% must be so. Build lengths with `shapes`"
+    with pytest.raises(AssertionError, match=message.format("cases")):
+        prove(cases=few).test_dtypes()
+    with pytest.raises(AssertionError, match=message.format("smooth")):
+        prove(smooth=few).test_gradcheck()
+    prove(smooth=few).test_dtypes()
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_shapes_are_mostly_of_several_elements(number: int):
+    """With any seed; and what is degenerate is among them."""
+    drawn: list[tuple[int, ...]] = []
+
+    @seed(number)
+    @settings(max_examples=200, derandomize=False, database=None)
+    @given(shapes(), broadcast_shapes(3))
+    def draw(shape: tuple[int, ...], several: tuple[tuple[int, ...], ...]) -> None:
+        drawn.extend([shape, *several])
+        np.broadcast_shapes(*several)
+
+    draw()
+    sizes = [int(np.prod(shape)) for shape in drawn]
+    assert sum(size > 1 for size in sizes) > 0.7 * len(sizes) and {0, 1} < set(sizes) and () in drawn
+    assert np.mean([len(set(shape)) == len(shape) > 1 for shape in drawn]) > 0.3
 
 
 def test_rules_on_arrays_that_differ_from_those_on_tensors(bites: Callable):

@@ -18,7 +18,7 @@ import minigrad
 from minigrad import Tensor
 from minigrad.fused.attention import scaled_dot_product_attention
 from tests.proofs import Case, Pin, Proof, Refusal
-from tests.support import assert_close, rng
+from tests.support import assert_close, lengths, rng
 
 PAGE = sys.modules[scaled_dot_product_attention.__module__]
 CONSTANTS = (True, True, True, False, False)  # the masks carry no gradient
@@ -75,11 +75,11 @@ def case(
 MASKS = st.sampled_from(["", "", "float", "bool", "-inf"])
 MASK_SHAPES = st.sampled_from(["BhNM", "NM", "B11M", "M", "1hN1"])
 DROPOUTS = st.sampled_from(["", "", "float", "bool"])
-few = st.integers(1, 3)
+few = lengths(2, 3)
 
 
 def strategy(scales: list[float | None]) -> st.SearchStrategy[Case]:
-    sizes = (st.integers(1, 2), st.integers(1, 2), few, few, few, few)
+    sizes = (lengths(2, 2), lengths(2, 2), few, few, few, few)
     return st.builds(case, *sizes, MASKS, MASK_SHAPES, DROPOUTS, st.sampled_from(scales), st.integers(0, 9999))
 
 

@@ -14,7 +14,7 @@ from minigrad import Tensor, definitions, enable_grad, grad
 from minigrad.fused.avg_pool2d import avg_pool2d
 from tests.cuda_device import on_cuda
 from tests.proofs import Case, Proof, Refusal
-from tests.support import rng
+from tests.support import lengths, rng
 
 PAGE = sys.modules[avg_pool2d.__module__]
 
@@ -30,7 +30,7 @@ def pools(draw: Any) -> tuple[tuple[int, ...], dict[str, Any]]:
         left_over = draw(st.integers(0, stride - 1))
         sizes.append(max((windows - 1) * stride + kernel - 2 * padding + left_over, 1))
         kernels, strides, paddings = [*kernels, kernel], [*strides, stride], [*paddings, padding]
-    shape = (draw(st.integers(1, 2)), *sizes, draw(st.integers(1, 3)))
+    shape = (draw(lengths(2, 2)), *sizes, draw(lengths(2, 3)))
     return shape, {"kernel_size": tuple(kernels), "stride": tuple(strides), "padding": tuple(paddings)}
 
 

@@ -19,7 +19,7 @@ from minigrad.backend import cpu
 from minigrad.fused.batch_norm import batch_norm
 from tests.cuda_device import on_cuda
 from tests.proofs import Case, Pin, Proof, Refusal
-from tests.support import assert_close, rng
+from tests.support import assert_close, lengths, rng
 
 PAGE = sys.modules[batch_norm.__module__]
 
@@ -79,9 +79,9 @@ def case(
 
 
 shapes = st.one_of(
-    st.tuples(st.integers(2, 8), st.integers(1, 5)),
-    st.tuples(st.integers(2, 3), st.integers(2, 5), st.integers(1, 5)),
-    st.tuples(st.integers(1, 3), st.integers(2, 3), st.integers(2, 3), st.integers(1, 4)),
+    st.tuples(st.integers(2, 8), lengths(2, 5)),
+    st.tuples(st.integers(2, 3), st.integers(2, 5), lengths(2, 5)),
+    st.tuples(lengths(2, 3), st.integers(2, 3), st.integers(2, 3), lengths(2, 4)),
 )
 affines = st.sampled_from([(True, True), (False, False), (True, False), (False, True)])
 epsilons = st.sampled_from([1e-5, 1e-2])

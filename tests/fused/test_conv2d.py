@@ -20,7 +20,7 @@ from minigrad import Tensor, definitions, enable_grad, grad
 from minigrad.fused.conv2d import conv2d
 from tests.cuda_device import on_cuda
 from tests.proofs import Case, Proof, Refusal
-from tests.support import assert_close, rng
+from tests.support import assert_close, lengths, rng
 
 PAGE = sys.modules[conv2d.__module__]
 pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
@@ -57,15 +57,15 @@ def cases(draw: Any) -> Case:
     reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
     most = [0, 0] if kind in ("pointwise", "patches") else [r + 1 for r in reach]
     padding = draw(st.just((0, 0)) | st.tuples(*(st.integers(0, p) for p in most)))
-    groups = draw(st.integers(1, 3))
-    inputs = groups * (1 if kind == "depthwise" else draw(st.integers(1, 2)))
+    groups = draw(st.sampled_from([2, 1, 3, 1]))
+    inputs = groups * (1 if kind == "depthwise" else draw(st.sampled_from([2, 1, 2])))
     sizes = [
         max((draw(st.integers(1, 3)) - 1) * s + r + 1 - 2 * p + draw(st.integers(0, s - 1)), 1)
         for s, r, p in zip(stride, reach, padding, strict=True)
     ]
     values = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-    outputs, seed = groups * draw(st.integers(1, 2)), draw(st.integers(0, 9999))
-    return case(draw(st.integers(1, 2)), *sizes, inputs, outputs, kernel, draw(st.booleans()), seed, **values)
+    outputs, seed = groups * draw(st.sampled_from([2, 1, 2])), draw(st.integers(0, 9999))
+    return case(draw(lengths(2, 2)), *sizes, inputs, outputs, kernel, draw(st.booleans()), seed, **values)
 
 
 PATHS: dict[str, dict[str, Any]] = {
@@ -82,7 +82,8 @@ PATHS: dict[str, dict[str, Any]] = {
     "tiles": {"kernel": (2, 2), "stride": 2},
     "gaps": {"kernel": (2, 2), "stride": 3},
     "dilated": {"kernel": (2, 3), "dilation": 2, "padding": (1, 2)},
-    "groups": {"groups": 2},
+    "groups": {"inputs": 4, "outputs": 6, "groups": 2},
+    "groups, all at once": {"inputs": 4, "groups": 2, "kernel": (2, 3), "stride": (2, 1), "dilation": (1, 2), "padding": 1},
     "depthwise": {"inputs": 4, "outputs": 8, "groups": 4, "padding": 1},
 }
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from minigrad import Tensor, definitions, enable_grad
 from minigrad.fused.cross_entropy import cross_entropy
 from tests.proofs import Case, Pin, Proof, Refusal
-from tests.support import assert_close, rng
+from tests.support import assert_close, lengths, rng
 
 
 def case(batch: int, classes: int, soft: bool, scale: float = 1.0, label_smoothing: float = 0.0, seed: int = 0) -> Case:
@@ -20,7 +20,7 @@ def case(batch: int, classes: int, soft: bool, scale: float = 1.0, label_smoothi
     return Case([random.uniform(-2, 2, (batch, classes)) * scale, labels], {"label_smoothing": label_smoothing})
 
 
-smoothings = st.sampled_from([0.0, 0.1, 1.0])
+smoothings = st.sampled_from([0.1, 0.0, 0.1, 0.3, 1.0])
 
 
 def refusal(logits: tuple[int, ...], labels: np.ndarray, message: str, exception: type[Exception] = ValueError, **options: object) -> Refusal:
@@ -33,9 +33,10 @@ class TestCrossEntropy(Proof):
     in_torch = staticmethod(
         lambda logits, labels, label_smoothing=0.0: torch.nn.functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
     )
-    cases = st.builds(case, st.integers(1, 5), st.integers(1, 6), st.booleans(), st.sampled_from([1.0, 1.0, 5e3]), smoothings, st.integers(0, 9999))
+    cases = st.builds(case, lengths(2, 5), lengths(2, 6), st.booleans(), st.sampled_from([1.0, 1.0, 5e3]), smoothings, st.integers(0, 9999))
     smooth = cases  # without the examples: a mean of nothing is nan
     examples = [case(0, 3, False), case(0, 3, True), case(0, 3, False, 1.0, 0.1), case(1, 1, False), case(2, 1, True), case(3, 3, True)]
+    examples += [case(3, 4, soft, label_smoothing=0.1) for soft in (False, True)]
     keeps = {"logits": "logits labels", "labels": "logits labels", "logits labels": "logits labels"}
     keeps_besides = staticmethod(lambda logits, labels, label_smoothing: logits.size)  # the log-probabilities
     float32 = [case(16, classes, soft, 1.0, smoothing) for classes in (10, 1000) for soft in (False, True) for smoothing in (0.0, 0.1)]

@@ -14,9 +14,9 @@ import minigrad
 from minigrad import Tensor
 from minigrad.fused.dropout import drop_path, dropout
 from tests.proofs import Case, Pin, Proof, Refusal
-from tests.support import rng, shapes
+from tests.support import lengths, rng, shapes
 
-probabilities = st.sampled_from([0.0, 0.1, 0.5, 0.999999, 1.0])
+probabilities = st.sampled_from([0.5, 0.1, 0.7, 0.5, 0.0, 0.999999, 1.0])
 
 
 def case(shape: tuple[int, ...], p: float, as_float: bool, seed: int = 0, of_samples: bool = False) -> Case:
@@ -66,8 +66,21 @@ class TestDropout(Proof):
 class TestDropPath(Proof):
     op = drop_path
     in_torch = staticmethod(formula_by_sample)
-    cases = st.builds(case, shapes(min_dims=1, max_dims=4, max_side=3), probabilities, st.booleans(), st.integers(0, 9999), st.just(True))
-    examples = [case((3,), 0.5, True, 0, True), case((0, 2), 0.5, False, 0, True), case((1, 2, 2, 3), 0.999999, False, 0, True)]
+    cases = st.builds(
+        lambda batch, rest, *more: case((batch, *rest), *more, of_samples=True),
+        lengths(2, 6, 0),
+        shapes(max_dims=3, max_side=3),
+        probabilities,
+        st.booleans(),
+        st.integers(0, 9999),
+    )
+    examples = [
+        case((5, 2, 3), 0.5, False, 0, True),
+        case((4, 3), 0.3, True, 1, True),
+        case((3,), 0.5, True, 0, True),
+        case((0, 2), 0.5, False, 0, True),
+        case((1, 2, 2, 3), 0.999999, False, 0, True),
+    ]
     keeps = {"x": "mask"}
     float32 = [case((8, 17, 96), p, as_float, 0, True) for p in (0.1, 0.9) for as_float in (True, False)]
     pins = [

@@ -13,9 +13,9 @@ from minigrad import Tensor, definitions, enable_grad
 from minigrad.fused.global_avg_pool2d import global_avg_pool2d
 from tests.cuda_device import on_cuda
 from tests.proofs import Case, Proof, Refusal
-from tests.support import rng
+from tests.support import lengths, rng
 
-sides = st.integers(1, 4)
+sides = lengths(2, 4)
 
 
 class TestGlobalAvgPool2d(Proof):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from minigrad import Tensor
 from minigrad.fused.linear import linear
 from tests.proofs import Case, Proof, Refusal
-from tests.support import rng, shapes
+from tests.support import lengths, rng, shapes
 
 PAGE = sys.modules[linear.__module__]
 
@@ -27,8 +27,9 @@ def case(leading: tuple[int, ...], features_in: int, features_out: int, bias: bo
 class TestLinear(Proof):
     op = linear
     in_torch = staticmethod(torch.nn.functional.linear)
-    cases = st.builds(case, shapes(), st.integers(1, 5), st.integers(1, 5), st.booleans(), st.integers(0, 9999))
+    cases = st.builds(case, shapes(max_side=3), lengths(2, 5), lengths(2, 5), st.sampled_from([True, True, False]), st.integers(0, 9999))
     examples = [
+        case((2, 3), 4, 5),
         case((), 3, 2),
         case((1,), 1, 1),
         case((0, 2), 3, 2),

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from minigrad import Tensor
 from minigrad.fused.upsample_nearest import upsample_nearest
 from tests.proofs import Case, Proof, Refusal
-from tests.support import rng
+from tests.support import lengths, rng
 
-sides = st.integers(1, 3)
-factors = st.integers(1, 4)
+sides = lengths(2, 3)
+factors = lengths(2, 4)
 
 
 def case(shape: tuple[int, ...], scale_factor: object, seed: int = 0) -> Case:

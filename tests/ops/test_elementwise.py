@@ -13,17 +13,14 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 from numpy.testing import assert_array_equal
 
 import minigrad
 from minigrad import Tensor, ops
 from minigrad.op import REGISTRY
 from tests.proofs import Case, Pin, Proof, Refusal, check_op
-from tests.support import assert_close, rng, shapes
+from tests.support import assert_close, broadcast_shapes, rng, shapes
 
-two_shapes = hnp.mutually_broadcastable_shapes(num_shapes=2, max_dims=3, min_side=0, max_side=3).map(lambda found: found.input_shapes)
-three_shapes = hnp.mutually_broadcastable_shapes(num_shapes=3, max_dims=3, min_side=0, max_side=3).map(lambda found: found.input_shapes)
 seeds = st.integers(0, 2**32 - 1)
 
 
@@ -47,7 +44,26 @@ def one(low: float = -2.0) -> st.SearchStrategy[Case]:
 
 def two(make: Callable = draw, second: Callable | None = None) -> st.SearchStrategy[Case]:
     """Two arrays that broadcast."""
-    return st.builds(lambda pair, seed: Case([make(pair[0], seed), (second or make)(pair[1], seed + 2)]), two_shapes, seeds)
+    return st.builds(lambda pair, seed: Case([make(pair[0], seed), (second or make)(pair[1], seed + 2)]), broadcast_shapes(), seeds)
+
+
+# In every test: without axes, without elements; each broadcast along an axis of the other, and of one shape.
+EDGES = [Case([draw((), 1, 0.3)]), Case([draw((0, 2), 0)])]
+SHAPES = [((2, 1, 3), (4, 1)), ((2, 3), (2, 3)), ((), (0, 2))]
+PAIRS = [Case([draw(first, 2 * k, 0.3), draw(second, 2 * k + 1, 0.3)]) for k, (first, second) in enumerate(SHAPES)]
+TIED_PAIRS = [Case([rng(2 * k).integers(0, 3, a) * 1.0, rng(2 * k + 1).integers(0, 3, b) * 1.0]) for k, (a, b) in enumerate(SHAPES)]
+
+
+class OfOne(Proof):
+    """Of a function of one array."""
+
+    examples = EDGES
+
+
+class OfTwo(Proof):
+    """Of a function of two arrays that broadcast."""
+
+    examples = PAIRS
 
 
 SMOOTH = "It is smooth wherever it is defined."
@@ -62,25 +78,25 @@ MISFIT = [
 # --- proofs: arithmetic
 
 
-class TestAdd(Proof):
+class TestAdd(OfTwo):
     op, in_torch, cases = ops.add, torch.add, two()
     keeps = {"x y": "", "x": "", "y": ""}
     pins, errors = SMOOTH, MISFIT
 
 
-class TestSub(Proof):
+class TestSub(OfTwo):
     op, in_torch, cases = ops.sub, torch.sub, two()
     keeps = {"x y": "", "x": "", "y": ""}
     pins, errors = SMOOTH, [*MISFIT, Refusal(Case([np.array([True]), np.array([True])]), TypeError, "boolean subtract")]
 
 
-class TestMul(Proof):
+class TestMul(OfTwo):
     op, in_torch, cases = ops.mul, torch.mul, two()
     keeps = {"x y": "x y", "x": "y", "y": "x"}
     pins, errors = SMOOTH, MISFIT
 
 
-class TestDiv(Proof):
+class TestDiv(OfTwo):
     op, in_torch, cases = ops.div, torch.div, two(draw, off_zero)
     keeps = {"x y": "x y", "x": "y", "y": "x y"}
     pins = [
@@ -90,7 +106,7 @@ class TestDiv(Proof):
     errors = MISFIT
 
 
-class TestNeg(Proof):
+class TestNeg(OfOne):
     op, in_torch, cases = ops.neg, torch.neg, one()
     keeps = {"x": ""}
     pins, errors = SMOOTH, [Refusal(Case([np.array([True])]), TypeError, "boolean negative")]
@@ -102,6 +118,7 @@ TIES = Case([np.array([1.0, 2.0, 0.0, 5.0]), np.array([1.0, 3.0, -0.0, 4.0])])
 class TestMaximum(Proof):
     op, in_torch = ops.maximum, torch.maximum
     cases = two() | two(lambda shape, seed: rng(seed).integers(0, 3, shape) * 1.0)
+    examples = TIED_PAIRS
     smooth = two(lambda shape, seed: on_grid(shape, seed, 0.0), lambda shape, seed: on_grid(shape, seed, 0.1))
     keeps = {"x y": "x y", "x": "x y", "y": "x y"}
     pins, errors = [Pin("a tie gives each side half", TIES, [[0.5, 0, 0.5, 1], [0.5, 1, 0.5, 0]])], MISFIT
@@ -114,7 +131,12 @@ class TestMinimum(TestMaximum):
 
 class TestWhere(Proof):
     op, in_torch = ops.where, torch.where
-    cases = st.builds(lambda s, k: Case([np.asarray(rng(k).random(s[0]) < 0.5), draw(s[1], k), draw(s[2], k + 1)]), three_shapes, seeds)
+    cases = st.builds(lambda s, k: Case([np.asarray(rng(k).random(s[0]) < 0.5), draw(s[1], k), draw(s[2], k + 1)]), broadcast_shapes(3), seeds)
+    examples = [
+        Case([np.array([[True, False, True]]), draw((2, 1, 3), 0), draw((4, 1), 1)]),
+        Case([np.array([[True], [False]]), draw((2, 3), 0), draw((2, 3), 1)]),
+        Case([np.array(True), draw((), 0), draw((0, 2), 1)]),
+    ]
     keeps = {"x y": "condition", "x": "condition", "y": "condition"}
     pins = [Pin("one side is infinite", Case([np.array([True, False]), np.array([1.0, 2.0]), np.array([np.inf, -np.inf])]), [[1, 0], [0, 1]])]
     errors = [
@@ -132,37 +154,37 @@ class TestWhere(Proof):
 # --- proofs: functions of one number
 
 
-class TestExp(Proof):
+class TestExp(OfOne):
     op, in_torch, cases = ops.exp, torch.exp, one()
-    examples = [Case([np.array([-np.inf, -1e4, 0.0, 80.0])])]
+    examples = [*EDGES, Case([np.array([-np.inf, -1e4, 0.0, 80.0])])]
     smooth = one()
     keeps = {"x": "out"}
     pins, errors = SMOOTH, ANY_NUMBER
 
 
-class TestLog(Proof):
+class TestLog(OfOne):
     op, in_torch, cases = ops.log, torch.log, one(0.3)
     keeps = {"x": "x"}
     pins, errors = [Pin("at 0 and infinity", Case([np.array([0.0, np.inf, 1.0])]), [[np.inf, 0, 1]])], ANY_NUMBER
 
 
-class TestSqrt(Proof):
+class TestSqrt(OfOne):
     op, in_torch, cases = ops.sqrt, torch.sqrt, one(0.3)
     keeps = {"x": "out"}
     pins, errors = [Pin("at 0 and infinity", Case([np.array([0.0, np.inf, 4.0])]), [[np.inf, 0, 0.25]])], ANY_NUMBER
 
 
-class TestTanh(Proof):
+class TestTanh(OfOne):
     op, in_torch, cases = ops.tanh, torch.tanh, one()
-    examples = [Case([np.array([-np.inf, -1e4, 1e-300, 20.0, 1e4])])]
+    examples = [*EDGES, Case([np.array([-np.inf, -1e4, 1e-300, 20.0, 1e4])])]
     smooth = one()
     keeps = {"x": "out"}
     pins, errors = SMOOTH, ANY_NUMBER
 
 
-class TestSigmoid(Proof):
+class TestSigmoid(OfOne):
     op, in_torch, cases = ops.sigmoid, torch.sigmoid, one() | one(-30.0)
-    examples = [Case([np.array([-np.inf, -1e4, -700.0, -30.0, -1e-300, 0.0, 17.0, 38.0, 41.0, 1e4, np.inf])])]
+    examples = [*EDGES, Case([np.array([-np.inf, -1e4, -700.0, -30.0, -1e-300, 0.0, 17.0, 38.0, 41.0, 1e4, np.inf])])]
     smooth = one()
     keeps = {"x": "out"}
     pins, errors = SMOOTH, ANY_NUMBER
@@ -187,21 +209,21 @@ class TestSigmoid(Proof):
             assert x.grad.item() == pytest.approx(y.item() * (1 - y.item()), rel=1e-6)
 
 
-class TestErf(Proof):
+class TestErf(OfOne):
     op, in_torch, cases = ops.erf, torch.erf, one() | one(-8.0)
-    examples = [Case([np.array([-np.inf, -30.0, 1e-300, 0.5, 1.0, 2.0, 3.0, 6.0, 30.0])])]
+    examples = [*EDGES, Case([np.array([-np.inf, -30.0, 1e-300, 0.5, 1.0, 2.0, 3.0, 6.0, 30.0])])]
     smooth = one()
     keeps = {"x": "x"}
     pins, errors = SMOOTH, ANY_NUMBER
 
 
-class TestSin(Proof):
+class TestSin(OfOne):
     op, in_torch, cases = ops.sin, torch.sin, one()
     keeps = {"x": "x"}
     pins, errors = SMOOTH, ANY_NUMBER
 
 
-class TestCos(Proof):
+class TestCos(OfOne):
     op, in_torch, cases = ops.cos, torch.cos, one()
     keeps = {"x": "x"}
     pins, errors = SMOOTH, ANY_NUMBER
@@ -210,14 +232,14 @@ class TestCos(Proof):
 AT_ZERO = Case([np.array([0.0, -0.0, 1.0, -1.0])])
 
 
-class TestRelu(Proof):
+class TestRelu(OfOne):
     op, in_torch, cases = ops.relu, torch.relu, one()
     smooth = st.builds(lambda shape, seed: Case([off_zero(shape, seed)]), shapes(), seeds)
     keeps = {"x": "out"}
     pins, errors = [Pin("flat at 0", AT_ZERO, [[0, 0, 1, 0]])], ANY_NUMBER
 
 
-class TestAbs(Proof):
+class TestAbs(OfOne):
     op, in_torch, cases = ops.abs, torch.abs, one()
     smooth = TestRelu.smooth
     keeps = {"x": "x"}
@@ -233,6 +255,7 @@ class TestClip(Proof):
     smooth = st.builds(
         lambda shape, seed, b: Case([on_grid(shape, seed, 0.0)], {"low": b[0], "high": b[1]}), shapes(), seeds, BOUNDS.filter(lambda b: 1 not in b)
     )
+    examples = [Case([case.inputs[0]], {"low": 0.5, "high": None}) for case in EDGES]
     keeps = {"x": "x"}
     pins = [
         Pin("the bounds belong to the inside", Case([np.array([-1.0, 2.0, -1.5, 2.5, 0.0])], {"low": -1, "high": 2}), [[1, 1, 0, 0, 1]]),
@@ -253,6 +276,7 @@ class TestPower(Proof):
     )
     keeps = {"x": "x"}
     examples = [
+        *(Case([case.inputs[0]], {"exponent": 1.5}) for case in EDGES),
         *(Case([np.array([4097, -3, 0])], {"exponent": e}) for e in (0, 1, 2, 3)),  # float32 would round 4097 ** 2
         Case([np.array([4097, 3, 0])], {"exponent": 0.5}),
         *(Case([np.array([True, False])], {"exponent": e}) for e in (0, 2, 0.5)),
@@ -261,7 +285,7 @@ class TestPower(Proof):
     errors = ANY_NUMBER
 
 
-class TestPowerOf(Proof):
+class TestPowerOf(OfTwo):
     op, in_torch = REGISTRY["pow"], torch.pow
     cases = two(lambda shape, seed: draw(shape, seed, 0.5), draw)
     keeps = {"x y": "x y out", "x": "x y", "y": "x y out"}
@@ -277,7 +301,7 @@ class TestPowerOf(Proof):
 # --- proofs: dtype and device
 
 
-class TestIdentity(Proof):
+class TestIdentity(OfOne):
     op, in_torch, cases = ops.identity, staticmethod(lambda x: x * 1), one()
     keeps = {"x": ""}
     pins, errors = SMOOTH, ANY_NUMBER
@@ -289,7 +313,12 @@ class TestCast(Proof):
         lambda shape, seed, dtype: Case([draw(shape, seed)], {"dtype": dtype}), shapes(), seeds, st.sampled_from(["float32", "float64"])
     )
     smooth = st.builds(lambda shape, seed: Case([draw(shape, seed)], {"dtype": "float64"}), shapes(), seeds)  # rounding has no slope
-    examples = [Case([np.array([1, -2, 3])], {"dtype": "float32"}), Case([np.array([True, False])], {"dtype": "int64"})]
+    examples = [
+        Case([draw((), 1)], {"dtype": "float64"}),
+        Case([draw((0, 2), 1)], {"dtype": "float32"}),
+        Case([np.array([1, -2, 3])], {"dtype": "float32"}),
+        Case([np.array([True, False])], {"dtype": "int64"}),
+    ]
     keeps = {"x": ""}
     pins = "Rounding to float32 counts as the identity."
     errors = [Refusal(Case([np.zeros(2)], {"dtype": "floaty"}), TypeError, "floaty", True)]
@@ -297,6 +326,8 @@ class TestCast(Proof):
 
 class TestToDevice(Proof):
     """To the CPU; between devices that differ: tests/test_far_device.py."""
+
+    examples = [Case(case.inputs, {"device": "cpu"}) for case in EDGES]
 
     op, in_torch = ops.to_device, staticmethod(lambda x, device: x.to(device))
     cases = st.builds(lambda shape, seed: Case([draw(shape, seed)], {"device": "cpu"}), shapes(), seeds)
@@ -311,7 +342,7 @@ class Comparison(Proof):
     """Numbers of which many are equal, and the two awkward ones."""
 
     cases = two(lambda shape, seed: rng(seed).integers(0, 3, shape) * 1.0) | two(lambda shape, seed: rng(seed).integers(-1, 2, shape))
-    examples = [Case([np.array([np.nan, np.nan, np.inf, -np.inf, 0.0]), np.array([np.nan, 1.0, np.inf, np.inf, -0.0])])]
+    examples = [*TIED_PAIRS, Case([np.array([np.nan, np.nan, np.inf, -np.inf, 0.0]), np.array([np.nan, 1.0, np.inf, np.inf, -0.0])])]
     keeps = {}
     pins, errors = "It has no derivative.", MISFIT
 
@@ -357,13 +388,13 @@ class TestLogicalNot(Comparison):
     cases = st.builds(lambda shape, seed: Case([np.asarray(rng(seed).random(shape) < 0.5)]), shapes(), seeds) | one().map(
         lambda case: Case([case.inputs[0].round()])
     )
-    examples = ()
+    examples = EDGES
 
 
 class TestIsfinite(Comparison):
     op, in_torch, errors = ops.isfinite, torch.isfinite, ANY_NUMBER
     cases = st.builds(lambda shape, seed: Case([np.asarray(rng(seed).choice([1.5, np.nan, np.inf, -np.inf], shape))]), shapes(), seeds)
-    examples = [Case([np.array([1, 2])]), Case([np.array([True])])]
+    examples = [*EDGES, Case([np.array([1, 2])]), Case([np.array([True])])]
 
 
 @pytest.mark.parametrize("name", ["exp", "log", "sqrt", "tanh", "sigmoid", "erf", "sin", "cos"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import minigrad
 from minigrad import Tensor, ops
 from minigrad.op import REGISTRY
 from tests.proofs import Case, Proof, Refusal, check_op
-from tests.support import rng, shapes
+from tests.support import lengths, often, rng, shapes
 
 
 def draw(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
@@ -41,23 +42,54 @@ seeds = st.integers(0, 2**32 - 1)
 
 
 def masks(shape: tuple) -> st.SearchStrategy[np.ndarray]:
-    return seeds.map(lambda seed: np.asarray(rng(seed).random(shape) < 0.5))
+    return seeds.map(lambda seed: np.asarray(rng(seed).random(shape) < 0.6))
 
 
 def repeating(shape: tuple) -> st.SearchStrategy[Any]:
-    return hnp.integer_array_indices(shape, result_shape=hnp.array_shapes(max_dims=2, max_side=4))
+    return hnp.integer_array_indices(shape, result_shape=shapes(min_dims=1, max_dims=2, min_side=1))
+
+
+@st.composite
+def mixtures(draw_from: Any) -> tuple:
+    """Slices in both directions and, along one or two axes, integers that may be the same: beside each other or apart, which is not the same."""
+    shape = draw_from(st.sampled_from([(3, 4), (2, 3), (2, 3, 4), (4, 2, 3)]))
+    some = draw_from(st.sampled_from([axes for count in (1, 2) for axes in combinations(range(len(shape)), count)]))
+    count = draw_from(st.integers(2, 4))
+    index = [rng(draw_from(seeds)).integers(-n, n, count) if axis in some else draw_from(st.sampled_from(SLICES)) for axis, n in enumerate(shape)]
+    return shape, tuple(index)
+
+
+@st.composite
+def sliced(draw_from: Any) -> tuple:
+    """Slices, and seldom a number, for some of the axes."""
+    shape = draw_from(shapes(min_dims=1))
+    count = draw_from(st.integers(1, len(shape)))
+    parts = [st.sampled_from(SLICES) if length < 2 else often(st.sampled_from(SLICES), st.integers(-length, length - 1)) for length in shape]
+    return shape, tuple(draw_from(part) for part in parts[:count])
+
+
+SLICES = [slice(None), slice(None, None, -1), slice(1, None), slice(None, -1), slice(None, None, 2), slice(-1, 0, -1)]
 
 
 def picks() -> st.SearchStrategy[tuple]:
-    """A shape and an index that fits it: slices and integers, arrays of integers, masks."""
-    basic = shapes().flatmap(lambda shape: st.tuples(st.just(shape), hnp.basic_indices(shape, allow_newaxis=True)))
+    """A shape and an index that fits it: slices and integers, arrays of integers, both, masks."""
+    other = shapes().flatmap(lambda shape: st.tuples(st.just(shape), hnp.basic_indices(shape, allow_newaxis=True)))
     arrays = shapes(min_dims=1, min_side=1).flatmap(lambda shape: st.tuples(st.just(shape), repeating(shape)))
-    return basic | arrays | shapes().flatmap(lambda shape: st.tuples(st.just(shape), masks(shape)))
+    return often(sliced(), other, 2) | mixtures() | arrays | shapes(min_dims=1).flatmap(lambda shape: st.tuples(st.just(shape), masks(shape)))
+
+
+MIXED = (slice(1, None), np.array([2, 0, 2]), slice(None, None, -2))
+APART = (np.array([1, 1, 0]), slice(None), np.array([3, 3, 0]))
 
 
 class TestGetitem(Proof):
     op, in_torch = REGISTRY["getitem"], staticmethod(torch_getitem)
     cases = st.builds(lambda pick, seed: Case([draw(pick[0], seed)], {"index": pick[1]}), picks(), seeds)
+    examples = [
+        *[Case([draw((2, 3, 4))], {"index": index}) for index in (MIXED, APART)],
+        Case([draw(())], {"index": (None, ...)}),
+        Case([draw((0, 2))], {"index": np.zeros((0, 2), bool)}),
+    ]
     keeps = {"x": ""}
     pins = "It is linear, there is no kink."
     errors = [
@@ -71,7 +103,10 @@ class TestGetitem(Proof):
 class TestPut(Proof):
     op, in_torch = ops.put, staticmethod(torch_put)
     cases = st.builds(lambda pick, seed: Case([draw(places(*pick).shape, seed)], {"index": pick[1], "shape": pick[0]}), picks(), seeds)
-    examples = [Case([draw((2,))], {"index": ([0, 0], [1, 1]), "shape": (2, 3)})]
+    examples = [
+        Case([draw((2,))], {"index": ([0, 0], [1, 1]), "shape": (2, 3)}),
+        *[Case([draw(places((2, 3, 4), index).shape)], {"index": index, "shape": (2, 3, 4)}) for index in (MIXED, APART)],
+    ]
     keeps = {"x": ""}
     pins = "It is linear, there is no kink."
     errors = [
@@ -83,7 +118,7 @@ class TestPut(Proof):
 @st.composite
 def gathers(draw_from: Any, adjoint: bool) -> Case:
     shape = draw_from(shapes(min_dims=1, min_side=1))
-    axis, count, seed = draw_from(st.integers(-len(shape), len(shape) - 1)), draw_from(st.integers(0, 4)), draw_from(seeds)
+    axis, count, seed = draw_from(st.integers(-len(shape), len(shape) - 1)), draw_from(lengths(2, 5, 0)), draw_from(seeds)
     wanted = list(shape)
     wanted[axis] = count
     indices = rng(seed).integers(0, shape[axis], wanted)

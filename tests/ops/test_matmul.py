@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import permutations
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 from numpy.testing import assert_allclose
 
 from minigrad import Tensor, ops
 from minigrad.op import REGISTRY
 from tests.proofs import Case, Proof, Refusal, check_op
-from tests.support import rng
+from tests.support import broadcast_shapes, often, rng
 
 
 def draw(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
@@ -25,8 +26,9 @@ def stacks(leading: tuple, lengths: tuple, seed: int) -> Case:
     return Case([draw((*leading[0], n, k), seed), draw((*leading[1], k, m), seed + 1)])
 
 
-leading_axes = hnp.mutually_broadcastable_shapes(num_shapes=2, max_dims=2, min_side=0, max_side=3).map(lambda found: found.input_shapes)
-lengths = st.tuples(*[st.integers(0, 4)] * 3) | st.integers(1, 3).map(lambda n: (n, n, n))  # square ones may be multiplied by themselves
+leading_axes = st.just(((), ())) | broadcast_shapes(max_dims=2)
+different = st.sampled_from(list(permutations((2, 3, 4))))
+lengths = often(different, st.integers(1, 3).map(lambda n: (n, n, n)) | st.tuples(*[st.integers(0, 4)] * 3))  # square ones times themselves
 
 
 class TestProduct(Proof):
@@ -34,7 +36,11 @@ class TestProduct(Proof):
 
     op, in_torch = REGISTRY["matmul"], torch.matmul
     cases = st.builds(stacks, leading_axes, lengths, st.integers(0, 2**32 - 1))
-    examples = [Case([draw((2, 2)), draw((2, 2), 1)])]
+    examples = [
+        Case([draw((2, 2)), draw((2, 2), 1)]),
+        stacks(((2, 1), (3,)), (3, 2, 4), 0),  # each is repeated along an axis of the other
+        stacks(((2,), (2,)), (2, 4, 3), 0),
+    ]
     keeps = {"x y": "x y", "x": "y", "y": "x"}
     pins = "It is linear in each of its inputs, there is no kink."
     errors = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -14,16 +15,18 @@ from numpy.testing import assert_array_equal
 import minigrad
 from minigrad import Tensor, ops
 from tests.proofs import Case, Pin, Proof, Refusal, check_op
-from tests.support import assert_close, rng
+from tests.support import assert_close, rng, shapes
 
 
 @st.composite
 def reductions(draw: Any, min_side: int = 0, make: Any = None, keepdims: bool = True) -> Case:
     """An array, an axis argument that fits it (None, a number, a tuple; negative ones too), and keepdims."""
-    shape = tuple(draw(st.lists(st.integers(min_side, 4), max_size=3)))
-    axes = st.integers(-len(shape), len(shape) - 1)
-    several = st.lists(axes, unique_by=lambda a: a % len(shape), min_size=1).map(tuple)
-    axis = draw(st.one_of(st.none(), axes, several if keepdims else axes)) if shape else None
+    shape = draw(shapes(min_side=min_side))
+    dims, axis = len(shape), None
+    if shape and (kind := draw(st.sampled_from(("one", "some", "none", "some") if keepdims else ("one", "one", "one", "none")))) != "none":
+        chosen = draw(st.sampled_from([axes for count in range(1, dims + 1) for axes in permutations(range(dims), count)]))
+        axes = tuple(a - dims if draw(st.booleans()) else a for a in chosen)
+        axis = axes if kind == "some" else axes[0]
     numbers = rng(draw(st.integers(0, 2**32 - 1)))
     x = numbers.uniform(-2, 2, shape) if make is None else make(numbers, shape)
     return Case([x], {"axis": axis, "keepdims": draw(st.booleans())} if keepdims else {"axis": axis})
@@ -52,10 +55,13 @@ NO_AXIS = [
 ]
 
 
+SOME_AXES = [Case([rng(0).permutation(24).reshape(2, 3, 4) * 0.1], {"axis": a, "keepdims": k}) for a, k in [((2, 0), False), (1, True)]]
+
+
 class TestSum(Proof):
     op, in_torch = ops.sum, staticmethod(lambda x, axis=None, keepdims=False: torch.sum(x, every_axis(x, axis), keepdims) if x.ndim else x.sum())
     cases = reductions()
-    examples = [Case([np.arange(6.0).reshape(2, 3)])]
+    examples = [Case([np.arange(6.0).reshape(2, 3)]), *SOME_AXES, Case([np.zeros((0, 3))], {"axis": 0}), Case([np.array(3.0)], {"keepdims": True})]
     keeps = {"x": ""}
     pins, errors = "It is linear, there is no kink.", NO_AXIS
 
@@ -64,7 +70,7 @@ class TestMax(Proof):
     op, in_torch = ops.max, staticmethod(lambda x, axis=None, keepdims=False: torch.amax(x, every_axis(x, axis), keepdims))
     cases = reductions(min_side=1) | reductions(min_side=1, make=many_equal)
     smooth = reductions(min_side=1, make=all_different)
-    examples = [Case([np.zeros((0, 3))], {"axis": 1})]
+    examples = [*SOME_AXES, Case([np.zeros((0, 3))], {"axis": 1}), Case([np.array(3.0)])]
     keeps = {"x": "x out"}
     pins = [
         Pin("ties share", Case([np.array([[1.0, 3.0, 3.0], [2.0, 2.0, 2.0]])], {"axis": 1}), [[[0, 0.5, 0.5], [1 / 3, 1 / 3, 1 / 3]]]),
