@@ -30,6 +30,7 @@ class TestLinear(Proof):
     cases = st.builds(case, shapes(max_side=3), lengths(2, 5), lengths(2, 5), st.sampled_from([True, True, False]), st.integers(0, 9999))
     examples = [
         case((2, 3), 4, 5),
+        case((2,), 4, 2, bias=False),
         case((), 3, 2),
         case((1,), 1, 1),
         case((0, 2), 3, 2),

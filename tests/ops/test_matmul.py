@@ -26,7 +26,7 @@ def stacks(leading: tuple, lengths: tuple, seed: int) -> Case:
     return Case([draw((*leading[0], n, k), seed), draw((*leading[1], k, m), seed + 1)])
 
 
-leading_axes = st.just(((), ())) | broadcast_shapes(max_dims=2)
+leading_axes = st.sampled_from([((), ()), ((2,), ()), ((), (3,)), ((2,), (2,))]) | broadcast_shapes(max_dims=2)
 different = st.sampled_from(list(permutations((2, 3, 4))))
 lengths = often(different, st.integers(1, 3).map(lambda n: (n, n, n)) | st.tuples(*[st.integers(0, 4)] * 3))  # square ones times themselves
 
@@ -37,9 +37,10 @@ class TestProduct(Proof):
     op, in_torch = REGISTRY["matmul"], torch.matmul
     cases = st.builds(stacks, leading_axes, lengths, st.integers(0, 2**32 - 1))
     examples = [
-        Case([draw((2, 2)), draw((2, 2), 1)]),
+        Case([draw((3, 3)), draw((3, 3), 1)]),
         stacks(((2, 1), (3,)), (3, 2, 4), 0),  # each is repeated along an axis of the other
-        stacks(((2,), (2,)), (2, 4, 3), 0),
+        stacks(((2,), ()), (2, 4, 3), 0),
+        stacks(((), (2,)), (4, 3, 2), 0),
     ]
     keeps = {"x y": "x y", "x": "y", "y": "x"}
     pins = "It is linear in each of its inputs, there is no kink."
