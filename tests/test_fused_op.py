@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -344,11 +345,11 @@ def test_all_outputs_carry_gradients_unless_told_otherwise():
 def test_a_kernel_says_what_its_gradients_read():
     """Here x * w: only the other factor is read, and only that one is guarded; without `reads`, both are."""
 
-    def product(x: Tensor, w: Tensor) -> Tensor:
-        return x * w
+    def product(x: Tensor, w: Tensor, scale: float = 1.0) -> Tensor:
+        return x * w * scale
 
-    def forward(x: Any, w: Any) -> tuple:
-        return x * w, (x, w)
+    def forward(x: Any, w: Any, scale: float) -> tuple:
+        return x * w * scale, (x, w)
 
     def backward(dy: Any, saved: tuple, needs: tuple) -> tuple:
         x, w = saved
@@ -357,20 +358,21 @@ def test_a_kernel_says_what_its_gradients_read():
     op = fused(product)
     with pytest.raises(ValueError, match="product: there is no array 'y' that a kernel could read; there are x, w, out"):
         op.kernel("cpu", forward, backward, reads={"x": "y"})
-    with pytest.raises(ValueError, match="no array 'y'"):
-        op.kernel("cpu", forward, backward, reads={"y": "x"})
-    for reads, refused in ((None, ["x", "w"]), ({"x": "w", "w": "x"}, ["w"]), ({"x": ""}, [])):
+    for reads in ({"y": "x"}, {"scale": "x"}, {"x": "scale"}):
+        with pytest.raises(ValueError, match="no array '(y|scale)'"):
+            op.kernel("cpu", forward, backward, reads=reads)
+    for reads, refused in ((None, ["xx", "xw", "wx", "ww"]), ({"x": "w", "w": "x"}, ["xw", "wx"]), ({"x": ""}, ["wx", "ww"])):
         op.kernel("cpu", forward, backward, reads=reads)
-        for written in ("x", "w"):
+        for asked, written in itertools.product("xw", repeat=2):
             tensors = {"x": leaf(2), "w": leaf(2, seed=1)}
             out = op(tensors["x"], tensors["w"]).sum()
             with minigrad.no_grad():
                 tensors[written].copy_(3.0)
-            if written in refused:
+            if asked + written in refused:
                 with pytest.raises(RuntimeError, match="backward of product"):
-                    minigrad.grad(out, tensors["x"])
+                    minigrad.grad(out, tensors[asked])
             else:
-                minigrad.grad(out, tensors["x"])
+                minigrad.grad(out, tensors[asked])
     op.kernel("cpu", forward, backward, reads={"x": "w", "w": "x"})
     x = leaf(2)
     out = op(x, x).sum()  # one array in two places: read by both

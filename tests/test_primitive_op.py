@@ -125,6 +125,14 @@ def test_a_sequence_is_the_only_input_and_of_a_primitive():
         assert function.__name__ not in REGISTRY
 
 
+def test_a_setting_may_be_a_sequence():
+    @primitive
+    def total(x: Tensor, axes: Sequence[int]) -> Tensor:
+        return x.sum(axes)
+
+    assert_array_equal(total(Tensor(np.ones((2, 3, 4))), [0, 1]).numpy(), [6.0] * 4)
+
+
 # --- errors of the arrays
 
 
