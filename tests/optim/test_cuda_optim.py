@@ -141,6 +141,21 @@ def test_a_group_that_is_added_later(device: Any):
     assert_same(params, reference)
 
 
+def test_a_state_of_before_the_first_step_is_written_where_a_captured_step_may_read_it(device: Any):
+    """And a parameter on the CPU has none, as before its first step."""
+    params = [parameters("cuda")[0], parameters("cpu")[0]]
+    optimizer = optim.AdamW(params)
+    start = optimizer.state_dict()
+    set_gradients(params, 0)
+    optimizer.step()
+    array = optimizer._state[params[0]]["exp_avg"]
+    optimizer.load_state_dict(start)
+    assert optimizer._state[params[0]]["exp_avg"] is array and not array.get().any()
+    assert {name: int(value.sum()) for name, value in optimizer.state_dict().items() if name.startswith("state")} == {
+        "state.0.step": 0, "state.0.exp_avg": 0, "state.0.exp_avg_sq": 0
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("kind", [optim.AdamW, optim.SGD])
 def test_groups_come_and_go_that_have_no_parameter_of_a_dtype(device: Any, kind: type[optim.Optimizer]):
     """First float64 alone, then a group of float32 and an empty one as well; these leave again one by one."""
