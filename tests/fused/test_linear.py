@@ -28,6 +28,7 @@ class TestLinear(Proof):
     op = linear
     in_torch = staticmethod(torch.nn.functional.linear)
     cases = st.builds(case, shapes(max_side=3), lengths(2, 5), lengths(2, 5), st.sampled_from([True, True, False]), st.integers(0, 9999))
+    share = 0.85
     examples = [
         case((2, 3), 4, 5),
         case((2,), 4, 2, bias=False),

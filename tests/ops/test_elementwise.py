@@ -57,13 +57,13 @@ TIED_PAIRS = [Case([rng(2 * k).integers(0, 3, a) * 1.0, rng(2 * k + 1).integers(
 class OfOne(Proof):
     """Of a function of one array."""
 
-    examples = EDGES
+    examples, share = EDGES, 0.85  # so many fewer are drawn
 
 
 class OfTwo(Proof):
     """Of a function of two arrays that broadcast."""
 
-    examples = PAIRS
+    examples, share = PAIRS, 0.8
 
 
 SMOOTH = "It is smooth wherever it is defined."
@@ -118,7 +118,7 @@ TIES = Case([np.array([1.0, 2.0, 0.0, 5.0]), np.array([1.0, 3.0, -0.0, 4.0])])
 class TestMaximum(Proof):
     op, in_torch = ops.maximum, torch.maximum
     cases = two() | two(lambda shape, seed: rng(seed).integers(0, 3, shape) * 1.0)
-    examples = TIED_PAIRS
+    examples, share = TIED_PAIRS, 0.8
     smooth = two(lambda shape, seed: on_grid(shape, seed, 0.0), lambda shape, seed: on_grid(shape, seed, 0.1))
     keeps = {"x y": "x y", "x": "x y", "y": "x y"}
     pins, errors = [Pin("a tie gives each side half", TIES, [[0.5, 0, 0.5, 1], [0.5, 1, 0.5, 0]])], MISFIT
@@ -132,6 +132,7 @@ class TestMinimum(TestMaximum):
 class TestWhere(Proof):
     op, in_torch = ops.where, torch.where
     cases = st.builds(lambda s, k: Case([np.asarray(rng(k).random(s[0]) < 0.5), draw(s[1], k), draw(s[2], k + 1)]), broadcast_shapes(3), seeds)
+    share = 0.8
     examples = [
         Case([np.array([[True, False, True]]), draw((2, 1, 3), 0), draw((4, 1), 1)]),
         Case([np.array([[True], [False]]), draw((2, 3), 0), draw((2, 3), 1)]),
@@ -255,7 +256,7 @@ class TestClip(Proof):
     smooth = st.builds(
         lambda shape, seed, b: Case([on_grid(shape, seed, 0.0)], {"low": b[0], "high": b[1]}), shapes(), seeds, BOUNDS.filter(lambda b: 1 not in b)
     )
-    examples = [Case([case.inputs[0]], {"low": 0.5, "high": None}) for case in EDGES]
+    examples, share = [Case([case.inputs[0]], {"low": 0.5, "high": None}) for case in EDGES], 0.85
     keeps = {"x": "x"}
     pins = [
         Pin("the bounds belong to the inside", Case([np.array([-1.0, 2.0, -1.5, 2.5, 0.0])], {"low": -1, "high": 2}), [[1, 1, 0, 0, 1]]),
@@ -327,7 +328,7 @@ class TestCast(Proof):
 class TestToDevice(Proof):
     """To the CPU; between devices that differ: tests/test_far_device.py."""
 
-    examples = [Case(case.inputs, {"device": "cpu"}) for case in EDGES]
+    examples, share = [Case(case.inputs, {"device": "cpu"}) for case in EDGES], 0.85
 
     op, in_torch = ops.to_device, staticmethod(lambda x, device: x.to(device))
     cases = st.builds(lambda shape, seed: Case([draw(shape, seed)], {"device": "cpu"}), shapes(), seeds)
@@ -342,6 +343,7 @@ class Comparison(Proof):
     """Numbers of which many are equal, and the two awkward ones."""
 
     cases = two(lambda shape, seed: rng(seed).integers(0, 3, shape) * 1.0) | two(lambda shape, seed: rng(seed).integers(-1, 2, shape))
+    share = 0.8
     examples = [*TIED_PAIRS, Case([np.array([np.nan, np.nan, np.inf, -np.inf, 0.0]), np.array([np.nan, 1.0, np.inf, np.inf, -0.0])])]
     keeps = {}
     pins, errors = "It has no derivative.", MISFIT

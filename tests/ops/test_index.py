@@ -85,6 +85,7 @@ APART = (np.array([1, 1, 0]), slice(None), np.array([3, 3, 0]))
 class TestGetitem(Proof):
     op, in_torch = REGISTRY["getitem"], staticmethod(torch_getitem)
     cases = st.builds(lambda pick, seed: Case([draw(pick[0], seed)], {"index": pick[1]}), picks(), seeds)
+    share = 0.85
     examples = [
         *[Case([draw((2, 3, 4))], {"index": index}) for index in (MIXED, APART)],
         Case([draw(())], {"index": (None, ...)}),

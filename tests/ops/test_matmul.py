@@ -36,6 +36,7 @@ class TestProduct(Proof):
 
     op, in_torch = REGISTRY["matmul"], torch.matmul
     cases = st.builds(stacks, leading_axes, lengths, st.integers(0, 2**32 - 1))
+    share = 0.85
     examples = [
         Case([draw((3, 3)), draw((3, 3), 1)]),
         stacks(((2, 1), (3,)), (3, 2, 4), 0),  # each is repeated along an axis of the other

@@ -91,6 +91,7 @@ class TestTranspose(Proof):
 
 class TestBroadcastTo(Proof):
     op, in_torch = ops.broadcast_to, staticmethod(lambda x, shape: torch.broadcast_to(x, shape))
+    share = 0.85
     cases = st.builds(lambda pair, seed: Case([draw(pair[0], seed)], {"shape": pair[1]}), growing_shapes(), seeds)
     examples = [Case([draw((2, 1, 3))], {"shape": (4, 2, 2, 3)}), Case([draw(())], {"shape": (2, 3)}), Case([draw((2, 3))], {"shape": (2, 3)})]
     keeps = {"x": ""}
@@ -100,6 +101,7 @@ class TestBroadcastTo(Proof):
 
 class TestSumTo(Proof):
     op, in_torch = ops.sum_to, staticmethod(lambda x, shape: x.sum_to_size(shape))
+    share = 0.85
     cases = st.builds(lambda pair, seed: Case([draw(pair[1], seed)], {"shape": pair[0]}), growing_shapes(), seeds)
     examples = [Case([draw((4, 2, 2, 3))], {"shape": (2, 1, 3)}), Case([draw((2, 3))], {"shape": ()}), Case([draw((2, 3))], {"shape": (2, 3)})]
     keeps = {"x": ""}

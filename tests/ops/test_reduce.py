@@ -60,7 +60,7 @@ SOME_AXES = [Case([rng(0).permutation(24).reshape(2, 3, 4) * 0.1], {"axis": a, "
 
 class TestSum(Proof):
     op, in_torch = ops.sum, staticmethod(lambda x, axis=None, keepdims=False: torch.sum(x, every_axis(x, axis), keepdims) if x.ndim else x.sum())
-    cases = reductions()
+    cases, share = reductions(), 0.85
     examples = [Case([np.arange(6.0).reshape(2, 3)]), *SOME_AXES, Case([np.zeros((0, 3))], {"axis": 0}), Case([np.array(3.0)], {"keepdims": True})]
     keeps = {"x": ""}
     pins, errors = "It is linear, there is no kink.", NO_AXIS
@@ -68,7 +68,7 @@ class TestSum(Proof):
 
 class TestMax(Proof):
     op, in_torch = ops.max, staticmethod(lambda x, axis=None, keepdims=False: torch.amax(x, every_axis(x, axis), keepdims))
-    cases = reductions(min_side=1) | reductions(min_side=1, make=many_equal)
+    cases, share = reductions(min_side=1) | reductions(min_side=1, make=many_equal), 0.85
     smooth = reductions(min_side=1, make=all_different)
     examples = [*SOME_AXES, Case([np.zeros((0, 3))], {"axis": 1}), Case([np.array(3.0)])]
     keeps = {"x": "x out"}
