@@ -10,7 +10,6 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from contextvars import Context
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -139,9 +138,10 @@ def _difference(model: Conformer) -> str | None:
 def _plain(network: ConformerConfig) -> dict[str, tuple[type[nn.Module], dict[str, Any]]]:
     """The modules of a new Conformer by name: their classes, and how they are set.
 
-    It is built once for each configuration, as large ones take seconds, and in a context of its own, so that none of the caller's draws is used up.
+    It is built once for each configuration, and without drawing its weights, which takes seconds for a large one.
     """
-    model = Context().run(lambda: Conformer(**asdict(network)))
+    with nn.init.skipped():
+        model = Conformer(**asdict(network))
     return {name: (type(module), _settings(module)) for name, module in model.named_modules()}
 
 
@@ -190,7 +190,8 @@ def load_weights(path: str | Path) -> tuple[Conformer, About]:
         _check(about, network)
         _check_size(network, state)
         _check_finite(state)
-        model = Conformer(**about.network)
+        with nn.init.skipped():
+            model = Conformer(**about.network)
         model.load_state_dict(state)
     except ValueError as error:
         raise ValueError(f"{path} is not as `conformer train` wrote it ({_shortened(str(error))})") from error

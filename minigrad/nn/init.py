@@ -6,14 +6,33 @@ dtype: numbers are drawn in float64 on the CPU and then cast. Names and distribu
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
+from contextvars import ContextVar
 
 import numpy as np
 
 from minigrad import backend, random
 from minigrad.tensor import Tensor
 
-__all__ = ["calculate_gain", "kaiming_normal_", "kaiming_uniform_", "normal_", "ones_", "trunc_normal_", "uniform_", "zeros_"]
+__all__ = ["calculate_gain", "kaiming_normal_", "kaiming_uniform_", "normal_", "ones_", "skipped", "trunc_normal_", "uniform_", "zeros_"]
+
+
+_skipped: ContextVar[bool] = ContextVar("minigrad.nn.init", default=False)
+
+
+@contextlib.contextmanager
+def skipped() -> Iterator[None]:
+    """A block in which initialisers that draw leave tensors as they are, and use up no draw: for a network whose weights are loaded next.
+
+    Until then its numbers are whatever the memory held. PyTorch's `torch.nn.utils.skip_init` does this for one layer.
+    """
+    token = _skipped.set(True)
+    try:
+        yield
+    finally:
+        _skipped.reset(token)
 
 
 def _fill(tensor: Tensor, value: np.ndarray | float) -> Tensor:
@@ -37,11 +56,15 @@ def ones_(tensor: Tensor) -> Tensor:
 
 def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0) -> Tensor:
     """Fill with numbers drawn uniformly from [a, b]: b itself comes from rounding to the tensor's dtype, once in 30 million times in float32."""
+    if _skipped.get():
+        return tensor
     return _fill(tensor, _generator().uniform(a, b, tensor.shape))
 
 
 def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
     """Fill with numbers drawn from the normal distribution N(mean, std^2)."""
+    if _skipped.get():
+        return tensor
     return _fill(tensor, _generator().normal(mean, std, tensor.shape))
 
 
@@ -65,6 +88,8 @@ def trunc_normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float 
         raise ValueError(
             f"trunc_normal_: [{a}, {b}] holds only {max(inside, 0.0):.1e} of a normal distribution with mean {mean} and std {std}; widen it"
         )
+    if _skipped.get():
+        return tensor
     generator = _generator()
     values = generator.normal(mean, std, tensor.size)
     outside = np.flatnonzero((values < a) | (values > b))

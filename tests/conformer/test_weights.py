@@ -287,7 +287,7 @@ def test_what_does_not_change_what_is_answered_is_saved(tmp_path: Path):
         np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=1e-4, atol=1e-6)  # the weights are loaded in float32
 
 
-def test_saving_uses_up_no_random_draw(model: Conformer, tmp_path: Path):
+def test_saving_and_loading_use_up_no_random_draw(model: Conformer, tmp_path: Path):
     """Nor does it matter where draws stand, such as on a GPU, where the host cannot draw."""
     on_gpu = type("Array", (), {"data": type("Memory", (), {"ptr": 1})})()
     before = random.get_counter()
@@ -296,6 +296,7 @@ def test_saving_uses_up_no_random_draw(model: Conformer, tmp_path: Path):
             weights._plain.cache_clear()
             random.set_counter(counter)
             save_weights(tmp_path / "w.safetensors", model, ABOUT)
+            load_weights(tmp_path / "w.safetensors")
             assert random.get_counter() == counter
             assert weights._plain.cache_info().misses == 1
         save_weights(tmp_path / "w.safetensors", copy.deepcopy(model), ABOUT)

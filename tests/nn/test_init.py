@@ -128,6 +128,24 @@ def test_zeros_and_ones():
     assert (filled(init.ones_, 3, 2) == 1).all()
 
 
+def test_what_draws_can_be_skipped_in_a_block():
+    minigrad.manual_seed(3)
+    before = random.get_counter()
+    fills = (lambda x: init.uniform_(x), lambda x: init.normal_(x), lambda x: init.trunc_normal_(x), init.kaiming_normal_, init.kaiming_uniform_)
+    with init.skipped():
+        for fill in fills:
+            x = Tensor(np.full((2, 3), 7, np.float32))
+            assert fill(x) is x and (x.numpy() == 7).all()
+        assert not init.zeros_(x).numpy().any() and init.ones_(x).numpy().all()
+        with pytest.raises(ValueError, match="std is 0"):
+            init.trunc_normal_(x, std=0.0)
+    assert random.get_counter() == before
+    with pytest.raises(KeyError), init.skipped():
+        raise KeyError
+    for fill in fills:
+        assert len(np.unique(fill(x).numpy())) == 6
+
+
 def test_wrong_arguments():
     with pytest.raises(ValueError, match="nonlinearity is 'swish'; give one of linear"):
         filled(init.kaiming_normal_, 2, 2, nonlinearity="swish")
