@@ -76,6 +76,7 @@ class Study:
             self.options, self.data, diverged, self._weights = saved
         else:
             self.options = from_plain(plain(TrainConfig(**given)))  # paths in full, as the runs' checkpoints have them
+        self._place = self.options.data_dir  # where the data is to be looked for; options.data_dir is where it was found
         pairs = _with_added(list(diverged), seeds, configs)
         if saved:
             self.options = self._going_on(given, moved=any(not (self._folder(*pair) / CHECKPOINT).exists() for pair in pairs))
@@ -98,7 +99,8 @@ class Study:
         try:
             values = plain(self.options) | {"dataset": self.data["name"]}
             options = resumed(self.path, values, self.data["name"], given, "study")
-            return replace(options, dataset=self.options.dataset, out=None, finetune=source)
+            self._place = options.data_dir
+            return replace(options, dataset=self.options.dataset, data_dir=self.options.data_dir, out=None, finetune=source)
         except OptionError:
             raise
         except ValueError as error:
@@ -155,9 +157,9 @@ class Study:
         """A Trainer for each run that is not finished, set up when it is its turn; whoever asks for the next one has run it, or as much as could be,
         or has noted that it diverged (`note_diverged`), and then it is not tried again.
 
-        Before the first one, the data is loaded and each network is tried, so that what does not fit is not found after hours. study.json and
-        study.md are written then, and after each run; the folder is this process's alone from then on (but not on Windows), until the last run is
-        done or the iterator is closed.
+        Before the first one, the data is loaded and each network is tried, so that what does not fit is not found after hours; where nothing is left
+        to train, data is loaded only if it is given in another place. study.json and study.md are written then, and after each run; the folder is
+        this process's alone from then on (but not on Windows), until the last run is done or the iterator is closed.
 
         Raises:
             StudyError: the data is not that of the study, or another process has changed study.json since it was read.
@@ -165,7 +167,7 @@ class Study:
             Exception: what `Trainer` raises.
         """
         left = [number for number, run in enumerate(self.runs) if run.left]
-        dataset = self._load(display) if left else None
+        dataset = self._load(display) if left or self._place != self.options.data_dir else None
         if dataset:
             self._try_networks(dataset)
         if self.options.finetune and any(self.runs[number].steps is None for number in left):
@@ -193,7 +195,7 @@ class Study:
 
     def _load(self, display: Display) -> data.Dataset:
         """The study's data, for all runs: what "auto" comes to is chosen once."""
-        name, place = self._dataset, self.options.data_dir
+        name, place = self._dataset, self._place
         with contextlib.nullcontext(place) if self._moved else data.place_of(name, place) as place:
             dataset = data.load(name, place, display.message)
         found = {"name": dataset.name, "notice": self.data.get("notice", dataset.notice), "fingerprint": fingerprint(dataset)}

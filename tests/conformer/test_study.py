@@ -237,6 +237,24 @@ def test_options_that_change_no_weight_may_be_given_anew(options: dict[str, Any]
     assert read_config(tmp_path / "study" / "tiny-seed-2")["data_dir"] == str(moved)
 
 
+def test_no_place_of_the_data_is_stored_that_was_not_looked_at(
+    options: dict[str, Any], tmp_path: Path, fails: Fails, cifar: Cifar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, place = tmp_path / "study", options["data_dir"]
+    trained(path, [0], **options)
+    before = {name: (path / name).read_text() for name in ("study.json", "study.md")}
+    other = cifar(records=8, folder="other/cifar-10-batches-bin", seed=1)
+    assert f"--data-dir: there is no folder or file {tmp_path / 'nowhere'}" in fails(1, "study", path, "--data-dir", tmp_path / "nowhere")
+    assert "has other images of cifar10 than those that are in" in fails(2, "study", path, "--data-dir", other)
+    Study(path, data_dir=other).save()
+    assert {name: (path / name).read_text() for name in before} == before
+    moved = place.rename(tmp_path / "moved")
+    assert list(Study(path, data_dir=moved).trainers(Display())) == []  # nothing is left to train
+    monkeypatch.setattr(data, "load", refuse)  # and what is known is not looked at again
+    assert Study(path, data_dir=moved).options.data_dir == moved and list(Study(path, data_dir=moved).trainers(Display())) == []
+    assert f"--data-dir {quoted(moved)}" in (path / "study.md").read_text()
+
+
 def test_what_auto_comes_to_is_chosen_once(tiny_network: str, cifar: Cifar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = coupling10.generate
     monkeypatch.setattr(coupling10, "generate", lambda count, **options: whole(count // 1000, **options))
