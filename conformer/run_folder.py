@@ -29,7 +29,7 @@ from conformer.text import from_json
 from conformer.weights import About, save_weights
 from minigrad.backend import cpu
 
-__all__ = ["CHECKPOINT", "OPENBLAS_PINS", "RunFolder", "environment", "read_config", "read_options"]
+__all__ = ["CHECKPOINT", "OPENBLAS_PINS", "RunFolder", "environment", "incomplete", "read_config", "read_options"]
 
 OPENBLAS_PINS = "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"
 """Environment variables that make OpenBLAS run an older processor's code; set on some machines, they halve NumPy's speed."""
@@ -96,10 +96,8 @@ class RunFolder:
         if not (path / "config.json").is_file():
             raise FileNotFoundError(f"there is no run to go on with in {path} (no config.json); give the folder of a run")
         folder = cls(path)
-        if not (path / CHECKPOINT).exists():
-            for name in WEIGHTS:  # the first checkpoint is older than any weights
-                if (path / name).exists():
-                    raise FileNotFoundError(f"{path} has {name} but no {CHECKPOINT}, so that run cannot go on; start another one with --out")
+        if why := incomplete(path):
+            raise FileNotFoundError(f"{why}; start another one with --out")
         folder._clear(".*.tmp", ARRAYS_HALF_WRITTEN)
         return folder
 
@@ -212,6 +210,14 @@ def _check_free(path: Path) -> None:
     if taken:
         way_on = "go on with it with --resume" if "config.json" in taken else "remove this one"
         raise FileExistsError(f"{path} already holds a run ({taken[0]}); choose another folder with --out, or {way_on}")
+
+
+def incomplete(run: Path) -> str:
+    """Why the run in a folder cannot go on, if it has lost a file that is older than one that is there; "" if not, or if there is no run in it."""
+    for first, later in {"config.json": ("metrics.jsonl", CHECKPOINT, *WEIGHTS), CHECKPOINT: WEIGHTS}.items():
+        if not (run / first).exists() and (there := [name for name in later if (run / name).exists()]):
+            return f"{run} has {there[0]} but no {first}, so that run cannot go on"
+    return ""
 
 
 def read_config(run: Path) -> dict[str, Any]:

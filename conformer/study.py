@@ -25,7 +25,7 @@ from conformer.display import Display
 from conformer.files import quoted, write_file
 from conformer.findings import AVERAGED, Findings, Run
 from conformer.options import MAY_CHANGE, OptionError, TrainConfig, flag, from_plain, plain, resumed
-from conformer.run_folder import CHECKPOINT, read_options
+from conformer.run_folder import CHECKPOINT, incomplete, read_options
 from conformer.run_log import read_log
 from conformer.text import from_json
 from conformer.train import Trainer
@@ -109,11 +109,27 @@ class Study:
     def _look(self, config: str, seed: int, diverged: str) -> Run:
         """A run as its folder has it. That it diverged, and why, is not in the folder; whoever removes that has the run begin anew."""
         run = Run(self._folder(config, seed), config, seed)
-        if not (run.path / "config.json").is_file():
-            return run
+        anew = f"remove {quoted(run.path)}, and the study begins this run anew"
+        if os.path.lexists(run.path) and not run.path.is_dir():
+            raise StudyError(f"{run.path} is no folder; {anew}")
+        try:
+            return self._read_run(run, diverged)
+        except StudyError:
+            raise
+        except (FileNotFoundError, ValueError) as error:
+            why = f"{error.filename} is not there" if isinstance(error, OSError) else error
+            raise ValueError(f"{why}; mend that, or {anew}") from error
+
+    def _read_run(self, run: Run, diverged: str) -> Run:
+        """What the files in a run's folder say; raises StudyError where it is not the study's, ValueError or OSError where they are damaged."""
         saved = run.path / CHECKPOINT
         checkpoint = load_checkpoint(saved) if saved.exists() else None
-        self._check(run, checkpoint)
+        if begun := (run.path / "config.json").is_file():
+            self._check(run, checkpoint)
+        if why := incomplete(run.path):
+            raise ValueError(why)
+        if not begun:
+            return run
         run = replace(run, begun=True, diverged=diverged)
         if checkpoint is None:
             return run
@@ -122,7 +138,7 @@ class Study:
             return run
         log = read_log(run.path)
         if not log.tests or log.tests[-1]["step"] != run.steps:
-            raise ValueError(f"{run.path / 'metrics.jsonl'} has no evaluation at step {run.steps}, the last one of the run; put it back")
+            raise ValueError(f"{run.path / 'metrics.jsonl'} has no evaluation at step {run.steps}, the last one of the run")
         last = log.tests[-1]
         averaged = {AVERAGED + head: share for head, share in last.get("ema_test_accuracy", {}).items()}
         figures = last["test_accuracy"] | averaged | {"seconds": last["seconds"]}

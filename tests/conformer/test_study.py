@@ -461,12 +461,31 @@ def test_damaged_files(options: dict[str, Any], tmp_path: Path, fails: Fails) ->
     file.write_text(json.dumps(whole))
     *lines, _ = log.read_text().splitlines(keepends=True)
     log.write_text("".join(lines[:-1]))
-    assert f"{log} has no evaluation at step 6, the last one of the run; put it back" in fails(1, "study", out)
-    (out / "tiny-seed-0" / "checkpoint.safetensors").write_bytes(b"")
-    assert "checkpoint.safetensors is not a safetensors file" in fails(1, "study", out, "--show")
-    (out / "tiny-seed-0" / "checkpoint.safetensors").unlink()
-    (out / "tiny-seed-0" / "config.json").write_text('{"wings": 2}')
-    assert "has options that this version of the program does not (wings is unknown)" in fails(1, "study", out)
+    run = out / "tiny-seed-0"
+    anew = f"; mend that, or remove {quoted(run)}, and the study begins this run anew"
+    assert fails(1, "study", out) == f"conformer: {log} has no evaluation at step 6, the last one of the run{anew}"
+    log.write_text("".join([*lines[:2], "x\n", *lines[3:]]))
+    line = fails(1, "study", out)
+    assert line.startswith(f"conformer: {log} is damaged in line 3 (") and line.endswith(anew)
+    log.unlink()
+    assert fails(1, "study", out) == f"conformer: {log} is not there{anew}"
+    (run / "checkpoint.safetensors").write_bytes(b"")
+    line = fails(1, "study", out, "--show")
+    assert "checkpoint.safetensors is not a safetensors file" in line and line.endswith(anew)
+
+    (run / "checkpoint.safetensors").unlink()
+    assert fails(1, "study", out) == f"conformer: {run} has last.safetensors but no checkpoint.safetensors, so that run cannot go on{anew}"
+    config = (run / "config.json").rename(tmp_path / "config.json")
+    assert fails(1, "study", out) == f"conformer: {run} has last.safetensors but no config.json, so that run cannot go on{anew}"
+    for file in run.iterdir():
+        file.unlink()
+    config.rename(run / "config.json").write_text('{"wings": 2}')
+    assert "has options that this version of the program does not (wings is unknown); mend that, or remove" in fails(1, "study", out)
+    shutil.rmtree(run)
+    run.write_text("")
+    assert fails(2, "study", out) == f"conformer: {run} is no folder; remove {quoted(run)}, and the study begins this run anew"
+    run.unlink()
+    assert all(run.figures for run in trained(out, []).runs)  # which is so
 
 
 def test_a_full_disk(options: dict[str, Any], tmp_path: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
