@@ -17,7 +17,7 @@ from conformer.text import printable
 __all__ = ["AVERAGED", "TITLES", "Findings", "Run"]
 
 AVERAGED = "ema_"
-TITLES = HEADS | {AVERAGED + head: f"{title}, average of the weights" for head, title in HEADS.items()} | {"seconds": "seconds of training"}
+TITLES = HEADS | {AVERAGED + head: f"{title}, average of the weights" for head, title in HEADS.items()} | {"seconds": "seconds, with evaluations"}
 """The figures of a run, by the names that study.json has for them."""
 
 
@@ -100,9 +100,10 @@ class Findings:
             count = f"{len(runs)} runs" if len(runs) > 1 else "1 run"
             of = f"{steps[0]:,}{f' to {steps[-1]:,}' if len(steps) > 1 else ''} step{'s' if steps[-1] > 1 else ''}"
             seeds = f"seed{'s' if len(runs) > 1 else ''} {', '.join(str(run.seed) for run in runs)}"
-            head = ["mean", "deviation", "smallest", "largest"] if len(runs) > 1 else ["one run"]
+            head = ["test accuracy at the end in percent, and time"]
+            head += ["mean", "deviation", "smallest", "largest"] if len(runs) > 1 else ["one run"]
             rows = [[TITLES[name], *_cells(name, spread)] for name, spread in self.spreads[config].items()]
-            yield f"{printable(config)} on {self.dataset}: {count} of {of}, {seeds}", [["test accuracy at the end, in percent", *head], *rows]
+            yield f"{printable(config)} on {self.dataset}: {count} of {of}, {seeds}", [head, *rows]
 
     def _remarks(self) -> Iterator[str]:
         """What is to be said about the tables, sentence by sentence."""

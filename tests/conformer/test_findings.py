@@ -48,6 +48,7 @@ def test_the_table_is_what_numpy_makes_of_the_runs(tmp_path: Path) -> None:
     study.runs = runs({"cifar-nano": NANO, "cifar-micro": MICRO})
     lines = study.findings().text().splitlines()
     assert lines[0] == "cifar-nano on cifar10: 4 runs of 100 steps, seeds 0, 1, 2, 3"
+    assert lines[1].startswith("test accuracy at the end in percent, and time  ") and lines[5].startswith("seconds, with evaluations  ")
     assert lines[1].split()[-4:] == ["mean", "deviation", "smallest", "largest"]
     for line, name, values in [
         (lines[2], "CNN head", 100 * nano - 2),
