@@ -153,6 +153,9 @@ def _way_on(trainer: Trainer, study: Path | None) -> str:
     """How to go on with a run that was broken off."""
     command = f"{_program()} {'study' if study else 'train --resume'}"
     if not trainer.folder.has("config.json" if trainer.saved is None else CHECKPOINT):
+        if study and (study / "study.json").is_file():  # the run's folder alone went away
+            back = f"put {quoted(trainer.folder.path)} back to go on, or leave it and begin that run anew"
+            return f"what was saved is not there now; {back}, with: {command} {quoted(study)}"
         return f"what was saved is not there now; if the folder was moved, go on in its new place with: {command} FOLDER"
     kept = "nothing was saved yet" if trainer.saved is None else f"step {trainer.saved[0]:,} is saved"
     return f"{kept}, go on with: {command} {quoted(study or trainer.folder.path)}"

@@ -370,6 +370,23 @@ def test_a_run_that_was_killed_before_its_report(
     assert capsys.readouterr().err == "conformer: report.html is not made: there is no GPU here\n"
 
 
+@pytest.mark.parametrize("moved", ["study", "study/tiny-seed-0"])
+def test_a_folder_that_goes_away_is_a_run_s_or_the_study_s(
+    moved: str, options: dict[str, Any], tmp_path: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "study"
+    with monkeypatch.context() as patch:
+        break_off(patch, 0, 4, lambda: (tmp_path / moved).rename(tmp_path / "moved"))
+        line = fails(1, "study", path, "--seeds", 0, "--configs", "tiny", *words(options))
+    command = f"with: {train_commands._program()} study"
+    way_on = {
+        "study": f"if the folder was moved, go on in its new place {command} FOLDER",
+        "study/tiny-seed-0": f"put {quoted(path / 'tiny-seed-0')} back to go on, or leave it and begin that run anew, {command} {quoted(path)}",
+    }
+    assert line.endswith(f"was moved, removed or emptied; what was saved is not there now; {way_on[moved]}")
+    assert Study(path if path.exists() else tmp_path / "moved").runs[0].begun == (moved == "study")  # and so it is
+
+
 def test_stopped_between_runs(options: dict[str, Any], tmp_path: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
