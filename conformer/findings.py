@@ -124,7 +124,7 @@ class Findings:
             yield "Fewer than 3 seeds say next to nothing about chance: add some with --seeds."
         if diverged := [run for run in self.runs if run.diverged]:
             why = ", ".join(f"{printable(run.path.name)} ({printable(run.diverged)})" for run in diverged)
-            yield f"Diverged, left out of the means: {why}."
+            yield f"Diverged, left out of the means: {why}. A run begins anew, on another device perhaps, when its folder is removed."
         if left := [run for run in self.runs if run.left]:
             yield f"Not finished: {', '.join(f'{printable(run.path.name)} ({run.state})' for run in left)}."
         if devices := sorted({run.device for run in self.runs if run.figures and run.device}):

@@ -75,7 +75,8 @@ def run_study(options: argparse.Namespace) -> None:
             _report_of(run.path, partial(measure, run.path, study.options.data_dir, study.options.device))
     print(f"\n{study.findings().text()}\nwritten to {study.path / 'study.md'} and study.json")
     if diverged:
-        raise Mistake(f"{', '.join(diverged)} diverged, left out of the means; for other options, begin another study in another folder", 1)
+        way_on = "for other options, begin another study in another folder; to try a run again, on another device perhaps, remove its folder"
+        raise Mistake(f"{', '.join(diverged)} diverged, left out of the means; {way_on}", 1)
 
 
 def _run_all(study: Study) -> list[str]:

@@ -286,9 +286,10 @@ def test_one_seed_that_diverges_does_not_keep_others_from_training(
     output = capsys.readouterr()
     assert output.err.splitlines() == [
         "conformer: tiny-seed-0: the loss is nan at step 5",
-        "conformer: tiny-seed-0 diverged, left out of the means; for other options, begin another study in another folder",
+        "conformer: tiny-seed-0 diverged, left out of the means; for other options, begin another study in another folder; "
+        "to try a run again, on another device perhaps, remove its folder",
     ]
-    said = "Diverged, left out of the means: tiny-seed-0 (the loss is nan at step 5)."
+    said = "Diverged, left out of the means: tiny-seed-0 (the loss is nan at step 5). A run begins anew, on another device perhaps, when its folder"
     assert "1 run of 6 steps, seed 1" in output.out and said in output.out and "Not finished" not in output.out
 
     monkeypatch.setattr(Learner, "train_step", refuse)
