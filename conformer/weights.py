@@ -212,7 +212,8 @@ def initial_weights(path: str | Path, network: ConformerConfig) -> dict[str, np.
     loose = {"num_classes", "drop_rate", "attn_drop_rate", "drop_path_rate"}
     mine, theirs = asdict(network), asdict(model.config)
     if differ := [f"{name} {theirs[name]} instead of {mine[name]}" for name in mine if name not in loose and mine[name] != theirs[name]]:
-        raise ValueError(f"{weights_file(path)} holds weights of another network ({about.config}), with {', '.join(differ)}; give it as the config")
+        other = f"{weights_file(path)} holds weights of another network ({about.config}), with {', '.join(differ)}"
+        raise ValueError(f"{other}; no other can begin with them: give --config {about.config}, or in a study --configs {about.config} alone")
     state = model.state_dict()
     if mine["num_classes"] != theirs["num_classes"]:
         state = {name: array for name, array in state.items() if "_cls_head." not in name}

@@ -426,7 +426,8 @@ def test_what_is_refused(options: dict[str, Any], tmp_path: Path, fails: Fails, 
     run = train.train(TrainConfig(config="tiny", out=tmp_path / "run", **options | {"epochs": 1})).folder
     assert f"{run} holds a run and no study (no study.json); give the study a folder of its own" in fails(2, "study", run)
     line = fails(1, *new, "--configs", "tiny", "tinier", *given, "--finetune", run)
-    assert "holds weights of another network (tiny), with embed_dim 16 instead of 8" in line
+    assert "holds weights of another network (tiny), with embed_dim 16 instead of 8; no other can begin with them: " in line
+    assert line.endswith("give --config tiny, or in a study --configs tiny alone")
     assert not out.exists()  # what does not fit the second network is found before the first one is trained
 
     trained(out, [0], **options)
