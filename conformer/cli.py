@@ -99,7 +99,7 @@ def _parser() -> Parser:
     study.add_argument("study", type=some_path, metavar="OUT", help=text)
     text = "what fixes every random draw, run by run (if not given: 0 1 2, or those the study has)"
     study.add_argument("--seeds", type=int, nargs="+", default=[], metavar="N", help=text)
-    text = f"the networks; differences are to the first one (if not given: cifar-nano, or those the study has): {', '.join(CONFIGS)}"
+    text = f"the networks; differences are to the study's first one (if not given: cifar-nano, or those the study has): {', '.join(CONFIGS)}"
     study.add_argument("--configs", type=one_of(CONFIGS), nargs="+", default=[], metavar="NAME", help=text)
     study.add_argument("--show", action="store_true", help="print the tables of what is finished, and train nothing")
     training_options(study, names=[field.name for field in fields(TrainConfig) if field.name not in EACH_RUN])

@@ -99,6 +99,8 @@ def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert "usage: conformer" in text
     assert "None" not in text
+    if command == ["study"]:
+        assert "differences are to the study's first one" in " ".join(text.split())
     if command == ["train"]:
         assert "--batch-size N" in text
         assert "(default: 128)" in text
