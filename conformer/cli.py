@@ -27,7 +27,7 @@ from conformer.config import CONFIGS
 from conformer.evaluate import TTA
 from conformer.mistakes import Mistake, complain, sentence
 from conformer.options import MAY_CHANGE, TrainConfig, flag
-from conformer.parser import Parser, add_options, one_of, png_path, positive, some_path
+from conformer.parser import Parser, add_options, one_of, one_of_numbers, png_path, positive, some_path
 from conformer.study import EACH_RUN
 from conformer.train_commands import run_study, run_train
 from conformer.use_commands import run_evaluate, run_explain, run_info, run_predict, run_report
@@ -98,7 +98,7 @@ def _parser() -> Parser:
     text = f"the study's folder; what has begun goes on, with the options it was begun with (these may be given anew: {kept}; and {finetune})"
     study.add_argument("study", type=some_path, metavar="OUT", help=text)
     text = "what fixes every random draw, run by run (if not given: 0 1 2, or those the study has)"
-    study.add_argument("--seeds", type=int, nargs="+", default=[], metavar="N", help=text)
+    study.add_argument("--seeds", type=one_of_numbers, nargs="+", default=[], metavar="N", help=text)
     text = f"the networks; differences are to the study's first one (if not given: cifar-nano, or those the study has): {', '.join(CONFIGS)}"
     study.add_argument("--configs", type=one_of(CONFIGS), nargs="+", default=[], metavar="NAME", help=text)
     study.add_argument("--show", action="store_true", help="print the tables of what is finished, and train nothing")

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from conformer.mistakes import Mistake
 from conformer.options import flag
 
-__all__ = ["Parser", "add_options", "one_of", "png_path", "positive", "some_path"]
+__all__ = ["Parser", "add_options", "one_of", "one_of_numbers", "png_path", "positive", "some_path"]
 
 METAVARS = {int: "N", float: "X", Path: "PATH", str: "NAME"}
 
@@ -100,6 +100,14 @@ def one_of(allowed: Collection[str]) -> Callable[[str], str]:
         return text
 
     return check
+
+
+def one_of_numbers(text: str) -> int:
+    """One of several whole numbers, for argparse, whose own message does not say how they are written."""
+    try:
+        return int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number; give whole numbers, with blanks between them") from error
 
 
 def some_path(text: str) -> Path:
