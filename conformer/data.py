@@ -48,7 +48,10 @@ class Split:
     labels: np.ndarray
 
     def __post_init__(self) -> None:
-        images, labels = np.asarray(self.images), np.asarray(self.labels)
+        try:
+            images, labels = np.asarray(self.images), np.asarray(self.labels)
+        except ValueError as error:  # "inhomogeneous shape"
+            raise DataError("images are of one size, (N, H, W, C) in all, and a label is one number; these are of several shapes") from error
         if images.dtype != np.uint8 or images.ndim != 4:
             raise DataError(f"images are bytes (uint8) of shape (N, H, W, C), pixels from 0 to 255; these are {images.dtype} of shape {images.shape}")
         if (labels.size and labels.dtype.kind not in "iu") or labels.shape != images.shape[:1]:

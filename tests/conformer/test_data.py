@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -205,9 +206,12 @@ IMAGES = np.zeros((2, 8, 8, 3), np.uint8)
         (IMAGES, np.array([[0], [1]]), r"2 images need as many labels, integers of shape \(2,\); these are int64 of shape \(2, 1\)"),
         (IMAGES, np.array([0, 1, 1]), r"of shape \(3,\)"),
         (IMAGES, np.array([0.0, 1.0]), "these are float64"),
+        ([IMAGES[0], IMAGES[1, :4]], np.array([0, 1]), r"images are of one size, \(N, H, W, C\) in all, .* these are of several shapes"),
+        ([IMAGES[0], IMAGES[1, :, :4]], np.array([0, 1]), "these are of several shapes"),
+        (IMAGES, [[0], [0, 1]], "a label is one number; these are of several shapes"),
     ],
 )
-def test_what_is_no_split(images: np.ndarray, labels: np.ndarray, message: str) -> None:
+def test_what_is_no_split(images: Any, labels: Any, message: str) -> None:
     with pytest.raises(data.DataError, match=message):
         data.Split(images, labels)
 
