@@ -210,7 +210,7 @@ IN_FUNCTIONAL = {
 }
 """Functions of torch.nn.functional. maps are feature maps, (B, H, W, C)."""
 
-_LIKE = {
+_LIKE = {  # layers that are one function: its advice, or where it is here the function itself
     **dict(MSELoss="mse_loss", L1Loss="l1_loss", SmoothL1Loss="smooth_l1_loss", BCELoss="binary_cross_entropy", NLLLoss="nll_loss"),
     **dict(BCEWithLogitsLoss="binary_cross_entropy_with_logits", KLDivLoss="kl_div", CosineSimilarity="cosine_similarity", SiLU="silu"),
     **dict(Softplus="softplus", LogSigmoid="logsigmoid", Mish="mish", LeakyReLU="leaky_relu", ELU="elu", ReLU6="relu6", Hardtanh="hardtanh"),
@@ -218,7 +218,7 @@ _LIKE = {
     **dict(AdaptiveAvgPool2d="adaptive_avg_pool2d", Dropout2d="dropout2d"),
 }
 IN_NN = {
-    **{layer: f"{IN_FUNCTIONAL[function]}, in forward()" for layer, function in _LIKE.items()},
+    **{layer: IN_FUNCTIONAL.get(function, f"`F.{function}(x)`") + ", in forward()" for layer, function in _LIKE.items()},
     "CrossEntropyLoss": "`F.cross_entropy(x, labels)`",
     "Sigmoid": "`F.sigmoid(x)`, in forward()",
     "Tanh": "`F.tanh(x)`, in forward()",
@@ -250,7 +250,7 @@ _OF_TENSORS = (
     "any all eq ne gt ge lt le isnan masked_fill clone"
 )
 IN_MINIGRAD = {
-    **{name: INSTEAD[name] for name in _OF_TENSORS.split()},
+    **{name: INSTEAD[name] for name in _OF_TENSORS.split() if name in INSTEAD},
     # new tensors
     "as_tensor": "`Tensor(array)`",
     "asarray": "`Tensor(array)`",

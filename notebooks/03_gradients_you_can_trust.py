@@ -565,8 +565,8 @@ print("its first and second derivatives are right")
 
 # %% [markdown]
 # In the repository, `silu` would be a page of its own, `minigrad/fused/silu.py`, with its name in `minigrad/functional.py` and its test in
-# `tests/fused/test_silu.py`: your `prove`, given as the data of a class `Proof`. `docs/add_operation.md` does all of it for this same silu, command
-# by command. Follow it now, in a copy of the project: you know what each step is for.
+# `tests/fused/test_silu.py`: your `prove`, given as the data of a class `Proof`. `docs/add_operation.md` does all of it for silu's neighbour
+# `quick_gelu`, command by command. Follow it now, in a copy of the project: you know what each step is for.
 #
 # ## Exercises
 #

@@ -706,11 +706,16 @@ class Proof:
             with context(), pytest.raises(refusal.exception, match=refusal.message):
                 self.call(tensors, case.values)
         theirs = [None if x is None else torch.tensor(x) for x in case.inputs]
-        if refusal.in_torch is True:
-            with pytest.raises((RuntimeError, ValueError, TypeError, IndexError, NotImplementedError)):
-                type(self).in_torch(*theirs, **case.values)
-        else:  # and it does take it
+        raised: Exception | None = None
+        try:
             type(self).in_torch(*theirs, **case.values)
+        except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
+            raised = error
+        expected = refusal.in_torch is True
+        if raised is not None and not expected:
+            pytest.fail(f"{self.name}: PyTorch raises too ({type(raised).__name__}: {raised}): leave in_torch out of the Refusal")
+        if raised is None and expected:
+            pytest.fail(f"{self.name}: PyTorch takes what must raise {refusal.message!r}; say in the Refusal's in_torch why it does")
 
     def refuses_mixtures(self, case: Case) -> bool:
         """See `test_mixed_devices_and_dtypes`. Returns whether the case has two tensors."""
@@ -913,15 +918,15 @@ def complaints(proof: type[Proof]) -> list[str]:
     for attribute in ("pins", "errors", "float32"):
         stated = getattr(proof, attribute, None)
         if stated is not None and len(stated) < (20 if isinstance(stated, str) else 1):
-            found.append(f"{name}: {attribute} is {stated!r}; state some, or a sentence saying why there are none")
+            found.append(f"{name}: {attribute} is {stated!r}; state some, or a sentence (20 characters or more) saying why there are none")
     if getattr(op, "kernels", None) and isinstance(proof.float32, str):
         found.append(f"{name}: the operation has a kernel, float32 must be cases")
     if op is not None and not getattr(op, "kernels", None) and not isinstance(proof.float32, str):
         found.append(f"{name}: the operation has no kernel, float32 cases would hold its definition against itself")
     if proof.float32_bound != Bound() and len(proof.float32_bound.reason) < 20:
-        found.append(f"{name}: a float32_bound of its own needs a reason")
+        found.append(f"{name}: a float32_bound of its own needs a reason (20 characters or more)")
     if proof.variant and len(proof.variant) < 20:
-        found.append(f"{name}: variant is {proof.variant!r}; say in a sentence what is different")
+        found.append(f"{name}: variant is {proof.variant!r}; say in a sentence (20 characters or more) what is different")
     if isinstance(op, Op) and (op.rules or isinstance(op, Fused)) and not getattr(proof, "keeps", {"x": ""}):
         found.append(f"{name}: keeps is empty")
     if not name.startswith("Test") or not getattr(proof, "__test__", True) or getattr(proof, "pytestmark", ()):

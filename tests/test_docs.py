@@ -1,9 +1,10 @@
 """The documentation does what it says: links lead somewhere, names exist, code runs, commands have the options they are given.
 
-Python blocks run page by page, from top to bottom, in a process of their own; `print(...)  # result` must print that result. A block that begins
-with `# minigrad/...`, `# conformer/...` or `# tests/...` is a file, a diff block a change of one: such a page is followed in a copy of the project,
-and its `.venv/bin/python` lines are run there. The site itself is built where Sphinx is installed (the extra `docs`). The rows of differences.md that
-give one thing's code twice are computed twice. docs/errors.md has a test of its own. Read next: `docs/generate.py`.
+Python blocks run page by page, from top to bottom, in a process of their own; `print(...)  # result` must print that result; `py` blocks are pieces
+of code, and do not run. A block that begins with `# minigrad/...`, `# tests/...` or another folder's name is a file, a diff block a change of one:
+such a page is followed in a copy of the project, and its `.venv/bin/python` lines are run there. The site itself is built where Sphinx is installed
+(the extra `docs`). The rows of differences.md that give one thing's code twice are computed twice. docs/errors.md has a test of its own. Read next:
+`docs/generate.py`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ import pytest
 
 from conformer import cli
 from minigrad import Tensor, functional
+from minigrad.op import REGISTRY
+from minigrad.pytorch_names import IN_FUNCTIONAL, IN_MINIGRAD
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -52,7 +55,7 @@ class Block(NamedTuple):
     @property
     def file(self) -> str | None:
         """The file that the block is, or changes."""
-        found = re.fullmatch(r"# ((?:minigrad|conformer|tests)/\S+\.py)", self.lines[0]) if self.lines else None
+        found = re.fullmatch(r"# ((?:minigrad|conformer|tests|benchmarks)/\S+\.py)", self.lines[0]) if self.lines else None
         return found[1] if found else None
 
 
@@ -313,7 +316,7 @@ def test_code_runs_and_prints_what_it_says(page: Path, tmp_path: Path) -> None:
     folder, commands = ROOT, []
     if followed(page):
         folder = tmp_path / "project"
-        for part in ("minigrad", "conformer", "tests", "docs"):
+        for part in ("minigrad", "conformer", "tests", "docs", "benchmarks"):
             shutil.copytree(ROOT / part, folder / part, ignore=MADE)
         shutil.copy(ROOT / "pyproject.toml", folder)
         commands = follow(page, folder)
@@ -328,6 +331,19 @@ def test_code_runs_and_prints_what_it_says(page: Path, tmp_path: Path) -> None:
     ]
     for command in commands:
         run([sys.executable, *shlex.split(command)[1:]], folder)
+    for arguments in (["check"], ["format", "--check"]) if commands else ():
+        run([sys.executable, "-m", "ruff", *arguments, "."], folder)
+
+
+@pytest.mark.parametrize("page", [page for page in WRITTEN if followed(page)], ids=name)
+def test_the_operations_that_a_page_adds_are_not_there_yet(page: Path) -> None:
+    """Nor does a notebook add them, or `pytorch_names.py` say what to write instead: following the page would break more than it says."""
+    files = ["\n".join(block.lines) for block in blocks(page) if block.file and block.language == "python"]
+    added = {found for text in files for found in re.findall(r"^@(?:fused|primitive).*\ndef (\w+)", text, flags=re.MULTILINE)}
+    written = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "notebooks").glob("[0-9]*.py"))
+    taken = {*REGISTRY, *re.findall(r"^def (\w+)", written, flags=re.MULTILINE), *IN_FUNCTIONAL, *IN_MINIGRAD}
+    assert not added & taken
+    assert added or page.name != "add_operation.md"
 
 
 def test_a_change_that_does_not_fit_is_an_error() -> None:

@@ -87,7 +87,7 @@ def test_without_a_gpu_a_program_ends_with_one_sentence(program: str, monkeypatc
 
 def test_every_operation_with_a_cuda_kernel_is_counted_by_the_names_of_its_inputs() -> None:
     fused = fused_with_kernel("cuda")
-    assert gpu_counts.NAMES.keys() == gpu_counts.READS.keys() == fused.keys()
+    assert gpu_counts.NAMES.keys() == gpu_counts.READS.keys() == fused.keys(), "add the new operation to NAMES and READS of benchmarks/gpu_counts.py"
     for name, op in fused.items():
         assert gpu_counts.NAMES[name].split() == list(op.names[: op.count]), name
         arrays = {*op.names[: op.count], "out", "place"}

@@ -18,7 +18,7 @@ import torch
 from numpy.testing import assert_allclose
 
 import minigrad
-from minigrad import Tensor, nn, optim
+from minigrad import Tensor, nn, optim, pytorch_names
 from minigrad import functional as F
 from minigrad.pytorch_names import IN_FUNCTIONAL, IN_MINIGRAD, IN_NN, IN_OPTIM, INSTEAD, OF_MODULES
 from minigrad.safetensors_io import load_state, save_state
@@ -108,9 +108,16 @@ def as_arrays(result: Any) -> list[np.ndarray]:
     ]
 
 
+def there_now(place: str, name: str, advice: str) -> str:
+    """What to do about it."""
+    also = {"IN_NN": " (or _LIKE)"}.get(advice, "")
+    here = {"IN_FUNCTIONAL": ", then from IN_TORCH here", "INSTEAD": ", then from THEIRS here"}.get(advice, "")
+    return f"there is a {place}.{name}: strike it from {advice}{also} of minigrad/pytorch_names.py{here}; see also docs/differences.md"
+
+
 @pytest.mark.parametrize("name", INSTEAD)
 def test_the_advice_is_run_and_gives_what_pytorch_gives(name: str):
-    assert hasattr(torch.Tensor, name) and not hasattr(Tensor, name)
+    assert hasattr(torch.Tensor, name) and not hasattr(Tensor, name), there_now("Tensor", name, "INSTEAD")
     codes = re.findall("`([^`]+)`", INSTEAD[name])
     assert codes
     for code in codes:
@@ -278,7 +285,9 @@ def tensors(name: str, make: Callable) -> dict[str, Any]:
 @pytest.mark.parametrize("name", IN_TORCH)
 def test_the_advice_for_functions_gives_what_pytorch_gives(name: str):
     """Gradients too."""
-    advice = {**IN_MINIGRAD, **IN_FUNCTIONAL}[name]
+    every = {**IN_MINIGRAD, **IN_FUNCTIONAL}
+    assert name in every, "there is no advice for it any more: strike it from IN_TORCH, above"
+    advice = every[name]
     ours, theirs = tensors(name, Tensor), tensors(name, torch.tensor)
     modules = {"F": F, "np": np, "Tensor": Tensor, "shape": (3, 2), "array": TENSORS["y"], "tensors": [ours["x"], ours["y"]]}
     expected = IN_TORCH[name]({**theirs, **{key: torch.tensor(value) for key, value in INTEGERS.items()}})
@@ -339,7 +348,9 @@ LEAVES: dict[str, Callable[[dict[str, Any]], bool]] = {
 @pytest.mark.parametrize(("place", "name"), EVERY, ids=[f"{place.__name__}.{name}" for place, name in EVERY])
 def test_every_name_is_pytorch_s_and_every_piece_of_advice_runs(place: Any, name: str, tmp_path: Path):
     theirs, instead = PLACES[place]
-    assert hasattr(theirs, name) and not hasattr(place, name) and getattr(place, name, None) is None
+    advice = next(key for key, value in vars(pytorch_names).items() if value is instead)
+    assert hasattr(theirs, name) and not hasattr(place, name), there_now(place.__name__, name, advice)
+    assert getattr(place, name, None) is None
     asked = model = Net()
     if place is not Net:
         asked = place
@@ -372,7 +383,7 @@ def test_every_name_is_pytorch_s_and_every_piece_of_advice_runs(place: Any, name
 
 
 def test_no_advice_for_functions_is_left_without_a_comparison():
-    assert IN_FUNCTIONAL.keys() <= IN_TORCH.keys()
+    assert IN_FUNCTIONAL.keys() <= IN_TORCH.keys(), "say in IN_TORCH, above, what PyTorch's own is called with"
 
 
 @pytest.mark.parametrize("name", F.__all__)

@@ -115,4 +115,4 @@ def test_the_same_number_of_threads_gives_the_same_bits(name: str, dtype: type, 
 
 
 def test_no_operation_is_missing():
-    assert {name.split()[0] for name in CASES} == fused_with_kernel("cpu").keys(), "each with a CPU kernel has a case"
+    assert {name.split()[0] for name in CASES} == fused_with_kernel("cpu").keys(), "each with a CPU kernel has a case in CASES, above"
