@@ -24,7 +24,8 @@ from pathlib import Path
 import jupytext
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
+from zmq import ZMQError
 
 FOLDER = Path(__file__).parent
 LARGEST = 1_000_000  # bytes of an .ipynb
@@ -70,6 +71,7 @@ def run(source: Path, fast: bool = False) -> tuple[nbformat.NotebookNode, float]
 
     Raises:
         CellExecutionError: a cell failed; the message has the cell and the traceback.
+        RuntimeError: a cell wrote to stderr, or the kernel was lost.
     """
     notebook = read(source)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(FOLDER.parent), os.environ.get("PYTHONPATH", "")])}
@@ -85,7 +87,14 @@ def run(source: Path, fast: bool = False) -> tuple[nbformat.NotebookNode, float]
         extra_arguments=["--log-level=ERROR"],
     )
     began = time.perf_counter()
-    client.execute(env=environment)
+    try:
+        client.execute(env=environment)
+    except (AssertionError, DeadKernelError, ZMQError) as error:  # not a cell's: those are CellExecutionErrors
+        seconds = time.perf_counter() - began
+        raise RuntimeError(
+            f"{source.name}: its kernel was lost after {seconds:.0f} s, and no cell raised anything: "
+            "it was ended by a signal, for its memory or its time, or had no port"
+        ) from error
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             if output.output_type == "stream" and output.name == "stderr":
