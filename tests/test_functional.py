@@ -20,6 +20,11 @@ def test_names_are_listed_once_and_exist():
     assert all(callable(getattr(F, name)) for name in F.__all__)
 
 
+def test_each_says_what_it_is():
+    """Above all where a choice is made: the gradient of a tie, or at a kink."""
+    assert [name for name in F.__all__ if not (getattr(F, name).__doc__ or "").strip()] == []
+
+
 def test_only_the_engines_own_tools_are_left_out():
     assert set(ops.__all__) - set(F.__all__) == {
         "as_array",

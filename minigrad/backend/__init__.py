@@ -21,7 +21,8 @@ __all__ = [
     "number", "remove_device", "to_device",
 ]  # fmt: skip
 
-Array = Any  # a numpy.ndarray, or the array type of another backend
+Array = Any
+"""A numpy.ndarray, or the array type of another backend."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

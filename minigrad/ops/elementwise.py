@@ -24,36 +24,43 @@ from minigrad.tensor import Tensor
 
 @primitive(elementwise=True)
 def add(x: Tensor, y: Tensor) -> Tensor:
+    """x + y."""
     return backend.add(x, y)
 
 
 @primitive(elementwise=True)
 def sub(x: Tensor, y: Tensor) -> Tensor:
+    """x - y."""
     return x - y
 
 
 @primitive(elementwise=True)
 def mul(x: Tensor, y: Tensor) -> Tensor:
+    """x * y."""
     return x * y
 
 
 @primitive(elementwise=True, floating=True)
 def div(x: Tensor, y: Tensor) -> Tensor:
+    """x / y; of integers it is float32."""
     return x / y
 
 
 @primitive
 def neg(x: Tensor) -> Tensor:
+    """-x."""
     return -x
 
 
 @primitive(elementwise=True)
 def maximum(x: Tensor, y: Tensor) -> Tensor:
+    """The larger of the two, nan where one is; where they tie, each has half of the gradient."""
     return np.maximum(x, y)
 
 
 @primitive(elementwise=True)
 def minimum(x: Tensor, y: Tensor) -> Tensor:
+    """The smaller of the two, nan where one is; where they tie, each has half of the gradient."""
     return np.minimum(x, y)
 
 
@@ -86,21 +93,25 @@ for operation in (add, sub, mul, div, neg):
 
 @primitive(floating=True)
 def exp(x: Tensor) -> Tensor:
+    """e to the power of x."""
     return np.exp(x)
 
 
 @primitive(floating=True)
 def log(x: Tensor) -> Tensor:
+    """The natural logarithm."""
     return np.log(x)
 
 
 @primitive(floating=True)
 def sqrt(x: Tensor) -> Tensor:
+    """The square root; its gradient at 0 is infinite."""
     return np.sqrt(x)
 
 
 @primitive(floating=True)
 def tanh(x: Tensor) -> Tensor:
+    """The hyperbolic tangent."""
     return np.tanh(x)
 
 
@@ -123,11 +134,13 @@ def erf(x: Tensor) -> Tensor:
 
 @primitive(floating=True)
 def sin(x: Tensor) -> Tensor:
+    """The sine; x is in radians."""
     return np.sin(x)
 
 
 @primitive(floating=True)
 def cos(x: Tensor) -> Tensor:
+    """The cosine; x is in radians."""
     return np.cos(x)
 
 
@@ -141,6 +154,7 @@ def relu(x: Tensor) -> Tensor:
 
 @primitive
 def abs(x: Tensor) -> Tensor:
+    """The absolute value; its gradient at 0 is 0."""
     return np.abs(x)
 
 
@@ -269,6 +283,7 @@ def identity(x: Tensor) -> Tensor:
 
 @primitive(name="cast")
 def converted(x: Tensor, dtype: Any) -> Tensor:
+    """`cast`, where the dtype is another."""
     return x.astype(dtype)
 
 
@@ -300,54 +315,65 @@ def cast(x: Tensor, dtype: Any) -> Tensor:
 
 @primitive(elementwise=True)
 def greater(x: Tensor, y: Tensor) -> Tensor:
+    """x > y, True or False in each place."""
     return x > y
 
 
 @primitive(elementwise=True)
 def greater_equal(x: Tensor, y: Tensor) -> Tensor:
+    """x >= y, True or False in each place."""
     return x >= y
 
 
 @primitive(elementwise=True)
 def less(x: Tensor, y: Tensor) -> Tensor:
+    """x < y, True or False in each place."""
     return x < y
 
 
 @primitive(elementwise=True)
 def less_equal(x: Tensor, y: Tensor) -> Tensor:
+    """x <= y, True or False in each place."""
     return x <= y
 
 
 @primitive(elementwise=True)
 def equal(x: Tensor, y: Tensor) -> Tensor:
+    """x == y, True or False in each place; nan equals nothing."""
     return x == y
 
 
 @primitive(elementwise=True)
 def not_equal(x: Tensor, y: Tensor) -> Tensor:
+    """x != y, True or False in each place; nan differs from itself."""
     return x != y
 
 
 @primitive(elementwise=True)
 def logical_and(x: Tensor, y: Tensor) -> Tensor:
+    """Whether neither is 0."""
     return np.logical_and(x, y)
 
 
 @primitive(elementwise=True)
 def logical_or(x: Tensor, y: Tensor) -> Tensor:
+    """Whether one of them, or both, is not 0."""
     return np.logical_or(x, y)
 
 
 @primitive(elementwise=True)
 def logical_xor(x: Tensor, y: Tensor) -> Tensor:
+    """Whether one of them is 0 and the other is not."""
     return np.logical_xor(x, y)
 
 
 @primitive
 def logical_not(x: Tensor) -> Tensor:
+    """Whether x is 0."""
     return np.logical_not(x)
 
 
 @primitive
 def isfinite(x: Tensor) -> Tensor:
+    """Whether x is neither infinite nor nan."""
     return np.isfinite(x)

@@ -44,6 +44,7 @@ def _is_basic(index: Any) -> bool:
 
 @primitive(name="getitem", view=True)
 def pick(x: Tensor, index: Any) -> Tensor:
+    """x[index] for an index that is ready for NumPy."""
     out = x[index]
     if isinstance(out, np.generic):  # a single number: with "...", NumPy makes it a view as all others, and not a scalar
         out = x[(*index, ...) if isinstance(index, tuple) else (index, ...)]
