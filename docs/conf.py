@@ -37,7 +37,6 @@ copybutton_prompt_is_regexp = True
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
-autodoc_default_options = {"no-value": True}  # of constants: a dictionary of all operations is no documentation
 autodoc_mock_imports = ["cupy", "cupyx"]
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
@@ -76,14 +75,22 @@ def plain_docstring(app, what, name, obj, options, lines):
 def _escaped(line: str) -> str:
     parts = re.split(r"(`[^`]+`)", line)
     for place, part in enumerate(parts):
-        if part.startswith("`") and len(part) > 2:
+        if page := generate.PAGE.fullmatch(part):
+            parts[place] = _to_page(page)
+        elif part.startswith("`") and len(part) > 2:
             parts[place] = f"`{part}`"
         else:  # not inside addresses, whose last word may end in _
             words = re.split(r"(https?://\S*[^\s.,;:)])", part)
             words[::2] = [re.sub(r"\*\*\w[^*]*\*\*|^\* |[|*]|\w_(?=\W|$)", _literally, word) for word in words[::2]]
+            words[::2] = [generate.PAGE.sub(_to_page, word) for word in words[::2]]
             words[1::2] = [f"`{word} <{word}>`__" for word in words[1::2]]
             parts[place] = "".join(words)
     return "".join(parts)
+
+
+def _to_page(found: re.Match) -> str:
+    """The name of a page of this documentation, as a link to it."""
+    return f":doc:`{found[1]} </{found[2].removesuffix('.md')}>`"
 
 
 def _literally(found: re.Match) -> str:
@@ -105,6 +112,27 @@ def code_role(name, rawtext, text, line, inliner, options=None, content=None):
     return [target, nodes.inline(text=f" {file}:{number}", classes=["code-at"])], []
 
 
+def without_long_value(app, domain, objtype, content):
+    """The heading of a constant leaves its value out where that is long: a dictionary of all operations is no documentation."""
+    for signature in content.parent.findall(addnodes.desc_signature) if objtype in ("data", "attribute") else ():
+        for value in [node for node in signature.children if isinstance(node, addnodes.desc_annotation)]:
+            if value.astext().strip().startswith("=") and len(value.astext()) > 60:
+                signature.remove(value)
+
+
+def without_remarks(app, what, name, obj, options, signature, returned):
+    """An argument's type without what is annotated to it: the texts of the command line would fill a page."""
+    return signature and (re.sub(r"""Annotated\[(.+?), ('[^']*'|"[^"]*")\]""", r"\1", signature), returned)
+
+
+def public_names(app, env):
+    """Things are also found under the names by which users import them, minigrad.nn.Linear: in the search, and from the sites of others."""
+    objects = env.domains["py"].objects
+    for name, home in generate.public_names().items():
+        if name != home and home in objects:
+            objects[name] = objects[home]._replace(aliased=True)
+
+
 def only_written(app, docname, source):
     """Some pages of the contents are written later than others: those that are not there are left out."""
     if docname == "index":
@@ -116,4 +144,7 @@ def setup(app):
     """Called by Sphinx."""
     app.connect("source-read", only_written)
     app.connect("autodoc-process-docstring", plain_docstring, priority=100)  # before napoleon makes its own marks
+    app.connect("autodoc-process-signature", without_remarks)
+    app.connect("object-description-transform", without_long_value)
+    app.connect("env-updated", public_names)
     app.add_role("code-at", code_role)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import itertools
 import json
 import pkgutil
 import re
@@ -24,6 +25,8 @@ from pathlib import Path
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
+PAGE = re.compile(r"(?<!\]\()(?<!/)`?\b(docs/(\w+\.md))\b`?")
+LINK = r"[`\1`](../\2)"  # from a folder of docs/
 INCLUDE = re.compile(r'^#include "(\w+\.cuh)"', re.MULTILINE)
 sys.path.insert(0, str(ROOT))
 
@@ -34,6 +37,7 @@ from conformer.info import count  # noqa: E402
 from minigrad import functional  # noqa: E402
 from minigrad.op import REGISTRY, Fused, Op  # noqa: E402
 
+PACKAGES = ("minigrad.nn", "minigrad.optim", "minigrad.backend")
 FAMILIES = {
     "elementwise": "one number in each place",
     "reduce": "sums, means, extremes along axes",
@@ -62,6 +66,26 @@ def _fresh(name: str) -> Path:
 def _code(text: str, language: str = "python") -> str:
     fence = "````" if "```" in text else "```"
     return f"{fence}{language}\n{text.strip(chr(10))}\n{fence}"
+
+
+def _prose(text: str) -> str:
+    """A docstring as Markdown: code that is indented is fenced, and the name of a page leads to it."""
+    parts: list[str] = []
+    for part in re.split(r"(?:^|(?<=\n\n))((?:    .*\n?|\n)+)", text):
+        if part.strip() and part.startswith("    "):
+            code = inspect.cleandoc(part)
+            parts.append(f"{_code(code, 'python' if _is_python(code) else 'text')}\n\n")
+        else:
+            parts.append(PAGE.sub(LINK, part))
+    return "".join(parts)
+
+
+def _is_python(code: str) -> bool:
+    try:
+        ast.parse(code)
+    except SyntaxError:
+        return False
+    return True
 
 
 # --- operations
@@ -121,7 +145,7 @@ def _backward(op: Op) -> str:
 def _fused_page(page: str, ops: list[Fused]) -> str:
     """One file of minigrad/fused: its text, and for each operation definition, kernels, CUDA source, proofs and measured times."""
     module = importlib.import_module(f"minigrad.fused.{page}")
-    parts = [f"# {', '.join(op.name for op in ops)}", inspect.cleandoc(module.__doc__ or ""), f"*File: `minigrad/fused/{page}.py`*"]
+    parts = [f"# {', '.join(op.name for op in ops)}", _prose(inspect.cleandoc(module.__doc__ or "")), f"*File: `minigrad/fused/{page}.py`*"]
     functions = {name: value for name, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == module.__name__}
     for op in ops:
         if len(ops) > 1:
@@ -163,7 +187,7 @@ def _family_page(family: str, what: str, ops: list[Op]) -> str:
     """One file of minigrad/ops: its text, its operations, its source, proofs and measured times."""
     module = importlib.import_module(f"minigrad.ops.{family}")
     names = ", ".join(f"`{op.name}`" for op in ops)
-    parts = [f"# {family}: {what}", inspect.cleandoc(module.__doc__ or ""), f"*File: `minigrad/ops/{family}.py`. Operations: {names}.*"]
+    parts = [f"# {family}: {what}", _prose(inspect.cleandoc(module.__doc__ or "")), f"*File: `minigrad/ops/{family}.py`. Operations: {names}.*"]
     parts.append(_code(inspect.getsource(module).partition('"""\n\nfrom __future__')[2].partition("\n")[2]))
     parts += _proofs(ROOT / "tests" / "ops" / f"test_{family}.py", ops)
     parts += _speed(ops)
@@ -287,18 +311,17 @@ def _operation_times(measured: dict, names: set[str]) -> list[str]:
 
 
 def api() -> None:
-    """docs/api: a page for each package with what its modules make public."""
+    """docs/api: a page for each package with what it makes public, and what its modules do."""
     folder = _fresh("api")
     single = [name for name in _modules(minigrad) if not hasattr(importlib.import_module(name), "__path__") and name != "minigrad.functional"]
     packages = {
         "minigrad": single,
-        "minigrad.nn": _modules(minigrad.nn),
-        "minigrad.optim": _modules(minigrad.optim),
-        "minigrad.backend": ["minigrad.backend", *_modules(minigrad.backend)],
+        **{name: _modules(importlib.import_module(name)) for name in PACKAGES},
         "conformer": _modules(conformer),
     }
+    packages["minigrad.backend"].insert(0, "minigrad.backend")
     for name, modules in packages.items():
-        parts = [f"# {name}", inspect.cleandoc(importlib.import_module(name).__doc__ or "")]
+        parts = [f"# {name}", _prose(inspect.cleandoc(importlib.import_module(name).__doc__ or "")), _contents(name)]
         parts += [f"## {module}\n\n```{{eval-rst}}\n.. automodule:: {module}\n{_members(module)}```" for module in modules]
         (folder / f"{name}.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     (folder / "minigrad.functional.md").write_text(_functional_page(), encoding="utf-8")
@@ -308,16 +331,73 @@ def api() -> None:
 
 def _members(name: str) -> str:
     """The option that shows the public names of a module but those of another one, nothing where there are none of its own (`minigrad.op`)."""
+    return f"   :members: {own}\n" if (own := _own(name)) else ""
+
+
+def _own(name: str) -> str:
+    """The public names of a module that are not another one's of the project."""
     module = importlib.import_module(name)
     imported = {alias.name for node in ast.parse(inspect.getsource(module)).body if isinstance(node, ast.ImportFrom) for alias in node.names}
     public = [entry for entry in getattr(module, "__all__", []) if entry not in imported]
-    own = [entry for entry in public if getattr(getattr(module, entry), "__module__", name) == name]
-    return f"   :members: {', '.join(own)}\n" if own else ""
+    return ", ".join(entry for entry in public if not _project(where := getattr(getattr(module, entry), "__module__", name)) or where == name)
+
+
+def _project(module: str | None) -> bool:
+    return (module or "").partition(".")[0] in ("minigrad", "conformer")
+
+
+def public_names() -> dict[str, str]:
+    """Under what name users import a thing, such as `minigrad.nn.Linear`: the name of the module that defines it, `minigrad.nn.linear.Linear`."""
+    found = {}
+    modules = [f"{package}.{file}" for package in ("minigrad", *PACKAGES, "conformer") for file in _files(package)]
+    for package in ("minigrad", *PACKAGES, "conformer"):
+        for name in importlib.import_module(package).__all__:
+            value = getattr(importlib.import_module(package), name)
+            if not inspect.ismodule(value):
+                homes = [module for module in modules if _defines(module, name, value)]
+                found[f"{package}.{name}"] = f"{homes[0]}.{name}" if homes else f"{package}.{name}"
+    return found
+
+
+def _files(package: str) -> list[str]:
+    return [name.rpartition(".")[2] for name in _modules(importlib.import_module(package))]
+
+
+def _defines(module: str, name: str, value: object) -> bool:
+    found = importlib.import_module(module)
+    return name in getattr(found, "__all__", ()) and getattr(found, name) is value and name in _own(module).split(", ")
+
+
+def _contents(package: str) -> str:
+    """A table of what a package makes public, each linked to its entry."""
+    rows, homes = ["| name | what it is |", "|---|---|"], public_names()
+    for name in importlib.import_module(package).__all__:
+        value = getattr(importlib.import_module(package), name)
+        if inspect.ismodule(value):
+            page = f"{package}.{name}"
+            link = f"[`{name}`]({page}.md)" if page in (*PACKAGES, "minigrad.functional") else f"{{py:mod}}`{name} <{value.__name__}>`"
+        else:
+            link = f"{{py:obj}}`{name} <{homes[f'{package}.{name}']}>`"
+        rows.append(f"| {link} | {_first_sentence(value, homes.get(f'{package}.{name}', ''))} |")
+    return "\n".join(rows)
+
+
+def _first_sentence(value: object, name: str) -> str:
+    """Of its docstring; of a constant's, which stands below it."""
+    text = inspect.getdoc(value) if inspect.ismodule(value) or _project(getattr(value, "__module__", None)) else None
+    if text is None:
+        body = ast.parse(inspect.getsource(importlib.import_module(name.rpartition(".")[0]))).body
+        for node, after in itertools.pairwise(body):
+            target = getattr(node, "target", None) or (getattr(node, "targets", None) or [None])[0]
+            if getattr(target, "id", None) == name.rpartition(".")[2] and isinstance(after, ast.Expr):
+                text = str(ast.literal_eval(after.value))
+    sentence = re.split(r"(?<=\.)\s", " ".join((text or "").split()), maxsplit=1)[0]
+    return sentence.rstrip(".").replace("|", "\\|")
 
 
 def _functional_page() -> str:
     """All operations under PyTorch's names, each linked to the page that shows how it is computed."""
-    parts = ["# minigrad.functional", inspect.cleandoc(functional.__doc__ or "")]
+    parts = ["# minigrad.functional", _prose(inspect.cleandoc(functional.__doc__ or ""))]
     for name in functional.__all__:
         value = getattr(functional, name)
         folder, _, file = value.__module__.removeprefix("minigrad.").rpartition(".")
@@ -385,6 +465,8 @@ def notebooks() -> None:
     for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")):
         notebook = json.loads(path.read_text(encoding="utf-8"))
         for cell in notebook["cells"]:
+            if cell["cell_type"] == "markdown":
+                cell["source"] = PAGE.sub(LINK, "".join(cell["source"]))
             if "solution" in cell["metadata"].get("tags", []):
                 cell["metadata"]["tags"].append("hide-cell")  # myst-nb folds it
         (folder / path.name).write_text(json.dumps(notebook), encoding="utf-8")

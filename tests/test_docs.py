@@ -145,6 +145,27 @@ def test_a_page_of_each_operation(site: Path) -> None:
         assert path.read_text(encoding="utf-8").splitlines()[-2] in text, f"{path.name} is on no page"
 
 
+def test_docstrings_become_markdown() -> None:
+    """Code that is indented is fenced, as Python where it is; the name of a page leads to it."""
+    text = "A sentence.\n\n    import minigrad\n\n    x = 3  # docs/a.md\n\nSee `docs/errors.md`, docs/trust.md.\n\n    make test ARGS\n"
+    expected = "A sentence.\n\n```python\nimport minigrad\n\nx = 3  # docs/a.md\n```\n\n"
+    expected += "See [`docs/errors.md`](../errors.md), [`docs/trust.md`](../trust.md).\n\n```text\nmake test ARGS\n```\n\n"
+    assert generate._prose(text) == expected
+
+
+def test_the_api_begins_with_what_users_import(site: Path) -> None:
+    names = generate.public_names()
+    assert names["minigrad.nn.Linear"] == "minigrad.nn.linear.Linear" and names["conformer.CONFIGS"] == "conformer.config.CONFIGS"
+    assert names["minigrad.backend.Array"] == "minigrad.backend.Array"
+    page = (site / "docs" / "api" / "minigrad.backend.md").read_text(encoding="utf-8")
+    assert "| {py:obj}`Array <minigrad.backend.Array>` | A numpy.ndarray, or the array type of another backend |" in page
+    for public, home in names.items():
+        module, _, name = home.rpartition(".")
+        assert name in generate._own(module).split(", "), f"{public} is on no page"
+    for page in (site / "docs" / "notebooks").glob("*.ipynb"):
+        assert "`docs/add_operation.md` does" not in page.read_text(encoding="utf-8")
+
+
 def test_measured_times_are_shown_where_there_are_any(monkeypatch: pytest.MonkeyPatch) -> None:
     case = {"config": "cifar-nano", "op": "linear", "inputs": [{"shape": [2, 3]}, None]}
     rows = [{"case": case, "side": "minigrad", "turns": [{"wall_ms": [1.0, 3.0, 2.0]}]}, {"case": case, "side": "torch", "failed": "no memory"}]
@@ -471,10 +492,17 @@ def test_every_target_of_make_is_in_the_table() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_site_builds_without_a_warning(site: Path, tmp_path: Path) -> None:
+    from sphinx.util.inventory import InventoryFile
+
     html = tmp_path / "html"
     run([sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-d", str(tmp_path / "doctrees"), str(site / "docs"), str(html)], site)
     assert (html / "searchindex.js").stat().st_size > 10_000
     pages = [path.read_text(encoding="utf-8") for path in html.rglob("*.html")]
     assert len(pages) > 40
+    inventory = InventoryFile.loads((html / "objects.inv").read_bytes(), uri="").data
+    known = {name for kind in inventory if kind.startswith("py:") for name in inventory[kind]}
+    assert generate.public_names().keys() - known == set(), "what users import is not in the index of the site"
+    headings = [re.sub(r"<[^>]+>", "", found) for page in pages for found in re.findall(r'<dt class="sig.*?</dt>', page, flags=re.DOTALL)]
+    assert len(headings) > 300 and max(map(len, headings)) < 1000, "a heading shows the value of a constant, or remarks"
     outside = {found for page in pages for found in re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(https?://[^"]+)"', page)}
     assert outside == set(), "the site needs a network"
