@@ -30,33 +30,44 @@ class Case(NamedTuple):
         return np.random.default_rng(self.seed + 1).integers(0, self.config["num_classes"], self.shape[0])
 
 
+VALUES: dict[str, list[Any]] = dict(
+    patch_size=[16, 32, 48],
+    in_chans=[1, 2, 3, 4],
+    num_classes=[2, 3, 4, 5],
+    base_channel=[1, 4, 10, 64],
+    num_med_block=[0, 1, 2],
+    depth=[3, 6],
+    num_heads=[1, 2, 3, 4],
+    mlp_ratio=[1, 1.5, 2.6, 4],
+    qkv_bias=[False, True],
+    qk_scale=[None, 0.3, 1.0, -0.7],
+    stem=list(STEM_STRIDES),
+    stem_channels=[1, 2, 3, 4, 5],
+    double_class_token=[False, True],
+)
+RATES = {name: [0.0, 0.1, 0.5, 0.8] for name in ("drop_rate", "attn_drop_rate", "drop_path_rate")}
+
+
 @st.composite
 def options(draw: st.DrawFn, dropping: bool = False) -> dict[str, Any]:
     """Arguments of Conformer: every option, widths of a few channels; `dropping`: with rates of dropout and stochastic depth."""
-    heads = draw(st.integers(1, 4))
+    config = {name: draw(st.sampled_from(values)) for name, values in (VALUES | RATES if dropping else VALUES).items()}
+    heads, width = config["num_heads"], 4 * draw(st.integers(1, 3))
     head_width = draw(st.integers(-(-4 // heads), 4))  # at least 4 in all: the layer norm of one or two numbers has no slope but rounding
-    width, base = 4 * draw(st.integers(1, 3)), draw(st.sampled_from([1, 4, 10, 64]))
-    config = dict(
-        patch_size=draw(st.sampled_from([16, 32, 48])),
-        in_chans=draw(st.integers(1, 4)),
-        num_classes=draw(st.integers(2, 5)),
-        base_channel=base,
-        channel_ratio=(width + draw(st.sampled_from([0, 0.5]))) / base,  # the product is cut down to a whole number
-        num_med_block=draw(st.integers(0, 2)),
-        embed_dim=heads * head_width,
-        depth=draw(st.sampled_from([3, 6])),
-        num_heads=heads,
-        mlp_ratio=draw(st.sampled_from([1, 1.5, 2.6, 4])),
-        qkv_bias=draw(st.booleans()),
-        qk_scale=draw(st.sampled_from([None, 0.3, 1.0, -0.7])),
-        stem=draw(st.sampled_from(list(STEM_STRIDES))),
-        stem_channels=draw(st.integers(1, 5)),
-        double_class_token=draw(st.booleans()),
-    )
-    if dropping:
-        rates = st.sampled_from([0.0, 0.1, 0.5, 0.8])
-        config |= dict(drop_rate=draw(rates), attn_drop_rate=draw(rates), drop_path_rate=draw(rates))
-    return config
+    ratio = (width + draw(st.sampled_from([0, 0.5]))) / config["base_channel"]  # the product is cut down to a whole number
+    return config | dict(channel_ratio=ratio, embed_dim=heads * head_width)
+
+
+def chosen(dropping: bool = False) -> list[Case]:
+    """Five networks that have every value of every option between them: what few examples draw leaves some out."""
+    table, found = VALUES | RATES if dropping else VALUES, []
+    for k in range(5):
+        config = {name: values[(k + place) % len(values)] for place, (name, values) in enumerate(table.items())}  # neighbours in other combinations
+        config |= dict(channel_ratio=(8 + k % 2 / 2) / config["base_channel"], embed_dim=4 * config["num_heads"])
+        stride = STEM_STRIDES[config["stem"]]
+        side = stride * config["patch_size"] // 4
+        found.append(Case(config, (2 + k % 2, config["in_chans"], side, 2 * side - min(k % 2, stride - 1)), k))
+    return found
 
 
 @st.composite

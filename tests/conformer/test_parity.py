@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from functools import cache
+from functools import cache, reduce
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import event, given, settings
+from hypothesis import event, example, given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
@@ -24,12 +24,12 @@ from minigrad import Tensor, definitions, enable_grad, manual_seed, optim
 from minigrad import functional as F
 from minigrad.op import REGISTRY, KernelPair
 from tests.conformer import torch_conformer, witnesses
-from tests.conformer.configurations import Case, cases
+from tests.conformer.configurations import Case, cases, chosen
 from tests.conformer.torch_conformer import TorchConformer
 from tests.conformer.witnesses import Outcome, assert_same_outcome, assert_same_pass
 from tests.nn.parity import assert_nearly_all, assert_same_up_to_rounding, give_masks, recorded_masks, shaken, shaken_inside, until_equal
+from tests.support import draws
 
-EXAMPLES = settings().max_examples  # of the profile: the counts below are multiples of it
 HEADS = (0.7, 1.6)  # weights of the two losses, unequal, so that the heads cannot change places
 
 BASE = dict(channel_ratio=0.25, embed_dim=16, depth=3, num_heads=2, mlp_ratio=2.0, qkv_bias=True, num_classes=5)
@@ -61,6 +61,11 @@ def compared() -> Iterator[list[bool]]:
     assert_nearly_all(passes)
 
 
+def each_of(given: list[Case]) -> Callable[[Callable], Callable]:
+    """`@each_of(chosen())` above `@given(case=...)`: these cases are run before those that are drawn."""
+    return lambda test: reduce(lambda decorated, case: example(case=case)(decorated), reversed(given), test)
+
+
 def models(case: Case) -> tuple[Conformer, TorchConformer, Callable[[int], TorchConformer]]:
     """Ours, PyTorch's with the same weights, and what makes PyTorch's with these and its layers shaken."""
     ours = witnesses.our_model(seed=case.seed, **case.config)
@@ -72,7 +77,8 @@ def models(case: Case) -> tuple[Conformer, TorchConformer, Callable[[int], Torch
     return ours, witnesses.torch_model(state, **case.config), moved
 
 
-@settings(max_examples=2 * EXAMPLES)
+@draws(20)
+@each_of(chosen())
 @given(case=cases())
 def test_any_network_equals_torch_by_kernels_and_by_definitions(compared: list[bool], case: Case):
     ours, theirs, moved = models(case)
@@ -88,7 +94,8 @@ def test_any_network_equals_torch_by_kernels_and_by_definitions(compared: list[b
                 assert reference.state[name] == array + training
 
 
-@settings(max_examples=2 * EXAMPLES)
+@draws(20)
+@each_of(chosen(dropping=True))
 @given(case=cases(dropping=True))
 def test_any_network_equals_torch_under_the_same_masks(compared: list[bool], case: Case):
     """Dropout after attention, on its weights and in the token-wise network, and stochastic depth."""
