@@ -26,6 +26,7 @@ keeps           what a node keeps alive: names of the inputs that require grad -
                 separated by spaces, for example {"x y": "x y", "x": "y", "y": "x"}. Everything else must die. {} where there is no derivative.
 keeps_besides   staticmethod: (*arrays, **values) -> how many more elements (statistics, masks) the node may hold; 0 by default.
 float32         cases with fixed seeds at the Conformer's shapes; a sentence saying why not, where the operation has no kernel.
+emulated        places in `float32` of the cases that the emulator runs by the CUDA kernel too; by default the four smallest.
 float32_bound   Bound(...) where the measured accuracy is not the one every kernel must have, with the reason.
 pins            Pins: kinks and ties one by one. A sentence saying why there are none.
 errors          Refusals: what must raise. A sentence saying why there are none.
@@ -135,6 +136,7 @@ class Proof:
     keeps: Mapping[str, str]
     keeps_besides: Callable | None = None
     float32: Sequence[Case] | str = "It has no kernel: there is only one way to compute it."
+    emulated: Sequence[int] | None = None
     float32_bound: Bound = Bound()
     pins: Sequence[Pin] | str
     errors: Sequence[Refusal] | str
@@ -171,13 +173,14 @@ class Proof:
     def test_cuda_kernel_equals_definition(self) -> None:
         """The same on the emulator, which runs every kernel in two orders of threads and blocks, or with --device=gpu on a GPU, which runs it twice:
         results must be equal bit for bit. In float32, where kernels read four numbers at once, no drawn case is far off, and the kernel is about as
-        accurate as the definition, as in `test_float32_accuracy`: on the emulator for the four smallest cases.
+        accurate as the definition, as in `test_float32_accuracy`: on the emulator for the four smallest cases, or those that `emulated` names.
         """
         self.for_each(self.cuda_kernel_equals_definition, 0.3)
         for pin in () if isinstance(self.pins, str) else self.pins:
             self.cuda_kernel_equals_definition(pin.case)
         size = lambda case: sum(0 if x is None else x.size for x in case.inputs)  # noqa: E731
-        for case in self.float32 if cuda_device.on_gpu() else sorted(self.float32, key=size)[:4]:
+        small = sorted(self.float32, key=size)[:4] if self.emulated is None else [self.float32[k] for k in self.emulated]
+        for case in self.float32 if cuda_device.on_gpu() else small:
             self.float32_is_accurate(case, ON_CUDA)
 
     def test_float32_accuracy(self) -> None:
