@@ -121,6 +121,7 @@ def refusal(shapes: list, message: str, in_torch: bool | str = True) -> Refusal:
 class TestBatchNorm(Proof):
     op = batch_norm
     in_torch = staticmethod(in_torch)
+    share = 0.8
     cases = st.builds(
         case, shapes, affines, st.booleans(), st.booleans(), st.sampled_from([0.0, 0.0, 1e3]), epsilons, st.just(False), st.integers(0, 9999)
     )
@@ -314,6 +315,7 @@ class TestBatchNormRelu(Proof):
     op = batch_norm
     variant = "With relu=True: the output is kept too, and there is a kink."
     in_torch = staticmethod(in_torch)
+    share = 0.8
     cases = st.builds(
         case,
         shapes,

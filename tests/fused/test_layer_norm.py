@@ -46,6 +46,7 @@ class TestLayerNorm(Proof):
     cases = st.builds(
         case, shapes(max_side=3), lengths(2, 6), affines, epsilons, st.sampled_from(["ordinary", "ordinary", "far", "constant"]), st.integers(0, 9999)
     )
+    share = 0.8
     smooth = st.builds(case, shapes(max_side=3), lengths(2, 6), affines, epsilons, st.just("ordinary"), st.integers(0, 9999))
     examples = [case((), 3), case((3, 2), 1), case((0, 2), 4), case((3, 2), 4, kind="constant")]
     keeps = {wanted: "x weight bias" for wanted in ("x weight bias", "x weight", "x", "weight", "bias")}
