@@ -106,16 +106,13 @@ class Primitive(Op[Result]):
         node = new_node(self, inputs, values, mode.anomaly) if mask else None
         result: Any
         if self.several:
-            versions = self._shared_versions(out, inputs)
-            result = tuple([wrap(array, node, k, version) for k, (array, version) in enumerate(zip(out, versions, strict=True))])
+            result = self._wrap_several(out, inputs, node)
         else:
             result = wrap(out, node, 0, self._shared_version(out, inputs))
+            if node is not None and self.elementwise and any([array.shape != out.shape for array in arrays]):
+                node.shapes = tuple([array.shape for array in arrays])  # gradients must be summed back to these
         if node is not None:
             self._keep_for_rules(node, self._plan(1 if self.variadic else mask), inputs, result)
-            if self.several:
-                node.outputs = len(out)
-            elif self.elementwise and any([array.shape != out.shape for array in arrays]):
-                node.shapes = tuple([array.shape for array in arrays])  # gradients must be summed back to these
         return result
 
     def _explain(self, error: Exception, arrays: Sequence[Any]) -> None:
@@ -159,11 +156,14 @@ class Primitive(Op[Result]):
                     return x.version
         return None
 
-    def _shared_versions(self, out: Any, inputs: Sequence[Tensor]) -> list[list[int] | None]:
-        """The same for several outputs."""
-        if self.view and out:  # they all look at it, or none does
-            return [self._shared_version(out[0], inputs)] * len(out)
-        return [self._shared_version(array, inputs) for array in out]
+    def _wrap_several(self, out: Any, inputs: Sequence[Tensor], node: Node | None) -> tuple[Tensor, ...]:
+        if self.view and out:  # they all look at an input's memory, or none does
+            versions = [self._shared_version(out[0], inputs)] * len(out)
+        else:
+            versions = [self._shared_version(array, inputs) for array in out]
+        if node is not None:
+            node.outputs = len(out)
+        return tuple([wrap(array, node, k, version) for k, (array, version) in enumerate(zip(out, versions, strict=True))])
 
     def _tensors(self, inputs: Sequence[Any]) -> list[Tensor]:
         """Arrays and numbers become Tensors; integers become floats where the operation is `floating`."""
