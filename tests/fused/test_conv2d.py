@@ -97,7 +97,7 @@ def refusal(
 class TestConv2d(Proof):
     op = conv2d
     in_torch = staticmethod(in_torch)
-    cases = cases()
+    cases, share = cases(), 0.8
     examples = [
         *[case(1, **values) for values in PATHS.values()],
         case(0, padding=1),

@@ -45,6 +45,7 @@ class TestMaxPool2d(Proof):
     op = max_pool2d
     in_torch = staticmethod(turned(torch.nn.functional.max_pool2d))
     cases = st.builds(without_ties, pools(), st.integers(0, 9999)) | st.builds(with_ties, pools(), st.integers(0, 9999))
+    share = 0.8
     smooth = st.builds(without_ties, pools(), st.integers(0, 9999))
     examples = [make(pool, 1) for pool in AWKWARD for make in (with_ties, without_ties)]
     keeps = {"x": "x out"}
