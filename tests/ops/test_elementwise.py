@@ -47,9 +47,9 @@ def two(make: Callable = draw, second: Callable | None = None) -> st.SearchStrat
     return st.builds(lambda pair, seed: Case([make(pair[0], seed), (second or make)(pair[1], seed + 2)]), broadcast_shapes(), seeds)
 
 
-# In every test: without axes, without elements; each broadcast along an axis of the other, and of one shape.
+# In every test: without axes, without elements; each broadcast along an axis of the other, of one shape, and one without the leading axis.
 EDGES = [Case([draw((), 1, 0.3)]), Case([draw((0, 2), 0)])]
-SHAPES = [((2, 1, 3), (4, 1)), ((2, 3), (2, 3)), ((), (0, 2))]
+SHAPES = [((2, 1, 3), (4, 1)), ((2, 3), (2, 3)), ((2, 4, 3), (4, 3)), ((), (0, 2))]
 PAIRS = [Case([draw(first, 2 * k, 0.3), draw(second, 2 * k + 1, 0.3)]) for k, (first, second) in enumerate(SHAPES)]
 TIED_PAIRS = [Case([rng(2 * k).integers(0, 3, a) * 1.0, rng(2 * k + 1).integers(0, 3, b) * 1.0]) for k, (a, b) in enumerate(SHAPES)]
 

@@ -149,7 +149,7 @@ def joins(draw_from: Any, new_axis: bool) -> Case:
     for k in range(draw_from(lengths(2, 3))):
         piece = list(shape)
         if not new_axis:
-            piece[axis] = draw_from(lengths(2, 3, 0))
+            piece[axis] = draw_from(lengths(2, 3))
         pieces.append(draw(tuple(piece), seed + k))
     return Case(pieces, {"axis": axis})
 
