@@ -65,6 +65,8 @@ from minigrad.tensor import wrap
 from tests import cuda_device
 from tests.support import RELATIVE, as_numpy, assert_close, rng
 
+torch.set_num_threads(1)  # as in nn/parity.py, for runs without it: its threads spin while they wait, mostly on arrays as small as these
+
 LAYOUTS = ("contiguous", "strided", "repeated")
 REAL = 0.4  # the share of the drawn cases in which every array must have 2 or more elements
 STEP = 1e-5  # of finite differences, along directions of length 1
