@@ -4,8 +4,7 @@ Two accuracies at the end of two runs do not say it: each run is one draw, and r
 the differences of the steps before. So a third training is the yardstick: PyTorch's once more, from weights moved in their last binary place. While
 ours is no further from PyTorch's than PyTorch's is from itself, they are the same training, as far as such numbers can tell.
 
-    python -m benchmarks.same_training --data-dir DIR --steps 390 --out same-training-float32.jsonl
-    python -m benchmarks.same_training --data-dir DIR --steps 390 --dtype float64 --out same-training-float64.jsonl
+    python -m benchmarks.same_training --data-dir DIR --epochs 1 --steps 400 --batch-size 32 --dtype float64 --out same-training-float64.jsonl
 
 The recipe, the augmentation and the order of the images are those of `python -m conformer train`, whose `Learner` takes our steps. PyTorch's are
 taken as in `torch_train.py`, with its own schedule, clipping and AdamW. Writes JSON lines: the setting; the loss of each step in the three
@@ -88,7 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--dataset", default="cifar10")
     parser.add_argument("--config", default="cifar-nano")
     parser.add_argument("--epochs", type=int, default=20, help="what the learning rate's schedule is fitted to")
-    parser.add_argument("--steps", type=int, default=390, help="how many of these epochs' steps are taken")
+    parser.add_argument("--steps", type=int, default=400, help="how many of these epochs' steps are taken")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
     parser.add_argument("--seed", type=int, default=0)

@@ -776,6 +776,34 @@ def training_figures() -> list[str]:
     ]
 
 
+def same_training_figures() -> list[str]:
+    """What docs/results.md says of both trainings from the same weights."""
+    marks = (10, 50, 100, 150, 200, 250, 300, 400)
+    figures = [f"| at steps | {' | '.join(f'{mark - 9} to {mark}' for mark in marks)} |"]
+    for dtype in ("float64", "float32"):
+        setting, *steps, end = lines_of(f"same-training-{dtype}.jsonl")
+        losses = np.array([line["losses"] for line in steps])
+        assert len(losses) == marks[-1] and setting["trainings"] == list(same_training.TRAININGS)
+        for place, name in (0, "ours and PyTorch's"), (2, "PyTorch's and its own, moved"):
+            apart = [np.abs(losses[mark - 10 : mark, place] - losses[mark - 10 : mark, 1]).max() for mark in marks]
+            figures.append(f"| {dtype}, {name} | {' | '.join(f'{most:.0e}' for most in apart)} |")
+        right = " | ".join(f"{100 * count / end['test_images']:.1f}" for count in end["right"])
+        figures.append(f"| {dtype} | {right} |")
+        asked = {name: setting[name] for name in ("epochs", "steps", "batch_size", "dtype")}
+        options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in asked.items())
+        if dtype == "float64":
+            ratios = [
+                np.divide(*(np.abs(losses[mark - 10 : mark, place] - losses[mark - 10 : mark, 1]).max() for place in (0, 2))) for mark in marks[:6]
+            ]
+            assert max(ratios) < 3.5
+            most = np.abs(losses[: marks[5], 0] - losses[: marks[5], 1]).max()
+            figures.append(f"In float64 the losses agree to {most:.0e} until step {marks[5]}, well beyond the end of the warm-up")
+            figures.append(f"two losses, which are between {losses.min():.1f} and {losses.max():.1f}, in ten steps")
+            figures.append(f"(step {setting['schedule'] // 10 + 1}, where the learning rate is at its highest)")
+        figures.append(f"same_training --data-dir DIR {options} --out same-training-{dtype}.jsonl")
+    return [*figures, f"After {marks[-1]} steps the sum of both heads"]
+
+
 def overhead_figures() -> list[str]:
     """What docs/results.md says of the engine's own cost."""
     record, then, now, fastest = (overhead_of(f"overhead{name}.json") for name in ("", "-adcda3b", "-bf1c8de", "-2026-11-23"))
@@ -808,14 +836,15 @@ def unspaced(text: str) -> str:
 NAMES = [
     "defaults: cifar-nano", "CIFAR-10", "AVX-512", "cifar-nano-20-epochs", "torch-nano-20-epochs", "overhead-2026-11-23.json",
     "overhead-adcda3b.json", "overhead-bf1c8de.json", "commit 2c57cab", "Loss and test accuracies over 20 epochs", "of some 20 microseconds",
-    "--seeds 0 1 2", "cifar-nano-seed-0",
+    "--seeds 0 1 2", "cifar-nano-seed-0", "losses in float64", "losses in float32", "same-training-float64.jsonl", "same-training-float32.jsonl",
+    "In float32, where",
 ]  # fmt: skip
 """What of docs/results.md has digits, and is no figure of a file: mostly names, those of files being held by the test of links."""
 
 
 def test_the_results_page_has_the_figures_of_the_files() -> None:
     page = results_page()
-    for figure in map(unspaced, [*training_figures(), *overhead_figures()]):
+    for figure in map(unspaced, [*training_figures(), *same_training_figures(), *overhead_figures()]):
         assert page.count(figure) == 1, figure
 
 
@@ -823,7 +852,7 @@ def test_every_digit_of_the_results_page_is_held() -> None:
     """So another digit anywhere is noticed by the test above, but for those in `NAMES`."""
     page = results_page()
     loose = {place for place, letter in enumerate(page) if letter.isdigit()}
-    for known in map(unspaced, [*training_figures(), *overhead_figures(), *NAMES]):
+    for known in map(unspaced, [*training_figures(), *same_training_figures(), *overhead_figures(), *NAMES]):
         for place in (place for place in range(len(page)) if page.startswith(known, place)):
             loose -= set(range(place, place + len(known)))
     assert [page[max(0, place - 30) : place + 10] for place in sorted(loose)] == []
