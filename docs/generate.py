@@ -9,6 +9,7 @@ because README.md shows it. `conf.py` uses `line_of` too. Needs nothing but the 
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import inspect
 import itertools
@@ -346,6 +347,7 @@ def _project(module: str | None) -> bool:
     return (module or "").partition(".")[0] in ("minigrad", "conformer")
 
 
+@functools.cache
 def public_names() -> dict[str, str]:
     """Under what name users import a thing, such as `minigrad.nn.Linear`: the name of the module that defines it, `minigrad.nn.linear.Linear`."""
     found = {}

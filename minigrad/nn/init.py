@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 
 import numpy as np
@@ -40,8 +40,9 @@ def _fill(tensor: Tensor, value: np.ndarray | float) -> Tensor:
     return tensor
 
 
-def _generator() -> np.random.Generator:
-    return random.generator("init", *random.next_draw())
+def _draw(tensor: Tensor, numbers: Callable[[np.random.Generator], np.ndarray]) -> Tensor:
+    """Fill with `numbers` of the next generator, outside `skipped`."""
+    return tensor if _skipped.get() else _fill(tensor, numbers(random.generator("init", *random.next_draw())))
 
 
 def zeros_(tensor: Tensor) -> Tensor:
@@ -56,16 +57,12 @@ def ones_(tensor: Tensor) -> Tensor:
 
 def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0) -> Tensor:
     """Fill with numbers drawn uniformly from [a, b]: b itself comes from rounding to the tensor's dtype, once in 30 million times in float32."""
-    if _skipped.get():
-        return tensor
-    return _fill(tensor, _generator().uniform(a, b, tensor.shape))
+    return _draw(tensor, lambda generator: generator.uniform(a, b, tensor.shape))
 
 
 def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
     """Fill with numbers drawn from the normal distribution N(mean, std^2)."""
-    if _skipped.get():
-        return tensor
-    return _fill(tensor, _generator().normal(mean, std, tensor.shape))
+    return _draw(tensor, lambda generator: generator.normal(mean, std, tensor.shape))
 
 
 def trunc_normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0) -> Tensor:
@@ -88,16 +85,17 @@ def trunc_normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float 
         raise ValueError(
             f"trunc_normal_: [{a}, {b}] holds only {max(inside, 0.0):.1e} of a normal distribution with mean {mean} and std {std}; widen it"
         )
-    if _skipped.get():
-        return tensor
-    generator = _generator()
-    values = generator.normal(mean, std, tensor.size)
-    outside = np.flatnonzero((values < a) | (values > b))
-    while outside.size:
-        drawn = generator.normal(mean, std, outside.size)
-        values[outside] = drawn
-        outside = outside[(drawn < a) | (drawn > b)]
-    return _fill(tensor, values.reshape(tensor.shape))
+
+    def numbers(generator: np.random.Generator) -> np.ndarray:
+        values = generator.normal(mean, std, tensor.size)
+        outside = np.flatnonzero((values < a) | (values > b))
+        while outside.size:
+            drawn = generator.normal(mean, std, outside.size)
+            values[outside] = drawn
+            outside = outside[(drawn < a) | (drawn > b)]
+        return values.reshape(tensor.shape)
+
+    return _draw(tensor, numbers)
 
 
 def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
