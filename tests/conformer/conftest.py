@@ -1,5 +1,5 @@
-"""What the application's tests get: a machine on which no GPU is found, whatever there is, so that `--device auto` is the CPU; and, for those of the
-command line, surroundings without settings, and a way to run what fails.
+"""What the application's tests get: a machine on which no GPU is found, whatever there is, so that `--device auto` is the CPU; options of a run that
+takes a second; and, for those of the command line, surroundings without settings, and a way to run what fails.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from conformer.cli import main
+from conformer.options import TrainConfig
 from conformer.run_folder import OPENBLAS_PINS
 from minigrad.backend import cuda
 
@@ -20,6 +21,12 @@ def no_gpu_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("libcuda.so.1: cannot open shared object file")
 
     monkeypatch.setattr(cuda, "_load_driver", no_driver)
+
+
+@pytest.fixture
+def config(cifar: Callable[..., Path], tiny_network: str, tmp_path: Path) -> TrainConfig:
+    """Two epochs of 5 steps on 40 images, evaluated after each."""
+    return TrainConfig(config=tiny_network, data_dir=cifar(records=8), out=tmp_path / "run", epochs=2, batch_size=8, log_every=2)
 
 
 @pytest.fixture

@@ -1,22 +1,8 @@
-"""Times that are written like 30m, and how many steps fit one; what a run makes of its budget is in test_train.py and test_resume.py."""
+"""How many steps fit a time; what a run makes of its budget is in `test_train.py` and `test_resume.py`."""
 
 from __future__ import annotations
 
-import pytest
-
 from conformer.budget import seconds_a_step, steps_within
-from conformer.options import duration
-
-
-@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("30m", 1800), ("1.5h", 5400), ("1h30m", 5400)])
-def test_duration(text: str, seconds: float) -> None:
-    assert duration(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["", "30", "m", "-3m", "3 m", "1d"])
-def test_no_duration(text: str) -> None:
-    with pytest.raises(ValueError, match="is not a time; write it like 90s, 30m or 1h30m"):
-        duration(text)
 
 
 def test_seconds_a_step_are_the_mean_of_those_that_were_not_held_up() -> None:

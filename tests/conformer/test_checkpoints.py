@@ -1,4 +1,7 @@
-"""A checkpoint is read as it was written, and none that no run can have written. `test_resume.py` goes on from them."""
+"""A checkpoint is read as it was written, and none that no run can have written; what the fingerprint of a data set is of.
+
+`test_resume.py` goes on from checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conformer.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from conformer import data
+from conformer.checkpoints import Checkpoint, fingerprint, load_checkpoint, save_checkpoint
 from conformer.evaluate import Accuracies
+from conformer.options import TrainConfig
 from minigrad import safetensors_io
 
 CHECKPOINT = Checkpoint(
@@ -79,3 +84,19 @@ def test_what_is_no_checkpoint(text: str, tmp_path: Path):
     safetensors_io.save_state(tmp_path / "c.safetensors", {}, {"checkpoint": text})
     with pytest.raises(ValueError, match="c.safetensors is not a checkpoint that `conformer train` wrote$"):
         load_checkpoint(tmp_path / "c.safetensors")
+
+
+@pytest.mark.parametrize("field", ["images", "labels"])
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_the_fingerprint_is_of_every_image_and_label(config: TrainConfig, part: str, field: str) -> None:
+    dataset = data.load("cifar10", config.data_dir)
+    split = getattr(dataset, part)
+    array = getattr(split, field).copy()
+    array.flat[-1] ^= 1
+    assert fingerprint(replace(dataset, **{part: replace(split, **{field: array})})) != fingerprint(dataset)
+
+
+@pytest.mark.parametrize("given", [{"name": "other"}, {"classes": tuple("abcdefghij")}, {"mean": (0.4, 0.5, 0.6)}, {"std": (0.4, 0.5, 0.6)}])
+def test_the_fingerprint_is_of_what_the_images_are_taken_for_but_not_of_where_they_lie(config: TrainConfig, given: dict[str, Any]) -> None:
+    dataset = data.load("cifar10", config.data_dir)
+    assert fingerprint(replace(dataset, **given)) != fingerprint(dataset) == fingerprint(replace(dataset, source="elsewhere", notice="moved"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 from conformer import CNNBranch, Conformer
 from conformer.augment import normalize
 from conformer.data import Dataset, Split
-from conformer.evaluate import HEADS, Predictions, accuracies, evaluate, predict
+from conformer.evaluate import HEADS, Accuracies, Predictions, accuracies, evaluate, predict
+from conformer.options import TrainConfig
+from conformer.train import Trainer
 from minigrad.random import manual_seed
 
 CNN = np.array([[2.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 3, 0], [0, 1, 0, 0]])
@@ -143,3 +146,34 @@ def test_a_branch_alone_has_not_two_heads(images: int):
     branch = CNNBranch(small_network().config)
     with pytest.raises(TypeError, match=rf"predict: a CNNBranch gives one tensor of shape \({images}, \d+\); give a Conformer"):
         predict(branch, [np.zeros((images, 16, 16, 3), np.float32)])  # type: ignore[arg-type]
+
+
+def test_evaluation_changes_nothing(config: TrainConfig) -> None:
+    trainer = Trainer(config)
+    trainer.learner.model.train()
+    before = trainer.learner.model.state_dict()
+    result = evaluate(trainer.learner.model, trainer.dataset.train, trainer.dataset, batch_size=7)
+    whole = evaluate(trainer.learner.model, trainer.dataset.train, trainer.dataset)
+    assert result.accuracies == whole.accuracies
+    assert_allclose(result.loss, whole.loss, rtol=1e-5)
+    assert trainer.learner.model.training
+    for name, array in trainer.learner.model.state_dict().items():
+        assert_array_equal(before[name], array, err_msg=name)
+
+
+def test_the_mirror_image_counts_as_much_as_the_image(config: TrainConfig) -> None:
+    trainer = Trainer(config)
+    model, test = trainer.learner.model, trainer.dataset.test
+    mirrored = replace(test, images=test.images[:, :, ::-1])
+    both = evaluate(model, test, trainer.dataset, tta="mirror")
+    one, other = (evaluate(model, split, trainer.dataset) for split in (test, mirrored))
+    for head in ("cnn", "transformer"):
+        assert_allclose(getattr(both, head), (getattr(one, head) + getattr(other, head)) / 2, rtol=1e-6)
+    assert not np.allclose(one.cnn, other.cnn)
+    assert both.labels is test.labels
+
+
+def test_three_accuracies() -> None:
+    cnn = np.array([[2.0, 0, 0], [0, 1, 0], [0, 0, 3], [0, 1, 0]])
+    transformer = np.array([[0.0, 1, 0], [0, 1, 0], [0, 4, 0], [0, 0, 3]])
+    assert accuracies(cnn, transformer, np.array([0, 1, 2, 2])) == Accuracies(cnn=0.75, transformer=0.5, sum=0.75)

@@ -94,3 +94,19 @@ def test_steps_are_those_of_a_loop_written_out(parts: int, clip_norm: float, net
     assert learner.ema is not None
     for name, array in learner.ema.state_dict().items():
         assert_allclose(array, average[name], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_accumulated_parts_are_one_step(network: ConformerConfig) -> None:
+    """Without batch norm's statistics (evaluation mode) the parts' gradients are those of the whole; with them a run goes its own way."""
+    (batch, *_), found = some_batches(), []
+    for parts in (1, 2, 4):
+        learner = Learner(network, TrainConfig(batch_size=8, accumulate=parts, clip_norm=0.0), STEPS)
+        learner.model.eval()
+        found.append((*learner.train_step(batch), gradients_of(learner.model)))
+    whole, *others = found
+    for loss, right, gradients in others:
+        assert_allclose(loss, whole[0], rtol=1e-5)
+        assert right == whole[1]
+        assert gradients.keys() == whole[2].keys()
+        for name, expected in whole[2].items():
+            assert_allclose(gradients[name], expected, rtol=1e-3, atol=1e-5 * max(1, abs(expected).max()), err_msg=name)

@@ -1,13 +1,12 @@
-"""Training on small folders of coloured images: batches, the recipe's schedule, the run folder, and what is refused."""
+"""Training on small folders of coloured images: the recipe's schedule, what a run writes and shows, what fits a time budget, and what is refused.
+
+Runs that are broken off and go on are in `test_resume.py`.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import io
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,27 +24,18 @@ from conformer.checkpoints import load_checkpoint
 from conformer.config import CONFIGS
 from conformer.devices import DeviceError
 from conformer.display import Display, Progress
-from conformer.evaluate import Accuracies, Predictions, accuracies, evaluate
-from conformer.options import OptionError, TrainConfig, plain
+from conformer.evaluate import Accuracies, Predictions, evaluate
+from conformer.options import OptionError, TrainConfig
 from conformer.steps import Outcome
 from conformer.stopping import StopSignals
 from conformer.train import Trainer
 from conformer.weights import load_weights
-from minigrad import Tensor, random, safetensors_io
+from minigrad import Tensor, safetensors_io
+from tests.conformer.runs import folder, lines
 
 Cifar = Callable[..., Path]
 STEP_LINE = {"step", "epoch", "loss", "train_accuracy", "learning_rate", "images_per_second"}
 TEST_LINE = {"step", "epoch", "test_accuracy", "test_loss", "seconds"}
-
-
-@pytest.fixture
-def config(cifar: Cifar, tiny_network: str, tmp_path: Path) -> TrainConfig:
-    """Two epochs of 5 steps on 40 images."""
-    return TrainConfig(config=tiny_network, data_dir=cifar(records=8), out=tmp_path / "run", epochs=2, batch_size=8, log_every=2)
-
-
-def lines(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def answers(right: int, labels: np.ndarray) -> Predictions:
@@ -53,60 +43,6 @@ def answers(right: int, labels: np.ndarray) -> Predictions:
     guesses = np.where(np.arange(len(labels)) < right, labels, labels + 1) % 10
     logits = 5 * np.eye(10, dtype=np.float32)[guesses]
     return Predictions(logits, logits, labels)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"epochs": 0}, "epochs is 0; it must be at least 1"),
-        ({"max_steps": 0}, "max_steps is 0; it must be at least 1"),
-        ({"batch_size": 1}, "batch_size is 1; it must be at least 2"),
-        ({"seed": -1}, "seed is -1; it must be at least 0"),
-        ({"lr": 0.0}, "lr is 0.0; it must be above 0"),
-        ({"lr": math.nan}, "lr is nan; it must be above 0"),
-        ({"warmup": 1.0}, "warmup is 1.0; it must be at least 0 and below 1"),
-        ({"label_smoothing": -0.1}, "label_smoothing is -0.1; it must be at least 0 and below 1"),
-        ({"clip_norm": -1.0}, "clip_norm is -1.0; it must be at least 0"),
-        ({"accumulate": 3}, "accumulate is 3; it must divide the 128 images of a step into equal parts of 2 or more"),
-        ({"accumulate": 128}, "accumulate is 128; it must divide the 128 images"),
-        ({"checkpoint_minutes": -1.0}, "checkpoint_minutes is -1.0; it must be at least 0"),
-        ({"time_budget": "soon"}, "time_budget 'soon' is not a time; write it like 90s, 30m or 1h30m"),
-        ({"time_budget": "0m"}, "time_budget '0m' leaves no time to train"),
-        ({"time_budget": "5m", "max_steps": 3}, "time_budget is 5m and max_steps is 3; give one of the two"),
-        ({"time_budget": "5m", "epochs": 3}, "time_budget is 5m and epochs is 3; give one of the two"),
-        ({"eval_epochs": 0}, "eval_epochs is 0; it must be at least 1"),
-        ({"device": "tpu"}, "device is tpu; it must be one of auto, cpu, cuda"),
-        ({"tta": "crops"}, "tta is crops; it must be one of none, mirror"),
-        ({"precision": "half"}, "precision is half; it must be one of float32, tf32, bf16"),
-        ({"ema": 1.0}, "ema is 1.0; it must be at least 0 and below 1"),
-        ({"lr": math.inf}, "lr is inf; it must be a finite number"),
-        ({"weight_decay": math.inf}, "weight_decay is inf; it must be a finite number"),
-        ({"clip_norm": math.inf}, "clip_norm is inf; it must be a finite number, 0 for no limit"),
-        ({"clip_norm": math.nan}, "clip_norm is nan; it must be at least 0"),
-        ({"checkpoint_minutes": math.inf}, "checkpoint_minutes is inf; it must be a finite number, 0 for no such limit"),
-        ({"epochs": 10**26}, "epochs is 1(0+); it must be at most 1,000,000,000"),
-        ({"cutout": 10**22}, "cutout is 1(0+); it must be at most 1,000,000,000"),
-        ({"seed": 2**64}, "seed is 18446744073709551616; it must be at most 18,446,744,073,709,551,615"),
-        ({"time_budget": "9" * 400 + "s"}, "time_budget '9+s' is more than a year"),
-        ({"max_steps": 2.5}, "max_steps is 2.5; it must be a whole number"),
-        ({"seed": "1"}, "seed is 1; it must be a whole number"),
-        ({"seed": None}, "seed is None; it must be a whole number"),
-        ({"batch_size": None}, "batch_size is None; it must be a whole number"),
-        ({"lr": None}, "lr is None; it must be a number"),
-        ({"lr": "1e-3"}, "lr is 1e-3; it must be a number"),
-        ({"drop_path": 1.0}, "drop_path is 1.0; it must be at least 0 and below 1"),
-    ],
-)
-def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        TrainConfig(**options)
-
-
-def test_options_of_other_types_than_they_have() -> None:
-    config = TrainConfig(epochs=np.int64(3), out="run", data_dir="data")  # type: ignore[arg-type]
-    assert (type(config.epochs), config.out, config.data_dir) == (int, Path("run"), Path("data"))
-    assert TrainConfig(out="").out is None  # type: ignore[arg-type]
-    assert json.loads(json.dumps(plain(TrainConfig(lr=np.float32(0.5), ema=np.float64(0.5)))))["lr"] == 0.5  # type: ignore[arg-type]
 
 
 def test_paths_dropped_are_the_configurations_unless_they_are_given(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -199,37 +135,6 @@ def test_a_time_budget_begins_again_with_the_weights_that_were_given(config: Tra
     assert_array_equal(trainer.learner.model.state_dict()["cls_token"], safetensors_io.load_state(before / "last.safetensors")[0]["cls_token"])
 
 
-def test_batches_cover_an_epoch_and_depend_on_seed_and_place_only(cifar: Cifar) -> None:
-    dataset = data.load("cifar10", cifar(records=7))
-    numbered = replace(dataset, classes=tuple(map(str, range(35))), train=replace(dataset.train, labels=np.arange(35)))
-    random.manual_seed(0)
-    first = list(batches(numbered, 8, epoch=0))
-    seen = np.concatenate([batch.labels for batch in first])
-    assert len(first) == 4  # 35 images: the last 3 are dropped
-    assert len(set(seen)) == 32
-    assert first[0].images.shape == (8, 32, 32, 3)
-    assert first[0].images.dtype == np.float32
-    assert list(seen) != list(np.concatenate([batch.labels for batch in batches(numbered, 8, epoch=1)]))
-
-    ahead = batches(numbered, 8, epoch=0)
-    np.random.default_rng(5).random(100)
-    random.generator("shuffle", 3).random(100)
-    for mine, again in zip(first, ahead, strict=True):
-        assert_array_equal(mine.images, again.images)
-        assert_array_equal(mine.labels, again.labels)
-    random.manual_seed(1)
-    assert list(seen) != list(np.concatenate([batch.labels for batch in batches(numbered, 8, epoch=0)]))
-
-
-def test_each_batch_of_each_epoch_is_augmented_by_draws_of_its_own(cifar: Cifar) -> None:
-    """Of copies of one image: whatever differs is not the shuffling."""
-    dataset = data.load("cifar10", cifar(records=5))
-    copies = replace(dataset, train=replace(dataset.train, images=np.repeat(dataset.train.images[:1], 25, axis=0)))
-    random.manual_seed(0)
-    made = [batch.images.tobytes() for epoch in range(3) for batch in batches(copies, 8, epoch)]
-    assert len(made) == len(set(made)) == 9
-
-
 def test_run_folder(config: TrainConfig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     result = train.train(config)
     assert result.folder == config.out
@@ -301,8 +206,8 @@ def test_same_seed_same_bits(config: TrainConfig, tmp_path: Path) -> None:
 
 def test_it_learns(config: TrainConfig, cifar: Cifar) -> None:
     """Ten colours: far better than chance after 30 steps, by either head."""
-    folder = cifar(records=48, folder="more")
-    result = train.train(replace(config, data_dir=folder, batch_size=24, epochs=9, max_steps=30, lr=1e-2, log_every=30))
+    more = cifar(records=48, folder="more")
+    result = train.train(replace(config, data_dir=more, batch_size=24, epochs=9, max_steps=30, lr=1e-2, log_every=30))
     last = [line for line in lines(result.folder) if "loss" in line][-1]
     assert last["loss"] < 1.9  # ln 10 = 2.30, and label smoothing leaves 0.50
     assert min(last["train_accuracy"].values()) > 0.4
@@ -415,9 +320,9 @@ def test_a_run_is_never_overwritten(config: TrainConfig) -> None:
 
 def test_default_folder(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    folder = Trainer(replace(config, out=None)).folder.path
-    assert folder.parent == Path("runs")
-    assert folder.name.startswith("tiny-20")
+    path = Trainer(replace(config, out=None)).folder.path
+    assert path.parent == Path("runs")
+    assert path.name.startswith("tiny-20")
     monkeypatch.undo()
 
 
@@ -522,6 +427,38 @@ def test_a_checkpoint_is_due_after_so_many_minutes(config: TrainConfig) -> None:
     trainer.config = replace(config, checkpoint_minutes=0.0)
     trainer._saved_at = time.perf_counter() - 1e9
     assert not trainer._save_due()
+
+
+def test_a_run_with_a_time_budget_is_the_one_of_as_many_steps(config: TrainConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    config = replace(config, epochs=None, time_budget="1.5s", ema=0.5, drop_path=0.3)
+    run = folder(config)
+    trainer = Trainer(config)
+    assert json.loads((run / "config.json").read_text())["steps"] is None
+    began = time.perf_counter()
+    result = trainer.run()
+    assert time.perf_counter() - began < 6  # the machine may be shared
+    assert json.loads((run / "config.json").read_text())["steps"] == result.steps
+    header, measured, *_ = lines(run)
+    assert header["steps"] == measured["steps"] == result.steps
+    assert measured["time_budget"] == 1.5
+    assert f"{result.steps:,} steps fit 1.5s" in capsys.readouterr().out
+
+    train.train(replace(config, time_budget=None, epochs=1000, max_steps=result.steps, out=run.with_name("fixed")))
+    for name in ("last", "ema"):
+        state, expected = (safetensors_io.load_state(path / f"{name}.safetensors")[0] for path in (run, run.with_name("fixed")))
+        for key, array in state.items():
+            assert array.tobytes() == expected[key].tobytes()
+
+
+def test_a_time_budget_has_the_time_of_saving_in_it(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_saving_seconds", lambda _: 1000.0)
+        patch.setattr(train, "steps_within", lambda *_: 1)
+        result = train.train(replace(config, epochs=None, time_budget="30m"))
+    assert lines(result.folder)[1]["seconds_per_evaluation"] >= 1000
+    trainer = Trainer(replace(config, out=result.folder.with_name("other")))
+    assert trainer._saving_seconds() > 0
+    assert not list(trainer.folder.path.glob(".*"))
 
 
 @pytest.mark.parametrize(("ema", "evaluations"), [(0.0, 1), (0.5, 2)])
@@ -646,61 +583,3 @@ def test_a_last_step_that_diverges(lr: float, message: str, kept: int, config: T
         trainer.run()
     assert not (path / "last.safetensors").exists()
     assert load_checkpoint(path / "checkpoint.safetensors").step == kept
-
-
-def test_evaluation_changes_nothing(config: TrainConfig) -> None:
-    trainer = Trainer(config)
-    trainer.learner.model.train()
-    before = trainer.learner.model.state_dict()
-    result = evaluate(trainer.learner.model, trainer.dataset.train, trainer.dataset, batch_size=7)
-    whole = evaluate(trainer.learner.model, trainer.dataset.train, trainer.dataset)
-    assert result.accuracies == whole.accuracies
-    assert_allclose(result.loss, whole.loss, rtol=1e-5)
-    assert trainer.learner.model.training
-    for name, array in trainer.learner.model.state_dict().items():
-        assert_array_equal(before[name], array, err_msg=name)
-
-
-def test_the_mirror_image_counts_as_much_as_the_image(config: TrainConfig) -> None:
-    trainer = Trainer(config)
-    model, test = trainer.learner.model, trainer.dataset.test
-    mirrored = replace(test, images=test.images[:, :, ::-1])
-    both = evaluate(model, test, trainer.dataset, tta="mirror")
-    one, other = (evaluate(model, split, trainer.dataset) for split in (test, mirrored))
-    for head in ("cnn", "transformer"):
-        assert_allclose(getattr(both, head), (getattr(one, head) + getattr(other, head)) / 2, rtol=1e-6)
-    assert not np.allclose(one.cnn, other.cnn)
-    assert both.labels is test.labels
-
-
-def test_three_accuracies() -> None:
-    cnn = np.array([[2.0, 0, 0], [0, 1, 0], [0, 0, 3], [0, 1, 0]])
-    transformer = np.array([[0.0, 1, 0], [0, 1, 0], [0, 4, 0], [0, 0, 3]])
-    assert accuracies(cnn, transformer, np.array([0, 1, 2, 2])) == Accuracies(cnn=0.75, transformer=0.5, sum=0.75)
-
-
-def test_display_prints_at_intervals_and_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
-    shares = Accuracies(0.5, 0.25, 0.525)
-    progress = Progress(1, 4, 0.5, 2.0, shares, None, 1e-3, 640.0, 75.0)
-    display = Display(seconds=1000)
-    for step in range(1, 5):
-        display.progress(progress._replace(step=step, test=shares if step == 4 else None))
-    first, last = capsys.readouterr().out.splitlines()
-    assert first == "step 1/4  epoch 0.50  0:01:15 left  loss 2.000  train 50.0/25.0/52.5 %  lr 0.001  640 images/s"
-    assert last == "step 4/4  epoch 0.50  0:01:15 left  loss 2.000  train 50.0/25.0/52.5 %  test 50.0/25.0/52.5 %  lr 0.001  640 images/s"
-
-
-def test_what_a_display_says_is_one_line_that_a_terminal_does_not_obey(capsys: pytest.CaptureFixture[str]) -> None:
-    Display().message("a data set called \x1b[2J\nNOT THIS, für 1 €")
-    assert capsys.readouterr().out == "a data set called \\x1b[2J\\nNOT THIS, für 1 €\n"
-
-
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EPIPE])
-def test_a_display_that_cannot_write_says_that_it_was_the_output(number: int) -> None:
-    class Full(io.StringIO):
-        def write(self, text: str) -> int:
-            raise OSError(number, os.strerror(number))
-
-    with contextlib.redirect_stdout(Full()), pytest.raises(OSError, match=f"the output cannot be written: {os.strerror(number)}") as caught:
-        Display().message("a line")
-    assert caught.value.errno == number and isinstance(caught.value, BrokenPipeError) == (number == errno.EPIPE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 import signal
@@ -15,11 +14,10 @@ import pytest
 from conformer import coupling10, train_commands
 from conformer.batches import Batch
 from conformer.cli import main
-from conformer.display import Display, Progress
+from conformer.display import Display
 from conformer.evaluate import Accuracies
 from conformer.files import quoted
 from conformer.learner import Learner
-from conformer.live_display import LiveDisplay
 from minigrad import safetensors_io
 
 Cifar = Callable[..., Path]
@@ -120,27 +118,6 @@ def test_a_checkpoint_that_is_gone_is_not_promised(
     way_on = f"if the folder was moved, go on in its new place with: {train_commands._program()} train --resume FOLDER"
     assert line == f"conformer: {why}; what was saved is not there now; {way_on}"
     assert sorted(path.name for path in run.iterdir()) == ["checkpoint.safetensors", "config.json", "metrics.jsonl"]
-
-
-def test_live_display() -> None:
-    from rich.console import Console
-
-    screen = io.StringIO()
-    display = LiveDisplay(Console(file=screen, force_terminal=True, width=80, color_system=None), rate=1e9)
-    progress = Progress(1, 4, 0.5, 2.0, Accuracies(0.5, 0.25, 0.525), None, 1e-3, 640.0, 75.0)
-    display.message("starting [1/2]\x1b[2J")
-    display.progress(progress)
-    display.progress(progress._replace(step=2, test=Accuracies(0.7, 0.6, 0.8)))
-    display.message("between")
-    display.close()
-    text = screen.getvalue()
-    assert "starting [1/2]\\x1b[2J\n" in text  # a terminal obeys nothing that a message says
-    for figure in ("step 1/4", "epoch 0.50", "0:01:15 left", "loss 2.000", "learning rate 0.001", "640 images/s", "25.0 %", "52.5 %"):
-        assert figure in text[: text.index("step 2/4")]
-    assert text.index("step 1/4") < text.index("\x1b[2K", text.index("step 1/4")) < text.index("step 2/4")  # the lines are erased and written again
-    assert "80.0 %" not in text[: text.index("step 2/4")]
-    assert "80.0 %" in text[text.index("step 2/4") :]
-    assert text.rindex("between\n") < text.rindex("\x1b[2K")
 
 
 def test_no_rich(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
