@@ -54,7 +54,7 @@ USERS = (
 ALIASES = {"as_array": "setitem", "clipped": "clip", "plain_index": "getitem", "power": "pow", "power_of": "pow"}
 """What tests call a function by whose own name is not what one calls it by."""
 CALLS = (
-    ("tests/test_autograd.py", "tests/test_graphs.py"), ("tests/test_tensor.py", "tests/test_versions.py"),
+    ("tests/test_autograd.py", "tests/test_graphs.py", "tests/test_modes.py"), ("tests/test_tensor.py", "tests/test_versions.py"),
     ("tests/test_memory.py", "tests/test_anomaly.py", "tests/test_checkpoint.py", "tests/test_peers_bugs.py", "tests/test_devices.py"),
     ("tests/ops/test_elementwise.py", "tests/ops/test_movement.py", "tests/ops/test_reduce.py", "tests/ops/test_inputs.py"),
     ("tests/fused/test_linear.py", "tests/fused/test_batch_norm.py", "tests/test_threads.py"),
@@ -63,7 +63,7 @@ CALLS = (
 PLAN: dict[str, tuple[tuple[str, ...], ...]] = {
     "minigrad/autograd.py": (
         ("tests/test_autograd.py",), ("tests/test_graphs.py",), ("tests/test_versions.py", "tests/test_checkpoint.py", "tests/test_anomaly.py"),
-        ("tests/test_memory.py", "tests/test_*_op.py", "tests/test_far_device.py", "tests/test_threads.py"),
+        ("tests/test_memory.py", "tests/test_modes.py", "tests/test_*_op.py", "tests/test_far_device.py", "tests/test_threads.py"),
     ),
     "minigrad/backend/addition.py": (("tests/backend/test_cuda_backend.py",), ("tests/fused/test_cuda_launches.py",)),
     "minigrad/backend/sums.py": (("tests/backend/test_sums.py",), ("tests/ops/test_reduce.py",)),
@@ -85,12 +85,12 @@ PLAN: dict[str, tuple[tuple[str, ...], ...]] = {
     "minigrad/checkpoint.py": (("tests/test_checkpoint.py",), ("tests/test_threads.py", "tests/test_memory.py", "tests/test_versions.py")),
     "minigrad/fast_calls.py": (
         ("tests/test_fast_calls.py",), ("tests/test_primitive_op.py", "tests/test_autograd.py", "tests/test_versions.py", "tests/test_anomaly.py"),
-        ("tests/ops/test_elementwise.py",),
+        ("tests/ops/test_elementwise.py", "tests/test_modes.py"),
     ),
     "minigrad/gradcheck.py": (("tests/test_gradcheck.py",), ("tests/test_proofs.py",)),
     "minigrad/modes.py": (
-        ("tests/test_*_op.py", "tests/test_autograd.py"), ("tests/test_anomaly.py", "tests/test_threads.py", "tests/test_checkpoint.py"),
-        ("tests/test_tensor.py", "tests/test_types.py"),
+        ("tests/test_modes.py",), ("tests/test_*_op.py", "tests/test_autograd.py"),
+        ("tests/test_anomaly.py", "tests/test_threads.py", "tests/test_checkpoint.py"), ("tests/test_tensor.py", "tests/test_types.py"),
     ),
     "minigrad/nn/activation.py": (("tests/nn/test_layers.py",),),
     "minigrad/nn/attention.py": (("tests/nn/test_layers.py",), ("tests/nn/test_dropout.py",)),
@@ -125,7 +125,8 @@ PLAN: dict[str, tuple[tuple[str, ...], ...]] = {
     "minigrad/safetensors_io.py": (("tests/test_safetensors_io.py",),),
     "minigrad/tensor.py": (
         ("tests/test_tensor.py",), ("tests/ops/test_elementwise.py", "tests/ops/test_matmul.py", "tests/test_pytorch_names.py"),
-        ("tests/test_autograd.py", "tests/test_graphs.py", "tests/test_checkpoint.py"), ("tests/test_peers_bugs.py", "tests/test_functional.py"),
+        ("tests/test_autograd.py", "tests/test_graphs.py", "tests/test_checkpoint.py", "tests/test_modes.py"),
+        ("tests/test_peers_bugs.py", "tests/test_functional.py"),
         ("tests/test_versions.py", "tests/test_memory.py", "tests/test_devices.py", "tests/test_types.py"),
     ),
     "minigrad/optim/blocks.py": (

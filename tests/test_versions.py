@@ -20,15 +20,11 @@ import minigrad
 from minigrad import Tensor, nn, ops, optim
 from minigrad import functional as F
 from minigrad.op import REGISTRY, Fused
-from tests.support import rng
+from tests.support import leaf, rng
 
 
 def array(*shape: int, seed: int = 0) -> np.ndarray:
     return rng(seed).uniform(0.5, 1.5, shape)
-
-
-def leaf(*shape: int, seed: int = 0) -> Tensor:
-    return Tensor(array(*shape, seed=seed), requires_grad=True)
 
 
 MASK = np.array([[True, False, True], [False, True, True]])
