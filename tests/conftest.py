@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -126,6 +127,14 @@ def ctrl_c() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """What dies while the test runs dies by reference counting alone."""
+    gc.disable()
+    yield
+    gc.enable()
 
 
 @pytest.fixture

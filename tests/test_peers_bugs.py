@@ -1,12 +1,11 @@
-"""One test for each bug that was found in another engine, named after the engine.
+"""What another engine got wrong, or its users asked for, one test for each: its name says what must hold, its docstring whose story it is.
 
-Not one of these is exotic: each was shipped, and most were found by running twenty lines of code. A test here says in its name who had the bug and
-in its body what right looks like. Gradients are compared with PyTorch in float64 under a random upstream gradient.
+Not one of these is exotic: each bug was shipped, and most were found by running twenty lines of code. Gradients are compared with PyTorch in float64
+under a random upstream gradient.
 """
 
 from __future__ import annotations
 
-import gc
 import subprocess
 import sys
 import threading
@@ -22,11 +21,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 import minigrad
 import minigrad.functional as F
 from minigrad import Tensor, backend, nn, ops
-
-
-def leaf(*shape: int, seed: int = 0, dtype: type = np.float64) -> Tensor:
-    """A random leaf that requires grad."""
-    return Tensor(np.random.default_rng(seed).standard_normal(shape).astype(dtype), requires_grad=True)
+from tests.support import leaf
 
 
 def same_as_torch(ours: Callable, theirs: Callable, *arrays: np.ndarray) -> None:
@@ -64,19 +59,13 @@ def seconds(work: Callable[[], object]) -> float:
     return min(times)
 
 
-@pytest.fixture
-def no_collector():
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
-
-
 # --- the walk: order, depth, cost
 
 
-def test_micrograd_mygrad_neunet_chain_recursion():
-    """Recursion dies at a chain of 1000: forward, backward and dropping the graph must not recurse, not even in a thread with a small stack."""
+def test_a_chain_of_100_000_operations_needs_no_recursion():
+    """In micrograd, MyGrad and neunet recursion dies at a chain of 1000 or 2000: forward, backward and dropping the graph must not recurse, not even
+    in a thread with a small stack.
+    """
 
     def work() -> None:
         x = Tensor(np.array([1.5]), requires_grad=True)
@@ -101,15 +90,15 @@ def test_micrograd_mygrad_neunet_chain_recursion():
     assert done == [1.0]
 
 
-def test_micrograd_operand_used_twice():
-    """A set of parents forgets that an operand occurs twice, and which comes first."""
+def test_an_operand_used_twice_counts_twice_and_in_its_place():
+    """micrograd: a set of parents forgets that an operand occurs twice, and which comes first."""
     same_as_torch(lambda x: x * x + (x + x), lambda x: x * x + (x + x), numbers(3))
     same_as_torch(lambda x: x @ x, lambda x: x @ x, numbers(3, 3))
     same_as_torch(lambda x, y: ops.stack([x, y, x]), lambda x, y: torch.stack([x, y, x]), numbers(3), numbers(3, seed=1))
 
 
-def test_pynorch_diamond():
-    """Without a topological order the upper half of a diamond runs before all of its gradient has arrived."""
+def test_the_upper_half_of_a_diamond_waits_for_all_of_its_gradient():
+    """Pynorch: without a topological order it runs before all has arrived."""
 
     def diamonds(x):
         a = x + x
@@ -119,7 +108,8 @@ def test_pynorch_diamond():
     same_as_torch(diamonds, diamonds, numbers(4))
 
 
-def test_micrograd_second_backward_counts_inner_gradients_twice():
+def test_a_second_backward_adds_the_same_gradient_again():
+    """micrograd keeps the gradients of inner nodes, and counts them again."""
     x = leaf(3)
     y = (x * x).exp().sum()
     y.backward(retain_graph=True)
@@ -128,7 +118,8 @@ def test_micrograd_second_backward_counts_inner_gradients_twice():
     assert_allclose(x.grad.numpy(), 2 * once, rtol=1e-14)
 
 
-def test_tinytorch_exponential_in_residual_depth():
+def test_residual_blocks_are_walked_once_each():
+    """TinyTorch walks every path."""
     x = leaf(4)
     y = x
     for _ in range(300):
@@ -142,7 +133,8 @@ def test_tinytorch_exponential_in_residual_depth():
     assert_allclose(x.grad.numpy(), t.grad.numpy(), rtol=1e-11)
 
 
-def test_smallpebble_enumerates_paths():
+def test_a_graph_of_2_to_the_60_paths_is_walked_node_by_node():
+    """SmallPebble enumerates them."""
     x = Tensor(np.array([1.0]), requires_grad=True)
     y = x
     for _ in range(60):
@@ -151,7 +143,8 @@ def test_smallpebble_enumerates_paths():
     assert x.grad.item() == 2.0**60
 
 
-def test_dezero_sorts_the_wide_graph_on_every_push(no_collector):
+def test_the_walk_of_a_wide_graph_takes_time_in_proportion_to_its_nodes(no_collector: None):
+    """DeZero sorts what is left at every push."""
     x = leaf(1)
 
     def work(count: int) -> None:
@@ -160,7 +153,8 @@ def test_dezero_sorts_the_wide_graph_on_every_push(no_collector):
     assert seconds(lambda: work(4000)) < 24 * seconds(lambda: work(500))  # eight times the work; a sort at each push makes it 64
 
 
-def test_pydynet_backward_is_quadratic_in_the_number_of_nodes(no_collector):
+def test_the_walk_of_a_long_graph_takes_time_in_proportion_to_its_nodes(no_collector: None):
+    """PyDyNet's is quadratic."""
     x = leaf(1)
 
     def work(count: int) -> None:
@@ -175,8 +169,8 @@ def test_pydynet_backward_is_quadratic_in_the_number_of_nodes(no_collector):
 # --- whose memory is a gradient
 
 
-def test_mlhand_gradient_aliasing_residual():
-    """`z = x + y; w = z + x` gave y the gradient 2: the first array that arrived was kept and then added to."""
+def test_a_gradient_that_two_inputs_share_is_not_added_into():
+    """ml-by-hand: `z = x + y; w = z + x` gave y the gradient 2: the first array that arrived was kept and then added to."""
     x, y = leaf(3), leaf(3, seed=1)
     (x + y + x).backward(Tensor(np.ones(3)))
     assert_array_equal(x.grad.numpy(), np.full(3, 2.0))
@@ -188,8 +182,8 @@ def test_mlhand_gradient_aliasing_residual():
     assert_array_equal(y.grad.numpy(), np.ones(3))
 
 
-def test_mlhand_accumulates_into_a_broadcast_gradient():
-    """The gradient of a sum is a read-only broadcast view: a second contribution must not be added into it."""
+def test_a_broadcast_gradient_is_not_added_into():
+    """ml-by-hand: the gradient of a sum is a read-only broadcast view: a second contribution must not be added into it."""
     x = leaf(2, 3)
     total = x.sum() + x.sum() * 2.0
     total.backward()
@@ -198,7 +192,8 @@ def test_mlhand_accumulates_into_a_broadcast_gradient():
     assert_array_equal(x.grad.numpy(), np.full((2, 3), 4.0))
 
 
-def test_neunet_gradient_shares_the_upstream_array():
+def test_gradients_share_no_memory_with_each_other_or_the_upstream_gradient():
+    """In neunet they did."""
     upstream = Tensor(numbers(3))
     x, y = leaf(3), leaf(3, seed=1)
     (x + y).backward(upstream)
@@ -206,7 +201,8 @@ def test_neunet_gradient_shares_the_upstream_array():
     assert not np.shares_memory(x.grad.numpy(), y.grad.numpy())
 
 
-def test_no_peer_detects_in_place_mutation():
+def test_backward_after_a_write_in_place_raises():
+    """No peer notices; MyGrad locks its arrays instead."""
     x = leaf(3)
     h = x * 1.0
     y = h.exp() * h
@@ -216,8 +212,8 @@ def test_no_peer_detects_in_place_mutation():
         y.backward(Tensor(np.ones(3)))
 
 
-def test_hips_array_assignment():
-    """The most asked question of a NumPy engine: how do I assign to a part of an array?"""
+def test_parts_of_an_array_can_be_assigned():
+    """HIPS autograd, and the most asked question of a NumPy engine: how do I assign to a part of an array?"""
     x = Tensor(np.zeros((2, 3)))
     x[0, 1:] = np.array([4.0, 5.0])
     x[x == 0] = -1.0
@@ -227,7 +223,8 @@ def test_hips_array_assignment():
 # --- memory
 
 
-def test_micrograd_hips_graph_survives_in_a_cycle(no_collector):
+def test_a_graph_dies_without_the_collector(no_collector: None):
+    """micrograd's graphs are cycles, and HIPS autograd's were."""
     x = leaf(3)
     h = x.exp()
     y = h * h
@@ -238,13 +235,15 @@ def test_micrograd_hips_graph_survives_in_a_cycle(no_collector):
     assert outer() is None and inner() is None
 
 
-def test_pydynet_discarded_expressions_leak(no_collector):
+def test_discarded_expressions_die_at_once(no_collector: None):
+    """PyDyNet keeps every one in a list."""
     x = leaf(3)
     made = [weakref.ref(x.exp()) for _ in range(100)]
     assert all(reference() is None for reference in made)
 
 
-def test_chainer_frees_nodes_as_backward_passes(no_collector):
+def test_backward_frees_what_a_node_saved_while_its_output_lives(no_collector: None):
+    """As in Chainer, since its users ran out of memory."""
     x = leaf(3)
     h = x.exp()
     y = (h * h).sum()
@@ -254,7 +253,8 @@ def test_chainer_frees_nodes_as_backward_passes(no_collector):
     assert saved() is None  # though y, and with it the graph, is still here
 
 
-def test_pydynet_allocates_a_gradient_for_every_node():
+def test_only_leaves_get_a_gradient_and_views_are_no_copies():
+    """PyDyNet allocates a gradient for every node."""
     x = leaf(3, 4)
     y = x.reshape(4, 3)
     z = y.transpose(1, 0)
@@ -266,23 +266,23 @@ def test_pydynet_allocates_a_gradient_for_every_node():
 # --- an operand twice, ties, kinks, powers, broadcasting
 
 
-def test_pydynet_a_minus_a():
-    """Operands told apart by `is`: d(a - a)/da was 2 and d(a / a)/da 0.67."""
+def test_the_derivatives_of_a_minus_a_and_of_a_over_a_are_0():
+    """PyDyNet tells operands apart by `is`: d(a - a)/da was 2 and d(a / a)/da 0.67."""
     a = np.array([1.0, -2.0, 3.0])
     same_as_torch(lambda a: a - a, lambda a: a - a, a)
     same_as_torch(lambda a: a / a, lambda a: a / a, a)
     same_as_torch(lambda a: a / a - a, lambda a: a / a - a, a)
 
 
-def test_dezero_max_ties():
-    """Equal maxima share the gradient, as in torch.amax; each must not take all of it."""
+def test_equal_maxima_share_the_gradient_and_so_do_equal_minima():
+    """As in torch.amax; in DeZero each takes all of it."""
     x = np.array([[1.0, 3.0, 3.0, 0.0], [2.0, 2.0, 2.0, 2.0]])
     same_as_torch(lambda x: x.max(1), lambda x: x.amax(1), x)
     same_as_torch(lambda x: x.min((0, 1)), lambda x: x.amin((0, 1)), x)
 
 
-def test_tinygrad_gradient_at_kinks():
-    """At a kink PyTorch is not consistent with itself: pinned op by op."""
+def test_gradients_at_kinks_are_those_of_pytorch():
+    """tinygrad's of relu6 at 6 was 0.5. PyTorch is not consistent with itself there: pinned op by op."""
     x = np.array([-1.0, 0.0, 6.0, 7.0])
     zero = np.zeros(4)
     same_as_torch(lambda x: x.relu(), torch.relu, x)
@@ -292,8 +292,8 @@ def test_tinygrad_gradient_at_kinks():
     same_as_torch(lambda x: x.abs(), torch.abs, x)
 
 
-def test_tinygrad_power_of_a_negative_base():
-    """The logarithm of the base belongs to the exponent's gradient only; and 0 ** 0 and 0 ** 1 have gradients."""
+def test_a_power_of_a_negative_number_or_of_0_has_a_gradient():
+    """tinygrad took a logarithm too many: that of the base belongs to the exponent's gradient only; and 0 ** 0 and 0 ** 1 have gradients."""
     x = np.array([-2.0, -0.5, 0.0, 1.5])
     for exponent in (0, 1, 2, 3, 2.0):
         same_as_torch(lambda x, n=exponent: x**n, lambda x, n=exponent: x**n, x)
@@ -301,13 +301,15 @@ def test_tinygrad_power_of_a_negative_base():
     same_as_torch(lambda x: x**1.5, lambda x: x**1.5, np.abs(x))
 
 
-def test_mlhand_power_unrolled_into_products():
+def test_a_power_is_one_operation():
+    """ml-by-hand unrolls it into products."""
     x = leaf(3)
     y = x**9
     assert y.node.edges == ((x, 0),)
 
 
-def test_pydynet_broadcast_lower_rank():
+def test_gradients_of_operands_with_fewer_axes_are_right():
+    """PyDyNet raised at the product of shapes (2, 3) and (3,)."""
     same_as_torch(lambda x, y: x * y, lambda x, y: x * y, numbers(2, 3), numbers(3, seed=1))
     same_as_torch(lambda x, y: x / y, lambda x, y: x / y, numbers(3), 2 + numbers(4, 2, 3, seed=1) ** 2)
 
@@ -315,36 +317,44 @@ def test_pydynet_broadcast_lower_rank():
 @pytest.mark.parametrize(
     ("first", "second"), [((), (3,)), ((3, 1), (1, 4)), ((2, 1, 3), (2, 1, 3)), ((1,), (2, 3)), ((1, 1), (4, 1)), ((2, 0), (1,))]
 )
-def test_minitorch_unbroadcast_cases(first: tuple[int, ...], second: tuple[int, ...]):
+def test_gradients_are_summed_back_to_the_shapes_that_were_broadcast(first: tuple[int, ...], second: tuple[int, ...]):
+    """The cases of minitorch's course."""
     same_as_torch(lambda x, y: x * y + x, lambda x, y: x * y + x, numbers(*first), numbers(*second, seed=1))
 
 
 # --- dtype
 
 
-def test_dezero_mean_of_float32_is_float64():
-    x = leaf(4, dtype=np.float32)
+def test_a_mean_a_variance_and_numbers_leave_float32_as_it_is():
+    """DeZero's mean of float32 is float64."""
+    x = Tensor(numbers(4).astype(np.float32), requires_grad=True)
     for y in (x * 2.0, 2 * x, x.mean(), x + np.float64(1), x / np.array(3.0), x**2, x.sum(), np.float64(2) - x, x.var()):
         assert y.dtype == np.float32
 
 
-def test_hips_671_float32_grad():
-    x = leaf(4, dtype=np.float32)
+def test_the_gradient_of_float32_is_float32():
+    """Not so in HIPS/autograd#671."""
+    x = Tensor(numbers(4).astype(np.float32), requires_grad=True)
     y = ((x * np.float64(3)).exp().mean() + x.max() * 2.0 - (x**3).sum()) / 7
     y.backward()
     assert y.dtype == np.float32 and x.grad.dtype == np.float32
 
 
-def test_pydynet_only_float64_may_require_grad():
-    assert leaf(2, dtype=np.float32).dtype == np.float32
-    assert Tensor([1.0, 2.0], requires_grad=True).dtype == np.float32
+def test_float32_may_require_grad():
+    """In PyDyNet only float64 may."""
+    x = Tensor([1.0, 2.0], requires_grad=True)
+    assert x.dtype == np.float32
+    (x * x).sum().backward()
+    assert_array_equal(x.grad.numpy(), [2.0, 4.0])
 
 
 # --- modes and exceptions
 
 
-def test_pydynet_exception_poisons_later_graphs(registry: None):
-    """A backward that fails at its start or midway, a failed op and a left `with` must leave nothing behind, and unrelated nodes are not visited."""
+def test_an_exception_leaves_later_graphs_alone(registry: None):
+    """PyDyNet: a backward that fails at its start or midway, a failed op and a left `with` must leave nothing behind, and unrelated nodes are not
+    visited.
+    """
     unrelated = leaf(2)
     kept = unrelated * 3.0
     x = leaf(3)
@@ -373,14 +383,15 @@ def test_pydynet_exception_poisons_later_graphs(registry: None):
     assert unrelated.grad is None and kept.requires_grad
 
 
-def test_pydynet_eval_switches_gradients_off_everywhere():
+def test_eval_of_a_module_leaves_gradients_on():
+    """In PyDyNet it switches them off everywhere."""
     nn.Linear(2, 2).eval()
     x = leaf(2)
     assert (x * x).requires_grad
 
 
-def test_mygrad_user_errors_by_assert():
-    """`python -O` removes assertions: what a user did wrong must raise a real error, with the numbers."""
+def test_user_errors_are_no_assertions():
+    """MyGrad asserts, and `python -O` removes assertions: what a user did wrong must raise a real error, with the numbers."""
     with pytest.raises(ValueError, match=r"3.*16|16.*3"):
         F.conv2d(Tensor(numbers(1, 5, 5, 3)), Tensor(numbers(16, 16, 3, 3)))
     with pytest.raises(ValueError):
@@ -390,8 +401,8 @@ def test_mygrad_user_errors_by_assert():
 # --- randomness and imports
 
 
-def test_mlhand_overwrites_numpy_random_and_neunet_imports_cupy():
-    """Importing must not change NumPy, nor ask for CuPy, nor bring PyTorch; seeding and drawing must leave NumPy's global state alone."""
+def test_importing_leaves_numpy_as_it_is_and_brings_neither_cupy_nor_pytorch():
+    """ml-by-hand overwrites numpy.random, neunet imports CuPy. Seeding and drawing must leave NumPy's global state alone, too."""
     program = """
 import sys, numpy as np
 before, state = dict(vars(np.random)), np.random.get_state()[1].tolist()
@@ -407,7 +418,8 @@ assert not {"cupy", "torch"} & set(sys.modules)
     assert result.returncode == 0, result.stderr
 
 
-def test_mlhand_bias_drawn_from_zero_to_one():
+def test_the_bias_of_a_convolution_is_drawn_around_0():
+    """In ml-by-hand from 0 to 1."""
     minigrad.manual_seed(0)
     bias = nn.Conv2d(4, 64, 3).bias.numpy()
     assert bias.min() < 0 < bias.max() and np.abs(bias).max() <= (4 * 9) ** -0.5
@@ -416,8 +428,8 @@ def test_mlhand_bias_drawn_from_zero_to_one():
 # --- convolution and pooling
 
 
-def test_pydynet_conv_dx_overlapping_windows():
-    """`=` for `+=`: where windows overlap only the last one's gradient survived."""
+def test_gradients_of_overlapping_windows_of_conv2d_add_up():
+    """PyDyNet: `=` for `+=`: where windows overlap only the last one's gradient survived."""
     same_as_torch(
         lambda x, w: F.conv2d(x, w, stride=1, padding=1),
         nchw(lambda x, w: torch.nn.functional.conv2d(x, w, padding=1)),
@@ -426,20 +438,23 @@ def test_pydynet_conv_dx_overlapping_windows():
     )
 
 
-def test_pydynet_pool_dx_overlapping_windows():
+def test_gradients_of_overlapping_windows_of_pools_add_up():
+    """The same in PyDyNet's pools."""
     x = numbers(2, 7, 6, 2)
     same_as_torch(lambda x: F.max_pool2d(x, 3, 2, 1), nchw(lambda x: torch.nn.functional.max_pool2d(x, 3, 2, 1)), x)
     same_as_torch(lambda x: F.avg_pool2d(x, 3, 1), nchw(lambda x: torch.nn.functional.avg_pool2d(x, 3, 1)), x)
 
 
-def test_mygrad_conv_rejects_inexact_division():
-    """Rows that no window reaches are left out, as in PyTorch; they get a zero gradient."""
+def test_rows_that_no_window_of_conv2d_reaches_are_left_out():
+    """As in PyTorch, and they get a zero gradient; MyGrad refuses such sizes."""
     same_as_torch(
         lambda x, w: F.conv2d(x, w, stride=3), nchw(lambda x, w: torch.nn.functional.conv2d(x, w, stride=3)), numbers(1, 7, 6, 2), numbers(2, 2, 2, 2)
     )
 
 
-def test_mlhand_conv_square_kernels_without_groups():
+def test_conv2d_takes_other_numbers_along_each_axis_and_groups():
+    """ml-by-hand has square kernels and no groups."""
+
     def theirs(x, w):
         return torch.nn.functional.conv2d(x, w, stride=(2, 1), padding=(0, 2), dilation=(1, 2), groups=2)
 
@@ -448,7 +463,8 @@ def test_mlhand_conv_square_kernels_without_groups():
     )
 
 
-def test_neunet_conv_mutates_weight():
+def test_a_dilated_conv2d_writes_to_no_input():
+    """neunet dilates the weight itself, until backward undoes it."""
     x, w = leaf(1, 6, 6, 2), leaf(3, 2, 2, 2, seed=1)
     array, before, inputs = w.data, w.numpy().copy(), x.numpy().copy()
     y = F.conv2d(x, w, dilation=2)
@@ -460,7 +476,8 @@ def test_neunet_conv_mutates_weight():
     assert_array_equal(x.numpy(), inputs)
 
 
-def test_needle_tests_compared_pad_and_stack_with_nothing():
+def test_pad_and_stack_are_those_of_pytorch():
+    """needle's tests compared them with nothing."""
     same_as_torch(lambda x: ops.pad(x, ((1, 0), (2, 1)), value=0.5), lambda x: torch.nn.functional.pad(x, (2, 1, 1, 0), value=0.5), numbers(2, 3))
     same_as_torch(lambda x, y: ops.stack([x, y], axis=1), lambda x, y: torch.stack([x, y], dim=1), numbers(2, 3), numbers(2, 3, seed=1))
 
@@ -468,8 +485,8 @@ def test_needle_tests_compared_pad_and_stack_with_nothing():
 # --- normalisation
 
 
-def test_tinygrad_layer_norm_passes_under_a_uniform_upstream_gradient():
-    """The gradient of a layer norm's sum is zero whatever the backward forgets; a random upstream gradient sees the variance term."""
+def test_the_gradient_of_layer_norm_is_right_under_a_random_upstream_gradient():
+    """tinygrad's test took the gradient of a sum, which is zero whatever the backward forgets; a random upstream gradient sees the variance term."""
     x = numbers(4, 6)
     t = torch.nn.functional.layer_norm
     same_as_torch(lambda x, w, b: F.layer_norm(x, w, b), lambda x, w, b: t(x, (6,), w, b), x, numbers(6, seed=1), numbers(6, seed=2))
@@ -478,7 +495,8 @@ def test_tinygrad_layer_norm_passes_under_a_uniform_upstream_gradient():
     assert np.abs(uniform.grad.numpy()).max() < 1e-12
 
 
-def test_pydynet_layer_norm_normalises_over_the_batch():
+def test_layer_norm_normalises_each_row_alone():
+    """PyDyNet's normalises over the batch."""
     layer = nn.LayerNorm(5).to(dtype=np.float64)
     assert_array_equal(layer.weight.numpy(), np.ones(5))
     x = numbers(3, 5)
@@ -489,15 +507,18 @@ def test_pydynet_layer_norm_normalises_over_the_batch():
     assert not list(layer.buffers())
 
 
-def test_pydynet_batch_norm_starts_random():
+def test_batch_norm_starts_from_ones_and_zeros():
+    """In PyDyNet from random numbers."""
     layer = nn.BatchNorm2d(4)
     assert_array_equal(layer.weight.numpy(), np.ones(4))
     assert_array_equal(layer.running_mean.numpy(), np.zeros(4))
     assert_array_equal(layer.running_var.numpy(), np.ones(4))
 
 
-def test_neunet_batch_norm_momentum_is_the_inverse():
-    """And ml-by-hand keeps no running statistics: 10 % of the new, of the unbiased variance, and evaluation uses them."""
+def test_running_statistics_of_batch_norm_take_a_tenth_of_the_new_ones():
+    """neunet's momentum is the share of the old ones, and ml-by-hand keeps none. Right are 10 % of the new, of the unbiased variance, and evaluation
+    uses them.
+    """
     ours, theirs = nn.BatchNorm2d(3).to(dtype=np.float64), torch.nn.BatchNorm2d(3).double()
     x = 2 + 3 * numbers(2, 2, 3, 3)
     ours(Tensor(x))
@@ -508,12 +529,14 @@ def test_neunet_batch_norm_momentum_is_the_inverse():
     assert_allclose(ours.eval()(Tensor(x)).numpy(), expected.detach().numpy(), rtol=1e-11, atol=1e-11)
 
 
-def test_dezero_batch_norm_eval_backward():
+def test_batch_norm_in_evaluation_has_gradients():
+    """In DeZero it crashed."""
     ours, theirs = nn.BatchNorm2d(3).to(dtype=np.float64).eval(), torch.nn.BatchNorm2d(3).double().eval()
     same_as_torch(ours, nchw(theirs), numbers(2, 2, 3, 3))
 
 
-def test_chainer_batch_norm_of_one_value():
+def test_batch_norm_of_one_value_is_refused():
+    """Chainer warns."""
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         nn.BatchNorm2d(3)(Tensor(np.ones((1, 1, 1, 3), np.float32)))
 
@@ -538,7 +561,9 @@ def double_backward(ours: Callable, theirs: Callable, *arrays: np.ndarray) -> No
             assert_allclose(x.grad.numpy(), reference.grad.numpy(), rtol=1e-12, atol=1e-12 * np.abs(reference.grad.numpy()).max())
 
 
-def test_dezero_batch_norm_double_backward_silently_wrong():
+def test_the_second_derivative_of_batch_norm_is_right():
+    """DeZero's is wrong, and it does not say so."""
+
     def ours(x, w, b):
         return F.batch_norm(x, w, b)[0]
 
@@ -548,7 +573,8 @@ def test_dezero_batch_norm_double_backward_silently_wrong():
     double_backward(ours, nchw(theirs), numbers(2, 2, 2, 3), numbers(3, seed=1), numbers(3, seed=2))
 
 
-def test_dezero_conv_weight_double_backward():
+def test_the_second_derivative_of_conv2d_is_right():
+    """DeZero raises where the weight's is asked for."""
     double_backward(
         lambda x, w: F.conv2d(x, w, stride=2, padding=1),
         nchw(lambda x, w: torch.nn.functional.conv2d(x, w, stride=2, padding=1)),
@@ -557,8 +583,8 @@ def test_dezero_conv_weight_double_backward():
     )
 
 
-def test_chainer_batch_norm_running_stats_in_recompute():
-    """Checkpointing runs the function twice; the running statistics must move once."""
+def test_checkpoint_moves_the_running_statistics_of_batch_norm_once():
+    """As in Chainer, which knows when it recomputes: checkpointing runs the function twice."""
     plain, recomputed = (nn.BatchNorm2d(3).to(dtype=np.float64) for _ in range(2))
     x = Tensor(numbers(2, 2, 2, 3), requires_grad=True)
     upstream = Tensor(numbers(2, 2, 2, 3, seed=1))
@@ -570,7 +596,8 @@ def test_chainer_batch_norm_running_stats_in_recompute():
         assert_array_equal(recomputed.state_dict()[name], array, err_msg=name)
 
 
-def test_mlhand_recompute_repeats_the_dropout_mask():
+def test_checkpoint_draws_the_same_dropout_mask_twice():
+    """As in ml-by-hand, which puts its generator back."""
     layer = nn.Dropout(0.5)
     x = Tensor(np.ones(64), requires_grad=True)
     y = minigrad.checkpoint(layer, x)
@@ -582,8 +609,8 @@ def test_mlhand_recompute_repeats_the_dropout_mask():
 # --- modules
 
 
-def test_dezero_parameter_order():
-    """Parameters in a set come in another order in every process; ours come in the order of assignment."""
+def test_parameters_come_in_the_order_of_assignment():
+    """DeZero keeps them in a set, which has another order in every process."""
 
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -598,7 +625,8 @@ def test_dezero_parameter_order():
 @pytest.mark.parametrize(
     "name", ["batch_norm", "layer_norm", "conv2d", "max_pool2d", "avg_pool2d", "softmax", "log_softmax", "gelu", "linear", "cross_entropy"]
 )
-def test_dezero_misspelt_batch_nrom(name: str):
+def test_operations_have_pytorch_s_names(name: str):
+    """DeZero had a `batch_nrom`."""
     assert callable(getattr(F, name)) and callable(getattr(torch.nn.functional, name))
 
 
@@ -616,8 +644,8 @@ def other_device(monkeypatch: pytest.MonkeyPatch) -> None:
     backend.add_device("other", OtherArray, lambda a: a.view(OtherArray), lambda a: a.view(np.ndarray), np.lib.stride_tricks.as_strided)
 
 
-def test_dezero_saving_changes_the_model(other_device: None):
-    """It moved a model on the GPU to the CPU in order to save it, and left it there."""
+def test_saving_leaves_a_model_on_its_device(other_device: None):
+    """DeZero moved a model on the GPU to the CPU in order to save it, and left it there."""
     layer = nn.Linear(2, 2).to(device="other")
     before = layer.weight.data
     state = layer.state_dict()
@@ -627,8 +655,10 @@ def test_dezero_saving_changes_the_model(other_device: None):
     assert not np.allclose(layer.weight.to(device="cpu").numpy(), state["weight"])
 
 
-def test_chainer_mixed_devices(other_device: None):
-    """The most frequent complaint of a NumPy and CuPy engine: the error names the op, both devices and the fix, and nothing is converted silently."""
+def test_mixed_devices_are_refused_by_name(other_device: None):
+    """Chainer, and the most frequent complaint of a NumPy and CuPy engine: the error names the op, both devices and the fix, and nothing is converted
+    silently.
+    """
     here, there = Tensor(numbers(2, 2)), Tensor(numbers(2, 2)).to(device="other")
     assert (here.device, there.device) == ("cpu", "other")
     for name, call in (("add", lambda: here + there), ("matmul", lambda: here @ there), ("linear", lambda: F.linear(here, there))):
