@@ -3,8 +3,8 @@
 Python blocks run page by page, from top to bottom, in a process of their own; `print(...)  # result` must print that result; `py` blocks are pieces
 of code, and do not run. A block that begins with `# minigrad/...`, `# tests/...` or another folder's name is a file, a diff block a change of one:
 such a page is followed in a copy of the project, and its `.venv/bin/python` lines are run there. The site itself is built where Sphinx is installed
-(the extra `docs`). The rows of differences.md that give one thing's code twice are computed twice. docs/errors.md has a test of its own. Read next:
-`docs/generate.py`.
+(the extra `docs`). docs/errors.md and the two sides of docs/differences.md have tests of their own: `test_errors_page.py`, `test_differences.py`.
+Read next: `docs/generate.py`.
 """
 
 from __future__ import annotations
@@ -17,15 +17,13 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import pytest
 
 from conformer import cli
-from minigrad import Tensor, functional
 from minigrad.op import REGISTRY
 from minigrad.pytorch_names import IN_FUNCTIONAL, IN_MINIGRAD
 
@@ -252,80 +250,6 @@ def follow(page: Path, folder: Path) -> list[str]:
         elif block.language == "sh":
             commands += [line for line in block.lines if line.startswith(".venv/bin/python")]
     return commands
-
-
-def translations() -> list[tuple[str, str]]:
-    """The rows of docs/differences.md whose two sides are code."""
-    page = (DOCS / "differences.md").read_text(encoding="utf-8")
-    return re.findall(r"^\| `([^`]+)` \| `([^`]+)` \|$", page, flags=re.MULTILINE)
-
-
-def bilinear() -> Callable:
-    """The function of that page."""
-    (lines,) = [block.lines for block in blocks(DOCS / "differences.md") if any(line.startswith("def bilinear") for line in block.lines)]
-    names: dict[str, Any] = {"np": np, "Tensor": Tensor}
-    exec("\n".join(line for line in lines if not line.startswith("print")), names)
-    return names["bilinear"]
-
-
-def test_there_are_translations() -> None:
-    assert len(translations()) > 25
-
-
-KINKS = {"x.max(1).values", "x.norm()", "x.std(0)"}
-"""Of zeros their gradients are others than PyTorch's, as the page says: `max` shares ties, and a root of 0 has an infinite slope."""
-
-
-@pytest.mark.parametrize("numbers", ["float64", "float32", "zeros"])
-@pytest.mark.parametrize(("theirs", "ours"), translations(), ids=[theirs for theirs, _ in translations()])
-def test_both_sides_of_a_translation_compute_the_same(theirs: str, ours: str, numbers: str) -> None:
-    import torch
-
-    generator = np.random.default_rng(3)
-    dtype = np.float32 if numbers == "float32" else np.float64
-    shapes = {"x": (4, 3), "y": (4, 3), "q": (2, 2, 4, 3), "maps": (2, 5, 4, 3)}
-    arrays = {name: (generator.standard_normal(shape) * (numbers != "zeros")).astype(dtype) for name, shape in shapes.items()}
-    floats = {"p": generator.random((4, 3)).astype(dtype), "w": generator.uniform(0.5, 2, 3).astype(dtype)}
-    integers = {"labels": np.array([2, 0, 1, 2]), "pixels": generator.integers(0, 3, (2, 5, 4))}
-    tensors = {name: Tensor(array, requires_grad=True) for name, array in arrays.items()}
-    torches = {name: torch.tensor(array, requires_grad=True) for name, array in arrays.items()}
-    nchw = {**torches, "maps": torches["maps"].permute(0, 3, 1, 2)}
-    constants = {name: Tensor(array) for name, array in floats.items()}
-    found = eval(ours, {"np": np, "F": functional, "bilinear": bilinear(), **constants, **integers, **tensors})
-    constants = {name: torch.tensor(array) for name, array in {**floats, **integers}.items()}
-    expected = eval(theirs, {"torch": torch, "TF": torch.nn.functional, **constants, **nchw})
-    near = {"rtol": 1e-5, "atol": 1e-6} if dtype == np.float32 else {"rtol": 1e-10, "atol": 1e-12}
-    right = expected.detach().numpy()
-    assert found.shape == right.shape and found.dtype == right.dtype and found.requires_grad == expected.requires_grad
-    np.testing.assert_allclose(found.numpy(), right, **near)
-    if found.requires_grad and not (numbers == "zeros" and theirs in KINKS):
-        upstream = generator.uniform(0.5, 1.5, found.shape).astype(dtype)
-        found.backward(Tensor(upstream))
-        expected.backward(torch.tensor(upstream))
-        for name, tensor in tensors.items():
-            gradient = torches[name].grad
-            assert (tensor.grad is None) == (gradient is None)
-            if gradient is not None and tensor.grad is not None:
-                np.testing.assert_allclose(tensor.grad.numpy(), gradient.numpy(), **near)
-
-
-@pytest.mark.parametrize("x", [-1000.0, -30.0, -17.0, -0.0, 0.0, 17.0, 90.0, 1000.0])
-def test_what_is_made_of_the_sigmoid_is_exact_far_from_0_too(x: float) -> None:
-    """Values and slopes, those of the losses for targets at both ends too; at 0 the slope is a half."""
-    import torch
-
-    code = dict(translations())
-    losses = {"TF.softplus(x)": 1e-7, "TF.binary_cross_entropy_with_logits(x, p)": 1e-7}  # log(1 + e) of a tiny e is 0
-    for theirs, near in {"torch.sigmoid(x)": 0.0, "TF.silu(x)": 0.0, **losses}.items():
-        for p in (0.0, 1.0) if "p)" in theirs else (0.0,):
-            ours, t = Tensor([x], requires_grad=True), torch.tensor([x], requires_grad=True)
-            found = eval(code[theirs], {"F": functional, "x": ours, "p": Tensor([p])})
-            expected = eval(theirs, {"torch": torch, "TF": torch.nn.functional, "x": t, "p": torch.tensor([p])})
-            np.testing.assert_allclose(found.numpy(), expected.detach().numpy(), rtol=1e-6, atol=near)
-            found.sum().backward()
-            expected.sum().backward()
-            assert ours.grad is not None and t.grad is not None
-            np.testing.assert_allclose(ours.grad.numpy(), t.grad.numpy(), rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.slow
