@@ -133,7 +133,7 @@ def test_what_an_operation_waits_for() -> None:
     work = Work(least=100, moved=200, flops=4000)
     assert work.ideal_ms(bandwidth=1000, rate=10_000, cache=0) == 400 and work.bound(1000, 10_000, 0) == "products"
     assert work.ideal_ms(bandwidth=100, rate=10_000, cache=0) == 2000 and work.bound(100, 10_000, 0) == "memory"
-    assert work.ideal_ms(bandwidth=300, rate=10_000, cache=0) == pytest.approx(2000 / 3) and work.bound(300, 10_000, 0) == "memory"
+    assert work.ideal_ms(bandwidth=300, rate=10_000, cache=0) == pytest.approx(2000 / 3, rel=1e-12) and work.bound(300, 10_000, 0) == "memory"
     assert work.ideal_ms(bandwidth=300, rate=10_000, cache=90) == 400 and work.bound(300, 10_000, 90) == "products"
 
 
@@ -838,19 +838,19 @@ def test_passes_are_judged_by_what_they_wait_for() -> None:
     assert gpu_ceilings.of_card(CEILINGS, "float32", 5) == card(5)
     forward, backward, linear = (gpu_kernels.summary(row) for row in kernel_rows())
     assert (forward["bound"], linear["bound"]) == ("memory", "products")
-    assert [found["share"] for found in (forward, backward, linear)] == pytest.approx([0.8, 0.5, 0.5])
-    assert forward["gb_s"] == pytest.approx(1.6) and linear["tflop_s"] == pytest.approx(5e-4)
+    assert [found["share"] for found in (forward, backward, linear)] == pytest.approx([0.8, 0.5, 0.5], rel=1e-12)
+    assert forward["gb_s"] == pytest.approx(1.6, rel=1e-12) and linear["tflop_s"] == pytest.approx(5e-4, rel=1e-12)
     ((slow, _),) = gpu_kernels.exceptions(kernel_rows())
     assert (slow["case"]["op"], slow["pass"]) == ("gelu", BACKWARD)
     of_step = {row[0]: row[1:] for row in gpu_kernels.sums(kernel_rows(), "cifar-nano:64:32")}
-    assert of_step["gelu backward"] == pytest.approx([0.036, 0.03, 1.2, 0.018])  # three calls
-    assert of_step["all of these"][:2] == pytest.approx([3 * 0.217, 3 * 0.414])
+    assert of_step["gelu backward"] == pytest.approx([0.036, 0.03, 1.2, 0.018], rel=1e-12)  # three calls
+    assert of_step["all of these"][:2] == pytest.approx([3 * 0.217, 3 * 0.414], rel=1e-12)
 
 
 def test_each_row_is_judged_by_the_card_as_it_was_measured_beside_it() -> None:
     forward, *others = kernel_rows()
     later = {**forward, "card": {**card(), "bytes_s": 4e9}}
-    assert [gpu_kernels.summary(row)["share"] for row in (forward, later)] == pytest.approx([0.8, 0.4])
+    assert [gpu_kernels.summary(row)["share"] for row in (forward, later)] == pytest.approx([0.8, 0.4], rel=1e-12)
     page = gpu_report.page_of([("a.json", made_up("gpu_kernels", [later, *others], ceilings=CEILINGS, precision="float32"))])
     assert "each row is judged by the copy of its own, at 2, 4 GB/s." in page
     assert "copy of its own" not in gpu_report.page_of([("a.json", made_up("gpu_kernels", kernel_rows(), ceilings=CEILINGS, precision="float32"))])
@@ -866,7 +866,7 @@ def test_a_second_pass_that_the_cache_serves_does_not_lift_a_kernel_over_the_goa
     assert [round(100 * gpu_kernels.summary(row)["share"]) for row in rows] == [80, 74, 54]
     assert {gpu_kernels.counted(gpu_kernels.summary(row)) for row in rows} == {"54-80"}
     assert [row["card"]["l2_bytes"] for row, _ in gpu_kernels.exceptions(rows)] == [10_000]
-    assert gpu_kernels.summary(rows[2])["gb_s"] == pytest.approx(8_320 / 7.7e3)
+    assert gpu_kernels.summary(rows[2])["gb_s"] == pytest.approx(8_320 / 7.7e3, rel=1e-12)
     page = gpu_report.page_of([("a.json", made_up("gpu_kernels", rows[2:], ceilings=CEILINGS, precision="float32"))])
     assert "exceeds the L2 cache, 0.0 MB on this card" in page
     assert "| batch_norm 2x5x5x20, forward | 3 | 7.7 | 54 % | 54 to 80 % |" in page
@@ -1138,4 +1138,4 @@ def test_a_table_for_the_terminal() -> None:
     assert gpu.text_table(["a", "ms"], [["x", 1.23456], ["long", None], ["y", 12345.0]]).splitlines() == [
         "a         ms", "x      1.235", "long       -", "y     12,345",
     ]  # fmt: skip
-    assert np.isclose(float(gpu.figure(0.000123456)), 0.0001235)
+    assert float(gpu.figure(0.000123456)) == 0.0001235

@@ -66,7 +66,7 @@ def test_the_table_is_what_numpy_makes_of_the_runs(tmp_path: Path) -> None:
     parts = [values.var(ddof=1) / len(values) for values in (micro, nano)]
     freedom = sum(parts) ** 2 / (parts[0] ** 2 / 2 + parts[1] ** 2 / 3)
     error = np.sqrt(sum(parts))
-    assert study.findings().differences == {"cifar-micro": pytest.approx((micro.mean() - nano.mean(), error, freedom))}
+    assert study.findings().differences == {"cifar-micro": pytest.approx((micro.mean() - nano.mean(), error, freedom), rel=1e-12)}
     assert 3 < freedom < 4
     (said,) = [line for line in lines if line.startswith("cifar-micro less cifar-nano")]
     assert f": {100 * (micro.mean() - nano.mean()):+.2f} points of accuracy by the sum of both, standard error {100 * error:.2f}; " in said
@@ -76,9 +76,9 @@ def test_the_table_is_what_numpy_makes_of_the_runs(tmp_path: Path) -> None:
     study.save()
     saved = json.loads((tmp_path / "study" / "study.json").read_text())
     assert saved["networks"]["cifar-nano"]["sum"] == pytest.approx(
-        {"runs": 4, "mean": nano.mean(), "deviation": nano.std(ddof=1), "smallest": nano.min(), "largest": nano.max()}
+        {"runs": 4, "mean": nano.mean(), "deviation": nano.std(ddof=1), "smallest": nano.min(), "largest": nano.max()}, rel=1e-12
     )
-    assert saved["differences"]["cifar-micro"]["standard_error"] == pytest.approx(error)
+    assert saved["differences"]["cifar-micro"]["standard_error"] == pytest.approx(error, rel=1e-12)
     page = (tmp_path / "study" / "study.md").read_text()
     assert page.startswith("# cifar-nano and cifar-micro on cifar10\n\n```sh\nconformer study ")
     values = (100 * micro.mean(), 100 * micro.std(ddof=1), 100 * micro.min(), 100 * micro.max())
