@@ -136,3 +136,8 @@ def as_numpy(x: Any) -> np.ndarray:
     if isinstance(x, Tensor):
         return backend.to_device(x.data, "cpu")
     return x.numpy(force=True) if isinstance(x, torch.Tensor) else np.asarray(x)
+
+
+def normal(*shape: int, seed: int = 1) -> Tensor:
+    """A float64 tensor of normally distributed numbers around 0."""
+    return Tensor(rng(seed).standard_normal(shape))

@@ -12,6 +12,7 @@ import minigrad
 from conformer import CONFIGS, Conformer, ConformerConfig, parameter_groups
 from conformer.baselines import CNNBranch, TransformerBranch
 from minigrad import Tensor, nn, no_grad
+from tests.support import normal
 
 SMALL = ConformerConfig(num_classes=5, embed_dim=12, num_heads=3, mlp_ratio=2, channel_ratio=0.25, stem_channels=8, stem="cifar", depth=6)
 BRANCHES = CNNBranch, TransformerBranch
@@ -33,10 +34,6 @@ def built(make, *args, **kwargs):
                 module.running_mean.copy_(0.5 * rng.standard_normal(module.num_features))
                 module.running_var.copy_(rng.uniform(0.5, 2, module.num_features))
     return model
-
-
-def normal(*shape, seed=1):
-    return Tensor(np.random.default_rng(seed).standard_normal(shape))
 
 
 @pytest.mark.parametrize("stem", ["imagenet", "cifar", "cifar_fast"])

@@ -24,6 +24,7 @@ from minigrad import Tensor, nn
 from minigrad import functional as F
 from minigrad.modes import no_grad
 from minigrad.random import manual_seed
+from tests.conformer.own_blocks import Nothing, Silent
 
 
 def network(**changes) -> Conformer:
@@ -87,7 +88,7 @@ def test_rollout_is_the_class_tokens_row_of_the_product_of_all_blocks(residual, 
     assert_allclose(row, product[:, 0], rtol=0, atol=1e-12)
 
 
-def test_rollout_of_an_unknown_kind(model, named):
+def test_a_rollout_of_an_unknown_kind_is_refused(model, named):
     with pytest.raises(ValueError, match="residual is 'double'; give 'measured' or 'half'"):
         attention_rollout(model, named, "double")
 
@@ -203,11 +204,6 @@ def test_gradients_by_attention_weights_and_through_them_are_those_of_an_attenti
         assert_allclose(found.numpy(), correct.numpy(), rtol=1e-9, atol=1e-12)
 
 
-class Silent(ConvTransBlock):
-    def forward(self, x, x_t, named=None):
-        return super().forward(x, x_t)
-
-
 class SilentUp(ConvTransBlock):
     def forward(self, x, x_t, named=None):
         given = None if named is None else {}
@@ -215,11 +211,6 @@ class SilentUp(ConvTransBlock):
         if named is not None and given is not None:
             named.update({name: tensor for name, tensor in given.items() if name != "expand_block"})
         return x, x_t
-
-
-class Nothing(nn.Module):
-    def forward(self, x_t, height, width):
-        return None
 
 
 class NoUp(FCUUp):

@@ -27,7 +27,8 @@ from conformer.config import STEM_STRIDES
 from minigrad import Tensor, nn, no_grad
 from minigrad import functional as F
 from tests.conformer.configurations import Case, cases, options
-from tests.support import draws
+from tests.conformer.own_blocks import Nothing, Silent, Uncoupled
+from tests.support import draws, normal
 
 EXAMPLES = settings().max_examples  # of the profile: the counts below are multiples of it
 
@@ -46,10 +47,6 @@ def small(seed=0, **changes):
             elif name == "cls_token":
                 parameter.copy_(rng.standard_normal(parameter.shape))
     return model
-
-
-def normal(*shape, seed=1):
-    return Tensor(np.random.default_rng(seed).standard_normal(shape))
 
 
 def values(tensors):
@@ -219,7 +216,7 @@ def test_with_checkpointing_blocks_run_again_of_which_only_the_output_is_asked(m
         (["conv_trans_2.med_block.0"], "there is no 'conv_trans_2.med_block.0'; did you mean"),
     ],
 )
-def test_names_that_there_are_not(names: list[str], message: str):
+def test_names_that_there_are_not_are_refused(names: list[str], message: str):
     model = small()
     before = model.bn1.running_mean.numpy().copy()
     with pytest.raises(ValueError, match=f"Conformer.intermediates: {message}"):
@@ -231,13 +228,6 @@ def test_names_that_there_are_not(names: list[str], message: str):
         with pytest.raises(TypeError, match=rf"^Conformer.intermediates: {odd} is not a name; give a list of names such as \['stem', 'trans_1'\]$"):
             model.intermediates(normal(2, 8, 8, 3), others)  # type: ignore[arg-type]
     assert list(model.intermediates(normal(2, 8, 8, 3), (name for name in ["stem"]))) == ["stem"]
-
-
-class Silent(ConvTransBlock):
-    """A block of one's own that notes nothing."""
-
-    def forward(self, x, x_t, named=None):
-        return super().forward(x, x_t)
 
 
 class Noting(Block):
@@ -312,7 +302,7 @@ def test_there_is_no_positional_embedding():
         ({"stem": "imagenet"}, (30, 29), (8, 8), [(8, 8), (4, 4), (2, 2), (1, 1)], 1 + 2 * 2),
     ],
 )
-def test_sizes_through_the_stages(changes, size, stem, maps, tokens):
+def test_maps_and_tokens_have_these_sizes_through_the_stages(changes, size, stem, maps, tokens):
     model = small(**changes)
     named = model.intermediates(normal(2, *size, 3))
     assert named["stem"].shape == (2, *stem, 8)
@@ -325,7 +315,7 @@ def test_sizes_through_the_stages(changes, size, stem, maps, tokens):
 
 
 @pytest.mark.parametrize("changes", [{"depth": 3}, {"num_med_block": 2}, {"base_channel": 32}, {"in_chans": 1}, {"qkv_bias": True, "qk_scale": 0.5}])
-def test_variants_train(changes):
+def test_gradients_of_every_variant_reach_every_parameter(changes):
     model = small(**changes)
     images = normal(2, 8, 8, changes.get("in_chans", 3))
     conv_logits, trans_logits = model(images)
@@ -337,7 +327,7 @@ def test_variants_train(changes):
     assert ("conv_trans_2.med_block.1.conv2.weight" in model.state_dict()) == ("num_med_block" in changes)
 
 
-def test_directional_derivative_of_the_whole_network():
+def test_the_gradient_of_the_whole_network_is_its_slope():
     model, images = small(stem="cifar_fast").eval(), normal(2, 8, 8, 3)
     rng = np.random.default_rng(11)
     up = rng.standard_normal((2, 2, 5))
@@ -513,7 +503,7 @@ def test_initialisation_is_the_official_one():
     ]
 
 
-def test_two_epsilons():
+def test_only_the_stem_s_and_the_last_norm_have_the_larger_epsilon():
     model = small(num_med_block=1)
     larger = {name for name, module in model.named_modules() if getattr(module, "eps", 1e-6) != 1e-6}
     assert larger == {"bn1", "trans_norm"}
@@ -540,7 +530,7 @@ def no_draws(monkeypatch):
         (conformer.conformer_cifar_small, "cifar-small", 7_675_660),
     ],
 )
-def test_factories(no_draws, factory, name, parameters):
+def test_factories_build_the_named_configurations(no_draws, factory, name, parameters):
     model = factory()
     assert sum(parameter.size for parameter in model.parameters()) == parameters
     assert model.config == conformer.CONFIGS[name]
@@ -554,7 +544,7 @@ def test_factories_take_changes(no_draws):
         conformer.conformer_cifar_nano(num_class=100)
 
 
-def test_parameters_come_in_the_officials_order():
+def test_parameters_come_in_the_official_order():
     names = list(small(depth=3, num_med_block=1, qkv_bias=True).state_dict())
     tops = list(dict.fromkeys(name.split(".")[0] for name in names))
     assert tops == [
@@ -584,13 +574,6 @@ def test_parameter_groups_spare_vectors_biases_and_the_class_token():
 
 
 # --- blocks of one's own
-
-
-class Nothing(nn.Module):
-    """In FCUUp's place: the map stays without the tokens."""
-
-    def forward(self, x_t, height, width):
-        return None
 
 
 class Wider(ConvTransBlock):
@@ -643,7 +626,7 @@ def test_a_block_of_ones_own_is_initialised_checkpointed_and_looked_into():
         ((2, 10, 8, 3), r"images are 10 x 8 pixels, .*multiples of 4: resize to 8 x 8 or 12 x 8"),
     ],
 )
-def test_images_that_it_cannot_take(shape, message):
+def test_images_that_it_cannot_take_are_refused_and_change_nothing(shape, message):
     model = small()
     before = model.state_dict()
     with pytest.raises(ValueError, match=message) as caught:
@@ -731,14 +714,14 @@ def test_an_array_of_any_shape_is_taken_or_refused_and_then_changes_nothing(shap
             assert_array_equal(value, before[name])
 
 
-def test_images_of_another_dtype():
+def test_images_of_another_dtype_are_refused():
     with pytest.raises(TypeError, match=r"images are float32 and the parameters float64; give images.astype\('float64'\)"):
         small()(normal(2, 8, 8, 3).astype("float32"))
     with pytest.raises(TypeError, match="images are uint8 and the parameters float64"):
         small()(Tensor(np.zeros((2, 8, 8, 3), np.uint8)))
 
 
-def test_images_of_another_library():
+def test_images_of_another_library_are_refused():
     """As PyTorch's, which NumPy can read but whose dtype is another thing."""
     foreign = type("Tensor", (), {"__module__": "torch", "shape": (2, 8, 8, 3), "dtype": "torch.float64", "numpy": lambda self: np.zeros(self.shape)})
     model = small()
@@ -789,10 +772,6 @@ def test_parts_that_were_replaced_are_not_asked_for_their_batch_norms():
     model.conv_trans_3.fusion_block.eval()
     assert model(one)[0].shape == (1, 5)
 
-    class Uncoupled(ConvTransBlock):
-        def forward(self, x, x_t, named=None):
-            return self.fusion_block(self.cnn_block(x)[0])[0], self.trans_block(x_t)
-
     model = small(patch_size=32, depth=3)
     for plan in model.plans:
         getattr(model, plan.name).__class__ = Uncoupled
@@ -801,7 +780,7 @@ def test_parts_that_were_replaced_are_not_asked_for_their_batch_norms():
 
 
 @pytest.mark.parametrize(("changes", "size", "larger"), [({}, (8, 8), (8, 12)), ({"patch_size": 64}, (16, 16), (16, 32))])
-def test_one_value_per_channel_cannot_train(changes, size, larger):
+def test_training_on_one_value_per_channel_is_refused(changes, size, larger):
     """The last block leaves one pixel of an 8 x 8 image; tokens of 16 pixels leave one token of a 16 x 16 image."""
     model = small(**changes)
     with pytest.raises(ValueError, match=f"one image of {size[0]} x {size[1]} pixels leaves batch norm a single value per channel"):

@@ -28,7 +28,7 @@ from tests.conformer.configurations import Case, cases, chosen
 from tests.conformer.torch_conformer import TorchConformer
 from tests.conformer.witnesses import Outcome, assert_same_outcome, assert_same_pass
 from tests.nn.parity import assert_nearly_all, assert_same_up_to_rounding, give_masks, recorded_masks, shaken, shaken_inside, until_equal
-from tests.support import draws
+from tests.support import draws, fused_with_kernel
 
 HEADS = (0.7, 1.6)  # weights of the two losses, unequal, so that the heads cannot change places
 
@@ -180,7 +180,7 @@ def test_any_network_trains_as_torchs(compared: list[bool], case: Case, options:
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize(("config", "shape"), SMALL.values(), ids=SMALL)
-def test_equals_torch_there_and_back(config: dict, shape: tuple[int, ...], training: bool):
+def test_a_network_equals_torch_there_and_back(config: dict, shape: tuple[int, ...], training: bool):
     config = {**BASE, **config}
     images, labels = drawn(shape, config["num_classes"])
     ours = witnesses.our_model(**config).train(training)
@@ -225,7 +225,7 @@ def test_drop_path_equals_torch_under_the_same_masks():
     assert not masks and np.isfinite(still.logits[0]).all()
 
 
-def test_loading_is_strict():
+def test_loading_names_all_that_does_not_fit():
     model = witnesses.our_model(**BASE)
     state = model.state_dict()
     state["extra.weight"] = state.pop("conv1.weight")
@@ -236,7 +236,7 @@ def test_loading_is_strict():
 
 
 TINY = {**BASE, "stem": "imagenet", "num_med_block": 1, "drop_rate": 0.1, "attn_drop_rate": 0.1, "drop_path_rate": 0.4}
-KERNELS = sorted(name for name, op in REGISTRY.items() if "cpu" in op.kernels)
+KERNELS = sorted(fused_with_kernel("cpu"))
 INSIDE = {"log_softmax": "cross_entropy", "softmax": "scaled_dot_product_attention"}
 """Kernels that run in the network only where another operation, whose definition calls them, has none."""
 
@@ -282,19 +282,19 @@ def test_the_tiny_network_runs_the_kernels(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_without_one_kernel(name: str, monkeypatch: pytest.MonkeyPatch):
+def test_without_one_kernel_nothing_changes(name: str, monkeypatch: pytest.MonkeyPatch):
     expected = passes_by_kernels()
     for without in {name, INSIDE.get(name, name)}:
         monkeypatch.delitem(REGISTRY[without].kernels, "cpu")
     assert_nothing_changed(tiny_passes(), expected)
 
 
-def test_without_any_kernel(monkeypatch: pytest.MonkeyPatch):
+def test_without_any_kernel_nothing_changes(monkeypatch: pytest.MonkeyPatch):
     expected = passes_by_kernels()
     for name in KERNELS:
         monkeypatch.delitem(REGISTRY[name].kernels, "cpu")
     assert_nothing_changed(tiny_passes(), expected)
 
 
-def test_by_definitions():
+def test_by_definitions_nothing_changes():
     assert_nothing_changed(tiny_passes(witnesses.our_pass_by_definitions), passes_by_kernels())

@@ -19,6 +19,7 @@ from conformer.learner import Learner
 from conformer.options import TrainConfig
 from conformer.weights import About, load_weights, save_weights
 from minigrad import Tensor, nn, random, safetensors_io
+from tests.conformer.own_blocks import Uncoupled
 
 NETWORK = ConformerConfig(num_classes=2, channel_ratio=0.0625, embed_dim=8, num_heads=2, depth=3, stem="cifar", stem_channels=4)
 ABOUT = About(asdict(NETWORK), "tiny", "made", "", ("cat", "dog"), (0.5,) * 3, (0.2,) * 3, (32, 32), 1, {"sum": 0.5})
@@ -141,11 +142,6 @@ def test_what_could_not_be_loaded_is_not_saved(changes: dict[str, Any], error: t
 class Tanh(Mlp):
     def forward(self, x):
         return self.fc2(self.fc1(x).tanh())
-
-
-class Uncoupled(ConvTransBlock):
-    def forward(self, x, x_t, named=None):
-        return self.fusion_block(self.cnn_block(x)[0])[0], self.trans_block(x_t)
 
 
 class OwnConformer(Conformer):
