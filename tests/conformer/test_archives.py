@@ -86,7 +86,7 @@ def members(folder: Path, prefix: str) -> dict[str, bytes]:
     return {prefix + path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def test_python_folder(tmp_path: Path) -> None:
+def test_a_folder_of_the_python_version_is_read(tmp_path: Path) -> None:
     folder = folder_of(PYTHON, tmp_path / "cifar-10-batches-py")
     (folder / "batches.meta").write_bytes(b"not read")
     for place in (folder, tmp_path):
@@ -120,7 +120,7 @@ def test_both_versions_hold_the_same(tmp_path: Path, cifar: Cifar) -> None:
 
 @pytest.mark.parametrize("mode", ["w:gz", "w:"])
 @pytest.mark.parametrize("prefix", ["cifar-10-batches-bin/", "./a/b/", ""])
-def test_archive(cifar: Cifar, tmp_path: Path, mode: str, prefix: str) -> None:
+def test_an_archive_is_read_and_not_unpacked(cifar: Cifar, tmp_path: Path, mode: str, prefix: str) -> None:
     folder = cifar(records=2)
     (folder / "readme.html").write_text("passed over")
     archive = pack(tmp_path / "anything.tar", members(folder, prefix), mode)
@@ -130,14 +130,14 @@ def test_archive(cifar: Cifar, tmp_path: Path, mode: str, prefix: str) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["anything.tar", "cifar-10-batches-bin"]  # nothing was unpacked
 
 
-def test_archive_of_the_python_version_in_a_parent(tmp_path: Path) -> None:
+def test_an_archive_of_the_python_version_is_found_in_a_parent(tmp_path: Path) -> None:
     folder = folder_of(PYTHON, tmp_path / "elsewhere" / "py")
     (tmp_path / "data").mkdir()
     archive = pack(tmp_path / "data" / PYTHON.archive, members(folder, "cifar-10-batches-py/"))
     assert data.load("cifar10", tmp_path / "data").source == archive
 
 
-def test_archive_with_paths_that_lead_outside(cifar: Cifar, tmp_path: Path) -> None:
+def test_paths_that_lead_outside_an_archive_are_not_followed(cifar: Cifar, tmp_path: Path) -> None:
     folder = cifar()
     inside = members(folder, "../../")
     archive = pack(tmp_path / "sub.tar.gz", {"/etc/passwd": b"root", **inside})
@@ -152,7 +152,7 @@ def test_archive_with_paths_that_lead_outside(cifar: Cifar, tmp_path: Path) -> N
         data.load("cifar10", tmp_path / "links.tar.gz")
 
 
-def test_wrong_archives(cifar: Cifar, tmp_path: Path) -> None:
+def test_wrong_archives_are_refused(cifar: Cifar, tmp_path: Path) -> None:
     folder = cifar()
     whole = members(folder, "x/")
 
@@ -174,7 +174,7 @@ def test_wrong_archives(cifar: Cifar, tmp_path: Path) -> None:
     refused("text.tar.gz", " is not an archive; expected a .tar.gz or .tar file, or a folder")
 
 
-def test_archive_cut_short_anywhere_or_damaged(cifar: Cifar, tmp_path: Path) -> None:
+def test_an_archive_cut_short_anywhere_or_damaged_is_refused(cifar: Cifar, tmp_path: Path) -> None:
     content = pack(tmp_path / "whole.tar.gz", members(cifar(), "x/")).read_bytes()
     path = tmp_path / "cut.tar.gz"
     for length in [1, 2, 10, 100, len(content) // 2, len(content) - 9, len(content) - 8, len(content) - 1]:
@@ -187,14 +187,14 @@ def test_archive_cut_short_anywhere_or_damaged(cifar: Cifar, tmp_path: Path) -> 
             data.load("cifar10", path)
 
 
-def test_archive_member_too_large(cifar: Cifar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_member_that_is_too_large_is_refused(cifar: Cifar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = pack(tmp_path / "a.tar.gz", members(cifar(), ""))
     monkeypatch.setattr(archives, "LARGEST", 1000)
     with pytest.raises(data.DataError, match=r"a.tar.gz: data_batch_1.bin has 24,584 bytes; expected at most 1,000"):
         data.load("cifar10", archive)
 
 
-def test_files_that_are_too_large_together(cifar: Cifar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_are_too_large_together_are_refused(cifar: Cifar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = cifar()
     archive = pack(tmp_path / "a.tar.gz", members(folder, ""))
     monkeypatch.setattr(archives, "LARGEST", 100_000)
@@ -211,7 +211,7 @@ def test_files_that_are_too_large_together(cifar: Cifar, tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize("kind", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_a_name_that_would_fill_the_memory(kind: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_would_fill_the_memory_is_refused(kind: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with tarfile.open(tmp_path / "a.tar.gz", "w:gz", format=kind) as archive:
         archive.addfile(tarfile.TarInfo("x" * 100_000))
     monkeypatch.setattr(archives, "LARGEST_HEADERS", 50_000)
@@ -219,7 +219,7 @@ def test_a_name_that_would_fill_the_memory(kind: int, tmp_path: Path, monkeypatc
         data.load("cifar10", tmp_path / "a.tar.gz")
 
 
-def test_archive_with_holes_or_with_a_size_that_cannot_be(cifar: Cifar, tmp_path: Path) -> None:
+def test_an_archive_with_holes_or_with_a_size_that_cannot_be_is_refused(cifar: Cifar, tmp_path: Path) -> None:
     names = list(members(cifar(), ""))
     with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT) as archive:
         member = tarfile.TarInfo(names[0])
@@ -241,7 +241,7 @@ def read(content: bytes) -> tuple[np.ndarray, np.ndarray]:
     return archives.read_batch(PYTHON, content, Path("data_batch_1"), 10)
 
 
-def test_an_array_in_columns() -> None:
+def test_an_array_in_columns_is_read() -> None:
     content = batch([1, 2, 3])
     planes, _ = read(python2_pickle(content | {"data": np.asfortranarray(content["data"])}))
     assert_array_equal(planes, content["data"])
@@ -259,7 +259,7 @@ def test_an_array_in_columns() -> None:
         (b"\x80\x04\x8c\x05numpy\x8c\x10ndarray.__init__\x93.", "numpy.ndarray.__init__"),
     ],
 )
-def test_a_pickle_that_would_run_something(content: bytes, asks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pickle_that_would_run_something_is_refused(content: bytes, asks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(data.DataError, match=rf"data_batch_1 is not a file of CIFAR-10's Python version: .* \(it asks for {asks}\)"):
         read(content)
@@ -282,7 +282,7 @@ def test_a_pickle_that_would_run_something(content: bytes, asks: str, tmp_path: 
         ({"labels": [-1, 1]}, "record 0 has label -1; expected 0 to 9"),
     ],
 )
-def test_wrong_contents_of_a_pickle(change: dict[str, Any], message: str) -> None:
+def test_wrong_contents_of_a_pickle_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(data.DataError, match=rf"data_batch_1.*{message}"):
         read(python2_pickle(batch([1, 2]) | change))
 
@@ -305,12 +305,12 @@ def test_wrong_contents_of_a_pickle(change: dict[str, Any], message: str) -> Non
         (b"(S'data'\n(inumpy\nndarray\nS'labels'\n]d.", "expected an array of bytes"),  # an array of which nothing is said
     ],
 )
-def test_not_a_batch(content: bytes, message: str) -> None:
+def test_what_is_no_batch_is_refused(content: bytes, message: str) -> None:
     with pytest.raises(data.DataError, match=f"data_batch_1 is not a file of CIFAR-10's Python version: {message}"):
         read(content)
 
 
-def test_a_key_that_takes_for_ever_to_hash() -> None:
+def test_a_key_that_takes_for_ever_to_hash_is_refused() -> None:
     """A tuple of two tuples of two tuples ..., 60 deep: few bytes, and 2**60 steps."""
     key = b"K\x01\x85q\x00" + b"h\x00h\x00\x86q\x00" * 60
     for set_item in (b"}" + key + b"K\x01s", b"}(" + key + b"K\x01u", b"(" + key + b"K\x01d", b"\x8f(" + key + b"\x90"):
@@ -326,7 +326,7 @@ def test_a_large_number_for_a_value_to_remember_takes_no_memory() -> None:
     tracemalloc.stop()
 
 
-def test_a_pickle_of_python_3() -> None:
+def test_a_pickle_of_python_3_is_read() -> None:
     """As NumPy 1 wrote it: text is text, bytes are bytes."""
     content = batch([7])
     planes, labels = read(pickle.dumps(content, 3).replace(b"cnumpy._core.", b"cnumpy.core."))

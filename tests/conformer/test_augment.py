@@ -26,7 +26,7 @@ def one_by_one(images: np.ndarray, generator: np.random.Generator, shift: int) -
 
 
 @given(st.integers(0, 2**32), st.integers(1, 5), st.integers(0, 4), st.integers(5, 9), st.integers(5, 9))
-def test_equals_pad_crop_flip(seed: int, batch: int, shift: int, height: int, width: int) -> None:
+def test_shift_and_flip_is_padding_cropping_and_flipping_image_by_image(seed: int, batch: int, shift: int, height: int, width: int) -> None:
     images = np.random.default_rng(seed).integers(0, 256, (batch, height, width, 3), dtype=np.uint8)
     mine = shift_and_flip(images, np.random.default_rng(seed), shift)
     assert mine.dtype == np.uint8
@@ -64,7 +64,7 @@ def test_the_seed_fixes_the_draw() -> None:
     assert_array_equal(images, original)
 
 
-def test_normalize() -> None:
+def test_normalize_is_its_formula_in_float32() -> None:
     images = np.random.default_rng(0).integers(0, 256, (2, 4, 5, 3), dtype=np.uint8)
     mean, std = (0.1, 0.5, 0.9), (0.2, 0.3, 0.4)
     result = normalize(images, mean, std)

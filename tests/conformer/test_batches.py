@@ -48,7 +48,7 @@ def test_each_batch_of_each_epoch_is_augmented_by_draws_of_its_own(cifar: Cifar)
     assert len(made) == len(set(made)) == 9
 
 
-def test_batches_from_the_middle(config: TrainConfig) -> None:
+def test_batches_from_the_middle_are_those_of_the_whole_epoch(config: TrainConfig) -> None:
     dataset = data.load("cifar10", config.data_dir)
     for mine, expected in zip(list(batches(dataset, 8, 1, 3)), list(batches(dataset, 8, 1))[3:], strict=True):
         assert_array_equal(mine.images, expected.images)

@@ -27,7 +27,7 @@ WIDTHS = st.integers(1, 4)
 
 
 @given(tokens=st.tuples(st.integers(1, 3), st.integers(1, 5)), dim=WIDTHS, hidden=WIDTHS, drop=RATES, seed=SEEDS)
-def test_mlp(tokens: tuple[int, int], dim: int, hidden: int, drop: float, seed: int):
+def test_mlp_equals_torch(tokens: tuple[int, int], dim: int, hidden: int, drop: float, seed: int):
     check_layer(Mlp(dim, hidden, drop), torch_conformer.Mlp(dim, hidden, drop), rng(seed).standard_normal((*tokens, dim)), seed=seed)
 
 
@@ -42,7 +42,7 @@ def test_mlp(tokens: tuple[int, int], dim: int, hidden: int, drop: float, seed: 
     rates=st.tuples(RATES, RATES, RATES),
     seed=SEEDS,
 )
-def test_transformer_block(
+def test_transformer_block_equals_torch(
     tokens: tuple[int, int],
     heads: int,
     head_width: int,
@@ -67,7 +67,7 @@ def test_transformer_block(
     with_tokens=st.booleans(),
     seed=SEEDS,
 )
-def test_conv_block(size: tuple[int, ...], middle: int, inplanes: int, stride: int, res_conv: bool, with_tokens: bool, seed: int):
+def test_conv_block_equals_torch(size: tuple[int, ...], middle: int, inplanes: int, stride: int, res_conv: bool, with_tokens: bool, seed: int):
     """With odd and even maps; an identity shortcut needs as many channels and pixels behind as before."""
     inplanes, stride = (inplanes, stride) if res_conv else (4 * middle, 1)
     inputs = [rng(seed).standard_normal((*size, inplanes))] + [rng(seed + 1).standard_normal((*size, middle))] * with_tokens
@@ -76,7 +76,7 @@ def test_conv_block(size: tuple[int, ...], middle: int, inplanes: int, stride: i
 
 
 @given(size=st.tuples(st.integers(1, 3), st.integers(2, 4), st.integers(2, 4)), middle=st.integers(1, 3), seed=SEEDS)
-def test_med_conv_block(size: tuple[int, ...], middle: int, seed: int):
+def test_med_conv_block_equals_torch(size: tuple[int, ...], middle: int, seed: int):
     channels = 4 * middle
     x = rng(seed).standard_normal((*size, channels))
     check_layer(Med_ConvBlock(channels), torch_conformer.ConvBlock(channels, channels), x, seed=seed)
@@ -93,7 +93,9 @@ def test_med_conv_block(size: tuple[int, ...], middle: int, seed: int):
     doubled=st.booleans(),
     seed=SEEDS,
 )
-def test_fcu_down(batch: int, grid: tuple[int, int], d: int, spare: tuple[int, int], inplanes: int, embed: int, doubled: bool, seed: int):
+def test_fcu_down_equals_torch(
+    batch: int, grid: tuple[int, int], d: int, spare: tuple[int, int], inplanes: int, embed: int, doubled: bool, seed: int
+):
     """Pooling before the 1x1 convolution is the official order's result; pixels that fill no token are left out."""
     height, width = (side * d + min(more, d - 1) for side, more in zip(grid, spare, strict=True))
     x = rng(seed).standard_normal((batch, height, width, inplanes))
@@ -114,7 +116,7 @@ def test_fcu_down(batch: int, grid: tuple[int, int], d: int, spare: tuple[int, i
     outplanes=WIDTHS,
     seed=SEEDS,
 )
-def test_fcu_up(batch: int, grid: tuple[int, int], d: int, embed: int, outplanes: int, seed: int):
+def test_fcu_up_equals_torch(batch: int, grid: tuple[int, int], d: int, embed: int, outplanes: int, seed: int):
     class Ours(FCUUp):
         def forward(self, x_t: Tensor) -> Tensor:  # type: ignore[override]
             return super().forward(x_t, *grid)
@@ -147,9 +149,9 @@ def coupled(draw: st.DrawFn) -> tuple[ConformerConfig, BlockPlan]:
     return config, draw(st.sampled_from(config.blocks()))
 
 
-@settings(max_examples=3 * EXAMPLES)  # the place in the network is drawn too: of 25 only two are the last block without a projection, of 75 seven
+@settings(max_examples=3 * EXAMPLES)  # the place in the network is drawn too, and 25 draws had no last block without a projection
 @given(place=coupled(), grid=st.sampled_from([(2, 2), (1, 3), (3, 2)]), batch=st.integers(2, 3), seed=SEEDS)
-def test_conv_trans_block(place: tuple[ConformerConfig, BlockPlan], grid: tuple[int, int], batch: int, seed: int):
+def test_conv_trans_block_equals_torch(place: tuple[ConformerConfig, BlockPlan], grid: tuple[int, int], batch: int, seed: int):
     config, plan = place
     options = dict(
         num_heads=config.num_heads,
@@ -179,7 +181,7 @@ def test_conv_trans_block(place: tuple[ConformerConfig, BlockPlan], grid: tuple[
 
 
 @given(shape=st.tuples(*[st.integers(1, 4)] * 4), seed=SEEDS)
-def test_global_average_pooling(shape: tuple[int, ...], seed: int):
+def test_global_average_pooling_equals_torch(shape: tuple[int, ...], seed: int):
     """What the CNN head reads; a function here, so a layer is made of it."""
 
     class Ours(nn.Module):

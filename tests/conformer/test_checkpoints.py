@@ -70,7 +70,7 @@ def test_a_checkpoint_is_read_as_it_was_written(changes: dict[str, Any], tmp_pat
         ({"wings": 2}, "wings"),
     ],
 )
-def test_what_no_run_has_written(changes: dict[str, Any], said: str, tmp_path: Path):
+def test_what_no_run_has_written_is_refused(changes: dict[str, Any], said: str, tmp_path: Path):
     path = tmp_path / "c.safetensors"
     save_checkpoint(path, CHECKPOINT)
     values = json.loads(safetensors_io.load_state(path)[1]["checkpoint"])
@@ -80,7 +80,7 @@ def test_what_no_run_has_written(changes: dict[str, Any], said: str, tmp_path: P
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "7", "[" * 100_000, '{"version": NaN}'])
-def test_what_is_no_checkpoint(text: str, tmp_path: Path):
+def test_what_is_no_checkpoint_is_refused(text: str, tmp_path: Path):
     safetensors_io.save_state(tmp_path / "c.safetensors", {}, {"checkpoint": text})
     with pytest.raises(ValueError, match="c.safetensors is not a checkpoint that `conformer train` wrote$"):
         load_checkpoint(tmp_path / "c.safetensors")

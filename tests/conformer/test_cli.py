@@ -31,7 +31,7 @@ def test_the_version_is_looked_up_when_it_is_asked_for(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["predict"], ["explain"], ["report"], ["study"], ["info"]])
-def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_has_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command, "--help"]) == 0
     text = capsys.readouterr().out
     assert "usage: conformer" in text
@@ -75,7 +75,7 @@ def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         (["evaluate", "run", "--picture", "x.svg"], "--picture: 'x.svg' does not end in .png"),
     ],
 )
-def test_wrong_usage(argv: list[str], message: str, fails: Callable[..., str]) -> None:
+def test_wrong_usage_is_one_sentence(argv: list[str], message: str, fails: Callable[..., str]) -> None:
     line = fails(2, *argv)
     assert line.startswith("conformer: ")
     assert message in line
@@ -96,7 +96,7 @@ runpy.run_module("conformer", run_name="__main__")
     assert "1,071,880 parameters" in done.stdout
 
 
-def test_output_that_cannot_be_written() -> None:
+def test_output_that_cannot_be_written_is_one_sentence_or_for_a_closed_pipe_none() -> None:
     """Python would say so itself, with a traceback and the status 120, when it ends."""
 
     def start(argv: str, stdout: int) -> subprocess.Popen[str]:
@@ -115,7 +115,7 @@ def test_output_that_cannot_be_written() -> None:
         assert (process.communicate()[1], process.returncode) == (said, 1), argv
 
 
-def test_no_output(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_stdout_commands_run_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """Under `>&-` there is no sys.stdout."""
     monkeypatch.setattr(sys, "stdout", None)
     assert main(["info"]) == 0
@@ -131,7 +131,9 @@ def test_no_output(monkeypatch: pytest.MonkeyPatch) -> None:
         (MemoryError("8 GiB"), 1, "there is not enough memory (8 GiB); free some, or take fewer images at a time"),
     ],
 )
-def test_what_the_machine_does_not_have(error: Exception, status: int, said: str, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_machine_does_not_have_is_said(
+    error: Exception, status: int, said: str, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail() -> int:
         raise error
 
@@ -140,7 +142,7 @@ def test_what_the_machine_does_not_have(error: Exception, status: int, said: str
 
 
 @pytest.mark.parametrize("command", ["evaluate", "report", "train --resume", "predict cat.jpg --run", "explain cat.jpg --run"])
-def test_a_name_that_is_too_long(command: str, fails: Callable[..., str]) -> None:
+def test_a_name_that_is_too_long_is_said(command: str, fails: Callable[..., str]) -> None:
     assert "File name too long" in fails(1, *command.split(), "a" * 300)
 
 

@@ -25,7 +25,7 @@ def test_defaults_are_the_constructors_and_the_published_signature():
     assert list(signature) == list(published)
 
 
-def test_named_configurations():
+def test_the_named_configurations_are_the_published_ones_and_ours():
     assert list(CONFIGS) == ["tiny-patch16", "small-patch16", "base-patch16", "small-patch32", "cifar-nano", "cifar-micro", "cifar-small"]
     rows = {name: (c.channel_ratio, c.embed_dim, c.depth, c.num_heads, c.patch_size, c.stem, c.num_classes) for name, c in CONFIGS.items()}
     assert rows == {
@@ -54,7 +54,7 @@ def plan_of(config):
     return [(p.number, p.stage, p.inplanes, p.outplanes, p.stride, p.res_conv, p.dw_stride, p.last_fusion) for p in config.blocks()]
 
 
-def test_plan_of_the_published_small_network():
+def test_the_plan_of_the_published_small_network():
     plan = plan_of(CONFIGS["small-patch16"])
     expected = [(i, 1, 256, 256, 1, False, 4, False) for i in (2, 3, 4)]
     expected += [(5, 2, 256, 512, 2, True, 2, False)] + [(i, 2, 512, 512, 1, False, 2, False) for i in (6, 7, 8)]
@@ -106,7 +106,7 @@ def test_drop_path_grows_linearly_from_the_first_block_on():
         ({"double_class_token": 1}, "double_class_token is 1; it must be True or False"),
     ],
 )
-def test_arguments_that_no_network_can_be_built_with(changes, message):
+def test_arguments_that_no_network_can_be_built_with_are_refused(changes, message):
     with pytest.raises(ValueError, match=message) as caught:
         ConformerConfig(**changes)
     assert "\n" not in str(caught.value)
@@ -159,7 +159,7 @@ def test_a_wrong_size_names_the_nearest_right_ones(changes, size, message):
         config.token_grid(*map(int, pair.split(" x ")))  # does not raise
 
 
-def test_grids_of_the_stems():
+def test_the_grids_of_tokens_that_the_stems_give():
     assert CONFIGS["tiny-patch16"].token_grid(224, 160) == (14, 10)
     assert CONFIGS["small-patch32"].token_grid(224, 224) == (7, 7)
     assert CONFIGS["cifar-micro"].token_grid(32, 32) == (8, 8)

@@ -26,7 +26,7 @@ def test_the_same_arguments_give_the_same_images() -> None:
     assert_array_equal(labels[:12], [5, 0, 8, 7, 1, 4, 1, 6, 1, 4, 8, 2])  # the data set of today is that of tomorrow
 
 
-def test_constants() -> None:
+def test_mean_and_deviation_of_the_images_are_what_the_module_says() -> None:
     images, _ = coupling10.generate(2000)
     np.testing.assert_allclose(images.mean((0, 1, 2)) / 255, coupling10.MEAN, rtol=0, atol=1e-3)
     np.testing.assert_allclose(images.std((0, 1, 2)) / 255, coupling10.STD, rtol=0, atol=1e-3)

@@ -25,7 +25,7 @@ def _nothing_in_the_usual_places(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "no-cache"))
 
 
-def test_images_and_labels(cifar: Cifar) -> None:
+def test_images_and_labels_are_the_files_records(cifar: Cifar) -> None:
     folder = cifar(records=3)
     dataset = data.load("cifar10", folder)
     assert (dataset.name, len(dataset.classes), dataset.source) == ("cifar10", 10, folder)
@@ -40,7 +40,9 @@ def test_images_and_labels(cifar: Cifar) -> None:
         assert dataset.train.images[4, row, column, channel] == record[1 + 1024 * channel + 32 * row + column]
 
 
-def test_folder_parent_variable_and_cache(cifar: Cifar, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_data_is_looked_for_where_it_is_named_then_in_the_variable_then_in_the_cache(
+    cifar: Cifar, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     inside = cifar(records=2, folder="data/cifar-10-batches-bin", seed=1)
     cached = cifar(records=2, folder="cache/conformer/cifar-10-batches-bin", seed=2)
     assert data.load("cifar10", inside).source == inside
@@ -54,7 +56,7 @@ def test_folder_parent_variable_and_cache(cifar: Cifar, monkeypatch: pytest.Monk
     assert data.load("cifar10", str(cached)).source == cached
 
 
-def test_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_that_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         data.DataError, match=r"CIFAR-10 is not in the cache \(.*no-cache.conformer\) and http:.*binary.tar.gz cannot be downloaded: .* --data-dir"
     ):
@@ -73,7 +75,7 @@ def test_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         data.load("mnist")
 
 
-def test_missing_file(cifar: Cifar) -> None:
+def test_a_missing_file_is_named(cifar: Cifar) -> None:
     folder = cifar()
     (folder / "data_batch_3.bin").unlink()
     with pytest.raises(data.DataError, match=re.escape(f"{folder} has no data_batch_3.bin")):
@@ -81,7 +83,7 @@ def test_missing_file(cifar: Cifar) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, 3072, 3073 * 8 - 1, 3074 * 8])
-def test_wrong_size(cifar: Cifar, size: int) -> None:
+def test_a_file_of_the_wrong_size_is_named(cifar: Cifar, size: int) -> None:
     folder = cifar()
     (folder / "test_batch.bin").write_bytes(bytes(size))
     with pytest.raises(
@@ -90,7 +92,7 @@ def test_wrong_size(cifar: Cifar, size: int) -> None:
         data.load("cifar10", folder)
 
 
-def test_label_out_of_range(cifar: Cifar) -> None:
+def test_a_label_out_of_range_is_named(cifar: Cifar) -> None:
     folder = cifar()
     with open(folder / "data_batch_5.bin", "rb+") as file:
         file.seek(2 * 3073)
@@ -99,7 +101,7 @@ def test_label_out_of_range(cifar: Cifar) -> None:
         data.load("cifar10", folder)
 
 
-def test_unreadable_file(cifar: Cifar, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_cannot_be_read_is_named(cifar: Cifar, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(self: Path) -> None:
         raise OSError(5, "Input/output error")
 
@@ -109,7 +111,7 @@ def test_unreadable_file(cifar: Cifar, monkeypatch: pytest.MonkeyPatch) -> None:
         data.load("cifar10", folder)
 
 
-def test_order_of_the_files(cifar: Cifar) -> None:
+def test_files_are_read_in_the_order_of_their_numbers(cifar: Cifar) -> None:
     folder = cifar(records=4)
     expected = np.concatenate([np.fromfile(folder / f"data_batch_{number}.bin", np.uint8).reshape(-1, 3073)[:, 0] for number in range(1, 6)])
     assert_array_equal(data.load("cifar10", folder).train.labels, expected)
@@ -169,7 +171,7 @@ def test_the_other_cifar_is_named(tmp_path: Path) -> None:
         data.load("cifar10", tmp_path)
 
 
-def test_coupling10_and_auto(cifar: Cifar, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_coupling10_reads_no_files_and_auto_falls_back_on_it_with_a_notice(cifar: Cifar, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     whole = coupling10.generate
     monkeypatch.setattr(coupling10, "generate", lambda count, **options: whole(count // 1000, **options))
     dataset = data.load("coupling10")
@@ -211,7 +213,7 @@ IMAGES = np.zeros((2, 8, 8, 3), np.uint8)
         (IMAGES, [[0], [0, 1]], "a label is one number; these are of several shapes"),
     ],
 )
-def test_what_is_no_split(images: Any, labels: Any, message: str) -> None:
+def test_what_is_no_split_is_refused(images: Any, labels: Any, message: str) -> None:
     with pytest.raises(data.DataError, match=message):
         data.Split(images, labels)
 
@@ -254,7 +256,7 @@ def test_a_split_of_lists_and_one_without_images() -> None:
         ),
     ],
 )
-def test_what_is_no_data_set(changes: dict, message: str) -> None:
+def test_what_is_no_data_set_is_refused(changes: dict, message: str) -> None:
     train, test = data.Split(IMAGES, np.array([0, 1])), data.Split(IMAGES, np.array([0, 2]))
     right = {"classes": ("a", "b", "c"), "mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)}
     assert data.Dataset("mine", train=train, test=test, source="here", **right).classes == ("a", "b", "c")
@@ -279,7 +281,7 @@ def test_a_data_set_has_the_name_that_it_is_found_by(monkeypatch: pytest.MonkeyP
     assert data.load("fold").name == "fold" and data.load("auto").name == "whole"
 
 
-def test_without_a_home_folder(cifar: Cifar, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_home_folder_data_must_be_named(cifar: Cifar, monkeypatch: pytest.MonkeyPatch) -> None:
     def home() -> Path:
         raise RuntimeError("Could not determine home directory.")
 

@@ -73,7 +73,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         thread.join()
 
 
-def test_good(server: Server, tmp_path: Path) -> None:
+def test_a_file_is_downloaded_once(server: Server, tmp_path: Path) -> None:
     server.files["/a.tar.gz"] = CONTENT
     lines: list[str] = []
     path = download.fetch("a.tar.gz", MD5, tmp_path / "new" / "cache", lines.append)
@@ -84,7 +84,7 @@ def test_good(server: Server, tmp_path: Path) -> None:
     assert server.requests == ["/a.tar.gz"]
 
 
-def test_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_said_every_few_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     lines: list[str] = []
@@ -108,18 +108,18 @@ def refused(folder: Path, archive: str = "a.tar.gz") -> str:
     return str(caught.value)
 
 
-def test_wrong_checksum(server: Server, tmp_path: Path) -> None:
+def test_a_wrong_checksum_is_refused(server: Server, tmp_path: Path) -> None:
     server.files["/a.tar.gz"] = CONTENT[:-1] + b"?"
     assert refused(tmp_path).endswith(f"/a.tar.gz cannot be used: what came is not the original file, whose MD5 is {MD5}")
 
 
-def test_cut_short(server: Server, tmp_path: Path) -> None:
+def test_a_download_cut_short_is_refused(server: Server, tmp_path: Path) -> None:
     server.files["/a.tar.gz"], server.headers["Content-Length"] = CONTENT[:-24_000], str(len(CONTENT))
     assert "cannot be downloaded: the connection broke after " in (text := refused(tmp_path))
     assert "of 1,024,000 bytes" in text
 
 
-def test_without_end(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_download_without_end_is_refused(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(download, "LARGEST", 1_000_000)
     server.files["/a.tar.gz"] = CONTENT
     for length in ("", "1024000"):  # unknown or known
@@ -127,7 +127,7 @@ def test_without_end(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: 
         assert "cannot be used: more than 1,000,000 bytes came, and the original file has fewer" in refused(tmp_path)
 
 
-def test_a_server_that_calls_it_encoded(server: Server, tmp_path: Path) -> None:
+def test_what_a_server_calls_encoded_is_not_unpacked(server: Server, tmp_path: Path) -> None:
     """The archive itself is what gzip made: it is not to be unpacked on its way."""
     server.files["/a.tar.gz"] = content = gzip.compress(CONTENT)
     server.headers["Content-Encoding"] = "gzip"
@@ -135,18 +135,18 @@ def test_a_server_that_calls_it_encoded(server: Server, tmp_path: Path) -> None:
     assert path.read_bytes() == content
 
 
-def test_a_length_that_is_no_number(server: Server, tmp_path: Path) -> None:
+def test_a_length_that_is_no_number_does_not_matter(server: Server, tmp_path: Path) -> None:
     server.files["/a.tar.gz"], server.headers["Content-Length"] = CONTENT, "many"
     assert download.fetch("a.tar.gz", MD5, tmp_path, lambda text: None).read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize(("place", "reason"), [("/a.tar.gz", "Exceeded 30 redirects"), ("http://[", ".*URL"), ("http://a:b/", ".*[Pp]ort")])
-def test_redirects_that_lead_nowhere(place: str, reason: str, server: Server, tmp_path: Path) -> None:
+def test_redirects_that_lead_nowhere_are_said(place: str, reason: str, server: Server, tmp_path: Path) -> None:
     server.redirects["/a.tar.gz"] = place
     assert re.search(f"/a.tar.gz cannot be downloaded: {reason}", refused(tmp_path))
 
 
-def test_certificates_that_are_not_there(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_certificates_that_are_not_there_are_said(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/no/certificates")
     monkeypatch.setattr(download, "SITE", download.SITE.replace("http:", "https:"))
     assert re.search("cannot be downloaded: .*invalid path: /no/certificates$", refused(tmp_path))
@@ -169,22 +169,22 @@ def test_what_a_killed_download_left_is_removed(server: Server, tmp_path: Path) 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar.gz", "tmp.tar.gz", "tmp2x_abcde"]  # the last may be another's, at work
 
 
-def test_not_there(server: Server, tmp_path: Path) -> None:
+def test_a_file_that_the_server_has_not_is_said(server: Server, tmp_path: Path) -> None:
     assert "/b.tar.gz cannot be downloaded: the server answers 404" in refused(tmp_path, "b.tar.gz")
 
 
-def test_unreachable(tmp_path: Path) -> None:
+def test_a_server_that_cannot_be_reached_is_said(tmp_path: Path) -> None:
     assert "cannot be downloaded: no connection" in refused(tmp_path)
 
 
-def test_no_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_server_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(download, "ANSWER_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and says nothing
         monkeypatch.setattr(download, "SITE", f"http://127.0.0.1:{silent.getsockname()[1]}")
         assert "no answer within 0.2 seconds" in refused(tmp_path)
 
 
-def test_a_name_that_is_looked_up_for_ever(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_name_that_is_looked_up_for_ever_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert download.ANSWER_SECONDS < 5
     monkeypatch.setattr(download, "ANSWER_SECONDS", 0.2)
     monkeypatch.setattr(download, "SITE", "http://somewhere.invalid")
@@ -196,14 +196,14 @@ def test_a_name_that_is_looked_up_for_ever(monkeypatch: pytest.MonkeyPatch, tmp_
     ended.set()
 
 
-def test_folder_that_cannot_be_written(server: Server, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_said(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     server.files["/a.tar.gz"] = CONTENT
     with pytest.raises(data.DataError, match=r"cannot be saved in .*file.inner"):
         download.fetch("a.tar.gz", MD5, tmp_path / "file" / "inner", lambda text: None)
 
 
-def test_a_python_without_ssl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_python_without_ssl_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def get(*_: object, **__: object) -> None:
         raise ImportError("Can't connect to HTTPS URL because the SSL module is not available.")
 
@@ -211,7 +211,7 @@ def test_a_python_without_ssl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert "cannot be downloaded: this Python has no ssl module, which HTTPS needs" in refused(tmp_path)
 
 
-def test_no_pooch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_pooch_one_sentence_says_so_and_no_other_data_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(__import__("sys").modules, "pooch", None)
     assert 'downloading needs pooch (in the project\'s folder, pip install -e ".[app]")' in refused(tmp_path)
     monkeypatch.setenv("CONFORMER_DATA", str(tmp_path))
@@ -222,7 +222,7 @@ def test_no_pooch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert said == []
 
 
-def test_load_downloads_once(server: Server, cifar: Cifar, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_load_downloads_once_and_reads_the_archive(server: Server, cifar: Cifar, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """From an empty cache to images, through the archive; the second time without the server."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as archive:

@@ -24,7 +24,7 @@ CNN = np.array([[2.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 3, 0], [0, 1, 0, 0]])
 TRANSFORMER = np.array([[0.0, 1, 0, 0], [0, 1, 0, 0], [0, 4, 0, 0], [0, 0, 3, 0]])
 
 
-def test_class_by_class():
+def test_accuracies_are_shares_class_by_class():
     shares = Predictions(CNN, TRANSFORMER, np.array([0, 1, 2, 2])).class_accuracies()
     assert list(shares) == list(HEADS)
     assert_array_equal(shares["cnn"], [1, 1, 0.5, np.nan])
@@ -44,7 +44,7 @@ def test_class_numbers_of_any_integer_dtype(dtype: type):
     assert_array_equal(matrix, np.eye(20)[::-1])
 
 
-def test_labels_in_a_list():
+def test_labels_may_be_a_list():
     assert accuracies(CNN, TRANSFORMER, [0, 1, 2, 3]) == accuracies(CNN, TRANSFORMER, np.arange(4))  # type: ignore[arg-type]
 
 
@@ -126,7 +126,7 @@ def test_images_are_normalised_with_the_data_sets_constants_and_mirrored_left_to
         (1, {"batch_size": -1}, "evaluate: 1 images in batches of -1; .*batches of at least 1"),
     ],
 )
-def test_what_cannot_be_evaluated(count: int, options: dict, message: str):
+def test_what_cannot_be_evaluated_is_refused(count: int, options: dict, message: str):
     split = Split(np.zeros((count, 16, 16, 3), np.uint8), np.zeros(count, np.int64))
     dataset = Dataset("x", ("a", "b"), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), split, split, Path())
     with pytest.raises(ValueError, match=message):
@@ -173,7 +173,7 @@ def test_the_mirror_image_counts_as_much_as_the_image(config: TrainConfig) -> No
     assert both.labels is test.labels
 
 
-def test_three_accuracies() -> None:
+def test_three_accuracies_are_of_both_heads_and_of_their_sum() -> None:
     cnn = np.array([[2.0, 0, 0], [0, 1, 0], [0, 0, 3], [0, 1, 0]])
     transformer = np.array([[0.0, 1, 0], [0, 1, 0], [0, 4, 0], [0, 0, 3]])
     assert accuracies(cnn, transformer, np.array([0, 1, 2, 2])) == Accuracies(cnn=0.75, transformer=0.5, sum=0.75)

@@ -11,7 +11,7 @@ from conformer import files
 from conformer.files import quoted, write_file
 
 
-def test_two_that_write_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_two_that_write_the_same_file_the_last_to_rename_it_stands_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As another thread would: while the first has written its part, but not renamed it yet."""
     path, fsync = tmp_path / "page.html", os.fsync
 

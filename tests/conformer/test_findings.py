@@ -86,7 +86,7 @@ def test_the_table_is_what_numpy_makes_of_the_runs(tmp_path: Path) -> None:
     assert f"\n* {said}\n" in page
 
 
-def test_few_runs() -> None:
+def test_what_is_said_of_one_run_of_two_of_unlike_ones_and_of_none() -> None:
     one = found({"cifar-nano": [0.8]}, averaged=True).text()
     assert "deviation" not in one and "mean" not in one and "one run" in one
     assert [line.split()[-1] for line in one.splitlines()[2:9]] == ["78.00", "77.00", "80.00", "10.00", "20.00", "30.00", "8,000.0"]
@@ -114,7 +114,7 @@ def test_nothing_else_stands_in_for_the_first_network() -> None:
     assert "\ncifar-nano, which the others are compared with, has no finished run.\n" in rest.text()
 
 
-def test_steps_that_a_time_budget_fixed() -> None:
+def test_different_steps_that_a_time_budget_fixed_are_said() -> None:
     first, second, *others = runs({"cifar-nano": NANO})
     longer = replace(second, steps=1234)
     text = Findings([first, longer, *others], "cifar10").text()

@@ -66,7 +66,7 @@ def test_transparent_parts_are_white(tmp_path: Path):
         assert (tuple(read[0, 0]), tuple(read[0, 7])) == (RED, WHITE)
 
 
-def test_grey_of_8_and_of_16_bits(tmp_path: Path):
+def test_grey_of_8_and_of_16_bits_is_read_alike(tmp_path: Path):
     grey = np.array([[0, 51], [102, 255]], np.uint8)
     Image.fromarray(grey).save(tmp_path / "8.png")
     Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "16.png")
@@ -100,7 +100,7 @@ def test_pixels_of_unknown_range_are_refused(dtype: type, kind: str, tmp_path: P
         read_image(tmp_path / "grey.tif", (8, 8))
 
 
-def test_what_is_no_image(tmp_path: Path):
+def test_what_is_no_image_is_named(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="cannot read .*nothing.png: No such file"):
         read_image(tmp_path / "nothing.png", (8, 8))
     with pytest.raises(IsADirectoryError, match="cannot read .*: Is a directory"):
@@ -111,7 +111,7 @@ def test_what_is_no_image(tmp_path: Path):
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp", "gif"])
-def test_images_cut_short(kind: str, tmp_path: Path):
+def test_images_cut_short_are_named(kind: str, tmp_path: Path):
     path = tmp_path / f"image.{kind}"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(path)
     whole = path.read_bytes()
@@ -132,7 +132,7 @@ def test_whatever_a_decoder_raises_the_image_is_named(error: Exception, tmp_path
         read_image(tmp_path / "image.png", (8, 8))
 
 
-def test_a_kind_that_is_not_read(tmp_path: Path):
+def test_a_kind_that_is_not_read_is_refused(tmp_path: Path):
     (tmp_path / "x.dds").write_bytes(b"DDS |\0\0\0" + bytes(120))
     with pytest.raises(ValueError, match=r"x.dds is not an image that can be read \(JPEG, PNG, WebP, GIF, BMP, TIFF and PPM can\)"):
         read_image(tmp_path / "x.dds", (8, 8))
@@ -151,7 +151,7 @@ def test_postscript_is_handed_to_no_program(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("kind", [*FORMATS, "MPO"])  # some cameras save JPEG with a second, small picture
-def test_every_kind_that_is_named(kind: str, tmp_path: Path):
+def test_every_kind_that_is_named_is_read(kind: str, tmp_path: Path):
     Image.fromarray(halves(32, 32)).save(tmp_path / "image", format=kind, **({"save_all": True} if kind == "MPO" else {}))
     image = read_image(tmp_path / "image", (32, 32)).astype(int)
     assert np.abs(image - halves(32, 32))[:, [0, 8, 24, 31]].max() < 8

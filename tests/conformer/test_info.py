@@ -22,7 +22,7 @@ MILLION, BILLION = 1e6, 1e9
         ("small-patch32", 38_853_072, 7.046, 7.023),
     ],
 )
-def test_published_variants_at_224(name, parameters, macs, without_attention):
+def test_counts_of_the_published_variants_at_224_are_the_papers(name, parameters, macs, without_attention):
     result = count(CONFIGS[name])
     assert result.image_size == (224, 224)
     assert result.parameters == parameters
@@ -49,7 +49,7 @@ def test_published_variants_at_224(name, parameters, macs, without_attention):
         ("cifar-small", {"patch_size": 32}, 8_265_000, 383.1),
     ],
 )
-def test_cifar_variants_at_32(name, changes, parameters, macs):
+def test_counts_of_cifar_variants_at_32(name, changes, parameters, macs):
     result = count(replace(CONFIGS[name], **changes))
     assert result.image_size == (32, 32)
     exact = parameters % 1000
@@ -57,7 +57,7 @@ def test_cifar_variants_at_32(name, changes, parameters, macs):
     assert round(result.macs / MILLION, 1) == macs
 
 
-def test_split_by_branch_of_the_published_tiny_and_small():
+def test_the_split_by_branch_of_the_published_tiny_and_small():
     for name, millions in (("tiny-patch16", (0.85, 21.29, 0.74, 0.64)), ("small-patch16", (13.23, 21.29, 1.74, 1.41))):
         result = count(CONFIGS[name])
         split = result.by_branch()
@@ -134,7 +134,7 @@ def test_text_has_a_line_for_every_block_and_the_totals():
     assert "5.226 G multiply-accumulates" in describe(CONFIGS["tiny-patch16"]) and "4.868 G without" in describe(CONFIGS["tiny-patch16"])
 
 
-def test_sizes():
+def test_a_size_is_a_number_or_two_and_must_fit():
     assert count(CONFIGS["cifar-nano"], 64).image_size == (64, 64)
     assert count(CONFIGS["cifar-nano"], (32, 64)).image_size == count(CONFIGS["cifar-nano"], [np.int64(32), 64]).image_size == (32, 64)
     assert count(CONFIGS["cifar-nano"], np.array([32, 64])).image_size == (32, 64)  # type: ignore[arg-type]

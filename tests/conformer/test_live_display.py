@@ -9,7 +9,7 @@ from conformer.evaluate import Accuracies
 from conformer.live_display import LiveDisplay
 
 
-def test_live_display() -> None:
+def test_figures_are_written_again_in_their_place_and_messages_stay_above_them() -> None:
     from rich.console import Console
 
     screen = io.StringIO()

@@ -19,7 +19,9 @@ Cifar = Callable[..., Path]
 pytestmark = pytest.mark.usefixtures("plain_surroundings")
 
 
-def test_no_matplotlib(cifar: Cifar, tiny_network: str, tmp_path: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_matplotlib_all_but_the_pictures_is_made(
+    cifar: Cifar, tiny_network: str, tmp_path: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     monkeypatch.delitem(sys.modules, "conformer.plots", raising=False)
     folder, run = str(cifar(records=8)), tmp_path / "run"
@@ -31,7 +33,7 @@ def test_no_matplotlib(cifar: Cifar, tiny_network: str, tmp_path: Path, fails: C
     assert "the picture of the confusion matrix needs matplotlib (in the project's folder, pip install" in fails(0, "evaluate", str(run))
 
 
-def test_a_backend_of_matplotlib_that_there_is_not(tmp_path: Path) -> None:
+def test_a_backend_of_matplotlib_that_there_is_not_is_said(tmp_path: Path) -> None:
     """Only a program of its own imports matplotlib anew, which then looks at MPLBACKEND."""
     from PIL import Image
 
@@ -50,7 +52,7 @@ def test_a_backend_of_matplotlib_that_there_is_not(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError("Key backend: 'no' is not a valid value"), RuntimeError("Could not determine home directory.")])
-def test_matplotlib_that_cannot_be_imported(
+def test_matplotlib_that_cannot_be_imported_is_said(
     error: Exception, cifar: Cifar, tiny_network: str, tmp_path: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Refusing(importlib.abc.MetaPathFinder):
@@ -70,7 +72,7 @@ def test_matplotlib_that_cannot_be_imported(
     assert f"a report is not drawn: {sentence}" in fails(1, "report", run)
 
 
-def test_no_pillow(fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_pillow_what_needs_it_says_so(fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     import conformer.plots  # noqa: F401  matplotlib does not survive a first import without pillow
 
     monkeypatch.setitem(sys.modules, "PIL", None)

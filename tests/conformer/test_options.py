@@ -55,12 +55,12 @@ from conformer.options import TrainConfig, duration, plain
         ({"drop_path": 1.0}, "drop_path is 1.0; it must be at least 0 and below 1"),
     ],
 )
-def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
+def test_an_option_out_of_range_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainConfig(**options)
 
 
-def test_options_of_other_types_than_they_have() -> None:
+def test_options_of_other_types_become_those_they_have() -> None:
     config = TrainConfig(epochs=np.int64(3), out="run", data_dir="data")  # type: ignore[arg-type]
     assert (type(config.epochs), config.out, config.data_dir) == (int, Path("run"), Path("data"))
     assert TrainConfig(out="").out is None  # type: ignore[arg-type]
@@ -68,11 +68,11 @@ def test_options_of_other_types_than_they_have() -> None:
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("30m", 1800), ("1.5h", 5400), ("1h30m", 5400)])
-def test_duration(text: str, seconds: float) -> None:
+def test_times_are_read_as_seconds(text: str, seconds: float) -> None:
     assert duration(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "30", "m", "-3m", "3 m", "1d"])
-def test_no_duration(text: str) -> None:
+def test_what_is_no_time_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not a time; write it like 90s, 30m or 1h30m"):
         duration(text)

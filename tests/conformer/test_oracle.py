@@ -49,7 +49,7 @@ def passes(witness: str, file: str) -> tuple[Outcome, Outcome]:
 
 
 @cases
-def test_logits_and_losses(witness: str, file: str):
+def test_logits_and_losses_are_the_recorded_ones(witness: str, file: str):
     expected = recording(file)
     for mode, outcome in zip(("eval", "train"), passes(witness, file), strict=True):
         assert_allclose(outcome.logits[0], expected[f"{mode}_conv"], rtol=1e-9, atol=1e-9)
@@ -58,7 +58,7 @@ def test_logits_and_losses(witness: str, file: str):
 
 
 @cases
-def test_gradients(witness: str, file: str):
+def test_gradients_are_the_recorded_ones(witness: str, file: str):
     expected = recording(file)
     for mode, outcome in zip(("eval", "train"), passes(witness, file), strict=True):
         assert list(outcome.gradients) == list(expected["param_names"])
@@ -76,7 +76,7 @@ def test_gradients(witness: str, file: str):
 
 
 @cases
-def test_running_statistics(witness: str, file: str):
+def test_running_statistics_are_the_recorded_ones(witness: str, file: str):
     expected = recording(file)
     before, after = (outcome.state for outcome in passes(witness, file))
     names = [name.removesuffix(".running_mean") for name in after if name.endswith(".running_mean")]
@@ -126,7 +126,7 @@ def our_losses(file: str) -> list[float]:
 
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("losses", [torch_losses, our_losses])
-def test_five_adamw_steps(losses, file: str):
+def test_the_losses_of_five_adamw_steps_are_the_recorded_ones(losses, file: str):
     assert_allclose(losses(file), recording(file)["adamw_losses"], rtol=1e-9)
 
 
@@ -137,7 +137,7 @@ def published(variant: str) -> tuple[dict, list]:
 
 
 @pytest.mark.parametrize("variant", ["ti", "small", "base", "s32"])
-def test_key_list_of_the_torch_witness(variant: str):
+def test_the_torch_witness_has_the_published_names_shapes_and_order(variant: str):
     config, keys = published(variant)
     with torch.device("meta"):
         model = torch_conformer.TorchConformer(**config)
@@ -155,7 +155,7 @@ class Zeros:
 
 
 @pytest.mark.parametrize("variant", ["ti", "small", "base", "s32"])
-def test_key_list_of_our_model(variant: str, monkeypatch: pytest.MonkeyPatch):
+def test_our_model_has_the_published_names_shapes_and_order(variant: str, monkeypatch: pytest.MonkeyPatch):
     config, keys = published(variant)
     monkeypatch.setattr(random, "generator", lambda *_: Zeros())  # 183 million random numbers would take ten seconds
     model = Conformer(**config)

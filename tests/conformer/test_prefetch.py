@@ -59,7 +59,7 @@ def test_prefetching_is_ahead_but_not_far_ahead_and_ends() -> None:
     assert not [thread for thread in threading.enumerate() if thread.name == "conformer-prefetch"]
 
 
-def test_something_is_made_ahead() -> None:
+def test_fewer_than_one_ahead_is_refused() -> None:
     with pytest.raises(ValueError, match="prefetched: ahead is 0; it must be at least 1"):
         next(prefetched(iter([1]), ahead=0))
 

@@ -209,7 +209,7 @@ def test_each_curve_stands_under_its_own_title(tmp_path: Path):
 
 
 @pytest.mark.parametrize("right", [True, False])
-def test_nothing_wrong_and_nothing_right(right: bool, tmp_path: Path):
+def test_a_run_with_nothing_wrong_or_nothing_right_has_a_page(right: bool, tmp_path: Path):
     images, predictions = dataset(6, 3)
     logits = np.eye(3)[predictions.labels if right else (predictions.labels + 1) % 3]
     text = Page(write_report(folder(tmp_path / "run", HEADER, TEST), images, Predictions(logits, logits, predictions.labels)).read_text()).text
@@ -217,13 +217,13 @@ def test_nothing_wrong_and_nothing_right(right: bool, tmp_path: Path):
     assert ("No image is right." in text) is not right
 
 
-def test_a_hundred_classes(tmp_path: Path):
+def test_a_hundred_classes_have_a_page(tmp_path: Path):
     page = Page(write_report(folder(tmp_path / "run", HEADER, TRAINING, TEST), *dataset(200, 100)).read_text())
     assert "all 100 classes" in page.text
     assert "class <99>" in page.text
 
 
-def test_runs_that_have_not_ended(tmp_path: Path):
+def test_of_a_run_that_has_not_ended_the_page_says_how_far_it_is(tmp_path: Path):
     text = Page(write_report(folder(tmp_path / "begun", HEADER)).read_text()).text
     assert "Nothing has been measured yet." in text
     assert "0 of 40 steps" in text

@@ -57,7 +57,7 @@ def test_a_resumed_run_is_the_unbroken_one(config: TrainConfig, breaks: tuple, c
     assert_same_run(folder(broken), whole)
 
 
-def test_killed_twice() -> None:
+def test_a_run_killed_twice_has_the_same_bits_in_the_end() -> None:
     """`benchmarks/kill_and_resume.py` with fewer kills."""
     script = Path(__file__).parents[2] / "benchmarks" / "kill_and_resume.py"
     done = subprocess.run(
@@ -67,7 +67,7 @@ def test_killed_twice() -> None:
     assert "bit-identical after 2 kills" in done.stdout
 
 
-def test_broken_off_before_the_first_checkpoint(config: TrainConfig) -> None:
+def test_a_run_broken_off_before_its_first_checkpoint_begins_again(config: TrainConfig) -> None:
     whole = train.train(config).folder
     other = replace(config, out=whole.with_name("other"))
     Trainer(other).folder.close()
@@ -77,7 +77,7 @@ def test_broken_off_before_the_first_checkpoint(config: TrainConfig) -> None:
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_broken_off_in_an_evaluation(config: TrainConfig, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_broken_off_in_an_evaluation_goes_on_with_it(config: TrainConfig, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the first, of the weights themselves, or in the second, of their average."""
     whole = train.train(config).folder
     other = replace(config, out=whole.with_name("other"))
@@ -170,7 +170,7 @@ def test_a_finished_run_has_nothing_to_do(config: TrainConfig) -> None:
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
 
 
-def test_options_of_a_resumed_run(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_that_change_the_weights_must_be_what_they_were(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     run = folder(config)
     break_off(replace(config, checkpoint_steps=2), 3, monkeypatch)
     for given, message in [
@@ -201,7 +201,7 @@ def test_other_images_are_refused(config: TrainConfig, cifar: Cifar, monkeypatch
     assert read_config(folder(config))["data_dir"] == str(same)
 
 
-def test_data_that_moved_before_the_first_checkpoint(config: TrainConfig, cifar: Cifar) -> None:
+def test_data_that_moved_before_the_first_checkpoint_is_found_again_when_it_is_given(config: TrainConfig, cifar: Cifar) -> None:
     Trainer(config).folder.close()
     same = cifar(records=8, folder="same")
     Trainer.resume(folder(config), data_dir=same).folder.close()
@@ -231,7 +231,7 @@ def test_a_resumed_run_keeps_its_notice(config: TrainConfig, monkeypatch: pytest
     assert safetensors_io.load_state(folder(config) / "last.safetensors")[1]["notice"] == "NOT WHAT WAS ASKED FOR"
 
 
-def test_data_that_is_not_where_it_was(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_that_is_not_where_it_was_is_looked_for_elsewhere(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     assert config.data_dir is not None
     elsewhere = config.data_dir.with_name("elsewhere")
     break_off(config, 7, monkeypatch)
@@ -340,7 +340,7 @@ def test_a_damaged_line_can_be_given_up(config: TrainConfig, monkeypatch: pytest
     assert len(read_log(folder(config)).training) == 4 and path.read_bytes().splitlines()[1] == b"{}"
 
 
-def test_a_log_without_its_last_line_end(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_without_its_last_line_end_can_go_on(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """As some editors save it."""
     whole = train.train(replace(config, out=folder(config).with_name("whole"))).folder
     break_off(replace(config, log_every=1), 5, monkeypatch)
@@ -362,7 +362,7 @@ def test_options_given_anew_hold_from_then_on(config: TrainConfig, monkeypatch: 
     assert Trainer.resume(folder(config)).config.log_every == 3
 
 
-def test_folders_that_cannot_go_on(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_a_folder_that_cannot_go_on_a_sentence_says_why(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     run = folder(config)
     with pytest.raises(FileNotFoundError, match="there is no run to go on with in .*run"):
         Trainer.resume(run)
@@ -459,14 +459,14 @@ def test_a_resumed_run_keeps_the_steps_of_its_budget(config: TrainConfig, monkey
     assert other_lines == whole_lines
 
 
-def test_curves_after_a_break(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_curves_are_drawn_of_a_run_without_an_evaluation_and_of_a_resumed_one(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     break_off(config, 3, monkeypatch)
     assert save_curves(folder(config), read_log(folder(config))).read_bytes().startswith(b"\x89PNG")  # no evaluation yet
     train.resume(folder(config))
     assert save_curves(folder(config), read_log(folder(config))).read_bytes().startswith(b"\x89PNG")
 
 
-def test_weights_to_begin_with_that_moved(config: TrainConfig, tmp_path: Path) -> None:
+def test_weights_to_begin_with_are_needed_until_the_first_checkpoint(config: TrainConfig, tmp_path: Path) -> None:
     """Before the first checkpoint they are needed, and may be given anew; afterwards another place of them is another option."""
     before = train.train(replace(config, max_steps=2, out=tmp_path / "before")).folder
     trainer = Trainer(replace(config, finetune=before))

@@ -36,7 +36,7 @@ def test_a_last_line_half_written_is_left_out(tmp_path: Path):
         (json.dumps(HEADER) + "\nhello\n" + json.dumps(TEST) + "\n", "damaged in line 2"),
     ],
 )
-def test_damaged_logs(text: str, message: str, tmp_path: Path):
+def test_a_damaged_log_is_refused_with_its_line(text: str, message: str, tmp_path: Path):
     (tmp_path / "metrics.jsonl").write_text(text)
     with pytest.raises(ValueError, match=message):
         read_log(tmp_path)
@@ -61,7 +61,7 @@ def test_damaged_logs(text: str, message: str, tmp_path: Path):
         (3, {"ema_test_accuracy": {"cnn": 0.5, "transformer": 0.5, "sum": None}}, "ema_test_accuracy is not three accuracies"),
     ],
 )
-def test_a_value_that_is_missing_or_of_another_kind(number: int, changes: dict, said: str, tmp_path: Path):
+def test_a_value_that_is_missing_or_of_another_kind_is_refused(number: int, changes: dict, said: str, tmp_path: Path):
     """As a single changed letter makes it; what is said names the file and the line."""
     lines = [HEADER, TRAINING, TEST]
     changed = {name: value for name, value in (lines[number - 1] | changes).items() if value is not ...}
@@ -70,6 +70,6 @@ def test_a_value_that_is_missing_or_of_another_kind(number: int, changes: dict, 
         read_log(tmp_path)
 
 
-def test_a_run_whose_steps_are_not_fixed_yet(tmp_path: Path):
+def test_the_log_of_a_run_whose_steps_are_not_fixed_yet_is_read(tmp_path: Path):
     write(tmp_path, HEADER | {"steps": None}, TRAINING, TEST)
     assert read_log(tmp_path).header["steps"] is None

@@ -11,7 +11,7 @@ from conformer.spread import Difference, Spread, student_95
 
 
 @pytest.mark.parametrize("freedom", [1, 1.5, 2, 3, 3.7, 5, 8, 10, 11, 12.25, 20, 60, 300])
-def test_students_t(freedom: float) -> None:
+def test_student_s_t_holds_95_percent_of_its_density(freedom: float) -> None:
     """95 % of Student's distribution lie within `student_95`, by its density."""
     t, step = np.linspace(-student_95(freedom), student_95(freedom), 20_001, retstep=True)
     scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(freedom * math.pi)
@@ -19,7 +19,7 @@ def test_students_t(freedom: float) -> None:
     assert (density.sum() - (density[0] + density[-1]) / 2) * step == pytest.approx(0.95, abs=1e-6)
 
 
-def test_students_t_of_many_is_the_normal_distributions() -> None:
+def test_student_s_t_of_many_is_that_of_the_normal_distribution() -> None:
     assert student_95(1e6) == pytest.approx(1.959964, abs=1e-4)
 
 

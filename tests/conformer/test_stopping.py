@@ -36,7 +36,7 @@ def test_a_signal_that_came_before_what_need_not_be_finished_is_obeyed_there() -
         assert signals.received == signal.SIGTERM
 
 
-def test_a_signal_where_stderr_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_where_stderr_is_closed_is_noted_and_writes_into_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
     """Under `2>&-` the next file that is opened is number 2."""
     written: list[int] = []
     monkeypatch.setattr(sys, "stderr", None)

@@ -144,7 +144,7 @@ def test_what_is_finished_is_kept_and_seeds_and_networks_are_added(options: dict
         assert len(Study(parsed.study, parsed.seeds, parsed.configs, **train_commands._given(parsed)).runs) == 3
 
 
-def test_relative_paths(options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_paths_hold_when_a_study_goes_on_from_elsewhere(options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     source = train.train(TrainConfig(config="tiny", out=Path("source"), **options)).folder
     relative = options | {"data_dir": options["data_dir"].relative_to(tmp_path), "finetune": source}
@@ -155,7 +155,7 @@ def test_relative_paths(options: dict[str, Any], tmp_path: Path, monkeypatch: py
     assert [run.seed for run in trained(tmp_path / "study", [3]).runs if run.figures] == [0, 1, 2, 3]
 
 
-def test_one_process_at_a_time(options: dict[str, Any], tmp_path: Path, fails: Fails, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_study_is_one_process_s_at_a_time(options: dict[str, Any], tmp_path: Path, fails: Fails, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "study"
     late = Study(path, [5], ["tiny"], **options)  # read before the other one wrote
     others = Study(path, [0, 1], ["tiny"], **options).trainers(Display())
@@ -177,7 +177,7 @@ def test_one_process_at_a_time(options: dict[str, Any], tmp_path: Path, fails: F
     assert [run.seed for run in trained(path, [7]).runs if run.figures] == [0, 1, 7]
 
 
-def test_weights_to_begin_with_that_were_moved(options: dict[str, Any], tmp_path: Path, fails: Fails) -> None:
+def test_weights_to_begin_with_that_were_moved_are_asked_for_and_must_be_the_same(options: dict[str, Any], tmp_path: Path, fails: Fails) -> None:
     source = train.train(TrainConfig(config="tiny", out=tmp_path / "source", **options)).folder
     path = tmp_path / "study"
     trained(path, [0], **options, finetune=source)
@@ -198,7 +198,7 @@ def test_weights_to_begin_with_that_were_moved(options: dict[str, Any], tmp_path
         assert weights(run.path) == weights(alone)
 
 
-def test_of_a_new_study_that_is_told_nothing(tmp_path: Path) -> None:
+def test_a_new_study_that_is_told_nothing_has_cifar_nano_under_three_seeds(tmp_path: Path) -> None:
     assert [(run.config, run.seed) for run in Study(tmp_path / "new").runs] == [("cifar-nano", 0), ("cifar-nano", 1), ("cifar-nano", 2)]
     fresh = Study(str(tmp_path / "new"), [5, 6])
     assert fresh.findings().text() == "Not finished: cifar-nano-seed-5 (not begun), cifar-nano-seed-6 (not begun)."
@@ -306,7 +306,7 @@ def test_one_seed_that_diverges_does_not_keep_others_from_training(
     assert not any(run.left for run in Study(tmp_path / "study").runs)
 
 
-def test_the_command(
+def test_the_command_stops_goes_on_and_shows_what_numpy_makes_of_the_runs(
     options: dict[str, Any], tmp_path: Path, fails: Fails, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "my study"
@@ -345,7 +345,7 @@ def test_what_memory_runs_out_for_is_another_study(options: dict[str, Any], tmp_
     assert fails(1, "train", "--config", "tiny", "--out", tmp_path / "run", *words(options)).endswith("with --accumulate")
 
 
-def test_a_run_that_was_killed_before_its_report(
+def test_the_report_of_a_run_that_was_killed_before_it_is_made_later(
     options: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("matplotlib")
@@ -388,7 +388,9 @@ def test_a_folder_that_goes_away_is_a_run_s_or_the_study_s(
     assert Study(path if path.exists() else tmp_path / "moved").runs[0].begun == (moved == "study")  # and so it is
 
 
-def test_stopped_between_runs(options: dict[str, Any], tmp_path: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_stopped_between_runs_says_how_to_go_on(
+    options: dict[str, Any], tmp_path: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
@@ -401,7 +403,7 @@ def test_stopped_between_runs(options: dict[str, Any], tmp_path: Path, fails: Fa
     assert fails(130, *command) == f"conformer: stopped between runs; go on with: {train_commands._program()} study {quoted(tmp_path / 'study')}"
 
 
-def test_what_is_refused(options: dict[str, Any], tmp_path: Path, fails: Fails, cifar: Cifar) -> None:
+def test_of_what_is_refused_a_sentence_says_why(options: dict[str, Any], tmp_path: Path, fails: Fails, cifar: Cifar) -> None:
     out, given = tmp_path / "study", words(options)
     new = ["study", out, "--configs", "tiny", "--seeds", 0]
     assert "--seeds has 3 twice; give each once" in fails(2, "study", out, "--seeds", 3, 1, 3)
@@ -462,7 +464,7 @@ def test_what_is_refused(options: dict[str, Any], tmp_path: Path, fails: Fails, 
     assert "is not of this study: it is on other images of cifar10; move it" in fails(2, *new, 1)
 
 
-def test_damaged_files(options: dict[str, Any], tmp_path: Path, fails: Fails) -> None:
+def test_damaged_files_are_named_with_a_way_out(options: dict[str, Any], tmp_path: Path, fails: Fails) -> None:
     out = tmp_path / "study"
     trained(out, [0], **options)
     file, log = out / "study.json", out / "tiny-seed-0" / "metrics.jsonl"
@@ -509,7 +511,7 @@ def test_damaged_files(options: dict[str, Any], tmp_path: Path, fails: Fails) ->
     assert all(run.figures for run in trained(out, []).runs)  # which is so
 
 
-def test_a_full_disk(options: dict[str, Any], tmp_path: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_said(options: dict[str, Any], tmp_path: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(path: Path, *_: object) -> None:
         raise OSError(f"cannot write {path}: No space left on device")
 

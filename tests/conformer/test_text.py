@@ -23,7 +23,7 @@ def test_numbers_without_end_are_refused(text: str):
 
 
 @pytest.mark.parametrize("text", ["", "{", b"\xff", b'"\xe9"', "[" * 100_000, '{"a":' * 100_000])
-def test_what_is_no_json(text: str | bytes):
+def test_what_is_no_json_is_refused(text: str | bytes):
     with pytest.raises(ValueError):
         from_json(text)
 

@@ -135,7 +135,7 @@ def test_a_time_budget_begins_again_with_the_weights_that_were_given(config: Tra
     assert_array_equal(trainer.learner.model.state_dict()["cls_token"], safetensors_io.load_state(before / "last.safetensors")[0]["cls_token"])
 
 
-def test_run_folder(config: TrainConfig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_run_writes_and_prints(config: TrainConfig, capsys: pytest.CaptureFixture[str]) -> None:
     result = train.train(config)
     assert result.folder == config.out
     assert result.steps == 10
@@ -158,9 +158,6 @@ def test_run_folder(config: TrainConfig, capsys: pytest.CaptureFixture[str], mon
     assert header["threads"] >= 1
     assert {"OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "platform"} <= set(header)
     assert header["blas"] == run_folder.environment()["blas"] and header["blas"][0]["version"]
-    with monkeypatch.context() as patch:
-        patch.setattr(run_folder.threadpoolctl, "threadpool_info", list)  # as where NumPy uses Apple's Accelerate
-        assert run_folder.environment()["blas"] == [np.show_config("dicts")["Build Dependencies"]["blas"]["name"]]  # type: ignore[index]
     assert [line["step"] for line in rest if set(line) == STEP_LINE] == [2, 4, 6, 8, 10]
     tests = [line for line in rest if set(line) == TEST_LINE]
     assert [(line["step"], line["epoch"]) for line in tests] == [(5, 1.0), (10, 2.0)]
@@ -191,7 +188,7 @@ def test_saved_weights_are_the_trained_network(config: TrainConfig) -> None:
     assert not trainer.learner.model.cls_token.dtype == np.float64
 
 
-def test_same_seed_same_bits(config: TrainConfig, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_bits(config: TrainConfig, tmp_path: Path) -> None:
     runs = [(tmp_path / "a", 0), (tmp_path / "b", 0), (tmp_path / "c", 1)]
     states = []
     for out, seed in runs:
@@ -204,7 +201,7 @@ def test_same_seed_same_bits(config: TrainConfig, tmp_path: Path) -> None:
     assert untimed[0] == untimed[1] != untimed[2]
 
 
-def test_it_learns(config: TrainConfig, cifar: Cifar) -> None:
+def test_colours_are_learnt_in_30_steps_by_either_head(config: TrainConfig, cifar: Cifar) -> None:
     """Ten colours: far better than chance after 30 steps, by either head."""
     more = cifar(records=48, folder="more")
     result = train.train(replace(config, data_dir=more, batch_size=24, epochs=9, max_steps=30, lr=1e-2, log_every=30))
@@ -214,14 +211,16 @@ def test_it_learns(config: TrainConfig, cifar: Cifar) -> None:
 
 
 @pytest.mark.parametrize(("epochs", "max_steps", "steps"), [(None, None, 15), (None, 4, 4), (None, 40, 40), (2, None, 10), (2, 4, 4), (2, 40, 10)])
-def test_number_of_steps(epochs: int | None, max_steps: int | None, steps: int, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_epochs_and_steps_that_are_asked_for_the_fewer_are_taken(
+    epochs: int | None, max_steps: int | None, steps: int, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of 5 steps an epoch, on a data set that is seen 3 times unless told otherwise."""
     whole = data.load
     monkeypatch.setattr(data, "load", lambda *arguments: replace(whole(*arguments), epochs=3))
     assert Trainer(replace(config, epochs=epochs, max_steps=max_steps)).steps == steps
 
 
-def test_schedule_is_fitted_to_the_steps(config: TrainConfig) -> None:
+def test_the_schedule_is_fitted_to_the_steps(config: TrainConfig) -> None:
     result = train.train(replace(config, max_steps=8, lr=0.5e-3, warmup=0.25, log_every=1))
     rates = [line["learning_rate"] for line in lines(result.folder) if "learning_rate" in line]
     assert len(rates) == result.steps == 8
@@ -230,12 +229,12 @@ def test_schedule_is_fitted_to_the_steps(config: TrainConfig) -> None:
     assert_allclose(rates[3:], [0.5e-3 * (1 + math.cos(math.pi * i / 6)) / 2 for i in range(1, 6)], rtol=1e-6)
 
 
-def test_evaluation_every_few_epochs_and_at_the_end(config: TrainConfig) -> None:
+def test_there_is_an_evaluation_every_few_epochs_and_at_the_end(config: TrainConfig) -> None:
     result = train.train(replace(config, epochs=3, eval_epochs=2))
     assert [line["step"] for line in lines(result.folder) if "test_accuracy" in line] == [10, 15]
 
 
-def test_average_of_the_weights(config: TrainConfig) -> None:
+def test_the_average_of_the_weights_is_saved_and_measured(config: TrainConfig) -> None:
     result = train.train(replace(config, ema=0.5, max_steps=4))
     last, average = (safetensors_io.load_state(result.folder / f"{name}.safetensors")[0] for name in ("last", "ema"))
     assert last.keys() == average.keys()
@@ -318,7 +317,9 @@ def test_a_run_is_never_overwritten(config: TrainConfig) -> None:
         Trainer(replace(config, out=config.out / "config.json"))
 
 
-def test_default_folder(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_run_without_a_folder_is_called_after_its_network_and_the_time(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.chdir(tmp_path)
     path = Trainer(replace(config, out=None)).folder.path
     assert path.parent == Path("runs")
@@ -326,7 +327,7 @@ def test_default_folder(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.undo()
 
 
-def test_runs_of_the_same_second(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_runs_of_the_same_second_have_folders_of_their_own(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     trainer = Trainer(replace(config, out=None))
     name = trainer.folder.path.name
@@ -376,7 +377,7 @@ def test_time_left_has_the_evaluation_that_is_due(config: TrainConfig) -> None:
     assert [round(shown[step] / 1000) for step in (1, 5, 6, 10)] == [2, 2, 1, 1]
 
 
-def test_running_figures(config: TrainConfig) -> None:
+def test_what_is_shown_of_a_step_are_means_and_the_time_left(config: TrainConfig) -> None:
     trainer = Trainer(config)
     trainer.evaluated, trainer.test, trainer._evaluation_seconds = 5, Accuracies(0.1, 0.2, 0.3), 7.0
     trainer._recent.append((3.0, Accuracies(0.125, 0.25, 0.5), 0.25))

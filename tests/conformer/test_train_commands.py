@@ -26,7 +26,7 @@ Cifar = Callable[..., Path]
 pytestmark = pytest.mark.usefixtures("plain_surroundings")
 
 
-def test_data_not_there(fails: Callable[..., str]) -> None:
+def test_data_that_is_not_there_is_said(fails: Callable[..., str]) -> None:
     assert "cifar-10-binary.tar.gz cannot be downloaded: no connection; get cifar-10-binary.tar.gz elsewhere" in fails(
         1, "train", "--dataset", "cifar10"
     )
@@ -51,7 +51,7 @@ def test_auto_without_cifar_says_so_first(
     assert "on 20 test images of coupling10 from its generator" in capsys.readouterr().out
 
 
-def test_run_folder_taken_or_unwritable(
+def test_a_run_folder_that_is_taken_or_cannot_be_made_is_said(
     cifar: Cifar, tiny_network: str, tmp_path: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ["train", "--config", tiny_network, "--data-dir", str(cifar()), "--batch-size", "4", "--max-steps", "1", "--out", str(tmp_path / "run")]
@@ -68,7 +68,9 @@ def test_run_folder_taken_or_unwritable(
         assert fails(1, *command[:-1], str(tmp_path / "locked")) == f"conformer: {tmp_path / 'locked'}: Permission denied"
 
 
-def test_full_disk(cifar: Cifar, tiny_network: str, tmp_path: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_said_and_how_to_go_on(
+    cifar: Cifar, tiny_network: str, tmp_path: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(path: Path, *arguments: object) -> None:
         raise OSError(f"cannot write {path}: No space left on device")
 
@@ -78,7 +80,9 @@ def test_full_disk(cifar: Cifar, tiny_network: str, tmp_path: Path, fails: Calla
     assert f"checkpoint.safetensors: No space left on device; nothing was saved yet, go on with: {train_commands._program()} train --resume" in line
 
 
-def test_ctrl_c(cifar: Cifar, tiny_network: str, tmp_path: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_says_which_step_is_saved_and_how_to_go_on(
+    cifar: Cifar, tiny_network: str, tmp_path: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     original = Learner.train_step
 
     def interrupted(self: Learner, batch: Batch) -> tuple[float, Accuracies]:
@@ -120,14 +124,16 @@ def test_a_checkpoint_that_is_gone_is_not_promised(
     assert sorted(path.name for path in run.iterdir()) == ["checkpoint.safetensors", "config.json", "metrics.jsonl"]
 
 
-def test_no_rich(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_rich_lines_are_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setitem(sys.modules, "rich.console", None)
     assert type(train_commands._display()) is Display
     assert 'needs rich (in the project\'s folder, pip install -e ".[app]")' in capsys.readouterr().err
 
 
-def test_resume(cifar: Cifar, tiny_network: str, tmp_path: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_was_stopped_goes_on_with_its_options(
+    cifar: Cifar, tiny_network: str, tmp_path: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = str(tmp_path / "run")
     command = ["train", "--config", tiny_network, "--data-dir", str(cifar(records=8)), "--batch-size", "8", "--epochs", "2"]
     original = Learner.train_step
@@ -152,7 +158,7 @@ def test_resume(cifar: Cifar, tiny_network: str, tmp_path: Path, fails: Callable
     assert (tmp_path / "run" / "curves.png").exists()
 
 
-def test_resume_a_finished_run(
+def test_a_finished_run_is_mended_and_not_trained_again(
     cifar: Cifar, tiny_network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train_commands, "_draw_curves", lambda run: False)  # nor a report at the end of training: see test_report

@@ -50,7 +50,7 @@ def saved_network(path: Path, config: str, **changes: Any) -> tuple[Conformer, A
     return model, about
 
 
-def test_train_then_evaluate(
+def test_evaluate_prints_what_training_measured_and_every_class(
     cifar: Cifar,
     tiny_network: str,
     tmp_path: Path,
@@ -85,7 +85,9 @@ def test_train_then_evaluate(
     assert "the picture is not drawn: cannot write" in fails(1, "evaluate", str(run), "--picture", str(tmp_path / "no" / "else.png"))
 
 
-def test_predict(cifar: Cifar, tiny_network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predict_prints_the_likeliest_classes_of_each_head(
+    cifar: Cifar, tiny_network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from PIL import Image
 
     monkeypatch.chdir(tmp_path)
@@ -109,7 +111,7 @@ def test_predict(cifar: Cifar, tiny_network: str, tmp_path: Path, capsys: pytest
             assert (name, float(share)) == (about.classes[place], pytest.approx(100 * shares[place], abs=0.051))
 
 
-def test_explain(
+def test_explain_draws_a_picture_or_says_why_not(
     cifar: Cifar,
     tiny_network: str,
     tmp_path: Path,
@@ -217,7 +219,9 @@ def test_a_run_is_measured_with_the_constants_it_was_trained_with(
 
 
 @pytest.mark.parametrize("kind", ["L", "RGB"])
-def test_a_network_of_grey_images(kind: str, tiny_network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_network_of_grey_images_takes_grey_and_coloured_files(
+    kind: str, tiny_network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from PIL import Image
 
     network = replace(named_config(tiny_network), num_classes=2, in_chans=1)
@@ -246,7 +250,7 @@ NAMES = ("cat\nand mouse", "\x1b]0;PWNED\x07dog", os.fsdecode(b"caf\xe9"), "$\\f
 SHOWN = (r"cat\nand mouse", r"\x1b]0;PWNED\x07dog", r"caf\udce9", r"$\frac{$", *"efghij")
 
 
-def test_names_that_no_terminal_shows(
+def test_names_that_no_terminal_shows_are_escaped_by_every_command(
     cifar: Cifar, tiny_network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Classes that are called like files: train, evaluate, report, predict and explain."""
@@ -274,12 +278,12 @@ def test_names_that_no_terminal_shows(
             assert all(name in output.out for name in SHOWN)
 
 
-def test_names_in_what_is_said(tmp_path: Path, fails: Callable[..., str]) -> None:
+def test_names_are_escaped_in_what_is_said(tmp_path: Path, fails: Callable[..., str]) -> None:
     assert fails(1, "evaluate", str(tmp_path / "a\n\x1b]0;b")).startswith(rf"conformer: cannot read {tmp_path}/a\n\x1b]0;b: No such file")
 
 
 @pytest.mark.parametrize("tta", ["mirrow", None, []])
-def test_an_augmentation_that_there_is_not(tta: object, cifar: Cifar, tiny_network: str, tmp_path: Path, fails: Callable[..., str]) -> None:
+def test_an_augmentation_that_there_is_not_is_said(tta: object, cifar: Cifar, tiny_network: str, tmp_path: Path, fails: Callable[..., str]) -> None:
     run, folder = tmp_path, cifar(records=2)
     saved_network(run / "last.safetensors", tiny_network)
     (run / "config.json").write_text(json.dumps({"tta": tta}))
@@ -290,7 +294,7 @@ def test_an_augmentation_that_there_is_not(tta: object, cifar: Cifar, tiny_netwo
     assert main(["evaluate", str(run), "--data-dir", str(folder), "--tta", "none"]) == 0
 
 
-def test_predict_what_cannot_be_read(tmp_path: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predict_says_what_is_missing(tmp_path: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert "there is no trained network in runs: give one with --run" in fails(1, "predict", "cat.jpg")
     assert "cannot read nothing" in fails(1, "predict", "cat.jpg", "--run", "nothing")
@@ -298,7 +302,9 @@ def test_predict_what_cannot_be_read(tmp_path: Path, fails: Callable[..., str], 
     assert "--top: '0' is not a whole number above 0" in fails(2, "predict", "cat.jpg", "--top", "0")
 
 
-def test_report(cifar: Cifar, tiny_network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], fails: Callable[..., str]) -> None:
+def test_report_writes_the_page_of_the_end_of_training_again(
+    cifar: Cifar, tiny_network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], fails: Callable[..., str]
+) -> None:
     run = tmp_path / "run"
     command = ["train", "--config", tiny_network, "--data-dir", str(cifar(records=8)), "--batch-size", "8", "--max-steps", "1", "--out", str(run)]
     assert main([*command, "--tta", "mirror"]) == 0
@@ -323,7 +329,7 @@ def test_report(cifar: Cifar, tiny_network: str, tmp_path: Path, capsys: pytest.
     assert "metrics.jsonl is damaged in line 1" in fails(1, "report", str(run))
 
 
-def test_info(capsys: pytest.CaptureFixture[str], fails: Callable[..., str]) -> None:
+def test_info_prints_parameters_or_why_not(capsys: pytest.CaptureFixture[str], fails: Callable[..., str]) -> None:
     assert main(["info"]) == 0
     assert "1,071,880 parameters" in capsys.readouterr().out
     assert main(["info", "--config", "tiny-patch16", "--image-size", "64"]) == 0
@@ -331,7 +337,7 @@ def test_info(capsys: pytest.CaptureFixture[str], fails: Callable[..., str]) -> 
     assert "multiples of 16" in fails(2, "info", "--config", "tiny-patch16", "--image-size", "100")
 
 
-def test_weights_that_cannot_be_used(tmp_path: Path, fails: Callable[..., str]) -> None:
+def test_weights_that_cannot_be_used_are_said(tmp_path: Path, fails: Callable[..., str]) -> None:
     assert "cannot read" in fails(1, "evaluate", str(tmp_path / "nothing"))
     assert "last.safetensors" in fails(1, "evaluate", str(tmp_path))
     (tmp_path / "text.safetensors").write_text("hello")
@@ -358,7 +364,9 @@ def test_weights_that_cannot_be_used(tmp_path: Path, fails: Callable[..., str]) 
         ({}, "it has 1 tensors for a network of 3 blocks"),
     ],
 )
-def test_weights_that_were_changed(changed: dict[str, Any], said: str, tiny_network: str, tmp_path: Path, fails: Callable[..., str]) -> None:
+def test_weights_that_were_changed_are_refused(
+    changed: dict[str, Any], said: str, tiny_network: str, tmp_path: Path, fails: Callable[..., str]
+) -> None:
     network = asdict(replace(named_config(tiny_network), num_classes=2))
     about = About(network, "tiny", "cifar10", "", ("cat", "dog"), (0.5,) * 3, (0.2,) * 3, (32, 32), 1, {})
     entries = {name: value if isinstance(value, str) else json.dumps(value) for name, value in (asdict(about) | changed).items()}
@@ -370,7 +378,7 @@ def test_weights_that_were_changed(changed: dict[str, Any], said: str, tiny_netw
 
 @pytest.mark.parametrize("command", ["report", "explain"])
 @pytest.mark.parametrize(("reason", "said"), [(errno.ENOSPC, "the output cannot be written: No space left on device\n"), (errno.EPIPE, "")])
-def test_the_path_of_what_was_made_cannot_be_written(
+def test_what_was_made_is_there_though_its_path_cannot_be_written(
     reason: int, said: str, command: str, tiny_network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where output is not buffered, print itself fails."""
