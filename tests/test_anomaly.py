@@ -62,7 +62,7 @@ FORWARD = {
 
 @pytest.mark.parametrize("where", ["plain", "no_grad", "checkpoint", "definitions"])
 @pytest.mark.parametrize("name", FORWARD)
-def test_forward(name: str, where: str):
+def test_the_first_bad_number_is_reported_with_operation_shapes_and_line(name: str, where: str):
     function, x, message = FORWARD[name]
     mode = {"no_grad": minigrad.no_grad, "definitions": minigrad.definitions}.get(where, minigrad.enable_grad)
     with anomaly(), mode(), pytest.raises(FloatingPointError, match=rf"{message} .*{HERE}:{line_of(function)}$"):
@@ -120,7 +120,7 @@ def test_backward_names_the_line_of_the_forward(where: str, create_graph: bool):
             y.sum().backward(create_graph=create_graph)
 
 
-def test_backward_of_a_kernel():
+def test_backward_of_a_kernel_names_the_line_of_its_forward():
     x = Tensor(np.zeros((1, 3)), requires_grad=True)
 
     def attend(x: Tensor) -> Tensor:
@@ -138,7 +138,7 @@ def test_backward_of_a_kernel():
 @pytest.mark.parametrize("create_graph", [False, True])
 @pytest.mark.parametrize("nested", [0, 1, 2])
 @pytest.mark.parametrize("where", ["kernels", "definitions"])
-def test_backward_of_a_fused_operation_inside_checkpoints(where: str, nested: int, create_graph: bool):
+def test_backward_of_a_fused_operation_inside_checkpoints_names_the_line_in_the_function(where: str, nested: int, create_graph: bool):
     """The second run of a checkpoint, in the mode of the first, leads to the line in the function."""
     x, weight = Tensor(np.array([[1.0, -1.0]]), requires_grad=True), Tensor(np.array([1e200, 1e200]))
 
@@ -158,7 +158,7 @@ def test_backward_of_a_fused_operation_inside_checkpoints(where: str, nested: in
             y.backward(Tensor(np.array([[1e200, 2e200]])), create_graph=create_graph)
 
 
-def test_backward_of_a_rule_made_of_operations():
+def test_backward_of_a_rule_made_of_operations_names_the_operation_that_was_called():
     """What is named is the operation that was called, the one in its rule that went wrong, and the line of the call, not that of backward()."""
     x = Tensor(np.array([[1.0, 2.0]]), requires_grad=True)
 
@@ -175,7 +175,7 @@ def test_backward_of_a_rule_made_of_operations():
             y.backward(Tensor(np.full((3, 2), 1e308)))
 
 
-def test_gradients_that_add_up_to_infinity():
+def test_gradients_that_add_up_to_infinity_are_reported_where_they_meet():
     """Each is finite, and no rule is to blame."""
     x, y = leaf(1.0), leaf(1.0)
     g = Tensor(np.array([1e308]))
@@ -204,7 +204,7 @@ def test_gradients_that_add_up_to_infinity():
     assert x.grad.item() == np.inf
 
 
-def test_backward_of_a_graph_that_was_recorded_before():
+def test_backward_of_a_graph_that_was_recorded_before_says_that_its_line_is_not_known():
     y = square_root(leaf(0.0)).sum()
     with anomaly(), pytest.raises(FloatingPointError, match="backward of sqrt made Inf .* its forward was called at a line outside `with anomaly"):
         y.backward()
@@ -260,7 +260,7 @@ def test_integers_and_booleans_are_never_looked_at():
         assert (Tensor([1.0]) > 0).item() is True
 
 
-def test_off_it_says_nothing():
+def test_where_it_is_off_nothing_is_said():
     x = leaf(0.0, 1.0)
     divide(x)
     square_root(x).sum().backward()

@@ -119,7 +119,7 @@ def test_borrowed_gradients_are_never_written():
         lambda x, _: x[0] * x,
     ],
 )
-def test_the_same_tensor_twice(function: Any):
+def test_the_same_tensor_twice_gets_both_gradients(function: Any):
     x = leaf(2, 2)
     t = torch.tensor(x.numpy(), requires_grad=True)
     g = upstream((2, 2))
@@ -147,7 +147,7 @@ def test_accumulating_writes_into_the_same_gradient():
     assert_array_equal(g.numpy(), [5.0] * 3)
 
 
-def test_a_gradient_that_the_user_set():
+def test_a_gradient_that_the_user_set_is_added_to_where_it_fits():
     """What fits is added to, in a new array where it cannot be written; what does not is refused before any `.grad` is written."""
     x, y = leaf(3), leaf(3)
     y.grad = Tensor(np.array(1.0)).broadcast_to((3,))
@@ -219,7 +219,7 @@ def test_a_freed_graph_says_so():
 
 
 @pytest.mark.parametrize("make", [lambda x: (x.exp() * x).sum(), lambda x: (F.layer_norm(x, x, x) * x).sum(), lambda x: (F.softmax(x) * x).sum()])
-def test_retain_graph(make: Any):
+def test_with_retain_graph_a_graph_is_walked_again(make: Any):
     x = leaf(3)
     y = make(x)
     y.backward(retain_graph=True)
@@ -284,7 +284,7 @@ def test_grad_of_an_output_is_the_weight_itself():
     assert_array_equal(minigrad.grad(x.sum(), [x, x])[1].numpy(), [1.0, 1.0])
 
 
-def test_grad_where_one_input_lies_above_another():
+def test_grad_by_tensors_of_which_one_lies_above_another():
     x = leaf(2)
     a = x * 3.0
     b = a * a
@@ -295,7 +295,7 @@ def test_grad_where_one_input_lies_above_another():
     assert_allclose(dx.numpy(), 3 * (10 * a.numpy() + 1), rtol=1e-14)
 
 
-def test_several_outputs():
+def test_gradients_of_several_outputs_add_up():
     x = leaf(3)
     a, b = x.exp(), x[:2] * 2.0
     weights = [upstream((3,), 1), upstream((2,), 2)]
@@ -308,7 +308,7 @@ def test_several_outputs():
     assert_close(g, 2 * np.exp(x.numpy()) + 1)
 
 
-def test_an_output_that_lies_below_another():
+def test_an_output_that_lies_below_another_adds_its_gradient():
     x = leaf(3)
     a = x * x
     b = a.sum()
@@ -316,7 +316,7 @@ def test_an_output_that_lies_below_another():
     assert_close(g, 2 * x.numpy() * (1 + upstream((3,)).numpy()))
 
 
-def test_an_operation_with_several_outputs_of_which_one_is_used():
+def test_of_an_operation_with_several_outputs_the_one_that_is_used_passes_its_gradient_on():
     x = leaf(3, 2)
     first, second, third = x.unbind()
     (g,) = minigrad.grad(second.exp().sum(), x)
@@ -326,7 +326,7 @@ def test_an_operation_with_several_outputs_of_which_one_is_used():
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_an_operation_with_several_outputs_of_which_some_are_used(count: int):
+def test_of_an_operation_with_several_outputs_those_that_are_used_pass_their_gradients_on(count: int):
     x = leaf(count, 2)
     parts = x.unbind()
     for used in (range(count), reversed(range(count)), [count - 1], [0, 0, 1]):
@@ -342,7 +342,7 @@ def test_an_operation_with_several_outputs_of_which_some_are_used(count: int):
 
 
 @pytest.mark.parametrize("function", [lambda x: x + 0.0, lambda x: x.reshape(4), lambda x: x * 2.0, F.gelu, lambda x: F.gelu(x) + x])
-def test_results_of_grad_are_their_own(function: Any):
+def test_results_of_grad_have_memory_of_their_own(function: Any):
     """Whether the gradient that arrives is fresh (then it is handed out as it is) or borrowed: a result may be written, even one asked for twice."""
     x = leaf(2, 2)
     y = function(x)
@@ -360,7 +360,7 @@ def test_results_of_grad_are_their_own(function: Any):
 # --- derivatives of derivatives
 
 
-def test_third_order_by_hand():
+def test_derivatives_of_every_order_of_a_power_are_those_by_hand():
     x = Tensor(np.array([0.7, -1.2]), requires_grad=True)
     y = x**4
     for factor, power in ((4, 3), (12, 2), (24, 1), (24, 0)):
@@ -386,7 +386,7 @@ def normalised(x: torch.Tensor) -> torch.Tensor:
         (lambda x: x.max() * x.sum() / (x * x).mean().sqrt(), lambda x: x.amax() * x.sum() / (x * x).mean().sqrt()),
     ],
 )
-def test_third_order_against_pytorch(ours: Any, theirs: Any):
+def test_derivatives_up_to_the_third_are_those_of_pytorch(ours: Any, theirs: Any):
     """Each gradient is weighted with random numbers and differentiated again."""
     array = rng(4).uniform(0.3, 1.2, (3,))
     x, t = Tensor(array, requires_grad=True), torch.tensor(array, requires_grad=True)
@@ -405,7 +405,7 @@ def test_backward_with_create_graph_makes_grad_differentiable():
     assert_allclose(x.grad.numpy(), 3 * x.numpy() ** 2 + 36 * x.numpy() ** 3, rtol=1e-13)
 
 
-def test_gradient_with_respect_to_the_upstream_gradient():
+def test_the_gradient_by_the_upstream_gradient_is_the_forward_derivative():
     """backward is linear in the upstream gradient: its derivative is the forward-mode derivative (the double-backward trick)."""
     x, u = leaf(3), Tensor(np.zeros(3), requires_grad=True)
     y = x.exp() * x
@@ -519,7 +519,7 @@ assert done == [True]
 """
 
 
-def test_chains_of_100_000_operations():
+def test_chains_of_100_000_operations_need_no_recursion():
     """Forward, backward and dropping use no recursion of ours: they work with the interpreter's default limit in a thread with 64 KiB of stack.
 
     (1 MiB from Python 3.13 on, which drops chains of objects by recursion some thousand frames deep; threads have 8 by default.)
@@ -531,7 +531,7 @@ def test_chains_of_100_000_operations():
 # --- under no_grad
 
 
-def test_create_graph_under_no_grad():
+def test_create_graph_records_under_no_grad_too():
     """As in PyTorch: what the surrounding mode says concerns forward operations, not the graph that was asked for."""
     x = leaf(3)
     y = (x**3).sum()

@@ -77,7 +77,7 @@ def plainly(function: Callable, *inputs: Any) -> Any:
 
 @pytest.mark.parametrize("second", [False, True], ids=["first", "second"])
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_the_same_as_without(name: str, second: bool):
+def test_a_checkpoint_gives_what_the_function_gives_without(name: str, second: bool):
     ours, ours_gradients = run(checkpoint, FUNCTIONS[name], second)
     outputs, gradients = run(plainly, FUNCTIONS[name], second)
     assert [y.requires_grad for y in ours] == [y.requires_grad for y in outputs]
@@ -142,7 +142,7 @@ class Block(nn.Module):
 
 @pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize("definitions", [False, True], ids=["kernels", "definitions"])
-def test_nested_with_batch_norm_dropout_and_parameters(definitions: bool, order: int):
+def test_nested_checkpoints_with_batch_norm_dropout_and_parameters_give_what_the_functions_give(definitions: bool, order: int):
     """grad() with respect to an interior input and parameters, also differentiated again: the numbers, statistics and draws of a plain call."""
     found = []
     for call in (checkpoint, plainly):
@@ -169,7 +169,7 @@ def test_nested_with_batch_norm_dropout_and_parameters(definitions: bool, order:
     assert counter == reference_counter
 
 
-def test_only_parameters_as_inputs():
+def test_a_function_of_captured_parameters_alone_may_be_checkpointed():
     """No input at all: everything is captured."""
     w = leaf(2, 2)
     y = checkpoint(lambda: (w @ w).exp())
@@ -180,7 +180,7 @@ def test_only_parameters_as_inputs():
         assert not checkpoint(lambda: w @ w).requires_grad
 
 
-def test_types_of_the_result():
+def test_the_result_is_of_the_type_that_the_function_gives():
     x = leaf(2)
     assert type(checkpoint(lambda x: [x, x], x)) is list and type(checkpoint(lambda x: (x,), x)) is tuple
     assert type(checkpoint(lambda x: x * 2.0, x)) is Tensor
@@ -194,7 +194,7 @@ def test_backward_reaches_captured_parameters():
     assert_allclose(x.grad.numpy(), np.array([[1.0, 2.0], [3.0, 4.0]]) @ w.numpy().T, rtol=1e-14)
 
 
-def test_only_captured_tensors_require_grad():
+def test_captured_tensors_alone_may_require_grad():
     w = leaf(2)
     y = checkpoint(lambda x: x * w, Tensor(np.array([2.0, 3.0])))
     assert y.requires_grad
@@ -212,7 +212,7 @@ def test_captured_interior_tensors_share_their_graph():
     assert_allclose(g.numpy(), np.array([1.0, -2.0]) * (e + v * e + 1 + 2 * e * e + e), rtol=1e-13)
 
 
-def test_the_same_input_twice():
+def test_the_same_input_twice_gets_both_gradients():
     x = leaf(3)
     for call in (checkpoint, plainly):
         x.grad = None
@@ -220,13 +220,13 @@ def test_the_same_input_twice():
         assert_allclose(x.grad.numpy(), 3 * x.numpy() ** 2, rtol=1e-13)
 
 
-def test_an_input_that_is_captured_too():
+def test_an_input_that_is_captured_too_gets_both_gradients():
     x = leaf(3)
     checkpoint(lambda a: a * x, x).sum().backward()
     assert_allclose(x.grad.numpy(), 2 * x.numpy(), rtol=1e-14)
 
 
-def test_inputs_that_are_no_tensors():
+def test_inputs_that_are_no_tensors_are_passed_on():
     x, array = leaf(3), np.array([1.0, 2.0, 3.0])
     y = checkpoint(lambda x, n, array, options: (x**n * array) * options["scale"], x, 3, array, {"scale": 0.5})
     y.sum().backward()
@@ -251,7 +251,7 @@ def test_third_derivative_through_a_checkpoint():
         assert_allclose(y.numpy(), expected, rtol=1e-13)
 
 
-def test_retain_graph_and_freed():
+def test_a_checkpoint_is_walked_again_only_with_retain_graph():
     x = leaf(2)
     y = checkpoint(lambda x: x.exp(), x).sum()
     y.backward(retain_graph=True)

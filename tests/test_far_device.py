@@ -93,14 +93,14 @@ def test_mixing_devices_names_operation_both_devices_and_the_fix(name: str, far:
         assert message.startswith(f"{name}: inputs are on ") and "cpu" in message and "far" in message and ".to(device=" in message, message
 
 
-def test_a_numpy_array_beside_a_far_tensor(far: Callable):
+def test_a_numpy_array_beside_a_far_tensor_is_refused_and_a_number_is_not(far: Callable):
     with pytest.raises(TypeError, match=r"mul: inputs are on far and cpu; move .*\.to\(device=...\)"):
         far([1.0, 2.0]) * np.array([1.0, 2.0])
     assert (far([1.0, 2.0]) * 2.0).device == "far"  # numbers live everywhere
     assert (far([1.0, 2.0]) * np.float64(2.0)).device == "far"
 
 
-def test_writing_across_devices(far: Callable):
+def test_writing_across_devices_is_refused(far: Callable):
     x = Tensor([1.0, 2.0])
     with pytest.raises(TypeError, match="far.* cpu"):
         x.copy_(far([1.0, 2.0]))
@@ -111,7 +111,7 @@ def test_writing_across_devices(far: Callable):
     assert x.version[0] == 0
 
 
-def test_moving_between_devices(far: Callable):
+def test_moving_between_devices_passes_gradients_on(far: Callable):
     x = leaf(2)
     y = x.to(device="far")
     assert y.device == "far" and type(y.data) is FarArray and y.requires_grad and x.to(device="cpu") is x
@@ -125,7 +125,7 @@ def test_moving_between_devices(far: Callable):
 
 
 @pytest.mark.parametrize("create_graph", [False, True])
-def test_a_whole_graph_on_another_device(create_graph: bool, far: Callable):
+def test_a_whole_graph_on_another_device_never_leaves_it(create_graph: bool, far: Callable):
     """Forward and backward never leave the device: sums of gradients, `.grad`, results of grad(), accumulation."""
     values = rng(2).uniform(0.5, 1.5, (2, 3))
 
@@ -146,7 +146,7 @@ def test_a_whole_graph_on_another_device(create_graph: bool, far: Callable):
         assert_allclose(ours, reference, rtol=1e-12)
 
 
-def test_an_unknown_array_type():
+def test_an_unknown_array_type_is_refused():
     with pytest.raises(TypeError, match="FarArray is not an array of a known device"):
         wrap(FarArray([1.0])).device
 

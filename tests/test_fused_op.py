@@ -24,13 +24,13 @@ pytestmark = pytest.mark.usefixtures("registry")
 # --- inputs
 
 
-def test_two_dtypes_in_a_fused_operation():
+def test_two_dtypes_in_a_fused_operation_are_refused():
     with pytest.raises(TypeError, match=r"layer_norm: inputs are float32 and float64; bring them to one dtype with .astype\(...\)"):
         F.layer_norm(Tensor([[1.0, 2.0]]), Tensor(np.ones(2)))
 
 
 @pytest.mark.parametrize("call", [lambda: F.gelu(None), lambda: F.softmax(None), lambda: F.linear(Tensor([[1.0]]), None), lambda: F.layer_norm(None)])
-def test_an_input_that_is_not_there(call: Callable):
+def test_an_input_that_is_not_there_is_refused(call: Callable):
     with pytest.raises(TypeError, match=r"^\w+: (x|weight) is None; give a Tensor$"):
         call()
 
@@ -313,7 +313,7 @@ def test_several_outputs_of_which_some_carry_no_gradient():
     assert given == [[False, True], [True, True]]
 
 
-def test_two_outputs():
+def test_a_kernel_with_two_outputs_is_told_which_has_no_gradient():
     @fused(outputs=2)
     def both(x: Tensor) -> tuple[Tensor, Tensor]:
         return x * 2.0, x * x

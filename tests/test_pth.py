@@ -49,7 +49,7 @@ def loaded(path: Path, data: bytes) -> Any:
 
 @BOTH
 @pytest.mark.parametrize("dtype", KINDS, ids=str)
-def test_tensors_of_every_dtype(path: Path, dtype: torch.dtype, archive: bool) -> None:
+def test_tensors_of_every_dtype_are_read(path: Path, dtype: torch.dtype, archive: bool) -> None:
     values = torch.arange(-3, 9).to(dtype)
     tensors = [values, values.reshape(3, 4).T, values[5:8], values.reshape(2, 2, 3)[:, 1, ::2], values[3], values[:0].reshape(0, 4), values[:]]
     found = loaded(path, saved(tensors, archive))
@@ -67,7 +67,7 @@ def test_bfloat16_becomes_float32(path: Path, archive: bool) -> None:
     assert np.signbit(array[-1])
 
 
-def test_memory_of_its_own_where_tensors_share_a_storage(path: Path) -> None:
+def test_tensors_that_share_a_storage_get_memory_of_their_own(path: Path) -> None:
     values = torch.arange(4.0)
     first, second = loaded(path, saved([values, values.reshape(2, 2)]))
     first[...] = -1
@@ -75,7 +75,7 @@ def test_memory_of_its_own_where_tensors_share_a_storage(path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.uint16])
-def test_storages_of_a_machine_with_the_other_byte_order(path: Path, dtype: type[np.generic]) -> None:
+def test_storages_of_a_machine_with_the_other_byte_order_are_turned(path: Path, dtype: type[np.generic]) -> None:
     values = np.arange(3).astype(dtype)
     with zipfile.ZipFile(io.BytesIO(saved(torch.from_numpy(values)))) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
@@ -85,7 +85,7 @@ def test_storages_of_a_machine_with_the_other_byte_order(path: Path, dtype: type
 
 
 @BOTH
-def test_storages_of_bytes(path: Path, archive: bool) -> None:
+def test_storages_of_bytes_are_read(path: Path, archive: bool) -> None:
     """A storage by itself, and one that ends within a number."""
     data = torch.arange(5, dtype=torch.uint8)
     found = loaded(path, saved([data.untyped_storage(), data[:4].view(torch.uint16)], archive))
@@ -94,7 +94,7 @@ def test_storages_of_bytes(path: Path, archive: bool) -> None:
 
 
 @BOTH
-def test_a_checkpoint_with_more_than_weights(path: Path, archive: bool) -> None:
+def test_of_a_checkpoint_with_more_than_weights_all_but_objects_is_read(path: Path, archive: bool) -> None:
     """What the official training program writes, and what people add to it."""
     module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
     optimizer = {"state": {0: {"step": torch.tensor(1.0), "exp_avg": torch.randn(4, 3, 3, 3)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
@@ -142,7 +142,7 @@ class Trap:
         return self.function, self.arguments
 
 
-def test_a_tensor_that_is_negative_by_a_mark(path: Path) -> None:
+def test_a_tensor_that_is_negative_by_a_mark_is_negated(path: Path) -> None:
     """The imaginary part of a conjugate is a view, of which PyTorch only notes that its numbers are to be negated."""
     values = torch.tensor([1 + 2j, 3 + 4j]).conj().imag
     assert values.is_neg()
@@ -151,7 +151,7 @@ def test_a_tensor_that_is_negative_by_a_mark(path: Path) -> None:
 
 @BOTH
 @pytest.mark.parametrize("protocol", [1, 2, 4])
-def test_parameters_and_tensors_with_attributes(path: Path, archive: bool, protocol: int) -> None:
+def test_parameters_and_tensors_with_attributes_are_read(path: Path, archive: bool, protocol: int) -> None:
     values = torch.tensor([1.0, -2.0, 3.0])
     parameter, noted, tensor = torch.nn.Parameter(values), torch.nn.Parameter(values + 1), values + 2
     noted.note = tensor.note = "x"  # type: ignore[attr-defined]
@@ -179,7 +179,7 @@ def test_an_array_that_is_all_of_its_storage_is_not_copied(path: Path, monkeypat
 
 
 @BOTH
-def test_containers_and_numbers(path: Path, archive: bool) -> None:
+def test_containers_and_numbers_are_read(path: Path, archive: bool) -> None:
     everything = {"set": {1, 2}, "complex": 1 + 2j, "key": {(1, "a"): 2, None: 3, 1.5: 4, True: 5, b"b": 6}, "long": 1 << 70, "deep": [[[()]]]}
     assert loaded(path, saved(everything, archive)) == everything
 
@@ -200,7 +200,7 @@ class Named(NamedTuple):
 
 @BOTH
 @pytest.mark.parametrize("protocol", [1, 2, 3, 4, 5])
-def test_what_protocols_and_collections_have(path: Path, protocol: int, archive: bool) -> None:
+def test_what_protocols_and_collections_have_is_read(path: Path, protocol: int, archive: bool) -> None:
     """Containers of the standard library become the plain ones, and no instruction that a protocol has is unknown."""
     circle: tuple = (1, 2, 3, [])
     circle[3].append(circle)
@@ -346,7 +346,7 @@ def test_a_forged_tensor_is_refused(path: Path, changes: dict[str, Any], said: s
         loaded(path, archive_of(**changes))
 
 
-def test_what_is_no_such_file(path: Path, tmp_path: Path) -> None:
+def test_what_is_no_such_file_is_refused(path: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"cannot read .*weights.pth: No such file"):
         pth.load(path)
     with pytest.raises(IsADirectoryError, match="cannot read .*: Is a directory"):
@@ -418,7 +418,7 @@ def test_a_tensor_of_another_kind_is_refused_with_advice_that_helps(path: Path, 
             assert_array_equal(found, expected.numpy(), strict=True)
 
 
-def test_a_short_file_that_says_it_holds_much(path: Path) -> None:
+def test_a_short_file_that_says_it_holds_much_is_refused(path: Path) -> None:
     """It is refused before memory is asked for."""
     data = saved(torch.ones(3), archive=False)
     place = data.index(struct.pack("<q", 3) + np.ones(3, np.float32).tobytes())

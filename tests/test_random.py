@@ -80,7 +80,7 @@ def test_steps_and_draws_count():
     assert random.next_draw() == (0, 0)
 
 
-def test_counter_goes_back_for_a_recomputation():
+def test_the_counter_goes_back_for_a_recomputation():
     random.manual_seed(5)
     random.set_step(2)
     random.next_draw()
@@ -133,7 +133,7 @@ def test_a_thread_without_a_seed_uses_the_main_threads():
     assert found == [expected]
 
 
-def test_without_a_seed_it_is_0():
+def test_without_a_seed_the_seed_is_0():
     program = (
         "from minigrad import manual_seed, random; first = random.generator('mask', 1).random(); "
         "manual_seed(0); print(first == random.generator('mask', 1).random())"
@@ -179,12 +179,12 @@ def test_a_new_seed_starts_the_count_anew_where_there_is_none_of_its_own(where: 
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64])
-def test_seed_out_of_range(seed: int):
+def test_a_seed_out_of_range_is_refused(seed: int):
     with pytest.raises(ValueError, match="from 0 to"):
         random.manual_seed(seed)
 
 
-def test_wrong_counters():
+def test_wrong_counters_are_refused():
     with pytest.raises(TypeError, match="whole number"):
         random.set_step(1.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="up to 3 counters, not 4"):

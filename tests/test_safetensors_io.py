@@ -30,7 +30,7 @@ STATE = {
 }
 
 
-def test_round_trip(tmp_path: Path):
+def test_a_state_and_its_metadata_come_back(tmp_path: Path):
     save_state(tmp_path / "a.safetensors", STATE, {"config": '{"depth": 6}'})
     mapping, metadata = load_state(tmp_path / "a.safetensors")
     assert metadata == {"config": '{"depth": 6}'}
@@ -60,7 +60,7 @@ def test_loaded_arrays_are_ours_to_write(tmp_path: Path):
     np.testing.assert_array_equal(load_state(tmp_path / "a.safetensors")[0]["weight"], STATE["weight"])
 
 
-def test_replaces_an_older_file(tmp_path: Path):
+def test_a_state_replaces_an_older_one_whole(tmp_path: Path):
     path = tmp_path / "last.safetensors"
     save_state(path, STATE, {"step": "1"})
     save_state(path, {"only": np.ones(3)}, {"step": "2"})
@@ -69,7 +69,7 @@ def test_replaces_an_older_file(tmp_path: Path):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file modes are POSIX")
-def test_file_has_the_usual_mode(tmp_path: Path):
+def test_a_file_has_the_usual_mode(tmp_path: Path):
     (tmp_path / "plain").touch()
     save_state(tmp_path / "a.safetensors", STATE)
     assert stat.S_IMODE((tmp_path / "a.safetensors").stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
@@ -92,7 +92,7 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypa
     assert os.listdir(tmp_path) == ["last.safetensors"]
 
 
-def test_the_library_hides_the_systems_reason_in_its_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_systems_reason_is_found_in_the_librarys_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for text, reason in (("Error while serializing: IoError(Os error (os error 28))", "No space left on device"), ("no reason", "no reason")):
 
         def failing(*_: object, text: str = text, **__: object) -> None:
@@ -127,7 +127,7 @@ def test_bytes_are_on_the_disk_before_the_name_and_the_name_before_it_returns(tm
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_a_file_that_must_be_new(links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_file_that_must_be_new_takes_nobodys_place(links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def refused(*_: object) -> None:
         raise PermissionError(1, "Operation not permitted")
 
@@ -156,7 +156,7 @@ except OSError as error:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="limits of a process are POSIX")
-def test_a_file_that_becomes_too_large_half_way(tmp_path: Path):
+def test_of_a_file_that_becomes_too_large_half_way_nothing_is_left(tmp_path: Path):
     """The library that writes fails in the middle, with a text of its own; what is said is one sentence with the system's reason."""
     path = tmp_path / "last.safetensors"
     for elements, said in ((10, ""), (1000, f"cannot write {path}: File too large\n")):
@@ -167,7 +167,7 @@ def test_a_file_that_becomes_too_large_half_way(tmp_path: Path):
 
 
 @pytest.mark.parametrize("metadata", [None, {"step": "3", "words": 'größer "a"'}])
-def test_a_state_without_arrays(tmp_path: Path, metadata: dict | None):
+def test_a_state_without_arrays_comes_back(tmp_path: Path, metadata: dict | None):
     from safetensors import safe_open
 
     save_state(tmp_path / "a.safetensors", {}, metadata)
@@ -176,14 +176,14 @@ def test_a_state_without_arrays(tmp_path: Path, metadata: dict | None):
         assert list(file.keys()) == []
 
 
-def test_folder_that_does_not_exist(tmp_path: Path):
+def test_a_folder_that_does_not_exist_is_said(tmp_path: Path):
     with pytest.raises(OSError, match="cannot write .*nowhere") as caught:
         save_state(tmp_path / "nowhere" / "a.safetensors", STATE)
     assert "\n" not in str(caught.value)
     assert os.listdir(tmp_path) == []
 
 
-def test_wrong_values(tmp_path: Path):
+def test_what_cannot_be_saved_is_refused(tmp_path: Path):
     with pytest.raises(TypeError, match="metadata 'step' is int"):
         save_state(tmp_path / "a.safetensors", STATE, {"step": 3})  # type: ignore[dict-item]
     with pytest.raises(TypeError, match="'name' has dtype <U3"):
@@ -212,7 +212,7 @@ def test_threads_that_save_to_one_path_do_not_meet(tmp_path: Path, monkeypatch: 
     assert os.listdir(tmp_path) == ["a.safetensors"]
 
 
-def test_missing_file_and_folder(tmp_path: Path):
+def test_a_missing_file_and_a_folder_are_said(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"cannot read .*a\.safetensors: No such file"):
         load_state(tmp_path / "a.safetensors")
     with pytest.raises(OSError, match="cannot read"):
@@ -220,7 +220,7 @@ def test_missing_file_and_folder(tmp_path: Path):
 
 
 @pytest.mark.parametrize("damage", ["empty", "text", "cut", "header"])
-def test_damaged_file(tmp_path: Path, damage: str):
+def test_a_damaged_file_is_refused(tmp_path: Path, damage: str):
     path = tmp_path / "a.safetensors"
     save_state(path, STATE)
     content = path.read_bytes()
@@ -273,7 +273,7 @@ def test_metadata_that_was_loaded_can_be_saved_again_with_other_arrays(tmp_path:
         save_state(tmp_path / "a.safetensors", STATE, {"minigrad.checksum": "0"})
 
 
-def test_dtype_that_numpy_does_not_have(tmp_path: Path):
+def test_a_dtype_that_numpy_does_not_have_is_refused_with_advice(tmp_path: Path):
     torch = pytest.importorskip("torch")
     from safetensors.torch import save_file
 

@@ -64,7 +64,7 @@ from tests.support import rng
     ],
     ids=repr,
 )
-def test_what_it_is_made_from(data: Any, dtype: type, shape: tuple):
+def test_dtype_and_shape_are_those_of_what_it_is_made_from(data: Any, dtype: type, shape: tuple):
     t = Tensor(data)
     assert type(t.data) is np.ndarray and t.dtype == dtype and t.shape == shape
     assert t.ndim == len(shape) and t.size == np.prod(shape, dtype=int) and t.device == "cpu"
@@ -76,7 +76,7 @@ def test_what_it_is_made_from(data: Any, dtype: type, shape: tuple):
     ["text", None, 1j, [1j], np.array([1j]), np.array(["a"]), object(), {"a": 1}, np.array([None]), np.ones(1, "f2"), np.ones(1, "g")],
     ids=lambda data: type(data).__name__,
 )
-def test_what_it_is_not_made_from(data: Any):
+def test_what_holds_no_numbers_is_refused(data: Any):
     with pytest.raises(TypeError, match=r"Tensor: (cannot make numbers of \w+ data|dtype .* is not supported)"):
         Tensor(data)
 
@@ -99,7 +99,7 @@ def test_a_mask_is_not_lost_unseen():
         nn.Linear(1, 2).load_state_dict({"weight": np.ones((2, 1)), "bias": masked})
 
 
-def test_lists_of_unequal_length():
+def test_lists_of_unequal_length_are_refused():
     with pytest.raises(ValueError, match="inhomogeneous"):
         Tensor([[1, 2], [3]])
 
@@ -153,7 +153,7 @@ def test_requires_grad_is_true_or_false(value: Any):
     assert not x.requires_grad and Tensor(2, np.True_).requires_grad is True and Tensor(2, np.False_).requires_grad is False
 
 
-def test_requires_grad_():
+def test_requires_grad_switches_a_leaf_on_and_off():
     x = Tensor([1.0])
     assert x.requires_grad_() is x and x.requires_grad
     assert not x.requires_grad_(False).requires_grad
@@ -177,7 +177,7 @@ def test_setting_requires_grad_does_not_cut_the_graph():
 # --- what it shows
 
 
-def test_repr():
+def test_repr_shows_numbers_dtype_and_what_made_it():
     assert repr(Tensor([1.0, 2.5])) == "Tensor([1. , 2.5])"
     assert repr(Tensor(np.array([1.0]), requires_grad=True)) == "Tensor([1.], dtype=float64, requires_grad=True)"
     assert repr(Tensor([0.0], requires_grad=True).exp().detach()) == "Tensor([1.])"
@@ -189,7 +189,12 @@ def test_repr():
     assert repr(Tensor(np.zeros((0, 3), np.float32))) == "Tensor([], shape=(0, 3))" and repr(Tensor([])) == "Tensor([])"
 
 
-def test_length_and_iteration():
+@pytest.mark.parametrize(("size", "whole"), [(100, True), (101, False)])
+def test_more_than_a_hundred_numbers_are_not_all_shown(size: int, whole: bool):
+    assert ("..." in repr(Tensor(np.zeros(size)))) == (not whole)
+
+
+def test_it_has_a_length_and_rows_that_pass_gradients_on():
     x = Tensor([[1.0, 2.0], [3.0, 4.0]], requires_grad=True)
     assert len(x) == 2 and [row.shape for row in x] == [(2,), (2,)]
     first, second = x
@@ -204,7 +209,7 @@ def test_length_and_iteration():
         iter(Tensor(1.0))
 
 
-def test_item_and_numbers():
+def test_a_single_number_is_an_item_an_index_and_formatted():
     assert Tensor([[2.5]]).item() == 2.5 and type(Tensor(2.5).item()) is float
     assert type(Tensor(np.array([3])).item()) is int and type(Tensor(True).item()) is bool
     assert float(Tensor([2.5], requires_grad=True)) == 2.5 and int(Tensor(2.5)) == 2
@@ -221,7 +226,7 @@ def test_item_and_numbers():
         f"{Tensor([1.0, 2.0]):.2f}"
 
 
-def test_truth():
+def test_only_a_single_number_is_true_or_false():
     assert bool(Tensor(1.0)) and not bool(Tensor([0.0])) and (Tensor(1.0) > 0)
     with pytest.raises(ValueError, match=r"bool\(\): the tensor has 2 elements \(shape \(2,\)\), one is needed"):
         bool(Tensor([1.0, 2.0]))
@@ -236,7 +241,7 @@ def test_equality_is_elementwise_and_hash_is_identity():
     assert (x == None) is False and (x != "text") is True and x not in [None, "text", float]  # noqa: E711
 
 
-def test_deepcopy():
+def test_deepcopy_copies_the_gradient_and_keeps_ties():
     x = Tensor([1.0, 2.0], requires_grad=True)
     (x * x).sum().backward()
     twin = copy.deepcopy(x)
@@ -379,13 +384,23 @@ def test_operators_between_array_and_tensor_give_a_tensor(operation: Any):
 
 
 @pytest.mark.parametrize("scalar", [2, 2.0, np.float32(2), np.float64(2), np.int64(2), np.array(2.0)], ids=repr)
-def test_scalars_on_either_side(scalar: Any):
+def test_scalars_on_either_side_leave_the_dtype(scalar: Any):
     x = Tensor(np.array([1.0, 4.0], np.float32))
     results = [scalar + x, x + scalar, scalar - x, x - scalar, scalar * x, x * scalar, scalar / x, x / scalar, scalar**x, x**scalar]
     expected = [[3, 6], [3, 6], [1, -2], [-1, 2], [2, 8], [2, 8], [2, 0.5], [0.5, 2], [2, 16], [1, 16]]
     for result, values in zip(results, expected, strict=True):
         assert type(result) is Tensor and result.dtype == np.float32
         np.testing.assert_allclose(result.numpy(), values, rtol=1e-6)
+
+
+def test_a_product_with_an_array_keeps_its_sides():
+    a, x = rng(0).standard_normal((2, 3)), Tensor(rng(1).standard_normal((3, 2)))
+    np.testing.assert_allclose((a @ x).numpy(), a @ x.numpy(), rtol=1e-14)
+    np.testing.assert_allclose((x @ a).numpy(), x.numpy() @ a, rtol=1e-14)
+
+
+def test_the_builtin_abs_takes_the_magnitude():
+    assert abs(Tensor([-1.0, 2.0])).numpy().tolist() == [1.0, 2.0]
 
 
 def test_arithmetic_of_single_numbers_gives_arrays():
@@ -554,7 +569,7 @@ def test_a_checkpoint_knows_that_shared_memory_was_looked_at():
 # --- out of the graph
 
 
-def test_detach():
+def test_detach_cuts_the_graph():
     x = Tensor([1.0, 2.0], requires_grad=True)
     y = (x * 2).detach()
     assert y.is_leaf and not y.requires_grad
@@ -562,7 +577,7 @@ def test_detach():
     assert_array_equal(x.grad.numpy(), y.numpy())
 
 
-def test_to():
+def test_to_converts_only_where_something_differs():
     x = Tensor([1.0], requires_grad=True)
     assert x.to() is x and x.to(device="cpu", dtype=np.float32) is x
     assert x.to(dtype=np.float64).dtype == np.float64
@@ -573,7 +588,7 @@ def test_to():
 # --- in place
 
 
-def test_copy_():
+def test_copy_writes_in_place_and_counts_it():
     x = Tensor([1.0, 2.0])
     assert x.copy_(np.array([3.0, 4.0])) is x and x.dtype == np.float32 and x.version[0] == 1
     assert_array_equal(x.copy_(7).numpy(), [7.0, 7.0])
@@ -586,7 +601,7 @@ def test_copy_():
     assert x.version[0] == 3  # a refused write is none
 
 
-def test_setitem():
+def test_setitem_writes_in_place_and_counts_it():
     x = Tensor(np.zeros((2, 3), np.float32))
     x[0] = 1.0
     x[:, 2] = Tensor([5.0, 6.0])
@@ -662,18 +677,3 @@ def test_writing_into_a_view_writes_into_the_tensor():
     x.reshape(4)[3:].copy_(7.0)
     assert_array_equal(x.numpy(), [[5.0, 0.0], [5.0, 7.0]])
     assert x.version[0] == 2
-
-
-def test_the_sides_of_a_product_with_an_array():
-    a, x = rng(0).standard_normal((2, 3)), Tensor(rng(1).standard_normal((3, 2)))
-    np.testing.assert_allclose((a @ x).numpy(), a @ x.numpy(), rtol=1e-14)
-    np.testing.assert_allclose((x @ a).numpy(), x.numpy() @ a, rtol=1e-14)
-
-
-def test_the_magnitude_by_the_builtin():
-    assert abs(Tensor([-1.0, 2.0])).numpy().tolist() == [1.0, 2.0]
-
-
-@pytest.mark.parametrize(("size", "whole"), [(100, True), (101, False)])
-def test_more_than_a_hundred_numbers_are_not_all_shown(size: int, whole: bool):
-    assert ("..." in repr(Tensor(np.zeros(size)))) == (not whole)
