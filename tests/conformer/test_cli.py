@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.abc
 import importlib.metadata
 import os
 import subprocess
@@ -15,9 +14,6 @@ import pytest
 from conformer import cli, train_commands, use_commands
 from conformer.cli import main
 from conformer.display import Display
-
-Cifar = Callable[..., Path]
-
 
 pytestmark = pytest.mark.usefixtures("plain_surroundings")
 
