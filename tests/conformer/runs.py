@@ -10,12 +10,24 @@ from typing import Any
 import pytest
 
 from conformer.batches import Batch
+from conformer.display import Display, Progress
 from conformer.learner import Learner
 from conformer.options import TrainConfig
 from conformer.train import Trainer
 from minigrad import safetensors_io
 
 TIMES = {"images_per_second", "seconds", "started", "resumed"}
+
+
+class Noted(Display):
+    """Notes the progress that it would show."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shown: list[Progress] = []
+
+    def progress(self, progress: Progress) -> None:
+        self.shown.append(progress)
 
 
 def folder(config: TrainConfig) -> Path:

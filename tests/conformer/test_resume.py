@@ -1,4 +1,8 @@
-"""Runs that are broken off and go on: the same weights bit for bit, the same log, and what is refused. `test_train.py` has the rest of training."""
+"""Runs that are broken off and go on: the same weights bit for bit, the same log, and what is refused.
+
+`test_train.py` has the rest of training; what concerns files, claims or signals alone is in `test_run_folder.py`, `test_claims.py` and
+`test_stopping.py`.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +36,7 @@ from conformer.stopping import Stopped
 from conformer.train import Trainer
 from conformer.weights import load_weights
 from minigrad import safetensors_io
-from tests.conformer.runs import assert_same_run, break_off, edit_checkpoint, folder, run_on, untimed
+from tests.conformer.runs import Noted, assert_same_run, break_off, edit_checkpoint, folder, lines, run_on, untimed
 
 Cifar = Callable[..., Path]
 
@@ -269,17 +273,10 @@ def test_a_network_that_is_not_what_its_name_means_now_is_refused(config: TrainC
 def test_a_resumed_run_goes_on_counting_its_time(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     break_off(config, 7, monkeypatch)
     edit_checkpoint(folder(config), seconds=5000.0, evaluation_seconds=1000.0)
-    shown = []
-
-    class Noted(Display):
-        def progress(self, progress: Progress) -> None:
-            shown.append(progress.seconds_left)
-
-    result = Trainer.resume(folder(config), Noted()).run()
-    assert [round(left / 1000) for left in shown] == [1] * 5  # steps 6 to 10, before the evaluation
+    result = Trainer.resume(folder(config), display := Noted()).run()
+    assert [round(progress.seconds_left / 1000) for progress in display.shown] == [1] * 5  # steps 6 to 10, before the evaluation
     assert 5000 < result.seconds < 5100
-    *_, last = (json.loads(line) for line in (folder(config) / "metrics.jsonl").read_text().splitlines())
-    assert 5000 < last["seconds"] <= result.seconds
+    assert 5000 < lines(folder(config))[-1]["seconds"] <= result.seconds
 
 
 def test_a_resumed_run_knows_its_best(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from conformer.batches import batches
 from conformer.checkpoints import load_checkpoint
 from conformer.config import CONFIGS
 from conformer.devices import DeviceError
-from conformer.display import Display, Progress
+from conformer.display import Progress
 from conformer.evaluate import Accuracies, Predictions, evaluate
 from conformer.options import OptionError, TrainConfig
 from conformer.steps import Outcome
@@ -31,7 +31,7 @@ from conformer.stopping import StopSignals
 from conformer.train import Trainer
 from conformer.weights import load_weights
 from minigrad import Tensor, safetensors_io
-from tests.conformer.runs import folder, lines
+from tests.conformer.runs import Noted, folder, lines
 
 Cifar = Callable[..., Path]
 STEP_LINE = {"step", "epoch", "loss", "train_accuracy", "learning_rate", "images_per_second"}
@@ -359,13 +359,8 @@ def test_mistakes_leave_no_folder(config: TrainConfig) -> None:
 
 def test_time_left_has_the_evaluation_that_is_due(config: TrainConfig) -> None:
     """Of 10 steps, evaluated after every 5: at step 5 the first is still to come, at step 10 the second."""
-    trainer, shown = Trainer(config), {}
-
-    class Noted(Display):
-        def progress(self, progress: Progress) -> None:
-            shown[progress.step] = progress.seconds_left
-
-    trainer.display, trainer._evaluation_seconds = Noted(), 1000.0
+    trainer = Trainer(config, display := Noted())
+    trainer._evaluation_seconds = 1000.0
     evaluate = trainer._evaluate
 
     def evaluated(signals: Any) -> None:
@@ -374,7 +369,8 @@ def test_time_left_has_the_evaluation_that_is_due(config: TrainConfig) -> None:
 
     trainer._evaluate = evaluated  # type: ignore[method-assign]
     trainer.run()
-    assert [round(shown[step] / 1000) for step in (1, 5, 6, 10)] == [2, 2, 1, 1]
+    left = {progress.step: progress.seconds_left for progress in display.shown}
+    assert [round(left[step] / 1000) for step in (1, 5, 6, 10)] == [2, 2, 1, 1]
 
 
 def test_what_is_shown_of_a_step_are_means_and_the_time_left(config: TrainConfig) -> None:
@@ -397,15 +393,9 @@ def test_what_is_shown_of_a_step_are_means_and_the_time_left(config: TrainConfig
 
 
 def test_running_figures_are_of_the_last_50_steps(config: TrainConfig) -> None:
-    shown = []
-
-    class Noted(Display):
-        def progress(self, progress: Progress) -> None:
-            shown.append(progress)
-
-    trainer = Trainer(config, Noted())
+    trainer = Trainer(config, display := Noted())
     trainer._note([Outcome(step, float(step), Accuracies(0, 0, 0), 1e-3, 0.5) for step in range(1, 61)])
-    assert [shown[step - 1].loss for step in (1, 2, 50, 51, 60)] == [1.0, 1.5, 25.5, 26.5, 35.5]
+    assert [display.shown[step - 1].loss for step in (1, 2, 50, 51, 60)] == [1.0, 1.5, 25.5, 26.5, 35.5]
 
 
 def test_the_last_step_is_logged_and_an_epoch_that_has_begun_counts(config: TrainConfig, capsys: pytest.CaptureFixture[str]) -> None:
