@@ -35,7 +35,7 @@ def test_every_operation_leaf_and_named_tensor_has_a_box():
     assert drawn.arrows == [(0, 2), (1, 2), (2, 3), (3, 4), (3, 4), (4, 5)]
 
 
-def test_settings_of_an_operation_and_several_outputs():
+def test_an_operation_has_its_settings_and_an_arrow_for_each_output():
     x = Tensor(np.zeros((2, 3, 4)), requires_grad=True)
     first, second = ops.unbind(x.transpose(1, 0, 2), 1)
     drawn = graph(first * second)
@@ -49,7 +49,7 @@ def test_a_checkpoint_is_one_box():
     assert [box.lines for box in drawn.boxes] == [("[2.]",), ("checkpoint",), ("exp",)] and drawn.arrows == [(0, 1), (1, 2)]
 
 
-def test_graphs_of_several_results_and_of_a_leaf_alone():
+def test_several_results_and_a_leaf_alone_are_drawn():
     x, y = Tensor([1.0], requires_grad=True), Tensor([2.0], requires_grad=True)
     drawn = graph([x.exp(), x.log(), y], {"y": y})
     assert [box.lines[0] for box in drawn.boxes] == ["[1.]", "exp", "log", "y"]
@@ -74,7 +74,7 @@ def test_what_was_not_recorded_cannot_be_drawn():
         graph(y)
 
 
-def test_graphviz_source():
+def test_the_source_for_graphviz_has_boxes_and_arrows():
     x = Tensor([1.0], requires_grad=True)
     text = graph(x * x, {'the "x"': x}).dot()
     assert text.startswith("digraph {\n")
@@ -84,7 +84,7 @@ def test_graphviz_source():
     assert re.findall(r"n\d -> n\d;", text) == ["n0 -> n1;", "n0 -> n1;"]
 
 
-def test_a_picture_of_a_block():
+def test_a_block_is_drawn_as_a_picture_with_its_names():
     x = Tensor(np.zeros((1, 4, 8)), requires_grad=True)
     weight = Tensor(np.zeros((8, 8)), requires_grad=True)
     drawn = graph(x + functional.linear(functional.gelu(functional.layer_norm(x)), weight), {"weight": weight})

@@ -17,7 +17,7 @@ spec.loader.exec_module(errors)
 
 
 @pytest.mark.parametrize("example", errors.EXAMPLES, ids=lambda example: example.title)
-def test_example(example) -> None:
+def test_an_example_is_on_the_page_as_it_runs_today(example) -> None:
     if example.mount and not errors.can_mount():
         pytest.skip("this system does not allow file systems of one's own (unshare, mount)")
     assert errors.section(example) in errors.PAGE.read_text(encoding="utf-8")

@@ -20,7 +20,7 @@ def test_names_are_listed_once_and_exist():
     assert all(callable(getattr(F, name)) for name in F.__all__)
 
 
-def test_each_says_what_it_is():
+def test_each_operation_says_what_it_is():
     """Above all where a choice is made: the gradient of a tie, or at a kink."""
     assert [name for name in F.__all__ if not (getattr(F, name).__doc__ or "").strip()] == []
 

@@ -41,12 +41,12 @@ def test_lines_do_not_count_documentation():
     assert lines["where"] == 3  # the same, with a docstring
 
 
-def test_it_takes_no_arguments():
+def test_the_program_takes_no_arguments():
     result = subprocess.run([sys.executable, "-m", "minigrad", "--ops"], capture_output=True, text=True, timeout=60)
     assert result.returncode == 2 and "unrecognized arguments: --ops" in result.stderr and not result.stdout
 
 
-def test_it_prints():
+def test_the_program_prints_the_table():
     result = subprocess.run([sys.executable, "-m", "minigrad"], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0 and not result.stderr
     lines = result.stdout.splitlines()
@@ -57,7 +57,7 @@ def test_it_prints():
 
 
 @pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="no /dev/full here")
-def test_output_that_cannot_be_written():
+def test_output_that_cannot_be_written_is_one_sentence_or_for_a_closed_pipe_none():
     with open("/dev/full", "w") as full:
         done = subprocess.run([sys.executable, "-m", "minigrad"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (1, "python -m minigrad: the output cannot be written: No space left on device\n")

@@ -81,7 +81,7 @@ def changed(source: str) -> list[str]:
         ("a = np.exp(b, out=c)", ["a = c"]),
     ],
 )
-def test_expressions(line: str, expected: list[str]):
+def test_these_are_the_changes_of_an_expression(line: str, expected: list[str]):
     assert changed(line) == sorted(expected)
 
 
@@ -100,11 +100,11 @@ def test_expressions(line: str, expected: list[str]):
         ("def g(): return a", ["def g(): return -a"]),
     ],
 )
-def test_statements_of_a_function(body: str, expected: list[str]):
+def test_these_are_the_changes_of_a_statement(body: str, expected: list[str]):
     assert changed(f"def f(a, b):\n    {body}\n") == sorted(expected)
 
 
-def test_rules_parameters_and_defaults():
+def test_rules_and_defaults_of_parameters_are_changed():
     assert changed("f.derivative(x=lambda g: g, y=lambda g: -g)") == [
         "f.derivative(x=lambda g: -g, y=lambda g: -g)",
         "f.derivative(x=lambda g: g, y=lambda g: g)",
@@ -167,7 +167,7 @@ def test_a_grid_is_no_speed_constant():
     assert set(changed("grid = slices * 2")) == {"grid = slices / 2", "grid = slices * 4"}
 
 
-def test_places_comments_and_letters_beyond_ascii():
+def test_a_change_has_its_line_among_comments_and_letters_beyond_ascii():
     source = '"""×."""\nx = (\n    "–", a  # - and +\n    - b,\n)  # × 3\n'
     found = mutants("x.py", source)
     assert [(m.line, m.after) for m in found] == [(3, '"–", b - a,'), (3, '"–", a,'), (3, '"–", -b,'), (4, "+ b,")]
@@ -253,14 +253,14 @@ def test_what_is_noticed_and_what_survives(toy: Path):
     }
 
 
-def test_tests_that_fail_without_a_change(toy: Path):
+def test_tests_that_fail_without_a_change_end_it(toy: Path):
     (toy / "tests/fused/test_area.py").write_text("def test_nothing(): assert False, 'the reason'\n")
     done = run(toy)
     assert done.returncode == 2
     assert "without any change, tests/fused/test_area.py::test_nothing fails: " in done.stderr and "the reason" in done.stderr
 
 
-def test_tests_that_take_too_long_without_a_change(toy: Path):
+def test_tests_that_take_too_long_without_a_change_end_it(toy: Path):
     done = run(toy, "--seconds", "0.001")
     assert done.returncode == 2
     assert "the tests are not done after 0 seconds (--seconds): tests/fused/test_area.py" in done.stderr

@@ -20,17 +20,17 @@ every_notebook = pytest.mark.parametrize("source", build.sources(), ids=lambda s
 
 
 @every_notebook
-def test_it_runs(source: Path) -> None:
+def test_a_notebook_runs(source: Path) -> None:
     build.run(source, fast=True)
 
 
 @every_notebook
-def test_it_agrees_with_its_source(source: Path) -> None:
+def test_a_notebook_agrees_with_its_source(source: Path) -> None:
     assert build.differences(source) == []
 
 
 @every_notebook
-def test_it_keeps_to_the_form(source: Path) -> None:
+def test_a_notebook_keeps_to_the_form(source: Path) -> None:
     """Questions with folded answers, three exercises with solutions, and what comes before and after."""
     text = source.read_text(encoding="utf-8")
     assert "**You need**" in text
@@ -111,7 +111,7 @@ def test_a_cell_that_fails_or_warns_is_an_error(code: str, message: str, tmp_pat
     assert not source.with_suffix(".ipynb").exists()
 
 
-def test_names_of_notebooks() -> None:
+def test_notebooks_are_named_by_what_they_begin_with() -> None:
     assert [path.name for path in build.sources(["01"])] == ["01_one_scalar_product.py"]
     with pytest.raises(ValueError, match="no notebook begins with '99'; there are 01_one_scalar_product"):
         build.sources(["99"])
