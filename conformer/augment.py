@@ -113,7 +113,12 @@ def normalize(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -
 
     Returns:
         A new float32 array (..., C).
+
+    Raises:
+        TypeError: the images are not uint8. Those of floats, from 0 to 1 or normalised already, would be divided by 255 once more.
     """
+    if images.dtype != np.uint8:
+        raise TypeError(f"normalize: the images are {images.dtype}; give uint8, pixels from 0 to 255 (for floats from 0 to 1: (images - mean) / std)")
     scale, offset = channel_constants(mean, std)
     return images * scale + offset
 

@@ -72,6 +72,9 @@ def test_normalize_is_its_formula_in_float32() -> None:
     assert_allclose(result, (images / 255 - np.array(mean)) / np.array(std), rtol=1e-6, atol=1e-6)
     with pytest.raises(ValueError, match="zip"):
         normalize(images, mean, std[:2])
+    for wrong in (result, images / 255, images.astype(np.int64), images > 0):
+        with pytest.raises(TypeError, match=rf"^normalize: the images are {wrong.dtype}; give uint8, pixels from 0 to 255 \(for floats"):
+            normalize(wrong, mean, std)
 
 
 @given(st.integers(0, 2**32), st.integers(1, 4), st.integers(5, 9), st.integers(5, 9), st.integers(1, 7))
