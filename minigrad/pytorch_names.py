@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-__all__ = ["INSTEAD", "IN_FUNCTIONAL", "IN_MINIGRAD", "IN_NN", "IN_OPTIM", "OF_MODULES", "Missing", "absent"]
+__all__ = ["INSTEAD", "IN_FUNCTIONAL", "IN_MINIGRAD", "IN_NN", "IN_OPTIM", "OF_MODULES", "OF_SCHEDULES", "Missing", "absent"]
 
 
 class Missing:
@@ -244,6 +244,15 @@ IN_OPTIM = {
     **dict.fromkeys(("ASGD", "Adadelta", "Adafactor", "Adagrad", "Adamax", "LBFGS", "Muon", "NAdam", "RAdam", "RMSprop", "Rprop"), _OWN),
 }
 """Classes and modules of torch.optim."""
+
+OF_SCHEDULES = {
+    "step": "`schedule.set(step)` before each step of the optimizer, with its number from 0",
+    "get_last_lr": '`[group["lr"] for group in optimizer.param_groups]`',
+    "get_lr": '`[group["lr"] for group in optimizer.param_groups]`',
+    "state_dict": "the number of the step into the file, and after loading `schedule.set(step)`: a schedule has no other state",
+    "load_state_dict": "the number of the step into the file, and after loading `schedule.set(step)`: a schedule has no other state",
+}
+"""Methods of torch.optim.lr_scheduler's schedules; schedule is an `optim.WarmupCosine`."""
 
 _OF_TENSORS = (
     "ravel permute t unsqueeze squeeze split chunk flip index_select numel square reciprocal rsqrt clamp mm bmm dot amax amin argmin std norm sort "

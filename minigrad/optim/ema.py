@@ -46,6 +46,9 @@ class EMA:
         self._shadow = {name: tensor.data.copy() for name, tensor in self._tensors()}
         self._chunks: dict[np.dtype, tuple[list[int], multi_tensor.Chunks]] = {}  # on the GPU: sizes of the tensors of a dtype, and how they are cut
 
+    def __repr__(self) -> str:
+        return f"EMA({type(self.module).__name__} with {len(self._shadow)} parameters and buffers, decay={self.decay})"
+
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: the shadow in the host's memory, and the devices it was on. The tables for the GPU are made anew."""
         shadow = {name: (backend.to_device(array, "cpu"), backend.device_of(array)) for name, array in self._shadow.items()}

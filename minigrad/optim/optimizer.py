@@ -101,6 +101,14 @@ class Optimizer:
             raise ValueError(f"{name}: {'; '.join(problems)}")
         self.param_groups.append(options)
 
+    def __repr__(self) -> str:
+        """As PyTorch's: each group's options and the caller's entries by name; and how many parameters it has."""
+        groups = [
+            [f"    {name}: {value}" for name, value in sorted({**group, "parameters": len(group["params"])}.items()) if name != "params"]
+            for group in self.param_groups
+        ]
+        return f"{type(self).__name__} (\n" + "\n\n".join("\n".join([f"Parameter Group {n}", *lines]) for n, lines in enumerate(groups)) + "\n)"
+
     def _check_own_entry(self, option: Any, value: Any) -> None:
         """Raise for an entry of a group that is no option of this optimiser, if it looks like one, or cannot be kept."""
         name = type(self).__name__

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from minigrad.optim.optimizer import Optimizer
+from minigrad.pytorch_names import OF_SCHEDULES, Missing
 
 __all__ = ["WarmupCosine", "warmup_cosine"]
 
@@ -60,9 +61,19 @@ class WarmupCosine:
                 group["initial_lr"] = group["lr"]
         self.set(0)
 
+    def __repr__(self) -> str:
+        return f"WarmupCosine({type(self.optimizer).__name__}, total={self.total}, warmup={self.warmup}, min_lr={self.min_lr})"
+
+    def __dir__(self) -> list[str]:
+        return [name for name in object.__dir__(self) if name not in OF_SCHEDULES]
+
     def set(self, step: int) -> float:
         """Set the rates for `step` (from 0), before that step is taken; returns the first group's."""
         for group in self.optimizer.param_groups:
             largest = group.setdefault("initial_lr", group["lr"])
             group["lr"] = group["scheduled_lr"] = warmup_cosine(step, self.total, self.warmup, largest, self.min_lr)
         return self.optimizer.param_groups[0]["lr"]
+
+
+for _name, _advice in OF_SCHEDULES.items():
+    setattr(WarmupCosine, _name, Missing(_name, _advice))

@@ -176,6 +176,10 @@ def test_any_50_updates_are_those_of_pytorchs_averaged_model(decay: float, width
     assert same(first.state_dict(), second.state_dict())
 
 
+def test_it_prints_what_it_follows_and_how():
+    assert repr(optim.EMA(nn.BatchNorm2d(3), 0.99)) == "EMA(BatchNorm2d with 5 parameters and buffers, decay=0.99)"
+
+
 def test_module_is_not_touched_by_the_average():
     ours = model()
     ema = optim.EMA(ours, decay=0.5)

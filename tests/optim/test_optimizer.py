@@ -294,6 +294,21 @@ def test_a_state_without_arrays_does_not_mind_another_shape():
 # --- groups
 
 
+@pytest.mark.parametrize(("name", "options"), [("AdamW", {}), ("SGD", {"momentum": 0.9, "dampening": 0.1, "weight_decay": 0.1})])
+def test_prints_as_pytorchs_does(name: str, options: dict):
+    """But for the options that are PyTorch's alone, and with how many parameters a group has."""
+
+    def grouped(p: Any, q: Any) -> list[dict[str, Any]]:
+        return [{"params": [p, q], "name": "body"}, {"params": [], "lr": 0.5, "weight_decay": 0.0}]
+
+    ours = repr(getattr(optim, name)(grouped(*parameters()[:2]), lr=0.1, **options))
+    theirs = repr(getattr(torch.optim, name)(grouped(*(torch.ones(k, requires_grad=True) for k in (2, 3))), lr=0.1, **options))
+    shared = {line.split(":")[0] for line in ours.splitlines()}
+    assert ours.count("\n    parameters: 2\n") == 1 and ours.count("\n    parameters: 0\n") == 1
+    assert [line for line in theirs.splitlines() if line.split(":")[0] in shared] == [line for line in ours.splitlines() if "parameters" not in line]
+    assert "    name: body" in ours and "    lr: 0.5" in ours
+
+
 def test_groups_take_options_of_their_own():
     a, b = nn.Parameter(np.ones(2)), nn.Parameter(np.ones(2))
     optimizer = optim.AdamW([{"params": a}, {"params": [b], "weight_decay": 0.0}], lr=0.5, weight_decay=0.1)

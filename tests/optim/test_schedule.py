@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from minigrad import Tensor, nn, optim
 from minigrad.optim import warmup_cosine
+from minigrad.pytorch_names import OF_SCHEDULES
 from tests.support import rng
 
 
@@ -229,3 +231,20 @@ def test_a_resumed_run_ends_with_the_same_weights_also_in_its_second_stage():
     second.load_state_dict(first.state_dict())
     train(resumed, second, range(4, 7))
     np.testing.assert_array_equal(resumed.numpy(), whole.numpy())
+
+
+def test_it_prints_as_it_was_made():
+    schedule = optim.WarmupCosine(optim.AdamW([nn.Parameter(np.ones(2))]), total=9, warmup=2)
+    assert repr(schedule) == "WarmupCosine(AdamW, total=9, warmup=2, min_lr=0.0)"
+
+
+@pytest.mark.parametrize("name", OF_SCHEDULES)
+def test_what_pytorchs_schedules_have_is_said_to_be_written_otherwise(name: str):
+    optimizer = optim.SGD([nn.Parameter(np.ones(2))], lr=0.1)
+    schedule, theirs = optim.WarmupCosine(optimizer, 4, 0), torch.optim.lr_scheduler.LRScheduler
+    assert hasattr(theirs, name) and not hasattr(schedule, name) and name not in dir(schedule) and "set" in dir(schedule)
+    with pytest.raises(AttributeError, match=f"^WarmupCosine has no attribute '{name}', which PyTorch's has; write ") as caught:
+        getattr(schedule, name)
+    (code,) = re.findall("`([^`]+)`", str(caught.value))
+    found = eval(code, {"schedule": schedule, "optimizer": optimizer, "step": 2})
+    assert found == ([0.1] if "lr" in name else warmup_cosine(2, 4, 0, 0.1)) and optimizer.param_groups[0]["lr"] == (0.1 if "lr" in name else found)
