@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from safetensors import SafetensorError
 
-from minigrad import safetensors_io
+from minigrad import nn, safetensors_io
 from minigrad.safetensors_io import load_state, replaced, save_state
 
 STATE = {
@@ -273,13 +273,50 @@ def test_metadata_that_was_loaded_can_be_saved_again_with_other_arrays(tmp_path:
         save_state(tmp_path / "a.safetensors", STATE, {"minigrad.checksum": "0"})
 
 
+def test_bfloat16_becomes_float32(tmp_path: Path):
+    """Whatever stands before it in the file, and every number that there is."""
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file
+
+    every = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16).reshape(256, 2, 128)
+    whole = {"every": every, "w": torch.arange(6.0).reshape(2, 3), "half": torch.ones(3).half(), "flag": torch.tensor([True]), "n": torch.tensor(7)}
+    whole |= {"one": torch.tensor(1.5).bfloat16(), "none": torch.ones(0, 4).bfloat16()}
+    save_file(whole, tmp_path / "a.safetensors", metadata={"step": "3", "größer": "a"})
+    mapping, metadata = load_state(tmp_path / "a.safetensors")
+    assert metadata == {"step": "3", "größer": "a"} and set(mapping) == set(whole)
+    for name, tensor in whole.items():
+        right = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+        assert mapping[name].dtype == right.dtype and mapping[name].shape == right.shape and mapping[name].flags.writeable
+        np.testing.assert_array_equal(mapping[name], right)
+    layer = nn.Linear(3, 2)
+    save_file({"weight": torch.tensor([[1.0, -2.5, 3e38]] * 2).bfloat16(), "bias": torch.zeros(2)}, tmp_path / "a.safetensors")
+    layer.load_state_dict(load_state(tmp_path / "a.safetensors")[0])
+    np.testing.assert_array_equal(layer.weight.numpy()[1], torch.tensor([1.0, -2.5, 3e38]).bfloat16().float())
+
+
+def test_bfloat16_in_a_damaged_file(tmp_path: Path):
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file
+
+    path = tmp_path / "a.safetensors"
+    save_file({"x": torch.ones(2, dtype=torch.bfloat16)}, path)
+    content = path.read_bytes()
+    for damaged in (content[:-1], content + b"0", content.replace(b"[2]", b"[3]"), content.replace(b"[0,4]", b"[0,6]"), content.replace(b"{", b" ")):
+        assert damaged != content
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"a\.safetensors is not a safetensors file that NumPy can read, or is damaged") as caught:
+            load_state(path)
+        assert "\n" not in str(caught.value)
+
+
 def test_a_dtype_that_numpy_does_not_have_is_refused_with_advice(tmp_path: Path):
     torch = pytest.importorskip("torch")
     from safetensors.torch import save_file
 
-    save_file({"x": torch.ones(2, dtype=torch.bfloat16)}, tmp_path / "a.safetensors")
-    with pytest.raises(ValueError, match=r"a\.safetensors holds bfloat16, which NumPy does not have; save its tensors as float32"):
+    save_file({"x": torch.ones(2).to(torch.float8_e4m3fn), "y": torch.ones(2, dtype=torch.bfloat16)}, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=r"a\.safetensors is not a safetensors file that NumPy can read, or is damaged \(.*float8") as caught:
         load_state(tmp_path / "a.safetensors")
+    assert "\n" not in str(caught.value)
 
 
 def test_complex_numbers_are_refused(tmp_path: Path):
