@@ -186,7 +186,8 @@ class Tensor:
     def _refuse_history(self, what: str) -> None:
         backend.device_of(self.data)  # raises if `.data` was set to something that is no array
         if self.node is not None:
-            raise RuntimeError(f"{what}: this tensor was made by {self.node.op.name}; only leaf tensors can be copied, use .detach() first")
+            made = f"{what}: this tensor was made by {self.node.op.name}"
+            raise RuntimeError(f"{made}; only leaf tensors can be copied, use .detach() first (for another library, which copies: .numpy())")
 
     def __deepcopy__(self, memo: dict) -> Tensor:
         """A copy with its `.grad`. Of tensors that share one array, copied together, the copies share one, too."""

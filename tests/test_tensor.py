@@ -289,6 +289,13 @@ def test_a_computed_tensor_is_not_pickled(protocol: int):
         pickle.dumps(x * 2.0, protocol)
 
 
+def test_other_libraries_that_copy_are_to_be_given_an_array():
+    """`plt.plot(x)` copies x's elements: the message is all that one sees of this."""
+    x = Tensor([1.0, 2.0], requires_grad=True)
+    with pytest.raises(RuntimeError, match=r"made by getitem; .*, use .detach\(\) first \(for another library, which copies: .numpy\(\)\)$"):
+        copy.copy(x[0])
+
+
 def test_there_are_no_subclasses():
     with pytest.raises(TypeError, match="class Mine: operations look for Tensor itself, which has no subclasses; hold a Tensor in an attribute"):
         type("Mine", (Tensor,), {})
