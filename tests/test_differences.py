@@ -15,6 +15,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
+import minigrad
 from minigrad import Tensor
 from minigrad import functional as F
 
@@ -26,12 +27,17 @@ def translations() -> list[tuple[str, str]]:
     return re.findall(r"^\| `([^`]+)` \| `([^`]+)` \|$", PAGE, flags=re.MULTILINE)
 
 
-def bilinear() -> Callable:
-    """The function that the page defines."""
-    (block,) = re.findall(r"^```python\n(def bilinear.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
-    names: dict[str, Any] = {"np": np, "Tensor": Tensor}
-    exec("\n".join(line for line in block.splitlines() if not line.startswith("print")), names)
-    return names["bilinear"]
+def functions() -> dict[str, Any]:
+    """What the right sides are made of: the page's own functions, too."""
+    code = "".join(re.findall(r"^```python\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL))
+    names: dict[str, Any] = {"np": np, "F": F, "Tensor": Tensor, "minigrad": minigrad}
+    for definition in re.findall(r"^def .*\n(?:(?: .*)?\n)+", code, flags=re.MULTILINE):
+        exec(definition, names)
+    return names
+
+
+FUNCTIONS: dict[str, Callable] = {"f": lambda x: (x.exp() * x * x[:1]).sum(), "h": lambda x: (x * x * x).sum(1) + x.exp()[:, 0]}
+"""That both sides derive."""
 
 
 def test_there_are_translations() -> None:
@@ -55,9 +61,9 @@ def test_both_sides_of_a_translation_compute_the_same(theirs: str, ours: str, nu
     torches = {name: torch.tensor(array, requires_grad=True) for name, array in arrays.items()}
     nchw = {**torches, "maps": torches["maps"].permute(0, 3, 1, 2)}
     constants = {name: Tensor(array) for name, array in floats.items()}
-    found = eval(ours, {"np": np, "F": F, "bilinear": bilinear(), **constants, **integers, **tensors})
+    found = eval(ours, {**functions(), **FUNCTIONS, **constants, **integers, **tensors})
     constants = {name: torch.tensor(array) for name, array in {**floats, **integers}.items()}
-    expected = eval(theirs, {"torch": torch, "TF": torch.nn.functional, **constants, **nchw})
+    expected = eval(theirs, {"torch": torch, "TF": torch.nn.functional, "TA": torch.autograd.functional, **FUNCTIONS, **constants, **nchw})
     near = {"rtol": 1e-5, "atol": 1e-6} if dtype == np.float32 else {"rtol": 1e-10, "atol": 1e-12}
     right = expected.detach().numpy()
     assert found.shape == right.shape and found.dtype == right.dtype and found.requires_grad == expected.requires_grad
