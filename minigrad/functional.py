@@ -44,4 +44,5 @@ __all__ = [
     "sub", "sum", "sum_to", "swapaxes", "tanh", "transpose", "unbind", "var", "where", "windows",
 ]  # fmt: skip
 
-globals()["__getattr__"] = _pytorch.absent(__name__, _pytorch.IN_FUNCTIONAL)  # as a `def`, a type checker would take it for any name
+# As a `def`, a type checker would take it for any name. What PyTorch has in torch itself, one looks for here as well.
+globals()["__getattr__"] = _pytorch.absent(__name__, _pytorch.IN_MINIGRAD | _pytorch.IN_FUNCTIONAL)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-__all__ = ["INSTEAD", "IN_FUNCTIONAL", "IN_MINIGRAD", "IN_NN", "IN_OPTIM", "OF_MODULES", "OF_SCHEDULES", "Missing", "absent"]
+__all__ = ["INSTEAD", "IN_FUNCTIONAL", "IN_INIT", "IN_MINIGRAD", "IN_NN", "IN_OPTIM", "OF_MODULES", "OF_SCHEDULES", "Missing", "absent"]
 
 
 class Missing:
@@ -61,6 +61,10 @@ INSTEAD = {
     "split": "`x[:, :n], x[:, n:]`",
     "chunk": "`x[:, :n], x[:, n:]`",
     "flip": "`x[:, ::-1]`",
+    "roll": "`F.concatenate([x[-n:], x[:-n]])` along the first axis",
+    "diff": "`x[..., 1:] - x[..., :-1]`",
+    "tril": "`F.where(np.tril(np.ones(x.shape, bool)), x, 0)`",
+    "triu": "`F.where(np.triu(np.ones(x.shape, bool)), x, 0)`",
     "index_select": "`x[:, indices]`",
     "contiguous": "`x`, since operations take any strides",
     "dim": "`x.ndim`",
@@ -90,6 +94,13 @@ INSTEAD = {
     "rsqrt": "`x ** -0.5`",
     "softmax": "`F.softmax(x, axis)`",
     "log_softmax": "`F.log_softmax(x, axis)`",
+    "log2": "`x.log() / math.log(2)`",
+    "log10": "`x.log() / math.log(10)`",
+    "round": "`Tensor(np.round(x.numpy()))`, whose gradient is 0",
+    "floor": "`Tensor(np.floor(x.numpy()))`, whose gradient is 0",
+    "ceil": "`Tensor(np.ceil(x.numpy()))`, whose gradient is 0",
+    "trunc": "`Tensor(np.trunc(x.numpy()))`, whose gradient is 0",
+    "sign": "`Tensor(np.sign(x.numpy()))`, whose gradient is 0",
     "clamp": "`x.clip(low, high)`",
     "clamp_min": "`x.clip(low)`",
     "clamp_max": "`x.clip(None, high)`",
@@ -105,7 +116,12 @@ INSTEAD = {
     "argmin": "`np.argmin(x.numpy(), axis)`",
     "std": "`x.var(axis).sqrt()`, which divides by n where PyTorch divides by n - 1",
     "norm": "`(x * x).sum().sqrt()`",
-    "sort": "`np.sort(x.numpy(), axis)`, which has no gradient",
+    "sort": "`F.gather(x, np.argsort(x.numpy(), axis), axis)`",
+    "argsort": "`np.argsort(x.numpy(), axis)`",
+    "topk": "`F.gather(x, np.argsort(-x.numpy(), -1)[..., :n], -1)`",
+    "cumsum": "`np.tril(np.ones((len(x), len(x)), x.dtype)) @ x` of floats along axis 0 of a vector or matrix, or, with no gradient, "
+    "`np.cumsum(x.numpy(), axis)`",
+    "prod": "`math.prod(x)` along the first axis, or of all elements `math.prod(x.flatten())`",
     "any": "`x.numpy().any()`",
     "all": "`x.numpy().all()`",
     # comparisons and masks
@@ -116,17 +132,19 @@ INSTEAD = {
     "lt": "`x < y`",
     "le": "`x <= y`",
     "isnan": "`x != x`",
+    "isinf": "`x.abs() == np.inf`",
     "isfinite": "`F.isfinite(x)`",
     "logical_not": "`F.logical_not(x)`",
     "logical_and": "`F.logical_and(x, y)`",
     "logical_or": "`F.logical_or(x, y)`",
-    "masked_fill": "`F.where(mask, value, x)`",
+    "masked_fill": "`F.where(mask, value, x)`, for integers with a whole value",
     "where": "`F.where(mask, x, y)`",
     "gather": "`F.gather(x, indices, axis)`",
+    "nonzero": "`np.argwhere(x.numpy())`",
     # copies and new ones
     "clone": "`x * 1` for a copy that passes gradients on, or `Tensor(x)`",
     "tolist": "`x.numpy().tolist()`",
-    "new_tensor": "`Tensor(array)`",
+    "new_tensor": "`Tensor(np.asarray(array, x.dtype))`",
     "new_zeros": "`Tensor(np.zeros(shape, x.dtype))`",
     "new_ones": "`Tensor(np.ones(shape, x.dtype))`",
     "new_full": "`Tensor(np.full(shape, value, x.dtype))`",
@@ -190,22 +208,27 @@ IN_FUNCTIONAL = {
     "mish": "`x * (F.maximum(x, 0) - F.sigmoid(x.abs()).log()).tanh()`",
     "leaky_relu": "`F.where(x > 0, x, slope * x)`",
     "elu": "`F.where(x > 0, x, F.minimum(x, 0).exp() - 1)`",
-    "relu6": "`x.clip(0, 6)`",
-    "hardtanh": "`x.clip(-1, 1)`",
-    "hardsigmoid": "`(x / 6 + 0.5).clip(0, 1)`",
-    "hardswish": "`x * (x / 6 + 0.5).clip(0, 1)`",
+    "relu6": "`F.relu(x).clip(None, 6)`, whose slope at 6 is 1",
+    "hardtanh": "`x.clip(-1, 1)`, whose slope at -1 and 1 is 1",
+    "hardsigmoid": "`(x / 6 + 0.5).clip(0, 1)`, whose slope at -3 and 3 is 1/6",
+    "hardswish": "`x * (x / 6 + 0.5).clip(0, 1)`, whose slopes at -3 and 3 are those between them",
     "glu": "`x[..., :n] * F.sigmoid(x[..., n:])`, n half the width",
     "softmin": "`F.softmax(-x, axis)`",
     # of more of them
     "normalize": "`x / ((x * x).sum(axis, keepdims=True) + 1e-24).sqrt()`",
     "rms_norm": "`x / ((x * x).mean(-1, keepdims=True) + eps).sqrt() * weight`",
     "instance_norm": "`(maps - maps.mean((1, 2), keepdims=True)) / (maps.var((1, 2), keepdims=True) + eps).sqrt()`",
+    "group_norm": "`g = maps.reshape(len(maps), -1, groups, maps.shape[-1] // groups)` and `((g - g.mean((1, 3), keepdims=True)) / "
+    "(g.var((1, 3), keepdims=True) + eps).sqrt()).reshape(maps.shape)`, times weight plus bias",
     "one_hot": "`np.eye(n, dtype=np.float32)[labels]`",
     "embedding": "`weight[indices]`",
     "adaptive_avg_pool2d": "`F.global_avg_pool2d(maps)` for one number a channel, (B, C)",
     "interpolate": _RESIZED,
     "upsample": _RESIZED,
     "dropout2d": "`maps * (keep / (1 - rate))`, where keep is (B, 1, 1, C), drawn of 0 and 1",
+    "conv_transpose2d": "`x = Tensor(np.zeros(shape, maps.dtype), requires_grad=True)` and "
+    "`minigrad.grad(F.conv2d(x, weight, stride=2), x, maps, create_graph=True)[0]`, where the shape is the result's, also inside "
+    "minigrad.no_grad() with minigrad.enable_grad()",
     "conv1d": "`F.conv2d(x[:, None], weight[:, :, None])[:, 0]`, x (B, L, C)",
 }
 """Functions of torch.nn.functional. maps are feature maps, (B, H, W, C)."""
@@ -215,7 +238,7 @@ _LIKE = {  # layers that are one function: its advice, or where it is here the f
     **dict(BCEWithLogitsLoss="binary_cross_entropy_with_logits", KLDivLoss="kl_div", CosineSimilarity="cosine_similarity", SiLU="silu"),
     **dict(Softplus="softplus", LogSigmoid="logsigmoid", Mish="mish", LeakyReLU="leaky_relu", ELU="elu", ReLU6="relu6", Hardtanh="hardtanh"),
     **dict(Hardsigmoid="hardsigmoid", Hardswish="hardswish", GLU="glu", RMSNorm="rms_norm", InstanceNorm2d="instance_norm", Upsample="upsample"),
-    **dict(AdaptiveAvgPool2d="adaptive_avg_pool2d", Dropout2d="dropout2d"),
+    **dict(AdaptiveAvgPool2d="adaptive_avg_pool2d", Dropout2d="dropout2d", GroupNorm="group_norm", ConvTranspose2d="conv_transpose2d"),
 }
 IN_NN = {
     **{layer: IN_FUNCTIONAL.get(function, f"`F.{function}(x)`") + ", in forward()" for layer, function in _LIKE.items()},
@@ -226,15 +249,28 @@ IN_NN = {
     "LogSoftmax": "`F.log_softmax(x, axis)`, in forward()",
     "Flatten": "`x.flatten(1)`, in forward()",
     "Embedding": "`table = nn.Parameter(array)`, and in forward() `table[indices]`",
-    "BatchNorm1d": "`norm = nn.BatchNorm2d(n)`, and in forward() `norm(x[:, None, None])[:, 0, 0]`",
+    "BatchNorm1d": "`nn.BatchNorm2d(n)`, which takes (B, C) too, and sequences (B, N, C)",
     "Conv1d": "`conv = nn.Conv2d(channels, n, (1, 3))`, and in forward() `conv(rows[:, None])[:, 0]`, rows (B, L, C)",
-    "MultiheadAttention": "`nn.MultiHeadAttention(dim, num_heads)`, which has timm's names",
+    "MultiheadAttention": "`nn.MultiHeadAttention(dim, num_heads, qkv_bias=True)`, of tokens to themselves; its qkv is PyTorch's in_proj, its proj "
+    "out_proj",
     "ModuleDict": "`setattr(model, name, module)`, and `getattr(model, name)`",
+    "ParameterList": "`setattr(model, name, nn.Parameter(array))`, and `getattr(model, name)`",
+    "ParameterDict": "`setattr(model, name, nn.Parameter(array))`, and `getattr(model, name)`",
     "Buffer": "`model.register_buffer(name, tensor)`",
     "functional": "`from minigrad import functional as F`",
     "utils": "`minigrad.optim.clip_grad_norm_(parameters, 1.0)`",
 }
 """Layers and modules of torch.nn."""
+
+_FANS = "(sum(tensor.shape[:2]) * math.prod(tensor.shape[2:]))"
+_WITH = "`with minigrad.no_grad(): tensor.copy_({})`"
+IN_INIT = {
+    "xavier_uniform_": f"`a = (6 / {_FANS}) ** 0.5` and `nn.init.uniform_(tensor, -a, a)`",
+    "xavier_normal_": f"`nn.init.normal_(tensor, 0.0, (2 / {_FANS}) ** 0.5)`",
+    "constant_": _WITH.format("value"),
+    "eye_": _WITH.format("np.eye(*tensor.shape)"),
+}
+"""Functions of torch.nn.init."""
 
 _OWN = "a subclass of `optim.Optimizer`, of some ten lines: docs/own_training.md"
 IN_OPTIM = {
@@ -254,9 +290,11 @@ OF_SCHEDULES = {
 }
 """Methods of torch.optim.lr_scheduler's schedules; schedule is an `optim.WarmupCosine`."""
 
+_ROWS = "`F.stack([minigrad.grad(out, x, one, retain_graph=True)[0] for one in np.eye(out.size, dtype=out.dtype)])`"
 _OF_TENSORS = (
     "ravel permute t unsqueeze squeeze split chunk flip index_select numel square reciprocal rsqrt clamp mm bmm dot amax amin argmin std norm sort "
-    "any all eq ne gt ge lt le isnan masked_fill clone"
+    "any all eq ne gt ge lt le isnan masked_fill clone roll diff tril triu log2 log10 round floor ceil trunc sign argsort topk cumsum prod isinf "
+    "nonzero"
 )
 IN_MINIGRAD = {
     **{name: INSTEAD[name] for name in _OF_TENSORS.split() if name in INSTEAD},
@@ -272,7 +310,7 @@ IN_MINIGRAD = {
     "ones_like": "`Tensor(np.ones(x.shape, x.dtype))`",
     "full_like": "`Tensor(np.full(x.shape, value, x.dtype))`",
     "eye": "`Tensor(np.eye(n, dtype=np.float32))`",
-    "arange": "`Tensor(np.arange(n))`",
+    "arange": "`Tensor(np.arange(n))`, of fractions with dtype=np.float32",
     "linspace": "`Tensor(np.linspace(low, high, n, dtype=np.float32))`",
     "rand": "`Tensor(generator.random(shape, np.float32))`, where the generator is np.random.default_rng(seed)",
     "randn": "`Tensor(generator.standard_normal(shape, np.float32))`, where the generator is np.random.default_rng(seed)",
@@ -281,17 +319,27 @@ IN_MINIGRAD = {
     # several at a time
     "cat": "`F.concatenate(tensors, axis)`",
     "concat": "`F.concatenate(tensors, axis)`",
-    "hstack": "`F.concatenate(tensors, 1)`",
-    "vstack": "`F.concatenate(tensors, 0)`",
+    "hstack": "`F.concatenate(tensors, 1)`, of vectors `F.concatenate(tensors)`",
+    "vstack": "`F.concatenate(tensors)`, of vectors `F.stack(tensors)`",
     "transpose": "`x.swapaxes(first, second)`",
     "gather": "`F.gather(x, indices, axis)`",
     "outer": "`x[:, None] * y`",
     "einsum": "`x @ y`, with the axes brought in order by transpose and reshape",
-    "logsumexp": "`(x - x.max(axis, keepdims=True)).exp().sum(axis).log() + x.max(axis)`, of finite numbers",
+    "logsumexp": "`(x - x.max(axis, keepdims=True)).exp().sum(axis).log() + x.max(axis)`, of finite floats",
     "var": "`x.var(axis)`, which divides by n where PyTorch divides by n - 1",
     "equal": "`np.array_equal(x.numpy(), y.numpy())`; F.equal compares element by element",
     "allclose": "`np.allclose(x.numpy(), y.numpy())`",
     "is_tensor": "`isinstance(x, Tensor)`",
+    # derivatives of functions: of torch.func and torch.autograd.functional
+    "func": "`minigrad.grad(out, x, v)[0]`, out computed from x; docs/differences.md has jvp, hvp, jacobian and hessian",
+    "vjp": "`minigrad.grad(out, x, v)[0]`, out computed from x",
+    "jvp": "`u = Tensor(np.zeros(out.shape, out.dtype), requires_grad=True)` and "
+    "`minigrad.grad(minigrad.grad(out, x, u, create_graph=True)[0], u, y)[0]`, out computed from x, y the direction",
+    "hvp": "`minigrad.grad(minigrad.grad(score, x, create_graph=True)[0], x, y)[0]`, the score computed from x, y the direction",
+    **dict.fromkeys(("jacrev", "jacfwd", "jacobian"), _ROWS + ", out a vector computed from x; docs/differences.md has jacobian(f, x)"),
+    "hessian": f"`out = minigrad.grad(score, x, create_graph=True)[0].flatten()` and {_ROWS}, the score computed from x; "
+    "docs/differences.md has hessian(f, x)",
+    "vmap": "functions for a batch, as operations take leading axes: `(x * y).sum(-1)` for torch.dot",
     # files, devices, dtypes, modes
     "save": "`from minigrad.safetensors_io import save_state` and `save_state(path, model.state_dict())`",
     "load": "`from minigrad.safetensors_io import load_state` and `model.load_state_dict(load_state(path)[0])`, or, for PyTorch's own files, "
@@ -306,6 +354,7 @@ IN_MINIGRAD = {
     "int32": "`np.int32`",
     "long": "`np.int64`",
     "int64": "`np.int64`",
+    **{name: f"`np.{name}`" for name in ("uint8", "int8", "int16")},
     "bool": "`np.bool_`",
     "inference_mode": "`with minigrad.no_grad(): y = model(x)`",
     "set_grad_enabled": "`with minigrad.enable_grad(): y = model(x)`, or minigrad.no_grad()",

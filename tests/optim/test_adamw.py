@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigrad import Tensor, nn, optim
+from minigrad.pytorch_names import IN_OPTIM
 from tests.cuda_device import on_cuda
 from tests.optim.parity import Run, check_run, runs
 from tests.support import assert_close, rng
@@ -112,3 +113,16 @@ def test_a_square_that_overflows_does_not_stop_a_weight_for_good(device: str):
             reference.step()
         assert np.isfinite(ours.state_dict()["state.0.exp_avg_sq"]).all()
         np.testing.assert_allclose(p.to(device="cpu").numpy(), q.detach().numpy(), rtol=1e-5)
+
+
+def test_the_advice_for_adam_is_pytorchs_adam():
+    values = rng(0).standard_normal((2, 3))
+    mine, its = Tensor(values, requires_grad=True), torch.tensor(values, requires_grad=True)
+    code = IN_OPTIM["Adam"].strip("`")
+    ours, theirs = eval(code, {"optim": optim, "parameters": [mine], "lr": 0.1}), torch.optim.Adam([its], lr=0.1)
+    for step in range(3):
+        grad = rng(step + 1).standard_normal((2, 3))
+        mine.grad, its.grad = Tensor(grad), torch.tensor(grad)
+        ours.step()
+        theirs.step()
+    np.testing.assert_allclose(mine.numpy(), its.detach(), rtol=1e-12)
