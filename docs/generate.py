@@ -33,8 +33,11 @@ sys.path.insert(0, str(ROOT))
 
 import conformer  # noqa: E402
 import minigrad  # noqa: E402
+from conformer.augment import SHIFT  # noqa: E402
 from conformer.config import named_config  # noqa: E402
+from conformer.data import Dataset  # noqa: E402
 from conformer.info import count  # noqa: E402
+from conformer.options import TrainConfig  # noqa: E402
 from minigrad import functional  # noqa: E402
 from minigrad.op import REGISTRY, Fused, Op  # noqa: E402
 
@@ -416,9 +419,11 @@ def _modules(package) -> list[str]:
 
 
 def paper() -> None:
-    """docs/paper.md: what of the paper is where in the code, from docs/paper.toml; a name that is not in its file is an error."""
+    """docs/paper.md: what of the paper is where in the code, and both recipes, from docs/paper.toml; a name that is not in its file is an error, as
+    is an option that there is not.
+    """
     content = tomllib.loads((DOCS / "paper.toml").read_text(encoding="utf-8"))
-    for entry in content["place"] + content["difference"]:
+    for entry in content["place"] + content["difference"] + content["recipe"]:
         file, name = entry["code"].split("::")
         line_of(ROOT / file, name)
     parts = ["# The paper and the code", content["text"].strip()]
@@ -427,7 +432,18 @@ def paper() -> None:
         parts += [f"## {group}", "\n".join(["| where | what | here |", "|---|---|---|", *rows])]
     rows = [f"| {entry['where']} | {entry['paper']} | {entry['official']} | {{code-at}}`{entry['code']}` |" for entry in content["difference"]]
     parts += ["## Where paper and official code differ", "\n".join(["| | paper | official code | here |", "|---|---|---|---|", *rows])]
+    parts += ["## The recipe, official and here", content["recipes"].strip()]
+    defaults = recipe_defaults()
+    rows = [f"| {e['what']} | {e['official']} | {e['here'].format(**defaults)} | {e['why']} | {{code-at}}`{e['code']}` |" for e in content["recipe"]]
+    parts += ["\n".join(["| | official code | here | why | where |", "|---|---|---|---|---|", *rows])]
     (DOCS / "paper.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def recipe_defaults() -> dict[str, object]:
+    """What the recipe's numbers are called in docs/paper.toml: the options of a run, and what the data set and the network decide."""
+    options = TrainConfig()
+    rate = named_config(options.config).drop_path_rate
+    return {**vars(options), "epochs": Dataset.epochs, "shift": SHIFT, "drop_path_rate": rate}
 
 
 def _what(entry: dict[str, str]) -> str:

@@ -183,7 +183,7 @@ def test_the_picture_of_the_network_is_the_committed_one() -> None:
 
 
 CONTENT = tomllib.loads((DOCS / "paper.toml").read_text(encoding="utf-8"))
-PLACES = [entry["code"] for entry in CONTENT["place"] + CONTENT["difference"]]
+PLACES = [entry["code"] for entry in CONTENT["place"] + CONTENT["difference"] + CONTENT["recipe"]]
 REFERENCES = sorted({found for page in WRITTEN for found in re.findall(r"\{code-at\}`([^`]+)`", page.read_text(encoding="utf-8"))})
 
 
@@ -197,6 +197,26 @@ def test_what_a_page_refers_to_is_defined_there(place: str) -> None:
 def test_the_paper_is_mapped() -> None:
     assert len(CONTENT["place"]) >= 25
     assert {entry["config"] for entry in CONTENT["place"] if "config" in entry} == {key for key in generate.conformer.CONFIGS if "patch" in key}
+
+
+def test_the_recipes_stand_side_by_side_with_the_defaults_of_today(site: Path) -> None:
+    page = (site / "docs" / "paper.md").read_text(encoding="utf-8").split("## The recipe, official and here")[1]
+    rows = dict(re.findall(r"^\| ([^|]+) \| (.+) \|$", page, flags=re.MULTILINE))
+    assert [len(row.split(" | ")) for row in rows.values()] == [4] * len(CONTENT["recipe"]) and "{lr" not in page
+    for what, here in {
+        "length": "| 20 epochs of CIFAR-10, 128 images a step |",
+        "learning rate": "| at most 0.002 |",
+        "optimiser": "| the same (weight decay 0.05) |",
+        "schedule": "over 10% of the steps,",
+        "targets": "| label smoothing 0.1 |",
+        "clipping": "| the gradient's norm to at most 1;",
+        "drop path, dropout": "| drop path 0, and",
+        "crop and flip": "| moved by up to 4 pixels",
+        "precision": "| float32;",
+    }.items():
+        assert here in f"| {rows[what]} |"
+    assert minigrad.optim.AdamW([Tensor(1.0, requires_grad=True)]).defaults["betas"] == (0.9, 0.999)  # "the same"
+    assert {"mixup, cutmix", "RandAugment", "random erasing", "repeated augmentation", "average of the weights", "evaluation"} <= set(rows)
 
 
 def test_a_name_that_is_not_there_is_an_error() -> None:
