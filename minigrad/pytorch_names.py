@@ -227,8 +227,8 @@ IN_FUNCTIONAL = {
     "upsample": _RESIZED,
     "dropout2d": "`maps * (keep / (1 - rate))`, where keep is (B, 1, 1, C), drawn of 0 and 1",
     "conv_transpose2d": "`x = Tensor(np.zeros(shape, maps.dtype), requires_grad=True)` and "
-    "`minigrad.grad(F.conv2d(x, weight, stride=2), x, maps, create_graph=True)[0]`, where the shape is the result's, also inside "
-    "minigrad.no_grad() with minigrad.enable_grad()",
+    "`minigrad.grad(F.conv2d(x, weight, stride=2), x, maps, create_graph=True)[0]`, where the shape is the result's; inside "
+    "minigrad.no_grad() under minigrad.enable_grad()",
     "conv1d": "`F.conv2d(x[:, None], weight[:, :, None])[:, 0]`, x (B, L, C)",
 }
 """Functions of torch.nn.functional. maps are feature maps, (B, H, W, C)."""
