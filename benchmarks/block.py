@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import measure
-from benchmarks.measure import Side
+from benchmarks.sides import Side, timed_answers
 
 NAME = "block"
 SIDES = ["minigrad", "torch-nchw", "torch-channels-last", "torch-tuned", "torch-compile", "jax", "tinygrad", "autograd", "mygrad"]
@@ -100,12 +100,12 @@ def _torch_step(side: Side, case: dict, inputs: dict[str, np.ndarray], weights: 
     from benchmarks.torch_model import ConvTransBlock
     from conformer.config import named_config
 
-    layout = torch.channels_last if side.options.get("channels_last") else torch.contiguous_format
+    layout = side.memory_format
     network = named_config(case["config"])
     model = ConvTransBlock(network, network.blocks()[0])
     model.load_state_dict({name: torch.from_numpy(inputs[name]) for name in case["parameters"]}, strict=False)  # but for running statistics
     model = model.to(memory_format=layout)
-    call = torch.compile(model) if side.options.get("compile") else model
+    call = torch.compile(model) if side.compile else model
     x, weight = (torch.from_numpy(array).permute(0, 3, 1, 2).contiguous(memory_format=layout) for array in (inputs["x"], weights[0]))
     x_t, weight_t = torch.from_numpy(inputs["x_t"]).requires_grad_(), torch.from_numpy(weights[1])
     leaves = [x.requires_grad_(), x_t, *model.parameters()]
@@ -119,18 +119,12 @@ def _torch_step(side: Side, case: dict, inputs: dict[str, np.ndarray], weights: 
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = measure.arguments(__doc__, SIDES, rounds=3, seconds=1.0)
-    parser.add_argument("--configs", nargs="+", default=["cifar-nano", "cifar-micro"])
-    parser.add_argument("--batches", nargs="+", type=int, default=[64])
-    options = measure.parse(parser, argv)
-    if options.worker:
-        return measure.serve(options, measure.timed_answers(prepare))
+    parser = measure.arguments(__doc__, SIDES, 3, 1.0, ["cifar-nano", "cifar-micro"], batches=[64])
+    options = measure.parse(parser, argv, timed_answers(prepare))
     if options.quick:
-        options.configs, options.batches = options.configs[:1], [2]
         options.sides = [name for name in options.sides if name != "torch-compile"]  # a minute
     cases = [case_of(config, batch) for config in options.configs for batch in options.batches]
-    rows = measure.interleaved(NAME, cases, options, fresh=False)
-    measure.save(NAME, rows, options, argv)
+    measure.run(NAME, cases, options, argv, fresh=False)
 
 
 if __name__ == "__main__":

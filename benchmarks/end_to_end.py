@@ -17,13 +17,18 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 
 from benchmarks import measure
-from benchmarks.measure import ROOT, Side, median, timed
+from benchmarks.files import ROOT
+from benchmarks.machine import cpu_times, noise
 from benchmarks.networks import training_step
+from benchmarks.records import save
+from benchmarks.sides import Side, timed
 from benchmarks.step import WARM_UP
+from benchmarks.turns import interleaved
 
 NAME = "end_to_end"
 SIDES = ["minigrad", "torch-channels-last", "torch-tuned"]
@@ -68,7 +73,7 @@ def _run(command: list[str]) -> str:
 def answer(side: Side, request: dict) -> dict:
     """One turn: the bare step, the whole run, the bare step again; `whole_of_bare` is the run's speed in the bare step's."""
     case, step = request["case"], training_step(side, {**request["case"], "size": 32})
-    before, cpu = measure.cpu_times(), sum(os.times()[:4])
+    before, cpu = cpu_times(), sum(os.times()[:4])
 
     def bare() -> float:
         samples = timed(step, request["seconds"], request["least"], WARM_UP)
@@ -81,19 +86,16 @@ def answer(side: Side, request: dict) -> dict:
         "train_images_per_second": [round(speed, 2) for speed in speeds],
         "bare_images_per_second": [round(speed, 2) for speed in both],
         "whole_of_bare": [round(median(speeds) / median(both), 4)],
-        **measure.noise(before, sum(os.times()[:4]) - cpu),  # with that of the run, a child
+        **noise(before, sum(os.times()[:4]) - cpu),  # with that of the run, a child
     }
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = measure.arguments(__doc__, SIDES, rounds=3, seconds=2.0)
-    parser.add_argument("--configs", nargs="+", default=["cifar-nano"])
+    parser = measure.arguments(__doc__, SIDES, 3, 2.0, ["cifar-nano"])
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--steps", type=int, default=60, help="of each whole run (default: 60)")
     parser.add_argument("--data-dir", type=Path, help="CIFAR-10, binary version: the folder with data_batch_1.bin (default: generated images)")
-    options = measure.parse(parser, argv)
-    if options.worker:
-        return measure.serve(options, answer)
+    options = measure.parse(parser, argv, answer)
     if options.quick:
         options.batch_size, options.steps = 2, 4
     with tempfile.TemporaryDirectory() as folder:
@@ -101,10 +103,10 @@ def main(argv: list[str] | None = None) -> None:
             write_images(Path(folder), 10 if options.quick else 2000)
         data_dir = str((options.data_dir or Path(folder)).resolve())
         cases = [{"config": config, "batch": options.batch_size, "steps": options.steps, "data_dir": data_dir} for config in options.configs]
-        rows = measure.interleaved(NAME, cases, options, fresh=True)
+        rows = interleaved(NAME, cases, options, fresh=True)
     for row in rows:
         row["case"] = {**row["case"], "data_dir": "DIR" if options.data_dir else "coupling10"}  # a path of this machine says nothing
-    measure.save(NAME, rows, options, argv)
+    save(NAME, rows, options, argv)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ there (`Cases`). Read next: `gpu_networks.py`, the steps that are measured; `gpu
 from __future__ import annotations
 
 import argparse
-import datetime
 import functools
 import hashlib
 import importlib.metadata
@@ -23,12 +22,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import measure
-from benchmarks.measure import QUICK_RESULTS, RESULTS, ROOT
+from benchmarks import files, machine
+from benchmarks.files import ROOT
 
-GPU_RESULTS = RESULTS / "gpu"
+GPU_RESULTS = files.RESULTS / "gpu"
 MEASURING = ["gpu", "gpu_ceilings", "gpu_counts", "gpu_kernels", "gpu_networks", "gpu_profile", "gpu_sides", "gpu_step", "gpu_updates"]
-MEASURING += ["measure", "networks", "ops", "speeds", "torch_model"]
+MEASURING += ["files", "machine", "networks", "op_cases", "sides", "torch_model", "torch_operations"]
 """The modules of this folder that make a figure; what is done with the figures may change between two runs of one file."""
 
 
@@ -129,8 +128,8 @@ def resumable(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 @functools.cache
 def host() -> dict[str, Any]:
-    """What measure.py says of the machine, asked for once: git takes longer than a case, and a file is written after each."""
-    return measure.environment()
+    """What machine.py says of the host, asked for once: git takes longer than a case, and a file is written after each."""
+    return machine.environment()
 
 
 @functools.cache
@@ -186,7 +185,7 @@ def path_of(name: str, options: argparse.Namespace, device: str, variant: str) -
     if options.out and options.out.suffix == ".json":
         return options.out
     words = [name, re.sub(r"[^a-z0-9]+", "-", device.removeprefix("NVIDIA ").lower()), variant]
-    return (options.out or (QUICK_RESULTS / "gpu" if options.quick else GPU_RESULTS)) / f"{'-'.join(word for word in words if word)}.json"
+    return (options.out or (files.QUICK_RESULTS / "gpu" if options.quick else GPU_RESULTS)) / f"{'-'.join(word for word in words if word)}.json"
 
 
 def save(name: str, rows: Sequence[dict], options: argparse.Namespace, argv: Sequence[str] | None, variant: str = "", **more: Any) -> Path:
@@ -194,19 +193,15 @@ def save(name: str, rows: Sequence[dict], options: argparse.Namespace, argv: Seq
     words = ["PATH" if os.path.isabs(word) else word for word in (sys.argv[1:] if argv is None else argv)]
     record = {
         "benchmark": name,
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "date": files.now(),
         "command": shlex.join(["python", "-m", f"benchmarks.{name}", *words]),
         "quick": options.quick,
         "environment": environment(),
         **more,
-        "rows": [],
+        "rows": rows,
     }
     path = path_of(name, options, record["environment"]["device"], variant)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = ",\n".join(json.dumps(row) for row in rows)  # one row a line: a later run differs from this one line by line
-    beside = path.with_suffix(".part")  # whoever is stopped while writing still has what was written before
-    beside.write_text(json.dumps(record, indent=1).removesuffix("[]\n}") + f"[\n{text}\n]\n}}\n")
-    beside.replace(path)
+    files.write(path, record)
     return path
 
 
@@ -270,7 +265,7 @@ class Cases:
         """Take the rows of a case. Where it has left the GPU unusable, the program ends: a new process can go on with the others."""
         self._rows = [row for row in self._rows if self._of(row) != case] + list(rows)
         if any("failed" in row for row in rows) and not answers():
-            told(self.save())
+            files.told(self.save())
             raise SystemExit(
                 "The GPU answers no more in this process, which therefore ends; the same command with --resume goes on with other cases."
             )
@@ -282,11 +277,6 @@ class Cases:
         others = [row for row in self._rows if self._of(row) not in self.asked]
         measured = [self._of(row) for row in self._rows]
         return self._write(mine + others, missing=[case for case in self._planned if case not in measured], begun=self._begun)
-
-
-def told(path: Path) -> None:
-    """Say where a file was written."""
-    print(f"written: {path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}")
 
 
 def text_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -9,9 +9,9 @@ products are of random 8192 x 8192 matrices. Read next: `gpu_kernels.py`, which 
 from __future__ import annotations
 
 import functools
+from statistics import median
 
-from benchmarks import gpu, gpu_networks
-from benchmarks.measure import median
+from benchmarks import files, gpu, gpu_networks
 from minigrad.backend.cublas import PRECISIONS
 
 NAME = "gpu_ceilings"
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     options = gpu.arguments(__doc__).parse_args(argv)
     gpu.connect()
     rows = measure_ceilings(options.quick)
-    gpu.told(gpu.save(NAME, rows, options, argv))
+    files.told(gpu.save(NAME, rows, options, argv))
     print(table_of(rows))
 
 

@@ -1,7 +1,7 @@
 """What an operation has to do at least: bytes of memory traffic and floating-point operations of its forward and its backward pass, by its shapes.
 
-A case is one of `ops.py`: the operation, its inputs' shapes and which need a gradient, the shape of its output, its values. Memory-bound kernels are
-judged by the bytes that must come from memory or go there, compute-bound ones by their FLOP/s. Read next: `gpu_kernels.py`.
+A case is one of `op_cases.py`: the operation, its inputs' shapes and which need a gradient, the shape of its output, its values. Memory-bound kernels
+are judged by the bytes that must come from memory or go there, compute-bound ones by their FLOP/s. Read next: `gpu_kernels.py`.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 from math import prod
 from typing import NamedTuple
 
-WIDTHS = {"f": 4, "b": 1, "i": 8, "u": 8}
-"""Bytes of a number of each kind: float32, bool, int64."""
+from benchmarks.op_cases import WIDTHS
 
 FORWARD, BACKWARD, UPDATE = "forward", "backward", "update"
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu_kernels [--only conv2d ...] [--configs cifar-micro:512:32 ...] [--precision float32] [--rounds 3] [--resume] [--quick]
 
-The cases are those of `ops.py`: every call of a training step of the first configuration, and of each further one the largest call of each operation.
+The cases are those of `op_cases.py`: every call of a training step of the first configuration; of the others the largest call of each operation.
 Both sides take turns in one run; an operation is called on inputs that the cache does not hold, or is marked "cache" (`gpu_sides.py`). What it must
 do is counted in `gpu_counts.py`; what the card can do is measured in `gpu_ceilings.py`, in the same run, and is in every row. A pass then reaches so
 many percent of its ceiling: of the speed of copying memory, or of cuBLAS's products, whichever it must wait for. What is read a second time counts
@@ -17,11 +17,12 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from statistics import median
 from typing import Any
 
-from benchmarks import gpu, gpu_ceilings, gpu_networks, gpu_sides, gpu_updates, ops
+from benchmarks import files, gpu, gpu_ceilings, gpu_networks, gpu_sides, gpu_updates, op_cases
 from benchmarks.gpu_counts import BACKWARD, FORWARD, NAMES, UPDATES, Work, footprint, work_of
-from benchmarks.measure import failure, median
+from benchmarks.sides import failure
 
 NAME = "gpu_kernels"
 CONFIGS = ["cifar-micro:512:32", "cifar-small:512:32", "tiny-patch16:64:224"]
@@ -35,11 +36,11 @@ def cases_of(configs: Sequence[str], only: Iterable[str] | None = None) -> list[
     cases: list[dict] = []
     for number, config in enumerate(configs):
         name, batch, size = config.split(":")
-        found = ops.cases_of(name, int(batch), int(size))
+        found = op_cases.cases_of(name, int(batch), int(size))
         if number:  # of the other networks the largest call of each operation
             largest = {}
             for case in found:
-                if case["op"] not in largest or ops.least_bytes(case) > ops.least_bytes(largest[case["op"]]):
+                if case["op"] not in largest or op_cases.least_bytes(case) > op_cases.least_bytes(largest[case["op"]]):
                     largest[case["op"]] = case
             found = list(largest.values())
         cases += [{**case, "size": int(size)} for case in found]
@@ -231,7 +232,7 @@ def main(argv: list[str] | None = None) -> None:
             cases.add(case, measured(case, options.rounds, card))
             gpu.free_memory()
     print(f"{len(found)} cases in {time.monotonic() - began:.0f} s", flush=True)
-    gpu.told(cases.save())
+    files.told(cases.save())
     rows = cases.rows()
     print(gpu_ceilings.table_of(ceilings))
     print(table_of(rows))

@@ -14,10 +14,10 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from benchmarks import gpu, gpu_networks
-from benchmarks.measure import median
+from benchmarks import files, gpu, gpu_networks
 from minigrad.backend.cublas import PRECISIONS
 
 NAME = "gpu_profile"
@@ -129,7 +129,7 @@ def main(argv: list[str] | None = None) -> None:
     profiled = min(3, options.steps)
     events = trace_of(step, profiled)
     rows, busy = by_kernel(events, profiled), covered_us(events) / profiled / 1e3
-    gpu.told(save(rows, round(busy, 4)))
+    files.told(save(rows, round(busy, 4)))
     if rows:
         print(table_of(rows, options.top))
     print(f"{options.side}, {options.config}, batch {options.batch}, {options.precision}: the GPU works {busy:.3f} ms a step")

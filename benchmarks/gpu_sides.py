@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks import gpu, ops
+from benchmarks import gpu
 from benchmarks.gpu_counts import BACKWARD, FORWARD, footprint
+from benchmarks.op_cases import values_of
 
 
 class Timed(NamedTuple):
@@ -103,7 +104,7 @@ def our_side(data: Data) -> Side:
     case = data.case
     op = REGISTRY[case["op"]]
     assert isinstance(op, Fused)
-    kernel, values = op.kernels["cuda"], _plain(case["values"])
+    kernel, values = op.kernels["cuda"], values_of(case)
     needs = tuple(bool(given and given["needs"]) for given in case["inputs"])
     inputs = [[ours(x) for x in given] for given in data.inputs]
     upstream = [ours(dy) for dy in data.upstream]
@@ -151,30 +152,19 @@ def captured(function: Callable[[], Any], calls: int, warm_ups: int = 2) -> Time
         return Timed(function, calls, "launches", function)
 
 
-def _plain(values: dict) -> dict:
-    """JSON has no tuples."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-
-
 def torch_side(data: Data) -> Side:
-    """What a PyTorch user would write: `ops.torch_operations`, on channels_last views of the same memory."""
+    """What a PyTorch user would write: `torch_operations.py`, on channels_last views of the same memory."""
     import torch
 
+    from benchmarks.torch_operations import MAPS, OPERATIONS, gives_map, torch_input
+
     case = data.case
-    operation, values = ops.torch_operations()[case["op"]], _plain(case["values"])
-    maps = ops.MAPS.get(case["op"], ())
+    operation, values = OPERATIONS[case["op"]], values_of(case)
+    maps, in_maps = MAPS.get(case["op"], ()), gives_map(case)
 
     def view(x: Any, position: int) -> Any:
-        if x is None:
-            return None
-        x = x.detach()
-        if position in maps:
-            return x.permute(0, 3, 1, 2)
-        if position == ops.MASKS.get(case["op"]):
-            return x / (1 - values["p"])
-        return x.contiguous(memory_format=torch.channels_last) if case["op"] == "conv2d" and x.ndim == 4 else x
+        return None if x is None else torch_input(case["op"], position, x.detach(), values, torch.channels_last)
 
-    in_maps = case["op"] in ops.MAPS and len(case["out"]) == 4
     with capture_stream() as stream:
         inputs, leaves = [], []
         for given in data.inputs:

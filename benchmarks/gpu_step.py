@@ -15,11 +15,12 @@ import functools
 import math
 import time
 from collections.abc import Callable, Sequence
+from statistics import median
 from typing import Any
 
-from benchmarks import gpu, gpu_networks
+from benchmarks import files, gpu, gpu_networks
 from benchmarks.gpu_profile import timed
-from benchmarks.measure import failure, median
+from benchmarks.sides import failure
 from minigrad.backend.cublas import PRECISIONS
 
 NAME = "gpu_step"
@@ -236,7 +237,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{case['config']}:{case['batch']}:{case['size']} {precision}: {told}", flush=True)
         cases.add(job, found)
         gpu.free_memory()
-    gpu.told(cases.save())
+    files.told(cases.save())
     rows = cases.rows()
     print(gpu.text_table(*cells_of(rows)))
     for row in rows:

@@ -40,8 +40,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks import gpu
-from benchmarks.measure import QUICK_RESULTS, run_all
+from benchmarks import files, gpu
+from benchmarks.suite import run_all
 
 PARTS = {
     "kernels": "gpu_kernels",
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     gpu.resumable(parser)
     options = parser.parse_args(argv)
     gpu.connect()
-    folder = options.out or (QUICK_RESULTS / "gpu" if options.quick else None)
+    folder = options.out or (files.QUICK_RESULTS / "gpu" if options.quick else None)
     handed_on = [*(["--quick"] if options.quick else []), *(["--out", str(folder)] if options.out else [])]
     where = ["--results", str(folder), "--page", str(folder / "benchmarks_gpu.md")] if folder else []
     parts = {name: [*PARTS[name].split(), *(["--resume"] if options.resume and name not in WHOLE else []), *handed_on] for name in options.only}

@@ -1,6 +1,6 @@
 """What is done to all parameters of a network at once: AdamW's step, clipping the gradient's norm, the average of the weights; ours and PyTorch's.
 
-A case is like one of `ops.py`, with the operation "adamw", "clip_grad_norm" or "ema"; its input and its output are all parameters as one vector.
+A case is like one of `op_cases.py`, with the operation "adamw", "clip_grad_norm" or "ema"; its input and its output are all parameters as one vector.
 Read before: `gpu_sides.py`, which has the same for the operations of the network.
 """
 

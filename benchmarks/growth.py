@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from benchmarks import measure
 from benchmarks.networks import training_step
+from benchmarks.sides import timed_answers
 from conformer.config import named_config
 
 NAME = "growth"
@@ -44,10 +45,8 @@ def label(case: dict) -> str:
 def main(argv: list[str] | None = None) -> None:
     parser = measure.arguments(__doc__, SIDES, rounds=2, seconds=0.7)
     parser.add_argument("--vary", nargs="+", choices=["batch", "size", "depth", "width"], default=["batch", "size", "depth", "width"])
-    options = measure.parse(parser, argv)
-    if options.worker:
-        return measure.serve(options, measure.timed_answers(training_step))
-    measure.save(NAME, measure.interleaved(NAME, cases_of(options.vary, options.quick), options, fresh=True, label=label), options, argv)
+    options = measure.parse(parser, argv, timed_answers(training_step))
+    measure.run(NAME, cases_of(options.vary, options.quick), options, argv, fresh=True, label=label)
 
 
 if __name__ == "__main__":

@@ -9,22 +9,19 @@ from __future__ import annotations
 
 from benchmarks import measure
 from benchmarks.networks import inference
+from benchmarks.sides import timed_answers
 
 NAME = "inference"
 SIDES = ["minigrad", "torch-nchw", "torch-channels-last", "torch-tuned"]
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = measure.arguments(__doc__, SIDES, rounds=2, seconds=1.0)
-    parser.add_argument("--configs", nargs="+", default=["cifar-nano", "cifar-micro", "cifar-small"])
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 256])
-    options = measure.parse(parser, argv)
-    if options.worker:
-        return measure.serve(options, measure.timed_answers(inference, warm_up=5))
+    parser = measure.arguments(__doc__, SIDES, 2, 1.0, measure.CONFIGS, batches=[1, 256])
+    options = measure.parse(parser, argv, timed_answers(inference, warm_up=5))
     if options.quick:
-        options.configs, options.batches = options.configs[:1], [1, 2]
+        options.batches = [1, 2]
     cases = [{"config": config, "size": 32, "batch": batch} for config in options.configs for batch in options.batches]
-    measure.save(NAME, measure.interleaved(NAME, cases, options, fresh=True), options, argv)
+    measure.run(NAME, cases, options, argv, fresh=True)
 
 
 if __name__ == "__main__":

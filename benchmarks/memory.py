@@ -14,8 +14,8 @@ import importlib
 from pathlib import Path
 
 from benchmarks import measure
-from benchmarks.measure import Side
 from benchmarks.networks import batch_of, training_step
+from benchmarks.sides import Side
 
 NAME = "memory"
 SIDES = ["minigrad", "torch-channels-last", "torch-tuned"]
@@ -47,17 +47,10 @@ def answer(side: Side, request: dict) -> dict:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = measure.arguments(__doc__, SIDES, rounds=3, seconds=0)
-    parser.add_argument("--configs", nargs="+", default=["cifar-nano", "cifar-micro", "cifar-small"])
-    parser.add_argument("--batches", nargs="+", type=int, default=[128])
-    options = measure.parse(parser, argv)
-    if options.worker:
-        return measure.serve(options, answer)
-    if options.quick:
-        options.configs, options.batches = options.configs[:1], [2]
+    options = measure.parse(measure.arguments(__doc__, SIDES, 3, 0, measure.CONFIGS, batches=[128]), argv, answer)
     cases: list[dict] = [{"config": config, "size": 32, "batch": batch} for config in options.configs for batch in options.batches]
     cases += [{**case, "checkpoint": True, "sides": ["minigrad"]} for case in cases]
-    measure.save(NAME, measure.interleaved(NAME, cases, options, fresh=True), options, argv)
+    measure.run(NAME, cases, options, argv, fresh=True)
 
 
 if __name__ == "__main__":

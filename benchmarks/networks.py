@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from benchmarks.measure import Side
+from benchmarks.sides import Side
 from conformer.config import ConformerConfig, named_config
 
 
@@ -79,11 +79,10 @@ def _torch_model(side: Side, case: dict):
     from benchmarks.torch_model import TorchConformer
 
     torch.manual_seed(0)
-    layout = torch.channels_last if side.options.get("channels_last") else torch.contiguous_format
     images, labels = (torch.from_numpy(array) for array in batch_of(case))
-    model = TorchConformer(network_of(case)).to(memory_format=layout)
-    images = images.permute(0, 3, 1, 2).contiguous(memory_format=layout)
-    return model, torch.compile(model) if side.options.get("compile") else model, images, labels
+    model = TorchConformer(network_of(case)).to(memory_format=side.memory_format)
+    images = images.permute(0, 3, 1, 2).contiguous(memory_format=side.memory_format)
+    return model, torch.compile(model) if side.compile else model, images, labels
 
 
 def _torch_step(side: Side, case: dict) -> Callable[[], None]:

@@ -7,7 +7,7 @@ Forward: time of the operation on Tensors that require grad (so a graph is recor
 operation of `backward()` through a chain of them, each with parameters of its own, minus time of the kernel's backward (for primitives: of the
 same products on arrays). An operation that makes its input smaller cannot follow itself: the outputs of many are added up, and the time of the same
 additions alone is taken off. PyTorch does the same, on arrays of the same numbers and with one thread; what its kernels take of that is not known,
-so its times compare with ours of the whole call. Each figure is the median over rounds, in which the sides take turns. The goals are in `report.py`.
+so its times compare with ours of the whole call. Each figure is the median over rounds, in which the sides take turns. The goals are in `targets.py`.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ if __name__ == "__main__":
     os.environ.setdefault("MINIGRAD_THREADS", "1")  # arrays this small never leave the calling thread
 
 import numpy as np
+import torch
 
-from benchmarks.measure import environment
-from benchmarks.ops import MAPS, MASKS, torch_operations
-from benchmarks.report import overhead_origin, overhead_table
+from benchmarks.machine import environment
+from benchmarks.targets import overhead_origin, overhead_table
+from benchmarks.torch_operations import OPERATIONS, torch_input
 from minigrad import Tensor, ops
 from minigrad.op import REGISTRY, Fused
 from minigrad.ops.matmul import product
@@ -86,8 +87,6 @@ def cases() -> list[Case]:
     def eye(size: int, *shape: int) -> Tensor:
         return Tensor(np.eye(size, dtype=np.float32).reshape(shape or (size, size)), requires_grad=True)
 
-    import torch
-
     v, one, m, unit = tensor(16), Tensor(np.ones(16, np.float32), requires_grad=True), tensor(4, 4), eye(4)
     a, b, g = v.data, one.data, np.ones(16, np.float32)
     found = [
@@ -122,8 +121,8 @@ def cases() -> list[Case]:
 
 def primitive(name: str, start: Tensor, others: Sequence[Tensor], op: Callable, theirs: Callable, forward: Callable, back: Callable) -> Case:
     """A case of an operation whose arithmetic NumPy does in a line."""
-    numbers = [as_torch(t) for t in (start, *others)]
-    return Case(name, "primitive", our_side(op, start, others, False), torch_side(theirs, numbers[0], numbers[1:], False), forward, back)
+    first, *rest = (torch.from_numpy(t.data).requires_grad_() for t in (start, *others))
+    return Case(name, "primitive", our_side(op, start, others, False), torch_side(theirs, first, rest, False), forward, back)
 
 
 def of_fused(name: str, start: Tensor, others: Sequence[Any]) -> Case:
@@ -137,19 +136,20 @@ def of_fused(name: str, start: Tensor, others: Sequence[Any]) -> Case:
     y = y[0] if isinstance(y, tuple) else y
     dy, needs = np.ones_like(y), tuple(isinstance(t, Tensor) and t.requires_grad for t in inputs)
     named = dict(zip(op.names[op.count :], values, strict=True))
-    numbers = [as_torch(t, position in MAPS.get(name, ())) if isinstance(t, Tensor) else t for position, t in enumerate(inputs)]
-    if (mask := MASKS.get(name)) is not None:
-        numbers[mask] = numbers[mask] / (1 - named["p"])
+
+    def as_torch(position: int, t: Tensor) -> torch.Tensor:
+        return torch_input(name, position, torch.from_numpy(t.data), named, torch.channels_last).requires_grad_(t.requires_grad)
 
     def theirs(x: Any, *rest: Any) -> Any:
         return operation(x, *rest, **named)
 
-    operation, smaller, back = torch_operations()[name], y.shape != start.shape, kernel.backward
+    first, *rest = (as_torch(position, t) if isinstance(t, Tensor) else t for position, t in enumerate(inputs))
+    operation, smaller, back = OPERATIONS[name], y.shape != start.shape, kernel.backward
     return Case(
         name,
         "fused",
         our_side(op, start, others, smaller),
-        torch_side(theirs, numbers[0], numbers[1:], smaller),
+        torch_side(theirs, first, rest, smaller),
         lambda: kernel.forward(*raw, *values),
         (lambda: back(dy, saved, needs)) if back else (lambda: None),
     )
@@ -157,53 +157,35 @@ def of_fused(name: str, start: Tensor, others: Sequence[Any]) -> Case:
 
 def our_side(op: Callable, start: Tensor, others: Sequence[Any], smaller: bool) -> Side:
     """How we run an operation; `smaller`: its output has another shape than its input."""
-
-    def own(value: Any) -> Any:
-        return Tensor(value.data, requires_grad=True) if isinstance(value, Tensor) and value.requires_grad else value
-
-    def run(x: Tensor) -> Tensor:
-        y = op(x, *map(own, others))
-        return y[0] if isinstance(y, tuple) else y
-
-    def backward(y: Tensor) -> None:
-        y.backward(ones)
-
-    def call(x: Tensor) -> Any:
-        return op(x, *others)
-
-    like = run(start)
-    ones = Tensor(np.ones_like(like.data))
-    if not smaller:
-        return Side(start, call, run, lambda: start, backward)
-    return Side(start, call, lambda y: ops.add(y, run(own(start))), lambda: own(like), backward, lambda y: ops.add(y, own(like)))
+    return _side(op, start, others, smaller, lambda t: Tensor(t.data, requires_grad=True), ops.add, lambda t: Tensor(np.ones_like(t.data)))
 
 
 def torch_side(op: Callable, start: Any, others: Sequence[Any], smaller: bool) -> Side:
     """How PyTorch runs it."""
-    import torch
+    return _side(op, start, others, smaller, lambda t: t.detach().requires_grad_(), torch.add, torch.ones_like)
+
+
+def _side(op: Callable, start: Any, others: Sequence[Any], smaller: bool, leaf: Callable, add: Callable, ones_like: Callable) -> Side:
+    """leaf: a new one of the same numbers; add, ones_like: the framework's."""
 
     def own(value: Any) -> Any:
-        return value.detach().requires_grad_() if isinstance(value, torch.Tensor) and value.requires_grad else value
+        return leaf(value) if getattr(value, "requires_grad", False) else value
 
     def run(x: Any) -> Any:
-        return op(x, *map(own, others))
+        y = op(x, *map(own, others))
+        return y[0] if isinstance(y, tuple) else y
 
     def backward(y: Any) -> None:
         y.backward(ones)
 
-    like = run(start).detach().requires_grad_()
-    ones = torch.ones_like(like)
+    def call(x: Any) -> Any:
+        return op(x, *others)
+
+    like = leaf(run(start))
+    ones = ones_like(like)
     if not smaller:
-        return Side(start, lambda x: op(x, *others), run, lambda: start, backward)
-    return Side(start, lambda x: op(x, *others), lambda y: y + run(own(start)), lambda: own(like), backward, lambda y: y + own(like))
-
-
-def as_torch(tensor: Tensor, is_map: bool = False) -> Any:
-    """The same numbers; a feature map is (B, C, H, W) there, in channels_last memory."""
-    import torch
-
-    found = torch.from_numpy(tensor.data)
-    return (found.permute(0, 3, 1, 2) if is_map else found).requires_grad_(tensor.requires_grad)
+        return Side(start, call, run, lambda: start, backward)
+    return Side(start, call, lambda y: add(y, run(own(start))), lambda: leaf(like), backward, lambda y: add(y, leaf(like)))
 
 
 # --- the measurement
@@ -254,8 +236,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         record = json.loads(options.table.read_text())
         print(f"{overhead_table(record)}\n\n{overhead_origin(record)}")
         return
-    import torch
-
     torch.set_num_threads(1)
     size = Size(1, 2, 2) if options.quick else Size()
     about = {"date": datetime.date.today().isoformat(), "command": "make bench BENCH=overhead" + ' ARGS="--quick"' * options.quick}

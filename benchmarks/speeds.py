@@ -10,15 +10,29 @@ from __future__ import annotations
 
 import argparse
 import json
+import threading
 import time
 from collections.abc import Callable
+from statistics import median
+from typing import Any
 
 import numpy as np
 
-from benchmarks.measure import median, processors, side_by_side
+from benchmarks.machine import processors
 
 COPIED = 2**28  # bytes
 SIDE = 1024  # of the matrices
+
+
+def side_by_side(work: Callable[[int, int], Any], size: int, threads: int) -> None:
+    """Call `work(start, stop)` for so many equal parts of `range(size)` at once, each on a thread of its own; the first on this one."""
+    edges = [size * part // threads for part in range(threads + 1)]
+    others = [threading.Thread(target=work, args=edges[part : part + 2]) for part in range(1, threads)]
+    for thread in others:
+        thread.start()
+    work(*edges[:2])
+    for thread in others:
+        thread.join()
 
 
 def copying(source: np.ndarray, target: np.ndarray, threads: int) -> Callable[[], None]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from benchmarks import measure
 from benchmarks.networks import training_step
+from benchmarks.sides import timed_answers
 
 NAME = "step"
 SIDES = ["minigrad", "torch-nchw", "torch-channels-last", "torch-tuned", "torch-compile"]
@@ -18,22 +19,16 @@ WARM_UP, LEAST = 3, 5  # steps before the first that counts, and of those that c
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = measure.arguments(__doc__, SIDES, rounds=3, seconds=1.5)
-    parser.add_argument("--configs", nargs="+", default=["cifar-nano", "cifar-micro", "cifar-small"])
-    parser.add_argument("--batches", nargs="+", type=int, default=[128, 64])
-    options = measure.parse(parser, argv)
-    if options.worker:
-        return measure.serve(options, measure.timed_answers(training_step, WARM_UP))
-    if options.quick:
-        options.configs, options.batches = options.configs[:1], [2]
-    else:
+    parser = measure.arguments(__doc__, SIDES, 3, 1.5, measure.CONFIGS, batches=[128, 64])
+    options = measure.parse(parser, argv, timed_answers(training_step, WARM_UP))
+    if not options.quick:
         options.least = LEAST
     cases = []
     for config in options.configs:
         for batch in options.batches:
             sides = [side for side in options.sides if side != "torch-compile" or batch == max(options.batches)]
             cases.append({"config": config, "size": 32, "batch": batch, "sides": sides})
-    measure.save(NAME, measure.interleaved(NAME, cases, options, fresh=True), options, argv, warm_up=WARM_UP, least=options.least)
+    measure.run(NAME, cases, options, argv, fresh=True, warm_up=WARM_UP, least=options.least)
 
 
 if __name__ == "__main__":

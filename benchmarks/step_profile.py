@@ -17,11 +17,15 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
+from statistics import median
 from typing import Any
 
 from benchmarks import measure
-from benchmarks.measure import Side, median
+from benchmarks.machine import cpu_times, noise
+from benchmarks.records import save
+from benchmarks.sides import Side, timed
 from benchmarks.speeds import speeds
+from benchmarks.turns import interleaved
 
 NAME = "step_profile"
 REST = "everything else: modules, nodes, the walk"
@@ -188,12 +192,12 @@ def answer(side: Side, request: dict) -> dict:
     batch = Batch(*batch_of(case))
     machine = speeds(thread_count(), min(0.5, request["seconds"]), clock, quick=request["seconds"] == 0)
     operations, bandwidth = 1e9 * machine["gflops"], 1e9 * machine["copy_gbs"]
-    bare = measure.timed(lambda: learner.train_step(batch) and None, request["seconds"], request["least"])
+    bare = timed(lambda: learner.train_step(batch) and None, request["seconds"], request["least"])
     profile = Profile(case["shapes"], clock)
     instrument(profile, learner)
     learner.train_step(batch)
     profile.spent.clear()
-    profile.counting, before, cpu = 0.0, measure.cpu_times(), time.process_time()
+    profile.counting, before, cpu = 0.0, cpu_times(), time.process_time()
     began, steps = clock(), len(bare["wall_ms"])
     for _ in range(steps):
         learner.train_step(batch)
@@ -209,7 +213,7 @@ def answer(side: Side, request: dict) -> dict:
         "cpu_ms": bare["cpu_ms"],
         **machine,
         "operations": [{key: round(value, 6) if isinstance(value, float) else value for key, value in row.items()} for row in rows],
-        **measure.noise(before, time.process_time() - cpu),
+        **noise(before, time.process_time() - cpu),
     }
 
 
@@ -227,24 +231,18 @@ def table(turn: dict, top: int) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = measure.arguments(__doc__, ["minigrad"], rounds=1, seconds=2.0)
-    parser.add_argument("--configs", nargs="+", default=["cifar-nano", "cifar-micro", "cifar-small"])
-    parser.add_argument("--batches", nargs="+", type=int, default=[128])
+    parser = measure.arguments(__doc__, ["minigrad"], 1, 2.0, measure.CONFIGS, batches=[128])
     parser.add_argument("--shapes", action="store_true", help="a line for every shape of an operation's arrays")
     parser.add_argument("--top", type=int, default=30, help="lines that are printed (default: 30); the file has all")
-    options = measure.parse(parser, argv)
-    if options.worker:
-        return measure.serve(options, answer)
-    if options.quick:
-        options.configs, options.batches = options.configs[:1], [2]
+    options = measure.parse(parser, argv, answer)
     cases = [{"config": config, "size": 32, "batch": batch, "shapes": options.shapes} for config in options.configs for batch in options.batches]
-    rows = measure.interleaved(NAME, cases, options, fresh=True)
+    rows = interleaved(NAME, cases, options, fresh=True)
     for row in rows:
         for turn in row.get("turns", []):
             best = f"this machine at best {turn['gflops']:.0f} GFLOP/s, {turn['copy_gbs']:.0f} GB/s"
             print(f"\n{row['case']['config']}, batch {row['case']['batch']}: {median(turn['wall_ms']):.1f} ms a step unwatched; {best}\n")
             print("\n".join(table(turn, options.top)))
-    measure.save(NAME, rows, options, argv)
+    save(NAME, rows, options, argv)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from collections.abc import Callable
 import numpy as np
 
 from benchmarks import measure
-from benchmarks.measure import Side
+from benchmarks.sides import Side, timed_answers
+from benchmarks.speeds import side_by_side
 
 NAME = "threads"
 NUMBERS = 1 << 22  # float32: two arrays of 16 MiB, more than a second-level cache holds
@@ -46,7 +47,7 @@ def passes(case: dict) -> Callable[[], None]:
                 np.multiply(a, b, out=a)
                 np.add(a, 0.0, out=a)
 
-    return lambda: measure.side_by_side(share, case["numbers"], case["threads"])
+    return lambda: side_by_side(share, case["numbers"], case["threads"])
 
 
 def wake(case: dict) -> dict:
@@ -77,15 +78,13 @@ def wake(case: dict) -> dict:
 
 def main(argv: list[str] | None = None) -> None:
     parser = measure.arguments(__doc__, ["minigrad"], rounds=3, seconds=0.3)
-    options = measure.parse(parser, argv)
-    timed = measure.timed_answers(lambda _, case: passes(case))
+    timed = timed_answers(lambda _, case: passes(case))
 
     def answer(side: Side, request: dict) -> dict:
         return wake(request["case"]) if request["case"]["what"] == "wake" else timed(side, request)
 
-    if options.worker:
-        return measure.serve(options, answer)
-    measure.save(NAME, measure.interleaved(NAME, cases_of(options.quick), options, fresh=False, label=label), options, argv)
+    options = measure.parse(parser, argv, answer)
+    measure.run(NAME, cases_of(options.quick), options, argv, fresh=False, label=label)
 
 
 def label(case: dict) -> str:

@@ -6,8 +6,10 @@ import argparse
 import json
 import math
 import os
+import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -19,22 +21,33 @@ import torch
 from benchmarks import (
     block,
     end_to_end,
+    files,
     growth,
+    machine,
     measure,
     memory,
     networks,
+    op_cases,
     ops,
     overhead,
     peers,
+    records,
     report,
     same_training,
+    sections,
+    sides,
     speeds,
     step,
     step_profile,
+    suite,
+    tables,
+    targets,
     torch_model,
+    torch_operations,
     torch_train,
+    turns,
 )
-from benchmarks.measure import SIDES
+from benchmarks.sides import SIDES
 from conformer.augment import SHIFT
 from conformer.config import CONFIGS, named_config
 from conformer.info import count
@@ -50,21 +63,21 @@ BENCHMARKS = {"step", "step_profile", "threads", "ops", "block", "end_to_end", "
 
 @pytest.fixture(autouse=True)
 def no_pins(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in measure.PINS:
+    for name in machine.PINS:
         monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture
 def fake_workers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Workers that answer at once; what they do is logged in the list. The machine's speeds are not measured."""
-    monkeypatch.setattr(measure, "Worker", FakeWorker)
+    monkeypatch.setattr(turns, "Worker", FakeWorker)
     monkeypatch.setattr(FakeWorker, "log", log := [], raising=False)
-    monkeypatch.setattr(measure, "machine_speeds", lambda options: {"gflops": 10.0, "copy_gbs": 1.0})
+    monkeypatch.setattr(turns, "machine_speeds", lambda options: {"gflops": 10.0, "copy_gbs": 1.0})
     return log
 
 
 def options_of(*words: str) -> argparse.Namespace:
-    return measure.parse(measure.arguments(None, ["minigrad", "torch-tuned"], rounds=2, seconds=0.5), words)
+    return measure.parse(measure.arguments(None, ["minigrad", "torch-tuned"], rounds=2, seconds=0.5), words, lambda side, request: {})
 
 
 # --- (a) every fused operation
@@ -72,18 +85,18 @@ def options_of(*words: str) -> argparse.Namespace:
 
 @pytest.fixture(scope="module")
 def nano_cases() -> list[dict]:
-    return ops.cases_of("cifar-nano", 4)
+    return op_cases.cases_of("cifar-nano", 4)
 
 
 def test_every_fused_operation_that_the_network_calls_is_measured_against_torch(nano_cases: list[dict]) -> None:
     fused = {name for name, op in REGISTRY.items() if isinstance(op, Fused) and op.__module__.startswith("minigrad.fused")}
     measured = {case["op"] for case in nano_cases}
     assert measured <= fused and len(measured) >= 15  # one that no configuration calls has no shapes to be measured at
-    assert measured <= ops.torch_operations().keys()
+    assert measured <= torch_operations.OPERATIONS.keys()
 
 
 def test_shapes_extended_from_two_small_batches_are_those_of_the_batch_itself(nano_cases: list[dict]) -> None:
-    calls = ops.calls_of(named_config("cifar-nano"), 32, 4)
+    calls = op_cases.calls_of(named_config("cifar-nano"), 32, 4)
     recorded = [json.dumps([call["op"], [x and x["shape"] for x in call["inputs"]], call["out"]]) for call in calls]
     for case in nano_cases:
         if case["where"] == "training step":
@@ -104,7 +117,7 @@ def test_both_sides_of_every_operation_compute_the_same(nano_cases: list[dict]) 
 def test_least_bytes_of_a_linear_layer_counted_by_hand() -> None:
     given = [{"shape": shape, "kind": "f", "needs": True} for shape in ([8, 3], [5, 3], [5])]
     numbers = (24 + 15 + 5) * 2 + 2 * 40  # inputs and gradients, output and upstream gradient
-    assert ops.least_bytes({"inputs": given, "out": [8, 5]}) == 4 * numbers
+    assert op_cases.least_bytes({"inputs": given, "out": [8, 5]}) == 4 * numbers
 
 
 def test_attention_gets_its_inputs_as_views_of_one_token_major_array(nano_cases: list[dict]) -> None:
@@ -120,12 +133,12 @@ def test_the_engines_cost_is_measured_of_every_operation_with_a_kernel_beside_py
     found = {case.name: case for case in overhead.cases()}
     assert [name for name, case in found.items() if case.kind == "primitive"] == ["add", "mul", "tanh", "relu", "matmul"]
     fused = {name for name, case in found.items() if case.kind == "fused"}
-    message = "add the new operation to `fused` in benchmarks/overhead.py::cases, and what is PyTorch's to benchmarks/ops.py::torch_operations"
+    message = "add the new operation to `fused` in benchmarks/overhead.py::cases, and what is PyTorch's to benchmarks/torch_operations.py::OPERATIONS"
     assert fused == fused_with_kernel("cpu").keys(), message
     for name, case in found.items():
         ours, theirs = (side.call(side.start) for side in (case.ours, case.theirs))
         ours = ours[0] if isinstance(ours, tuple) else ours
-        theirs = theirs.permute(0, 2, 3, 1) if theirs.ndim == 4 and name in ops.MAPS else theirs  # global pooling gives (B, C)
+        theirs = theirs.permute(0, 2, 3, 1) if theirs.ndim == 4 and name in torch_operations.MAPS else theirs  # global pooling gives (B, C)
         assert ours.shape == theirs.shape, name
         np.testing.assert_allclose(ours.numpy(), theirs.detach().numpy(), rtol=1e-5, atol=1e-6, err_msg=name)
         for side in (case.ours, case.theirs):
@@ -180,7 +193,7 @@ def test_the_engines_cost_goes_into_a_file_and_a_table(tmp_path: Path, monkeypat
     assert "PyTorch's whole call" in legend and origin == f"Measured on {record['date']} at commit {record['environment']['revision']}"
     for name in ("torch_forward_us", "torch_backward_us"):  # as files of before
         del record["rows"][0][name]
-    assert report.overhead_table(record).splitlines() == ["| operation | forward | backward |", "| --- | --: | --: |", "| mul | 2.3 | 4.5 |"]
+    assert targets.overhead_table(record).splitlines() == ["| operation | forward | backward |", "| --- | --: | --: |", "| mul | 2.3 | 4.5 |"]
 
 
 # --- the PyTorch model
@@ -214,7 +227,7 @@ def test_the_fast_torch_model_decays_the_parameters_that_ours_does() -> None:
 @pytest.mark.parametrize("side", ["minigrad", "torch-nchw", "torch-channels-last"])
 def test_a_step_and_an_inference_run(side: str, tiny_network: str) -> None:
     case = {"config": tiny_network, "size": 32, "batch": 2}
-    turn = measure.timed(networks.training_step(SIDES[side], case), seconds=0, least=2)
+    turn = sides.timed(networks.training_step(SIDES[side], case), seconds=0, least=2)
     assert len(turn["wall_ms"]) == len(turn["cpu_ms"]) == 2 and min(turn["wall_ms"]) > 0
     assert networks.inference(SIDES[side], case)() is None
 
@@ -265,7 +278,7 @@ def test_a_peer_that_is_not_installed_is_left_out_and_named(tmp_path: Path, caps
 # --- turns, processes, files
 
 
-class FakeWorker(measure.Worker):
+class FakeWorker(turns.Worker):
     """Answers at once; a case "boom" fails, the side jax is not installed. `others`: seconds that others took in each turn of a second; an exception
     in their place is raised, a text is the reason of a failure.
     """
@@ -273,7 +286,7 @@ class FakeWorker(measure.Worker):
     log: list[str]
     others: list | None = None
 
-    def __init__(self, benchmark: str, side: measure.Side, options: argparse.Namespace):
+    def __init__(self, benchmark: str, side: sides.Side, options: argparse.Namespace):
         self.side = side
         self.log.append(f"start {side.name}")
 
@@ -293,12 +306,12 @@ class FakeWorker(measure.Worker):
     def ended(self) -> bool:
         return False
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self.log.append(f"end {self.side.name}")
 
 
 def test_sides_take_turns_and_a_missing_or_failing_one_stops_nobody(fake_workers: list[str]) -> None:
-    rows = measure.interleaved("x", [{"name": "a"}, {"name": "boom"}], options_of("--sides", "minigrad", "jax", "torch-tuned"), False, str)
+    rows = turns.interleaved("x", [{"name": "a"}, {"name": "boom"}], options_of("--sides", "minigrad", "jax", "torch-tuned"), False, str)
     asked = [line for line in fake_workers if not line.startswith(("start", "end"))]
     assert asked[:5] == ["minigrad a", "jax a", "torch-tuned a", "torch-tuned a", "minigrad a"]  # who was first goes last in the next round
     assert asked[5:] == ["minigrad boom", "torch-tuned boom"]
@@ -313,7 +326,7 @@ def test_sides_take_turns_and_a_missing_or_failing_one_stops_nobody(fake_workers
 def test_a_noisy_turn_is_taken_again_in_the_same_process_and_the_quietest_counts(fake_workers: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     noisy = 1.5 * (os.cpu_count() or 1)
     monkeypatch.setattr(FakeWorker, "others", [noisy, 0.0, 2 * noisy, noisy, 3 * noisy, -0.01])
-    (row,) = measure.interleaved("x", [{"name": "a"}], options_of("--sides", "minigrad", "--rounds", "3", "--retakes", "2"), True, str)
+    (row,) = turns.interleaved("x", [{"name": "a"}], options_of("--sides", "minigrad", "--rounds", "3", "--retakes", "2"), True, str)
     assert [(turn["others_s"], turn["retakes"]) for turn in row["turns"]] == [(0.0, 1), (noisy, 2), (-0.01, 0)]
     assert fake_workers == ["start minigrad", *["minigrad a"] * 2, "end minigrad", "start minigrad", *["minigrad a"] * 3, "end minigrad",
                             "start minigrad", "minigrad a", "end minigrad"]  # fmt: skip
@@ -322,7 +335,7 @@ def test_a_noisy_turn_is_taken_again_in_the_same_process_and_the_quietest_counts
 def test_a_retake_or_a_later_round_that_fails_leaves_what_was_measured(fake_workers: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     noisy = 1.5 * (os.cpu_count() or 1)
     monkeypatch.setattr(FakeWorker, "others", [noisy, 2 * noisy, "MemoryError: ", 0.0, "MemoryError: "])
-    (row,) = measure.interleaved("x", [{"name": "a"}], options_of("--sides", "minigrad", "--rounds", "3"), False, str)
+    (row,) = turns.interleaved("x", [{"name": "a"}], options_of("--sides", "minigrad", "--rounds", "3"), False, str)
     assert [(turn["others_s"], turn["retakes"]) for turn in row["turns"]] == [(noisy, 1), (0.0, 0)] and row["failed"] == "MemoryError: "
 
 
@@ -330,7 +343,7 @@ def test_a_process_that_a_retake_ended_is_not_asked_again(fake_workers: list[str
     noisy = 1.5 * (os.cpu_count() or 1)
     monkeypatch.setattr(FakeWorker, "others", [noisy, "its process ended", 0.0])
     monkeypatch.setattr(FakeWorker, "ended", lambda self: True)
-    measure.interleaved("x", [{"name": "a"}, {"name": "b"}], options_of("--sides", "minigrad", "--rounds", "1"), False, str)
+    turns.interleaved("x", [{"name": "a"}, {"name": "b"}], options_of("--sides", "minigrad", "--rounds", "1"), False, str)
     assert fake_workers.count("start minigrad") == fake_workers.count("end minigrad") == 2
 
 
@@ -342,8 +355,8 @@ def test_rows_survive_the_last_look_at_the_machine(fake_workers: list[str], monk
             return look
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(measure, "machine_speeds", machine_speeds)
-    rows = measure.interleaved("x", [{"name": "a"}], options_of("--sides", "minigrad", "--rounds", "1"), False, str)
+    monkeypatch.setattr(turns, "machine_speeds", machine_speeds)
+    rows = turns.interleaved("x", [{"name": "a"}], options_of("--sides", "minigrad", "--rounds", "1"), False, str)
     assert len(rows) == 1 and rows.speeds == [{"gflops": 1.0}]
 
 
@@ -360,43 +373,43 @@ def test_ctrl_c_waits_for_the_benchmark_that_writes_what_it_has(monkeypatch: pyt
         def kill(self) -> None:
             waits.append("killed")
 
-    monkeypatch.setattr(measure.subprocess, "Popen", lambda *_, **__: Process())
+    monkeypatch.setattr(suite.subprocess, "Popen", lambda *_, **__: Process())
     with pytest.raises(KeyboardInterrupt):
-        measure.run_all({"step": ["step"]}, ["report"])
+        suite.run_all({"step": ["step"]}, ["report"])
     assert waits == [None, 60, "killed", None]
 
 
 def test_a_program_gets_no_more_than_its_time() -> None:
     with pytest.raises(subprocess.TimeoutExpired):
-        measure.status_of([sys.executable, "-c", "import time; time.sleep(60)"], 0.1)
-    assert measure.status_of([sys.executable, "-c", "raise SystemExit(3)"], None) == 3
+        suite.status_of([sys.executable, "-c", "import time; time.sleep(60)"], 0.1)
+    assert suite.status_of([sys.executable, "-c", "raise SystemExit(3)"], None) == 3
 
 
 def test_a_file_of_another_machine_is_refused_before_anything_is_measured(fake_workers: list[str], tmp_path: Path) -> None:
     options = options_of("--add", "--out", str(tmp_path / "x.json"), "--threads", "2")
-    about = measure.environment() | {"processor": "Another"}
-    (tmp_path / "x.json").write_text(json.dumps({"environment": about, "settings": measure.settings_of(options), "sides": {}, "rows": []}))
+    about = machine.environment() | {"processor": "Another"}
+    (tmp_path / "x.json").write_text(json.dumps({"environment": about, "settings": records.settings_of(options), "sides": {}, "rows": []}))
     with pytest.raises(SystemExit, match=r"x\.json was measured with processor Another, now it is .*: measure it whole, without --add, or"):
-        measure.interleaved("x", [{"name": "a"}], options, False, str)
+        turns.interleaved("x", [{"name": "a"}], options, False, str)
     assert fake_workers == []
 
 
 def test_a_rounding_of_the_kernels_clock_is_no_noise(fake_workers: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "NOISY", 0.001)
-    monkeypatch.setattr(FakeWorker, "others", [measure.TICKS, 0.5, 0.0])
-    (row,) = measure.interleaved("x", [{"name": "a"}], options_of("--sides", "minigrad", "--rounds", "2"), False, str)
+    monkeypatch.setattr(turns, "NOISY", 0.001)
+    monkeypatch.setattr(FakeWorker, "others", [machine.TICKS, 0.5, 0.0])
+    (row,) = turns.interleaved("x", [{"name": "a"}], options_of("--sides", "minigrad", "--rounds", "2"), False, str)
     assert [turn["retakes"] for turn in row["turns"]] == [0, 1]
 
 
 def test_ctrl_c_ends_a_benchmark_and_keeps_what_was_measured(fake_workers: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(FakeWorker, "others", [0.0, 0.0, 0.0, KeyboardInterrupt()])
-    monkeypatch.setattr(measure, "QUICK_RESULTS", tmp_path / "runs")
+    monkeypatch.setattr(files, "QUICK_RESULTS", tmp_path / "runs")
     (tmp_path / "x.json").write_text("a good one")
     options = options_of("--rounds", "1", "--out", str(tmp_path / "x.json"))
     cases = [{"name": "a"}, {"name": "b"}, {"name": "c"}]
-    rows = measure.interleaved("x", cases, options, False, str)
+    rows = turns.interleaved("x", cases, options, False, str)
     with pytest.raises(SystemExit) as exit:
-        measure.save("x", rows, options, [])
+        records.save("x", rows, options, [])
     kept = json.loads((tmp_path / "runs" / "x.json").read_text())["rows"]
     assert (tmp_path / "x.json").read_text() == "a good one"
     assert exit.value.code == 130 and [(row["case"]["name"], row["side"]) for row in kept] == [
@@ -412,24 +425,24 @@ def test_a_process_that_died_with_a_request_unread_ends_quietly() -> None:
         def close(self) -> None:
             raise BrokenPipeError
 
-    worker = object.__new__(measure.Worker)
+    worker = object.__new__(turns.Worker)
     closed = argparse.Namespace(close=lambda: None)
     worker.process = argparse.Namespace(stdin=Closed(), stdout=closed, wait=lambda: 1)  # type: ignore[assignment]
-    worker.__exit__()
+    worker.close()
 
 
 def test_no_turn_begins_when_the_time_is_up_and_what_was_measured_is_kept(
     fake_workers: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     times = iter([0, 10, 20, 30])
-    monkeypatch.setattr(measure.time, "monotonic", lambda: next(times, 61))
-    rows = measure.interleaved("x", [{"name": "a"}, {"name": "b"}], options_of("--minutes", "1"), False, lambda case: case["name"])
+    monkeypatch.setattr(turns.time, "monotonic", lambda: next(times, 61))
+    rows = turns.interleaved("x", [{"name": "a"}, {"name": "b"}], options_of("--minutes", "1"), False, lambda case: case["name"])
     assert [(row["case"]["name"], row["side"], len(row["turns"])) for row in rows] == [("a", "minigrad", 1), ("a", "torch-tuned", 2)]
     assert "b: no time left" in capsys.readouterr().out
 
 
 def test_fresh_processes_serve_one_turn_each(fake_workers: list[str]) -> None:
-    measure.interleaved("x", [{"name": "a"}], options_of(), fresh=True, label=str)
+    turns.interleaved("x", [{"name": "a"}], options_of(), fresh=True, label=str)
     ours, theirs = ([f"start {side}", f"{side} a", f"end {side}"] for side in ("minigrad", "torch-tuned"))
     assert fake_workers == ours + theirs + theirs + ours
 
@@ -439,14 +452,14 @@ def test_a_pinned_openblas_is_refused_unless_asked_for(monkeypatch: pytest.Monke
     with pytest.raises(SystemExit) as exit:
         options_of()
     assert exit.value.code == 2 and "OPENBLAS_CORETYPE=Haswell" in capsys.readouterr().err
-    assert measure.process_environment(SIDES["minigrad"], options_of("--pinned"))["OPENBLAS_CORETYPE"] == "Haswell"
+    assert sides.process_environment(SIDES["minigrad"], options_of("--pinned"))["OPENBLAS_CORETYPE"] == "Haswell"
 
 
 def test_a_sides_process_has_its_own_variables_and_no_inherited_pins_or_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     options = options_of("--threads", "3")
     monkeypatch.setenv("OPENBLAS_L2_SIZE", "512")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    ours, tuned = (measure.process_environment(SIDES[name], options) for name in ("minigrad", "torch-tuned"))
+    ours, tuned = (sides.process_environment(SIDES[name], options) for name in ("minigrad", "torch-tuned"))
     assert ours["MINIGRAD_THREADS"] == tuned["OMP_NUM_THREADS"] == "3"
     assert "OPENBLAS_L2_SIZE" not in ours and "OMP_NUM_THREADS" not in ours
     assert tuned["MALLOC_TRIM_THRESHOLD_"] == "-1" and "MALLOC_TRIM_THRESHOLD_" not in ours
@@ -465,12 +478,12 @@ def test_a_real_process_measures_and_the_file_says_when_where_and_how(tmp_path: 
     (turn,) = row["turns"]
     assert row["case"] == {"config": "cifar-nano", "size": 32, "batch": 2}
     assert turn["wall_ms"][0] > 0 and turn["cpu_ms"][0] > 0 and turn["load"] >= 0
-    assert row["revision"] == measure.parse(measure.arguments(None, [], 1, 0.0), []).revision
+    assert row["revision"] == files.revision()
 
 
 def test_a_turn_has_the_warm_up_that_its_benchmark_asks_for() -> None:
     calls: list[str] = []
-    answer = measure.timed_answers(lambda side, case: lambda: calls.append(case), warm_up=5)  # type: ignore[func-returns-value]
+    answer = sides.timed_answers(lambda side, case: lambda: calls.append(case), warm_up=5)  # type: ignore[func-returns-value]
     answer(SIDES["minigrad"], {"case": "a", "seconds": 0, "least": 3})
     assert len(calls) == 5 + 3
     answer(SIDES["minigrad"], {"case": "b", "seconds": 0, "least": 1})  # --quick
@@ -481,7 +494,7 @@ def test_torch_compile_is_measured_at_the_largest_batch_of_a_network(
     fake_workers: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: list[dict] = []
-    monkeypatch.setattr(measure, "interleaved", lambda name, cases, options, fresh: taken.extend(cases) or measure.Rows())
+    monkeypatch.setattr(measure, "interleaved", lambda name, cases, *_: taken.extend(cases) or records.Rows())
     step.main(["--out", str(tmp_path / "step.json")])
     assert {(case["batch"], "torch-compile" in case["sides"]) for case in taken} == {(128, True), (64, False)}
 
@@ -503,19 +516,19 @@ def test_the_machines_speeds_are_of_whole_copies_and_products(threads: int) -> N
 
 def test_pieces_of_a_long_benchmark_go_into_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A row measured again is replaced, the others stay; the file names every command."""
-    monkeypatch.setattr(measure, "_revision", lambda: "now")
-    monkeypatch.setattr(measure, "QUICK_RESULTS", tmp_path / "runs")
+    monkeypatch.setattr(files, "revision", lambda: "now")
+    monkeypatch.setattr(files, "QUICK_RESULTS", tmp_path / "runs")
     out = str(tmp_path / "step.json")
 
     def piece(
         argv: list[str], side: str, config: str, wall: float | str, turns: int = 2, numpy: str = "1", skipped: dict | None = None, then: str = "now"
     ) -> dict:
         row = {"case": {"config": config, "stride": (1, 2)}, "side": side, "revision": "abc"}
-        rows = measure.Rows([row | ({"failed": wall} if isinstance(wall, str) else {"turns": [{"wall_ms": [wall]}] * turns})])
+        rows = records.Rows([row | ({"failed": wall} if isinstance(wall, str) else {"turns": [{"wall_ms": [wall]}] * turns})])
         rows.about[side], rows.skipped = {"versions": {"numpy": numpy}} if numpy else None, skipped or {}
         options = options_of("--out", out, *argv)
         options.revision = then
-        measure.save("step", rows, options, argv)
+        records.save("step", rows, options, argv)
         return json.loads(Path(out).read_text())
 
     def walls(record: dict) -> list:
@@ -542,13 +555,13 @@ def test_pieces_of_a_long_benchmark_go_into_one_file(tmp_path: Path, monkeypatch
 
 
 def test_medians_of_turns() -> None:
-    assert measure.median([3, 1, 2]) == 2 and measure.median([4, 1, 2, 3]) == 2.5
-    assert measure.of_turns([{"wall_ms": [1, 9, 2]}, {"wall_ms": [5]}, {"wall_ms": [7, 8]}]) == 5
+    assert records.of_turns([{"wall_ms": [4, 1, 2, 3]}]) == 2.5
+    assert records.of_turns([{"wall_ms": [1, 9, 2]}, {"wall_ms": [5]}, {"wall_ms": [7, 8]}]) == 5
 
 
 def test_processor_time_taken_by_others_is_all_time_less_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "cpu_times", lambda: (108.0, 12.0))
-    found = measure.noise((100.0, 10.0), own_cpu=3.0)
+    monkeypatch.setattr(machine, "cpu_times", lambda: (108.0, 12.0))
+    found = machine.noise((100.0, 10.0), own_cpu=3.0)
     assert found["seconds"] == 2 and found["others_s"] == 5
 
 
@@ -708,12 +721,19 @@ def test_the_page_says_what_the_files_hold(tmp_path: Path) -> None:
     assert {record["benchmark"] for record in all_made_up()} == report.SECTIONS.keys() == BENCHMARKS
 
 
+def step_ratios(result: tables.Result, theirs: Callable[[dict[str, float]], float | None]) -> str:
+    """From the smallest to the largest of our step's time over that of `theirs` (of all sides' times), as README has it."""
+    walls = [wall for _, wall in tables.figures(result)]
+    found = [wall["minigrad"] / other for wall in walls if "minigrad" in wall and (other := theirs(wall))]
+    return f"{min(found):.2f} to {max(found):.2f}"
+
+
 def test_the_readme_has_the_ratios_of_the_files() -> None:
-    readme = " ".join((measure.ROOT / "README.md").read_text(encoding="utf-8").split())
-    columns = (lambda wall: wall.get("torch-nchw"), report.best_torch, lambda wall: wall.get("torch-compile"))
+    readme = " ".join((files.ROOT / "README.md").read_text(encoding="utf-8").split())
+    columns = (lambda wall: wall.get("torch-nchw"), tables.best_torch, lambda wall: wall.get("torch-compile"))
     for name, processor in {"step": "AMD EPYC with AVX-512", "step-xeon": "Intel Xeon with AVX-512", "step-avx2": "without AVX-512"}.items():
-        result = report.Result(measure.RESULTS / f"{name}.json")
-        row = f"| {processor} | {' | '.join(report.step_ratios(result, column) for column in columns)} |"
+        result = tables.Result(files.RESULTS / f"{name}.json")
+        row = f"| {processor} | {' | '.join(step_ratios(result, column) for column in columns)} |"
         assert row in readme, row
 
 
@@ -722,16 +742,16 @@ def test_the_readme_has_the_ratios_of_the_files() -> None:
 
 def lines_of(name: str) -> list[dict]:
     """The lines of a JSONL file."""
-    return [json.loads(line) for line in (measure.RESULTS / name).read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in (files.RESULTS / name).read_text(encoding="utf-8").splitlines()]
 
 
 def overhead_of(name: str) -> dict:
-    return json.loads((measure.RESULTS / name).read_text(encoding="utf-8"))
+    return json.loads((files.RESULTS / name).read_text(encoding="utf-8"))
 
 
 def across(record: dict, kind: str) -> str:
     """From the least to the most that a kind of operation costs, forward."""
-    found = report.overhead_by_operation(record, kind, "forward").values()
+    found = targets.overhead_by_operation(record, kind, "forward").values()
     return f"{min(found):.1f} to {max(found):.1f}"
 
 
@@ -807,25 +827,25 @@ def same_training_figures() -> list[str]:
 def overhead_figures() -> list[str]:
     """What docs/results.md says of the engine's own cost."""
     record, then, now, fastest = (overhead_of(f"overhead{name}.json") for name in ("", "-adcda3b", "-bf1c8de", "-2026-11-23"))
-    goals = [(kind, *pair) for kind, most in report.OVERHEAD_GOALS.items() for pair in zip(("forward", "backward"), most, strict=True)]
-    met = [value <= most for kind, way, most in goals for value in report.overhead_by_operation(fastest, kind, way).values()]
-    before, after = (report.overhead_by_operation(each, "fused", "forward") for each in (then, now))
+    goals = [(kind, *pair) for kind, most in targets.OVERHEAD_GOALS.items() for pair in zip(("forward", "backward"), most, strict=True)]
+    met = [value <= most for kind, way, most in goals for value in targets.overhead_by_operation(fastest, kind, way).values()]
+    before, after = (targets.overhead_by_operation(each, "fused", "forward") for each in (then, now))
     assert then["date"] == now["date"]
     return [
         "The goal is {} forward and {} backward for a primitive, {} and {} for a fused operation.".format(*(most for _, _, most in goals)),
-        report.overhead_table(record),
-        f"{report.overhead_origin(record)};",
+        targets.overhead_table(record),
+        f"{targets.overhead_origin(record)};",
         f"On {fastest['date']}, on a faster machine (AMD EPYC, Zen 5), {sum(met)} of {len(met)} figures met it",
         f"machine: on {then['date']} the code of that day (commit adcda3b,",
         f"and commit {now['environment']['revision']} (",
         f"{across(then, 'primitive')} and {across(now, 'primitive')} forward for a primitive, "
         f"{across(then, 'fused')} and {across(now, 'fused')} for a fused operation",
-        f"The median of the fused operations is {measure.median(after[name] - cost for name, cost in before.items()):.1f} more",
+        f"The median of the fused operations is {statistics.median(after[name] - cost for name, cost in before.items()):.1f} more",
     ]
 
 
 def results_page() -> str:
-    return unspaced((measure.ROOT / "docs" / "results.md").read_text(encoding="utf-8"))
+    return unspaced((files.ROOT / "docs" / "results.md").read_text(encoding="utf-8"))
 
 
 def unspaced(text: str) -> str:
@@ -1004,12 +1024,12 @@ def test_the_page_says_why_torch_compile_is_not_at_every_batch(tmp_path: Path) -
 
 
 def test_the_committed_page_is_what_its_files_give() -> None:
-    assert report.page_of(measure.RESULTS)[0] == report.PAGE.read_text(encoding="utf-8"), "write it anew by `make bench BENCH=report`"
+    assert report.page_of(*report.contents(files.RESULTS)) == report.PAGE.read_text(encoding="utf-8"), "write it anew by `make bench BENCH=report`"
 
 
 def test_the_step_on_a_pinned_blas_is_kept() -> None:
     """The file was lost once, and with it that its target was missed."""
-    result = report.Result(measure.RESULTS / "step-pinned-xeon.json")
+    result = tables.Result(files.RESULTS / "step-pinned-xeon.json")
     assert result.record["settings"]["pinned"] and {case["config"] for case, _ in result.cases()} == {"cifar-nano", "cifar-micro", "cifar-small"}
     ours, _ = report.machine_of(result)
     assert ours.startswith("Intel(R) Xeon(R)") and "| `step-pinned-xeon.json` |" in report.PAGE.read_text(encoding="utf-8")
@@ -1047,7 +1067,7 @@ def test_the_page_names_an_operation_that_two_sides_compute_differently(tmp_path
 
 def test_agreement_of_two_sides() -> None:
     ours = {"loss": 1.0, "dx_norm": 100.0}
-    assert report.agreement({"loss": 1.0, "dx_norm": 100.1}, ours).startswith("yes")
-    assert report.agreement({"loss": 9.0, "dx_norm": 100.0}, ours).startswith("NO")
-    assert report.agreement({"loss": 1.0, "dx_norm": math.nan}, ours).startswith("NO")
-    assert math.isclose(float(report.ratio(3.0, 2.0)), 1.5)
+    assert sections.agreement({"loss": 1.0, "dx_norm": 100.1}, ours).startswith("yes")
+    assert sections.agreement({"loss": 9.0, "dx_norm": 100.0}, ours).startswith("NO")
+    assert sections.agreement({"loss": 1.0, "dx_norm": math.nan}, ours).startswith("NO")
+    assert math.isclose(float(tables.ratio(3.0, 2.0)), 1.5)

@@ -18,6 +18,7 @@ import torch
 
 import minigrad
 from benchmarks import (
+    files,
     gpu,
     gpu_ceilings,
     gpu_counts,
@@ -25,16 +26,18 @@ from benchmarks import (
     gpu_networks,
     gpu_profile,
     gpu_report,
+    gpu_run_section,
     gpu_sides,
     gpu_step,
     gpu_suite,
     gpu_updates,
-    measure,
-    ops,
+    op_cases,
+    suite,
     torch_model,
+    torch_operations,
 )
+from benchmarks.files import ROOT
 from benchmarks.gpu_counts import BACKWARD, FORWARD, UPDATE, Work, work_of
-from benchmarks.measure import ROOT
 from conformer.config import named_config
 from conformer.evaluate import Accuracies
 from conformer.info import count
@@ -208,7 +211,7 @@ def test_an_update_of_all_parameters_is_timed_on_both_sides(op: str, device: obj
 
 def test_a_side_that_fails_leaves_the_other(device: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_kernels, "MILLISECONDS", 0.0)
-    monkeypatch.setattr(ops, "torch_operations", lambda: {})
+    monkeypatch.setattr(torch_operations, "OPERATIONS", {})
     rows = gpu_kernels.measured(case_of("gelu", given([2, 4]), [2, 4]), rounds=1, card=card())
     assert all(row["failed"] == {"torch": "KeyError: 'gelu'"} and list(row["ms"]) == ["minigrad"] for row in rows)
 
@@ -282,7 +285,7 @@ def test_the_largest_call_of_each_operation_stands_for_the_further_networks(tiny
     first, further = first[: -len(updates)], both[len(first) - len(updates) : -len(updates)]
     assert both == first + further + updates and len({case["op"] for case in further}) == len(further)
     for case in further:
-        assert ops.least_bytes(case) == max(ops.least_bytes(other) for other in first if other["op"] == case["op"])
+        assert op_cases.least_bytes(case) == max(op_cases.least_bytes(other) for other in first if other["op"] == case["op"])
     assert {case["op"] for case in gpu_kernels.cases_of([f"{tiny_network}:4:32"], ["gelu"])} == {"gelu"}
 
 
@@ -468,7 +471,7 @@ def test_the_suite_runs_every_program_and_counts_those_that_fail(device: object,
         commands.append(command[2:])
         return int(command[2] == "benchmarks.gpu_step")
 
-    monkeypatch.setattr(measure, "status_of", run)
+    monkeypatch.setattr(suite, "status_of", run)
     assert gpu_suite.main(["--out", str(tmp_path)]) == 1
     assert [command[0] for command in commands] == [f"benchmarks.{part.split()[0]}" for part in gpu_suite.PARTS.values()] + ["benchmarks.gpu_report"]
     assert all(command[-2:] == ["--out", str(tmp_path)] for command in commands[:-1])
@@ -490,8 +493,8 @@ def test_the_suite_stops_a_benchmark_at_the_end_of_its_share_and_goes_on(
         now += 30
         return 0
 
-    monkeypatch.setattr(measure, "status_of", run)
-    monkeypatch.setattr(measure.time, "monotonic", lambda: now)
+    monkeypatch.setattr(suite, "status_of", run)
+    monkeypatch.setattr(suite.time, "monotonic", lambda: now)
     assert gpu_suite.main(["--seconds", "100", "--only", "kernels", "profile", "step", "--out", str(tmp_path)]) == 1
     assert given == {"gpu_kernels": 40, "gpu_profile": 30, "gpu_step": 40, "gpu_report": None}
     told = capsys.readouterr()
@@ -521,14 +524,14 @@ def small_suite(monkeypatch: pytest.MonkeyPatch, config: str) -> None:
         importlib.import_module(command[2]).main(command[3:])
         return 0
 
-    monkeypatch.setattr(measure, "status_of", run)
+    monkeypatch.setattr(suite, "status_of", run)
 
 
 def test_all_that_the_suite_writes_is_in_the_folder_it_is_given(
     device: object, tiny_network: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     elsewhere, folder = tmp_path / "elsewhere", tmp_path / "given"
-    for module, name in ((gpu, "GPU_RESULTS"), (gpu, "QUICK_RESULTS"), (gpu_suite, "QUICK_RESULTS"), (gpu_report, "PAGE")):
+    for module, name in ((gpu, "GPU_RESULTS"), (files, "QUICK_RESULTS"), (gpu_report, "PAGE")):
         monkeypatch.setattr(module, name, elsewhere / name)
     gpu.host()  # it asks git, by the function that is replaced next
     small_suite(monkeypatch, tiny_network)
@@ -538,7 +541,7 @@ def test_all_that_the_suite_writes_is_in_the_folder_it_is_given(
         ["benchmarks_gpu.md", *(f"{name}.json" for name in [*names, "gpu_step-the-emulator"])]
     )
     assert not elsewhere.exists()
-    assert all(f"({gpu_report.LINK}{name}.json)" in (folder / "benchmarks_gpu.md").read_text() for name in names)
+    assert all(f"({gpu_run_section.LINK}{name}.json)" in (folder / "benchmarks_gpu.md").read_text() for name in names)
 
     def measured(*_: object) -> list[dict]:
         raise AssertionError("what the files have is measured again")
@@ -1058,7 +1061,7 @@ def test_a_training_run_has_its_accuracies_seconds_and_pflop_on_the_page(tmp_pat
     assert "within 120 seconds: first found after 90.0 seconds, in time" in page
     exact = count(replace(named_config("cifar-micro"), num_classes=10), 32).macs
     assert f"x {exact:,} multiply-accumulates of an image's forward pass, as `conformer info` counts them, x 100,000 images." in page
-    assert f"({gpu_report.LINK}train-cifar-micro-2026-01-02-030405-seed0/metrics.jsonl)" in page and "did not come to its end" not in page
+    assert f"({gpu_run_section.LINK}train-cifar-micro-2026-01-02-030405-seed0/metrics.jsonl)" in page and "did not come to its end" not in page
     assert not any("secret" in file.read_text() for file in results.rglob("*.*") if file.is_file())
     assert sorted(file.name for file in results.glob("train-*/*")) == ["config.json", "metrics.jsonl"]
     gpu_report.main(["--results", str(results), "--page", str(results / "page.md")])  # from the copy alone
@@ -1081,8 +1084,8 @@ def test_runs_begun_in_the_same_minute_or_second_are_kept_apart(tmp_path: Path) 
 @pytest.mark.parametrize(("log_every", "steps"), [(50, 200), (25, 200), (10, 180), (1, 173), (50, 50), (50, 30), (7, 40), (20, 40), (50, 80)])
 def test_the_seconds_of_training_are_those_of_its_steps(log_every: int, steps: int, tmp_path: Path) -> None:
     taken = [0.5] * 50 + [0.2 + 0.01 * (step % 7) for step in range(150)]
-    log = gpu_report.read_run(made_up_run(tmp_path / "run", [], steps, steps, log_every, taken)).log
-    exact, found = sum(taken[:steps]), gpu_report.training_seconds(log, 500)
+    log = gpu_run_section.read_run(made_up_run(tmp_path / "run", [], steps, steps, log_every, taken)).log
+    exact, found = sum(taken[:steps]), gpu_run_section.training_seconds(log, 500)
     if (log_every, steps) == (50, 80):  # steps 51 to 80 are known by the mean of 31 to 80 alone
         exact = sum(taken[:50]) + 30 * np.mean(taken[30:80])
     assert found == pytest.approx(exact, rel=1e-12)
@@ -1090,7 +1093,7 @@ def test_the_seconds_of_training_are_those_of_its_steps(log_every: int, steps: i
 
 @pytest.mark.parametrize("log_every", [20, 30, 100, 500])
 def test_without_rates_that_meet_nothing_is_said_of_the_seconds_of_training(log_every: int, tmp_path: Path) -> None:
-    page = gpu_report.page_of([], [gpu_report.read_run(made_up_run(tmp_path / "run", [evaluation(200, 90.0, 0.95)], log_every=log_every))])
+    page = gpu_report.page_of([], [gpu_run_section.read_run(made_up_run(tmp_path / "run", [evaluation(200, 90.0, 0.95)], log_every=log_every))])
     assert (
         "| cifar-micro | 500 | tf32 | 2 | 90 | – | – | – |" in page and f"do not meet with --log-every {log_every}. A run with --log-every 50" in page
     )
@@ -1105,12 +1108,12 @@ def test_without_rates_that_meet_nothing_is_said_of_the_seconds_of_training(log_
     ],
 )
 def test_when_the_accuracy_aimed_at_was_reached(tests: list[dict], said: str, tmp_path: Path) -> None:
-    assert said in gpu_report.page_of([], [gpu_report.read_run(made_up_run(tmp_path / "run", tests))])
+    assert said in gpu_report.page_of([], [gpu_run_section.read_run(made_up_run(tmp_path / "run", tests))])
 
 
 def test_a_run_has_no_figure_that_its_files_do_not_give(tmp_path: Path) -> None:
     def page(name: str, tests: list[dict], steps: int = 200, **changes: object) -> str:
-        return gpu_report.page_of([], [gpu_report.read_run(made_up_run(tmp_path / name, tests, steps, **changes))])
+        return gpu_report.page_of([], [gpu_run_section.read_run(made_up_run(tmp_path / name, tests, steps, **changes))])
 
     other = page("other", [evaluation(200, 90.0, 0.95)], dataset="mine")
     assert "| 90 | 55 | 35 | 1,818 | – | – |" in other and "FLOP are" not in other and "The goal" not in other
