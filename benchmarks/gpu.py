@@ -56,18 +56,6 @@ def torch_device() -> str:
 # --- times
 
 
-def elapsed_ms(function: Callable[[], Any], repeats: int = 1) -> float:
-    """Milliseconds that the GPU took for one call of `function`, the mean of `repeats` calls between two events."""
-    cp = connect()
-    begin, end = cp.cuda.Event(), cp.cuda.Event()
-    begin.record()
-    for _ in range(repeats):
-        function()
-    end.record()
-    end.synchronize()
-    return cp.cuda.get_elapsed_time(begin, end) / repeats
-
-
 def each_ms(function: Callable[[], Any], count: int) -> list[float]:
     """Milliseconds from the end of one call to the end of the next, for `count` calls, none of which is waited for."""
     cp = connect()

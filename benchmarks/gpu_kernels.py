@@ -91,7 +91,7 @@ def measured(case: dict, rounds: int, card: dict) -> list[dict]:
 
 def enough(launch: Callable[[], Any]) -> list[float]:
     """Milliseconds of launches one after the other, the first left out: as many as `MILLISECONDS` hold, three to thirty."""
-    once = gpu.elapsed_ms(launch)
+    (once,) = gpu.each_ms(launch, 1)
     return gpu.each_ms(launch, int(min(30, max(3, MILLISECONDS / max(once, 1e-3)))))
 
 

@@ -83,9 +83,8 @@ def torch_step(case: dict, precision: str = "float32", compiled: str | None = No
         graph: capture the whole step as one CUDA graph, as a PyTorch user can by hand.
     """
     import torch
-    import torch.nn.functional as F
 
-    from benchmarks.torch_model import TorchConformer, optimizer_of
+    from benchmarks.torch_model import TorchConformer, loss_of, optimizer_of
 
     device = gpu.torch_device()
     set_torch_precision(precision)
@@ -99,16 +98,15 @@ def torch_step(case: dict, precision: str = "float32", compiled: str | None = No
     optimizer = optimizer_of(model, learner.begin_step(), config.weight_decay)  # steps before a capture are taken at this rate
     parameters, half, smoothing = list(model.parameters()), precision == "bf16", config.label_smoothing
 
-    def loss_of() -> torch.Tensor:
+    def forward() -> torch.Tensor:
         with torch.autocast(device, torch.bfloat16, enabled=half):
-            cnn, transformer = model(images)
-            return (F.cross_entropy(cnn, labels, label_smoothing=smoothing) + F.cross_entropy(transformer, labels, label_smoothing=smoothing)) / 2
+            return loss_of(model(images), labels, smoothing)
 
-    forward = torch.compile(loss_of, mode=compiled) if compiled else loss_of
+    call = torch.compile(forward, mode=compiled) if compiled else forward
 
     def update() -> torch.Tensor:
         optimizer.zero_grad()
-        loss = forward()
+        loss = call()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm, foreach=True)
         optimizer.step()

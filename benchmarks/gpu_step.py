@@ -12,6 +12,7 @@ cifar-micro is compiled with and without a graph of the whole step, cifar-nano, 
 from __future__ import annotations
 
 import functools
+import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -121,13 +122,11 @@ def step_ms(row: dict) -> float | None:
 
 def groups(rows: Sequence[dict]) -> list[tuple[dict, str, dict[str, dict]]]:
     """The rows by case and precision: (case, precision, rows by side)."""
-    found: list[tuple[dict, str, dict[str, dict]]] = []
+    found: dict[str, tuple[dict, str, dict[str, dict]]] = {}
     for row in rows:
-        place = next((by for case, precision, by in found if (case, precision) == (row["case"], row["precision"])), None)
-        if place is None:
-            found.append((row["case"], row["precision"], place := {}))
-        place[row["side"]] = row
-    return found
+        key = json.dumps([row["case"], row["precision"]], sort_keys=True)
+        found.setdefault(key, (row["case"], row["precision"], {}))[2][row["side"]] = row
+    return list(found.values())
 
 
 def best(rows: dict[str, dict], sides: Sequence[str]) -> tuple[float, str] | None:

@@ -57,7 +57,7 @@ def _ours(case: dict) -> gpu_sides.Side:
 def _torch(case: dict) -> gpu_sides.Side:
     import torch
 
-    from benchmarks.torch_model import TorchConformer
+    from benchmarks.torch_model import TorchConformer, optimizer_of
 
     torch.manual_seed(0)
     model = TorchConformer(network_of(case)).to(gpu.torch_device())
@@ -66,11 +66,9 @@ def _torch(case: dict) -> gpu_sides.Side:
         for parameter in parameters:
             parameter.grad = parameter * 0.01
         if case["op"] == "adamw":
-            groups = [
-                {"params": [p for p in parameters if p.ndim > 1], "weight_decay": WEIGHT_DECAY},
-                {"params": [p for p in parameters if p.ndim < 2]},
-            ]
-            optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, weight_decay=0.0, fused=True, capturable=stream is not None)
+            optimizer = optimizer_of(model, LEARNING_RATE, WEIGHT_DECAY)
+            for group in optimizer.param_groups:
+                group["capturable"] = stream is not None
             update: Callable[[], Any] = optimizer.step
         elif case["op"] == "ema":
             values = [*parameters, *(buffer for buffer in model.buffers() if buffer.is_floating_point())]

@@ -9,11 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from benchmarks.sides import Side
 from conformer.config import ConformerConfig, named_config
+
+if TYPE_CHECKING:
+    from conformer.batches import Batch
+    from conformer.learner import Learner
 
 
 def network_of(case: dict) -> ConformerConfig:
@@ -38,7 +43,8 @@ def inference(side: Side, case: dict) -> Callable[[], None]:
     return {"minigrad": _our_inference, "torch": _torch_inference}[side.framework](side, case)
 
 
-def _our_step(side: Side, case: dict) -> Callable[[], None]:
+def our_learner(case: dict) -> tuple[Learner, Batch]:
+    """The network and what trains it, as in `conformer train`, and the case's images and labels."""
     from conformer.batches import Batch
     from conformer.learner import Learner
     from conformer.options import TrainConfig
@@ -47,8 +53,12 @@ def _our_step(side: Side, case: dict) -> Callable[[], None]:
     keep_freed_memory()  # as `conformer train` does
     learner = Learner(network_of(case), TrainConfig(batch_size=max(2, case["batch"])), steps=1000)
     learner.model.train()
+    return learner, Batch(*batch_of(case))
+
+
+def _our_step(side: Side, case: dict) -> Callable[[], None]:
+    learner, batch = our_learner(case)
     learner.model.set_grad_checkpointing(case.get("checkpoint", False))
-    batch = Batch(*batch_of(case))
     return lambda: learner.train_step(batch) and None
 
 
@@ -87,17 +97,15 @@ def _torch_model(side: Side, case: dict):
 
 def _torch_step(side: Side, case: dict) -> Callable[[], None]:
     import torch
-    import torch.nn.functional as F
 
-    from benchmarks.torch_model import optimizer_of
+    from benchmarks.torch_model import loss_of, optimizer_of
 
     model, call, images, labels = _torch_model(side, case)
     optimizer = optimizer_of(model, 2e-3, 0.05)
 
     def step() -> None:
         optimizer.zero_grad()
-        cnn, transformer = call(images)
-        loss = (F.cross_entropy(cnn, labels, label_smoothing=0.1) + F.cross_entropy(transformer, labels, label_smoothing=0.1)) / 2
+        loss = loss_of(call(images), labels, 0.1)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -21,9 +21,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
-from benchmarks.torch_model import TorchConformer, optimizer_of
+from benchmarks.torch_model import TorchConformer, loss_of, optimizer_of
 from benchmarks.torch_train import schedule
 from conformer.augment import normalize
 from conformer.batches import Batch, batches
@@ -53,8 +52,7 @@ class TorchLearner:
     def train_step(self, batch: Batch) -> float:
         """Take one step; returns the loss from before it."""
         labels = torch.from_numpy(batch.labels)
-        heads = self.model.train()(self.images(batch.images))
-        loss = sum(F.cross_entropy(head, labels, label_smoothing=self.config.label_smoothing) for head in heads) / 2
+        loss = loss_of(self.model.train()(self.images(batch.images)), labels, self.config.label_smoothing)
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)

@@ -69,9 +69,9 @@ class Profile:
         self.counting = 0.0  # seconds that the profile itself took
         self._inside = [0.0]  # of each running call, outermost first: the seconds that the calls inside it took
 
-    def timed(self, name: str, function: Callable, operations: Callable[[tuple], int] | None = None, moved: int | None = None) -> Callable:
-        """The same function, timed. operations: those of its matrix products, from its arguments; moved: its bytes, where they are not those of its
-        arguments and result.
+    def timed(self, name: str, function: Callable, operations: Callable[[tuple, Any], int] | None = None, moved: int | None = None) -> Callable:
+        """The same function, timed. operations: those of its matrix products, from its arguments and result; moved: its bytes, where they are not
+        those of its arguments and result.
         """
 
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -87,7 +87,7 @@ class Profile:
             which = f"{name} {_shapes_of(args)}" if self.shapes else name
             spent = self.spent.setdefault(which, Spent())
             spent.seconds += seconds - inside
-            spent.work[bytes, operations(args) if operations else 0] += 1
+            spent.work[bytes, operations(args, result) if operations else 0] += 1
             counting = self.clock() - began - seconds
             self._inside[-1] += counting
             self.counting += counting
@@ -114,41 +114,29 @@ def _arrays(things: Any) -> list:
 
 
 def _shapes_of(args: tuple) -> str:
-    """The shapes of the first two arrays: usually x (or dy) and the weight."""
+    """The shapes of the three largest arrays: usually x (or dy) and the weight among them."""
     return " ".join("x".join(map(str, array.shape)) for array in sorted(_arrays(args), key=lambda array: -array.size)[:3])
 
 
 def _products() -> dict[str, tuple[Callable, Callable]]:
-    """Operations of the matrix products of each kernel, forward and backward, from its arguments. A multiplication and an addition are two."""
+    """Operations of the matrix products of each kernel, forward and backward, from its arguments and result; a multiplication and an addition are
+    two.
+    """
 
-    def convolution(y_size: int, weight: Any) -> int:
-        return 2 * y_size * prod(weight.shape[1:])
+    def weighted(y: Any, weight: Any) -> int:
+        return 2 * y.size * prod(weight.shape[1:])
 
-    def conv2d_forward(args: tuple) -> int:
-        from minigrad.fused.windows import Geometry
-
-        x, weight, _, *options = args
-        return convolution(len(x) * prod(Geometry.of(weight, *options).output_size(*x.shape[1:3])) * len(weight), weight)
-
-    def conv2d_backward(args: tuple) -> int:
-        dy, (_, weight, _), needs = args
-        return sum(needs[:2]) * convolution(dy.size, weight)
-
-    def attention_forward(args: tuple) -> int:
-        query, key, value = args[:3]
+    def attention(query: Any, key: Any, value: Any) -> int:
         return 2 * query.size * key.shape[2] + 2 * prod(query.shape[:3]) * value.size // prod(value.shape[:2])
 
-    def attention_backward(args: tuple) -> int:
-        query, key, value = args[1][:3]
-        return 2 * attention_forward((query, key, value))
-
+    by_weight = (
+        lambda args, result: weighted(result[0], args[1]),  # x, weight, ... -> y, saved
+        lambda args, _: sum(args[2][:2]) * weighted(args[0], args[1][1]),  # dy, (x, weight, ...), needs
+    )
     return {
-        "conv2d": (conv2d_forward, conv2d_backward),
-        "linear": (
-            lambda args: 2 * prod(args[0].shape[:-1]) * args[1].size,
-            lambda args: sum(args[2][:2]) * 2 * prod(args[0].shape[:-1]) * args[1][1].size,
-        ),
-        "scaled_dot_product_attention": (attention_forward, attention_backward),
+        "conv2d": by_weight,
+        "linear": by_weight,
+        "scaled_dot_product_attention": (lambda args, _: attention(*args[:3]), lambda args, _: 2 * attention(*args[1][:3])),
     }
 
 
@@ -178,18 +166,12 @@ def instrument(profile: Profile, learner: Any) -> None:
 
 def answer(side: Side, request: dict) -> dict:
     """Profile the steps of a case: milliseconds of a bare step, the machine's speeds, and each operation's share of a step."""
-    from benchmarks.networks import batch_of, network_of
-    from conformer.batches import Batch
-    from conformer.learner import Learner
-    from conformer.options import TrainConfig
-    from minigrad.backend.cpu import keep_freed_memory, thread_count
+    from benchmarks.networks import our_learner
+    from minigrad.backend.cpu import thread_count
 
-    keep_freed_memory()
     case = request["case"]
     clock = time.thread_time if thread_count() == 1 else time.perf_counter
-    learner = Learner(network_of(case), TrainConfig(batch_size=max(2, case["batch"])), steps=1000)
-    learner.model.train()
-    batch = Batch(*batch_of(case))
+    learner, batch = our_learner(case)
     machine = speeds(thread_count(), min(0.5, request["seconds"]), clock, quick=request["seconds"] == 0)
     operations, bandwidth = 1e9 * machine["gflops"], 1e9 * machine["copy_gbs"]
     bare = timed(lambda: learner.train_step(batch) and None, request["seconds"], request["least"])

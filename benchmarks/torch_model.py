@@ -183,6 +183,12 @@ class TorchConformer(nn.Module):
         return self.conv_cls_head(x.mean((2, 3))), self.trans_cls_head(self.trans_norm(x_t[:, 0]))
 
 
+def loss_of(heads: tuple[Tensor, Tensor], labels: Tensor, smoothing: float) -> Tensor:
+    """The mean of both heads' cross entropies."""
+    cnn, transformer = (F.cross_entropy(head, labels, label_smoothing=smoothing) for head in heads)
+    return (cnn + transformer) / 2
+
+
 def optimizer_of(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
     """Fused AdamW that spares 1-D parameters, biases and the class token from weight decay, as ours does."""
     named = list(model.named_parameters())

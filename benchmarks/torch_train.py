@@ -24,7 +24,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from benchmarks.torch_model import TorchConformer, optimizer_of
+from benchmarks.torch_model import TorchConformer, loss_of, optimizer_of
 from conformer.config import named_config
 
 MEAN = torch.tensor([0.4914, 0.4822, 0.4465]).view(1, 3, 1, 1)
@@ -123,7 +123,7 @@ def main() -> None:
             step_began = time.perf_counter()
             chosen = order[start : start + batch_size]
             x, y = normalised(augmented(padded[chosen], generator)), labels[chosen]
-            loss = sum(F.cross_entropy(head, y, label_smoothing=0.1) for head in model(x)) / 2
+            loss = loss_of(model(x), y, 0.1)
             optimizer.zero_grad()
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -613,6 +613,8 @@ def test_a_profile_finds_the_whole_step_and_counts_products_as_they_are(tmp_path
     macs = count(named_config("cifar-nano"), 32).macs
     pooled_first = 12 * 96 * (16 * 16 - 4 * 4) + 2 * 24 * 96 * (8 * 8 - 4 * 4)  # pixels that FCUDown's convolutions are spared, which `count` counts
     assert forward == pytest.approx(2 * 2 * (macs - pooled_first) / 1e9, rel=1e-4)  # two images, and an addition to each multiplication
+    for op, spared in {"linear": 0, "scaled_dot_product_attention": 0, "conv2d": 2 * 2 * 16 * 16 * 64 * 27 / 1e9}.items():  # the stem's images
+        assert found[f"{op} backward"]["gflop"] == pytest.approx(2 * found[f"{op} forward"]["gflop"] - spared, abs=2e-6), op
     assert found["conv2d forward"]["calls"] == 49 and found["AdamW"]["calls"] == 1
     assert all(line["ms"] > 0 for line in turn["operations"])
     assert found["AdamW"]["mb"] == pytest.approx(7 * 4 * count(named_config("cifar-nano"), 32).parameters / 1e6, rel=1e-12)
