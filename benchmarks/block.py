@@ -119,7 +119,7 @@ def _torch_step(side: Side, case: dict, inputs: dict[str, np.ndarray], weights: 
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = measure.arguments(__doc__, SIDES, 3, 1.0, ["cifar-nano", "cifar-micro"], batches=[64])
+    parser = measure.arguments(__doc__, SIDES, rounds=3, seconds=1.0, configs=["cifar-nano", "cifar-micro"], batches=[64])
     options = measure.parse(parser, argv, timed_answers(prepare))
     if options.quick:
         options.sides = [name for name in options.sides if name != "torch-compile"]  # a minute

@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from benchmarks.ops_section import calls_of, sums_of
+from benchmarks.sections import calls_of, sums_of
 from benchmarks.tables import Result, figures
 
 

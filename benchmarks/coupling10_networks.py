@@ -105,16 +105,8 @@ def train(name: str, recipe: TrainConfig, dataset: data.Dataset, every: int) -> 
             clip_grad_norm_(model.parameters(), recipe.clip_norm)
             optimizer.step()
             if (step + 1) % every == 0 or step + 1 == recipe.max_steps:
-                test = evaluate(model, heads, dataset)
-                seconds = round(time.perf_counter() - began, 1)
-                yield {
-                    "network": name,
-                    "parameters": parameters,
-                    "step": step + 1,
-                    "loss": round(float(np.mean(losses)), 4),
-                    "test": test,
-                    "seconds": seconds,
-                }
+                line = {"network": name, "parameters": parameters, "step": step + 1, "loss": round(float(np.mean(losses)), 4)}
+                yield {**line, "test": evaluate(model, heads, dataset), "seconds": round(time.perf_counter() - began, 1)}
                 losses.clear()
 
 

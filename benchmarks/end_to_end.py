@@ -28,7 +28,6 @@ from benchmarks.networks import training_step
 from benchmarks.records import save
 from benchmarks.sides import Side, timed
 from benchmarks.step import WARM_UP
-from benchmarks.turns import interleaved
 
 NAME = "end_to_end"
 SIDES = ["minigrad", "torch-channels-last", "torch-tuned"]
@@ -91,7 +90,7 @@ def answer(side: Side, request: dict) -> dict:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = measure.arguments(__doc__, SIDES, 3, 2.0, ["cifar-nano"])
+    parser = measure.arguments(__doc__, SIDES, rounds=3, seconds=2.0, configs=["cifar-nano"])
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--steps", type=int, default=60, help="of each whole run (default: 60)")
     parser.add_argument("--data-dir", type=Path, help="CIFAR-10, binary version: the folder with data_batch_1.bin (default: generated images)")
@@ -103,7 +102,7 @@ def main(argv: list[str] | None = None) -> None:
             write_images(Path(folder), 10 if options.quick else 2000)
         data_dir = str((options.data_dir or Path(folder)).resolve())
         cases = [{"config": config, "batch": options.batch_size, "steps": options.steps, "data_dir": data_dir} for config in options.configs]
-        rows = interleaved(NAME, cases, options, fresh=True)
+        rows = measure.interleaved(NAME, cases, options, fresh=True)
     for row in rows:
         row["case"] = {**row["case"], "data_dir": "DIR" if options.data_dir else "coupling10"}  # a path of this machine says nothing
     save(NAME, rows, options, argv)

@@ -18,7 +18,7 @@ from statistics import median
 from benchmarks import files, gpu, gpu_ceilings, gpu_kernels, gpu_profile, gpu_step
 from benchmarks.gpu import GPU_RESULTS
 from benchmarks.gpu_run_section import LINK, Run, add_run, read_run, run_section
-from benchmarks.tables import table
+from benchmarks.tables import ratio, table
 
 PAGE = files.ROOT / "docs" / "benchmarks_gpu.md"
 TOP = 25  # kernels of a profile that the page shows
@@ -77,7 +77,7 @@ def kernels_section(record: dict) -> str:
         )
     config = configs[0]
     of_step = [
-        [name, ours, theirs, f"{ratio:.2f}", f"{100 * ideal / ours:.0f} %"] for name, ours, theirs, ratio, ideal in gpu_kernels.sums(rows, config)
+        [name, ours, theirs, f"{over:.2f}", f"{100 * ideal / ours:.0f} %"] for name, ours, theirs, over, ideal in gpu_kernels.sums(rows, config)
     ]
     if of_step:
         only = f", of {', '.join(record['only'])} alone" if record.get("only") else ""
@@ -91,16 +91,8 @@ def kernels_section(record: dict) -> str:
         cells = [[name_of(row), str(row["case"]["count"]), 1e3 * what["ours"], f"{100 * what['share']:.0f} %", counted(what)] for row, what in slow]
         parts.append(table(["operation and inputs", "calls", "µs", "of copying", "once to every pass"], cells))
     for config in configs:
-        cells = []
-        for row in rows:
-            if gpu_kernels.config_of(row["case"]) == config:
-                what = gpu_kernels.summary(row)
-                ours, theirs = (None if ms is None else 1e3 * ms for ms in (what["ours"], what["theirs"]))
-                ratio = f"{ours / theirs:.2f}" if ours and theirs else "–"
-                share = "–" if what["share"] is None else f"{100 * what['share']:.0f} % ({what['bound']})"
-                cells.append([name_of(row), str(row["case"]["count"]), ours, theirs, ratio, what["gb_s"], what["tflop_s"], share, counted(what)])
-        header = ["operation and inputs", "calls", "µs", "PyTorch, µs", "ratio", "GB/s", "TFLOP/s", "of its ceiling", "once to every pass"]
-        parts.append(f"<details><summary>{network(config)}: every pass</summary>\n\n{table(header, cells)}\n\n</details>")
+        every = passes_table([row for row in rows if gpu_kernels.config_of(row["case"]) == config])
+        parts.append(f"<details><summary>{network(config)}: every pass</summary>\n\n{every}\n\n</details>")
     off = gpu_kernels.disagreeing(rows, record["precision"])
     if off:
         told = "; ".join(f"{gpu_kernels.label(row['case'])} ({error:.0e})" for row, error in off)
@@ -109,6 +101,20 @@ def kernels_section(record: dict) -> str:
     if failed:
         parts.append("Not measured: " + "; ".join(dict.fromkeys(failed)) + ".")
     return "\n\n".join(parts)
+
+
+def passes_table(rows: Sequence[dict]) -> str:
+    """Both sides' times of each pass, and what ours reaches."""
+    cells = []
+    for row in rows:
+        what = gpu_kernels.summary(row)
+        ours, theirs = (None if ms is None else 1e3 * ms for ms in (what["ours"], what["theirs"]))
+        share = "–" if what["share"] is None else f"{100 * what['share']:.0f} % ({what['bound']})"
+        cells.append(
+            [name_of(row), str(row["case"]["count"]), ours, theirs, ratio(ours, theirs), what["gb_s"], what["tflop_s"], share, counted(what)]
+        )
+    header = ["operation and inputs", "calls", "µs", "PyTorch, µs", "ratio", "GB/s", "TFLOP/s", "of its ceiling", "once to every pass"]
+    return table(header, cells)
 
 
 def network(config: str) -> str:

@@ -16,7 +16,7 @@ SIDES = ["minigrad", "torch-nchw", "torch-channels-last", "torch-tuned"]
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = measure.arguments(__doc__, SIDES, 2, 1.0, measure.CONFIGS, batches=[1, 256])
+    parser = measure.arguments(__doc__, SIDES, rounds=2, seconds=1.0, configs=measure.CONFIGS, batches=[1, 256])
     options = measure.parse(parser, argv, timed_answers(inference, warm_up=5))
     if options.quick:
         options.batches = [1, 2]

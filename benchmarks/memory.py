@@ -47,7 +47,7 @@ def answer(side: Side, request: dict) -> dict:
 
 
 def main(argv: list[str] | None = None) -> None:
-    options = measure.parse(measure.arguments(__doc__, SIDES, 3, 0, measure.CONFIGS, batches=[128]), argv, answer)
+    options = measure.parse(measure.arguments(__doc__, SIDES, rounds=3, seconds=0, configs=measure.CONFIGS, batches=[128]), argv, answer)
     cases: list[dict] = [{"config": config, "size": 32, "batch": batch} for config in options.configs for batch in options.batches]
     cases += [{**case, "checkpoint": True, "sides": ["minigrad"]} for case in cases]
     measure.run(NAME, cases, options, argv, fresh=True)

@@ -108,7 +108,7 @@ def _torch(side: Side, case: dict) -> tuple[Callable[[], Any], Callable[[Any], A
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = measure.arguments(__doc__, SIDES, 2, 0.05, measure.CONFIGS, batches=[128, 64])
+    parser = measure.arguments(__doc__, SIDES, rounds=2, seconds=0.05, configs=measure.CONFIGS, batches=[128, 64])
     parser.add_argument("--only", nargs="+", metavar="OPERATION", help="these operations alone")
     options = measure.parse(parser, argv, timed_answers(prepare))
     cases = [case for config in options.configs for batch in options.batches for case in cases_of(config, batch)]

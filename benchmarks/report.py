@@ -3,7 +3,7 @@
     make bench BENCH=report ARGS="[--results DIR] [--page FILE]"
 
 Each benchmark that was run has a section; one without a file is left out. Here are the page's order and what it says of the files and machines. Read
-next: `tables.py`, how a file is read; `sections.py`, `ops_section.py`, `targets.py` and `charts.py`.
+next: `tables.py`, how a file is read; `sections.py`, `targets.py` and `charts.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from benchmarks import sections
 from benchmarks.charts import draw
 from benchmarks.files import QUICK_RESULTS, RESULTS, ROOT, told
 from benchmarks.machine import NOISY
-from benchmarks.ops_section import ops_section
 from benchmarks.tables import OURS, VARIANTS, Result, table
 from benchmarks.targets import OVERHEAD, targets_section
 
@@ -36,7 +35,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Result], str]]] = {
     "end_to_end": ("A whole training run against the bare step", sections.end_to_end_section),
     "block": ("One block beside other frameworks", sections.block_section),
     "threads": ("What a second thread brings", sections.threads_section),
-    "ops": ("Every fused operation", ops_section),
+    "ops": ("Every fused operation", sections.ops_section),
     "memory": ("Peak memory", sections.memory_section),
     "growth": ("How the time of a step grows", sections.growth_section),
     "inference": ("Inference", sections.inference_section),

@@ -1,7 +1,7 @@
 """The sides that are compared, and the process of one of them: it answers requests, each a line of JSON, by samples.
 
 Beside wall time every sample has the process's CPU time, and every turn what else the machine did: a noisy run shows that it was one.
-Nothing here imports numpy or a framework: each process must set its environment first. Read next: `turns.py`, which asks.
+Nothing here imports numpy or a framework: each process must set its environment first. Read before: `measure.py`, which asks.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ WARM_UP, LEAST = 3, 5  # steps before the first that counts, and of those that c
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = measure.arguments(__doc__, SIDES, 3, 1.5, measure.CONFIGS, batches=[128, 64])
+    parser = measure.arguments(__doc__, SIDES, rounds=3, seconds=1.5, configs=measure.CONFIGS, batches=[128, 64])
     options = measure.parse(parser, argv, timed_answers(training_step, WARM_UP))
     if not options.quick:
         options.least = LEAST

@@ -25,7 +25,6 @@ from benchmarks.machine import cpu_times, noise
 from benchmarks.records import save
 from benchmarks.sides import Side, timed
 from benchmarks.speeds import speeds
-from benchmarks.turns import interleaved
 
 NAME = "step_profile"
 REST = "everything else: modules, nodes, the walk"
@@ -213,12 +212,12 @@ def table(turn: dict, top: int) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = measure.arguments(__doc__, ["minigrad"], 1, 2.0, measure.CONFIGS, batches=[128])
+    parser = measure.arguments(__doc__, ["minigrad"], rounds=1, seconds=2.0, configs=measure.CONFIGS, batches=[128])
     parser.add_argument("--shapes", action="store_true", help="a line for every shape of an operation's arrays")
     parser.add_argument("--top", type=int, default=30, help="lines that are printed (default: 30); the file has all")
     options = measure.parse(parser, argv, answer)
     cases = [{"config": config, "size": 32, "batch": batch, "shapes": options.shapes} for config in options.configs for batch in options.batches]
-    rows = interleaved(NAME, cases, options, fresh=True)
+    rows = measure.interleaved(NAME, cases, options, fresh=True)
     for row in rows:
         for turn in row.get("turns", []):
             best = f"this machine at best {turn['gflops']:.0f} GFLOP/s, {turn['copy_gbs']:.0f} GB/s"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from benchmarks.ops_section import SLOW
+from benchmarks.sections import SLOW
 from benchmarks.tables import OURS, Result, best_torch, figures, quotient, table
 
 NETWORKS = ("cifar-nano", "cifar-micro", "cifar-small")

@@ -103,16 +103,8 @@ def main() -> None:
     per_epoch = len(images) // batch_size
     steps = options.epochs * per_epoch
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, steps))
-    parameters = sum(p.numel() for p in model.parameters())
-    say(
-        torch=torch.__version__,
-        config=options.config,
-        machine=platform.machine(),
-        threads=torch.get_num_threads(),
-        seed=options.seed,
-        parameters=parameters,
-        steps=steps,
-    )
+    run = {"torch": torch.__version__, "config": options.config, "machine": platform.machine(), "threads": torch.get_num_threads()}
+    say(**run, seed=options.seed, parameters=sum(p.numel() for p in model.parameters()), steps=steps)
 
     times: list[float] = []
     began = time.perf_counter()

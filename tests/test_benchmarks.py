@@ -45,7 +45,6 @@ from benchmarks import (
     torch_model,
     torch_operations,
     torch_train,
-    turns,
 )
 from benchmarks.sides import SIDES
 from conformer.augment import SHIFT
@@ -70,9 +69,9 @@ def no_pins(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def fake_workers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Workers that answer at once; what they do is logged in the list. The machine's speeds are not measured."""
-    monkeypatch.setattr(turns, "Worker", FakeWorker)
+    monkeypatch.setattr(measure, "Worker", FakeWorker)
     monkeypatch.setattr(FakeWorker, "log", log := [], raising=False)
-    monkeypatch.setattr(turns, "machine_speeds", lambda options: {"gflops": 10.0, "copy_gbs": 1.0})
+    monkeypatch.setattr(measure, "machine_speeds", lambda options: {"gflops": 10.0, "copy_gbs": 1.0})
     return log
 
 
@@ -278,7 +277,7 @@ def test_a_peer_that_is_not_installed_is_left_out_and_named(tmp_path: Path, caps
 # --- turns, processes, files
 
 
-class FakeWorker(turns.Worker):
+class FakeWorker(measure.Worker):
     """Answers at once; a case "boom" fails, the side jax is not installed. `others`: seconds that others took in each turn of a second; an exception
     in their place is raised, a text is the reason of a failure.
     """
@@ -311,7 +310,7 @@ class FakeWorker(turns.Worker):
 
 
 def test_sides_take_turns_and_a_missing_or_failing_one_stops_nobody(fake_workers: list[str]) -> None:
-    rows = turns.interleaved("x", [{"name": "a"}, {"name": "boom"}], options_of("--sides", "minigrad", "jax", "torch-tuned"), False, str)
+    rows = measure.interleaved("x", [{"name": "a"}, {"name": "boom"}], options_of("--sides", "minigrad", "jax", "torch-tuned"), False, str)
     asked = [line for line in fake_workers if not line.startswith(("start", "end"))]
     assert asked[:5] == ["minigrad a", "jax a", "torch-tuned a", "torch-tuned a", "minigrad a"]  # who was first goes last in the next round
     assert asked[5:] == ["minigrad boom", "torch-tuned boom"]
@@ -326,7 +325,7 @@ def test_sides_take_turns_and_a_missing_or_failing_one_stops_nobody(fake_workers
 def test_a_noisy_turn_is_taken_again_in_the_same_process_and_the_quietest_counts(fake_workers: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     noisy = 1.5 * (os.cpu_count() or 1)
     monkeypatch.setattr(FakeWorker, "others", [noisy, 0.0, 2 * noisy, noisy, 3 * noisy, -0.01])
-    (row,) = turns.interleaved("x", [{"name": "a"}], options_of("--sides", "minigrad", "--rounds", "3", "--retakes", "2"), True, str)
+    (row,) = measure.interleaved("x", [{"name": "a"}], options_of("--sides", "minigrad", "--rounds", "3", "--retakes", "2"), True, str)
     assert [(turn["others_s"], turn["retakes"]) for turn in row["turns"]] == [(0.0, 1), (noisy, 2), (-0.01, 0)]
     assert fake_workers == ["start minigrad", *["minigrad a"] * 2, "end minigrad", "start minigrad", *["minigrad a"] * 3, "end minigrad",
                             "start minigrad", "minigrad a", "end minigrad"]  # fmt: skip
@@ -335,7 +334,7 @@ def test_a_noisy_turn_is_taken_again_in_the_same_process_and_the_quietest_counts
 def test_a_retake_or_a_later_round_that_fails_leaves_what_was_measured(fake_workers: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     noisy = 1.5 * (os.cpu_count() or 1)
     monkeypatch.setattr(FakeWorker, "others", [noisy, 2 * noisy, "MemoryError: ", 0.0, "MemoryError: "])
-    (row,) = turns.interleaved("x", [{"name": "a"}], options_of("--sides", "minigrad", "--rounds", "3"), False, str)
+    (row,) = measure.interleaved("x", [{"name": "a"}], options_of("--sides", "minigrad", "--rounds", "3"), False, str)
     assert [(turn["others_s"], turn["retakes"]) for turn in row["turns"]] == [(noisy, 1), (0.0, 0)] and row["failed"] == "MemoryError: "
 
 
@@ -343,7 +342,7 @@ def test_a_process_that_a_retake_ended_is_not_asked_again(fake_workers: list[str
     noisy = 1.5 * (os.cpu_count() or 1)
     monkeypatch.setattr(FakeWorker, "others", [noisy, "its process ended", 0.0])
     monkeypatch.setattr(FakeWorker, "ended", lambda self: True)
-    turns.interleaved("x", [{"name": "a"}, {"name": "b"}], options_of("--sides", "minigrad", "--rounds", "1"), False, str)
+    measure.interleaved("x", [{"name": "a"}, {"name": "b"}], options_of("--sides", "minigrad", "--rounds", "1"), False, str)
     assert fake_workers.count("start minigrad") == fake_workers.count("end minigrad") == 2
 
 
@@ -355,8 +354,8 @@ def test_rows_survive_the_last_look_at_the_machine(fake_workers: list[str], monk
             return look
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(turns, "machine_speeds", machine_speeds)
-    rows = turns.interleaved("x", [{"name": "a"}], options_of("--sides", "minigrad", "--rounds", "1"), False, str)
+    monkeypatch.setattr(measure, "machine_speeds", machine_speeds)
+    rows = measure.interleaved("x", [{"name": "a"}], options_of("--sides", "minigrad", "--rounds", "1"), False, str)
     assert len(rows) == 1 and rows.speeds == [{"gflops": 1.0}]
 
 
@@ -390,14 +389,14 @@ def test_a_file_of_another_machine_is_refused_before_anything_is_measured(fake_w
     about = machine.environment() | {"processor": "Another"}
     (tmp_path / "x.json").write_text(json.dumps({"environment": about, "settings": records.settings_of(options), "sides": {}, "rows": []}))
     with pytest.raises(SystemExit, match=r"x\.json was measured with processor Another, now it is .*: measure it whole, without --add, or"):
-        turns.interleaved("x", [{"name": "a"}], options, False, str)
+        measure.interleaved("x", [{"name": "a"}], options, False, str)
     assert fake_workers == []
 
 
 def test_a_rounding_of_the_kernels_clock_is_no_noise(fake_workers: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "NOISY", 0.001)
+    monkeypatch.setattr(measure, "NOISY", 0.001)
     monkeypatch.setattr(FakeWorker, "others", [machine.TICKS, 0.5, 0.0])
-    (row,) = turns.interleaved("x", [{"name": "a"}], options_of("--sides", "minigrad", "--rounds", "2"), False, str)
+    (row,) = measure.interleaved("x", [{"name": "a"}], options_of("--sides", "minigrad", "--rounds", "2"), False, str)
     assert [turn["retakes"] for turn in row["turns"]] == [0, 1]
 
 
@@ -407,7 +406,7 @@ def test_ctrl_c_ends_a_benchmark_and_keeps_what_was_measured(fake_workers: list[
     (tmp_path / "x.json").write_text("a good one")
     options = options_of("--rounds", "1", "--out", str(tmp_path / "x.json"))
     cases = [{"name": "a"}, {"name": "b"}, {"name": "c"}]
-    rows = turns.interleaved("x", cases, options, False, str)
+    rows = measure.interleaved("x", cases, options, False, str)
     with pytest.raises(SystemExit) as exit:
         records.save("x", rows, options, [])
     kept = json.loads((tmp_path / "runs" / "x.json").read_text())["rows"]
@@ -425,7 +424,7 @@ def test_a_process_that_died_with_a_request_unread_ends_quietly() -> None:
         def close(self) -> None:
             raise BrokenPipeError
 
-    worker = object.__new__(turns.Worker)
+    worker = object.__new__(measure.Worker)
     closed = argparse.Namespace(close=lambda: None)
     worker.process = argparse.Namespace(stdin=Closed(), stdout=closed, wait=lambda: 1)  # type: ignore[assignment]
     worker.close()
@@ -435,14 +434,14 @@ def test_no_turn_begins_when_the_time_is_up_and_what_was_measured_is_kept(
     fake_workers: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     times = iter([0, 10, 20, 30])
-    monkeypatch.setattr(turns.time, "monotonic", lambda: next(times, 61))
-    rows = turns.interleaved("x", [{"name": "a"}, {"name": "b"}], options_of("--minutes", "1"), False, lambda case: case["name"])
+    monkeypatch.setattr(measure.time, "monotonic", lambda: next(times, 61))
+    rows = measure.interleaved("x", [{"name": "a"}, {"name": "b"}], options_of("--minutes", "1"), False, lambda case: case["name"])
     assert [(row["case"]["name"], row["side"], len(row["turns"])) for row in rows] == [("a", "minigrad", 1), ("a", "torch-tuned", 2)]
     assert "b: no time left" in capsys.readouterr().out
 
 
 def test_fresh_processes_serve_one_turn_each(fake_workers: list[str]) -> None:
-    turns.interleaved("x", [{"name": "a"}], options_of(), fresh=True, label=str)
+    measure.interleaved("x", [{"name": "a"}], options_of(), fresh=True, label=str)
     ours, theirs = ([f"start {side}", f"{side} a", f"end {side}"] for side in ("minigrad", "torch-tuned"))
     assert fake_workers == ours + theirs + theirs + ours
 
