@@ -28,6 +28,7 @@ from benchmarks.networks import training_step
 from benchmarks.records import save
 from benchmarks.sides import Side, timed
 from benchmarks.step import WARM_UP
+from conformer import coupling10
 
 NAME = "end_to_end"
 SIDES = ["minigrad", "torch-channels-last", "torch-tuned"]
@@ -35,8 +36,6 @@ SIDES = ["minigrad", "torch-channels-last", "torch-tuned"]
 
 def write_images(folder: Path, records: int) -> None:
     """coupling10 in CIFAR-10's binary layout: five training files and a small one to test on."""
-    from conformer import coupling10
-
     files = [(f"data_batch_{number}.bin", records) for number in range(1, 6)] + [("test_batch.bin", min(records, 500))]
     for seed, (name, count) in enumerate(files):
         images, labels = coupling10.generate(count, seed)

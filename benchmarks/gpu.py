@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import gc
 import hashlib
 import importlib.metadata
 import itertools
@@ -24,6 +25,7 @@ from typing import Any
 
 from benchmarks import files, machine
 from benchmarks.files import ROOT
+from minigrad.backend import cuda
 
 GPU_RESULTS = files.RESULTS / "gpu"
 MEASURING = ["gpu", "gpu_ceilings", "gpu_counts", "gpu_kernels", "gpu_networks", "gpu_profile", "gpu_sides", "gpu_step", "gpu_updates"]
@@ -33,8 +35,6 @@ MEASURING += ["files", "machine", "networks", "op_cases", "sides", "torch_model"
 
 def connect() -> Any:
     """CuPy, or its stand-in inside `minigrad.emulated()`. Where there is no GPU the program ends, with status 1 and a sentence that says why."""
-    from minigrad.backend import cuda
-
     try:
         return cuda.connect()
     except RuntimeError as error:
@@ -43,8 +43,6 @@ def connect() -> Any:
 
 def emulated() -> bool:
     """Whether the emulator plays the GPU: everything runs, and no time means anything."""
-    from minigrad.backend import cuda
-
     return cuda.array_module().__name__ != "cupy"
 
 
@@ -84,8 +82,6 @@ def answers() -> bool:
 
 def free_memory() -> None:
     """Give what is unused in both frameworks' pools back to the card."""
-    import gc
-
     gc.collect()
     if emulated():
         return

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import median
 from typing import Any
 
+import minigrad
 from benchmarks import files, gpu, gpu_ceilings, gpu_networks, gpu_sides, gpu_updates, op_cases
 from benchmarks.gpu_counts import BACKWARD, FORWARD, NAMES, UPDATES, Work, footprint, work_of
 from benchmarks.sides import failure
@@ -203,8 +204,6 @@ def left_out(rows: list[dict], config: str, missing: Iterable[dict] = ()) -> lis
 
 
 def main(argv: list[str] | None = None) -> None:
-    import minigrad
-
     parser = gpu.resumable(gpu.arguments(__doc__))
     parser.add_argument("--configs", nargs="+", default=CONFIGS, metavar="NAME:BATCH:SIZE")
     parser.add_argument("--only", nargs="+", choices=[*NAMES, *UPDATES], metavar="OPERATION", help="these operations alone")

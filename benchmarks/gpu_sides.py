@@ -13,9 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+import minigrad
 from benchmarks import gpu
 from benchmarks.gpu_counts import BACKWARD, FORWARD, footprint
 from benchmarks.op_cases import values_of
+from minigrad.backend import cuda
+from minigrad.op import REGISTRY, Fused
+from minigrad.tensor import wrap
 
 
 class Timed(NamedTuple):
@@ -97,10 +101,6 @@ def torchs(x: Any) -> Any:
 
 def our_side(data: Data) -> Side:
     """The kernels as the engine calls them, on raw arrays; where the gradient is a rule on Tensors, the rule."""
-    import minigrad
-    from minigrad.op import REGISTRY, Fused
-    from minigrad.tensor import wrap
-
     case = data.case
     op = REGISTRY[case["op"]]
     assert isinstance(op, Fused)
@@ -143,8 +143,6 @@ def our_side(data: Data) -> Side:
 
 def captured(function: Callable[[], Any], calls: int, warm_ups: int = 2) -> Timed:
     """The function's work as a CUDA graph of ours."""
-    from minigrad.backend import cuda
-
     try:
         return Timed(cuda.Captured(function, warm_ups).launch, calls, "graph", function)
     except Exception as error:  # the kernels can be timed without

@@ -7,19 +7,22 @@ Read before: `gpu_sides.py`, which has the same for the operations of the networ
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
+import minigrad
 from benchmarks import gpu, gpu_sides
 from benchmarks.gpu_counts import UPDATE, UPDATES
 from benchmarks.networks import network_of
+from conformer.info import count
+from conformer.model import Conformer, parameter_groups
+from minigrad.optim import EMA, AdamW, clip_grad_norm_
 
 DECAY, LEARNING_RATE, WEIGHT_DECAY = 0.999, 1e-3, 0.05
 
 
 def cases_of(config: str, batch: int, size: int) -> list[dict]:
     """A case for each of them. batch, size: images in a step and their side in pixels, which change nothing here."""
-    from conformer.info import count
-
     parameters = count(network_of({"config": config}), size).parameters
     vector = {"shape": [parameters], "kind": "f", "order": [0], "needs": False}
     case = {"config": config, "batch": batch, "size": size, "where": "after the training step", "count": 1, "values": {}}
@@ -32,12 +35,6 @@ def sides(case: dict) -> dict[str, Callable[[Any], gpu_sides.Side]]:
 
 
 def _ours(case: dict) -> gpu_sides.Side:
-    from dataclasses import asdict
-
-    import minigrad
-    from conformer.model import Conformer, parameter_groups
-    from minigrad.optim import EMA, AdamW, clip_grad_norm_
-
     minigrad.manual_seed(0)
     model = Conformer(**asdict(network_of(case))).to(device="cuda")
     for parameter in model.parameters():

@@ -8,17 +8,19 @@ recipe: the mean of both heads' cross entropies with label smoothing 0.1, the gr
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 
+import minigrad
 from benchmarks.sides import Side
+from conformer.batches import Batch
 from conformer.config import ConformerConfig, named_config
-
-if TYPE_CHECKING:
-    from conformer.batches import Batch
-    from conformer.learner import Learner
+from conformer.learner import Learner
+from conformer.model import Conformer
+from conformer.options import TrainConfig
+from minigrad.backend.cpu import keep_freed_memory
 
 
 def network_of(case: dict) -> ConformerConfig:
@@ -45,11 +47,6 @@ def inference(side: Side, case: dict) -> Callable[[], None]:
 
 def our_learner(case: dict) -> tuple[Learner, Batch]:
     """The network and what trains it, as in `conformer train`, and the case's images and labels."""
-    from conformer.batches import Batch
-    from conformer.learner import Learner
-    from conformer.options import TrainConfig
-    from minigrad.backend.cpu import keep_freed_memory
-
     keep_freed_memory()  # as `conformer train` does
     learner = Learner(network_of(case), TrainConfig(batch_size=max(2, case["batch"])), steps=1000)
     learner.model.train()
@@ -63,12 +60,6 @@ def _our_step(side: Side, case: dict) -> Callable[[], None]:
 
 
 def _our_inference(side: Side, case: dict) -> Callable[[], None]:
-    from dataclasses import asdict
-
-    import minigrad
-    from conformer.model import Conformer
-    from minigrad.backend.cpu import keep_freed_memory
-
     keep_freed_memory()
     model = Conformer(**asdict(network_of(case)))
     model.eval()
@@ -82,8 +73,8 @@ def _our_inference(side: Side, case: dict) -> Callable[[], None]:
     return run
 
 
-def _torch_model(side: Side, case: dict):
-    """The module, and images and labels in the side's layout."""
+def _torch_model(side: Side, case: dict) -> tuple[Any, Any, Any, Any]:
+    """The module, what is called of it, and images and labels in the side's layout."""
     import torch
 
     from benchmarks.torch_model import TorchConformer

@@ -15,10 +15,14 @@ from typing import Any
 
 import numpy as np
 
+import minigrad
 from benchmarks import measure
 from benchmarks.op_cases import cases_of, least_bytes, values_of
 from benchmarks.sides import Side, timed_answers
 from benchmarks.speeds import COPIED, copying
+from minigrad.backend.cpu import keep_freed_memory
+from minigrad.op import REGISTRY
+from minigrad.tensor import wrap
 
 NAME = "ops"
 SIDES = ["minigrad", "torch-nchw", "torch-channels-last", "torch-tuned"]
@@ -71,11 +75,6 @@ def prepare(side: Side, case: dict) -> Callable[[], dict[str, float] | None]:
 
 
 def _ours(side: Side, case: dict) -> tuple[Callable[[], Any], Callable[[Any], Any]]:
-    import minigrad
-    from minigrad.backend.cpu import keep_freed_memory
-    from minigrad.op import REGISTRY
-    from minigrad.tensor import wrap
-
     keep_freed_memory()
     op = REGISTRY[case["op"]]
     inputs = [None if array is None else wrap(array) for array in arrays_of(case)]

@@ -20,11 +20,18 @@ from math import prod
 from statistics import median
 from typing import Any
 
+import numpy as np
+
 from benchmarks import measure
 from benchmarks.machine import cpu_times, noise
+from benchmarks.networks import our_learner
 from benchmarks.records import save
 from benchmarks.sides import Side, timed
 from benchmarks.speeds import speeds
+from conformer import learner as page
+from minigrad import autograd
+from minigrad.backend.cpu import thread_count
+from minigrad.op import REGISTRY, Fused
 
 NAME = "step_profile"
 REST = "everything else: modules, nodes, the walk"
@@ -97,8 +104,6 @@ class Profile:
 
 def _arrays(things: Any) -> list:
     """The arrays in nested tuples and lists, and those of Tensors; each piece of memory once."""
-    import numpy as np
-
     found: dict[tuple, Any] = {}
     stack = [things]
     while stack:
@@ -141,10 +146,6 @@ def _products() -> dict[str, tuple[Callable, Callable]]:
 
 def instrument(profile: Profile, learner: Any) -> None:
     """Put `profile` around every operation of the registry, the adding up of gradients, clipping and the optimiser."""
-    from conformer import learner as page
-    from minigrad import autograd
-    from minigrad.op import REGISTRY, Fused
-
     products = _products()
     for name, op in REGISTRY.items():
         kernel = op.kernels.get("cpu")
@@ -165,9 +166,6 @@ def instrument(profile: Profile, learner: Any) -> None:
 
 def answer(side: Side, request: dict) -> dict:
     """Profile the steps of a case: milliseconds of a bare step, the machine's speeds, and each operation's share of a step."""
-    from benchmarks.networks import our_learner
-    from minigrad.backend.cpu import thread_count
-
     case = request["case"]
     clock = time.thread_time if thread_count() == 1 else time.perf_counter
     learner, batch = our_learner(case)
