@@ -29,7 +29,7 @@ from benchmarks.records import save
 from benchmarks.sides import Side, timed
 from benchmarks.speeds import speeds
 from conformer import learner as page
-from minigrad import autograd
+from minigrad import walk
 from minigrad.backend.cpu import thread_count
 from minigrad.op import REGISTRY, Fused
 
@@ -158,7 +158,7 @@ def instrument(profile: Profile, learner: Any) -> None:
         else:
             op.function = profile.timed(f"{name} forward", op.function)
         op.backward = profile.timed(f"{name} backward", op.backward)
-    autograd._add = profile.timed("sums of gradients", autograd._add)
+    walk.add = profile.timed("sums of gradients", walk.add)
     parameters = sum(parameter.data.nbytes for parameter in learner.model.parameters())
     page.clip_grad_norm_ = profile.timed("clip_grad_norm_", page.clip_grad_norm_, moved=parameters)  # gradients are read
     learner.optimizer.step = profile.timed("AdamW", learner.optimizer.step, moved=7 * parameters)  # all four are read, all but gradients written

@@ -5,7 +5,7 @@
     (x * x).sum().backward()
     print(x.grad)                      # Tensor([2., 4., 6.])
 
-Read next: `op.py` (what an operation is), `tensor.py`, `autograd.py` (the engine), `ops/` and `fused/` (the operations), `nn/` and `optim/`.
+Read next: `op.py` (what an operation is), `tensor.py`, `walk.py` (the engine), `ops/` and `fused/` (the operations), `nn/` and `optim/`.
 """
 
 from typing import TYPE_CHECKING

@@ -17,8 +17,8 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from minigrad import backend
-from minigrad.autograd import Node, changed_in_place, freed, node_numbers
 from minigrad.modes import MODE, caller_site
+from minigrad.node import Node, changed_in_place, freed, node_numbers
 from minigrad.tensor import Tensor, wrap
 
 __all__ = ["REGISTRY", "Op"]

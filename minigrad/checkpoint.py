@@ -8,9 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 from minigrad import ops, random
-from minigrad.autograd import Node, changed_in_place, differentiate, edge_of, freed, node_numbers
+from minigrad.autograd import differentiate
 from minigrad.backend.cublas import current_precision, precision
 from minigrad.modes import MODE, Mode, caller_site, mode
+from minigrad.node import Node, changed_in_place, edge_of, freed, node_numbers
 from minigrad.tensor import Tensor, wrap
 
 __all__ = ["checkpoint"]

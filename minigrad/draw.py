@@ -4,7 +4,7 @@
     graph(loss, {"x": x, "weight": weight})        # in a notebook: the picture
     print(graph(loss).dot())                       # for Graphviz
 
-Nothing is recorded for this: the graph is read off the nodes that hang on the result (`autograd.Node`), so it shows what requires grad, and nothing
+Nothing is recorded for this: the graph is read off the nodes that hang on the result (`node.Node`), so it shows what requires grad, and nothing
 that was computed without. matplotlib is imported when a picture is drawn.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from minigrad import backend
-from minigrad.autograd import Node
+from minigrad.node import Node
 from minigrad.tensor import Tensor
 
 __all__ = ["Box", "Graph", "graph"]

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.autograd import Node, node_numbers
 from minigrad.modes import MODE
+from minigrad.node import Node, node_numbers
 from minigrad.tensor import Tensor, wrap
 
 __all__ = ["binary", "called", "unary"]

@@ -1,6 +1,6 @@
 """Fused operations: what `@fused` makes of a definition on Tensors, its kernels on arrays, and what happens when one is called.
 
-Read before: `base_op.py`; next: `autograd.py`.
+Read before: `base_op.py`; next: `node.py`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from typing import Any, overload
 import numpy as np
 
 from minigrad import backend, ops  # ops: the intended cycle, see the end of tensor.py
-from minigrad.autograd import Node, changed_in_place, differentiate, freed
+from minigrad.autograd import differentiate
 from minigrad.base_op import Op, Result, frozen, kind_of, new_node
 from minigrad.modes import MODE, check_forward
 from minigrad.modes import mode as changed_mode
+from minigrad.node import Node, changed_in_place, freed
 from minigrad.tensor import Tensor, wrap
 
 __all__ = ["Fused", "KernelPair", "fused"]
@@ -29,8 +30,8 @@ class KernelPair:
     """A forward and a backward on raw arrays for one device.
 
     forward(*arrays, *values) -> (out, saved); backward(dy, saved, needs) -> one gradient or None per input. `strided`: takes arrays with any
-    strides, otherwise they arrive C-contiguous. `fresh`: the gradients it returns share memory with nothing. `readers`: per input, and last for the
-    output, the inputs (as bits) whose gradients read its saved array; None: all of them.
+    strides, otherwise they arrive C-contiguous. `fresh`: the gradients it returns share memory with nothing, and may be
+    written to. `readers`: per input, and last for the output, the inputs (as bits) whose gradients read its saved array; None: all of them.
     """
 
     forward: Callable
@@ -212,7 +213,7 @@ class Fused(Op[Result]):
             node.versions = tuple([None if x is None else x.version[0] for x in inputs])
 
     def backward(self, node: Node, gradients: list, needs: tuple | None, create_graph: bool) -> tuple[list, bool]:
-        """The gradients of the inputs, and whether their arrays are all fresh. See `autograd._walk`."""
+        """The gradients of the inputs, and whether their arrays are all fresh. See `walk.walk`."""
         kept = node.kept  # read once: another thread's walk may free the node meanwhile
         if kept is None:
             raise freed(self.name)

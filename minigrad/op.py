@@ -27,7 +27,7 @@ Its derivative is the kernel's; with create_graph, where a kernel is missing, or
 definition's. A fused operation may state rules too, where its derivative is short (that of softmax, from its output).
 
 Read next: one of each, in `ops/elementwise.py` and `fused/layer_norm.py`. What happens when one is called: `base_op.py` has what the two kinds share,
-`primitive_op.py` and `fused_op.py` the rest; then `autograd.py`, the walk that calls their `backward`.
+`primitive_op.py` and `fused_op.py` the rest; then `node.py`, what a graph is made of, and `walk.py`, the walk that calls their `backward`.
 """
 
 from minigrad.base_op import REGISTRY, Op

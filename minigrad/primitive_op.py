@@ -12,9 +12,9 @@ from typing import Any, overload
 import numpy as np
 
 from minigrad import backend, fast_calls, ops  # ops: the intended cycle, see the end of tensor.py
-from minigrad.autograd import Node
 from minigrad.base_op import Op, Result, check_arrays, frozen, kind_of, new_node
 from minigrad.modes import MODE, check_forward
+from minigrad.node import Node
 from minigrad.tensor import Tensor, wrap
 
 __all__ = ["Binary", "Primitive", "Unary", "primitive"]
@@ -174,7 +174,7 @@ class Primitive(Op[Result]):
         return result
 
     def backward(self, node: Node, gradients: list, needs: tuple | None, create_graph: bool) -> tuple[list, bool]:
-        """The gradients of the inputs, and whether their arrays are all fresh. See `autograd._walk`."""
+        """The gradients of the inputs, and whether their arrays are all fresh. See `walk.walk`."""
         results = self._run_rules(node, gradients, needs, create_graph)
         if node.shapes is not None:
             for k, shape in enumerate(node.shapes):

@@ -1,7 +1,7 @@
 """Tensor: an array and how it was made.
 
-The methods only forward to the operations in `minigrad/ops`; the derivatives live there, and the walk that uses them in `autograd.py`. Read before:
-`op.py`; next: `autograd.py`.
+The methods only forward to the operations in `minigrad/ops`; the derivatives live there, and the walk that uses them in `walk.py`. Read before:
+`op.py`; next: `node.py`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Tensor:
         data: the array itself. Treat it as read-only; `copy_` and `t[index] = value` write, and tell the version counter. Nobody looks at what it is
             set to until it is used: a Tensor is refused there.
         grad: the gradient collected by `backward()`, a Tensor of this shape and dtype, or None.
-        node: the `autograd.Node` this is an output of, None for a leaf; `output` says which output.
+        node: the `node.Node` this is an output of, None for a leaf; `output` says which output.
         version: one-element list, counts the writes; shared with every view of the same memory.
 
     Source: https://docs.pytorch.org/docs/stable/tensors.html

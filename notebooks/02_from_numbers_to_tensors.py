@@ -19,8 +19,8 @@ import minigrad
 from conformer import coupling10, data
 from minigrad import Tensor, ops
 from minigrad import functional as F
-from minigrad.autograd import Node
 from minigrad.draw import graph
+from minigrad.node import Node
 
 # %% [markdown]
 # ## A reaction is now a matrix, and nobody writes it down
@@ -297,8 +297,8 @@ assert losses[-1] < losses[0]
 # %% [markdown]
 # ## Inside minigrad: nodes and edges
 #
-# `minigrad/autograd.py` is the same machine, made to be fast and hard to misuse. A result has a `node`, which says how it was made. This is all that
-# a node holds:
+# minigrad's engine is the same machine, made to be fast and hard to misuse. A result has a `node`, which says how it was made. This is all that it
+# holds:
 
 # %%
 Code(inspect.getsource(Node).split("\n    __slots__")[0], language="python")
@@ -341,39 +341,36 @@ for node in nodes_below(loss):
 graph(loss, {"w": w, "h": h, "loss": loss})
 
 # %% [markdown]
-# ## The counting walk
+# ## The youngest first
 #
-# Our `backward` sorted the graph first. minigrad counts instead: how many edges lead to each node? The walk subtracts one whenever it has followed
-# such an edge. When a node's count is zero, its gradient is complete and the node is ready. No recursion, no sorting. Here is such a walk over
-# minigrad's own nodes, which prints each node it handles (`needs` and `create_graph`, which the real walk passes to the operation, are None and
-# False):
+# Our `backward` sorted the graph first. minigrad need not: its nodes are numbered as they are made (`node.order`), so a node is always younger than
+# those its edges lead to. Of the nodes that a gradient has reached, the youngest can get nothing more, as only a younger one could send it. So it is
+# the next to be handled. `heapq` gives the least of what is in the queue, so the numbers go in with a minus. No recursion, no sorting. Here is such a
+# walk over minigrad's own nodes, which prints each node it handles (`needs` and `create_graph`, which the real walk passes to the operation, are None
+# and False):
 
 
 # %%
 def walk(result):
     """What `result.backward()` does, for operations with one output. Returns the gradients of the leaves."""
-    uses = {node: 0 for node in nodes_below(result)}
-    for node in uses:
-        for target, _ in filter(None, node.edges):
-            if isinstance(target, Node):
-                uses[target] += 1
-    pending, found, ready = {result.node: Tensor(np.ones_like(result.data))}, {}, [result.node]
-    while ready:
-        node = ready.pop()
-        g = pending.pop(node)
+    totals = {result.node: Tensor(np.ones_like(result.data))}
+    queue = [(-result.node.order, result.node)]
+    while queue:
+        _, node = heapq.heappop(queue)
+        g = totals.pop(node)
         gradients, _ = node.op.backward(node, [g], None, False)
         print(f"{node.op.name:8} g = {g.numpy().tolist()}")
         for edge, gradient in zip(node.edges, gradients, strict=True):
             if edge is None:
                 continue
             target = edge[0]
-            collected = pending if isinstance(target, Node) else found
-            collected[target] = collected[target] + gradient if target in collected else gradient
-            if isinstance(target, Node):
-                uses[target] -= 1
-                if uses[target] == 0:
-                    ready.append(target)
-    return found
+            if target in totals:
+                totals[target] = totals[target] + gradient
+            else:
+                totals[target] = gradient
+                if isinstance(target, Node):
+                    heapq.heappush(queue, (-target.order, target))
+    return totals  # what is left are those of the leaves
 
 
 with minigrad.no_grad():
@@ -388,16 +385,16 @@ assert np.array_equal(found[w].numpy(), w.grad.numpy())
 # which follows only the edges that lead to what is asked for.
 
 # %%
-lines = inspect.getsource(minigrad.autograd._walk).splitlines()
-start = next(k for k, line in enumerate(lines) if "uses = _count_uses" in line)
+lines = inspect.getsource(minigrad.walk.walk).splitlines()
+start = next(k for k, line in enumerate(lines) if "wanted = None" in line)
 Code("\n".join(lines[start:]), language="python")
 
 # %% [markdown]
 # ## Borrowed, owned, freed
 #
 # The rules may return the gradient they were given, or a view of it. So the walk treats every gradient as **borrowed** and never writes to it. When a
-# second contribution arrives, it makes a new array for the sum, which it **owns**; the third is added into that in place. This avoids the error from
-# above without copying every gradient "to be safe".
+# second contribution arrives, it makes a new array for the sum, which it **owns** (`own` above); the third is added into that in place. This avoids
+# the error from above without copying every gradient "to be safe".
 #
 # Once a node has been handled, its saved arrays are **freed**: memory shrinks as the walk goes down.
 #
@@ -495,8 +492,8 @@ Code("\n".join(inspect.getsource(F.softmax.definition).splitlines()[-4:]), langu
 #
 # **2.** $C = A B$ where $A$ is a stack of matrices, (s, n, k), and $B$ a single one, (k, m). Derive both gradients from shapes, and check them.
 #
-# **3.** Nodes are numbered as they are made (`node.order`). Write the walk without counting: always handle the waiting node with the highest number
-# (`heapq`). Why is that right? And what does minigrad gain by counting?
+# **3.** Write the walk without the numbers: count first how many edges lead to each node, subtract one whenever such an edge has been followed, and
+# handle a node when none is left. Why is that right? What does it cost, and what would it gain for very wide graphs?
 #
 # The solutions are in the cells below, folded in JupyterLab and on the site; on GitHub they are open: stop scrolling here.
 
@@ -526,32 +523,37 @@ assert np.allclose(dA, left.grad.numpy()) and np.allclose(dB, right.grad.numpy()
 
 
 # %% tags=["solution"]
-def walk_by_number(result):
-    """A node is made after all that it is made of, so the highest number waiting can get no more contributions.
+def walk_by_counting(result):
+    """When all edges that lead to a node have been followed, all of its gradient is there.
 
-    Counting needs no heap: each edge costs the same, however many nodes wait.
+    It costs a look at the whole graph before the walk. Each edge then costs the same, however many nodes wait;
+    a heap takes longer the more there are.
     """
-    pending, found, heap = {result.node: Tensor(np.ones_like(result.data))}, {}, [(-result.node.order, result.node)]
-    while heap:
-        _, node = heapq.heappop(heap)
-        gradients, _ = node.op.backward(node, [pending.pop(node)], None, False)
+    uses = {node: 0 for node in nodes_below(result)}
+    for node in uses:
+        for target, _ in filter(None, node.edges):
+            if isinstance(target, Node):
+                uses[target] += 1
+    totals, ready = {result.node: Tensor(np.ones_like(result.data))}, [result.node]
+    while ready:
+        node = ready.pop()
+        gradients, _ = node.op.backward(node, [totals.pop(node)], None, False)
         for edge, gradient in zip(node.edges, gradients, strict=True):
             if edge is not None:
-                collected = pending if isinstance(edge[0], Node) else found
-                if edge[0] in collected:
-                    collected[edge[0]] = collected[edge[0]] + gradient
-                else:
-                    collected[edge[0]] = gradient
-                    if collected is pending:
-                        heapq.heappush(heap, (-edge[0].order, edge[0]))
-    return found
+                target = edge[0]
+                totals[target] = totals[target] + gradient if target in totals else gradient
+                if isinstance(target, Node):
+                    uses[target] -= 1
+                    if uses[target] == 0:
+                        ready.append(target)
+    return totals
 
 
 w = Tensor([[0.5, -1.0, 2.0], [1.0, 1.0, -2.0]], requires_grad=True)
 h = (Tensor([[1.0, 2.0]]) @ w).relu()
 loss = (h * h).sum() + h.sum()
 with minigrad.no_grad():
-    found = walk_by_number(loss)
+    found = walk_by_counting(loss)
 loss.backward()
 assert np.array_equal(found[w].numpy(), w.grad.numpy())
 

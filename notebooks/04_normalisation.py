@@ -24,7 +24,7 @@ import minigrad
 from conformer import conformer_cifar_nano, coupling10, data
 from minigrad import Tensor, nn
 from minigrad import functional as F
-from minigrad.autograd import Node
+from minigrad.node import Node
 
 FAST = bool(os.environ.get("MINIGRAD_FAST"))
 

@@ -39,7 +39,7 @@ from tests.mutants_workers import Job, Outcome, Stage, Workers
 from tests.mutations import Mutant, mutants, operations
 
 MUTATED = (
-    "minigrad/ops/*.py", "minigrad/fused/*.py", "minigrad/autograd.py", "minigrad/optim/*.py",
+    "minigrad/ops/*.py", "minigrad/fused/*.py", "minigrad/node.py", "minigrad/walk.py", "minigrad/autograd.py", "minigrad/optim/*.py",
     "minigrad/backend/sums.py", "minigrad/backend/addition.py",
     "minigrad/base_op.py", "minigrad/primitive_op.py", "minigrad/fused_op.py", "minigrad/fast_calls.py", "minigrad/tensor.py", "minigrad/modes.py",
     "minigrad/checkpoint.py", "minigrad/random.py", "minigrad/gradcheck.py", "minigrad/pth.py", "minigrad/pytorch_names.py",
@@ -61,10 +61,10 @@ CALLS = (
 )  # fmt: skip
 """Where what happens in a call is tested besides."""
 PLAN: dict[str, tuple[tuple[str, ...], ...]] = {
-    "minigrad/autograd.py": (
+    **dict.fromkeys(("minigrad/node.py", "minigrad/walk.py", "minigrad/autograd.py"), (
         ("tests/test_autograd.py",), ("tests/test_graphs.py",), ("tests/test_versions.py", "tests/test_checkpoint.py", "tests/test_anomaly.py"),
         ("tests/test_memory.py", "tests/test_modes.py", "tests/test_*_op.py", "tests/test_far_device.py", "tests/test_threads.py"),
-    ),
+    )),
     "minigrad/backend/addition.py": (("tests/backend/test_cuda_backend.py",), ("tests/fused/test_cuda_launches.py",)),
     "minigrad/backend/sums.py": (("tests/backend/test_sums.py",), ("tests/ops/test_reduce.py",)),
     "minigrad/fused/attention.py": (

@@ -19,7 +19,7 @@ import minigrad
 from minigrad import Tensor, ops, random
 from minigrad import functional as F
 from minigrad.modes import MODE, is_grad_enabled, recomputing
-from minigrad.op import primitive
+from minigrad.op import fused, primitive
 from minigrad.tensor import wrap
 from tests.support import assert_close, leaf, rng
 
@@ -101,6 +101,23 @@ def test_borrowed_gradients_are_never_written():
     assert_allclose(x.grad.numpy().reshape(2, 2), expected, rtol=1e-13)
     for weight, then in zip(weights, kept, strict=True):
         assert_array_equal(weight.numpy(), then)
+
+
+def test_gradients_are_added_into_a_fresh_one_of_their_shape_and_dtype(registry: None):
+    """One that a kernel declares so. Into another the sum would not fit: NumPy would refuse it, or round it."""
+    for fresh, into in ((np.full(3, 2.0), True), (np.full(3, 2.0, np.float32), False), (np.full(1, 2.0), False)):
+
+        @fused
+        def doubled(x: Tensor) -> Tensor:
+            return x * 2.0
+
+        doubled.kernel("cpu", lambda x: (x * 2.0, ()), lambda dy, saved, needs, fresh=fresh: (fresh,), fresh=True)
+        x = leaf(3)
+        h = x * 3.0
+        y = h * 5.0
+        (y + doubled(h)).sum().backward()  # of the two operations on h the kernel's is the younger, and comes first
+        assert_array_equal(x.grad.numpy(), [21.0] * 3)
+        assert fresh[0] == (7.0 if into else 2.0)
 
 
 @pytest.mark.parametrize(
@@ -566,10 +583,10 @@ def test_no_memory_for_a_gradient_leaves_all_as_they_were(monkeypatch: pytest.Mo
     early.grad, late.grad = Tensor(np.ones(3)), wrap(read_only)  # added to in place; replaced by a new one
     y = (early * 2.0 + late).sum()
 
-    def no_memory(array: Any) -> Any:
+    def no_memory(*_: Any, **options: Any) -> Any:
         raise MemoryError
 
-    monkeypatch.setattr("minigrad.autograd._array", no_memory)
+    monkeypatch.setattr("minigrad.autograd.add", no_memory)
     with pytest.raises(MemoryError):
         y.backward(retain_graph=True)
     assert_array_equal(early.grad.numpy(), np.ones(3))

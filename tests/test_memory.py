@@ -18,7 +18,7 @@ import pytest
 import minigrad
 from minigrad import Tensor, nn, ops, optim, random
 from minigrad import functional as F
-from minigrad.autograd import Node
+from minigrad.node import Node
 from minigrad.op import primitive
 from tests.support import leaf
 

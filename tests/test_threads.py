@@ -23,6 +23,7 @@ import minigrad
 from minigrad import Tensor, autograd, nn, optim, random
 from minigrad import functional as F
 from minigrad.modes import MODE, is_grad_enabled
+from minigrad.node import Node
 from tests.support import rng
 
 THREADS = 8
@@ -195,7 +196,7 @@ class FreedMeanwhile:
 
     ARRAYS = "saved", "inputs", "kept", "out"  # in the order of `Node.free`
 
-    def __init__(self, node: autograd.Node, looks: int, count: int):
+    def __init__(self, node: Node, looks: int, count: int):
         self.node, self.looks, self.count = node, looks, count
 
     def __getattr__(self, name: str) -> Any:
