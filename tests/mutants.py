@@ -99,7 +99,9 @@ PLAN: dict[str, tuple[tuple[str, ...], ...]] = {
     "minigrad/nn/dropout.py": (("tests/nn/test_dropout.py",), ("tests/nn/test_layers.py",)),
     "minigrad/nn/init.py": (("tests/nn/test_init.py",),),
     "minigrad/nn/linear.py": (("tests/nn/test_layers.py",), ("tests/nn/test_init.py",)),
-    "minigrad/nn/module.py": (("tests/nn/test_module.py",), ("tests/nn/test_layers.py", "tests/optim/test_optimizer.py", "tests/optim/test_ema.py")),
+    **dict.fromkeys(("minigrad/nn/module.py", "minigrad/nn/state_dict.py"), (
+        ("tests/nn/test_module.py",), ("tests/nn/test_layers.py", "tests/optim/test_optimizer.py", "tests/optim/test_ema.py"),
+    )),
     "minigrad/nn/norm.py": (("tests/nn/test_norm.py",), ("tests/nn/test_layers.py", "tests/nn/test_module.py")),
     "minigrad/nn/pooling.py": (("tests/nn/test_layers.py",),),
     "minigrad/base_op.py": (

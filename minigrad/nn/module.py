@@ -2,22 +2,23 @@
 
 Assigning to an attribute registers: a leaf Tensor with requires_grad=True is a parameter, a Module is a child, `register_buffer` adds a Tensor
 that is part of the state but not trained (running statistics). Names, shapes and order are PyTorch's, so a `state_dict()` goes from one to the
-other. Maths is in `minigrad/functional.py`; modules hold parameters, state and randomness. Read next: `linear.py`, a whole layer in a few lines.
+other. Maths is in `minigrad/functional.py`; modules hold parameters, state and randomness. Read next: `linear.py`, a whole layer in a few lines;
+`state_dict.py`, what is said of weights that do not fit.
 """
 
 from __future__ import annotations
 
-import os.path
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, Self
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Self
 
 import numpy as np
 
 from minigrad import backend
+from minigrad.nn.state_dict import KeyDifference, matched
 from minigrad.pytorch_names import OF_MODULES, Missing
 from minigrad.tensor import Tensor
 
-__all__ = ["KeyDifference", "Module", "Parameter"]
+__all__ = ["Module", "Parameter"]
 
 
 def Parameter(data: Any) -> Tensor:
@@ -26,13 +27,6 @@ def Parameter(data: Any) -> Tensor:
     Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.parameter.Parameter.html
     """
     return Tensor(data, requires_grad=True)
-
-
-class KeyDifference(NamedTuple):
-    """What `load_state_dict(strict=False)` left alone: names the module has and the mapping lacks, and the other way round."""
-
-    missing_keys: list[str]
-    unexpected_keys: list[str]
 
 
 class Module:
@@ -266,25 +260,8 @@ class Module:
                 says so where all names differ by what they begin with ("module."), or are one level below. Nothing has been written.
             TypeError: `state_dict` is no mapping.
         """
-        if not isinstance(state_dict, Mapping):
-            what = f"{state_dict!r}; of a PyTorch module, save its state_dict()" if _not_read(state_dict) else f"a {type(state_dict).__name__}"
-            raise TypeError(f"load_state_dict: {type(self).__name__} takes a mapping of names to arrays, as state_dict() gives, and this is {what}")
         own = dict(self._state())
-        given = {name: state_dict[name] for name in own if name in state_dict}
-        values = {name: loadable(value) for name, value in given.items()}
-        difference = KeyDifference([name for name in own if name not in state_dict], [name for name in state_dict if name not in own])
-        missing = [f"missing {name} of shape {own[name].shape}" for name in difference.missing_keys] if strict else []
-        unexpected = [f"unexpected {name}" for name in difference.unexpected_keys] if strict else []
-        problems = []
-        for name, value in values.items():
-            if value is None:
-                problems.append(f"{name} is {_no_array(given[name])}")
-            elif value.shape != own[name].shape:
-                problems.append(f"{name} has shape {value.shape}, here {own[name].shape}")
-        if missing or unexpected or problems:
-            remedy = strict and not given and (_other_prefix(own, state_dict) or _one_below(own, state_dict))
-            reason = remedy or _first_of(missing, unexpected, problems)
-            raise ValueError(f"load_state_dict: {type(self).__name__} cannot take these {len(state_dict)} entries: {reason}")
+        values, difference = matched(type(self).__name__, own, state_dict, strict)
         for name, value in values.items():
             tensor = own[name].detach()  # the same memory and version, and may be written
             tensor.copy_(backend.to_device(value, tensor.device))
@@ -314,76 +291,10 @@ def _kind(value: Any) -> str | None:
     return "parameter" if isinstance(value, Tensor) and value.requires_grad and value.node is None else None
 
 
-def _not_read(value: Any) -> bool:
-    """Whether it is a `minigrad.pth.Unread`; by name, as `pth` is above this module in the order of imports."""
-    return f"{type(value).__module__}.{type(value).__name__}" == "minigrad.pth.Unread"
-
-
-def _no_array(value: Any) -> str:
-    """What a value is that is `loadable` as nothing, and what to do about one of PyTorch's that NumPy cannot read, or from its files."""
-    if _not_read(value):
-        return f"{value!r}, not an array of numbers (in PyTorch, save a tensor)"
-    hint = " (give its .detach().float())" if getattr(value, "requires_grad", False) or "bfloat16" in str(getattr(value, "dtype", "")) else ""
-    return f"{type(value).__name__}, not an array of numbers{hint}"
-
-
 def _describe(value: Any) -> str:
     if not isinstance(value, Tensor):
         return f"a {type(value).__name__}"
     return "a Tensor that was computed with gradient" if value.node is not None else "a Tensor without gradient"
-
-
-def loadable(value: Any) -> backend.Array | None:
-    """What a `load_state_dict` was given, a Tensor or anything array-like, as an array; None if it is not one of numbers (or a masked array)."""
-    value = value.data if isinstance(value, Tensor) else value
-    if not backend.is_array(value):
-        try:
-            value = backend.host_array(value, "load_state_dict")
-        except (TypeError, ValueError, RuntimeError):  # lists of unequal lengths; PyTorch's tensors of bfloat16, and those that require grad
-            return None
-    return value if value.dtype.kind in "biuf" else None
-
-
-def _first_of(*kinds: list[str], most: int = 10) -> str:
-    """What is wrong, in one line: of each kind the first, and how much more there is."""
-    there = [problems for problems in kinds if problems]
-    every = [problem for problems in there for problem in problems]
-    shown = every if len(every) <= most else [problem for problems in there for problem in problems[: most // len(there)]]
-    return "; ".join(shown) + (f"; and {len(every) - len(shown):,} more" if len(shown) < len(every) else "")
-
-
-def _other_prefix(own: Mapping[str, Any], given: Mapping[Any, Any]) -> str:
-    """What to say where names on one side differ from the other's by a common beginning, such as that of a wrapper's child; empty if they do not."""
-    if not all(isinstance(name, str) for name in given):
-        return ""
-    for prefix in _prefixes(given):
-        if _most_of(own, (name.removeprefix(prefix) for name in given)):
-            fix = f"give {{name.removeprefix({prefix!r}): value for name, value in state_dict.items()}}"
-            return f"their names begin with {prefix!r}, which those of the module do not; {fix}"
-    for prefix in _prefixes(own):
-        if _most_of(own, (prefix + name for name in given)):
-            fix = f"give {{{prefix!r} + name: value for name, value in state_dict.items()}}, or load into that child"
-            return f"the names of the module begin with {prefix!r}, which theirs do not; {fix}"
-    return ""
-
-
-def _one_below(own: Mapping[str, Any], given: Mapping[Any, Any]) -> str:
-    """What to say where one of the values is the mapping that was meant, as in a file of a whole training run; empty if none is."""
-    for key, value in given.items():
-        if isinstance(value, Mapping) and (_most_of(own, value) or _other_prefix(own, value)):
-            return f"{key!r} is a mapping with the names of the module; give state_dict[{key!r}]"
-    return ""
-
-
-def _most_of(own: Mapping[str, Any], names: Iterable[Any]) -> bool:
-    """Whether at least half of the module's names are among these. A few that agree by chance would hide what is wrong with all others."""
-    return len(own) > 0 and 2 * len(own.keys() & set(names)) >= len(own)
-
-
-def _prefixes(names: Iterable[str]) -> list[str]:
-    """What all dotted names begin with, up to each of its dots."""
-    common = os.path.commonprefix(list(names))
-    return [common[: place + 1] for place, letter in enumerate(common) if letter == "."]
 
 
 def _join(prefix: str, name: str) -> str:

@@ -11,7 +11,8 @@ import numpy as np
 
 from minigrad import backend
 from minigrad.backend import cuda
-from minigrad.nn.module import Module, loadable
+from minigrad.nn.module import Module
+from minigrad.nn.state_dict import loadable
 from minigrad.optim import multi_tensor
 from minigrad.optim.blocks import in_blocks
 from minigrad.tensor import Tensor
