@@ -23,22 +23,22 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from conformer import data, devices
-from conformer.augment import check_sides
 from conformer.batches import Batch, batches
 from conformer.budget import seconds_of, steps_within, timed_step
 from conformer.checkpoints import Checkpoint, fingerprint
-from conformer.config import ConformerConfig, named_config
+from conformer.config import named_config
 from conformer.display import Display, Progress
 from conformer.evaluate import Accuracies, Predictions, evaluate
 from conformer.gpu_steps import GpuSteps
 from conformer.learner import Learner, check_loss, check_weights
-from conformer.options import MAY_CHANGE, OptionError, TrainConfig, duration, plain, resumed
+from conformer.options import MAY_CHANGE, TrainConfig, duration, plain, resumed
+from conformer.run_checks import check_data, check_precision, check_same, given_weights
 from conformer.run_folder import RunFolder, environment, read_options
 from conformer.steps import CpuSteps, Outcome, Steps
 from conformer.stopping import StopSignals
-from conformer.weights import About, initial_weights
+from conformer.weights import About
 from minigrad import random, safetensors_io
-from minigrad.backend import cpu, cuda
+from minigrad.backend import cpu
 from minigrad.backend.cublas import precision
 
 __all__ = ["TrainResult", "Trainer", "resume", "train"]
@@ -84,11 +84,11 @@ class Trainer:
         self.display = display or Display()
         self.device = devices.choose(config.device)
         if config.precision != "float32":
-            _check_precision(config.precision, self.device, folder and folder.path)
+            check_precision(config.precision, self.device, folder and folder.path)
         self.dataset = dataset or data.load(config.dataset, config.data_dir, self.display.message)
         network = replace(named_config(config.config), num_classes=len(self.dataset.classes))
         self.network = network if config.drop_path is None else replace(network, drop_path_rate=config.drop_path)
-        _check_data(self.dataset, config, self.network)
+        check_data(self.dataset, config, self.network)
         self.steps_per_epoch = len(self.dataset.train) // config.batch_size
         self.evaluation_steps = config.eval_epochs * self.steps_per_epoch  # from one evaluation to the next
         limits = [config.epochs and config.epochs * self.steps_per_epoch, config.max_steps]
@@ -106,7 +106,7 @@ class Trainer:
         self._evaluation_seconds = 0.0
         self._started = self._saved_at = time.perf_counter()
         # Those to begin with; a checkpoint has weights.
-        self._initial = _given_weights(config.finetune, self.network) if config.finetune is not None and checkpoint is None else None
+        self._initial = given_weights(config.finetune, self.network) if config.finetune is not None and checkpoint is None else None
         self.learner = self._new_learner()
 
         now = datetime.now().astimezone()
@@ -114,35 +114,6 @@ class Trainer:
         self.folder = folder or self._new_folder(f"{config.config}-{now:%Y-%m-%d-%H%M%S}")
         if folder:
             self._restore(checkpoint)
-
-    def _new_learner(self) -> Learner:
-        return Learner(self.network, self.config, self.steps, self.device, self._initial)
-
-    def _header(self, now: datetime) -> dict[str, Any]:
-        """The first line of metrics.jsonl: what the run is, and what its times depend on."""
-        return {
-            "dataset": self.dataset.name,
-            "dataset_notice": self.dataset.notice,
-            "config": self.config.config,
-            "parameters": sum(parameter.size for parameter in self.learner.model.parameters()),
-            "train_images": len(self.dataset.train),
-            "test_images": len(self.dataset.test),
-            "steps": self.steps if self.steps_fixed else None,
-            "seed": self.config.seed,
-            "started": now.isoformat(timespec="seconds"),
-            "device": devices.describe(self.device),
-            **environment(),
-        }
-
-    def _new_folder(self, name: str) -> RunFolder:
-        """The folder that was asked for, or one in runs/ by this name, or by the next that no run has: another may begin in the same second."""
-        options = plain(self.config) | {"steps": self.header["steps"]}
-        if self.config.out:
-            return RunFolder.create(self.config.out, options, self.header)
-        for suffix in ("", *(f"-{number}" for number in range(2, 100))):
-            with contextlib.suppress(FileExistsError):
-                return RunFolder.create(Path("runs", name + suffix), options, self.header)
-        raise FileExistsError(f"runs has a hundred runs called {name}; choose a folder with --out")
 
     @classmethod
     def resume(cls, run: Path, display: Display | None = None, loaded: data.Dataset | None = None, **given: Any) -> Trainer:
@@ -173,54 +144,6 @@ class Trainer:
         except BaseException:
             folder.close()
             raise
-
-    def _restore(self, checkpoint: Checkpoint | None) -> None:
-        """Put everything where the checkpoint found it; without one, the run begins anew, also in what is written of it."""
-        new = {name: value for name, value in plain(self.config).items() if name in MAY_CHANGE}
-        if checkpoint is None:
-            self.folder.rewind(0, self.header)
-            self.folder.set_options(**new, steps=self.header["steps"])
-            return
-        self._check_same(checkpoint)
-        if checkpoint.steps != self.steps:  # fixed by a time budget
-            self.steps = checkpoint.steps
-            self.learner = self._new_learner()
-        try:
-            self.learner.load_state(checkpoint.arrays, checkpoint.step, checkpoint.learning_rate)
-        except ValueError as error:
-            raise ValueError(f"the checkpoint in {self.folder.path} does not fit the run's options ({error})") from error
-        self.steps_fixed = True
-        self.evaluated, self.test, self.best = checkpoint.evaluated, checkpoint.test, checkpoint.best
-        self._recent.extend(checkpoint.recent)
-        self._evaluation_seconds = checkpoint.evaluation_seconds
-        self._started = time.perf_counter() - checkpoint.seconds
-        self.saved = self.step, self.evaluated
-        self.folder.rewind(checkpoint.lines, self.header)
-        self.dataset = replace(self.dataset, notice=self.folder.header().get("dataset_notice", ""))  # of a data set that is asked for by name now
-        if new != {name: checkpoint.options.get(name) for name in new}:  # from now on: also for whoever comes next, who finds data that moved
-            self.folder.set_options(**new)
-            self.saved = None
-            self._save()
-        if not self.finished:
-            self._log_resumed(checkpoint)
-
-    def _check_same(self, checkpoint: Checkpoint) -> None:
-        """Raise ValueError where the data or the network is not what the run was started with."""
-        if checkpoint.fingerprint != self.fingerprint:
-            made = not isinstance(self.dataset.source, Path)  # by a program, which may be another version of it
-            advice = "bring back the program that made those, or begin a new run" if made else "give the data it was started with (--data-dir)"
-            where = f"{'come from' if made else 'are in'} {self.dataset.source} now"
-            raise ValueError(f"the run in {self.folder.path} was trained on other images of {checkpoint.dataset} than those that {where}; {advice}")
-        if checkpoint.network != asdict(self.network):
-            raise ValueError(f"the run in {self.folder.path} has another network than this version calls {self.config.config}; it cannot go on")
-
-    def _log_resumed(self, checkpoint: Checkpoint) -> None:
-        """Note in the log that the run goes on here, and what differs from the machine it was on before; say the latter."""
-        before = {"device": "CPU"} | checkpoint.environment  # the first versions knew no other
-        differs = {key: value for key, value in self._environment().items() if value != before.get(key)}
-        self.folder.log(step=self.step, resumed=self.header["started"], **differs)
-        if differs:
-            self.display.message(f"{' and '.join(differs)} differ from those the run was started with: the last digits of the weights will too")
 
     @property
     def step(self) -> int:
@@ -279,6 +202,8 @@ class Trainer:
         show(f"{self.step:,} steps in {seconds / 60:.1f} minutes: test accuracy {self.test} %, weights in {weights}")
         return TrainResult(self.folder.path, self.step, self.test, self.best, seconds)
 
+    # --- the steps, and what is done between them
+
     def _take_steps(self, signals: StopSignals) -> None:
         """Take all steps that are left."""
         with closing(self._stepper()) as steps:
@@ -311,45 +236,40 @@ class Trainer:
         rest = (batches(self.dataset, size, epoch + later, 0 if later else first, cutout) for later in itertools.count())
         return itertools.islice(itertools.chain.from_iterable(rest), self.steps - self.step)
 
-    def _fit_to_budget(self, signals: StopSignals) -> None:
-        """Fix the number of steps by taking some and undoing them: the learning rate's schedule depends on it from the first step.
+    def _note(self, outcomes: list[Outcome]) -> None:
+        """Put what steps came to into the log and on the display. That the display fails is raised when the run is saved (`_take_steps`)."""
+        for outcome in outcomes:
+            self._recent.append((outcome.loss, outcome.right, outcome.seconds))
+            progress = self._progress(outcome)
+            try:
+                self.display.progress(progress)
+            except OSError as error:  # the terminal is closed, the disk full
+                self._unshown = error
+            if outcome.step % self.config.log_every == 0 or outcome.step == self.steps:
+                self.folder.log(
+                    step=outcome.step,
+                    epoch=progress.epoch,
+                    loss=progress.loss,
+                    train_accuracy=progress.train._asdict(),
+                    learning_rate=progress.learning_rate,
+                    images_per_second=progress.images_per_second,
+                )
 
-        What follows is the run that --max-steps would give.
-        """
-        assert self.config.time_budget is not None
-        budget = duration(self.config.time_budget)
-        each = timed_step(self._stepper, self.steps, budget, signals.check)
-        evaluation, saving = self._evaluating_seconds(budget / 4), self._saving_seconds()
-        evaluation += 3 * saving  # two checkpoints, and two or three times the weights, which are a third of one
-        if self.config.checkpoint_steps:
-            each += saving / self.config.checkpoint_steps
-        left = 0.98 * budget - (time.perf_counter() - self._started)
-        self.steps, self.steps_fixed = steps_within(left, each, evaluation, self.evaluation_steps), True
-        self.learner = self._new_learner()
-        self._evaluation_seconds = evaluation
-        self.folder.set_steps(self.steps)
-        self.folder.log(step=0, time_budget=budget, seconds_per_step=each, seconds_per_evaluation=evaluation, steps=self.steps)
-        self.display.message(f"{each:.3g} s a step and {evaluation:.3g} s an evaluation: {self.steps:,} steps fit {self.config.time_budget}")
-
-    def _evaluating_seconds(self, limit: float) -> float:
-        """Seconds of evaluating the network, and the average of its weights if there is one, by some images; see `seconds_of` for `limit`."""
-        part = data.Split(self.dataset.test.images[:500], self.dataset.test.labels[:500])
-        seconds = seconds_of(lambda: evaluate(self.learner.model, part, self.dataset, tta=self.config.tta), limit)
-        return seconds * len(self.dataset.test) / len(part) * (2 if self.learner.ema else 1)
-
-    def _saving_seconds(self) -> float:
-        """Seconds of writing a checkpoint."""
-        path = self.folder.to_write(".timed.tmp")
-        try:
-            return seconds_of(lambda: safetensors_io.save_state(path, self.learner.state()))
-        finally:
-            path.unlink(missing_ok=True)
-
-    def _environment(self) -> dict[str, Any]:
-        """What the last digits of the weights depend on."""
-        if self.device == "cuda":
-            return {"device": self.header["device"]}
-        return {"device": "CPU", "numpy": np.__version__, "threads": self.header["threads"], "blas": self.header["blas"]}
+    def _progress(self, last: Outcome) -> Progress:
+        losses, shares, seconds = zip(*self._recent, strict=True)
+        each = sum(seconds) / len(seconds)
+        evaluations_left = -(-self.steps // self.evaluation_steps) - self.evaluated // self.evaluation_steps
+        return Progress(
+            step=last.step,
+            steps=self.steps,
+            epoch=last.step / self.steps_per_epoch,
+            loss=sum(losses) / len(losses),
+            train=Accuracies(*(sum(column) / len(column) for column in zip(*shares, strict=True))),
+            test=self.test,
+            learning_rate=last.learning_rate,
+            images_per_second=self.config.batch_size / each,
+            seconds_left=(self.steps - last.step) * each + evaluations_left * self._evaluation_seconds,
+        )
 
     def _evaluation_due(self) -> bool:
         return self.step > self.evaluated and (self.step % self.evaluation_steps == 0 or self.step == self.steps)
@@ -387,55 +307,6 @@ class Trainer:
         self.saved = self.step, self.evaluated
         self._saved_at = time.perf_counter()
 
-    def _note(self, outcomes: list[Outcome]) -> None:
-        """Put what steps came to into the log and on the display. That the display fails is raised when the run is saved (`_take_steps`)."""
-        for outcome in outcomes:
-            self._recent.append((outcome.loss, outcome.right, outcome.seconds))
-            progress = self._progress(outcome)
-            try:
-                self.display.progress(progress)
-            except OSError as error:  # the terminal is closed, the disk full
-                self._unshown = error
-            if outcome.step % self.config.log_every == 0 or outcome.step == self.steps:
-                self.folder.log(
-                    step=outcome.step,
-                    epoch=progress.epoch,
-                    loss=progress.loss,
-                    train_accuracy=progress.train._asdict(),
-                    learning_rate=progress.learning_rate,
-                    images_per_second=progress.images_per_second,
-                )
-
-    def _progress(self, last: Outcome) -> Progress:
-        losses, shares, seconds = zip(*self._recent, strict=True)
-        each = sum(seconds) / len(seconds)
-        evaluations_left = -(-self.steps // self.evaluation_steps) - self.evaluated // self.evaluation_steps
-        return Progress(
-            step=last.step,
-            steps=self.steps,
-            epoch=last.step / self.steps_per_epoch,
-            loss=sum(losses) / len(losses),
-            train=Accuracies(*(sum(column) / len(column) for column in zip(*shares, strict=True))),
-            test=self.test,
-            learning_rate=last.learning_rate,
-            images_per_second=self.config.batch_size / each,
-            seconds_left=(self.steps - last.step) * each + evaluations_left * self._evaluation_seconds,
-        )
-
-    def _about(self) -> About:
-        """What the weights are for, after an evaluation."""
-        assert self.test is not None
-        return About.of(self.network, self.config.config, self.dataset, self.step, self.test._asdict())
-
-    def save_last(self) -> None:
-        """Write last.safetensors of a finished run anew; raises OSError."""
-        self.folder.save("last", self.learner.model, self._about())
-
-    def _measured(self, signals: StopSignals) -> Predictions:
-        """What the network answers to the test images, unless a signal to stop comes, or has come."""
-        with signals.at_once():
-            return evaluate(self.learner.model, self.dataset.test, self.dataset, tta=self.config.tta)
-
     def _evaluate(self, signals: StopSignals) -> None:
         """Measure the network on the test images, log and show it, and save the weights; the same for their average if there is one.
 
@@ -467,40 +338,130 @@ class Trainer:
         epoch = -(-self.step // self.steps_per_epoch)
         self.display.message(f"epoch {epoch}, step {self.step}: test accuracy {test} %{average}, test loss {loss:.3f}, {seconds / 60:.1f} minutes")
 
+    def _measured(self, signals: StopSignals) -> Predictions:
+        """What the network answers to the test images, unless a signal to stop comes, or has come."""
+        with signals.at_once():
+            return evaluate(self.learner.model, self.dataset.test, self.dataset, tta=self.config.tta)
 
-def _check_data(dataset: data.Dataset, config: TrainConfig, network: ConformerConfig) -> None:
-    """Raise where a data set, the options and the network do not fit each other: OptionError, or ValueError where no option is to blame."""
-    images, height, width, channels = dataset.train.images.shape
-    if images < config.batch_size:
-        has = f"{dataset.source} has only {images} training images"
-        raise OptionError(f"batch_size is {config.batch_size}, but {has}: take a smaller one", "batch_size")
-    check_sides(height, width)
-    if config.cutout >= min(height, width):
-        raise OptionError(f"cutout is {config.cutout}, which can blank a whole image of {height} x {width} pixels: take a smaller one", "cutout")
-    network.stem_size(height, width)  # raises if the network cannot take images of this size
-    if channels != network.in_chans:
-        raise data.DataError(f"{dataset.name} has images of {channels} channels, {config.config} takes {network.in_chans}")
-    if not len(dataset.test):
-        raise data.DataError(f"{dataset.name} has no test images, by which a run is measured after every epoch; hold some back")
+    def _about(self) -> About:
+        """What the weights are for, after an evaluation."""
+        assert self.test is not None
+        return About.of(self.network, self.config.config, self.dataset, self.step, self.test._asdict())
 
+    def save_last(self) -> None:
+        """Write last.safetensors of a finished run anew; raises OSError."""
+        self.folder.save("last", self.learner.model, self._about())
 
-def _given_weights(source: Path, network: ConformerConfig) -> dict[str, np.ndarray]:
-    """Those of --finetune; raises OptionError where they are not there."""
-    try:
-        return initial_weights(source, network)
-    except OSError as error:
-        raise OptionError(f"finetune: {error}; give a run or a weights file", "finetune") from error
+    # --- a time budget
 
+    def _fit_to_budget(self, signals: StopSignals) -> None:
+        """Fix the number of steps by taking some and undoing them: the learning rate's schedule depends on it from the first step.
 
-def _check_precision(precision: str, device: str, resumed: Path | None) -> None:
-    """Raise where products cannot be computed in less than float32: OptionError, or ValueError for the folder of a run that is to go on."""
-    if device == "cpu":
-        if resumed is not None:
-            raise ValueError(f"the run in {resumed} was started with --precision {precision}, which needs a GPU: go on with it on one")
-        raise OptionError(f"precision is {precision}, which is for GPUs; the CPU computes in float32: leave it out", "precision")
-    if not cuda.has_tensor_cores():
-        needs = "which needs tensor cores of compute capability 8.0 (A100, RTX 30) or later, and this GPU has none: leave it out"
-        raise OptionError(f"precision is {precision}, {needs}", "precision")
+        What follows is the run that --max-steps would give.
+        """
+        assert self.config.time_budget is not None
+        budget = duration(self.config.time_budget)
+        each = timed_step(self._stepper, self.steps, budget, signals.check)
+        evaluation, saving = self._evaluating_seconds(budget / 4), self._saving_seconds()
+        evaluation += 3 * saving  # two checkpoints, and two or three times the weights, which are a third of one
+        if self.config.checkpoint_steps:
+            each += saving / self.config.checkpoint_steps
+        left = 0.98 * budget - (time.perf_counter() - self._started)
+        self.steps, self.steps_fixed = steps_within(left, each, evaluation, self.evaluation_steps), True
+        self.learner = self._new_learner()
+        self._evaluation_seconds = evaluation
+        self.folder.set_steps(self.steps)
+        self.folder.log(step=0, time_budget=budget, seconds_per_step=each, seconds_per_evaluation=evaluation, steps=self.steps)
+        self.display.message(f"{each:.3g} s a step and {evaluation:.3g} s an evaluation: {self.steps:,} steps fit {self.config.time_budget}")
+
+    def _evaluating_seconds(self, limit: float) -> float:
+        """Seconds of evaluating the network, and the average of its weights if there is one, by some images; see `seconds_of` for `limit`."""
+        part = data.Split(self.dataset.test.images[:500], self.dataset.test.labels[:500])
+        seconds = seconds_of(lambda: evaluate(self.learner.model, part, self.dataset, tta=self.config.tta), limit)
+        return seconds * len(self.dataset.test) / len(part) * (2 if self.learner.ema else 1)
+
+    def _saving_seconds(self) -> float:
+        """Seconds of writing a checkpoint."""
+        path = self.folder.to_write(".timed.tmp")
+        try:
+            return seconds_of(lambda: safetensors_io.save_state(path, self.learner.state()))
+        finally:
+            path.unlink(missing_ok=True)
+
+    # --- setting up, and finding everything as a checkpoint left it
+
+    def _new_learner(self) -> Learner:
+        return Learner(self.network, self.config, self.steps, self.device, self._initial)
+
+    def _header(self, now: datetime) -> dict[str, Any]:
+        """The first line of metrics.jsonl: what the run is, and what its times depend on."""
+        return {
+            "dataset": self.dataset.name,
+            "dataset_notice": self.dataset.notice,
+            "config": self.config.config,
+            "parameters": sum(parameter.size for parameter in self.learner.model.parameters()),
+            "train_images": len(self.dataset.train),
+            "test_images": len(self.dataset.test),
+            "steps": self.steps if self.steps_fixed else None,
+            "seed": self.config.seed,
+            "started": now.isoformat(timespec="seconds"),
+            "device": devices.describe(self.device),
+            **environment(),
+        }
+
+    def _environment(self) -> dict[str, Any]:
+        """What the last digits of the weights depend on."""
+        if self.device == "cuda":
+            return {"device": self.header["device"]}
+        return {"device": "CPU", "numpy": np.__version__, "threads": self.header["threads"], "blas": self.header["blas"]}
+
+    def _new_folder(self, name: str) -> RunFolder:
+        """The folder that was asked for, or one in runs/ by this name, or by the next that no run has: another may begin in the same second."""
+        options = plain(self.config) | {"steps": self.header["steps"]}
+        if self.config.out:
+            return RunFolder.create(self.config.out, options, self.header)
+        for suffix in ("", *(f"-{number}" for number in range(2, 100))):
+            with contextlib.suppress(FileExistsError):
+                return RunFolder.create(Path("runs", name + suffix), options, self.header)
+        raise FileExistsError(f"runs has a hundred runs called {name}; choose a folder with --out")
+
+    def _restore(self, checkpoint: Checkpoint | None) -> None:
+        """Put everything where the checkpoint found it; without one, the run begins anew, also in what is written of it."""
+        new = {name: value for name, value in plain(self.config).items() if name in MAY_CHANGE}
+        if checkpoint is None:
+            self.folder.rewind(0, self.header)
+            self.folder.set_options(**new, steps=self.header["steps"])
+            return
+        check_same(checkpoint, self.folder.path, self.dataset, self.fingerprint, self.config.config, self.network)
+        if checkpoint.steps != self.steps:  # fixed by a time budget
+            self.steps = checkpoint.steps
+            self.learner = self._new_learner()
+        try:
+            self.learner.load_state(checkpoint.arrays, checkpoint.step, checkpoint.learning_rate)
+        except ValueError as error:
+            raise ValueError(f"the checkpoint in {self.folder.path} does not fit the run's options ({error})") from error
+        self.steps_fixed = True
+        self.evaluated, self.test, self.best = checkpoint.evaluated, checkpoint.test, checkpoint.best
+        self._recent.extend(checkpoint.recent)
+        self._evaluation_seconds = checkpoint.evaluation_seconds
+        self._started = time.perf_counter() - checkpoint.seconds
+        self.saved = self.step, self.evaluated
+        self.folder.rewind(checkpoint.lines, self.header)
+        self.dataset = replace(self.dataset, notice=self.folder.header().get("dataset_notice", ""))  # of a data set that is asked for by name now
+        if new != {name: checkpoint.options.get(name) for name in new}:  # from now on: also for whoever comes next, who finds data that moved
+            self.folder.set_options(**new)
+            self.saved = None
+            self._save()
+        if not self.finished:
+            self._log_resumed(checkpoint)
+
+    def _log_resumed(self, checkpoint: Checkpoint) -> None:
+        """Note in the log that the run goes on here, and what differs from the machine it was on before; say the latter."""
+        before = {"device": "CPU"} | checkpoint.environment  # the first versions knew no other
+        differs = {key: value for key, value in self._environment().items() if value != before.get(key)}
+        self.folder.log(step=self.step, resumed=self.header["started"], **differs)
+        if differs:
+            self.display.message(f"{' and '.join(differs)} differ from those the run was started with: the last digits of the weights will too")
 
 
 def train(config: TrainConfig, display: Display | None = None) -> TrainResult:

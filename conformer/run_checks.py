@@ -1,0 +1,68 @@
+"""What does not fit together in a run: options, data, network and device; weights to begin with; a checkpoint to go on from.
+
+Each function raises where that is so and says in one sentence what to change; where it is an option, an `OptionError`. What a single option may be is
+in `options.py`. Read next: `train.py`, which asks before anything is written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from conformer import data
+from conformer.augment import check_sides
+from conformer.checkpoints import Checkpoint
+from conformer.config import ConformerConfig
+from conformer.options import OptionError, TrainConfig
+from conformer.weights import initial_weights
+from minigrad.backend import cuda
+
+__all__ = ["check_data", "check_precision", "check_same", "given_weights"]
+
+
+def check_data(dataset: data.Dataset, config: TrainConfig, network: ConformerConfig) -> None:
+    """Raise where a data set, the options and the network do not fit each other: OptionError, or ValueError where no option is to blame."""
+    images, height, width, channels = dataset.train.images.shape
+    if images < config.batch_size:
+        has = f"{dataset.source} has only {images} training images"
+        raise OptionError(f"batch_size is {config.batch_size}, but {has}: take a smaller one", "batch_size")
+    check_sides(height, width)
+    if config.cutout >= min(height, width):
+        raise OptionError(f"cutout is {config.cutout}, which can blank a whole image of {height} x {width} pixels: take a smaller one", "cutout")
+    network.stem_size(height, width)  # raises if the network cannot take images of this size
+    if channels != network.in_chans:
+        raise data.DataError(f"{dataset.name} has images of {channels} channels, {config.config} takes {network.in_chans}")
+    if not len(dataset.test):
+        raise data.DataError(f"{dataset.name} has no test images, by which a run is measured after every epoch; hold some back")
+
+
+def given_weights(source: Path, network: ConformerConfig) -> dict[str, np.ndarray]:
+    """Those of --finetune; raises OptionError where they are not there."""
+    try:
+        return initial_weights(source, network)
+    except OSError as error:
+        raise OptionError(f"finetune: {error}; give a run or a weights file", "finetune") from error
+
+
+def check_precision(precision: str, device: str, resumed: Path | None) -> None:
+    """Raise where products cannot be computed in less than float32: OptionError, or ValueError for the folder of a run that is to go on."""
+    if device == "cpu":
+        if resumed is not None:
+            raise ValueError(f"the run in {resumed} was started with --precision {precision}, which needs a GPU: go on with it on one")
+        raise OptionError(f"precision is {precision}, which is for GPUs; the CPU computes in float32: leave it out", "precision")
+    if not cuda.has_tensor_cores():
+        needs = "which needs tensor cores of compute capability 8.0 (A100, RTX 30) or later, and this GPU has none: leave it out"
+        raise OptionError(f"precision is {precision}, {needs}", "precision")
+
+
+def check_same(checkpoint: Checkpoint, run: Path, dataset: data.Dataset, fingerprint: str, config: str, network: ConformerConfig) -> None:
+    """Raise ValueError where the data set, of this fingerprint, or the network is not what the run was started with."""
+    if checkpoint.fingerprint != fingerprint:
+        made = not isinstance(dataset.source, Path)  # by a program, which may be another version of it
+        advice = "bring back the program that made those, or begin a new run" if made else "give the data it was started with (--data-dir)"
+        where = f"{'come from' if made else 'are in'} {dataset.source} now"
+        raise ValueError(f"the run in {run} was trained on other images of {checkpoint.dataset} than those that {where}; {advice}")
+    if checkpoint.network != asdict(network):
+        raise ValueError(f"the run in {run} has another network than this version calls {config}; it cannot go on")
