@@ -79,7 +79,6 @@ def walk(
                 for output, total in enumerate(slots):
                     if total is not None and (node, output) in wanted:
                         found[node, output] = total
-                        own.discard((node, output))  # the walk goes on with it
                 needs = tuple([edge is not None and (edge in wanted or edge[0] in useful) for edge in node.edges])
                 if node in stops or True not in needs:
                     continue

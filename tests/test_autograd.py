@@ -374,6 +374,18 @@ def test_results_of_grad_have_memory_of_their_own(function: Any):
     assert_array_equal(g.numpy(), weights)
 
 
+@pytest.mark.parametrize("function", [lambda h: h + h, lambda h: F.gelu(h)])
+def test_a_gradient_that_the_walk_goes_on_with_is_handed_out_alone(function: Any):
+    """That of h is the walk's own, a sum or a kernel's fresh array; x and a view of it get the same numbers, which must not be the same memory."""
+    x = leaf(2, 2)
+    view = x.reshape(4)
+    h = view.reshape(2, 2)
+    found = minigrad.grad(function(h), [h, view, x, h], upstream((2, 2)))
+    for k, first in enumerate(found):
+        assert_array_equal(first.numpy().reshape(2, 2), found[0].numpy())
+        assert not any(np.shares_memory(first.data, second.data) for second in found[:k])
+
+
 # --- derivatives of derivatives
 
 
