@@ -21,22 +21,6 @@ from minigrad.pytorch_names import INSTEAD, Missing
 __all__ = ["Tensor", "wrap"]
 
 
-def _dtypes_in(data: Any) -> set[np.dtype]:
-    """The dtypes of the Tensors, arrays and NumPy's scalars inside a list; Python's numbers have none."""
-    if not isinstance(data, list | tuple) or {int, float, bool}.issuperset(map(type, data)):  # the latter is most of the time
-        return set()
-    found = {part.dtype for part in data if isinstance(part, Tensor | np.ndarray | np.generic)}
-    for part in data:
-        if isinstance(part, list | tuple):
-            found |= _dtypes_in(part)
-    return found
-
-
-def _is_no_number(value: Any) -> bool:
-    """Whether == compares a tensor with something that is no tensor and no number, and so never equal to one."""
-    return value is None or isinstance(value, str | bytes | type)
-
-
 @final
 class Tensor:
     """An n-dimensional array that remembers how it was computed, so that `backward()` can find its derivatives.
@@ -75,29 +59,7 @@ class Tensor:
     _requires_grad: bool
 
     def __init__(self, data: Any, requires_grad: bool = False):
-        if isinstance(data, Tensor):
-            data = data.data
-        if isinstance(data, np.ndarray | np.generic) or (hasattr(data, "__array__") and not backend.is_array(data)):  # memory maps, PyTorch's tensors
-            array = np.array(backend.host_array(data, "Tensor"), order="C")
-        elif backend.is_array(data):
-            array = data.copy()
-        else:
-            try:
-                array = np.array(data)
-            except TypeError:  # perhaps of Tensors that require grad, which say so in general
-                ops.refuse_lists_with_gradients("Tensor", data)
-                raise
-            if array.dtype != bool:
-                if array.dtype.kind not in "iuf":
-                    raise TypeError(f"Tensor: cannot make numbers of {type(data).__name__} data (NumPy reads it as {array.dtype})")
-                dtypes = _dtypes_in(data)
-                if not dtypes:
-                    array = array.astype(np.float32)
-                elif array.dtype.kind == "f":  # NumPy takes Python's fractions for float64, which would promote
-                    array = array.astype(np.result_type(*[dtype for dtype in dtypes if dtype.kind == "f"] or [np.float32]))
-        backend.check_dtype(array.dtype, "Tensor")
-        array = array.astype(backend.native(array.dtype), copy=False)
-        self.data, self.grad, self.node, self.output, self.version = array, None, None, 0, [0]
+        self.data, self.grad, self.node, self.output, self.version = _new_array(data), None, None, 0, [0]
         self._requires_grad = False
         if requires_grad is not False:
             self.requires_grad_(requires_grad)
@@ -528,26 +490,8 @@ class Tensor:
         return ops.unbind(self, axis)
 
 
-def _of_booleans(symbols: str, operation: Any, *operands: Any) -> Tensor:
-    """`operation(*operands)`. Raises TypeError for operands that are not boolean: that of `x > 0 & y > 0`, say, is `0 & y`."""
-    for x in operands:
-        kind = str(getattr(x, "dtype", type(x).__name__))
-        if kind != "bool":
-            example = symbols.replace("x", "(x > 0)").replace("y", "(y > 0)")
-            raise TypeError(
-                f"{symbols}: booleans are needed, there is {kind}; compare first, in brackets, as in {example}, or take F.{operation.name}, for "
-                "which every number but 0 is true"
-            )
-    return operation(*operands)
-
-
 for _name, _advice in INSTEAD.items():
     setattr(Tensor, _name, Missing(_name, _advice))
-
-
-def _one_tuple(arguments: tuple) -> tuple[int, ...]:
-    """`f(2, 3)` and `f((2, 3))` mean the same."""
-    return tuple(arguments[0]) if len(arguments) == 1 and isinstance(arguments[0], tuple | list | range) else arguments
 
 
 _new = Tensor.__new__
@@ -563,6 +507,76 @@ def wrap(array: Array, node: Any = None, output: int = 0, version: list[int] | N
     tensor._requires_grad = node is not None
     tensor.version = [0] if version is None else version
     return tensor
+
+
+# --- what arguments stand for
+
+
+def _new_array(data: Any) -> Array:
+    """The array of a Tensor that is made of `data`."""
+    if isinstance(data, Tensor):
+        data = data.data
+    if isinstance(data, np.ndarray | np.generic) or (hasattr(data, "__array__") and not backend.is_array(data)):  # memory maps, PyTorch's tensors
+        array = np.array(backend.host_array(data, "Tensor"), order="C")
+    elif backend.is_array(data):
+        array = data.copy()
+    else:
+        array = _array_of_numbers(data)
+    backend.check_dtype(array.dtype, "Tensor")
+    return array.astype(backend.native(array.dtype), copy=False)
+
+
+def _array_of_numbers(data: Any) -> np.ndarray:
+    """The same of Python's numbers, or of lists, which may hold other numbers, arrays and Tensors, too."""
+    try:
+        array = np.array(data)
+    except TypeError:  # perhaps of Tensors that require grad, which say so in general
+        ops.refuse_lists_with_gradients("Tensor", data)
+        raise
+    if array.dtype == bool:
+        return array
+    if array.dtype.kind not in "iuf":
+        raise TypeError(f"Tensor: cannot make numbers of {type(data).__name__} data (NumPy reads it as {array.dtype})")
+    dtypes = _dtypes_in(data)
+    if not dtypes:
+        return array.astype(np.float32)
+    if array.dtype.kind == "f":  # NumPy takes Python's fractions for float64, which would promote
+        return array.astype(np.result_type(*[dtype for dtype in dtypes if dtype.kind == "f"] or [np.float32]))
+    return array
+
+
+def _dtypes_in(data: Any) -> set[np.dtype]:
+    """The dtypes of the Tensors, arrays and NumPy's scalars inside a list; Python's numbers have none."""
+    if not isinstance(data, list | tuple) or {int, float, bool}.issuperset(map(type, data)):  # the latter is most of the time
+        return set()
+    found = {part.dtype for part in data if isinstance(part, Tensor | np.ndarray | np.generic)}
+    for part in data:
+        if isinstance(part, list | tuple):
+            found |= _dtypes_in(part)
+    return found
+
+
+def _is_no_number(value: Any) -> bool:
+    """Whether == compares a tensor with something that is no tensor and no number, and so never equal to one."""
+    return value is None or isinstance(value, str | bytes | type)
+
+
+def _of_booleans(symbols: str, operation: Any, *operands: Any) -> Tensor:
+    """`operation(*operands)`. Raises TypeError for operands that are not boolean: that of `x > 0 & y > 0`, say, is `0 & y`."""
+    for x in operands:
+        kind = str(getattr(x, "dtype", type(x).__name__))
+        if kind != "bool":
+            example = symbols.replace("x", "(x > 0)").replace("y", "(y > 0)")
+            raise TypeError(
+                f"{symbols}: booleans are needed, there is {kind}; compare first, in brackets, as in {example}, or take F.{operation.name}, for "
+                "which every number but 0 is true"
+            )
+    return operation(*operands)
+
+
+def _one_tuple(arguments: tuple) -> tuple[int, ...]:
+    """`f(2, 3)` and `f((2, 3))` mean the same."""
+    return tuple(arguments[0]) if len(arguments) == 1 and isinstance(arguments[0], tuple | list | range) else arguments
 
 
 # The one intended cycle: a Tensor's operators need the operations, and the operations make Tensors. By now the class exists.
