@@ -125,7 +125,7 @@ def _leading_to(targets: set[tuple], roots: Iterable[Node], stops: set[Node]) ->
                 below.add(edge[0])
                 stack.append(edge[0])
     useful: set[Node] = set()
-    for node in sorted(below - stops, key=attrgetter("order")):  # the oldest first
+    for node in sorted(below, key=attrgetter("order")):  # the oldest first
         if any(edge is not None and (edge in targets or edge[0] in useful) for edge in node.edges):
             useful.add(node)
     return useful
