@@ -1,8 +1,8 @@
 """Training a Conformer, from options to weights on disk.
 
-`Trainer` sets a run up from a `TrainConfig` (what a user can get wrong is found there, before anything is written) and runs it;
-`train(config)` does both, and `resume(run)` goes on with a run that was broken off. Steps are taken by a `Learner`, through `CpuSteps` or `GpuSteps`,
-files are written by `RunFolder`, and what is shown goes to a `Display`. Read next: `conformer/steps.py`, `conformer/run_folder.py`, then
+`Trainer` sets a run up from a `TrainConfig` and runs it; `train(config)` does both, and `resume(run)` goes on with a run that was broken off. What a
+user can get wrong is found by `run_checks.py`, before anything is written. Steps are taken by a `Learner`, through `CpuSteps` or `GpuSteps`, files
+are written by `RunFolder`, and what is shown goes to a `Display`. Read next: `conformer/steps.py`, `conformer/run_folder.py`, then
 `conformer/cli.py`, the command line around this.
 """
 

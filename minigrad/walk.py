@@ -33,7 +33,7 @@ def walk(
     """Carry gradients from the outputs down to the targets (edges), or to all leaves if targets is None.
 
     With `stop` the walk ends at the targets instead of going on below them. Returns the gradients by edge, and the edges whose gradient is an array
-    that is shared with nothing. (Edges are good dictionary keys: nodes and Tensors hash by identity.)
+    of the walk's own: others are borrowed, and whoever keeps one copies it. (Edges are good dictionary keys: nodes and Tensors hash by identity.)
     """
     wanted = None if targets is None else set(targets)
     stops = {node for node, _ in targets if type(node) is Node} if targets and stop else set()
