@@ -64,6 +64,7 @@ PLAN: dict[str, tuple[tuple[str, ...], ...]] = {
     **dict.fromkeys(("minigrad/node.py", "minigrad/walk.py", "minigrad/autograd.py"), (
         ("tests/test_autograd.py",), ("tests/test_graphs.py",), ("tests/test_versions.py", "tests/test_checkpoint.py", "tests/test_anomaly.py"),
         ("tests/test_memory.py", "tests/test_modes.py", "tests/test_*_op.py", "tests/test_far_device.py", "tests/test_threads.py"),
+        ("tests/test_tensor.py",),
     )),
     "minigrad/backend/addition.py": (("tests/backend/test_cuda_backend.py",), ("tests/fused/test_cuda_launches.py",)),
     "minigrad/backend/sums.py": (("tests/backend/test_sums.py",), ("tests/ops/test_reduce.py",)),

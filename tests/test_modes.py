@@ -225,6 +225,21 @@ def test_a_mode_that_could_not_be_entered_is_none(monkeypatch: pytest.MonkeyPatc
     assert MODE.get() is before
 
 
+def test_a_definition_that_is_differentiated_in_a_walk_leaves_its_mode(monkeypatch: pytest.MonkeyPatch, registry: None):
+    """It is run again recording, and what comes after it is not."""
+    seen = []
+
+    @primitive
+    def spy(x: Tensor) -> Tensor:
+        return x * 1.0
+
+    spy.derivative(x=lambda g: (seen.append(MODE.get().record), g)[1])
+    y = F.layer_norm(spy(leaf(2, 3))).sum()
+    monkeypatch.delitem(F.layer_norm.kernels, "cpu")
+    y.backward()
+    assert seen == [False]
+
+
 def test_definitions_use_no_kernel(monkeypatch: pytest.MonkeyPatch):
     def never(*_: Any) -> None:
         raise AssertionError("a kernel was used")
