@@ -8,11 +8,14 @@ ROOT = Path(__file__).resolve().parents[1]
 ELSEWHERE = {
     "minigrad/__init__.py": "tests/test_pytorch_names.py",  # what it offers; its version: test_main.py
     "minigrad/__main__.py": "tests/test_main.py",
+    "minigrad/node.py": "tests/test_autograd.py",
     "minigrad/op.py": "tests/test_base_op.py",  # it only hands on
+    "minigrad/walk.py": "tests/test_autograd.py",
     "conformer/__init__.py": "tests/conformer/test_model.py",  # it only hands on
     "conformer/__main__.py": "tests/conformer/test_cli.py",
     "conformer/cifar.py": "tests/conformer/test_data.py",
     "conformer/parser.py": "tests/conformer/test_cli.py",
+    "conformer/run_checks.py": "tests/conformer/test_train.py",  # of a run that goes on: test_resume.py
 }
 """Modules whose tests are in a file of another name."""
 
