@@ -23,7 +23,9 @@ from typing import NamedTuple
 
 import pytest
 
+import minigrad
 from conformer import cli
+from minigrad import Tensor
 from minigrad.op import REGISTRY
 from minigrad.pytorch_names import IN_FUNCTIONAL, IN_MINIGRAD
 
