@@ -98,7 +98,7 @@ PLAN: dict[str, tuple[tuple[str, ...], ...]] = {
     "minigrad/nn/containers.py": (("tests/nn/test_module.py",), ("tests/nn/test_layers.py",)),
     "minigrad/nn/conv.py": (("tests/nn/test_layers.py",), ("tests/nn/test_init.py",)),
     "minigrad/nn/dropout.py": (("tests/nn/test_dropout.py",), ("tests/nn/test_layers.py",)),
-    "minigrad/nn/init.py": (("tests/nn/test_init.py",),),
+    "minigrad/nn/init.py": (("tests/nn/test_init.py",), ("tests/test_pytorch_names.py",)),
     "minigrad/nn/linear.py": (("tests/nn/test_layers.py",), ("tests/nn/test_init.py",)),
     **dict.fromkeys(("minigrad/nn/module.py", "minigrad/nn/state_dict.py"), (
         ("tests/nn/test_module.py",), ("tests/nn/test_layers.py", "tests/optim/test_optimizer.py", "tests/optim/test_ema.py"),
