@@ -612,15 +612,17 @@ def test_a_state_of_sgd_is_checked_too():
 
 @pytest.mark.parametrize("make", BOTH, ids=["adamw", "sgd"])
 def test_small_parameters_are_updated_end_to_end_to_the_same_bits(make: Callable, monkeypatch: pytest.MonkeyPatch):
-    """Of two groups, of two dtypes, one that had no gradient in the first step, one larger than those that are put together."""
+    """Of two groups, of two dtypes, one that had no gradient in the first step, one larger than those put together; gradients are only read."""
     shapes, results, calls = [(3, 4), (5,), (), (0,), (2, 3), (7, 3), (4,)], [], []
     for limit in (0, 12):
         monkeypatch.setattr(blocks, "SMALL", limit)
         params = [nn.Parameter(rng(k).standard_normal(shape).astype(np.float64 if k == 4 else np.float32)) for k, shape in enumerate(shapes)]
-        optimizer = make([{"params": params[:3]}, {"params": params[3:], "lr": 0.3}], lr=0.1)
+        optimizer = make([{"params": params[:3]}, {"params": params[3:], "lr": 0.3}], lr=0.1, weight_decay=0.2)
         monkeypatch.setattr(optimizer, "_update", lambda *arguments, update=optimizer._update, limit=limit: (calls.append(limit), update(*arguments)))
         for step in range(3):
             give_gradients(params, step)
+            for p in params:
+                p.grad.data.flags.writeable = False
             if step == 0:
                 params[1].grad = None
             optimizer.step()
@@ -749,20 +751,21 @@ def test_whole_numbers_in_a_state_follow_no_dtype():
     assert all(value.dtype == state[name].dtype and np.array_equal(value, state[name]) for name, value in optimizer.state_dict().items())
 
 
+@pytest.mark.parametrize("parts", [(None, None), (slice(-1), slice(1, None))], ids=["the same", "overlapping"])
 @pytest.mark.parametrize("size", [3, 5000])
 @pytest.mark.parametrize("make", BOTH, ids=["adamw", "sgd"])
-def test_parameters_of_one_array_are_updated_one_after_the_other(make: Callable, size: int):
+def test_parameters_of_one_array_are_updated_one_after_the_other(make: Callable, size: int, parts: tuple):
     """As PyTorch does, which the decay of the weights tells from any other order."""
-    w = Tensor(rng(1).uniform(1, 2, size), requires_grad=True)
-    v = w.detach().requires_grad_()
-    theirs = torch.tensor(w.numpy().copy(), requires_grad=True)
-    twin = theirs.detach().requires_grad_()
-    for seed, (p, q) in enumerate([(w, theirs), (v, twin)]):
-        grad = rng(10 + seed).uniform(-3, 3, size)
+    values = rng(1).uniform(1, 2, size)
+    w, theirs = Tensor(values), torch.tensor(values)
+    pairs = [tuple((x if part is None else x[part]).detach().requires_grad_() for x in (w, theirs)) for part in parts]
+    for seed, (p, q) in enumerate(pairs):
+        grad = rng(10 + seed).uniform(-3, 3, p.shape)
         p.grad, q.grad = Tensor(grad), torch.tensor(grad)
+    ours, twins = zip(*pairs, strict=True)
     is_sgd = isinstance(make([nn.Parameter(np.ones(1))]), optim.SGD)
-    reference = torch.optim.SGD([theirs, twin], lr=0.1, momentum=0.9) if is_sgd else torch.optim.AdamW([theirs, twin], lr=0.1, weight_decay=0.5)
+    reference = torch.optim.SGD(twins, lr=0.1, momentum=0.9) if is_sgd else torch.optim.AdamW(twins, lr=0.1, weight_decay=0.5)
     options = {"lr": 0.1} if is_sgd else {"lr": 0.1, "weight_decay": 0.5}
-    make([w, v], **options).step()
+    make(list(ours), **options).step()
     reference.step()
     assert_close(w, theirs)
