@@ -13,7 +13,7 @@ from minigrad import Tensor, backend, ops
 from minigrad.backend import addition, cuda
 from minigrad.backend.scatter import add_at
 from tests.cuda_device import ORDERS, last_digits, on_cuda
-from tests.support import assert_close, draws, rng
+from tests.support import assert_close, draws, often, rng
 
 pytestmark = pytest.mark.cuda
 
@@ -147,12 +147,12 @@ def added(array: np.ndarray, index: Any, values: np.ndarray) -> np.ndarray:
 @draws(20)
 @given(
     shape=st.lists(st.integers(1, 5), min_size=1, max_size=3).map(tuple),
-    count=st.integers(0, 40),
+    count=often(st.integers(0, 40), st.integers(257, 600), 4),
     dtype=st.sampled_from([np.float32, np.float64, np.int64]),
     seed=st.integers(0, 999),
 )
 def test_values_are_added_in_the_order_of_numpy(shape: tuple[int, ...], count: int, dtype: type, seed: int) -> None:
-    """To the last bit: with numbers of very different size any other order would show."""
+    """To the last bit: with numbers of very different size any other order would show. Some fill several blocks, also those of one place."""
     random = rng(seed)
     array = random.standard_normal(shape).astype(dtype)
     index = random.integers(-shape[0], shape[0], count)
