@@ -63,8 +63,8 @@ TILES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "two groups": ({"inputs": 16, "outputs": 24, "groups": 2}, {"padding": 1}),
     "groups of one by one": ({"inputs": 16, "outputs": 16, "kernel": (1, 1), "groups": 2}, {}),
     "one group per channel": ({"inputs": 34, "outputs": 34, "groups": 34}, {"padding": 1}),
-    "several slices of the weight's gradient": ({"batch": 2, "height": 17, "width": 16, "outputs": 4}, {"padding": 1}),
-    "several slices, one group per channel": ({"batch": 2, "height": 16, "width": 11, "groups": 4}, {"padding": 1}),
+    "several slices of the weight's gradient, the last shorter": ({"batch": 2, "height": 17, "width": 17, "outputs": 4}, {"padding": 1}),
+    "several slices, one of them shorter, one group per channel": ({"height": 27, "width": 13, "groups": 4}, {"padding": 1}),
 }
 
 
