@@ -61,6 +61,7 @@ class TestDropout(Proof):
         Pin("p = 1 gives zeros, whatever the mask", Case([np.ones(2), np.ones(2)], {"p": 1.0}, (True, False)), [[0.0, 0.0]]),
         Pin("p = 0 keeps everything", Case([np.ones(2), np.ones(2, bool)], {"p": 0.0}, (True, False)), [[1.0, 1.0]]),
         Pin("what is kept is scaled", Case([np.ones(2), np.array([1.0, 0.0])], {"p": 0.75}, (True, False)), [[4.0, 0.0]]),
+        Pin("nan is shown, also where it is dropped", Case([np.array([np.nan, np.nan]), np.array([True, False])], {"p": 0.5}, (True, False))),
     ]
     errors = [
         Refusal(Case([np.ones((3, 2)), np.ones(3)], {"p": 0.5}), ValueError, r"dropout: mask has shape \(3,\), x has shape \(3, 2\)"),
