@@ -17,11 +17,18 @@ from hypothesis import strategies as st
 import minigrad
 from minigrad import Tensor
 from minigrad.backend import cuda
+from minigrad.fused.attention import scaled_dot_product_attention
 from minigrad.fused.avg_pool2d import avg_pool2d
+from minigrad.fused.batch_norm import batch_norm
 from minigrad.fused.conv2d import conv2d
+from minigrad.fused.dropout import drop_path, dropout
+from minigrad.fused.gelu import gelu
 from minigrad.fused.global_avg_pool2d import global_avg_pool2d
+from minigrad.fused.layer_norm import layer_norm
 from minigrad.fused.linear import linear
+from minigrad.fused.log_softmax import log_softmax
 from minigrad.fused.max_pool2d import max_pool2d
+from minigrad.fused.softmax import softmax
 from minigrad.fused.upsample_nearest import upsample_nearest
 from minigrad.fused.windows import window_axes
 from minigrad.op import Fused
@@ -186,32 +193,49 @@ def test_a_window_with_nan_has_maximum_nan():
 
 
 def test_arrays_that_do_not_lie_at_sixteen_bytes_take_the_kernel_for_single_numbers():
-    def shifted(x: np.ndarray) -> Tensor:
-        """The array on the device, 4 bytes past a multiple of 16."""
-        flat = Tensor(np.concatenate([[0.0], x.reshape(-1)]).astype(np.float32)).to(device="cuda")
-        return flat[1:].reshape(x.shape).detach().requires_grad_()
+    """One of them is enough: each input alone, and the upstream gradient. Of all operations, not only of this page's."""
 
-    calls: list[tuple[Fused, list[np.ndarray], dict]] = [
+    def placed(x: np.ndarray, shifted: bool) -> Tensor:
+        """The array on the device, at a multiple of 16 bytes or 4 bytes past one."""
+        flat = Tensor(np.concatenate([[0.0] * shifted, x.reshape(-1)]).astype(np.float32)).to(device="cuda")
+        placed = flat[int(shifted) :].reshape(x.shape).detach()
+        assert placed.data.data.ptr % 16 == 4 * shifted
+        return placed
+
+    calls: list[tuple[Fused, list[Any], dict]] = [
         (conv2d, conv_inputs(), {"padding": 1}),
         (conv2d, conv_inputs(kernel=(1, 1)), {}),
         (linear, uniform((5, 4), (8, 4), (8,)), {}),
         (max_pool2d, uniform((1, 4, 4, 4)), {"kernel_size": 2}),
         (avg_pool2d, uniform((1, 4, 4, 4)), {"kernel_size": 2}),
         (upsample_nearest, uniform((1, 2, 2, 4)), {"scale_factor": 2}),
+        (gelu, uniform((4, 8)), {}),
+        (layer_norm, uniform((4, 8), (8,), (8,)), {}),
+        (batch_norm, [*uniform((6, 8), (8,), (8,)), None, None, *uniform((6, 8), seed=1)], {"relu": True}),
+        (softmax, uniform((4, 8)), {}),
+        (log_softmax, uniform((4, 8)), {}),
+        (dropout, [*uniform((4, 8)), rng(1).random((4, 8)) < 0.5], {"p": 0.5}),
+        (drop_path, [*uniform((4, 8)), np.array([True, False, True, True])], {"p": 0.5}),
+        (scaled_dot_product_attention, uniform((1, 1, 5, 8), (1, 1, 3, 8), (1, 1, 3, 4)), {}),
     ]
     for op, inputs, values in calls:
-        with on_cuda():
-            tensors = [shifted(x) for x in inputs]
-            assert all(x.data.data.ptr % 16 == 4 for x in tensors)
-            y = op(*tensors, **values)
-            upstream = uniform(y.shape)[0]
-            ours = [t.data.get() for t in (y, *minigrad.grad([y], tensors, [shifted(upstream).detach()]))]
-        leaves = [Tensor(x, requires_grad=True) for x in inputs]
+        floats = [k for k, x in enumerate(inputs) if x is not None and x.dtype == np.float64]
+        tensors = [x if x is None else Tensor(x) for x in inputs]
+        leaves = [tensors[k].requires_grad_() for k in floats]
         with minigrad.definitions():
-            exact = op(*leaves, **values)
-            gradients = minigrad.grad([exact], leaves, [Tensor(upstream)])
-        for result, reference in zip(ours, (exact, *gradients), strict=True):
-            assert_close(result, reference, op.name, 1e-5)
+            y = op(*tensors, **values)
+            exact = y[0] if isinstance(y, tuple) else y
+            upstream = uniform(exact.shape)[0]
+            references = [exact, *minigrad.grad([exact], leaves, [Tensor(upstream)])]
+        for which in [*floats, len(inputs)]:
+            with on_cuda():
+                for k in floats:
+                    tensors[k] = placed(inputs[k], k == which).requires_grad_()
+                y = op(*[x if x is None or k in floats else x.to(device="cuda") for k, x in enumerate(tensors)], **values)
+                y = y[0] if isinstance(y, tuple) else y
+                gradients = minigrad.grad([y], [tensors[k] for k in floats], [placed(upstream, which == len(inputs))])
+                for result, reference in zip((y, *gradients), references, strict=True):
+                    assert_close(result.data.get(), reference, f"{op.name}, array {which} shifted", 1e-5)
 
 
 CALLS: dict[str, tuple[Fused, Callable[[], list], dict, int]] = {  # launches forward and backward; products are the array module's
