@@ -91,11 +91,12 @@ class TestMaxPool2d(Proof):
         """PyTorch's goes to the last: where there is one they agree."""
         one, two = np.array([[1.0, 5.0], [np.nan, 7.0]]), np.array([[1.0, np.nan], [np.nan, np.inf]])
         image = np.concatenate([one, two, one + 1], axis=1).reshape(1, 2, 6, 1)  # three windows side by side
+        images = np.concatenate([np.ones_like(image), image])  # of which the first has none
 
         def gradient(device: str) -> np.ndarray:
-            x = Tensor(image, requires_grad=True)
-            max_pool2d(x.to(device=device), 2).backward(Tensor(np.array([2.0, 3.0, 4.0]).reshape(1, 1, 3, 1)).to(device=device))
-            return x.grad.numpy()[0, :, :, 0]
+            x = Tensor(images, requires_grad=True)
+            max_pool2d(x.to(device=device), 2).backward(Tensor(np.tile([[2.0], [3.0], [4.0]], (2, 1, 1, 1))).to(device=device))
+            return x.grad.numpy()[1, :, :, 0]
 
         expected = [[0, 0, 0, 3, 0, 0], [2, 0, 0, 0, 4, 0]]
         np.testing.assert_array_equal(gradient("cpu"), expected)
@@ -105,12 +106,12 @@ class TestMaxPool2d(Proof):
             np.testing.assert_array_equal(gradient("cuda"), expected)
 
     def test_an_infinite_gradient_reaches_its_pixel_alone(self) -> None:
-        image, dy = np.arange(1.0, 9.0).reshape(1, 2, 4, 1), np.array([np.inf, np.nan]).reshape(1, 1, 2, 1)
+        images, dy = np.tile(np.arange(1.0, 9.0).reshape(2, 4, 1), (2, 1, 1, 1)), np.array([2.0, 3.0, np.inf, np.nan]).reshape(2, 1, 2, 1)
 
         def gradient(device: str) -> np.ndarray:
-            x = Tensor(image, requires_grad=True)
+            x = Tensor(images, requires_grad=True)
             max_pool2d(x.to(device=device), 2).backward(Tensor(dy).to(device=device))
-            return x.grad.numpy()[0, :, :, 0]
+            return x.grad.numpy()[1, :, :, 0]
 
         expected = [[0, 0, 0, 0], [0, np.inf, 0, np.nan]]
         np.testing.assert_array_equal(gradient("cpu"), expected)
