@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, Generic, TypeVar
@@ -52,14 +52,15 @@ class _Plan:
 class Op(Generic[Result]):
     """What primitives and fused operations share: a name, a signature, and derivative rules.
 
-    Parameters annotated with Tensor are the inputs and come first; the others are plain values.
+    Parameters annotated with Tensor are the inputs and come first; the others are plain values. `constants`: names, with blanks between, of inputs
+    that are constants by contract; one that requires grad is refused, as it would lose its gradient without a word.
     """
 
     takes_sequences = False  # see Primitive
     __name__: str
     __qualname__: str
 
-    def __init__(self, function: Callable[..., Result], several: bool = False, name: str | None = None):
+    def __init__(self, function: Callable[..., Result], several: bool = False, name: str | None = None, constants: str = ""):
         self.name = name or function.__name__
         self.function = function
         self.several = several  # whether it returns a tuple
@@ -83,6 +84,8 @@ class Op(Generic[Result]):
         self.rules: dict[str, Callable] = {}
         self.array_rules: dict[str, Callable] = {}
         self._plans: dict[int, _Plan] = {}
+        self.constants = self._bits(constants.split())
+        self.with_gradient = 0  # bits of the inputs that have a gradient: an output requires grad for these alone
         known = REGISTRY.get(self.name)
         if known is not None and _place(known.function) != _place(function):  # not a notebook's cell, run again
             raise ValueError(f"there is an operation {self.name} already, from {known.__module__}; give this one another name")
@@ -97,13 +100,19 @@ class Op(Generic[Result]):
 
     def derivative(self, **rules: Callable) -> None:
         """State the gradient of inputs: `name=lambda g, ...`, see the top of `op.py`. An input without a rule has no gradient."""
+        bits = self._bits({**self.rules, **rules})
+        self.rules, self.array_rules = {**self.rules, **rules}, {}
+        self.with_gradient = -1 if self.variadic else bits  # -1: all of them
+        self._plans.clear()
+
+    def _bits(self, names: Collection[str]) -> int:
+        """Inputs by their names, as a number with a bit for each."""
         inputs = self.names[: self.count]
-        unknown = [name for name in rules if name not in inputs]
+        unknown = [name for name in names if name not in inputs]
         if unknown:
             there = f"there is {', '.join(inputs)}" if inputs else "annotate its inputs with Tensor"
             raise TypeError(f"{self.name}: no input is called {unknown[0]}; {there}")
-        self.rules, self.array_rules = {**self.rules, **rules}, {}
-        self._plans.clear()
+        return sum(1 << inputs.index(name) for name in names)
 
     def on_arrays(self, **rules: Callable) -> None:
         """State the same gradients, of all the inputs that `derivative` has rules for, on raw arrays, for when no graph is wanted; without
@@ -145,6 +154,16 @@ class Op(Generic[Result]):
         return TypeError(f"{self.name}: inputs are on {' and '.join(dict.fromkeys(devices))}; move them to one device with .to(device=...)")
 
     # --- recording
+
+    def _sources(self, inputs: Sequence[Any], mask: int) -> Sequence[Any]:
+        """The inputs that a gradient goes to, None for the others; for calls in which one of the others requires grad (their bits are in `mask`).
+
+        Raises ValueError if that is a constant.
+        """
+        for k, name in enumerate(self.names):
+            if mask & self.constants & 1 << k:
+                raise ValueError(f"{self.name}: {name} is a constant here, and would get no gradient; pass {name}.detach()")
+        return [x if self.with_gradient >> k & 1 else None for k, x in enumerate(inputs)]
 
     def _plan(self, mask: int) -> _Plan:
         """The plan for the inputs whose bits are set in `mask`."""
@@ -299,7 +318,7 @@ def _frozen_value(op: Op, value: Any) -> Any:
 
 
 def new_node(op: Op, inputs: Sequence[Any], values: tuple, anomaly: bool) -> Node:
-    """A node with what every operation records."""
+    """A node with what every operation records. inputs: see `Op._sources`."""
     node = _new_node(Node)
     node.op = op
     node.edges = tuple([None if x is None or not x._requires_grad else (x, 0) if x.node is None else (x.node, x.output) for x in inputs])

@@ -89,7 +89,7 @@ def binary(self: Any, x: Any, y: Any) -> Tensor:
         mask = 2
     else:
         mask = 0
-    if not mask or not mode.record or not self.rules:
+    if not mask or not mode.record or not (mask := mask & self.with_gradient):
         return wrap(out, None, 0, version)
     node = _new_node(Node)
     node.op = self

@@ -44,13 +44,14 @@ class KernelPair:
 class Fused(Op[Result]):
     """An operation with a definition on Tensors and a kernel pair per device. Made by `@fused`.
 
-    outputs: how many the operation returns; differentiable: how many of them, from the first on, carry gradient (None: all).
+    outputs: how many the operation returns; differentiable: how many of them, from the first on, carry gradient (None: all). constants: see `Op`.
     """
 
     kernels: dict[str, KernelPair]
 
-    def __init__(self, function: Callable[..., Result], outputs: int = 1, differentiable: int | None = None):
-        super().__init__(function, outputs > 1)
+    def __init__(self, function: Callable[..., Result], outputs: int = 1, differentiable: int | None = None, constants: str = ""):
+        super().__init__(function, outputs > 1, constants=constants)
+        self.with_gradient = ~self.constants  # all others: kernels and definition give them, unless rules are stated
         self.outputs = outputs
         self.differentiable = outputs if differentiable is None else differentiable
         self._check: Callable | None = None
@@ -153,6 +154,10 @@ class Fused(Op[Result]):
         if mixed is not None:
             raise TypeError(f"{self.name}: inputs are {mixed}; bring them to one dtype with .astype(...)")
         mode = MODE.get()
+        sources = inputs
+        if mask & ~self.with_gradient and mode.record:
+            sources = self._sources(inputs, mask)
+            mask &= self.with_gradient
         kernel = self.kernels.get("cpu" if array_type is _ndarray else backend.device_of(arrays[0]))
         if kernel is None or mode.definitions:
             return self.function(*inputs, *values)
@@ -173,7 +178,7 @@ class Fused(Op[Result]):
                 check_forward(self.name, arrays, values, out if self.several else (out,))
             if mode.reads is not None:
                 mode.reads.extend([(x.version, x.version[0]) for x in inputs if x is not None])
-        node = new_node(self, inputs, values, mode.anomaly) if mask and mode.record else None
+        node = new_node(self, sources, values, mode.anomaly) if mask and mode.record else None
         if self.several:
             result = tuple([wrap(array, node if k < self.differentiable else None, k) for k, array in enumerate(out)])
             if node is not None:

@@ -31,7 +31,7 @@ class Primitive(Op[Result]):
     broadcast axes.
     view: the output may look at an input's memory, and the array does not always say so (its `base`): it is looked at more closely. An output that
     does look at an input's memory shares the version counter of that input, whether declared or not.
-    floating: integers become float32 first, as in PyTorch.
+    floating: integers become float32 first, as in PyTorch. constants: see `Op`.
 
     The one input may be a `Sequence[Tensor]`: the forward gets a list of arrays, brought to one dtype, the rule gives a sequence of gradients, and
     the facts it may ask for (NAME_shape, ...) are tuples with one for each Tensor.
@@ -48,8 +48,9 @@ class Primitive(Op[Result]):
         floating: bool = False,
         promoted: int = 0,
         name: str | None = None,
+        constants: str = "",
     ):
-        super().__init__(function, several, name)
+        super().__init__(function, several, name, constants)
         self.elementwise, self.view, self.floating, self.promoted = elementwise, view, floating, promoted
 
     def __call__(self, *args: Any, **kwargs: Any) -> Result:
@@ -96,14 +97,17 @@ class Primitive(Op[Result]):
             if mode.reads is not None:
                 mode.reads.extend([(x.version, x.version[0]) for x in inputs])
 
-        mask = 0
+        mask, sources = 0, inputs
         if mode.record and self.rules:
             bit = 1
             for x in inputs:
                 if x._requires_grad:
                     mask |= bit
                 bit += bit
-        node = new_node(self, inputs, values, mode.anomaly) if mask else None
+            if mask & ~self.with_gradient:
+                sources = self._sources(inputs, mask)
+                mask &= self.with_gradient
+        node = new_node(self, sources, values, mode.anomaly) if mask else None
         result: Any
         if self.several:
             result = self._wrap_several(out, inputs, node)

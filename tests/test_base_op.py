@@ -21,9 +21,66 @@ import minigrad
 from minigrad import Tensor, ops
 from minigrad import functional as F
 from minigrad.op import REGISTRY, fused, primitive
+from tests.cuda_device import on_cuda
 from tests.support import leaf, rng
 
 pytestmark = pytest.mark.usefixtures("registry")
+
+
+# --- inputs that are constants
+
+
+def beside(constant: Tensor, *shape: int, requires_grad: bool = False) -> Tensor:
+    """Another input, on the same device."""
+    return Tensor(rng(4).uniform(0.5, 1.5, shape), requires_grad).to(device=constant.device)
+
+
+CONSTANTS: dict[str, tuple[Callable, tuple[int, ...]]] = {
+    "where condition": (lambda m: F.where(m, beside(m, 2, 3, requires_grad=True), 1.0), (2, 3)),
+    "dropout mask": (lambda m: F.dropout(beside(m, 2, 3), m, 0.5), (2, 3)),
+    "drop_path mask": (lambda m: F.drop_path(beside(m, 2, 3, requires_grad=True), m, 0.5), (2,)),
+    "batch_norm mean": (lambda m: F.batch_norm(beside(m, 2, 3, requires_grad=True), mean=m, var=beside(m, 3)), (3,)),
+    "batch_norm var": (lambda m: F.batch_norm(beside(m, 2, 3), mean=beside(m, 3), var=m), (3,)),
+    "scaled_dot_product_attention attn_mask": (lambda m: F.scaled_dot_product_attention(*[beside(m, 1, 1, 2, 3)] * 3, m), (2, 2)),
+    "scaled_dot_product_attention dropout_mask": (lambda m: F.scaled_dot_product_attention(*[beside(m, 1, 1, 2, 3)] * 3, None, m), (1, 1, 2, 2)),
+}
+
+
+def test_every_constant_is_here():
+    own = [op for op in REGISTRY.values() if op.function.__module__.startswith("minigrad.")]
+    assert {f"{op.name} {name}" for op in own for k, name in enumerate(op.names) if op.constants >> k & 1} == set(CONSTANTS)
+
+
+@pytest.mark.parametrize("which", CONSTANTS)
+@pytest.mark.parametrize("way", ["kernel", "definition"])
+def test_a_constant_that_requires_grad_is_refused(which: str, way: str):
+    """It would get no gradient, without a word. PyTorch refuses it too, or has a gradient for it."""
+    call, shape = CONSTANTS[which]
+    op, name = which.split()
+    given = Tensor(np.ones(shape), requires_grad=True)
+    with minigrad.definitions() if way == "definition" else contextlib.nullcontext():
+        for constant in (given, given * 1.0):
+            with pytest.raises(ValueError, match=rf"^{op}: {name} is a constant here, and would get no gradient; pass {name}\.detach\(\)$"):
+                call(constant)
+        call(given.detach())
+        with minigrad.no_grad():
+            call(given)
+
+
+@pytest.mark.cuda
+def test_a_constant_that_requires_grad_is_refused_on_a_gpu():
+    with on_cuda():
+        for which, (call, shape) in CONSTANTS.items():
+            with pytest.raises(ValueError, match=rf"^{which.split()[0]}: .*\.detach\(\)$"):
+                call(Tensor(np.ones(shape), requires_grad=True).to(device="cuda"))
+
+
+def test_an_unknown_constant():
+    with pytest.raises(TypeError, match="^odd: no input is called mask; there is x$"):
+
+        @primitive(constants="mask")
+        def odd(x: Tensor) -> Tensor:
+            return x
 
 
 # --- calling
@@ -297,6 +354,41 @@ def test_only_inputs_that_require_grad_have_their_rule_run():
     assert used == ["x"]
     minigrad.grad(product(x, y).sum(), y)
     assert used == ["x", "y"]
+
+
+def test_an_output_requires_grad_for_inputs_with_a_gradient_alone():
+    """Else backward would run, and give nothing: a forgotten rule. Primitives by the short way and the long one, and fused operations by a kernel."""
+
+    @primitive(elementwise=True)
+    def weighed(x: Tensor, y: Tensor) -> Tensor:
+        return x * 0.5 + y
+
+    @primitive(several=True)
+    def both(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return x * 2, y * 2
+
+    @fused
+    def weighed_too(x: Tensor, y: Tensor) -> Tensor:
+        return x * 0.5 + y.detach()
+
+    weighed.derivative(x=lambda g: g * 0.5)
+    both.derivative(x=lambda g: g[0] * 2.0)
+    weighed_too.derivative(x=lambda g: g * 0.5)
+    weighed_too.kernel("cpu", lambda x, y: (x * 0.5 + y, ()), None)
+    x, y, upstream = leaf(2, 3), leaf(3, seed=1), rng(2).uniform(-1, 1, (2, 3))
+    for name, call in {
+        "short": weighed, "long": lambda x, y: weighed(x, y=y.astype(np.float32)), "several": lambda x, y: both(x, y)[0], "kernel": weighed_too,
+    }.items():  # fmt: skip
+        out = call(x.detach(), y)
+        assert not out.requires_grad, name
+        with pytest.raises(RuntimeError, match="does not require grad"):
+            out.backward(upstream)
+        out = call(x, y)
+        assert out.node is not None and out.node.edges[1] is None, name  # and y's graph is not kept alive
+        out.backward(upstream)
+        assert x.grad is not None and y.grad is None
+        assert_allclose(x.grad.numpy(), upstream * (2 if name == "several" else 0.5), rtol=1e-15, err_msg=name)
+        x.grad = None
 
 
 def test_rules_may_be_stated_one_by_one():

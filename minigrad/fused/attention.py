@@ -28,7 +28,7 @@ _GRAIN = 1 << 15  # scores a thread is worth: 28,000 take 0.12 ms on one and 0.2
 _SAFE = 60.0  # exp(60) and exp(-60) are far from the ends of float32
 
 
-@fused
+@fused(constants="attn_mask dropout_mask")
 def scaled_dot_product_attention(
     query: Tensor,
     key: Tensor,
@@ -45,7 +45,7 @@ def scaled_dot_product_attention(
         key: (B, h, M, D).
         value: (B, h, M, D'), usually D' = D.
         attn_mask: broadcasts to (B, h, N, M). Float: added to the scores. Bool: True where a query may look; one that may look nowhere gets 0.
-        dropout_mask: (B, h, N, M), 0 or 1 (or bool): which attention weights to keep, divided by `1 - dropout_p`. The masks carry no gradient.
+        dropout_mask: (B, h, N, M), 0 or 1 (or bool): which attention weights to keep, divided by `1 - dropout_p`. The masks are constants.
         dropout_p: the probability the dropout mask was drawn with.
         scale: default 1 / sqrt(D).
 
@@ -93,8 +93,6 @@ def _check(query, key, value, attn_mask, dropout_mask, dropout_p, scale) -> None
         raise ValueError(f"{name}: dropout_mask has shape {dropout_mask.shape}, the attention weights have shape {scores}")
     if not 0 <= dropout_p < 1:
         raise ValueError(f"{name}: dropout_p is {dropout_p}, it must be at least 0 and below 1")
-    if any(mask is not None and mask.requires_grad for mask in (attn_mask, dropout_mask)):
-        raise ValueError(f"{name}: the masks carry no gradient; pass mask.detach()")
 
 
 def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:

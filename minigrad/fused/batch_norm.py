@@ -19,7 +19,7 @@ from minigrad.op import fused
 from minigrad.tensor import Tensor
 
 
-@fused(outputs=3, differentiable=1)
+@fused(outputs=3, differentiable=1, constants="mean var")
 def batch_norm(
     x: Tensor,
     weight: Tensor | None = None,
@@ -51,7 +51,8 @@ def batch_norm(
         y like x; the mean (C,) and the biased variance (C,) that were used (of an empty batch: zeros). No gradient goes through the last two.
 
     Raises:
-        ValueError: shapes that do not fit; mean without var; a single value per channel in training. TypeError: one of them is not of floats.
+        ValueError: shapes that do not fit; mean without var; a mean or var that requires grad; a single value per channel in training.
+        TypeError: one of them is not of floats.
 
     Source: Ioffe and Szegedy 2015, algorithm 1; https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.batch_norm.html
     """
@@ -62,7 +63,7 @@ def batch_norm(
         centered = centered - centered.sum(axes) / count                   # (..., C): the mean was rounded; of a large one that leaves much
         var = (centered * centered).sum(axes) / count                      # (C,)
     else:
-        mean, var = mean.detach() * 1.0, var.detach() * 1.0                # (C,), (C,): copies, since they are outputs too
+        mean, var = mean * 1.0, var * 1.0                                  # (C,), (C,): copies, since they are outputs too
         centered = x - mean                                                # (..., C)
     y = centered * (var + eps) ** -0.5                                     # (..., C)
     if weight is not None:

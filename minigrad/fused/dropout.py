@@ -13,44 +13,44 @@ from minigrad.op import fused
 from minigrad.tensor import Tensor
 
 
-@fused
+@fused(constants="mask")
 def dropout(x: Tensor, mask: Tensor, p: float) -> Tensor:
     """Keep the elements of x where mask is 1, scaled so that the expected value stays: `x * mask / (1 - p)`.
 
     Args:
         x: any shape.
-        mask: the shape of x, bool (True keeps) or 0 and 1 in x's dtype; no gradient.
+        mask: the shape of x, bool (True keeps) or 0 and 1 in x's dtype; a constant.
         p: the probability with which the mask was dropped; 1 gives zeros.
 
     Returns:
         Like x.
 
     Raises:
-        ValueError: mask and x differ in shape, or p is not between 0 and 1. TypeError: x is not of floats.
+        ValueError: mask and x differ in shape, the mask requires grad, or p is not between 0 and 1. TypeError: x is not of floats.
 
     Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.dropout.html
     """
-    return x * (mask.detach().astype(x.dtype) * _scale(p))                 # (...)
+    return x * (mask.astype(x.dtype) * _scale(p))                          # (...)
 
 
-@fused
+@fused(constants="mask")
 def drop_path(x: Tensor, mask: Tensor, p: float) -> Tensor:
     """Drop whole samples of a residual branch: dropout with one mask value a sample.
 
     Args:
         x: (B, ...).
-        mask: (B,), bool (True keeps) or 0 and 1 in x's dtype; no gradient.
+        mask: (B,), bool (True keeps) or 0 and 1 in x's dtype; a constant.
         p: the probability with which the mask was dropped; 1 gives zeros.
 
     Returns:
         Like x.
 
     Raises:
-        ValueError: the mask is not one value a sample, or p is not between 0 and 1. TypeError: x is not of floats.
+        ValueError: the mask is not one value a sample, or requires grad, or p is not between 0 and 1. TypeError: x is not of floats.
 
     Source: Huang et al. 2016, Deep networks with stochastic depth; `drop_path` of timm, which the Conformer uses.
     """
-    scaled = mask.detach().astype(x.dtype) * _scale(p)                     # (B,)
+    scaled = mask.astype(x.dtype) * _scale(p)                              # (B,)
     return x * scaled.reshape(-1, *(1,) * (x.ndim - 1))                    # (B, ...)
 
 

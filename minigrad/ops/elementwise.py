@@ -64,9 +64,9 @@ def minimum(x: Tensor, y: Tensor) -> Tensor:
     return np.minimum(x, y)
 
 
-@primitive(elementwise=True, promoted=1)
+@primitive(elementwise=True, promoted=1, constants="condition")
 def where(condition: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """x where the boolean condition holds, else y."""
+    """x where the boolean condition holds, else y; the condition has no gradient, and one that requires grad is refused."""
     return np.where(condition, x, y)
 
 

@@ -72,7 +72,7 @@ def case(
     return Case(
         [x, weight, bias, mean, var, residual],
         {"eps": eps, "relu": relu},
-        needs=(True, True, True, False, False, True),  # statistics are constants; PyTorch's have no gradient either
+        needs=(True, True, True, False, False, True),  # statistics are constants; PyTorch too refuses ones that require grad
         relative=1e-9 if offset else 1e-11,  # float64 keeps 13 of 16 digits beside a mean of 1000
         second_in_torch=affine[0] == affine[1],  # PyTorch wants both or neither
     )
@@ -281,14 +281,18 @@ class TestBatchNorm(Proof):
                 y, mean, var = batch_norm(Tensor(x, requires_grad=True), Tensor(weight, requires_grad=True), Tensor(bias))
             assert y.requires_grad and not mean.requires_grad and not var.requires_grad
 
-    def test_given_statistics_never_receive_gradient_and_are_returned(self) -> None:
+    def test_given_statistics_are_constants_and_are_returned(self) -> None:
         x, weight, bias, mean, var, _ = case((4, 2, 2, 3), evaluation=True).inputs
         for context in (minigrad.enable_grad(), minigrad.definitions()):
             with context:
                 leaves = [Tensor(a, requires_grad=True) for a in (x, weight, bias, mean, var)]
-                y, same_mean, same_var = batch_norm(*leaves)
+                for name, place in (("mean", 3), ("var", 4)):
+                    inputs = [leaf if k in (0, 1, 2, place) else leaf.detach() for k, leaf in enumerate(leaves)]
+                    with pytest.raises(ValueError, match=rf"^batch_norm: {name} is a constant .*; pass {name}\.detach\(\)$"):
+                        batch_norm(*inputs)
+                y, same_mean, same_var = batch_norm(*leaves[:3], leaves[3].detach(), leaves[4].detach())
                 y.backward(Tensor(rng(10).standard_normal(x.shape)))
-            assert leaves[0].grad is not None and leaves[3].grad is None and leaves[4].grad is None
+            assert all(leaf.grad is not None for leaf in leaves[:3])
             np.testing.assert_array_equal(same_mean.numpy(), mean)
             np.testing.assert_array_equal(same_var.numpy(), var)
 

@@ -124,12 +124,14 @@ def test_a_call_as_in_pytorch_says_which_layer_draws_the_mask(op: Callable, laye
 
 
 @pytest.mark.parametrize("op", [dropout, drop_path])
-def test_the_mask_has_no_gradient(op: Any) -> None:
+def test_a_mask_that_requires_grad_is_refused(op: Any) -> None:
     mask = Tensor(np.array([1.0, 0.0, 1.0]), requires_grad=True)
     for context in (minigrad.enable_grad(), minigrad.definitions()):
         with context:
             x = Tensor(np.array([1.0, 2.0, 3.0]), requires_grad=True)
-            y = op(x, mask, 0.5)
+            with pytest.raises(ValueError, match=rf"^{op.name}: mask is a constant .*; pass mask\.detach\(\)$"):
+                op(x, mask, 0.5)
+            y = op(x, mask.detach(), 0.5)
             y.backward(Tensor(np.array([3.0, 5.0, 7.0])))
         np.testing.assert_array_equal(y.numpy(), [2.0, 0.0, 6.0])
         np.testing.assert_array_equal(x.grad.numpy(), [6.0, 0.0, 14.0])
