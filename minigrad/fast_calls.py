@@ -6,6 +6,8 @@ these is `_run`'s, and what a call gives and leaves in its node is the same by e
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from types import FunctionType
 from typing import Any
 
@@ -21,12 +23,17 @@ _ndarray = np.ndarray
 _new_node = Node.__new__
 
 
-def called(call: FunctionType, name: str) -> FunctionType:
-    """A copy of `unary` or `binary` with an operation's name: Python says it where arguments do not fit (`relu(x, inplace=True)`), and so does a
-    profile. A look at the arguments here would take time in every call.
+def called(call: FunctionType, function: Callable, name: str) -> FunctionType:
+    """A copy of `unary` or `binary` with an operation's name, and with the names and defaults of the parameters of its `function`.
+
+    Python says them where arguments do not fit (`relu(x, inplace=True)`), and the name stands in a profile. A look at the arguments here would take
+    time in every call.
     """
-    code = call.__code__.replace(co_name=name, co_qualname=name)
-    return FunctionType(code, call.__globals__, name, call.__defaults__)
+    code = call.__code__
+    parameters = inspect.signature(function).parameters
+    defaults = tuple([p.default for p in parameters.values() if p.default is not p.empty])
+    variables = (code.co_varnames[0], *parameters, *code.co_varnames[1 + len(parameters) :])
+    return FunctionType(code.replace(co_name=name, co_qualname=name, co_varnames=variables), call.__globals__, name, defaults or None)
 
 
 def unary(self: Any, x: Any) -> Tensor:

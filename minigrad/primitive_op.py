@@ -207,12 +207,13 @@ def primitive(function: Callable | None = None, **options: Any) -> Any:
     """Decorator: make a function on arrays a primitive operation on Tensors. Options: see Primitive."""
 
     def make(function: Callable) -> Primitive:
-        inputs = tuple([p.name if p.annotation in ("Tensor", Tensor) else None for p in inspect.signature(function).parameters.values()])
-        one_result = not options.get("view") and not options.get("several")
-        kind = {("x",): Unary, ("x", "y"): Binary}.get(inputs) if one_result else None  # their calls are written for these names
+        parameters = inspect.signature(function).parameters.values()
+        plain = all(p.annotation in ("Tensor", Tensor) and p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters)
+        special = any(options.get(option) for option in ("view", "several", "constants"))
+        kind = {1: Unary, 2: Binary}.get(len(parameters)) if plain and not special else None
         if kind is None:
             return Primitive(function, **options)
-        call = fast_calls.called(kind.__call__, options.get("name") or function.__name__)  # type: ignore[arg-type]
+        call = fast_calls.called(kind.__call__, function, options.get("name") or function.__name__)  # type: ignore[arg-type]
         return type(kind.__name__, (kind,), {"__call__": call})(function, **options)
 
     return make if function is None else make(function)

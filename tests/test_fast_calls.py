@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -43,6 +44,53 @@ def test_the_fast_calls_are_for_inputs_alone():
     (gradient,) = minigrad.grad([first, second], x, [np.array([1.0, 0.0]), np.array([10.0, 1.0])])
     assert gradient is not None
     assert_array_equal(gradient.numpy(), [32.0, 3.0])
+
+
+@pytest.mark.parametrize("names", [("t",), ("out",), ("mode",), ("t", "u"), ("y", "x"), ("node", "mask"), ("a", "x")])
+def test_the_fast_calls_take_any_names(names: tuple[str, ...]):
+    """Those of the function, also by keyword, whatever the short way calls its own variables; there was a time when only x and y were fast."""
+    parameters = ", ".join(f"{name}: Tensor" for name in names)
+    space: dict[str, Any] = {"Tensor": Tensor, "__name__": __name__}
+    exec(f"def op_of_names({parameters}) -> Tensor:\n    return {names[0]} * 2.0 - {names[-1]}", space)
+    op = primitive(space["op_of_names"])
+    assert isinstance(op, Unary if len(names) == 1 else Binary) and list(inspect.signature(op).parameters) == list(names)
+    first, last = {names[0]: lambda g: g * 2.0}, {names[-1]: lambda g: -g}
+    op.derivative(**({names[0]: lambda g: g} if len(names) == 1 else first | last))
+    tensors = [leaf(2, 3, seed=k) for k in range(len(names))]
+    upstream = rng(9).uniform(-1, 1, (2, 3))
+    expected = [upstream * factor for factor in ((1.0,) if len(names) == 1 else (2.0, -1.0))]
+    by_name = dict(zip(names, tensors, strict=True))
+    for out in (op(*tensors), op(**by_name), op(tensors[0], **{name: by_name[name] for name in names[1:]})):
+        assert_array_equal(out.numpy(), tensors[0].numpy() * 2.0 - tensors[-1].numpy())
+        for g, exact in zip(minigrad.grad(out, tensors, upstream), expected, strict=True):
+            assert g is not None
+            assert_array_equal(g.numpy(), exact)
+    with pytest.raises(TypeError, match=rf"^op_of_names\(\) missing {len(names)} required positional argument.*'{names[-1]}'"):
+        op()
+
+
+def test_the_fast_calls_know_defaults_and_leave_other_parameters_to_all_calls():
+    @primitive(elementwise=True)
+    def shifted(t: Tensor, by: Tensor = 2.0) -> Tensor:  # type: ignore[assignment]
+        return t + by
+
+    assert isinstance(shifted, Binary)
+    assert_array_equal(shifted(leaf(2)).numpy(), leaf(2).numpy() + 2.0)
+    assert_array_equal(shifted(t=leaf(2), by=1.0).numpy(), leaf(2).numpy() + 1.0)
+
+    @primitive(elementwise=True, constants="scale")
+    def scaled_by(x: Tensor, scale: Tensor) -> Tensor:
+        return x * scale
+
+    scaled_by.derivative(x=lambda g, scale: g * scale)
+    with pytest.raises(ValueError, match=r"^scaled_by: scale is a constant here, .*; pass scale\.detach\(\)$"):
+        scaled_by(leaf(2), leaf(2))
+
+    @primitive
+    def of_all(*x: Tensor) -> Tensor:
+        return x[0]
+
+    assert not isinstance(of_all, Unary | Binary)
 
 
 def test_wrong_arguments_of_the_fast_calls_name_the_operation():
