@@ -8,6 +8,7 @@ mistake passes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,7 @@ __all__ = ["gradcheck"]
 def gradcheck(
     function: Callable,
     inputs: Tensor | Sequence[Tensor],
+    *more: Any,
     step: float = 1e-5,
     tolerance: float = 1e-6,
     directions: int = 3,
@@ -32,7 +34,7 @@ def gradcheck(
 
     Args:
         function: takes the inputs, returns a Tensor or a tuple of Tensors; must be smooth near the inputs (a kink within `step` gives a false alarm).
-        inputs: float64 Tensors; those that require grad are checked.
+        inputs: one float64 Tensor, or a list of them; those that require grad are checked. The settings after it are given by name.
         step: distance of the two evaluations from x, along directions of length 1.
         tolerance: allowed difference, relative to the largest of 1 and both values.
         directions: how many random directions are tried.
@@ -41,11 +43,14 @@ def gradcheck(
 
     Returns:
         True. Raises AssertionError with both values if they differ, or if the function or its derivative wrote into an input or into the gradient it
-        was given; TypeError if an input that is to be checked is not float64, or the function returns something else than Tensors; ValueError if no
-        input is to be checked, or in no direction, or at no distance, or if a gradient has not its input's shape and dtype.
+        was given; TypeError if an input that is to be checked is not float64, if inputs are not given as a list, or if the function returns something
+        else than Tensors; ValueError if no input is to be checked, or in no direction, or at no distance, or if a gradient has not its input's shape
+        and dtype.
 
     Source: https://docs.pytorch.org/docs/stable/generated/torch.autograd.gradcheck.gradcheck.html (the fast mode)
     """
+    if more:
+        raise TypeError(f"gradcheck: {1 + len(more)} arguments after the function; give its inputs as a list, gradcheck(f, [x, w]); settings by name")
     inputs = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     checked = [x for x in inputs if x.requires_grad]
     if not checked:

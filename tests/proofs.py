@@ -503,7 +503,7 @@ class Proof:
             leaves = [x for x in tensors if x is not None and x.requires_grad]
             with context():
                 if function(*leaves):
-                    minigrad.gradcheck(function, leaves, STEP, SLOPE_ERROR, directions=2)
+                    minigrad.gradcheck(function, leaves, step=STEP, tolerance=SLOPE_ERROR, directions=2)
 
     def gradient_of_the_gradient(self, case: Case, smooth: bool = True) -> None:
         """See `test_double_backward`. What is differentiated: sum of w * g over the gradients g, with random weights w.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -173,6 +174,17 @@ def test_a_kink_is_a_false_alarm_and_says_so_in_numbers():
 def test_inputs_that_cannot_be_checked(inputs: list, error: type, message: str):
     with pytest.raises(error, match=message):
         gradcheck(lambda *x: x[0] * 2.0, inputs)
+
+
+@pytest.mark.parametrize("second", [Tensor(np.array(2.0), requires_grad=True), leaf(3, seed=1), Tensor(np.ones(3)), 1e-5])
+def test_several_inputs_are_a_list(second: Any):
+    """A second Tensor was taken for the step, and with one of no axes nothing was checked of it."""
+    called = []
+    with pytest.raises(TypeError, match=r"^gradcheck: 2 arguments after the function; give its inputs as a list, gradcheck\(f, \[x, w\]\)"):
+        gradcheck(lambda *x: called.append(x) or x[0] * 2.0, leaf(3), second)
+    assert not called
+    with pytest.raises(TypeError, match=r"^gradcheck: 3 arguments after the function;"):
+        gradcheck(lambda x, y, z: x * y * z, leaf(3), leaf(3), leaf(3))
 
 
 def test_it_leaves_the_inputs_alone():
