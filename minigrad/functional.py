@@ -28,9 +28,10 @@ from minigrad.fused.upsample_nearest import upsample_nearest
 
 # isort: off
 from minigrad.ops import (
-    abs, add, argmax, broadcast_to, cast, clip, concatenate, cos, div, equal, erf, exp, flatten, gather, getitem, greater, greater_equal, isfinite,
-    less, less_equal, log, logical_and, logical_not, logical_or, logical_xor, matmul, max, maximum, mean, min, minimum, mul, neg, not_equal, pad, pow,
-    relu, reshape, scatter_add, sigmoid, sin, sqrt, stack, sub, sum, sum_to, swapaxes, tanh, transpose, unbind, var, where, windows,
+    abs, add, argmax, broadcast_to, cast, clip, concatenate, cos, div, equal, erf, exp, expm1, flatten, gather, getitem, greater, greater_equal,
+    isfinite, less, less_equal, log, log1p, logical_and, logical_not, logical_or, logical_xor, matmul, max, maximum, mean, min, minimum, mul, neg,
+    not_equal, pad, pow, relu, reshape, scatter_add, sigmoid, sin, sqrt, stack, sub, sum, sum_to, swapaxes, tanh, transpose, unbind, var, where,
+    windows,
 )  # fmt: skip
 
 __all__ = [
@@ -38,10 +39,10 @@ __all__ = [
     "avg_pool2d", "batch_norm", "conv2d", "cross_entropy", "drop_path", "dropout", "gelu", "global_avg_pool2d", "layer_norm", "linear", "log_softmax",
     "max_pool2d", "scaled_dot_product_attention", "softmax", "upsample_nearest",
     # primitives, and short functions of them
-    "abs", "add", "argmax", "broadcast_to", "cast", "clip", "concatenate", "cos", "div", "equal", "erf", "exp", "flatten", "gather", "getitem",
-    "greater", "greater_equal", "isfinite", "less", "less_equal", "log", "logical_and", "logical_not", "logical_or", "logical_xor", "matmul", "max",
-    "maximum", "mean", "min", "minimum", "mul", "neg", "not_equal", "pad", "pow", "relu", "reshape", "scatter_add", "sigmoid", "sin", "sqrt", "stack",
-    "sub", "sum", "sum_to", "swapaxes", "tanh", "transpose", "unbind", "var", "where", "windows",
+    "abs", "add", "argmax", "broadcast_to", "cast", "clip", "concatenate", "cos", "div", "equal", "erf", "exp", "expm1", "flatten", "gather",
+    "getitem", "greater", "greater_equal", "isfinite", "less", "less_equal", "log", "log1p", "logical_and", "logical_not", "logical_or",
+    "logical_xor", "matmul", "max", "maximum", "mean", "min", "minimum", "mul", "neg", "not_equal", "pad", "pow", "relu", "reshape", "scatter_add",
+    "sigmoid", "sin", "sqrt", "stack", "sub", "sum", "sum_to", "swapaxes", "tanh", "transpose", "unbind", "var", "where", "windows",
 ]  # fmt: skip
 
 # As a `def`, a type checker would take it for any name. What PyTorch has in torch itself, one looks for here as well.

@@ -189,25 +189,25 @@ OF_MODULES = {
 }
 """Methods of PyTorch's modules; model is the module."""
 
-_BINARY = "`(F.maximum(x, 0) - x * p - F.sigmoid(x.abs()).log()).mean()`, p from 0 to 1"
+_BINARY = "`(F.maximum(x, 0) - x * p + (-x.abs()).exp().log1p()).mean()`, p from 0 to 1"
 _RESIZED = "`F.upsample_nearest(maps, factor)`, or two matrix products for a bilinear one: docs/differences.md has them"
 IN_FUNCTIONAL = {
     # losses
     "mse_loss": "`((x - y) ** 2).mean()`",
     "l1_loss": "`(x - y).abs().mean()`",
     "smooth_l1_loss": "`F.where((x - y).abs() < 1, 0.5 * (x - y) ** 2, (x - y).abs() - 0.5).mean()`",
-    "binary_cross_entropy": "`-(p * x.log() + (1 - p) * (1 - x).log()).mean()`, p from 0 to 1, x between them",
+    "binary_cross_entropy": "`-(p * x.log() + (1 - p) * (-x).log1p()).mean()`, p from 0 to 1, x between them",
     "binary_cross_entropy_with_logits": _BINARY,
     "nll_loss": "`-F.gather(x, labels[:, None], 1).mean()`, or F.cross_entropy of the logits",
     "kl_div": "`(p * (p.log() - x)).sum() / len(x)`, x the logarithms, p above 0 (that is reduction='batchmean')",
     "cosine_similarity": "`(x * y).sum(axis) / ((x * x).sum(axis) * (y * y).sum(axis)).sqrt()`, of vectors other than 0",
     # functions of one number
     "silu": "`x * F.sigmoid(x)`",
-    "softplus": "`F.maximum(x, 0) - F.sigmoid(x.abs()).log()`",
-    "logsigmoid": "`F.minimum(x, 0) + F.sigmoid(x.abs()).log()`",
-    "mish": "`x * (F.maximum(x, 0) - F.sigmoid(x.abs()).log()).tanh()`",
+    "softplus": "`F.maximum(x, 0) + (-x.abs()).exp().log1p()`",
+    "logsigmoid": "`F.minimum(x, 0) - (-x.abs()).exp().log1p()`",
+    "mish": "`x * (F.maximum(x, 0) + (-x.abs()).exp().log1p()).tanh()`",
     "leaky_relu": "`F.where(x > 0, x, slope * x)`",
-    "elu": "`F.where(x > 0, x, F.minimum(x, 0).exp() - 1)`",
+    "elu": "`F.where(x > 0, x, x.clip(None, 0).expm1())`",
     "relu6": "`F.relu(x).clip(None, 6)`, whose slope at 6 is 1",
     "hardtanh": "`x.clip(-1, 1)`, whose slope at -1 and 1 is 1",
     "hardsigmoid": "`(x / 6 + 0.5).clip(0, 1)`, whose slope at -3 and 3 is 1/6",

@@ -417,8 +417,14 @@ class Tensor:
     def exp(self) -> Tensor:
         return ops.exp(self)
 
+    def expm1(self) -> Tensor:
+        return ops.expm1(self)
+
     def log(self) -> Tensor:
         return ops.log(self)
+
+    def log1p(self) -> Tensor:
+        return ops.log1p(self)
 
     def sqrt(self) -> Tensor:
         return ops.sqrt(self)

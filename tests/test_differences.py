@@ -80,11 +80,11 @@ def test_both_sides_of_a_translation_compute_the_same(theirs: str, ours: str, nu
 
 
 @pytest.mark.parametrize("x", [-1000.0, -30.0, -17.0, -0.0, 0.0, 17.0, 90.0, 1000.0])
-def test_what_is_made_of_the_sigmoid_is_exact_far_from_0_too(x: float) -> None:
-    """Values and slopes, those of the losses for targets at both ends too; at 0 the slope is a half."""
+def test_what_is_made_of_exponentials_is_exact_far_from_0_too(x: float) -> None:
+    """Values and slopes, those of the losses for targets at both ends too; at 0 the sigmoid's is a half."""
     code = dict(translations())
-    losses = {"TF.softplus(x)": 1e-7, "TF.binary_cross_entropy_with_logits(x, p)": 1e-7}  # log(1 + e) of a tiny e is 0
-    for theirs, near in {"torch.sigmoid(x)": 0.0, "TF.silu(x)": 0.0, **losses}.items():
+    exact = dict.fromkeys(("torch.sigmoid(x)", "TF.silu(x)", "TF.softplus(x)", "TF.elu(x)"), 0.0)
+    for theirs, near in {**exact, "TF.binary_cross_entropy_with_logits(x, p)": 1e-7}.items():  # PyTorch's own takes the logarithm from x
         for p in (0.0, 1.0) if "p)" in theirs else (0.0,):
             ours, t = Tensor([x], requires_grad=True), torch.tensor([x], requires_grad=True)
             found = eval(code[theirs], {"F": F, "x": ours, "p": Tensor([p])})

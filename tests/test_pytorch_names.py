@@ -371,7 +371,7 @@ def function_cases(name: str) -> dict[str, Words]:
 _KINKS = "relu6 hardtanh hardsigmoid hardswish cosine_similarity"
 NOT_AT: dict[str, tuple[str, ...]] = {  # where what differs is stated, or the formula is for numbers that are not there
     **dict.fromkeys(_KINKS.split(), ("kinks",)),
-    **dict.fromkeys(("binary_cross_entropy", "elu"), ("zeros", "kinks")),
+    "binary_cross_entropy": ("zeros", "kinks"),
     "logsumexp": ("special: numbers",),
     **dict.fromkeys("func vjp jvp hvp jacobian jacrev jacfwd hessian".split(), ("vector", "deep", "special: numbers", "special: int32")),
 }
@@ -531,6 +531,37 @@ def drawn_as(name: str) -> Callable[[Words], bool]:
         return abs(ours.std() / right.std() - 1) < 0.04 and abs(ours.max() / right.max() - 1) < (0.01 if "uniform" in name else 0.3)
 
     return check
+
+
+def _softplus(x: torch.Tensor) -> torch.Tensor:
+    return TF.softplus(x, threshold=1000)  # by itself it is x from 20 on
+
+
+NOTHING_LOST: dict[str, Callable[[torch.Tensor, float], torch.Tensor]] = {  # PyTorch's own losses round the sum with x, or bound the slope
+    "softplus": lambda x, p: _softplus(x),
+    "logsigmoid": lambda x, p: TF.logsigmoid(x),
+    "mish": lambda x, p: TF.mish(x),
+    "elu": lambda x, p: TF.elu(x),
+    "binary_cross_entropy_with_logits": lambda x, p: (1 - p) * _softplus(x) + p * _softplus(-x),
+    "binary_cross_entropy": lambda x, p: -(p * x.log() + (1 - p) * (-x).log1p()),
+}
+
+
+@pytest.mark.parametrize("name", NOTHING_LOST)
+def test_what_is_small_keeps_its_digits(name: str):
+    """The formulas in float32, value and gradient, against float64, relative to the value itself: nothing is lost in a sum with 1."""
+    probability = name == "binary_cross_entropy"
+    for number in (1e-30, 1e-9, 3e-5, 0.4) if probability else (-80.0, -30.0, -17.0, -1e-4, -1e-8, 0.0, 1e-8, 1e-4, 17.0, 20.0, 80.0):
+        for p in (0.0, 1.0, 0.25) if name.startswith("binary") else (0.0,):
+            x = Tensor(np.array([number], np.float32), requires_grad=True)
+            found = eval(alternatives(IN_FUNCTIONAL[name])[0][0], {"F": F, "x": x, "p": Tensor(np.array([p], np.float32))})
+            exact = torch.tensor(x.numpy().astype(np.float64), requires_grad=True)
+            expected = NOTHING_LOST[name](exact, p)
+            assert_allclose(found.numpy().reshape(-1), expected.detach().numpy(), rtol=1e-6, err_msg=f"{number} {p}")
+            found.sum().backward()
+            expected.sum().backward()
+            near = 1e-7 if name == "binary_cross_entropy_with_logits" else 0  # the difference of a probability and p
+            assert_allclose(x.grad.numpy(), exact.grad.numpy(), rtol=1e-6, atol=near, err_msg=f"{number} {p}")
 
 
 PLACES: dict[Any, tuple[tuple[Any, ...], dict[str, str]]] = {

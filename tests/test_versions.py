@@ -36,7 +36,7 @@ CALLS: dict[str, tuple[Callable, list[np.ndarray]]] = {
     "pow": (ops.pow, [array(2, 3), array(2, 3, seed=1)]),
     **{
         name: (getattr(ops, name), [array(2, 3)])
-        for name in ("neg", "exp", "log", "sqrt", "tanh", "sigmoid", "erf", "sin", "cos", "relu", "abs", "identity", "sum")
+        for name in ("neg", "exp", "expm1", "log", "log1p", "sqrt", "tanh", "sigmoid", "erf", "sin", "cos", "relu", "abs", "identity", "sum")
     },
     "power": (lambda x: x**2.5, [array(2, 3)]),
     "clip": (lambda x: ops.clip(x, 0.7, 1.2), [array(2, 3)]),

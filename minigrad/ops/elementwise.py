@@ -98,9 +98,21 @@ def exp(x: Tensor) -> Tensor:
 
 
 @primitive(floating=True)
+def expm1(x: Tensor) -> Tensor:
+    """exp(x) - 1, exact where x is tiny too."""
+    return np.expm1(x)
+
+
+@primitive(floating=True)
 def log(x: Tensor) -> Tensor:
     """The natural logarithm."""
     return np.log(x)
+
+
+@primitive(floating=True)
+def log1p(x: Tensor) -> Tensor:
+    """log(1 + x), exact where x is tiny too."""
+    return np.log1p(x)
 
 
 @primitive(floating=True)
@@ -203,7 +215,9 @@ def power_of(x: Tensor, y: Tensor) -> Tensor:
 
 
 exp.derivative(x=lambda g, out: g * out)
+expm1.derivative(x=lambda g, x: g * exp(x))  # out + 1 has lost the digits of a small exp(x)
 log.derivative(x=lambda g, x: g / x)
+log1p.derivative(x=lambda g, x: g / (1 + x))
 sqrt.derivative(x=lambda g, out: g / (2 * out))
 tanh.derivative(x=lambda g, out: g * (1 - out * out))
 sigmoid.derivative(x=lambda g, out: g * (out * (1 - out)))
@@ -220,7 +234,7 @@ power_of.derivative(
 )
 
 
-for operation in (exp, log, sqrt, tanh, sigmoid, relu):
+for operation in (exp, log, log1p, sqrt, tanh, sigmoid, relu):
     operation.on_arrays()
 
 

@@ -169,6 +169,41 @@ class TestLog(OfOne):
     pins, errors = [Pin("at 0 and infinity", Case([np.array([0.0, np.inf, 1.0])]), [[np.inf, 0, 1]])], ANY_NUMBER
 
 
+class TestExpm1(OfOne):
+    op, in_torch, cases = ops.expm1, torch.expm1, one()
+    examples = [*EDGES, Case([np.array([-np.inf, -1e4, -30.0, -1e-300, 0.0, 1e-9, 80.0])])]
+    smooth = one()
+    keeps = {"x": "x"}
+    pins, errors = SMOOTH, ANY_NUMBER
+
+    def test_small_numbers_keep_their_digits(self) -> None:
+        """Those of x, where exp(x) - 1 has none left; and the gradient those of exp(x), where PyTorch's, which is out + 1, has none left."""
+        x = Tensor(np.array([1e-20, -1e-9, 3e-5, -30.0, -80.0], np.float32), requires_grad=True)
+        y = x.expm1()
+        upstream = np.array([2.0, -3.0, 0.5, 1.5, 0.7], np.float32)
+        y.backward(upstream)
+        steep = x.numpy().astype(np.float64)
+        np.testing.assert_allclose(y.numpy(), np.expm1(steep), rtol=3e-7)
+        np.testing.assert_allclose(x.grad.numpy(), upstream * np.exp(steep), rtol=3e-7)
+
+
+class TestLog1p(OfOne):
+    op, in_torch, cases = ops.log1p, torch.log1p, one(-0.7)
+    examples = [*EDGES, Case([np.array([1e-300, -1e-9, 1e4, 1e30])])]
+    smooth = one(-0.7)
+    keeps = {"x": "x"}
+    pins, errors = [Pin("at -1 and infinity", Case([np.array([-1.0, np.inf, 0.0])]), [[np.inf, 0, 1]])], ANY_NUMBER
+
+    def test_small_numbers_keep_their_digits(self) -> None:
+        x = Tensor(np.array([1e-20, -1e-9, 3e-5, 2.0], np.float32), requires_grad=True)
+        y = x.log1p()
+        upstream = np.array([2.0, -3.0, 0.5, 1.5], np.float32)
+        y.backward(upstream)
+        steep = x.numpy().astype(np.float64)
+        np.testing.assert_allclose(y.numpy(), np.log1p(steep), rtol=3e-7)
+        np.testing.assert_allclose(x.grad.numpy(), upstream / (1 + steep), rtol=3e-7)
+
+
 class TestSqrt(OfOne):
     op, in_torch, cases = ops.sqrt, torch.sqrt, one(0.3)
     keeps = {"x": "out"}
@@ -399,7 +434,7 @@ class TestIsfinite(Comparison):
     examples = [*EDGES, Case([np.array([1, 2])]), Case([np.array([True])])]
 
 
-@pytest.mark.parametrize("name", ["exp", "log", "sqrt", "tanh", "sigmoid", "erf", "sin", "cos"])
+@pytest.mark.parametrize("name", ["exp", "expm1", "log", "log1p", "sqrt", "tanh", "sigmoid", "erf", "sin", "cos"])
 @pytest.mark.parametrize("dtype", [np.int64, np.uint8, bool])
 def test_whole_numbers_become_float32_as_in_pytorch(name: str, dtype: type):
     numbers = np.array([[1, 0, 1], [1, 1, 0]] if dtype is bool else [[1, 2, 3], [4, 5, 9]]).astype(dtype)
@@ -448,7 +483,7 @@ def test_number_to_the_power_of_a_tensor(base: float):
 # --- at the edges
 
 
-@pytest.mark.parametrize("name", ["relu", "abs", "tanh", "sigmoid", "exp", "erf", "log", "sqrt", "sin"])
+@pytest.mark.parametrize("name", ["relu", "abs", "tanh", "sigmoid", "exp", "expm1", "erf", "log", "log1p", "sqrt", "sin"])
 def test_nan_stays_nan(name: str):
     assert np.isnan(getattr(ops, name)(Tensor(np.array([np.nan]))).item()) and torch.isnan(getattr(torch, name)(torch.tensor([torch.nan]))).item()
 
