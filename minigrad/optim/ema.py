@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ContextDecorator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -84,40 +85,20 @@ class EMA:
         return tensors
 
     def update(self) -> None:
-        """Move the shadow towards the module's present weights; call it after `optimizer.step()`. A module that was moved takes the shadow along.
+        """Move the shadow towards the module's present weights, shadow += (1 - decay) * (value - shadow); call it after `optimizer.step()`.
+
+        A module that was moved takes the shadow along.
 
         Raises:
             ValueError: the module has a parameter or buffer now that it did not have, or one of another shape; nothing has changed then.
         """
-        decay = self.decay
-
-        def average(shadow: Any, value: Any, scratch: Any) -> None:
-            if decay in (0, 1):  # no infinite number times 0, which is NaN
-                if decay == 0:
-                    shadow[...] = value
-                return
-            finite = formula = None
-            with np.errstate(invalid="ignore", over="ignore"):
-                np.subtract(value, shadow, out=scratch)  # 0 for weights that rest: decay + (1 - decay) is not 1 in float32
-                if type(scratch) is not np.ndarray or not math.isfinite(np.vdot(scratch, scratch)):  # NumPy's quickest look at all of them
-                    finite = np.isfinite(scratch)
-                    formula = np.where(value == shadow, value, decay * shadow + (1 - decay) * value)
-                if decay >= 0.5:
-                    np.multiply(scratch, 1 - decay, out=scratch)
-                    np.add(shadow, scratch, out=shadow)
-                else:
-                    np.multiply(scratch, decay, out=scratch)
-                    np.subtract(value, scratch, out=shadow)
-                if finite is not None:  # infinite numbers, such as a mask's, and those too far apart for a difference
-                    shadow[...] = np.where(finite, shadow, formula)
-
         on_gpu: dict[np.dtype, list[tuple[Any, Any]]] = {}
         for name, tensor in self._followed("update"):
             shadow = self._shadow[name]
             if multi_tensor.fits(shadow, _DTYPES) and multi_tensor.fits(tensor.data, _DTYPES):
                 on_gpu.setdefault(tensor.dtype, []).append((shadow, tensor.data))
             elif tensor.dtype.kind == "f":
-                in_blocks(average, shadow, tensor.data)
+                in_blocks(partial(_average, self.decay), shadow, tensor.data)
             else:
                 shadow[...] = tensor.data
         for dtype, pairs in on_gpu.items():
@@ -215,6 +196,43 @@ class EMA:
         self._followed("load_state_dict")
         for name, shadow in self._shadow.items():
             shadow[...] = backend.to_device(loaded[name], backend.device_of(shadow))
+
+
+def _average(decay: float, shadow: Any, value: Any, scratch: Any) -> None:
+    """shadow += (1 - decay) * (value - shadow), in place; the difference is 0 for weights that rest (decay + (1 - decay) is not 1 in float32)."""
+    if decay in (0, 1):  # no infinite number times 0, which is NaN
+        if decay == 0:
+            shadow[...] = value
+        return
+    with np.errstate(invalid="ignore", over="ignore"):
+        np.subtract(value, shadow, out=scratch)
+        if _all_finite(scratch):
+            _move(decay, shadow, value, scratch)
+        else:
+            _average_of_infinite(decay, shadow, value, scratch)
+
+
+def _all_finite(difference: Any) -> bool:
+    """NumPy's quickest look at all of them; False also where the squares are too large for a number, and where it was not looked."""
+    return type(difference) is np.ndarray and math.isfinite(np.vdot(difference, difference))
+
+
+def _move(decay: float, shadow: Any, value: Any, difference: Any) -> None:
+    """By the smaller part of the difference, which is overwritten: from the shadow, or back from the value."""
+    if decay >= 0.5:
+        np.multiply(difference, 1 - decay, out=difference)
+        np.add(shadow, difference, out=shadow)
+    else:
+        np.multiply(difference, decay, out=difference)
+        np.subtract(value, difference, out=shadow)
+
+
+def _average_of_infinite(decay: float, shadow: Any, value: Any, difference: Any) -> None:
+    """decay * shadow + (1 - decay) * value where the difference is no number: of infinite ones, such as a mask's, and of those too far apart."""
+    finite = np.isfinite(difference)
+    formula = np.where(value == shadow, value, decay * shadow + (1 - decay) * value)
+    _move(decay, shadow, value, difference)
+    shadow[...] = np.where(finite, shadow, formula)
 
 
 class _Swapped(AbstractContextManager[Module], ContextDecorator):
