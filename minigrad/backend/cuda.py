@@ -27,7 +27,7 @@ from minigrad.backend.kernel_source import CompileError, Kernel, Parameter
 
 __all__ = [
     "Availability", "Captured", "CompileError", "Kernels", "array_module", "availability", "c_type", "connect", "emulated",
-    "has_tensor_cores", "pack_types", "vector_width", "write",
+    "has_tensor_cores", "keep", "pack_types", "vector_width", "write",
 ]  # fmt: skip
 
 OPTIONS = ("-std=c++17", "-lineinfo")
@@ -164,6 +164,13 @@ def _write_waiting() -> None:
     waiting.clear()
 
 
+def keep(*objects: Any) -> None:
+    """While work is captured: its graph keeps these as long as itself, such as arrays that a launch finds through a table of addresses."""
+    kept = _of_thread.__dict__.get("kept")
+    if kept is not None:
+        kept.extend(objects)
+
+
 def _capture_stream(cp: Any) -> Any:
     """The stream that this thread captures on: always the same one, since cuBLAS has 32 MiB of workspace for each stream it has seen."""
     streams = _of_thread.__dict__.setdefault("streams", {})
@@ -190,8 +197,9 @@ class Captured:
     """What a function does on the GPU as one CUDA graph: `launch()` does all of it again, on the same memory, for the price of one launch.
 
     The function is called a few times first, so that kernels are compiled and constants are on the device, and once more while its work is noted
-    down; it must be such that this does no harm. It reads its inputs from arrays that stay, and leaves in such what is to be read later. It may not
-    wait for the device. Memory comes from a pool that nobody else uses, so that the graph writes where nothing else is.
+    down; it must be such that this does no harm. It reads its inputs from arrays that stay, and leaves in such what is to be read later; what Python
+    decides, such as which tensors require grad, stays as it was. It may not wait for the device. Memory comes from a pool that nobody else uses, so
+    that the graph writes where nothing else is.
 
     Args:
         function: takes nothing.
@@ -214,8 +222,10 @@ class Captured:
             # the GPU. PyTorch does the same.
             gc.collect()
             numbers = backend.kept_numbers()
+            kept: list[Any] = []
             stream.begin_capture()
             try:
+                _of_thread.kept = kept
                 self.result = function()
             except BaseException:
                 with suppress(Exception):  # that the capture has failed is known
@@ -224,8 +234,11 @@ class Captured:
                 with suppress(Exception):
                     _write_waiting()  # whoever wrote believes that it is there
                 raise
+            finally:
+                _of_thread.kept = None
             self._graph = stream.end_capture()
-            self._arrays = [*numbers, *backend.forget_numbers(numbers), *(array for array, _ in _waiting())]  # what the graph reads by its address
+            written = [array for array, _ in _waiting()]
+            self._arrays = [*numbers, *backend.forget_numbers(numbers), *written, *kept]  # what the graph reads and writes by its address
             _write_waiting()
 
     def launch(self) -> None:

@@ -1,12 +1,14 @@
 """Parameters on the GPU, updated in one launch for all of a dtype: the tables it reads, and the steps it counts. Read next: `multi_tensor.py`.
 
-A captured graph repeats a launch with the tables of then. So these stay for as long as the same parameters are updated. A step is counted where it is
-taken, in a table on the GPU, and the numbers are brought to the optimiser's states when they are asked for.
+A captured graph repeats a launch with the tables and arrays of then. So these stay for as long as the same parameters are updated, and the graph
+keeps them: what takes their place later, it knows nothing of, and `Launches.changed` says so. A step is counted where it is taken, in a table on the
+GPU, and the numbers are brought to the optimiser's states when they are asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,6 +45,19 @@ class _Tables:
         self.options.write(rows)
 
 
+class _Step:
+    """What a captured step works on, as it was then. It lives as long as the graph, which alone holds it.
+
+    Args:
+        groups: all parameters of the optimiser, group by group. tables: by dtype. arrays: of each parameter that is in the tables, with its group's
+            number, those of its state by name: None where it had none, though a gradient.
+    """
+
+    def __init__(self, groups: list[list[Tensor]], tables: dict[np.dtype, _Tables], arrays: dict[Tensor, tuple[int, dict[str, Any]]]):
+        self.groups, self.tables, self.arrays = groups, tables, arrays
+        self.data = {parameter: parameter.data for parameter in arrays}
+
+
 class Launches:
     """The launches of one optimiser.
 
@@ -54,6 +69,7 @@ class Launches:
     def __init__(self, kernels: cuda.Kernels | None, arrays: Sequence[str]):
         self._kernels, self._arrays = kernels, arrays
         self._tables: dict[np.dtype, _Tables] = {}
+        self._captured: list[weakref.ref[_Step]] = []
 
     def update(self, members: Sequence[tuple[Tensor, int]], options: np.ndarray, states: States) -> None:
         """Update parameters, each given with its group's number. One without a gradient stays as it is, and keeps its place in the tables.
@@ -77,6 +93,42 @@ class Launches:
             chunks, name = tables.chunks, f"{kernels.path.stem}<{cuda.c_type(dtype)}>"
             addresses = chunks.addresses([p.data for p in parameters], grads, *arrays)
             kernels.launch(name, chunks.count, 256, addresses, chunks.table, tables.options.array, tables.steps, chunks.tensors)
+
+    def note_capture(self, groups: list[list[Tensor]], members: Sequence[tuple[Tensor, int]], states: States) -> None:
+        """Note, after `update`, what a graph that is being captured works on.
+
+        Args:
+            groups: all parameters of the optimiser, group by group. members, states: as for `update`.
+        """
+        arrays = {
+            p: (group, {name: states.get(p, {}).get(name) for name in self._arrays if p.grad is not None or name in states.get(p, {})})
+            for p, group in members
+        }
+        step = _Step(groups, dict(self._tables), arrays)
+        cuda.keep(step)
+        self._captured = [known for known in self._captured if known() is not None] + [weakref.ref(step)]
+
+    def changed(self, groups: list[list[Tensor]], states: States, reads: Callable[[str, int], bool]) -> str:
+        """What has taken the place of what the last captured step works on, whose graph is still there; empty if nothing has.
+
+        Args:
+            groups: as for `note_capture`. states: of the parameters. reads: whether the kernel needs a state's array of this name, with the options
+                that the group of this number has now.
+        """
+        step = next((step for known in reversed(self._captured) if (step := known()) is not None), None)
+        if step is None:
+            return ""
+        if [list(map(id, group)) for group in groups] != [list(map(id, group)) for group in step.groups]:
+            return "its parameters, or their groups, are others"
+        for parameter, array in step.data.items():
+            if parameter.data is not array:
+                return f"a parameter of shape {parameter.shape} has another array (it was moved, converted, or its .data was set)"
+        for parameter, (group, arrays) in step.arrays.items():
+            state = states.get(parameter, {})
+            for name, array in arrays.items():
+                if reads(name, group) and (array is None or state.get(name) is not array):
+                    return f"a parameter of shape {parameter.shape} has another {name}"
+        return "" if all(self._tables.get(dtype) is tables for dtype, tables in step.tables.items()) else "its states were made anew"
 
     def write_options(self, options: np.ndarray) -> None:
         """Bring the groups' options to the GPU; `update` does so itself."""

@@ -16,7 +16,7 @@ import numpy as np
 from minigrad import backend
 from minigrad.backend import cuda
 
-__all__ = ["CHUNK", "Chunks", "DeviceCopy", "fits"]
+__all__ = ["CHUNK", "Chunks", "DeviceCopy", "capturing", "fits"]
 
 CHUNK = 4096
 """Numbers of the largest part of a tensor that one block works on."""
@@ -27,7 +27,8 @@ def fits(array: Any, dtypes: str = "fd") -> bool:
     return type(array) is not np.ndarray and backend.device_of(array) == "cuda" and array.flags.c_contiguous and array.dtype.char in dtypes
 
 
-def _capturing() -> bool:
+def capturing() -> bool:
+    """Whether work is being captured."""
     return cuda.array_module().cuda.get_current_stream().is_capturing()
 
 
@@ -69,14 +70,17 @@ class Chunks:
         self._spare = cuda.array_module().empty((columns, self.tensors), np.uint64)  # for a captured launch
 
     def addresses(self, *columns: Iterable[Any]) -> Any:
-        """The table of the arrays' addresses, column by column, None where there is none. It holds no array: the GPU works in order.
+        """The table of the arrays' addresses, column by column, None where there is none.
+
+        It holds no array: the GPU works in order. A graph that captures the launch does.
 
         Raises:
             RuntimeError: in a capture, for the second time without a call between that is not captured.
         """
+        rows = [list(column) for column in columns]
         # an empty array is there, too, though CuPy's lies at address 0: the kernel reads none of it
-        values = np.array([[0 if x is None else max(x.data.ptr, 256) for x in column] for column in columns], np.uint64)
-        if not _capturing():
+        values = np.array([[0 if x is None else max(x.data.ptr, 256) for x in row] for row in rows], np.uint64)
+        if not capturing():
             self._addresses.write(values)
             if self._spare is None:
                 self._spare = cuda.array_module().empty(values.shape, np.uint64)
@@ -85,4 +89,5 @@ class Chunks:
             raise RuntimeError("the same tensors are updated in two captured graphs with nothing between: take a step that is not captured first")
         table, self._spare = self._spare, None
         cuda.write(table, values)
+        cuda.keep(self, *rows)
         return table

@@ -157,6 +157,9 @@ class Optimizer:
                     entries = [value if type(value) is int else name for name, value in state.items()]
                     small.setdefault((number, array.dtype, *entries), []).append((array, gradient.data, state))
                 else:
+                    if self._kernels is not None and type(array) is not np.ndarray and multi_tensor.capturing():
+                        what = f"a parameter of shape {parameter.shape} whose array is not contiguous cannot be updated in a captured step"
+                        raise ValueError(f"{type(self).__name__}: {what}, which would repeat today's options; make a copy its .data first")
                     self._update(array, gradient.data, self._state[parameter], group)
         for (number, *_), alike in small.items():
             end_to_end(self._update, alike, self.param_groups[number])
@@ -166,13 +169,21 @@ class Optimizer:
     def _update_on_gpu(self, members: list[tuple[Tensor, int]]) -> None:
         """Update parameters, each given with its group's number, also those that have no gradient."""
         self._launches.update(members, self._all_numbers(), self._state)
+        if multi_tensor.capturing():
+            self._launches.note_capture([group["params"][:] for group in self.param_groups], members, self._state)
 
     def upload(self) -> None:
         """Bring the groups' options, such as learning rates, to the GPU: before a captured graph that holds this optimiser's step is launched.
 
         A step that is not captured does so itself.
+
+        Raises:
+            ValueError: the graph that was captured last works on arrays whose place others have taken.
         """
         if self._kernels is not None:
+            groups = [group["params"] for group in self.param_groups]
+            if what := self._launches.changed(groups, self._state, lambda name, number: self._reads(name, self.param_groups[number])):
+                raise ValueError(f"{type(self).__name__}: {what} since its step was captured, and the graph knows the old ones: capture it again")
             self._launches.write_options(self._all_numbers())
 
     def _all_numbers(self) -> np.ndarray:
@@ -201,6 +212,10 @@ class Optimizer:
     def _numbers(self, group: Mapping[str, Any]) -> list[float]:
         """The options of a group as the kernel wants them."""
         raise NotImplementedError
+
+    def _reads(self, name: str, group: Mapping[str, Any]) -> bool:
+        """Whether the kernel needs the array `name` of a state, with these options."""
+        return True
 
     # --- the states
 

@@ -72,11 +72,14 @@ class SGD(Optimizer):
     def _numbers(self, group: Mapping[str, Any]) -> list[float]:
         return [group["lr"], group["momentum"], group["dampening"], group["weight_decay"], group["nesterov"]]
 
+    def _reads(self, name: str, group: Mapping[str, Any]) -> bool:
+        return bool(group["momentum"])
+
     def upload(self) -> None:
         """As for every optimiser.
 
         Raises:
-            ValueError: a group has a momentum now and had none when its step was captured, which therefore has no buffer to write.
+            ValueError: also for a group that has a momentum now and had none when its step was captured, which therefore has no buffer to write.
         """
         if any(self.param_groups[number]["momentum"] for number in self._without_buffers):
             raise ValueError("SGD: a group that had no momentum when its step was captured has one now: capture the step again")

@@ -1,0 +1,190 @@
+"""A captured step, and what is replaced between its capture and its launch: the optimiser says so, and the graph writes into nobody's memory.
+
+That it takes the steps it should is in `test_cuda_optim.py`.
+"""
+
+from __future__ import annotations
+
+import gc
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from minigrad import Tensor, nn, optim
+from minigrad.backend import cuda
+from tests.cuda_device import on_cuda
+
+pytestmark = pytest.mark.cuda
+
+
+@pytest.fixture(autouse=True)
+def device() -> Iterator[Any]:
+    with on_cuda() as state:
+        yield state
+
+
+def pair(count: int = 2) -> list[Tensor]:
+    """Parameters (2, 3) with gradients."""
+    params = [Tensor(np.arange(6.0).reshape(2, 3) + k).to(device="cuda").requires_grad_() for k in range(count)]
+    for p in params:
+        p.grad = Tensor(np.ones((2, 3))).to(device="cuda")
+    return params
+
+
+def add_group(params: list[Tensor], optimizer: optim.Optimizer) -> None:
+    optimizer.add_param_group({"params": pair(1)})
+
+
+def remove_parameter(params: list[Tensor], optimizer: optim.Optimizer) -> None:
+    del optimizer.param_groups[0]["params"][1]
+
+
+def replace_array(params: list[Tensor], optimizer: optim.Optimizer) -> None:
+    params[1].data = params[1].data.copy()
+
+
+def move_there_and_back(params: list[Tensor], optimizer: optim.Optimizer) -> None:
+    module = nn.Module()
+    module.p = params[0]
+    module.to(device="cpu").to(device="cuda")
+
+
+def forget_states(params: list[Tensor], optimizer: optim.Optimizer) -> None:
+    optimizer._launches.clear()
+
+
+REPLACED: dict[Callable, str] = {
+    add_group: "its parameters, or their groups, are others since its step was captured",
+    remove_parameter: "its parameters, or their groups, are others since its step was captured",
+    replace_array: "a parameter of shape (2, 3) has another array (it was moved, converted, or its .data was set) since its step was captured",
+    move_there_and_back: "a parameter of shape (2, 3) has another array (it was moved, converted, or its .data was set) since its step was captured",
+    forget_states: "its states were made anew since its step was captured",
+}
+
+
+@pytest.mark.parametrize("replace", REPLACED, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("stepped", [False, True])
+def test_what_a_captured_step_does_not_know_is_refused(replace: Callable, stepped: bool):
+    """Also after a step that was not captured, which takes the new arrays. The graph itself goes on with the old ones, which it keeps."""
+    params = pair()
+    optimizer = optim.SGD(params, momentum=0.9) if stepped else optim.AdamW(params)
+    optimizer.step()
+    graph = cuda.Captured(optimizer.step, warm_ups=0)
+    optimizer.upload()
+    replace(params, optimizer)
+    if stepped:
+        for p in params:
+            p.grad = Tensor(np.ones((2, 3))).to(device="cuda")
+        optimizer.step()
+    with pytest.raises(
+        ValueError, match=re.escape(f"{type(optimizer).__name__}: {REPLACED[replace]}, and the graph knows the old ones: capture it again")
+    ):
+        optimizer.upload()
+    for p in params:
+        p.grad = None
+    gc.collect()
+    graph.launch()
+    del graph
+    optimizer.upload()  # for no graph that is there
+
+
+@pytest.mark.parametrize("stepped", [False, True])
+def test_a_state_without_the_buffers_of_a_captured_step(stepped: bool):
+    """Loaded from before there was a momentum: without one the graph goes on, and with one it is refused. It never wrote into memory it had lost."""
+    params = pair()
+    optimizer = optim.SGD(params, lr=0.1)
+    optimizer.step()
+    without = optimizer.state_dict()
+    optimizer.param_groups[0]["momentum"] = 0.9
+    optimizer.step()
+    graph = cuda.Captured(optimizer.step, warm_ups=0)
+    optimizer.load_state_dict(without)
+    optimizer.upload()
+    before = params[0].to(device="cpu").numpy().copy()
+    graph.launch()
+    np.testing.assert_allclose(params[0].to(device="cpu").numpy(), before - 0.1, rtol=1e-15)
+    optimizer.param_groups[0]["momentum"] = 0.9
+    if stepped:
+        optimizer.step()  # makes buffers anew
+    with pytest.raises(ValueError, match=r"SGD: a parameter of shape \(2, 3\) has another momentum_buffer since its step was captured"):
+        optimizer.upload()
+    gc.collect()
+    graph.launch()
+
+
+def test_states_that_are_loaded_are_those_of_the_captured_step():
+    params = pair()
+    optimizer = optim.AdamW(params)
+    fresh = optimizer.state_dict()
+    optimizer.step()
+    later = optimizer.state_dict()
+    graph = cuda.Captured(optimizer.step, warm_ups=0)
+    for state, step in ((fresh, 0), (later, 1)):
+        optimizer.load_state_dict(state)
+        optimizer.upload()
+        graph.launch()
+        assert int(optimizer.state_dict()["state.0.step"]) == step + 1
+
+
+def test_the_graph_that_was_captured_last_counts():
+    """An older one that is still there does not; when the newest is gone, the one before it does."""
+    params = pair()
+    optimizer = optim.AdamW(params)
+    optimizer.step()
+    old = cuda.Captured(optimizer.step, warm_ups=0)
+    before = params[0].data
+    params[0].data = before.copy()
+    optimizer.step()
+    new = cuda.Captured(optimizer.step, warm_ups=0)
+    optimizer.upload()
+    old.launch()  # harmless, and of no use
+    new.launch()
+    del new
+    with pytest.raises(ValueError, match="AdamW: a parameter of shape .* has another array"):
+        optimizer.upload()
+    params[0].data = before
+    optimizer.upload()
+    old.launch()
+
+
+@pytest.mark.parametrize("gone", ["optimizer", "average"])
+def test_a_graph_keeps_what_it_finds_through_tables(gone: str):
+    """Of an optimiser that is gone, and of an average whose arrays were replaced when its module was moved."""
+    module = nn.Linear(3, 2).to(device="cuda")
+    optimizer, ema = optim.AdamW(module.parameters()), optim.EMA(module, 0.5)
+
+    for p in module.parameters():
+        p.grad = Tensor(np.ones(p.shape, np.float32)).to(device="cuda")
+    both = [optimizer.step, ema.update]
+    for update in both:
+        update()
+    graph = cuda.Captured(lambda: [update() for update in both], warm_ups=0)
+    if gone == "average":
+        module.to(dtype=np.float64)
+        ema.update()
+    del optimizer
+    both.clear()
+    gc.collect()
+    graph.launch()
+
+
+def test_a_parameter_that_a_captured_step_would_not_update_as_the_options_say_is_refused():
+    """It is not in the tables, where learning rates and step counters are read from."""
+    params = pair()
+    params[0].data, params[0].grad = params[0].data.T, Tensor(np.ones((3, 2))).to(device="cuda")
+    optimizer = optim.AdamW(params)
+    optimizer.step()
+    with pytest.raises(ValueError, match=r"AdamW: a parameter of shape \(3, 2\) whose array is not contiguous cannot be updated in a captured step"):
+        cuda.Captured(optimizer.step, warm_ups=0)
+    optimizer.step()
+
+
+def test_nothing_is_kept_for_a_graph_where_nothing_is_captured():
+    with pytest.raises(RuntimeError, match="broken off"):
+        cuda.Captured(lambda: (_ for _ in ()).throw(RuntimeError("broken off")), warm_ups=0)
+    kept = Tensor(np.ones(3)).to(device="cuda").data
+    cuda.keep(kept)
+    assert cuda._of_thread.kept is None
