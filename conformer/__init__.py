@@ -5,6 +5,8 @@ Importing this package needs only the hard dependencies. Read next: `model.py`, 
 
 from __future__ import annotations
 
+from conformer import loading as _loading  # noqa: F401  # isort: skip (from here on Ctrl-C leaves no traceback)
+
 from conformer.baselines import CNNBranch, TransformerBranch
 from conformer.blocks import Block, ConvBlock, ConvTransBlock, FCUDown, FCUUp, Med_ConvBlock, Mlp
 from conformer.config import CONFIGS, ConformerConfig, named_config

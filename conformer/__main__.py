@@ -1,11 +1,22 @@
-"""`python -m conformer`: the command line of `conformer/cli.py`."""
+"""`python -m conformer`, also installed as `conformer`: the command line of `conformer/cli.py`, which it loads."""
 
 import sys
 
-if __name__ == "__main__":
+__all__ = ["main"]
+
+
+def main() -> int:
+    """Run the command that the process was given; returns its exit status."""
     try:
-        from conformer.cli import main
-    except KeyboardInterrupt:  # while it loads, which takes a moment
+        from conformer import cli
+        from conformer.loading import loaded
+
+        loaded()
+        return cli.main()
+    except KeyboardInterrupt:
         print("conformer: stopped", file=sys.stderr)
-        raise SystemExit(130) from None
+        return 130
+
+
+if __name__ == "__main__":
     raise SystemExit(main())

@@ -8,20 +8,25 @@
 Read next: `op.py` (what an operation is), `tensor.py`, `walk.py` (the engine), `ops/` and `fused/` (the operations), `nn/` and `optim/`.
 """
 
+import sys
 from typing import TYPE_CHECKING
 
-from minigrad.tensor import Tensor  # first: see the end of tensor.py
-
-# isort: split
-from minigrad import functional, nn, optim, random
-from minigrad import pytorch_names as _pytorch
-from minigrad.autograd import grad
-from minigrad.backend.cublas import precision
-from minigrad.backend.cuda import emulated
-from minigrad.checkpoint import checkpoint
-from minigrad.gradcheck import gradcheck
-from minigrad.modes import anomaly, definitions, enable_grad, no_grad
-from minigrad.random import manual_seed
+try:
+    from minigrad.tensor import Tensor  # isort: skip (first: see the end of tensor.py)
+    from minigrad import functional, nn, optim, random
+    from minigrad import pytorch_names as _pytorch
+    from minigrad.autograd import grad
+    from minigrad.backend.cublas import precision
+    from minigrad.backend.cuda import emulated
+    from minigrad.checkpoint import checkpoint
+    from minigrad.gradcheck import gradcheck
+    from minigrad.modes import anomaly, definitions, enable_grad, no_grad
+    from minigrad.random import manual_seed
+except KeyboardInterrupt:
+    if not ("-m" in sys.argv[:1] and "minigrad" in sys.orig_argv):
+        raise
+    print("python -m minigrad: stopped", file=sys.stderr)
+    raise SystemExit(130) from None
 
 __all__ = [
     "Tensor", "anomaly", "checkpoint", "definitions", "emulated", "enable_grad", "functional", "grad", "gradcheck", "manual_seed", "nn", "no_grad",

@@ -67,4 +67,7 @@ def _print(rows: list[tuple[str, ...]]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,33 @@
+"""Ctrl-C while the command line loads, which takes a second: a sentence, where an interrupt in the middle of an import would have a traceback.
+
+`conformer/__init__.py` imports this first. For everybody but the command line nothing is done: an interrupt is theirs.
+"""
+
+import _signal  # type: ignore[import-not-found]  # `signal` makes enumerations of it first, and that takes longer than all of this
+import os
+import sys
+
+__all__ = ["loaded"]
+
+
+def _leave(number: int, frame: object) -> None:
+    """Not by an exception, which NumPy and Python make into others where it falls on certain imports. Nothing has been begun."""
+    if sys.stderr is not None:
+        os.write(2, b"conformer: stopped\n")
+    os._exit(128 + number)
+
+
+def _is_ours() -> bool:
+    """Whether this process is `python -m conformer` or the installed script."""
+    started = "".join(sys.argv[:1])
+    return (started == "-m" and "conformer" in sys.orig_argv) or os.path.basename(started) in ("conformer", "conformer.exe", "conformer-script.py")
+
+
+def loaded() -> None:
+    """From here on Ctrl-C is a KeyboardInterrupt again."""
+    if _signal.getsignal(_signal.SIGINT) is _leave:
+        _signal.signal(_signal.SIGINT, _signal.default_int_handler)
+
+
+if _is_ours() and _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:  # not where it is ignored, as under nohup
+    _signal.signal(_signal.SIGINT, _leave)
