@@ -43,6 +43,8 @@ UNSIGNED = {"torch.uint16": "u2", "torch.uint32": "u4", "torch.uint64": "u8"}
 """Dtypes that no kind of storage has: their tensors are of untyped storages, which are bytes."""
 
 ANOTHER_DTYPE = "save them in another (PyTorch: .float(), .dequantize() of quantised ones, torch.view_as_real() of complex ones)"
+BYTES_ONLY = "torch.bits", "torch.float4"
+"""Dtypes, by the beginnings of their names, that PyTorch itself does nothing with: neither .float() nor .to() takes them."""
 
 REMEDIES = {
     "_rebuild_sparse_tensor": "; save it as .to_dense()",
@@ -51,6 +53,10 @@ REMEDIES = {
     "_rebuild_meta_tensor_no_storage": "; such a one has no numbers",
 }
 """What to do about tensors that PyTorch makes with another function of `torch._utils`; for the rest there is no advice."""
+
+MOST_PARTS = 100
+"""How long a tuple may be that is a key, and others of which nobody writes long ones. A hostile file could have the same one looked through, part by
+part, with every few of its bytes."""
 
 MOST_COPIED = 16
 """How many times as large as its file what is read may be: tensors that share a storage have copies of their own here, and a hostile file could
@@ -100,6 +106,8 @@ def load(path: str | os.PathLike[str]) -> Any:
             return _read_archive(file) if archive else _read_pickles(file.read())
         except _Refused as reason:
             raise ValueError(f"{path} {reason}") from None
+        except MemoryError:  # of the machine, not of the file
+            raise
         except Exception as error:  # of a damaged file, zipfile and pickletools raise nearly anything
             if isinstance(error, OSError) and error.errno:
                 raise type(error)(error.errno, f"cannot read {path}: {error.strerror}") from error
@@ -209,7 +217,9 @@ class _Tensors:
         self, storage: Any, offset: Any, shape: Any, strides: Any, grad: bool = False, hooks: Any = None, metadata: Any = None, dtype: Any = None
     ) -> Any:
         """`torch._utils._rebuild_tensor_v2`, and with a dtype `_rebuild_tensor_v3`."""
-        if type(storage) is not np.ndarray or type(shape) is not tuple or not all(type(n) is int for n in (offset, *shape, *strides)):
+        if type(storage) is not np.ndarray or type(shape) is not tuple or max(len(shape), len(strides)) > MOST_PARTS:
+            raise _Refused("is damaged: a tensor is not made of a storage and whole numbers")
+        if not all(type(n) is int and n.bit_length() < 64 for n in (offset, *shape, *strides)):
             raise _Refused("is damaged: a tensor is not made of a storage and whole numbers")
         if storage is _NOT_YET:
             return storage
@@ -227,7 +237,7 @@ class _Tensors:
         else:
             self.given.add(id(storage))
             array = numbers.reshape(shape)
-        marks = [name for name, value in metadata.items() if value] if type(metadata) is dict else []
+        marks = [name for name, value in metadata.items() if value] if type(metadata) is dict and len(metadata) <= MOST_PARTS else []
         if marks not in ([], ["neg"]):  # a conjugate complex tensor, most of all
             raise _Refused(f"holds a tensor of a kind that minigrad does not have ({', '.join(map(str, marks))}); save it as .resolve_conj()")
         return np.negative(array) if marks else array
@@ -235,7 +245,8 @@ class _Tensors:
     def _unsigned(self, storage: np.ndarray, dtype: Any) -> np.ndarray:
         kind = dtype.kind if type(dtype) is Unread else "?"
         if kind not in UNSIGNED:
-            raise _Refused(f"holds numbers of a dtype that minigrad does not have ({kind}); {ANOTHER_DTYPE}")
+            advice = "PyTorch has no arithmetic for them; save .view(torch.uint8), their bytes" if kind.startswith(BYTES_ONLY) else ANOTHER_DTYPE
+            raise _Refused(f"holds numbers of a dtype that minigrad does not have ({kind}); {advice}")
         native = np.dtype(UNSIGNED[kind])
         whole = storage[: len(storage) // native.itemsize * native.itemsize]  # a storage may end within a number
         return whole.view(native.newbyteorder(">" if self.big else "<")).astype(native, copy=False)
@@ -279,8 +290,12 @@ def _meaning(tensors: _Tensors) -> dict[str, Callable[..., Any]]:
 
 
 def _key(value: Any) -> Any:
-    """What may be the key of a dict, or in a set. No tuples of tuples: hashing takes as long as they are large, which may be without end."""
+    """What may be the key of a dict, or in a set. No tuples of tuples, no long ones and no large numbers: hashing takes as long as they are large,
+    which may be without end, with each use; and numbers beyond 64 bits may all hash alike.
+    """
     parts = value if type(value) is tuple else (value,)
+    if len(parts) > MOST_PARTS or any(type(part) is int and part.bit_length() > 64 for part in parts):
+        raise _Refused("has a key in a dict or a set that is a long tuple or a number of more than 64 bits; save its values by name")
     if not all(type(part) in (str, int, float, bool, bytes, type(None), Unread) for part in parts):
         raise _Refused("has a dict or a set of what is neither text nor numbers; save its values by name")
     return value
@@ -312,6 +327,8 @@ def _unpickle(file: IO[bytes], storage: Callable[[str, str, int], np.ndarray], l
         return values
 
     def call(function: Any, arguments: Any) -> Any:
+        if len(arguments) > MOST_PARTS:
+            raise _Refused(f"is damaged: it calls something with {len(arguments):,} arguments")
         kind = function.kind if type(function) is Unread else ""
         if kind == "torch._tensor._rebuild_from_type_v2":  # a tensor with attributes; the rest are its type and they
             return call(arguments[0], arguments[2])
@@ -323,6 +340,8 @@ def _unpickle(file: IO[bytes], storage: Callable[[str, str, int], np.ndarray], l
         return Unread(kind or "?")
 
     def refer(pid: Any) -> Any:
+        if len(pid) > MOST_PARTS:
+            raise _Refused("is damaged: it refers to what is not a storage")
         what, kind, *rest = pid
         if what == "module":  # a class and its source, in files of before PyTorch 1.6
             return kind

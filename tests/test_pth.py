@@ -386,6 +386,16 @@ def other_kinds() -> dict[str, tuple[torch.Tensor, str, Callable[[torch.Tensor],
                 r"\(torch.complex32\); save them in another .*view_as_real\(\) of complex",
                 torch.view_as_real,
             ),
+            "bits": (
+                torch.arange(4, dtype=torch.uint8).view(torch.bits8),
+                r"\(torch.bits8\); PyTorch has no arithmetic for them; save .view\(torch.uint8\), their bytes$",
+                lambda tensor: tensor.view(torch.uint8),
+            ),
+            "float4": (
+                torch.arange(4, dtype=torch.uint8).view(torch.float4_e2m1fn_x2),
+                r"\(torch.float4_e2m1fn_x2\); PyTorch has no arithmetic for them; save .view\(torch.uint8\), their bytes$",
+                lambda tensor: tensor.view(torch.uint8),
+            ),
             "complex": (ones.to(torch.complex64), r"\(ComplexFloatStorage\); save them in another .*view_as_real\(\) of complex", torch.view_as_real),
             "quantised": (quantised, r"minigrad does not have \((_rebuild_qtensor|QInt8Storage)\); save .*\.dequantize\(\)", torch.Tensor.dequantize),
             "sparse": (
@@ -505,6 +515,20 @@ HARMFUL: dict[str, tuple[bytes, dict[str, bytes], str]] = {
     "a stride far outside": (
         made_of(stored("Char", "0", 100), long(3), one_number("Long", "1")), {"0": bytes(100), "1": b"\0" * 7 + b"@"}, "whole numbers",
     ),
+    "a shape of numbers that take for ever to multiply": (
+        made_of(stored("Char", "0", 1), long(1 << 2000) * 60, b"K\0" * 60), {"0": b"x"}, "whole numbers",
+    ),
+    "the same many arguments": (b"cx\ny\nq\0(" + b"K\1" * 20_000 + b"tq\1](" + b"h\0h\1R" * 20_000 + b"e", {}, "calls something with 20,000 argu"),
+    "a long tuple that is a key again and again": (
+        b"(" + b"K\1" * 20_000 + b"tq\0}" + b"h\0Ns" * 20_000, {}, "is a long tuple or a number of more than 64 bits",
+    ),
+    "the same in a set": (b"\x8f((" + b"K\1" * 20_000 + b"tq\0" + b"h\0" * 20_000 + b"\x90", {}, "is a long tuple or a number of more than 64 bits"),
+    "numbers that hash alike": (
+        b"}(" + b"".join(long(k * (2**61 - 1)) + b"N" for k in range(20_000)) + b"u", {}, "is a long tuple or a number of more than 64 bits",
+    ),
+    "a long number that is a key again and again": (
+        b"\x8b" + struct.pack("<i", 20_000) + b"\1" * 20_000 + b"\x85q\0}" + b"h\0Ns" * 20_000, {}, "is a long tuple or a number of more than 64",
+    ),
     "a function of an extension": (b"\x82\x08(" + text("x") + b"tR", {}, "has the instruction EXT1"),
     "a key that takes for ever to hash": (b"}q\1)q\0" + b"h\0h\0\x86q\0" * 60 + b"h\1h\0Ns", {}, "has a dict or a set of what is neither text"),
     "a key too deep to hash": (b"})" + b"\x85" * 200_000 + b"Ns", {}, "has a dict or a set of"),
@@ -542,6 +566,15 @@ def test_a_file_made_to_do_harm_is_refused(path: Path, name: str) -> None:
         loaded(path, zipped(members))
 
 
+def test_an_old_file_with_a_shape_that_takes_for_ever_to_look_through(path: Path) -> None:
+    """Whose storages come after the tensors: until then these are only noted."""
+    function, storage, shape = b"ctorch._utils\n_rebuild_tensor_v2\n", stored("Char", "0", 1), b"(" + b"K\1" * 200 + b"t"
+    program = function + b"q\0(" + storage + b"K\0" + shape + b"q\1h\1\x89Ntq\2](" + b"h\0h\2R" * 50 + b"e"
+    parts = [pickle.dumps(value, 2) for value in (pth.MAGIC, 1001, {})]
+    with pytest.raises(ValueError, match="a tensor is not made of a storage and whole numbers"):
+        loaded(path, b"".join(parts) + b"\x80\2" + program + b".")
+
+
 def test_a_memo_is_no_larger_than_what_is_noted_in_it(path: Path) -> None:
     assert loaded(path, zipped({"x/data.pkl": b"\x80\2Nr\xff\xff\xff\xff."})) is None
 
@@ -549,3 +582,12 @@ def test_a_memo_is_no_larger_than_what_is_noted_in_it(path: Path) -> None:
 def test_an_old_file_whose_weights_hold_the_end_of_an_archive(path: Path) -> None:
     numbers = np.frombuffer(b"PK\5\6" + bytes(18) + b"\0\0", np.uint8)
     assert_array_equal(loaded(path, saved(torch.from_numpy(numbers.copy()), archive=False)), numbers, strict=True)
+
+
+def test_a_file_for_which_there_is_no_memory_is_not_called_damaged(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(*_: Any) -> None:
+        raise MemoryError("Unable to allocate 1.00 TiB")
+
+    monkeypatch.setattr(pth, "_numbers", none_left)
+    with pytest.raises(MemoryError, match="Unable to allocate 1.00 TiB"):
+        loaded(path, saved(torch.ones(2)))
