@@ -157,7 +157,7 @@ class Optimizer:
                     entries = [value if type(value) is int else name for name, value in state.items()]
                     small.setdefault((number, array.dtype, *entries), []).append((array, gradient.data, state))
                 else:
-                    if self._kernels is not None and type(array) is not np.ndarray and multi_tensor.capturing():
+                    if self._kernels is not None and backend.device_of(array) == "cuda" and multi_tensor.capturing():
                         what = f"a parameter of shape {parameter.shape} whose array is not contiguous cannot be updated in a captured step"
                         raise ValueError(f"{type(self).__name__}: {what}, which would repeat today's options; make a copy its .data first")
                     self._update(array, gradient.data, self._state[parameter], group)
