@@ -150,8 +150,7 @@ def _run(argv: Sequence[str] | None) -> int:
         complain("stopped")
         return 130
     except MemoryError as error:
-        why = f" ({sentence(error)})" if str(error) else ""
-        complain(f"there is not enough memory{why}; free some, or take fewer images at a time")
+        complain(f"{sentence(error)}; free some, or take fewer images at a time")
         return 1
 
 

@@ -37,6 +37,8 @@ def sentence(error: Exception) -> str:
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    elif isinstance(error, MemoryError):
+        text = "there is not enough memory" + (f" ({text})" if text else "")
     return printable(text)
 
 

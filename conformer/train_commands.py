@@ -126,8 +126,7 @@ def _run_on(trainer: Trainer, study: Path | None = None) -> None:
     try:
         trainer.run()
     except MemoryError as error:
-        text = f"there is not enough memory ({sentence(error)}); take a smaller --batch-size, or its images in parts with --accumulate"
-        raise Mistake(f"{text}, in another study, in another folder" if study else text, 1) from error
+        raise Mistake(_no_memory(error, trainer, study), 1) from error
     except OSError as error:
         raise Mistake(f"{sentence(error)}; {_way_on(trainer, study)}", 1) from error
     except KeyboardInterrupt as error:
@@ -138,6 +137,13 @@ def _run_on(trainer: Trainer, study: Path | None = None) -> None:
         of = f" in {run.name}" if study else ""
         raise Mistake(f"stopped {where}{of}; {_way_on(trainer, study)}", 128 + number) from error
     _report_of(run, lambda: (trainer.dataset, trainer.predictions))
+
+
+def _no_memory(error: MemoryError, trainer: Trainer, study: Path | None) -> str:
+    """What to do where memory runs out; a run that had enough for some steps may go on when other programs have given theirs back."""
+    advice = "take a smaller --batch-size, or its images in parts with --accumulate" + (", in another study, in another folder" if study else "")
+    again = f"; or, where there is more again: {_way_on(trainer, study)}" if trainer.saved and trainer.saved[0] else ""
+    return f"{sentence(error)}; {advice}{again}"
 
 
 def _mend_weights(trainer: Trainer) -> None:
@@ -180,7 +186,7 @@ def _report_of(run: Path, measured: Callable[[], tuple[data.Dataset, Predictions
             from conformer.report import write_report
 
             page = write_report(run, *measured())
-        except (OSError, ValueError, devices.DeviceError) as error:
+        except (OSError, ValueError, MemoryError, devices.DeviceError) as error:
             complain(f"report.html is not made: {sentence(error)}")
         else:
             print(f"report: {page}")
@@ -195,7 +201,7 @@ def _draw_curves(run: Path) -> bool:
         return True
     except Mistake as mistake:
         complain(f"{mistake}; curves.png and report.html are not made")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, MemoryError) as error:
         complain(f"curves.png is not drawn: {sentence(error)}")
     return False
 

@@ -129,9 +129,14 @@ def _difference(model: Conformer) -> str | None:
         found = _settings(module)
         counted = [key for key in found if key in settings or key in module._registered or hasattr(kind, key)]  # others, such as notes, do nothing
         for key in dict.fromkeys([*settings, *counted]):
-            if key not in settings or key not in found or not np.array_equal(settings[key], found[key]):
+            if key not in settings or key not in found or not _equal(settings[key], found[key]):
                 return f"of which {name or 'the whole'} has another {key}"
     return next((f"which has a {name}, too" for name in modules if name not in plain), None)
+
+
+def _equal(x: Any, y: Any) -> bool:
+    """Whether two settings are equal. Of tuples not NumPy's opinion: to it they are unequal, too, where there is no memory to make arrays of them."""
+    return x == y if type(x) is tuple and type(y) is tuple else bool(np.array_equal(x, y))
 
 
 @cache
