@@ -216,18 +216,21 @@ class Module:
 
         Raises:
             TypeError: `dtype` is not a floating-point type. ValueError: there is no such device. RuntimeError: "cuda" without CuPy or a GPU.
-            Nothing has changed then.
+            MemoryError. Nothing has changed then.
         """
         wanted = None if dtype is None else backend.native(dtype)
         if wanted is not None and wanted.kind != "f":
             raise TypeError(f"{type(self).__name__}.to: dtype is {wanted}; give a floating-point type")
         tensors = [*self.parameters(), *self.buffers()]
-        # All conversions come before the first assignment: a device that does not exist leaves the module whole.
+        # All conversions come before the first assignment: a device that does not exist, or no memory, leaves the module whole.
         moved = [_converted(tensor, device, wanted) for tensor in tensors]
-        grads = [None if tensor.grad is None else _converted(tensor.grad, device, wanted) for tensor in tensors]
+        grads = [
+            None if tensor.grad is None or data is tensor.data else Tensor(_converted(tensor.grad, device, wanted))
+            for tensor, data in zip(tensors, moved, strict=True)
+        ]
         for tensor, data, grad in zip(tensors, moved, grads, strict=True):
             if data is not tensor.data:
-                tensor.data, tensor.grad = data, None if grad is None else Tensor(grad)
+                tensor.data, tensor.grad = data, grad
                 tensor._bump()  # a graph made before does not fit the new array
         return self
 

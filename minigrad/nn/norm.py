@@ -82,15 +82,16 @@ class BatchNorm2d(Module):
         if self.running_mean.device == "cuda":
             self._track_on_gpu(mean, var, count)
             return
-        self.num_batches_tracked._bump()
-        self.num_batches_tracked = wrap(np.asarray(self.num_batches_tracked.data + 1), version=self.num_batches_tracked.version)
-        momentum = 1 / self.num_batches_tracked.data.item() if self.momentum is None else self.momentum
+        counted = np.asarray(self.num_batches_tracked.data + 1)
+        momentum = 1 / counted.item() if self.momentum is None else self.momentum
         # On arrays: six operations on C numbers, which as operations on Tensors would take five times as long.
         moved = (1 - momentum) * self.running_mean.data + momentum * mean.data
         spread = (1 - momentum) * self.running_var.data + (momentum * count / (count - 1)) * var.data
-        # They keep their dtype, whatever the batch had or the momentum is (a NumPy float64 promotes).
-        self.running_mean = wrap(moved.astype(self.running_mean.dtype, copy=False))
-        self.running_var = wrap(spread.astype(self.running_var.dtype, copy=False))
+        # They keep their dtype, whatever the batch had or the momentum is (a NumPy float64 promotes). All are there before one takes its place.
+        mean, var = wrap(moved.astype(self.running_mean.dtype, copy=False)), wrap(spread.astype(self.running_var.dtype, copy=False))
+        self.num_batches_tracked._bump()
+        self.num_batches_tracked = wrap(counted, version=self.num_batches_tracked.version)
+        self.running_mean, self.running_var = mean, var
 
     def _track_on_gpu(self, mean: Tensor, var: Tensor, count: int) -> None:
         """The same in one launch, in place: see norm.cu."""

@@ -1,20 +1,71 @@
-"""Arrays on the CPU in pieces of a good size: long ones block by block, small ones end to end."""
+"""Arrays on the CPU in pieces of a good size: long ones block by block, small ones end to end.
+
+What is updated in place must not be left in the middle because there is no memory for what the update needs beside: that is taken first, by
+`reserved` and by the making of an `EndToEnd`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from minigrad.backend.cpu import parallel_blocks
+from minigrad.backend.cpu import blocks, parallel_rows, row_blocks
 
-__all__ = ["SMALL", "end_to_end", "in_blocks", "is_small"]
+__all__ = ["SMALL", "EndToEnd", "in_blocks", "is_small", "reserved"]
 
 GRAIN = 1 << 17  # fewest elements a thread is worth
 
 SMALL = 1 << 12
 """Elements up to which arrays are put end to end: a step of AdamW on 100 numbers is 14 calls of NumPy and little else."""
+
+
+class _Room(threading.local):
+    """Scratch by dtype, of the thread that has taken it; the pool's threads are given their parts of it."""
+
+    scratch: dict[np.dtype, np.ndarray] | None = None
+
+
+_room = _Room()
+
+
+def _in_pieces(arrays: Iterable[Any]) -> bool:
+    return all(type(array) is np.ndarray and array.flags.c_contiguous for array in arrays)
+
+
+def _parts(size: int) -> tuple[list[tuple[int, int]], int]:
+    """The threads' shares of so many elements, and the elements of the largest piece of one."""
+    shares = row_blocks(size, GRAIN)
+    return shares, max(piece.stop - piece.start for piece in blocks(*shares[-1], size)[:1] or [slice(0, 0)])
+
+
+def _scratch(arrays: Sequence[Any]) -> int:
+    """Elements of scratch that `in_blocks` needs for these arrays."""
+    if not _in_pieces(arrays):
+        return arrays[0].size
+    shares, most = _parts(arrays[0].size)
+    return len(shares) * most
+
+
+@contextlib.contextmanager
+def reserved(updates: Iterable[Sequence[Any]]) -> Iterator[None]:
+    """Inside the block `in_blocks` finds the scratch for these updates, of which each is given by its arrays: it asks for no memory then.
+
+    Raises:
+        MemoryError: there is none; on entering.
+    """
+    most: dict[np.dtype, int] = {}
+    for arrays in updates:
+        if type(arrays[0]) is np.ndarray:
+            most[arrays[0].dtype] = max(most.get(arrays[0].dtype, 0), _scratch(arrays))
+    _room.scratch = {dtype: np.empty(size, dtype) for dtype, size in most.items()}
+    try:
+        yield
+    finally:
+        _room.scratch = None
 
 
 def in_blocks(update: Callable[..., None], *arrays: Any) -> None:
@@ -23,17 +74,29 @@ def in_blocks(update: Callable[..., None], *arrays: Any) -> None:
     Args:
         update: writes into the pieces in place; `scratch` is an array like a piece, to be used freely.
         *arrays: of one shape. Those that are not contiguous NumPy arrays (another device) are given whole.
+
+    Raises:
+        MemoryError: there is none for the scratch; nothing has been written.
     """
-    if not all(type(array) is np.ndarray and array.flags.c_contiguous for array in arrays):
-        update(*arrays, np.empty_like(arrays[0]))
+    first = arrays[0]
+    if type(first) is not np.ndarray:
+        update(*arrays, np.empty_like(first))
+        return
+    needed, scratch = _scratch(arrays), (_room.scratch or {}).get(first.dtype)
+    if scratch is None or scratch.size < needed:
+        scratch = np.empty(needed, first.dtype)
+    if not _in_pieces(arrays):
+        update(*arrays, scratch[: first.size].reshape(first.shape))
         return
     flat = [array.reshape(-1) for array in arrays]
+    shares, most = _parts(first.size)
+    parts = {start: scratch[number * most : (number + 1) * most] for number, (start, _) in enumerate(shares)}
 
-    def work(block: slice) -> None:
-        pieces = [array[block] for array in flat]
-        update(*pieces, np.empty_like(pieces[0]))
+    def work(start: int, stop: int) -> None:
+        for piece in blocks(start, stop, first.size):
+            update(*[array[piece] for array in flat], parts[start][: piece.stop - piece.start])
 
-    parallel_blocks(work, flat[0].size, 1, GRAIN)
+    parallel_rows(work, first.size, GRAIN)
 
 
 def is_small(array: Any) -> bool:
@@ -41,29 +104,42 @@ def is_small(array: Any) -> bool:
     return type(array) is np.ndarray and array.size <= SMALL and array.base is None and array.flags.c_contiguous
 
 
-def end_to_end(update: Callable[..., None], parameters: Sequence[tuple[Any, Any, dict[str, Any]]], group: Any) -> None:
-    """Call `update(param, grad, state, group)`, as of an `Optimizer`, once for many parameters as one long one; all is copied in and back.
+class EndToEnd:
+    """Many small parameters as one long one. All is copied in and, after the update, back.
 
     Args:
-        update: does to every element the same, whatever the others are.
         parameters: of each its array, gradient and state. The arrays have one dtype, the states the same entries with the same whole numbers.
-        group: all of them are in it.
+
+    Attributes:
+        param: the long parameter, whose numbers are copied when it is updated: those before it in the same step may have written there, by a view.
+        grad, state: that belong to it.
     """
-    params, grads, states = zip(*parameters, strict=True)
-    param, grad = (np.concatenate([array.reshape(-1) for array in arrays]) for arrays in (params, grads))
-    state = {
-        name: value if isinstance(value, int) else np.concatenate([own[name].reshape(-1) for own in states]) for name, value in states[0].items()
-    }
-    update(param, grad, state, group)
-    start = 0
-    for array, own in zip(params, states, strict=True):
-        end = start + array.size
-        array[...] = param[start:end].reshape(array.shape)
-        for name, value in state.items():
-            if isinstance(value, int):
-                own[name] = value
-            elif name in own:
-                own[name][...] = value[start:end].reshape(array.shape)
-            else:
-                own[name] = value[start:end].reshape(array.shape).copy()
-        start = end
+
+    def __init__(self, parameters: Sequence[tuple[Any, Any, dict[str, Any]]]):
+        self._params, grads, self._states = zip(*parameters, strict=True)
+        self.grad = np.concatenate([grad.reshape(-1) for grad in grads])
+        self.param = np.empty(self.grad.size, self._params[0].dtype)
+        self.state = {
+            name: value if isinstance(value, int) else np.concatenate([own[name].reshape(-1) for own in self._states])
+            for name, value in self._states[0].items()
+        }
+
+    def update(self, update: Callable[..., None], group: Any) -> None:
+        """Call `update(param, grad, state, group)`, as of an `Optimizer` all of whose parameters are in this group, once for all.
+
+        It does to every element the same, whatever the others are.
+        """
+        np.concatenate([array.reshape(-1) for array in self._params], out=self.param)
+        update(self.param, self.grad, self.state, group)
+        start = 0
+        for array, own in zip(self._params, self._states, strict=True):
+            end = start + array.size
+            array[...] = self.param[start:end].reshape(array.shape)
+            for name, value in self.state.items():
+                if isinstance(value, int):
+                    own[name] = value
+                elif name in own:
+                    own[name][...] = value[start:end].reshape(array.shape)
+                else:
+                    own[name] = value[start:end].reshape(array.shape).copy()
+            start = end

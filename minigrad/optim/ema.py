@@ -15,7 +15,7 @@ from minigrad.backend import cuda
 from minigrad.nn.module import Module
 from minigrad.nn.state_dict import loadable
 from minigrad.optim import multi_tensor
-from minigrad.optim.blocks import in_blocks
+from minigrad.optim.blocks import in_blocks, reserved
 from minigrad.tensor import Tensor
 
 __all__ = ["EMA"]
@@ -90,17 +90,25 @@ class EMA:
         A module that was moved takes the shadow along.
 
         Raises:
-            ValueError: the module has a parameter or buffer now that it did not have, or one of another shape; nothing has changed then.
+            ValueError: the module has a parameter or buffer now that it did not have, or one of another shape. MemoryError: there is none for what
+            this needs beside. Nothing has changed then (where weights are infinite, which needs more, it may be in the middle, though).
         """
         on_gpu: dict[np.dtype, list[tuple[Any, Any]]] = {}
+        here: list[tuple[Any, Any]] = []
+        copied: list[tuple[Any, Any]] = []
         for name, tensor in self._followed("update"):
             shadow = self._shadow[name]
             if multi_tensor.fits(shadow, _DTYPES) and multi_tensor.fits(tensor.data, _DTYPES):
                 on_gpu.setdefault(tensor.dtype, []).append((shadow, tensor.data))
             elif tensor.dtype.kind == "f":
-                in_blocks(partial(_average, self.decay), shadow, tensor.data)
+                here.append((shadow, tensor.data))
             else:
-                shadow[...] = tensor.data
+                copied.append((shadow, tensor.data))
+        with reserved(here):
+            for shadow, value in here:
+                in_blocks(partial(_average, self.decay), shadow, value)
+        for shadow, value in copied:
+            shadow[...] = value
         for dtype, pairs in on_gpu.items():
             self._average_on_gpu(dtype, pairs)
 

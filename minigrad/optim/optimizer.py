@@ -17,7 +17,7 @@ import numpy as np
 from minigrad import backend
 from minigrad.backend import cuda
 from minigrad.optim import multi_tensor
-from minigrad.optim.blocks import end_to_end, is_small
+from minigrad.optim.blocks import EndToEnd, is_small, reserved
 from minigrad.optim.flat_state import flatten, parse
 from minigrad.optim.launches import Launches
 from minigrad.tensor import Tensor
@@ -138,16 +138,19 @@ class Optimizer:
 
         Raises:
             ValueError: the shape of a gradient or of a state is not its parameter's. TypeError: a gradient is no Tensor, or of another dtype or on
-                another device than its parameter. Nothing has been updated then.
+                another device than its parameter. MemoryError: there is none for what the step needs beside. Nothing has been updated then (an
+                optimiser of one's own whose `_update` makes arrays may be in the middle, though).
         """
         shared = self._prepare()
         launched: list[tuple[Tensor, int]] = []  # on the GPU, with the numbers of their groups
         small: dict[tuple, list[tuple[Any, Any, dict[str, Any]]]] = {}  # that are updated end to end
+        large: list[tuple[Any, Any, dict[str, Any], dict[str, Any]]] = []  # that are updated one by one
+        written: list[Tensor] = []
         for number, group in enumerate(self.param_groups):
             for parameter in group["params"]:
                 array, gradient = parameter.data, parameter.grad
                 if gradient is not None:
-                    parameter._bump()
+                    written.append(parameter)
                 if self._kernels is not None and multi_tensor.fits(array):
                     launched.append((parameter, number))  # also one without a gradient: it keeps its place in the tables
                 elif gradient is None:
@@ -160,9 +163,16 @@ class Optimizer:
                     if self._kernels is not None and backend.device_of(array) == "cuda" and multi_tensor.capturing():
                         what = f"a parameter of shape {parameter.shape} whose array is not contiguous cannot be updated in a captured step"
                         raise ValueError(f"{type(self).__name__}: {what}, which would repeat today's options; make a copy its .data first")
-                    self._update(array, gradient.data, self._state[parameter], group)
-        for (number, *_), alike in small.items():
-            end_to_end(self._update, alike, self.param_groups[number])
+                    large.append((array, gradient.data, self._state[parameter], group))
+        together = [(EndToEnd(alike), self.param_groups[number]) for (number, *_), alike in small.items()]
+        updates = [[array, gradient, *[value for value in state.values() if type(value) is not int]] for array, gradient, state, _ in large]
+        with reserved([*updates, *[[long.param] for long, _ in together]]):
+            for parameter in written:
+                parameter._bump()
+            for array, grad, state, group in large:
+                self._update(array, grad, state, group)
+            for long, group in together:
+                long.update(self._update, group)
         if launched:
             self._update_on_gpu(launched)
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from minigrad.backend import cuda
+from minigrad.optim import multi_tensor
 from minigrad.optim.blocks import in_blocks
 from minigrad.optim.optimizer import Optimizer
 from minigrad.tensor import Tensor
@@ -85,6 +86,17 @@ class SGD(Optimizer):
             raise ValueError("SGD: a group that had no momentum when its step was captured has one now: capture the step again")
         super().upload()
 
+    def _prepare(self) -> set[int]:
+        shared = super()._prepare()
+        late = []
+        for group in self.param_groups:
+            for p in group["params"] if group["momentum"] else ():
+                if p.grad is not None and "momentum_buffer" not in self._state[p] and not multi_tensor.fits(p.data):  # it had no momentum until now
+                    late.append((p, np.zeros_like(p.data)))
+        for parameter, buffer in late:
+            self._state[parameter].update(step=0, momentum_buffer=buffer)
+        return shared
+
     def _update_on_gpu(self, members: list[tuple[Tensor, int]]) -> None:
         bare = [(p, number) for p, number in members if p.grad is not None and "momentum_buffer" not in self._state[p]]
         late = [p for p, number in bare if self.param_groups[number]["momentum"]]
@@ -99,8 +111,6 @@ class SGD(Optimizer):
     def _update(self, param: Any, grad: Any, state: dict[str, Any], group: Mapping[str, Any]) -> None:
         lr, momentum, decay, nesterov = group["lr"], group["momentum"], group["weight_decay"], group["nesterov"]
         state["step"] += 1
-        if momentum and "momentum_buffer" not in state:  # the group had no momentum until now
-            state["step"], state["momentum_buffer"] = 1, np.zeros_like(param)
         keep, take = (momentum, 1 - group["dampening"]) if state["step"] > 1 else (0.0, 1.0)
 
         def decayed(p: Any, g: Any, scratch: Any) -> Any:
