@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from conformer.files import quoted
 from minigrad import Tensor, nn, optim, safetensors_io
 from minigrad import functional as F
 from minigrad.backend import cpu
+from minigrad.backend.emulator import state as emulator
 from minigrad.modes import MODE, mode
 from tests.memory_errors import failing_at, made, places
 from tests.support import rng
@@ -275,6 +276,54 @@ def test_a_file_is_written_or_not(tmp_path: Path) -> None:
     for _ in places(lambda: safetensors_io.load_state(path)):
         pass
     assert same(safetensors_io.load_state(path)[0], state)
+
+
+# --- on the GPU
+
+
+@pytest.mark.cuda
+@pytest.mark.emulator
+@pytest.mark.parametrize("kind", ["AdamW", "SGD", "average"])
+def test_on_the_gpu_all_memory_is_taken_before_the_first_launch(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of parameters of two dtypes, one launch each. A table that could not be brought to the GPU is not taken for one that is there."""
+
+    def begun() -> tuple[Callable[[], Any], Callable[[], dict[str, Any]]]:
+        minigrad.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm2d(5)).to(device="cuda")
+        model[0].to(dtype=np.float64)
+        for p in model.parameters():
+            p.grad = Tensor(np.ones(p.shape, p.dtype)).to(device="cuda")
+        keeper: Any = optim.EMA(model, 0.5) if kind == "average" else OPTIMISERS["momentum" if kind == "SGD" else kind](model.parameters())
+        moved(model)
+        call = keeper.update if kind == "average" else keeper.step
+        return call, lambda: {**model.state_dict(), **{f"kept.{name}": value for name, value in keeper.state_dict().items()}}
+
+    allocate = emulator.allocate
+    with minigrad.emulated():
+        call, state = begun()
+        call()
+        after = state()
+        for number in range(1, 100):
+            call, state = begun()
+            before, left = state(), iter(range(1, number))
+
+            def refused(size: int, left: Iterator[int] = left) -> Any:
+                if next(left, None) is None:
+                    raise MemoryError
+                return allocate(size)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(emulator, "allocate", refused)
+                try:
+                    call()
+                except MemoryError:
+                    pass
+                else:
+                    break
+            assert same(state(), before)
+            call()
+            assert same(state(), after)
+    assert 5 < number < 99
 
 
 # --- the program

@@ -149,19 +149,24 @@ def write(array: Any, values: np.ndarray) -> None:
     """Let an array on the GPU be `values` of the host, without waiting for the GPU; while work is captured, which allows no copies, after that.
 
     What is written after a capture is there for the graph, so `Captured` keeps the array.
+
+    Raises:
+        MemoryError: there is none on the GPU to bring the values there; then the array is as it was, and stays so.
     """
-    _waiting().append((array, values))
+    if array_module().cuda.get_current_stream().is_capturing():
+        _waiting().append((array, values))
+        return
     _write_waiting()
+    array[...] = array_module().asarray(values)  # through pinned memory; `array.set` would wait
 
 
 def _write_waiting() -> None:
     """Do what `write` could not do while work was captured; `Captured` does so itself."""
     waiting = _waiting()
-    if not waiting or array_module().cuda.get_current_stream().is_capturing():
-        return
-    for array, values in waiting:
-        array[...] = array_module().asarray(values)  # through pinned memory; `array.set` would wait
-    waiting.clear()
+    while waiting:
+        array, values = waiting[0]
+        array[...] = array_module().asarray(values)
+        del waiting[0]
 
 
 def keep(*objects: Any) -> None:

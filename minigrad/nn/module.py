@@ -261,7 +261,7 @@ class Module:
         Raises:
             ValueError: names are missing or unexpected, shapes differ, or a value is not an array of numbers. It lists the first of each kind, and
                 says so where all names differ by what they begin with ("module."), or are one level below. Nothing has been written.
-            TypeError: `state_dict` is no mapping.
+            TypeError: `state_dict` is no mapping. MemoryError: there is none on the GPU for one of the arrays; those before it have been written.
         """
         own = dict(self._state())
         values, difference = matched(type(self).__name__, own, state_dict, strict)

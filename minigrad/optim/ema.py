@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ContextDecorator
 from functools import partial
 from typing import Any
@@ -104,23 +104,25 @@ class EMA:
                 here.append((shadow, tensor.data))
             else:
                 copied.append((shadow, tensor.data))
+        launches = [self._launch(dtype, pairs) for dtype, pairs in on_gpu.items()]
         with reserved(here):
             for shadow, value in here:
                 in_blocks(partial(_average, self.decay), shadow, value)
         for shadow, value in copied:
             shadow[...] = value
-        for dtype, pairs in on_gpu.items():
-            self._average_on_gpu(dtype, pairs)
+        for launch in launches:
+            launch()
 
-    def _average_on_gpu(self, dtype: np.dtype, pairs: list[tuple[Any, Any]]) -> None:
-        """One launch for all (shadow, value) of a dtype."""
+    def _launch(self, dtype: np.dtype, pairs: list[tuple[Any, Any]]) -> Callable[[], None]:
+        """One launch for all (shadow, value) of a dtype: what is left to do when its memory is there."""
         sizes = [shadow.size for shadow, _ in pairs]
         if dtype not in self._chunks or self._chunks[dtype][0] != sizes:
             self._chunks[dtype] = sizes, multi_tensor.Chunks(sizes, [0] * len(sizes), 2)
         chunks = self._chunks[dtype][1]
         addresses = chunks.addresses(*zip(*pairs, strict=True))
         kernel, factors = ("ema<long long>", (0, 1)) if dtype.kind == "i" else (f"ema<{cuda.c_type(dtype)}>", (self.decay, 1 - self.decay))
-        _cuda.launch(kernel, chunks.count, 256, addresses, chunks.table, chunks.tensors, *map(_NUMBER[dtype.kind], factors))
+        numbers = [_NUMBER[dtype.kind](factor) for factor in factors]
+        return lambda: _cuda.launch(kernel, chunks.count, 256, addresses, chunks.table, chunks.tensors, *numbers)
 
     def copy_to(self, module: Module | None = None) -> None:
         """Write the shadow into `module` (a model of the same names and shapes; the followed one by default), in place.
@@ -190,6 +192,7 @@ class EMA:
 
         Raises:
             ValueError: names or shapes differ, or a value is not an array of numbers; it lists every one. Or as `update`. Nothing has changed then.
+            MemoryError: there is none on the GPU for one of the arrays; those before it have been written.
         """
         loaded = {name: loadable(value) for name, value in state_dict.items()}
         problems = [f"missing {name}" for name in self._shadow if name not in loaded]

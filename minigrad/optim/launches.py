@@ -79,6 +79,7 @@ class Launches:
         """
         kernels = self._kernels
         assert kernels is not None
+        launches = []  # all memory is taken before the first
         for dtype in dict.fromkeys(parameter.dtype for parameter, _ in members):
             mine = [(parameter, group) for parameter, group in members if parameter.dtype == dtype]
             parameters, layout = [p for p, _ in mine], [(id(p), group, p.data.size) for p, group in mine]
@@ -90,8 +91,10 @@ class Launches:
             grads = [None if p.grad is None else p.grad.data for p in parameters]
             grads = [g if g is None or g.flags.c_contiguous else g.copy() for g in grads]
             arrays = [[states.get(p, {}).get(name) for p in parameters] for name in self._arrays]
-            chunks, name = tables.chunks, f"{kernels.path.stem}<{cuda.c_type(dtype)}>"
-            addresses = chunks.addresses([p.data for p in parameters], grads, *arrays)
+            addresses = tables.chunks.addresses([p.data for p in parameters], grads, *arrays)
+            launches.append((f"{kernels.path.stem}<{cuda.c_type(dtype)}>", tables, addresses, grads))
+        for name, tables, addresses, _ in launches:
+            chunks = tables.chunks
             kernels.launch(name, chunks.count, 256, addresses, chunks.table, tables.options.array, tables.steps, chunks.tensors)
 
     def note_capture(self, groups: list[list[Tensor]], members: Sequence[tuple[Tensor, int]], states: States) -> None:

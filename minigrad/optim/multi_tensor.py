@@ -42,8 +42,8 @@ class DeviceCopy:
     def write(self, values: np.ndarray) -> None:
         """Let the array be `values`; while work is captured, after that."""
         if not np.array_equal(values, self.values):
-            self.values = values
             cuda.write(self.array, values)
+            self.values = values
 
 
 class Chunks:

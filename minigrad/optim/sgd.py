@@ -102,9 +102,10 @@ class SGD(Optimizer):
         late = [p for p, number in bare if self.param_groups[number]["momentum"]]
         if late:  # their groups had no momentum until now
             self._launches.read_steps(self._state)
+            buffers = [np.zeros_like(parameter.data) for parameter in late]
             self._launches.clear()
-            for parameter in late:
-                self._state[parameter].update(step=0, momentum_buffer=np.zeros_like(parameter.data))
+            for parameter, buffer in zip(late, buffers, strict=True):
+                self._state[parameter].update(step=0, momentum_buffer=buffer)
         self._without_buffers = frozenset(number for _, number in bare if not self.param_groups[number]["momentum"])
         super()._update_on_gpu(members)
 
