@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.backend.cpu import blocks, parallel_rows, row_blocks
+from minigrad.backend import cpu
 
 __all__ = ["SMALL", "EndToEnd", "in_blocks", "is_small", "reserved"]
 
@@ -36,18 +36,16 @@ def _in_pieces(arrays: Iterable[Any]) -> bool:
     return all(type(array) is np.ndarray and array.flags.c_contiguous for array in arrays)
 
 
-def _parts(size: int) -> tuple[list[tuple[int, int]], int]:
-    """The threads' shares of so many elements, and the elements of the largest piece of one."""
-    shares = row_blocks(size, GRAIN)
-    return shares, max(piece.stop - piece.start for piece in blocks(*shares[-1], size)[:1] or [slice(0, 0)])
-
-
-def _scratch(arrays: Sequence[Any]) -> int:
-    """Elements of scratch that `in_blocks` needs for these arrays."""
+def _parts(arrays: Sequence[Any]) -> tuple[list[tuple[int, int]], int]:
+    """The threads' shares of these arrays' elements, and how much scratch each of them needs: as many elements as its largest piece."""
+    size = arrays[0].size
     if not _in_pieces(arrays):
-        return arrays[0].size
-    shares, most = _parts(arrays[0].size)
-    return len(shares) * most
+        return [(0, size)], size
+    if size < 2 * GRAIN:  # as nearly all are
+        return [(0, size)], min(size, cpu.ALONE)
+    shares = cpu.row_blocks(size, GRAIN)
+    start, stop = shares[-1]
+    return shares, min(stop - start, cpu.ALONE if len(shares) == 1 else cpu.TOGETHER)
 
 
 @contextlib.contextmanager
@@ -60,7 +58,9 @@ def reserved(updates: Iterable[Sequence[Any]]) -> Iterator[None]:
     most: dict[np.dtype, int] = {}
     for arrays in updates:
         if type(arrays[0]) is np.ndarray:
-            most[arrays[0].dtype] = max(most.get(arrays[0].dtype, 0), _scratch(arrays))
+            shares, part = _parts(arrays)
+            dtype = arrays[0].dtype
+            most[dtype] = max(most.get(dtype, 0), len(shares) * part)
     _room.scratch = {dtype: np.empty(size, dtype) for dtype, size in most.items()}
     try:
         yield
@@ -82,21 +82,23 @@ def in_blocks(update: Callable[..., None], *arrays: Any) -> None:
     if type(first) is not np.ndarray:
         update(*arrays, np.empty_like(first))
         return
-    needed, scratch = _scratch(arrays), (_room.scratch or {}).get(first.dtype)
-    if scratch is None or scratch.size < needed:
-        scratch = np.empty(needed, first.dtype)
+    (shares, part), scratch = _parts(arrays), (_room.scratch or {}).get(first.dtype)
+    if scratch is None or scratch.size < len(shares) * part:
+        scratch = np.empty(len(shares) * part, first.dtype)
     if not _in_pieces(arrays):
-        update(*arrays, scratch[: first.size].reshape(first.shape))
+        update(*arrays, scratch[:part].reshape(first.shape))
         return
     flat = [array.reshape(-1) for array in arrays]
-    shares, most = _parts(first.size)
-    parts = {start: scratch[number * most : (number + 1) * most] for number, (start, _) in enumerate(shares)}
+    if part == first.size:
+        update(*flat, scratch[:part])
+        return
+    parts = {start: scratch[number * part : (number + 1) * part] for number, (start, _) in enumerate(shares)}
 
     def work(start: int, stop: int) -> None:
-        for piece in blocks(start, stop, first.size):
+        for piece in cpu.blocks(start, stop, first.size):
             update(*[array[piece] for array in flat], parts[start][: piece.stop - piece.start])
 
-    parallel_rows(work, first.size, GRAIN)
+    cpu.parallel_rows(work, first.size, GRAIN)
 
 
 def is_small(array: Any) -> bool:
