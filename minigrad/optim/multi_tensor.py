@@ -77,9 +77,9 @@ class Chunks:
         Raises:
             RuntimeError: in a capture, for the second time without a call between that is not captured.
         """
-        rows = [list(column) for column in columns]
+        columns = tuple(map(list, columns))
         # an empty array is there, too, though CuPy's lies at address 0: the kernel reads none of it
-        values = np.array([[0 if x is None else max(x.data.ptr, 256) for x in row] for row in rows], np.uint64)
+        values = np.array([[0 if x is None else max(x.data.ptr, 256) for x in column] for column in columns], np.uint64)
         if not capturing():
             self._addresses.write(values)
             if self._spare is None:
@@ -89,5 +89,5 @@ class Chunks:
             raise RuntimeError("the same tensors are updated in two captured graphs with nothing between: take a step that is not captured first")
         table, self._spare = self._spare, None
         cuda.write(table, values)
-        cuda.keep(self, *rows)
+        cuda.keep(self, *columns)
         return table
