@@ -102,8 +102,9 @@ PLAN: dict[str, tuple[tuple[str, ...], ...]] = {
     "minigrad/nn/linear.py": (("tests/nn/test_layers.py",), ("tests/nn/test_init.py",)),
     **dict.fromkeys(("minigrad/nn/module.py", "minigrad/nn/state_dict.py"), (
         ("tests/nn/test_module.py",), ("tests/nn/test_layers.py", "tests/optim/test_optimizer.py", "tests/optim/test_ema.py"),
+        ("tests/test_memory_errors.py",),
     )),
-    "minigrad/nn/norm.py": (("tests/nn/test_norm.py",), ("tests/nn/test_layers.py", "tests/nn/test_module.py")),
+    "minigrad/nn/norm.py": (("tests/nn/test_norm.py",), ("tests/nn/test_layers.py", "tests/nn/test_module.py"), ("tests/test_memory_errors.py",)),
     "minigrad/nn/pooling.py": (("tests/nn/test_layers.py",),),
     "minigrad/base_op.py": (
         ("tests/test_base_op.py",), ("tests/test_primitive_op.py", "tests/test_fused_op.py", "tests/test_fast_calls.py", "tests/test_far_device.py"),
@@ -133,12 +134,20 @@ PLAN: dict[str, tuple[tuple[str, ...], ...]] = {
         ("tests/test_versions.py", "tests/test_memory.py", "tests/test_devices.py", "tests/test_types.py"),
     ),
     "minigrad/optim/blocks.py": (
-        ("tests/optim/test_optimizer.py",), ("tests/optim/test_sgd.py", "tests/optim/test_adamw.py", "tests/optim/test_ema.py"),
+        ("tests/optim/test_blocks.py",), ("tests/optim/test_optimizer.py", "tests/test_memory_errors.py"),
+        ("tests/optim/test_sgd.py", "tests/optim/test_adamw.py", "tests/optim/test_ema.py"),
     ),
-    **dict.fromkeys(("minigrad/optim/launches.py", "minigrad/optim/multi_tensor.py"), (("tests/optim/test_cuda_optim.py",),)),
+    **dict.fromkeys(("minigrad/optim/launches.py", "minigrad/optim/multi_tensor.py"), (
+        ("tests/optim/test_captured_steps.py",), ("tests/optim/test_cuda_optim.py",), ("tests/test_memory_errors.py",),
+    )),
+    "minigrad/optim/ema.py": (("tests/optim/test_ema.py",), ("tests/optim/test_cuda_optim.py",), ("tests/test_memory_errors.py",)),
+    "minigrad/optim/sgd.py": (
+        ("tests/optim/test_sgd.py",), ("tests/optim/test_optimizer.py",), ("tests/optim/test_cuda_optim.py",),
+        ("tests/optim/test_captured_steps.py", "tests/test_memory_errors.py"),
+    ),
     **dict.fromkeys(("minigrad/optim/flat_state.py", "minigrad/optim/optimizer.py"), (
         ("tests/optim/test_optimizer.py",), ("tests/optim/test_sgd.py", "tests/optim/test_adamw.py", "tests/optim/test_schedule.py"),
-        ("tests/optim/test_cuda_optim.py",),
+        ("tests/optim/test_cuda_optim.py",), ("tests/optim/test_captured_steps.py", "tests/test_memory_errors.py"),
     )),
 }  # fmt: skip
 """Files tried one after the other, as groups; for the other files see `stages`."""
