@@ -135,7 +135,7 @@ PLAN: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "minigrad/optim/blocks.py": (
         ("tests/optim/test_blocks.py",), ("tests/optim/test_optimizer.py", "tests/test_memory_errors.py"),
-        ("tests/optim/test_sgd.py", "tests/optim/test_adamw.py", "tests/optim/test_ema.py"),
+        ("tests/optim/test_sgd.py", "tests/optim/test_adamw.py", "tests/optim/test_ema.py", "tests/optim/test_cuda_optim.py"),
     ),
     **dict.fromkeys(("minigrad/optim/launches.py", "minigrad/optim/multi_tensor.py"), (
         ("tests/optim/test_captured_steps.py",), ("tests/optim/test_cuda_optim.py",), ("tests/test_memory_errors.py",),

@@ -36,16 +36,13 @@ def _in_pieces(arrays: Iterable[Any]) -> bool:
     return all(type(array) is np.ndarray and array.flags.c_contiguous for array in arrays)
 
 
-def _parts(arrays: Sequence[Any]) -> tuple[list[tuple[int, int]], int]:
-    """The threads' shares of these arrays' elements, and how much scratch each of them needs: as many elements as its largest piece."""
+def _parts(arrays: Sequence[Any]) -> tuple[int, int]:
+    """How many threads share these arrays, and how much scratch each of them needs: as many elements as its largest piece."""
     size = arrays[0].size
     if not _in_pieces(arrays):
-        return [(0, size)], size
-    if size < 2 * GRAIN:  # as nearly all are
-        return [(0, size)], min(size, cpu.ALONE)
-    shares = cpu.row_blocks(size, GRAIN)
-    start, stop = shares[-1]
-    return shares, min(stop - start, cpu.ALONE if len(shares) == 1 else cpu.TOGETHER)
+        return 1, size
+    threads = 1 if size < 2 * GRAIN else len(cpu.row_blocks(size, GRAIN))
+    return threads, min(-(-size // threads), cpu.ALONE if threads == 1 else cpu.TOGETHER)
 
 
 @contextlib.contextmanager
@@ -58,9 +55,9 @@ def reserved(updates: Iterable[Sequence[Any]]) -> Iterator[None]:
     most: dict[np.dtype, int] = {}
     for arrays in updates:
         if type(arrays[0]) is np.ndarray:
-            shares, part = _parts(arrays)
+            threads, part = _parts(arrays)
             dtype = arrays[0].dtype
-            most[dtype] = max(most.get(dtype, 0), len(shares) * part)
+            most[dtype] = max(most.get(dtype, 0), threads * part)
     _room.scratch = {dtype: np.empty(size, dtype) for dtype, size in most.items()}
     try:
         yield
@@ -82,9 +79,9 @@ def in_blocks(update: Callable[..., None], *arrays: Any) -> None:
     if type(first) is not np.ndarray:
         update(*arrays, np.empty_like(first))
         return
-    (shares, part), scratch = _parts(arrays), (_room.scratch or {}).get(first.dtype)
-    if scratch is None or scratch.size < len(shares) * part:
-        scratch = np.empty(len(shares) * part, first.dtype)
+    (threads, part), scratch = _parts(arrays), (_room.scratch or {}).get(first.dtype)
+    if scratch is None or scratch.size < threads * part:
+        scratch = np.empty(threads * part, first.dtype)
     if not _in_pieces(arrays):
         update(*arrays, scratch[:part].reshape(first.shape))
         return
@@ -92,7 +89,7 @@ def in_blocks(update: Callable[..., None], *arrays: Any) -> None:
     if part == first.size:
         update(*flat, scratch[:part])
         return
-    parts = {start: scratch[number * part : (number + 1) * part] for number, (start, _) in enumerate(shares)}
+    parts = {start: scratch[number * part : (number + 1) * part] for number, (start, _) in enumerate(cpu.row_blocks(first.size, GRAIN))}
 
     def work(start: int, stop: int) -> None:
         for piece in cpu.blocks(start, stop, first.size):

@@ -13,7 +13,7 @@ from minigrad.optim import blocks
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "GRAIN", 40)
     monkeypatch.setattr(cpu, "ALONE", 20)
-    monkeypatch.setattr(cpu, "TOGETHER", 30)
+    monkeypatch.setattr(cpu, "TOGETHER", 45)
     monkeypatch.setattr(cpu, "_pool", cpu._Pool(2))
 
 
@@ -21,7 +21,7 @@ def arrays(size: int, dtype: type = np.float64) -> list[np.ndarray]:
     return [np.arange(size, dtype=dtype), np.ones(size, dtype)]
 
 
-WANTED = {"one piece": (15, 15), "one thread": (79, 20), "two threads": (101, 60), "two, of less than a piece each": (81, 60), "none": (0, 0)}
+WANTED = {"one piece": (15, 15), "one thread": (79, 20), "two threads": (101, 90), "two, of less than a piece each": (81, 82), "none": (0, 0)}
 
 
 @pytest.mark.parametrize("case", WANTED)
