@@ -1,8 +1,9 @@
 """What the Conformer is compared with: each of its two branches alone, a ResNet and a ViT, made of the same blocks by the same configuration.
 
-Parameters have the names and shapes they have in the Conformer, so a branch's `load_state_dict(conformer.state_dict(), strict=False)` takes its share
-of a trained one. Only the coupling is gone: no FCU carries anything over. Read before: `blocks.py` and `model.py`, whose parts these are. What
-the three reach on coupling10 is in `docs/coupling10.md`, by `benchmarks/coupling10_networks.py`.
+`conformer train --network` makes one of `NETWORKS`. Parameters have the names and shapes they have in the Conformer, so a branch's
+`load_state_dict(conformer.state_dict(), strict=False)` takes its share of a trained one. Only the coupling is gone: no FCU carries anything over.
+Read before: `blocks.py` and `model.py`, whose parts these are. What the three reach on coupling10 is in `docs/coupling10.md`, by
+`benchmarks/coupling10_networks.py`.
 
 Letters: B batch, H W rows and columns, C1 channels of the first stage, N tokens (class token included), E token width, d side of a token in pixels of
 the stem's output, K classes.
@@ -10,16 +11,48 @@ the stem's output, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+
 import numpy as np
 
 from conformer.blocks import ConvBlock, Med_ConvBlock, stem_convolution, transformer_block
 from conformer.config import BlockPlan, ConformerConfig
-from conformer.model import initialise
+from conformer.model import Conformer, initialise
 from minigrad import functional as F
 from minigrad import nn, ops
 from minigrad.tensor import Tensor
 
-__all__ = ["CNNBranch", "ConvBranchBlock", "TransBranchBlock", "TransformerBranch"]
+__all__ = ["NETWORKS", "Build", "CNNBranch", "ConvBranchBlock", "TransBranchBlock", "TransformerBranch", "builder", "label"]
+
+Build = Callable[[ConformerConfig], nn.Module]
+"""Makes a network of a configuration: a `lambda config: Ablated(**asdict(config))`, or a class whose only argument it is."""
+
+NETWORKS = "conformer", "cnn", "transformer"
+"""The networks that a configuration stands for: the whole, and each branch alone."""
+
+
+def builder(network: str, image_size: tuple[int, int] | None = None) -> Build:
+    """What makes one of `NETWORKS`.
+
+    Args:
+        network: its name.
+        image_size: height and width of the images, for the positions of the transformer branch; None is as for `TransformerBranch`.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    if network not in NETWORKS:
+        raise ValueError(f"network is {network}; it must be one of {', '.join(NETWORKS)}, unless Python code gives what builds it")
+    if network == "conformer":
+        return lambda config: Conformer(**asdict(config))
+    return CNNBranch if network == "cnn" else partial(TransformerBranch, image_size=image_size)
+
+
+def label(config: str, network: str) -> str:
+    """What a network of a configuration is called: cifar-nano, or cifar-nano-cnn for a branch alone."""
+    return config if network == "conformer" else f"{config}-{network}"
 
 
 class ConvBranchBlock(nn.Module):

@@ -100,8 +100,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
             if type(values[name]) not in kinds:
                 raise TypeError(f"{name} is {values[name]!r}")
         for name in ("test", "best"):
-            values[name] = None if values[name] is None else Accuracies(*_numbers(values[name]))
-        values["recent"] = [(loss, Accuracies(*_numbers(shares)), seconds) for loss, shares, seconds in values["recent"]]
+            values[name] = None if values[name] is None else _accuracies(values[name])
+        values["recent"] = [(loss, _accuracies(shares), seconds) for loss, shares, seconds in values["recent"]]
         _numbers(number for loss, _, seconds in values["recent"] for number in (loss, seconds))
         checkpoint = Checkpoint(arrays=arrays, **values)
         _check(checkpoint)
@@ -116,6 +116,13 @@ def _numbers(values: Iterable[Any]) -> list[float]:
     if any(type(number) not in NUMBER for number in numbers):
         raise TypeError(f"{numbers} are not numbers")
     return numbers
+
+
+def _accuracies(values: Iterable[Any]) -> Accuracies:
+    """Accuracies of two heads, or those of one, which are None by each; raises TypeError if the values are neither."""
+    shares = Accuracies(*values)
+    _numbers(shares[2:] if shares[:2] == (None, None) else shares)
+    return shares
 
 
 def _check(checkpoint: Checkpoint) -> None:

@@ -23,6 +23,7 @@ from typing import Any
 
 import minigrad
 from conformer import data, devices
+from conformer.baselines import NETWORKS
 from conformer.config import CONFIGS
 from conformer.evaluate import TTA
 from conformer.mistakes import Mistake, complain, sentence
@@ -36,7 +37,7 @@ from minigrad.backend.cublas import PRECISIONS
 
 __all__ = ["main"]
 
-CHOICES = {"config": CONFIGS, "dataset": data.DATASETS, "device": devices.DEVICES, "precision": PRECISIONS, "tta": TTA}
+CHOICES = {"config": CONFIGS, "network": NETWORKS, "dataset": data.DATASETS, "device": devices.DEVICES, "precision": PRECISIONS, "tta": TTA}
 WEIGHTS = "a run folder (its last weights are taken), or a weights file in it"
 DATA = "an archive, its folder or their parent (if not given: where the run had it, $CONFORMER_DATA, the cache, then a download)"
 
@@ -105,7 +106,7 @@ def _parser() -> Parser:
     training_options(study, names=[field.name for field in fields(TrainConfig) if field.name not in EACH_RUN])
 
     info = command("info", run_info, "print a network's shapes, parameters and multiply-accumulates, block by block")
-    training_options(info, names=["config"])
+    training_options(info, names=["config", "network"])
     text = "side of the images in pixels (if not given: 32, or 224 with the ImageNet stem)"
     info.add_argument("--image-size", type=positive, metavar="N", help=text)
     return parser

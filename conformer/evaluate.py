@@ -1,15 +1,15 @@
 """How good a network is: its predictions for a whole split, and what can be read off them.
 
 A Conformer has two heads, so every figure here comes three times: by the CNN head, by the transformer head, and by the sum of their
-logits, which is the paper's prediction. Read next: `conformer/train.py`, which calls `evaluate` after each epoch, and `conformer/report.py`, the page
-made of it.
+logits, which is the paper's prediction. A network of one head, as each branch alone is, has the last of the three only.
+Read next: `conformer/train.py`, which calls `evaluate` after each epoch, and `conformer/report.py`, the page made of it.
 
 Letters: N images, K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,14 +17,13 @@ import numpy as np
 
 from conformer.augment import PLAN, channel_constants, cuda_augment, normalize
 from conformer.data import Dataset, Split
-from conformer.model import Conformer
-from minigrad import backend
+from minigrad import backend, nn
 from minigrad import functional as F
 from minigrad.backend import cuda
 from minigrad.modes import no_grad
 from minigrad.tensor import Tensor, wrap
 
-__all__ = ["HEADS", "TTA", "Accuracies", "Predictions", "accuracies", "evaluate", "predict"]
+__all__ = ["HEADS", "TTA", "Accuracies", "Predictions", "accuracies", "by_head", "evaluate", "heads_of", "predict", "titles"]
 
 HEADS = {"cnn": "CNN head", "transformer": "transformer head", "sum": "sum of both"}
 """What the three answers are called, by the names of `Accuracies`."""
@@ -33,125 +32,170 @@ TTA = "none", "mirror"
 """Test-time augmentations: see `evaluate`."""
 
 
-class Accuracies(NamedTuple):
-    """Shares of right answers, from 0 to 1: by each head alone, and by the sum of both heads' logits."""
+def titles(heads: Collection[str]) -> dict[str, str]:
+    """What the answers of a network are called that has these of `HEADS`: all of them, or "sum" alone."""
+    return HEADS if "cnn" in heads else {"sum": "its one head"}
 
-    cnn: float
-    transformer: float
+
+class Accuracies(NamedTuple):
+    """Shares of right answers, from 0 to 1: by each head alone, and by the sum of both heads' logits. Of a network of one head it is None by each."""
+
+    cnn: float | None
+    transformer: float | None
     sum: float
+
+    @classmethod
+    def mean(cls, shares: Iterable[Accuracies]) -> Accuracies:
+        """The mean of several, of one network."""
+        columns = [[share for share in column if share is not None] for column in zip(*shares, strict=True)]
+        cnn, transformer, both = (sum(column) / len(column) if column else None for column in columns)
+        assert both is not None
+        return cls(cnn, transformer, both)
+
+    def by_head(self) -> dict[str, float]:
+        """Those that there are, by the names of `HEADS`."""
+        return {head: share for head, share in self._asdict().items() if share is not None}
 
     def __str__(self) -> str:
         """In percent."""
-        return "/".join(f"{100 * share:.1f}" for share in self)
+        return "/".join(f"{100 * share:.1f}" for share in self.by_head().values())
 
 
-def accuracies(cnn_logits: np.ndarray, transformer_logits: np.ndarray, labels: np.ndarray) -> Accuracies:
-    """Compare logits (N, K) of both heads with labels (N,); ValueError if they have another shape.
+def heads_of(model: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
+    """Logits (B, K) of each head of a network, which gives one tensor or two.
+
+    Raises:
+        TypeError: it gives something else.
+    """
+    logits = model(images)
+    heads = (logits,) if isinstance(logits, Tensor) else logits
+    if not isinstance(heads, tuple | list) or len(heads) not in (1, 2) or not all(isinstance(head, Tensor) for head in heads):
+        what = f"{type(heads).__name__} of {len(heads)}" if isinstance(heads, tuple | list) else type(heads).__name__
+        raise TypeError(f"a {type(model).__name__} gives a {what}; its forward has to return a Tensor of logits, or two")
+    return tuple(heads)
+
+
+def by_head(heads: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """Logits by the names of `HEADS`, of both heads and their sum, or of one head as "sum" alone.
 
     Source: Peng et al. 2021, section 3: the outputs are summed at inference.
     """
-    labels = np.asarray(labels)
-    if labels.shape != cnn_logits.shape[:1]:
-        raise ValueError(f"accuracies: {len(cnn_logits)} rows of logits need labels of shape ({len(cnn_logits)},), they have shape {labels.shape}")
-    heads = cnn_logits, transformer_logits, cnn_logits + transformer_logits
-    return Accuracies(*(float((logits.argmax(axis=1) == labels).mean()) for logits in heads))
+    if len(heads) == 1:
+        return {"sum": heads[0]}
+    cnn, transformer = heads
+    return {"cnn": cnn, "transformer": transformer, "sum": cnn + transformer}
+
+
+def accuracies(heads: Sequence[np.ndarray], labels: np.ndarray) -> Accuracies:
+    """Compare each head's logits (N, K) with labels (N,); ValueError if they have another shape."""
+    labels, count = np.asarray(labels), len(heads[0])
+    if labels.shape != (count,):
+        raise ValueError(f"accuracies: {count} rows of logits need labels of shape ({count},), they have shape {labels.shape}")
+    shares = {head: float((logits.argmax(axis=1) == labels).mean()) for head, logits in by_head(heads).items()}
+    return Accuracies(shares.get("cnn"), shares.get("transformer"), shares["sum"])
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """A network's answers to a split: logits of the `cnn` and the `transformer` head, each (N, K), and the true `labels` (N,).
+    """A network's answers to a split: each head's logits (N, K), of the CNN and the transformer head or of the only one, and the true `labels` (N,).
 
     Raises:
         ValueError: a label is none of the K classes.
     """
 
-    cnn: np.ndarray
-    transformer: np.ndarray
+    heads: tuple[np.ndarray, ...]
     labels: np.ndarray
 
     def __post_init__(self) -> None:
-        classes, lowest, highest = self.cnn.shape[1], np.min(self.labels, initial=0), np.max(self.labels, initial=0)
+        classes, lowest, highest = self.heads[0].shape[1], np.min(self.labels, initial=0), np.max(self.labels, initial=0)
         if lowest < 0 or highest >= classes:
             raise ValueError(f"there are labels from {lowest} to {highest}, but the network has {classes} classes, 0 to {classes - 1}")
 
     @property
+    def cnn(self) -> np.ndarray:
+        """The CNN head's logits (N, K)."""
+        return self._of_two(0)
+
+    @property
+    def transformer(self) -> np.ndarray:
+        """The transformer head's logits (N, K)."""
+        return self._of_two(1)
+
+    def _of_two(self, place: int) -> np.ndarray:
+        if len(self.heads) == 1:
+            raise ValueError("Predictions: the network has one head; its logits are `sum`")
+        return self.heads[place]
+
+    @property
     def sum(self) -> np.ndarray:
-        """The network's answer: the sum of both heads' logits (N, K)."""
-        return self.cnn + self.transformer
+        """The network's answer: the sum of both heads' logits (N, K), or those of its one head."""
+        return by_head(self.heads)["sum"]
 
     @property
     def accuracies(self) -> Accuracies:
         """Shares of right answers."""
-        return accuracies(self.cnn, self.transformer, self.labels)
+        return accuracies(self.heads, self.labels)
 
     @property
     def loss(self) -> float:
-        """The mean of both heads' cross entropies, in nats, without label smoothing."""
+        """The mean of the heads' cross entropies, in nats, without label smoothing."""
         with no_grad():
-            return sum(F.cross_entropy(Tensor(logits), self.labels).item() for logits in (self.cnn, self.transformer)) / 2
+            return sum(F.cross_entropy(Tensor(logits), self.labels).item() for logits in self.heads) / len(self.heads)
 
     @property
     def probabilities(self) -> np.ndarray:
-        """The softmax of the sum of both heads' logits (N, K)."""
+        """The softmax of `sum` (N, K)."""
         with no_grad():
             return F.softmax(Tensor(self.sum)).numpy()
 
     def class_accuracies(self) -> dict[str, np.ndarray]:
-        """Shares of right answers class by class, (K,) by each of `HEADS`; nan where a class has no images."""
-        counts = np.bincount(self.labels, minlength=self.cnn.shape[1])  # (K,)
+        """Shares of right answers class by class, (K,) by each of `HEADS` that there is; nan where a class has no images."""
+        counts = np.bincount(self.labels, minlength=self.heads[0].shape[1])  # (K,)
         shares = {}
-        for head, logits in zip(HEADS, (self.cnn, self.transformer, self.sum), strict=True):
+        for head, logits in by_head(self.heads).items():
             right = np.bincount(self.labels[logits.argmax(axis=1) == self.labels], minlength=len(counts))
             shares[head] = np.divide(right, counts, out=np.full(len(counts), np.nan), where=counts > 0)
         return shares
 
     def confusion_matrix(self) -> np.ndarray:
-        """How many images of class i (row) the sum of both heads takes for class j (column): integers (K, K)."""
-        classes = self.cnn.shape[1]
+        """How many images of class i (row) the network, by `sum`, takes for class j (column): integers (K, K)."""
+        classes = self.heads[0].shape[1]
         pairs = np.asarray(self.labels, np.int64) * classes + self.sum.argmax(axis=1)
         return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
 
-def predict(model: Conformer, batches: Iterable[np.ndarray | Tensor]) -> tuple[np.ndarray, np.ndarray]:
+def predict(model: nn.Module, batches: Iterable[np.ndarray | Tensor]) -> tuple[np.ndarray, ...]:
     """Run the network in evaluation mode, without a graph; the mode it was in is put back.
 
-    A GPU is waited for once, at the end.
+    A GPU is waited for once a head, at the end.
 
     Args:
         model: the network.
         batches: normalised images, (n, H, W, C) each, on any device and of either dtype; how they are divided changes nothing but rounding.
 
     Returns:
-        The CNN head's and the transformer head's logits, each (N, K).
+        The CNN head's and the transformer head's logits, each (N, K), or those of its one head alone.
 
     Raises:
-        TypeError: the network has not two heads: it is one of the branches alone.
+        TypeError: the network gives something else than the logits of one head or of two.
     """
     before = [(module, module.training) for module in model.modules()]  # some may be frozen
     device, dtype = _device(model), next(model.parameters()).dtype
     model.eval()
     try:
         with no_grad():
-            parts = [[head.data for head in _two_heads(model, Tensor(images).to(device=device, dtype=dtype))] for images in batches]
+            parts = [[head.data for head in heads_of(model, Tensor(images).to(device=device, dtype=dtype))] for images in batches]
     finally:
         for module, training in before:
             module.training = training
-    cnn, transformer = (backend.to_device(np.concatenate(head), "cpu") for head in zip(*parts, strict=True))
-    return cnn, transformer
+    return tuple(backend.to_device(np.concatenate(head), "cpu") for head in zip(*parts, strict=True))
 
 
-def _two_heads(model: Conformer, images: Tensor) -> tuple[Tensor, Tensor]:
-    heads = model(images)
-    if isinstance(heads, Tensor):
-        raise TypeError(f"predict: a {type(model).__name__} gives one tensor of shape {heads.shape}; give a Conformer, which has two heads")
-    return heads
-
-
-def _device(model: Conformer) -> str:
+def _device(model: nn.Module) -> str:
     return next(model.parameters()).device
 
 
-def evaluate(model: Conformer, split: Split, dataset: Dataset, batch_size: int | None = None, tta: str = "none") -> Predictions:
+def evaluate(model: nn.Module, split: Split, dataset: Dataset, batch_size: int | None = None, tta: str = "none") -> Predictions:
     """The network's answers to a split.
 
     Args:
@@ -172,8 +216,8 @@ def evaluate(model: Conformer, split: Split, dataset: Dataset, batch_size: int |
     batch_size = batch_size or (1000 if on_gpu else 500)
     batches = _on_gpu if on_gpu else _on_cpu
     answers = [predict(model, batches(split, dataset, batch_size, mirrored)) for mirrored in ([False, True] if tta == "mirror" else [False])]
-    cnn, transformer = (np.mean(logits, axis=0) for logits in zip(*answers, strict=True))  # (N, K) each
-    return Predictions(cnn, transformer, split.labels)
+    heads = tuple(np.mean(logits, axis=0) for logits in zip(*answers, strict=True))  # (N, K) each
+    return Predictions(heads, split.labels)
 
 
 def _on_cpu(split: Split, dataset: Dataset, batch_size: int, mirrored: bool) -> Iterator[np.ndarray]:

@@ -99,8 +99,9 @@ class GpuSteps:
         x, y = (array.reshape(parts, self._batch_size // parts, *array.shape[1:]) for array in (self._x, self._y))
         learner.update([(wrap(x[part]), wrap(y[part])) for part in range(parts)], self._note)
 
-    def _note(self, part: int, loss: Tensor, heads: tuple[Tensor, Tensor], labels: Tensor) -> None:
-        arrays = (heads[0].data, heads[1].data, labels.data, loss.data, self._records, self._counters)
+    def _note(self, part: int, loss: Tensor, heads: tuple[Tensor, ...], labels: Tensor) -> None:
+        self._heads = len(heads)
+        arrays = (heads[0].data, heads[-1].data, labels.data, loss.data, self._records, self._counters)
         first, last = part == 0, part == self._learner.config.accumulate - 1
         _cuda.launch(f"note<{cuda.c_type(loss.dtype)}>", 1, 1024, *arrays, *heads[0].shape, first, last)
 
@@ -164,5 +165,7 @@ class GpuSteps:
             seconds = cuda.array_module().cuda.get_elapsed_time(interval.began, interval.ended) / 1000 / len(interval.rates)
             for number, (rate, (loss, *right)) in enumerate(zip(interval.rates, interval.records.tolist(), strict=True), interval.first):
                 check_loss(loss, number, self._learner.config.lr)
-                outcomes.append(Outcome(number, loss, Accuracies(*(count / self._batch_size for count in right)), rate, seconds))
+                shares = [count / self._batch_size for count in right]
+                by_head = Accuracies(*shares) if self._heads == 2 else Accuracies(None, None, shares[0])  # of one head all three are equal
+                outcomes.append(Outcome(number, loss, by_head, rate, seconds))
         return outcomes

@@ -11,8 +11,9 @@ leave out norms, activations, pooling and additions. FCUDown counts as the offic
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from conformer.baselines import NETWORKS
 from conformer.config import ConformerConfig
 from conformer.model import Conformer
 
@@ -112,15 +113,27 @@ def _transformer(name: str, config: ConformerConfig, tokens: int) -> Part:
     return Part(name, "transformer", (tokens, width), weights + biases + 4 * width, weights * tokens, 2 * tokens * tokens * width)
 
 
-def count(config: ConformerConfig | Conformer, image_size: int | tuple[int, int] | None = None) -> Count:
+def _alone(block: BlockCount, network: str, tokens: Part) -> BlockCount:
+    """What a branch alone has of a block of the Conformer; `tokens` are in the place of those without positions."""
+    if network == "cnn":
+        parts = tuple(part for part in block.parts if part.branch == "CNN" or part.name == "conv_cls_head")
+        return replace(block, name=block.name.removesuffix(", trans_1"), parts=parts, tokens=None)
+    own = [part for part in block.parts if part.branch == "transformer" or part.name in ("stem", "trans_patch_conv", "trans_cls_head")]
+    parts = tuple(tokens if part.name == tokens.name else part for part in own)
+    return replace(block, name=block.name.removeprefix("conv_1, "), parts=parts, cnn=block.cnn if block.name == "stem" else None)
+
+
+def count(config: ConformerConfig | Conformer, image_size: int | tuple[int, int] | None = None, network: str = "conformer") -> Count:
     """Count a network's parameters and multiply-accumulates, block by block, for images of one size.
 
     Args:
         config: a configuration, or a model.
         image_size: side in pixels, or (height, width); None is 224 with the ImageNet stem and 32 with the others.
+        network: of a configuration, which of `conformer.baselines.NETWORKS`.
 
     Raises:
-        ValueError: the network cannot take images of that size, or parts of the model were replaced, so that it is not its configuration's.
+        ValueError: the network cannot take images of that size, or is none of them, or parts of the model were replaced, so that it is not its
+            configuration's.
         TypeError: it is not a whole Conformer, such as one of its branches alone.
     """
     if not isinstance(config, ConformerConfig | Conformer):
@@ -130,6 +143,8 @@ def count(config: ConformerConfig | Conformer, image_size: int | tuple[int, int]
         if real != result.parameters:
             raise ValueError(f"count: the model has {real:,} parameters, its configuration {result.parameters:,}: parts of it were replaced")
         return result
+    if network not in NETWORKS:
+        raise ValueError(f"count: network is {network!r}; it must be one of {', '.join(NETWORKS)}")
     height, width = config.sides(image_size)
     size = config.stem_size(height, width)
     rows, columns = config.token_grid(height, width)
@@ -174,6 +189,9 @@ def count(config: ConformerConfig | Conformer, image_size: int | tuple[int, int]
         Part("trans_cls_head", "heads", (classes,), embed * classes + classes, embed * classes),
     )
     blocks.append(BlockCount("heads", None, heads, None, None))
+    if network != "conformer":
+        positions = Part("tokens", "transformer", (tokens, embed), embed + tokens * embed, 0)  # the class token, and a vector for each place
+        blocks = [_alone(block, network, positions) for block in blocks]
     return Count(config, (height, width), tuple(blocks))
 
 
@@ -192,9 +210,9 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join([name.ljust(first), *map(str.rjust, cells, widths)]) for name, *cells in rows)
 
 
-def describe(config: ConformerConfig | Conformer, image_size: int | tuple[int, int] | None = None) -> str:
+def describe(config: ConformerConfig | Conformer, image_size: int | tuple[int, int] | None = None, network: str = "conformer") -> str:
     """The shape table of a network as text, one line a block and the sums below; takes and raises what `count` does."""
-    result = count(config, image_size)
+    result = count(config, image_size, network)
     lines = [("block", "stage", "CNN branch", "tokens", "parameters", "MACs")]
     for block in result.blocks:
         stage = "-" if block.stage is None else str(block.stage)
@@ -207,5 +225,6 @@ def describe(config: ConformerConfig | Conformer, image_size: int | tuple[int, i
     table.append(f"images of {height} x {width} pixels: {result.parameters:,} parameters, {_macs(result.macs)} multiply-accumulates (MACs) an image,")
     table.append(f"{_macs(result.macs_without_attention)} without attention's two products")
     for branch, (parameters, macs) in result.by_branch().items():
-        table.append(f"  {branch:<12}{parameters:>12,} parameters  {_macs(macs):>9}")
+        if parameters:  # a branch alone has none of the other
+            table.append(f"  {branch:<12}{parameters:>12,} parameters  {_macs(macs):>9}")
     return "\n".join(table)

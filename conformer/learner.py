@@ -1,6 +1,6 @@
 """A network and what trains it; `Learner.train_step` is the recipe.
 
-The mean of both heads' losses, the gradient's norm clipped, AdamW, a warm-up and a cosine, perhaps an average of the weights. Nothing here knows
+The mean of the heads' losses, the gradient's norm clipped, AdamW, a warm-up and a cosine, perhaps an average of the weights. Nothing here knows
 files or a display. Read next: `conformer/train.py`, which calls this step by step.
 """
 
@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
 
 import numpy as np
 
+from conformer.baselines import Build, builder
 from conformer.batches import Batch
 from conformer.config import ConformerConfig
-from conformer.evaluate import Accuracies, accuracies
-from conformer.model import Conformer, parameter_groups
+from conformer.evaluate import Accuracies, accuracies, heads_of
+from conformer.model import parameter_groups
 from conformer.options import TrainConfig
 from minigrad import functional as F
 from minigrad import random
@@ -24,7 +24,7 @@ from minigrad.tensor import Tensor
 
 __all__ = ["Learner", "check_loss", "check_weights"]
 
-Note = Callable[[int, Tensor, tuple[Tensor, Tensor], Tensor], None]
+Note = Callable[[int, Tensor, tuple[Tensor, ...], Tensor], None]
 """What `Learner.update` tells of a part of a step."""
 
 
@@ -41,14 +41,16 @@ def check_weights(arrays: Mapping[str, np.ndarray], step: int, lr: float) -> Non
 
 
 class Learner:
-    """A Conformer as it is before the first step, and its optimiser, schedule and average; makes the seed of `config` the process's.
+    """A network as it is before the first step, and its optimiser, schedule and average; makes the seed of `config` the process's.
 
     Args:
-        network: the network.
+        network: the network's configuration.
         config: the options of the run.
         steps: how many steps the learning rate's schedule is fitted to.
         device: where the network is, "cpu" or "cuda".
         weights: parameters and buffers to begin with, by name; the others are as they are initialised.
+        build: makes the network of its configuration, with one head or two (`conformer.evaluate.heads_of`); None makes the one that `config.network`
+            names, for images of the usual size.
 
     Attributes:
         model, optimizer, schedule: as they are after `step` steps.
@@ -58,11 +60,17 @@ class Learner:
     """
 
     def __init__(
-        self, network: ConformerConfig, config: TrainConfig, steps: int, device: str = "cpu", weights: Mapping[str, np.ndarray] | None = None
+        self,
+        network: ConformerConfig,
+        config: TrainConfig,
+        steps: int,
+        device: str = "cpu",
+        weights: Mapping[str, np.ndarray] | None = None,
+        build: Build | None = None,
     ):
         random.manual_seed(config.seed)
         self.config = config
-        self.model = Conformer(**asdict(network))
+        self.model = (build or builder(config.network))(network)
         if weights is not None:  # before the average begins with them
             self.model.load_state_dict({**self.model.state_dict(), **weights})
         self.model = self.model.to(device=device)
@@ -81,19 +89,19 @@ class Learner:
     def update(self, parts: Iterable[tuple[Tensor, Tensor]], note: Note) -> None:
         """What a step does: the gradient of the loss on its images and labels, taken in parts; clipping; the optimiser; the average.
 
-        It looks at no number, so that it may be captured as a CUDA graph (`conformer/gpu_steps.py`). The loss is the mean of both heads' cross
+        It looks at no number, so that it may be captured as a CUDA graph (`conformer/gpu_steps.py`). The loss is the mean of the heads' cross
         entropies. Source: Peng et al. 2021, section 3, and the official code's engine.py.
 
         Args:
             parts: `config.accumulate` equal parts of the batch, images (b, H, W, C) and labels (b,).
-            note: is given each part's number, its share of the loss, both heads' logits and the labels, before its gradient is computed.
+            note: is given each part's number, its share of the loss, the heads' logits and the labels, before its gradient is computed.
         """
         config = self.config
         self.optimizer.zero_grad()
         for number, (images, labels) in enumerate(parts):
-            heads = self.model(images)  # logits of the CNN head and of the transformer head, (b, K) each
-            losses = [F.cross_entropy(head, labels, label_smoothing=config.label_smoothing) for head in heads]
-            loss = (losses[0] + losses[1]) * (0.5 / config.accumulate)
+            heads = heads_of(self.model, images)  # logits of the CNN head and of the transformer head, or of the only one, (b, K) each
+            first, *others = (F.cross_entropy(head, labels, label_smoothing=config.label_smoothing) for head in heads)
+            loss = sum(others, first) * (1 / len(heads) / config.accumulate)
             note(number, loss, heads, labels)
             loss.backward()
         if config.clip_norm:
@@ -110,7 +118,7 @@ class Learner:
         """
         total, logits = 0.0, []
 
-        def note(number: int, loss: Tensor, heads: tuple[Tensor, Tensor], labels: Tensor) -> None:
+        def note(number: int, loss: Tensor, heads: tuple[Tensor, ...], labels: Tensor) -> None:
             nonlocal total
             total += loss.item()
             check_loss(total, self.step + 1, self.config.lr)
@@ -120,8 +128,8 @@ class Learner:
         images, labels = (map(Tensor, np.split(array, self.config.accumulate)) for array in batch)
         self.update(zip(images, labels, strict=True), note)
         self.step += 1
-        cnn, transformer = (np.concatenate(parts) for parts in zip(*logits, strict=True))  # (B, K)
-        return total, accuracies(cnn, transformer, batch.labels)
+        heads = [np.concatenate(parts) for parts in zip(*logits, strict=True)]  # (B, K) each
+        return total, accuracies(heads, batch.labels)
 
     def state(self) -> dict[str, np.ndarray]:
         """Weights, optimiser and average as arrays called "model.*", "optimizer.*" and "ema.*"; `step` and the draws need no more than its number."""

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from conformer.display import Display, Progress
-from conformer.evaluate import HEADS
+from conformer.evaluate import titles
 from conformer.text import printable
 
 __all__ = ["LiveDisplay", "panel"]
@@ -45,10 +45,11 @@ def panel(progress: Progress) -> Group:
     figures = f"loss {progress.loss:.3f}  learning rate {progress.learning_rate:.2g}  {progress.images_per_second:.0f} images/s"
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim")
-    for _ in HEADS:
+    named = titles(progress.train.by_head()).values()
+    for _ in named:
         table.add_column(justify="right")
-    table.add_row("", *(Text(name, style="dim") for name in HEADS.values()))
-    table.add_row("training", *(f"{100 * share:.1f} %" for share in progress.train))
-    if progress.test:
-        table.add_row("test", *(f"{100 * share:.1f} %" for share in progress.test))
+    table.add_row("", *(Text(name, style="dim") for name in named))
+    for title, shares in {"training": progress.train, "test": progress.test}.items():
+        if shares:
+            table.add_row(title, *(f"{100 * share:.1f} %" for share in shares.by_head().values()))
     return Group(where, Text(figures), table)

@@ -72,7 +72,8 @@ class TrainConfig:
         OptionError: a value out of range.
     """
 
-    config: Annotated[str, "the network"] = "cifar-nano"
+    config: Annotated[str, "the network's sizes"] = "cifar-nano"
+    network: Annotated[str, "the whole Conformer, or one of its branches alone"] = "conformer"
     dataset: Annotated[str, "the data set; auto is cifar10 where it can be found or downloaded, else coupling10, which is generated"] = "auto"
     data_dir: Annotated[Path | None, "an archive, its folder or their parent (if not given: $CONFORMER_DATA, the cache, then a download)"] = None
     out: Annotated[Path | None, "the run folder to make (if not given: runs/CONFIG-TIME)"] = None
@@ -106,6 +107,8 @@ class TrainConfig:
         for name, allowed in {"device": DEVICES, "precision": PRECISIONS, "tta": TTA}.items():
             if getattr(self, name) not in allowed:
                 self._refuse(name, f"it must be one of {', '.join(allowed)}")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.network):  # folders are called by it
+            self._refuse("network", "it must be a name of letters, digits, dots, dashes and underscores")
         absent = {field.name for field in fields(self) if field.default is None and getattr(self, field.name) is None}
         for name in [name for name in COUNTS if name not in absent]:
             self._check_count(name, *COUNTS[name])

@@ -19,7 +19,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from conformer.evaluate import HEADS
+from conformer.evaluate import HEADS, titles
 from conformer.files import write_file
 from conformer.run_log import RunLog
 from conformer.text import printable
@@ -46,22 +46,28 @@ def draw_losses(axes: Axes, log: RunLog) -> None:
     """Training and test loss over the epochs."""
     axes.plot([line["epoch"] for line in log.training], [line["loss"] for line in log.training], color="tab:gray", label="training, augmented")
     axes.plot([line["epoch"] for line in log.tests], [line["test_loss"] for line in log.tests], "o-", markersize=3, color="tab:red", label="test")
-    axes.set(xlabel="epoch", ylabel="loss: cross entropy, mean of both heads")
+    axes.set(xlabel="epoch", ylabel=f"loss: cross entropy{', mean of both heads' * (len(_named(log)) > 1)}")
     _finish(axes)
 
 
 def draw_accuracies(axes: Axes, log: RunLog) -> None:
-    """Test accuracies of both heads and their sum over the epochs, and of the averaged weights where there are any."""
-    for head, name in HEADS.items():
+    """Test accuracies of both heads and their sum over the epochs, or of the only head, and of the averaged weights where there are any."""
+    named = _named(log)
+    for head, name in named.items():
         values = [100 * line["test_accuracy"][head] for line in log.tests]
         last = f": {values[-1]:.2f} %" if values else ""
         axes.plot([line["epoch"] for line in log.tests], values, "o-", markersize=3, color=COLORS[head], label=f"{name}{last}")
     if averaged := [line for line in log.tests if "ema_test_accuracy" in line]:
         values = [100 * line["ema_test_accuracy"]["sum"] for line in averaged]
-        label = f"sum, average of the weights: {values[-1]:.2f} %"
+        label = f"{'sum, ' * (len(named) > 1)}average of the weights: {values[-1]:.2f} %"
         axes.plot([line["epoch"] for line in averaged], values, "--", color="tab:purple", label=label)
     axes.set(xlabel="epoch", ylabel="test accuracy in percent")
     _finish(axes)
+
+
+def _named(log: RunLog) -> dict[str, str]:
+    """What the run's answers are called, of two heads and their sum or of one."""
+    return titles(log.tests[0]["test_accuracy"] if log.tests else HEADS)
 
 
 def draw_learning_rate(axes: Axes, log: RunLog) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 
 from conformer import plots
 from conformer.data import Dataset
-from conformer.evaluate import HEADS, Predictions
+from conformer.evaluate import Predictions, titles
 from conformer.files import quoted, write_file
 from conformer.image_files import png
 from conformer.options import TrainConfig, flag
@@ -84,10 +84,10 @@ def _notice(log: RunLog) -> str:
 
 def _figures(log: RunLog, predictions: Predictions | None) -> str:
     """The few figures that a reader looks for first."""
-    shares = predictions.accuracies._asdict() if predictions else log.tests[-1]["test_accuracy"] if log.tests else None
+    shares = predictions.accuracies.by_head() if predictions else log.tests[-1]["test_accuracy"] if log.tests else None
     figures = []
     if shares:
-        figures = [("test accuracy" if head == "sum" else name, f"{100 * shares[head]:.2f} %") for head, name in reversed(HEADS.items())]
+        figures = [("test accuracy" if head == "sum" else name, f"{100 * shares[head]:.2f} %") for head, name in reversed(titles(shares).items())]
     if log.tests:
         best = max(log.tests, key=lambda line: line["test_accuracy"]["sum"])
         epoch = f"{best['epoch']:,.2f}".rstrip("0").rstrip(".")
@@ -102,7 +102,8 @@ def _figures(log: RunLog, predictions: Predictions | None) -> str:
     cells = "".join(f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for name, value in figures)
     if not shares:
         return f'<div class="figures">{cells}</div>'
-    explained = "<p>The test accuracy is that of the sum of both heads' logits, on images that were not trained on. "
+    by = "that of the sum of both heads' logits, " if len(shares) > 1 else ""
+    explained = f"<p>The test accuracy is {by}on images that were not trained on. "
     explained += "The best is chosen by these very images, so its figure is on the high side: quote that of the end.</p>"
     return f'<div class="figures">{cells}</div>{explained}'
 
@@ -134,9 +135,9 @@ def _classes(dataset: Dataset, predictions: Predictions) -> str:
     rows = []
     for number in np.argsort(-np.nan_to_num(shares["sum"], nan=-1.0), kind="stable"):
         values = [100 * column[number] for column in shares.values()]
-        bar = f'<i style="width: {0 if np.isnan(values[2]) else values[2]:.1f}%"></i>'
+        bar = f'<i style="width: {0 if np.isnan(values[-1]) else values[-1]:.1f}%"></i>'
         rows.append([escape(dataset.classes[number]), *("–" if np.isnan(value) else f"{value:.1f}" for value in values), bar])
-    table = _table(["class", *HEADS.values(), ""], rows, ["", "number", "number", "number", "bar"])
+    table = _table(["class", *titles(shares).values(), ""], rows, ["", *["number"] * len(shares), "bar"])
     text = "<p>Test accuracy class by class in percent, the best at the top.</p>"
     return _section("Classes", text, table if len(rows) <= 20 else f"<details><summary>all {len(rows)} classes</summary>{table}</details>")
 
@@ -201,7 +202,7 @@ def _figure(dataset: Dataset, number: int, label: int, probabilities: np.ndarray
 def _options(log: RunLog, config: dict[str, Any]) -> str:
     given = _given(config)
     rows = [[escape(name), f"<b>{escape(_text(value))}</b>" if name in given else escape(_text(value))] for name, value in config.items()]
-    known = {"config", "dataset", "dataset_notice", "parameters", "seed", "steps"}
+    known = {"config", "network", "dataset", "dataset_notice", "parameters", "seed", "steps"}
     machine = [[escape(name), escape(_text(value))] for name, value in log.header.items() if name not in known]
     return _section(
         "How it was trained",

@@ -13,13 +13,14 @@ import numpy as np
 
 from conformer import data
 from conformer.augment import check_sides
+from conformer.baselines import NETWORKS, Build, builder
 from conformer.checkpoints import Checkpoint
 from conformer.config import ConformerConfig
 from conformer.options import OptionError, TrainConfig
 from conformer.weights import initial_weights
 from minigrad.backend import cuda
 
-__all__ = ["check_data", "check_precision", "check_same", "given_weights"]
+__all__ = ["check_data", "check_precision", "check_same", "chosen_builder", "given_weights"]
 
 
 def check_data(dataset: data.Dataset, config: TrainConfig, network: ConformerConfig) -> None:
@@ -38,10 +39,25 @@ def check_data(dataset: data.Dataset, config: TrainConfig, network: ConformerCon
         raise data.DataError(f"{dataset.name} has no test images, by which a run is measured after every epoch; hold some back")
 
 
-def given_weights(source: Path, network: ConformerConfig) -> dict[str, np.ndarray]:
+def chosen_builder(network: str, build: Build | None, dataset: data.Dataset) -> Build:
+    """What makes the network of a run: what was given, or else what its name stands for; raises OptionError where the name is not that of either."""
+    if build is None:
+        try:
+            height, width = dataset.train.images.shape[1:3]
+            return builder(network, (height, width))
+        except ValueError as error:
+            raise OptionError(str(error), "network") from error
+    if network in NETWORKS:
+        raise OptionError(f"network is {network}, which this program builds itself; give what is built in Python a name of its own", "network")
+    return build
+
+
+def given_weights(config: TrainConfig, network: ConformerConfig, dataset: data.Dataset, build: Build | None) -> dict[str, np.ndarray]:
     """Those of --finetune; raises OptionError where they are not there."""
+    assert config.finetune is not None
+    height, width = dataset.train.images.shape[1:3]
     try:
-        return initial_weights(source, network)
+        return initial_weights(config.finetune, network, config.network, (height, width), build)
     except OSError as error:
         raise OptionError(f"finetune: {error}; give a run or a weights file", "finetune") from error
 

@@ -23,10 +23,10 @@ import minigrad
 from conformer.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from conformer.claims import claim, release
 from conformer.files import write_file
-from conformer.model import Conformer
 from conformer.run_log import parse_line
 from conformer.text import from_json
 from conformer.weights import About, save_weights
+from minigrad import nn
 from minigrad.backend import cpu
 
 __all__ = ["CHECKPOINT", "OPENBLAS_PINS", "RunFolder", "environment", "incomplete", "read_config", "read_options"]
@@ -182,7 +182,7 @@ class RunFolder:
         _, *rest = path.read_bytes().splitlines(keepends=True)
         write_file(path, json.dumps(self.header() | {"steps": steps}).encode() + b"\n" + b"".join(rest))
 
-    def save(self, name: str, model: Conformer, about: About) -> None:
+    def save(self, name: str, model: nn.Module, about: About) -> None:
         """Write `name`.safetensors: the model's weights and what they are for; an older one stays until the new one is complete."""
         save_weights(self.to_write(f"{name}.safetensors"), model, about)
 

@@ -6,18 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from conformer.baselines import label
 from conformer.evaluate import HEADS
+from conformer.options import TrainConfig
 from conformer.text import from_json
 
 __all__ = ["RunLog", "parse_line", "read_log"]
 
-TEXT, WHOLE, WHOLE_OR_NULL, NUMBER, SHARES = "text", "a whole number", "a whole number or null", "a number", "three accuracies"
+TEXT, WHOLE, WHOLE_OR_NULL, NUMBER, SHARES = "text", "a whole number", "a whole number or null", "a number", "accuracies by head"
 TYPES = {TEXT: (str,), WHOLE: (int,), WHOLE_OR_NULL: (int, type(None)), NUMBER: (int, float)}
 HEADER = {"config": TEXT, "dataset": TEXT, "seed": WHOLE, "parameters": WHOLE}
 MEASURED = {"step": WHOLE, "epoch": NUMBER}
 TRAINING = MEASURED | {"loss": NUMBER, "learning_rate": NUMBER, "images_per_second": NUMBER}
 TEST = MEASURED | {"test_accuracy": SHARES, "test_loss": NUMBER, "seconds": NUMBER}
-OPTIONAL = {"steps": WHOLE_OR_NULL, "dataset_notice": TEXT, "ema_test_accuracy": SHARES}
+OPTIONAL = {"network": TEXT, "steps": WHOLE_OR_NULL, "dataset_notice": TEXT, "ema_test_accuracy": SHARES}
 """What is shown of a line, and of which kind it is: of the first, of running figures, of an evaluation, and what may be there besides."""
 
 
@@ -32,7 +34,8 @@ class RunLog:
     @property
     def title(self) -> str:
         """Network, data set and seed."""
-        return f"{self.header['config']} on {self.header['dataset']}, seed {self.header['seed']}"
+        network = label(self.header["config"], self.header.get("network", TrainConfig.network))  # the first versions knew no other
+        return f"{network} on {self.header['dataset']}, seed {self.header['seed']}"
 
 
 def read_log(run: Path) -> RunLog:
@@ -57,7 +60,10 @@ def read_log(run: Path) -> RunLog:
     if not lines:
         raise ValueError(f"{path} is empty")
     header, *rest = lines
-    return RunLog(header, [line for line in rest if "train_accuracy" in line], [line for line in rest if "test_accuracy" in line])
+    tests = [line for line in rest if "test_accuracy" in line]
+    if len({len(line["test_accuracy"]) for line in tests}) > 1:
+        raise ValueError(f"{path} is damaged (some of its test_accuracy are of two heads, some of one)")
+    return RunLog(header, [line for line in rest if "train_accuracy" in line], tests)
 
 
 def parse_line(text: bytes) -> dict[str, Any]:
@@ -78,5 +84,5 @@ def _check(line: dict[str, Any], kinds: dict[str, str]) -> None:
 
 def _is(value: Any, kind: str) -> bool:
     if kind == SHARES:
-        return isinstance(value, dict) and value.keys() == HEADS.keys() and all(_is(share, NUMBER) for share in value.values())
+        return isinstance(value, dict) and value.keys() in (HEADS.keys(), {"sum"}) and all(_is(share, NUMBER) for share in value.values())
     return type(value) in TYPES[kind]

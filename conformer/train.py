@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from conformer import data, devices
+from conformer.baselines import Build, label
 from conformer.batches import Batch, batches
 from conformer.budget import seconds_of, steps_within, timed_step
 from conformer.checkpoints import Checkpoint, fingerprint
@@ -32,7 +33,7 @@ from conformer.evaluate import Accuracies, Predictions, evaluate
 from conformer.gpu_steps import GpuSteps
 from conformer.learner import Learner, check_loss, check_weights
 from conformer.options import MAY_CHANGE, TrainConfig, duration, plain, resumed
-from conformer.run_checks import check_data, check_precision, check_same, given_weights
+from conformer.run_checks import check_data, check_precision, check_same, chosen_builder, given_weights
 from conformer.run_folder import RunFolder, environment, read_options
 from conformer.steps import CpuSteps, Outcome, Steps
 from conformer.stopping import StopSignals
@@ -64,6 +65,8 @@ class Trainer:
         display: where progress is shown; None prints lines.
         origin: the folder and the checkpoint to go on from; `Trainer.resume` gives them.
         dataset: what the options' data set is, where it is loaded already.
+        build: makes a network of one's own of its configuration, with one head or two; the options' `network` is then the name that it has in the
+            run's files.
 
     Raises:
         OptionError: an option that does not fit the data or the device.
@@ -78,6 +81,7 @@ class Trainer:
         display: Display | None = None,
         origin: tuple[RunFolder, Checkpoint | None] | None = None,
         dataset: data.Dataset | None = None,
+        build: Build | None = None,
     ):
         folder, checkpoint = origin or (None, None)
         self.config = config
@@ -89,6 +93,7 @@ class Trainer:
         network = replace(named_config(config.config), num_classes=len(self.dataset.classes))
         self.network = network if config.drop_path is None else replace(network, drop_path_rate=config.drop_path)
         check_data(self.dataset, config, self.network)
+        self._build = chosen_builder(config.network, build, self.dataset)
         self.steps_per_epoch = len(self.dataset.train) // config.batch_size
         self.evaluation_steps = config.eval_epochs * self.steps_per_epoch  # from one evaluation to the next
         limits = [config.epochs and config.epochs * self.steps_per_epoch, config.max_steps]
@@ -106,23 +111,27 @@ class Trainer:
         self._evaluation_seconds = 0.0
         self._started = self._saved_at = time.perf_counter()
         # Those to begin with; a checkpoint has weights.
-        self._initial = given_weights(config.finetune, self.network) if config.finetune is not None and checkpoint is None else None
+        begins = config.finetune is not None and checkpoint is None
+        self._initial = given_weights(config, self.network, self.dataset, build) if begins else None
         self.learner = self._new_learner()
 
         now = datetime.now().astimezone()
         self.header = self._header(now)
-        self.folder = folder or self._new_folder(f"{config.config}-{now:%Y-%m-%d-%H%M%S}")
+        self.folder = folder or self._new_folder(f"{label(config.config, config.network)}-{now:%Y-%m-%d-%H%M%S}")
         if folder:
             self._restore(checkpoint)
 
     @classmethod
-    def resume(cls, run: Path, display: Display | None = None, loaded: data.Dataset | None = None, **given: Any) -> Trainer:
+    def resume(
+        cls, run: Path, display: Display | None = None, loaded: data.Dataset | None = None, build: Build | None = None, **given: Any
+    ) -> Trainer:
         """Set up a run that was interrupted; `run()` then ends with the weights of an uninterrupted one, bit for bit on the same device.
 
         Args:
             run: its folder. A run that was broken off before its first checkpoint begins again.
             display: as for `Trainer`.
             loaded: the run's data set, where it is loaded already.
+            build: what it was given for the run, if anything.
             **given: options of `TrainConfig`: those of `MAY_CHANGE` hold from here on, any other must be what the run was started with.
 
         Raises:
@@ -136,11 +145,11 @@ class Trainer:
             options = checkpoint.options if checkpoint else read_options(run)
             config = resumed(run, options, checkpoint and checkpoint.dataset, given)
             if loaded or "data_dir" in given:
-                return cls(config, display, (folder, checkpoint), loaded)
+                return cls(config, display, (folder, checkpoint), loaded, build)
             if not checkpoint and config.data_dir and not config.data_dir.exists():  # without its fingerprint, other data would pass for it
                 raise data.DataError(f"the run's data is not in {config.data_dir} any more; give it with --data-dir")
             with data.place_of(config.dataset, config.data_dir) as place:
-                return cls(replace(config, data_dir=place), display, (folder, checkpoint))
+                return cls(replace(config, data_dir=place), display, (folder, checkpoint), build=build)
         except BaseException:
             folder.close()
             raise
@@ -174,7 +183,8 @@ class Trainer:
         random.manual_seed(config.seed)  # another run may have been set up since this one was
         if dataset.notice:
             show(dataset.notice)
-        show(f"{config.config} on {dataset.name}: {len(dataset.train):,} training and {len(dataset.test):,} test images from {dataset.source}")
+        images = f"{len(dataset.train):,} training and {len(dataset.test):,} test images from {dataset.source}"
+        show(f"{label(config.config, config.network)} on {dataset.name}: {images}")
         show(f"on {devices.describe(self.device)}")
         cpu.keep_freed_memory()
         self.learner.model.train()
@@ -186,7 +196,8 @@ class Trainer:
                     self._fit_to_budget(signals)
                 done = f", {self.step:,} of them taken" if self.step else ""
                 show(f"{self.steps:,} steps of {config.batch_size} images{done}, run folder {self.folder.path}")
-                show("accuracies in percent: CNN head/transformer head/sum of both")
+                if config.network not in ("cnn", "transformer"):  # which have one head
+                    show("accuracies in percent: CNN head/transformer head/sum of both")
                 self._save()
                 if self._evaluation_due():  # the run was broken off in the middle of it
                     self._evaluate(signals)
@@ -250,7 +261,7 @@ class Trainer:
                     step=outcome.step,
                     epoch=progress.epoch,
                     loss=progress.loss,
-                    train_accuracy=progress.train._asdict(),
+                    train_accuracy=progress.train.by_head(),
                     learning_rate=progress.learning_rate,
                     images_per_second=progress.images_per_second,
                 )
@@ -264,7 +275,7 @@ class Trainer:
             steps=self.steps,
             epoch=last.step / self.steps_per_epoch,
             loss=sum(losses) / len(losses),
-            train=Accuracies(*(sum(column) / len(column) for column in zip(*shares, strict=True))),
+            train=Accuracies.mean(shares),
             test=self.test,
             learning_rate=last.learning_rate,
             images_per_second=self.config.batch_size / each,
@@ -326,13 +337,13 @@ class Trainer:
         if self.learner.ema:
             with self.learner.ema.swapped():
                 averaged = self._measured(signals).accuracies
-                self.folder.save("ema", self.learner.model, replace(about, test_accuracy=averaged._asdict()))
+                self.folder.save("ema", self.learner.model, replace(about, test_accuracy=averaged.by_head()))
         self.evaluated = self.step
         self._evaluation_seconds = time.perf_counter() - began
 
         seconds = time.perf_counter() - self._started
-        log = {"step": self.step, "epoch": self.step / self.steps_per_epoch, "test_accuracy": test._asdict(), "test_loss": loss}
-        self.folder.log(**log, **({"ema_test_accuracy": averaged._asdict()} if averaged else {}), seconds=seconds)
+        log = {"step": self.step, "epoch": self.step / self.steps_per_epoch, "test_accuracy": test.by_head(), "test_loss": loss}
+        self.folder.log(**log, **({"ema_test_accuracy": averaged.by_head()} if averaged else {}), seconds=seconds)
         self._save()
         average = f" (average of the weights: {averaged} %)" if averaged else ""
         epoch = -(-self.step // self.steps_per_epoch)
@@ -346,7 +357,7 @@ class Trainer:
     def _about(self) -> About:
         """What the weights are for, after an evaluation."""
         assert self.test is not None
-        return About.of(self.network, self.config.config, self.dataset, self.step, self.test._asdict())
+        return About.of(self.network, self.config.config, self.dataset, self.step, self.test.by_head(), self.config.network)
 
     def save_last(self) -> None:
         """Write last.safetensors of a finished run anew; raises OSError."""
@@ -391,7 +402,7 @@ class Trainer:
     # --- setting up, and finding everything as a checkpoint left it
 
     def _new_learner(self) -> Learner:
-        return Learner(self.network, self.config, self.steps, self.device, self._initial)
+        return Learner(self.network, self.config, self.steps, self.device, self._initial, self._build)
 
     def _header(self, now: datetime) -> dict[str, Any]:
         """The first line of metrics.jsonl: what the run is, and what its times depend on."""
@@ -399,6 +410,7 @@ class Trainer:
             "dataset": self.dataset.name,
             "dataset_notice": self.dataset.notice,
             "config": self.config.config,
+            "network": self.config.network,
             "parameters": sum(parameter.size for parameter in self.learner.model.parameters()),
             "train_images": len(self.dataset.train),
             "test_images": len(self.dataset.test),
@@ -464,11 +476,11 @@ class Trainer:
             self.display.message(f"{' and '.join(differs)} differ from those the run was started with: the last digits of the weights will too")
 
 
-def train(config: TrainConfig, display: Display | None = None) -> TrainResult:
-    """Train a Conformer; see `Trainer` for what it raises."""
-    return Trainer(config, display).run()
+def train(config: TrainConfig, display: Display | None = None, build: Build | None = None) -> TrainResult:
+    """Train a Conformer, a branch of it alone, or what `build` makes; see `Trainer` for what it raises."""
+    return Trainer(config, display, build=build).run()
 
 
-def resume(run: Path, display: Display | None = None) -> TrainResult:
+def resume(run: Path, display: Display | None = None, build: Build | None = None) -> TrainResult:
     """Go on with a run that was broken off; see `Trainer.resume` for what it raises."""
-    return Trainer.resume(run, display).run()
+    return Trainer.resume(run, display, build=build).run()

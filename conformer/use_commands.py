@@ -14,8 +14,9 @@ import numpy as np
 
 from conformer import data, devices
 from conformer.augment import normalize
+from conformer.baselines import label
 from conformer.config import named_config
-from conformer.evaluate import HEADS, TTA, Predictions, evaluate, predict
+from conformer.evaluate import TTA, Predictions, by_head, evaluate, predict, titles
 from conformer.explain import attention_rollout, class_activation_maps, token_map
 from conformer.info import columns, describe
 from conformer.mistakes import EXTRAS, Mistake, complain, drawing, say_pins, sentence, told
@@ -26,6 +27,7 @@ from conformer.run_log import read_log
 from conformer.text import printable
 from conformer.weights import About, load_weights, weights_file
 from minigrad import functional as F
+from minigrad import nn
 from minigrad.backend import cuda
 from minigrad.modes import no_grad
 from minigrad.tensor import Tensor
@@ -34,7 +36,7 @@ __all__ = ["measure", "run_evaluate", "run_explain", "run_info", "run_predict", 
 
 
 def run_evaluate(options: argparse.Namespace) -> None:
-    """Print three accuracies, and each class; draw which classes are taken for which."""
+    """Print three accuracies, or that of one head, and each class; draw which classes are taken for which."""
     device = _device(options)
     with told(1):
         picture = options.picture or weights_file(options.run).with_name("confusion.png")
@@ -44,14 +46,16 @@ def run_evaluate(options: argparse.Namespace) -> None:
         dataset = _dataset_of(about, options.data_dir, saved)
     predictions = evaluate(model.to(device=device), dataset.test, dataset, options.batch_size, tta)
     classes = [printable(name) for name in dataset.classes]
-    title = f"{printable(about.config)} after {about.step:,} steps, on {len(dataset.test):,} test images of {dataset.name}"
+    title = f"{printable(label(about.config, about.kind))} after {about.step:,} steps, on {len(dataset.test):,} test images of {dataset.name}"
     print(f"{title} from {dataset.source}, on {devices.describe(device)}{', with mirror images' * (tta == 'mirror')}")
-    for name, share in zip(HEADS.values(), predictions.accuracies, strict=True):
-        print(f"  {name:<17} {100 * share:6.2f} %")
+    accuracies = predictions.accuracies.by_head()
+    named = titles(accuracies)
+    for head, share in accuracies.items():
+        print(f"  {named[head]:<17} {100 * share:6.2f} %")
     print(f"  loss              {predictions.loss:6.3f}")
-    shares = np.stack(list(predictions.class_accuracies().values()), axis=1)  # (K, 3)
+    shares = np.stack(list(predictions.class_accuracies().values()), axis=1)  # (K, 3), or (K, 1) of one head
     rows = [[name, *(f"{100 * share:.1f}" for share in row)] for name, row in zip(classes, shares, strict=True)]
-    print("\n" + columns([["accuracy in percent", *HEADS.values()], *rows]))
+    print("\n" + columns([["accuracy in percent", *named.values()], *rows]))
     try:
         with drawing("the picture of the confusion matrix"):
             from conformer.plots import save_confusion_matrix
@@ -67,15 +71,16 @@ def run_evaluate(options: argparse.Namespace) -> None:
 
 
 def run_predict(options: argparse.Namespace) -> None:
-    """Print the likeliest classes of each image, by both heads and by their sum."""
+    """Print the likeliest classes of each image, by both heads and by their sum, or by the only head."""
     model, about, images = _load_images(options)
     classes = [printable(name) for name in about.classes]
     batches = (normalize(images[start : start + 100], about.mean, about.std) for start in range(0, len(images), 100))
-    cnn, transformer = predict(model, batches)  # (N, K) each
+    logits = by_head(predict(model, batches))  # (N, K) each
+    named = titles(logits)
     with no_grad():
-        shares = [F.softmax(Tensor(logits)).numpy() for logits in (cnn, transformer, cnn + transformer)]
+        shares = {named[head]: F.softmax(Tensor(array)).numpy() for head, array in logits.items()}
     for number, path in enumerate(options.images):
-        table = [[name, *_likeliest(share[number], classes, options.top)] for name, share in zip(HEADS.values(), shares, strict=True)]
+        table = [[name, *_likeliest(share[number], classes, options.top)] for name, share in shares.items()]
         widths = [max(map(len, column)) for column in table]
         lines = ("    ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in zip(*table, strict=True))
         print(printable(str(path)), *(f"  {line}" for line in lines), sep="\n")
@@ -91,6 +96,8 @@ def _likeliest(shares: np.ndarray, classes: list[str], count: int) -> list[str]:
 def run_explain(options: argparse.Namespace) -> None:
     """Draw where both branches look for the answer of each image."""
     model, about, images = _load_images(options)
+    if not isinstance(model, Conformer):
+        raise Mistake(f"explain shows both branches of a Conformer, and this is the {about.kind} branch alone; give the run of a Conformer", 1)
     with drawing("the picture"):
         from conformer.plots import save_explanation
     with told(1, OSError):
@@ -128,7 +135,8 @@ def run_report(options: argparse.Namespace) -> None:
 def run_info(options: argparse.Namespace) -> None:
     """Print the table of a network's blocks, and what there is here to run it on."""
     with told(2, ValueError):
-        print(describe(named_config(getattr(options, "config", TrainConfig.config)), options.image_size))
+        config, network = (getattr(options, name, getattr(TrainConfig, name)) for name in ("config", "network"))
+        print(describe(named_config(config), options.image_size, network))
     print(f"\nhere: {devices.describe('cpu')}; {cuda.availability().sentence}")
     say_pins()
 
@@ -139,7 +147,7 @@ def _device(options: argparse.Namespace) -> str:
         return devices.choose(getattr(options, "device", TrainConfig.device))
 
 
-def _load_images(options: argparse.Namespace) -> tuple[Conformer, About, np.ndarray]:
+def _load_images(options: argparse.Namespace) -> tuple[nn.Module, About, np.ndarray]:
     """The network that was asked for, and the images as it takes them: uint8 (N, H, W, 3), or (N, H, W, 1) for one of grey images."""
     try:
         from conformer.image_files import read_image
@@ -149,12 +157,12 @@ def _load_images(options: argparse.Namespace) -> tuple[Conformer, About, np.ndar
     with told(1):
         run = options.run or _newest_run()
         model, about = load_weights(run)
-        channels = model.config.in_chans
+        channels = about.network["in_chans"]
         if channels not in (1, 3):
             raise ValueError(f"the network takes images of {channels} channels, and those of image files have 3, or 1 of grey")
         images = np.stack([read_image(path, about.image_size, channels) for path in options.images])
     if options.run is None:
-        print(f"by {printable(about.config)} in {run}, trained on {printable(about.dataset)}")
+        print(f"by {printable(label(about.config, about.kind))} in {run}, trained on {printable(about.dataset)}")
     return model.to(device=device), about, images
 
 

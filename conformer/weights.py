@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from conformer.baselines import NETWORKS, Build, CNNBranch, TransformerBranch, builder
 from conformer.config import ConformerConfig
 from conformer.data import Dataset
 from conformer.info import count
@@ -43,6 +44,7 @@ class About:
         image_size: height and width in pixels.
         step: steps taken.
         test_accuracy: shares of right answers by head, as in metrics.jsonl.
+        kind: which network is built of the configuration: one of `NETWORKS`, or another name for one of somebody's own.
     """
 
     network: dict[str, Any]
@@ -55,45 +57,58 @@ class About:
     image_size: tuple[int, int]
     step: int
     test_accuracy: dict[str, float]
+    kind: str = "conformer"  # as files have no other word for that are older than the others
 
     @classmethod
-    def of(cls, network: ConformerConfig, config: str, dataset: Dataset, step: int, test_accuracy: dict[str, float]) -> About:
+    def of(
+        cls, network: ConformerConfig, config: str, dataset: Dataset, step: int, test_accuracy: dict[str, float], kind: str = "conformer"
+    ) -> About:
         """Describe a network that was trained on a data set."""
         height, width = dataset.train.images.shape[1:3]
         return cls(
-            asdict(network), config, dataset.name, dataset.notice, dataset.classes, dataset.mean, dataset.std, (height, width), step, test_accuracy
-        )
+            asdict(network), config, dataset.name, dataset.notice, dataset.classes, dataset.mean, dataset.std, (height, width), step, test_accuracy,
+            kind,
+        )  # fmt: skip
 
 
-def save_weights(path: Path, model: Conformer, about: About) -> None:
+_CLASSES: dict[str, type[Conformer] | type[CNNBranch] | type[TransformerBranch]] = dict(
+    zip(NETWORKS, (Conformer, CNNBranch, TransformerBranch), strict=True)
+)
+
+
+def save_weights(path: Path, model: nn.Module, about: About) -> None:
     """Write a network's weights and what they are for, atomically.
 
-    `load_weights` builds a Conformer by its configuration: what computes otherwise is refused, be it a subclass or a network of which a module was
-    replaced or set otherwise. What counts in training alone may be another: dropout's rates, batch norm's momentum, and `train` and `eval`, of an
-    object or of a subclass, which may keep batch norms in eval mode.
+    `load_weights` builds a Conformer, or a branch of it, by its configuration: what computes otherwise is refused, be it a subclass or a network of
+    which a module was replaced or set otherwise. What counts in training alone may be another: dropout's rates, batch norm's momentum, and `train`
+    and `eval`, of an object or of a subclass, which may keep batch norms in eval mode. Where `about.kind` is a name of one's own, anything is taken,
+    and whoever loads it says what builds it.
 
     Raises:
         OSError: the file cannot be written.
-        TypeError: the model is no Conformer, or of a subclass with a `forward` or another part of its own, or `about` has what JSON has not.
-        ValueError: `about` is of another network, the model computes something else than a Conformer of its configuration, or `load_weights` would
+        TypeError: the model is not of the class that `about.kind` stands for, or of a subclass with a `forward` or another part of its own, or
+            `about` has what JSON has not.
+        ValueError: `about` is of another network, the model computes something else than a new one of its configuration, or `load_weights` would
             refuse the file for another reason.
     """
-    if not _as_plain(type(model), Conformer):
-        what = "what computes otherwise" if isinstance(model, Conformer) else "what is no Conformer"
+    kind = _CLASSES.get(about.kind)
+    if kind and not _as_plain(type(model), kind):
+        what = "what computes otherwise" if isinstance(model, kind) else f"what is no {kind.__name__}"
         raise TypeError(f"save_weights: the model is a {type(model).__name__}; save {what} with minigrad.safetensors_io.save_state")
     entries = {name: value if isinstance(value, str) else _json(name, value) for name, value in asdict(about).items()}
     state = model.state_dict()
     try:
         read = _about(entries)
         network = ConformerConfig(**read.network)
-        if network != model.config:
+        if isinstance(model, Conformer | CNNBranch | TransformerBranch) and network != model.config:
             raise ValueError("`network` is not the model's configuration")
         _check(read, network)
-        count(model, network.size_multiple)  # raises where parts of it were replaced, such as a head
+        if type(model) is Conformer:
+            count(model, network.size_multiple)  # raises where parts of it were replaced, such as a head
         _check_finite(state)
     except (TypeError, ValueError) as error:
         raise ValueError(f"save_weights: the model could not be loaded again ({error})") from error
-    if difference := _difference(model):
+    if kind and (difference := _difference(model, _plain(about.kind, network, read.image_size))):
         raise ValueError(
             f"save_weights: load_weights would build another network than this one, {difference}; save it with minigrad.safetensors_io.save_state"
         )
@@ -116,9 +131,9 @@ def _as_plain(kind: type, plain: type) -> bool:
     return not any(hasattr(plain, name) or name == "training" for name in counted)
 
 
-def _difference(model: Conformer) -> str | None:
-    """The first module that is not as in a new Conformer of the same configuration, in words; None if all are."""
-    plain, modules = _plain(model.config), dict(model.named_modules())
+def _difference(model: nn.Module, plain: dict[str, tuple[type[nn.Module], dict[str, Any]]]) -> str | None:
+    """The first module that is not as in a new network, of which `_plain` has the modules, in words; None if all are."""
+    modules = dict(model.named_modules())
     for name, (kind, settings) in plain.items():
         if name not in modules:
             return f"which has no {name} of its own"
@@ -140,13 +155,13 @@ def _equal(x: Any, y: Any) -> bool:
 
 
 @cache
-def _plain(network: ConformerConfig) -> dict[str, tuple[type[nn.Module], dict[str, Any]]]:
-    """The modules of a new Conformer by name: their classes, and how they are set.
+def _plain(kind: str, network: ConformerConfig, image_size: tuple[int, int]) -> dict[str, tuple[type[nn.Module], dict[str, Any]]]:
+    """The modules of a new network by name: their classes, and how they are set.
 
     It is built once for each configuration, and without drawing its weights, which takes seconds for a large one.
     """
     with nn.init.skipped():
-        model = Conformer(**asdict(network))
+        model = builder(kind, image_size)(network)
     return {name: (type(module), _settings(module)) for name, module in model.named_modules()}
 
 
@@ -170,15 +185,19 @@ def weights_file(path: str | Path) -> Path:
     return path / "last.safetensors" if path.is_dir() else path
 
 
-def load_weights(path: str | Path) -> tuple[Conformer, About]:
+def load_weights(path: str | Path, build: Build | None = None) -> tuple[Any, About]:
     """Build the network that a run saved.
 
     Args:
         path: a run folder (its last.safetensors is read), or a weights file of one.
+        build: makes a network of somebody's own of its configuration; a Conformer and its branches are made without it.
+
+    Returns:
+        The network, a Conformer where `About.kind` does not say otherwise, and what its weights are for.
 
     Raises:
         OSError: there is no such file.
-        ValueError: it is not a weights file that `conformer train` wrote, or is damaged.
+        ValueError: it is not a weights file that `conformer train` wrote, or is damaged, or holds a network of somebody's own without `build`.
     """
     path = weights_file(path)
     if path.exists() and not path.is_file():
@@ -191,34 +210,53 @@ def load_weights(path: str | Path) -> tuple[Conformer, About]:
         raise ValueError(f"{path} does not say what it is for (no {error} in its metadata); give weights that `conformer train` wrote") from error
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} is for a network that this version cannot build ({error})") from error
+    if about.kind not in NETWORKS and build is None:
+        raise ValueError(f"{path} holds a network of somebody's own, {about.kind}, which only Python code with what builds it can load")
     try:
         _check(about, network)
-        _check_size(network, state)
+        if about.kind in NETWORKS:
+            _check_size(about, network, state)
+            build = builder(about.kind, about.image_size)
+        assert build is not None
         _check_finite(state)
         with nn.init.skipped():
-            model = Conformer(**about.network)
+            model = build(network)
         model.load_state_dict(state)
     except ValueError as error:
         raise ValueError(f"{path} is not as `conformer train` wrote it ({_shortened(str(error))})") from error
     return model, about
 
 
-def initial_weights(path: str | Path, network: ConformerConfig) -> dict[str, np.ndarray]:
+def initial_weights(
+    path: str | Path, network: ConformerConfig, kind: str = "conformer", image_size: tuple[int, int] | None = None, build: Build | None = None
+) -> dict[str, np.ndarray]:
     """The parameters and buffers that a network begins with when it is fine-tuned: those of a run or weights file, without the heads where these are
     for another number of classes.
 
+    Args:
+        path: see `load_weights`.
+        network: the configuration of the network.
+        kind: which one is built of it, see `About`.
+        image_size: height and width of its images.
+        build: see `load_weights`.
+
     Raises:
         OSError: there is no such file.
-        ValueError: it is not a weights file that `conformer train` wrote, or is for a network that differs by more than classes and dropped paths.
+        ValueError: it is not a weights file that `conformer train` wrote, or is for a network that differs by more than classes and dropped paths,
+            such as in the positions of a transformer branch.
 
     Source: the official code's main.py, `--finetune`.
     """
-    model, about = load_weights(path)
+    model, about = load_weights(path, build)
     loose = {"num_classes", "drop_rate", "attn_drop_rate", "drop_path_rate"}
-    mine, theirs = asdict(network), asdict(model.config)
+    mine, theirs = asdict(network) | {"network": kind}, about.network | {"network": about.kind}
+    if kind == "transformer" == about.kind:
+        mine["image_size"], theirs["image_size"] = image_size or about.image_size, about.image_size
     if differ := [f"{name} {theirs[name]} instead of {mine[name]}" for name in mine if name not in loose and mine[name] != theirs[name]]:
         other = f"{weights_file(path)} holds weights of another network ({about.config}), with {', '.join(differ)}"
-        raise ValueError(f"{other}; no other can begin with them: give --config {about.config}, or in a study --configs {about.config} alone")
+        both = about.kind != "conformer" or kind != about.kind
+        options, in_study = (f"--config{s} {about.config}" + f" --network{s} {about.kind}" * both for s in ("", "s"))
+        raise ValueError(f"{other}; no other can begin with them: give {options}, or in a study {in_study} alone")
     state = model.state_dict()
     if mine["num_classes"] != theirs["num_classes"]:
         state = {name: array for name, array in state.items() if "_cls_head." not in name}
@@ -227,8 +265,8 @@ def initial_weights(path: str | Path, network: ConformerConfig) -> dict[str, np.
 
 def _about(metadata: Mapping[str, str]) -> About:
     """What a file's metadata says; raises KeyError for what it does not say, TypeError and ValueError for what it says in another way."""
-    values: dict[str, Any] = {field.name: metadata[field.name] for field in fields(About)}
-    values |= {name: from_json(text) for name, text in values.items() if name not in ("config", "dataset", "notice")}
+    values: dict[str, Any] = {field.name: metadata[field.name] for field in fields(About) if field.name in metadata or field.name != "kind"}
+    values |= {name: from_json(text) for name, text in values.items() if name not in ("config", "dataset", "notice", "kind")}
     values |= {name: tuple(values[name]) for name in ("classes", "mean", "std", "image_size")}  # JSON has lists
     return About(**values)
 
@@ -252,12 +290,13 @@ def _check(about: About, network: ConformerConfig) -> None:
         raise ValueError(f"step is {about.step!r}, which is not a whole number")
 
 
-def _check_size(network: ConformerConfig, state: Mapping[str, np.ndarray]) -> None:
+def _check_size(about: About, network: ConformerConfig, state: Mapping[str, np.ndarray]) -> None:
     """Raise ValueError where a file cannot fill the network, which is so much memory that it is not asked for before."""
-    blocks, held = network.depth * (1 + network.num_med_block), sum(array.size for array in state.values())
+    med_blocks = 0 if about.kind == "transformer" else network.num_med_block
+    blocks, held = network.depth * (1 + med_blocks), sum(array.size for array in state.values())
     if blocks > len(state):  # each has several
         raise ValueError(f"it has {len(state):,} tensors for a network of {blocks:,} blocks")
-    if held < (parameters := count(network, network.size_multiple).parameters):
+    if held < (parameters := count(network, about.image_size, about.kind).parameters):
         raise ValueError(f"its {len(state):,} tensors are {held:,} numbers, for a network of {parameters:,} parameters")
 
 

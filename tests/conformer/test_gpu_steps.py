@@ -324,7 +324,7 @@ def test_right_answers_are_counted_as_on_the_cpu(seed: int, images: int, classes
             arrays = [cp.asarray(a[part]) for a in (cnn, transformer, labels)] + [cp.asarray(np.asarray(losses[part]))]
             _cuda.launch(f"note<{number}>", 1, 1024, *arrays, records, counters, images, classes, part == 0, part == 1)
         got, counted = records.get(), counters.get()
-    shares = [accuracies(*(a.reshape(-1, classes) for a in (cnn, transformer)), labels.reshape(-1))]
+    shares = [accuracies([a.reshape(-1, classes) for a in (cnn, transformer)], labels.reshape(-1))]
     assert_array_equal(got[[0, 2]], np.full((2, 4), -1.0))
     assert_array_equal(got[1, 1:], np.round(np.array(shares[0]) * 2 * images))
     assert got[1, 0] == float(losses[0]) + float(losses[1])

@@ -83,7 +83,7 @@ def dataset(count: int, classes: int) -> tuple[Dataset, Predictions]:
     names = tuple(f"class <{number}>" for number in range(classes))
     cnn, transformer = random.normal(0, 2, (2, count, classes))
     train = Split(random.integers(0, 256, split.images.shape, np.uint8), random.integers(0, classes, count))
-    return Dataset("made", names, (0.5,) * 3, (0.2,) * 3, train, split, "here"), Predictions(cnn, transformer, split.labels)
+    return Dataset("made", names, (0.5,) * 3, (0.2,) * 3, train, split, "here"), Predictions((cnn, transformer), split.labels)
 
 
 def test_a_page_that_needs_no_other_file(tmp_path: Path):
@@ -117,7 +117,7 @@ def test_the_images_are_the_right_ones(tmp_path: Path):
     split = Split(images.test.images, labels)
     logits = np.stack([np.zeros(7), margins], axis=1)
     made = Dataset("made", ("a", "b"), images.mean, images.std, images.train, split, "here")
-    page = Page(write_report(folder(tmp_path / "run", HEADER, TEST), made, Predictions(logits, logits, labels)).read_text())
+    page = Page(write_report(folder(tmp_path / "run", HEADER, TEST), made, Predictions((logits, logits), labels)).read_text())
     numbers = [int(text.split(",")[0].removeprefix("test image ")) for text in page.alternatives]
     assert numbers[:3] == [5, 4, 3]  # mistakes, the surest first
     assert numbers[3:10] == [2, 3, 6, 4, 1, 0, 5]  # the least sure first
@@ -138,7 +138,7 @@ def counted(*pairs: tuple[int, int, int]) -> tuple[Dataset, Predictions]:
     labels, answers = (np.repeat([pair[place] for pair in pairs], [pair[2] for pair in pairs]) for place in (0, 1))
     made, _ = dataset(len(labels), 5)
     cnn, transformer = (2 * np.eye(5)[answers] + 3 * np.eye(5)[(answers + further) % 5] for further in (1, 2))
-    answered = Predictions(cnn, transformer, labels)
+    answered = Predictions((cnn, transformer), labels)
     return Dataset("made", made.classes, made.mean, made.std, made.train, Split(made.test.images, labels), "here"), answered
 
 
@@ -150,7 +150,7 @@ def test_the_figures_are_each_heads_own_and_the_best_is_that_of_all_epochs(tmp_p
     made, _ = dataset(4, 2)
     best = TEST | {"epoch": 1.0, "test_accuracy": {"cnn": 0.1, "transformer": 0.2, "sum": 0.9}, "seconds": 100.0}
     run = folder(tmp_path / "run", HEADER, TRAINING, best, TEST | {"epoch": 2.0})
-    page = Page(write_report(run, made, Predictions(cnn, transformer, labels)).read_text())
+    page = Page(write_report(run, made, Predictions((cnn, transformer), labels)).read_text())
     figures = re.findall(r"<div><b>(.*?)</b><span>(.*?)</span></div>", page.source)
     measured = [("75.00 %", "test accuracy"), ("50.00 %", "transformer head"), ("25.00 %", "CNN head"), ("90.00 %", "best, after epoch 1")]
     rest = [("67 min", "training time"), ("40", "steps"), ("640", "images a second"), ("1,071,880", "parameters")]
@@ -212,7 +212,7 @@ def test_each_curve_stands_under_its_own_title(tmp_path: Path):
 def test_a_run_with_nothing_wrong_or_nothing_right_has_a_page(right: bool, tmp_path: Path):
     images, predictions = dataset(6, 3)
     logits = np.eye(3)[predictions.labels if right else (predictions.labels + 1) % 3]
-    text = Page(write_report(folder(tmp_path / "run", HEADER, TEST), images, Predictions(logits, logits, predictions.labels)).read_text()).text
+    text = Page(write_report(folder(tmp_path / "run", HEADER, TEST), images, Predictions((logits, logits), predictions.labels)).read_text()).text
     assert ("There are no mistakes." in text) is ("No image is taken for another class." in text) is right
     assert ("No image is right." in text) is not right
 

@@ -283,9 +283,9 @@ def test_a_resumed_run_knows_its_best(config: TrainConfig, monkeypatch: pytest.M
     labels = data.load("cifar10", config.data_dir).test.labels
     right = np.eye(10, dtype=np.float32)[labels]
     with monkeypatch.context() as patch:
-        patch.setattr(train, "evaluate", lambda *_, **__: Predictions(right, right, labels))
+        patch.setattr(train, "evaluate", lambda *_, **__: Predictions((right, right), labels))
         break_off(config, 7, patch)
-    monkeypatch.setattr(train, "evaluate", lambda *_, **__: Predictions(-right, -right, labels))
+    monkeypatch.setattr(train, "evaluate", lambda *_, **__: Predictions((-right, -right), labels))
     result = train.resume(folder(config))
     assert (result.best.sum, result.test.sum) == (1.0, 0.0)
     assert load_weights(folder(config) / "best.safetensors")[1].step == 5

@@ -56,9 +56,9 @@ def test_a_damaged_log_is_refused_with_its_line(text: str, message: str, tmp_pat
         (2, {"learning_rate": float("nan")}, "NaN is not a number to compute with"),
         (3, {"test_loss": ...}, "test_loss is missing"),
         (3, {"seconds": {}}, "seconds is not a number"),
-        (3, {"test_accuracy": None}, "test_accuracy is not three accuracies"),
-        (3, {"test_accuracy": {"cnn": 0.5}}, "test_accuracy is not three accuracies"),
-        (3, {"ema_test_accuracy": {"cnn": 0.5, "transformer": 0.5, "sum": None}}, "ema_test_accuracy is not three accuracies"),
+        (3, {"test_accuracy": None}, "test_accuracy is not accuracies by head"),
+        (3, {"test_accuracy": {"cnn": 0.5}}, "test_accuracy is not accuracies by head"),
+        (3, {"ema_test_accuracy": {"cnn": 0.5, "transformer": 0.5, "sum": None}}, "ema_test_accuracy is not accuracies by head"),
     ],
 )
 def test_a_value_that_is_missing_or_of_another_kind_is_refused(number: int, changes: dict, said: str, tmp_path: Path):

@@ -42,7 +42,7 @@ def answers(right: int, labels: np.ndarray) -> Predictions:
     """Of which the first `right` are right, by both heads."""
     guesses = np.where(np.arange(len(labels)) < right, labels, labels + 1) % 10
     logits = 5 * np.eye(10, dtype=np.float32)[guesses]
-    return Predictions(logits, logits, labels)
+    return Predictions((logits, logits), labels)
 
 
 def test_paths_dropped_are_the_configurations_unless_they_are_given(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
