@@ -93,15 +93,18 @@ def _parser() -> Parser:
     report.add_argument("--data-dir", type=some_path, metavar="PATH", help=DATA)
     training_options(report, names=["device"])
 
-    more = "; each run lies in OUT/CONFIG-seed-SEED, those that are finished are kept, those that were broken off go on"
+    more = "; each run lies in OUT/CONFIG-seed-SEED (a branch alone in OUT/CONFIG-NETWORK-seed-SEED), those that are finished are kept"
+    more += ", those that were broken off go on"
     study = command("study", run_study, "train a network, or several, under several seeds, to tell a difference from chance", more)
     finetune = "--finetune, as another place of the same weights, while there are runs that need them"
     text = f"the study's folder; what has begun goes on, with the options it was begun with (these may be given anew: {kept}; and {finetune})"
     study.add_argument("study", type=some_path, metavar="OUT", help=text)
     text = "what fixes every random draw, run by run (if not given: 0 1 2, or those the study has)"
     study.add_argument("--seeds", type=one_of_numbers, nargs="+", default=[], metavar="N", help=text)
-    text = f"the networks; differences are to the study's first one (if not given: cifar-nano, or those the study has): {', '.join(CONFIGS)}"
+    text = f"the networks' sizes; differences are to the study's first one (if not given: cifar-nano, or those the study has): {', '.join(CONFIGS)}"
     study.add_argument("--configs", type=one_of(CONFIGS), nargs="+", default=[], metavar="NAME", help=text)
+    text = f"of each: the Conformer, or a branch of it alone (if not given: conformer, or those the study has): {', '.join(NETWORKS)}"
+    study.add_argument("--networks", type=one_of(NETWORKS), nargs="+", default=[], metavar="NAME", help=text)
     study.add_argument("--show", action="store_true", help="print the tables of what is finished, and train nothing")
     training_options(study, names=[field.name for field in fields(TrainConfig) if field.name not in EACH_RUN])
 

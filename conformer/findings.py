@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from conformer.evaluate import HEADS
+from conformer.baselines import label
+from conformer.evaluate import HEADS, titles
 from conformer.info import columns
 from conformer.spread import Difference, Spread
 from conformer.text import printable
@@ -36,6 +37,12 @@ class Run:
     figures: dict[str, float] | None = None
     device: str = ""
     diverged: str = ""
+    network: str = "conformer"
+
+    @property
+    def name(self) -> str:
+        """What its network is called: runs that share it differ in the seed alone."""
+        return label(self.config, self.network)
 
     @property
     def left(self) -> bool:
@@ -67,14 +74,14 @@ class Findings:
 
     def __init__(self, runs: Sequence[Run], dataset: str, notice: str = ""):
         self.runs, self.dataset, self.notice = runs, printable(dataset), printable(notice)
-        done = {config: [run for run in runs if run.config == config and run.figures] for config in dict.fromkeys(run.config for run in runs)}
-        self.finished = {config: some for config, some in done.items() if some}
-        self.spreads = {config: _spreads([run.figures for run in some if run.figures]) for config, some in self.finished.items()}
+        done = {name: [run for run in runs if run.name == name and run.figures] for name in dict.fromkeys(run.name for run in runs)}
+        self.finished = {name: some for name, some in done.items() if some}
+        self.spreads = {name: _spreads([run.figures for run in some if run.figures]) for name, some in self.finished.items()}
         self.differences: dict[str, Difference] = {}
         first, *others = done
         if first in self.spreads:
-            sums = {config: spreads["sum"] for config, spreads in self.spreads.items()}
-            self.differences = {config: Difference.of(sums[config], sums[first]) for config in others if config in sums}
+            sums = {name: spreads["sum"] for name, spreads in self.spreads.items()}
+            self.differences = {name: Difference.of(sums[name], sums[first]) for name in others if name in sums}
 
     def text(self) -> str:
         """The tables, and what is to be said about them, for a terminal."""
@@ -84,7 +91,7 @@ class Findings:
 
     def markdown(self, commands: Sequence[str]) -> str:
         """The same as a page, with the commands that make the runs."""
-        parts = [f"# {' and '.join(map(printable, dict.fromkeys(run.config for run in self.runs)))} on {self.dataset}"]
+        parts = [f"# {' and '.join(map(printable, dict.fromkeys(run.name for run in self.runs)))} on {self.dataset}"]
         parts += [self.notice] if self.notice else []
         parts.append("\n".join(["```sh", *commands, "```"]))
         for title, (head, *rows) in self._tables():
@@ -95,29 +102,32 @@ class Findings:
 
     def _tables(self) -> Iterator[tuple[str, list[list[str]]]]:
         """For each network that has finished runs: a title, and the rows of its table, of which the first is the head."""
-        for config, runs in self.finished.items():
+        for name, runs in self.finished.items():
             steps = sorted({run.steps or 0 for run in runs})  # more than one where a time budget fixed them
             count = f"{len(runs)} runs" if len(runs) > 1 else "1 run"
             of = f"{steps[0]:,}{f' to {steps[-1]:,}' if len(steps) > 1 else ''} step{'s' if steps[-1] > 1 else ''}"
             seeds = f"seed{'s' if len(runs) > 1 else ''} {', '.join(str(run.seed) for run in runs)}"
             head = ["test accuracy at the end in percent, and time"]
             head += ["mean", "deviation", "smallest", "largest"] if len(runs) > 1 else ["one run"]
-            rows = [[TITLES[name], *_cells(name, spread)] for name, spread in self.spreads[config].items()]
-            yield f"{printable(config)} on {self.dataset}: {count} of {of}, {seeds}", [head, *rows]
+            heads = titles(self.spreads[name])
+            called = TITLES | heads | {AVERAGED + head: f"{title}, average of the weights" for head, title in heads.items()}
+            rows = [[called[figure], *_cells(figure, spread)] for figure, spread in self.spreads[name].items()]
+            yield f"{printable(name)} on {self.dataset}: {count} of {of}, {seeds}", [head, *rows]
 
     def _remarks(self) -> Iterator[str]:
         """What is to be said about the tables, sentence by sentence."""
-        counts = {config: len(runs) for config, runs in self.finished.items()}
-        first = self.runs[0].config
+        counts = {name: len(runs) for name, runs in self.finished.items()}
+        first = self.runs[0].name
         if max(counts.values(), default=0) > 1:
             yield "The deviation is the sample standard deviation over the seeds."
-        for config, difference in self.differences.items():
-            enough = min(counts[first], counts[config]) > 2
-            yield _compared(printable(config), printable(first), difference, enough)
-        for config, runs in self.finished.items():
+        for name, difference in self.differences.items():
+            enough = min(counts[first], counts[name]) > 2
+            both = all("cnn" in self.spreads[each] for each in (name, first))
+            yield _compared(printable(name), printable(first), difference, enough, " by the sum of both" * both)
+        for name, runs in self.finished.items():
             if len({run.steps for run in runs}) > 1:
-                name = printable(config)
-                yield f"The runs of {name} took different numbers of steps, since a time budget fixed them run by run, which the deviation includes."
+                these = f"The runs of {printable(name)}"
+                yield f"{these} took different numbers of steps, since a time budget fixed them run by run, which the deviation includes."
         if counts and first not in counts:
             yield f"{printable(first)}, which the others are compared with, has no finished run."
         if min(counts.values(), default=3) < 3:
@@ -142,9 +152,9 @@ def _cells(name: str, spread: Spread) -> list[str]:
     return [f"{value:,.1f}" if name == "seconds" else f"{100 * value:.2f}" for value in values]
 
 
-def _compared(config: str, first: str, difference: Difference, enough: bool) -> str:
+def _compared(name: str, first: str, difference: Difference, enough: bool, by: str) -> str:
     """A difference in a sentence, and with `enough` runs what chance alone would do."""
-    text = f"{config} less {first}: {100 * difference.mean:+.2f} points of accuracy by the sum of both"
+    text = f"{name} less {first}: {100 * difference.mean:+.2f} points of accuracy{by}"
     if difference.standard_error is None:
         return f"{text}; a standard error takes two runs of each."
     text += f", standard error {100 * difference.standard_error:.2f}"

@@ -107,7 +107,7 @@ class TrainConfig:
         for name, allowed in {"device": DEVICES, "precision": PRECISIONS, "tta": TTA}.items():
             if getattr(self, name) not in allowed:
                 self._refuse(name, f"it must be one of {', '.join(allowed)}")
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.network):  # folders are called by it
+        if not isinstance(self.network, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.network):  # folders are called by it
             self._refuse("network", "it must be a name of letters, digits, dots, dashes and underscores")
         absent = {field.name for field in fields(self) if field.default is None and getattr(self, field.name) is None}
         for name in [name for name in COUNTS if name not in absent]:

@@ -1,8 +1,8 @@
 """The same training under several seeds, and perhaps with several networks, so that a difference can be told from chance.
 
-A `Study` is a folder of ordinary run folders, CONFIG-seed-K, with study.json (the options that all runs share, and what each run came to) and
-study.md (the tables, by `conformer/findings.py`). `Study.trainers` gives a `Trainer` for each run that is not finished yet, one after the other; what
-was measured is read from the runs themselves, never from study.json. Read before: `conformer/train.py`.
+A `Study` is a folder of ordinary run folders, CONFIG-seed-K, or CONFIG-NETWORK-seed-K of a branch alone, with study.json (the options that all runs
+share, and what each run came to) and study.md (the tables, by `conformer/findings.py`). `Study.trainers` gives a `Trainer` for each run that is not
+finished yet, one after the other; what was measured is read from the runs themselves, never from study.json. Read before: `conformer/train.py`.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from conformer import data
+from conformer.baselines import NETWORKS, Build, label
 from conformer.checkpoints import Checkpoint, fingerprint, load_checkpoint
 from conformer.claims import claimed
 from conformer.config import CONFIGS
@@ -35,7 +36,7 @@ __all__ = ["EACH_RUN", "Study", "StudyError"]
 
 SEEDS = 0, 1, 2
 """Of a study that is not told any: fewer than three say next to nothing about chance."""
-EACH_RUN = "config", "seed", "out"
+EACH_RUN = "config", "network", "seed", "out"
 """The options that are not a whole study's."""
 
 
@@ -49,7 +50,9 @@ class Study:
     Args:
         path: the folder.
         seeds: of runs to add to the study (if not given: those it has, or `SEEDS`).
-        configs: the networks of these runs (if not given: those it has, or cifar-nano). Of the study's own runs, all go on.
+        configs: the sizes of these runs' networks (if not given: those it has, or cifar-nano). Of the study's own runs, all go on.
+        networks: which networks are made of each of them (if not given: those it has, or the Conformer).
+        builds: what makes those that are somebody's own, by their names.
         **given: options of `TrainConfig` but for `EACH_RUN`. In a study that has begun, those of `MAY_CHANGE` hold from here on, and any other must
             be what it was begun with; but `finetune` may be another place of the same weights, while there are runs that need them.
 
@@ -59,17 +62,26 @@ class Study:
         runs: as they are now, in the order in which they are trained.
 
     Raises:
-        StudyError: the folder holds something else, a run in it or an option is not of the study, or a seed or a network is there twice.
+        StudyError: the folder holds something else, a run in it or an option is not of the study, or a seed or a network is given twice.
         OptionError: an option out of range.
         ValueError: a file in the folder is damaged.
         OSError: a file cannot be read.
     """
 
-    def __init__(self, path: str | Path, seeds: Sequence[int] = (), configs: Sequence[str] = (), **given: Any):
+    def __init__(
+        self,
+        path: str | Path,
+        seeds: Sequence[int] = (),
+        configs: Sequence[str] = (),
+        networks: Sequence[str] = (),
+        builds: Mapping[str, Build] | None = None,
+        **given: Any,
+    ):
         self.path = path = Path(path)
         self.data: dict[str, str] = {}  # name, notice and fingerprint of the data set, once it is loaded
         self._moved = "data_dir" in given  # and is to be taken at its word
-        diverged: dict[tuple[str, int], str] = {}  # of the runs that it has, by network and seed: why, if they did
+        self._builds = builds or {}
+        diverged: dict[_Key, str] = {}  # of the runs that it has: why, if they did
         self._weights: dict[str, Any] = {"fingerprint": None, "places": []}  # to begin with: of the file, and all options.finetune that it had
         self._as_read = _content(path / "study.json")
         if saved := _read(path):
@@ -77,13 +89,15 @@ class Study:
         else:
             self.options = from_plain(plain(TrainConfig(**given)))  # paths in full, as the runs' checkpoints have them
         self._place = self.options.data_dir  # where the data is to be looked for; options.data_dir is where it was found
-        pairs = _with_added(list(diverged), seeds, configs)
+        if unknown := [name for name in networks if name not in (*NETWORKS, *self._builds)]:
+            raise StudyError(f"--networks: there is no network {unknown[0]!r}; there is {', '.join([*NETWORKS, *self._builds])}")
+        keys = _with_added(list(diverged), seeds, configs, networks)
         if saved:
-            self.options = self._going_on(given, moved=any(not (self._folder(*pair) / CHECKPOINT).exists() for pair in pairs))
-        self.runs = [self._look(*pair, diverged.get(pair, "")) for pair in pairs]
+            self.options = self._going_on(given, moved=any(not (self._folder(key) / CHECKPOINT).exists() for key in keys))
+        self.runs = [self._look(key, diverged.get(key, "")) for key in keys]
 
-    def _folder(self, config: str, seed: int) -> Path:
-        return self.path / f"{config}-seed-{seed}"
+    def _folder(self, key: _Key) -> Path:
+        return self.path / f"{label(key.config, key.network)}-seed-{key.seed}"
 
     @classmethod
     def existing(cls, path: str | Path) -> Study:
@@ -106,9 +120,9 @@ class Study:
         except ValueError as error:
             raise StudyError(str(error)) from error
 
-    def _look(self, config: str, seed: int, diverged: str) -> Run:
+    def _look(self, key: _Key, diverged: str) -> Run:
         """A run as its folder has it. That it diverged, and why, is not in the folder; whoever removes that has the run begin anew."""
-        run = Run(self._folder(config, seed), config, seed)
+        run = Run(self._folder(key), key.config, key.seed, network=key.network)
         anew = f"remove {quoted(run.path)}, and the study begins this run anew"
         if os.path.lexists(run.path) and not run.path.is_dir():
             raise StudyError(f"{run.path} is no folder; {anew}")
@@ -156,7 +170,7 @@ class Study:
 
     def _other(self, run: Run, options: TrainConfig, checkpoint: Checkpoint | None) -> str | None:
         """What is other of a run than the study has it, in words; None if nothing is."""
-        expected = replace(self.options, config=run.config, seed=run.seed)
+        expected = replace(self.options, config=run.config, network=run.network, seed=run.seed)
         for name in [field.name for field in fields(TrainConfig) if field.name not in MAY_CHANGE | {"out", "dataset"}]:
             was, wanted = getattr(options, name), getattr(expected, name)
             if was != wanted and not (name == "finetune" and str(was) in self._weights["places"]):
@@ -195,9 +209,9 @@ class Study:
             self.save()
             for number in left:
                 run = self.runs[number]
-                display.message(f"run {number + 1} of {len(self.runs)}: {run.config}, seed {run.seed}")
+                display.message(f"run {number + 1} of {len(self.runs)}: {run.name}, seed {run.seed}")
                 yield self._trainer(run, display, dataset)
-                self.runs[number] = self._look(run.config, run.seed, self.runs[number].diverged)
+                self.runs[number] = self._look(_Key(run.config, run.network, run.seed), self.runs[number].diverged)
                 self.save()
 
     def note_diverged(self, trainer: Trainer, why: str) -> None:
@@ -224,9 +238,10 @@ class Study:
     def _try_networks(self, dataset: data.Dataset) -> None:
         """Set up the first run of each network in a folder that is thrown away; raises what `Trainer` does."""
         with tempfile.TemporaryDirectory() as folder:
-            for number, config in enumerate(dict.fromkeys(run.config for run in self.runs if not run.begun)):
-                options = replace(self.options, config=config, out=Path(folder, str(number)))
-                Trainer(options, dataset=dataset).folder.close()
+            pairs = dict.fromkeys((run.config, run.network) for run in self.runs if not run.begun)
+            for number, (config, network) in enumerate(pairs):
+                options = replace(self.options, config=config, network=network, out=Path(folder, str(number)))
+                Trainer(options, dataset=dataset, build=self._builds.get(network)).folder.close()
 
     def _check_weights(self, source: Path) -> None:
         """Raise StudyError where the weights to begin with are not those of the runs that have begun; note where they are."""
@@ -237,17 +252,19 @@ class Study:
         self._weights = {"fingerprint": found, "places": list(places)}
 
     def _trainer(self, run: Run, display: Display, dataset: data.Dataset | None) -> Trainer:
+        build = self._builds.get(run.network)
         if run.begun:
             again = MAY_CHANGE if run.steps is not None else MAY_CHANGE | {"finetune"}
-            return Trainer.resume(run.path, display, dataset, **{name: getattr(self.options, name) for name in again})
-        return Trainer(replace(self.options, config=run.config, seed=run.seed, out=run.path), display, dataset=dataset)
+            return Trainer.resume(run.path, display, dataset, build, **{name: getattr(self.options, name) for name in again})
+        options = replace(self.options, config=run.config, network=run.network, seed=run.seed, out=run.path)
+        return Trainer(options, display, dataset=dataset, build=build)
 
     def save(self) -> None:
         """Write study.json and study.md; raises OSError, and StudyError where none of `trainers` was asked for: the data is not known yet."""
         if not self.data:
             raise StudyError(f"the study in {self.path} has not begun: go through its trainers()")
         runs = [
-            {"folder": run.path.name} | {name: getattr(run, name) for name in ("config", "seed", "step", "steps", "figures", "diverged")}
+            {"folder": run.path.name} | {name: getattr(run, name) for name in ("config", "network", "seed", "step", "steps", "figures", "diverged")}
             for run in self.runs
         ]
         findings = self.findings()
@@ -271,20 +288,39 @@ class Study:
 
     def commands(self) -> list[str]:
         """The commands that the study stands for: one, or one for each set of seeds where networks have others."""
-        seeds: dict[str, list[str]] = {}
+        seeds: dict[tuple[str, str], list[str]] = {}
         for run in self.runs:
-            seeds.setdefault(run.config, []).append(str(run.seed))
-        configs: dict[tuple[str, ...], list[str]] = {}
-        for config, numbers in seeds.items():
-            configs.setdefault(tuple(numbers), []).append(quoted(config))
+            seeds.setdefault((run.config, run.network), []).append(str(run.seed))
+        networks: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+        for (config, network), numbers in seeds.items():
+            networks.setdefault((config, tuple(numbers)), []).append(network)
+        configs: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = {}
+        for (config, numbers), names in networks.items():
+            configs.setdefault((numbers, tuple(names)), []).append(quoted(config))
         defaults, values = plain(TrainConfig()), plain(self.options) | {"dataset": self._dataset}  # what auto came to here
         given = {name: value for name, value in values.items() if name not in EACH_RUN and value != defaults[name]}
         options = "".join(f" {flag(name)} {quoted(value)}" for name, value in given.items())
-        study = f"conformer study {quoted(self.path)}"
-        return [f"{study} --seeds {' '.join(numbers)} --configs {' '.join(names)}{options}" for numbers, names in configs.items()]
+        commands = []
+        for (numbers, names), sizes in configs.items():
+            of = "" if names == (TrainConfig.network,) else f" --networks {' '.join(names)}"
+            commands.append(f"conformer study {quoted(self.path)} --seeds {' '.join(numbers)} --configs {' '.join(sizes)}{of}{options}")
+        return commands
 
 
-def _read(path: Path) -> tuple[TrainConfig, dict[str, str], dict[tuple[str, int], str], dict[str, Any]] | None:
+class _Key(NamedTuple):
+    """What a run differs in from the others of its study."""
+
+    config: str
+    network: str
+    seed: int
+
+    @classmethod
+    def of(cls, run: dict[str, Any]) -> _Key:
+        """What study.json says of a run."""
+        return cls(run["config"], run.get("network", TrainConfig.network), run["seed"])  # an older version knew one network only
+
+
+def _read(path: Path) -> tuple[TrainConfig, dict[str, str], dict[_Key, str], dict[str, Any]] | None:
     """The options, the data set, the runs with why they diverged, and the weights that study.json names; None where a study can begin."""
     file = path / "study.json"
     if not file.is_file():
@@ -300,8 +336,8 @@ def _read(path: Path) -> tuple[TrainConfig, dict[str, str], dict[tuple[str, int]
         if not all(isinstance(text, str) for text in about.values()):
             raise ValueError("dataset is not text")
         for run in values["runs"]:
-            _check_pair(run["config"], run["seed"])
-        runs = {(run["config"], run["seed"]): str(run.get("diverged", "")) for run in values["runs"]}
+            _check_key(_Key.of(run))
+        runs = {_Key.of(run): str(run.get("diverged", "")) for run in values["runs"]}
         options = from_plain(values["options"])
         places = [str(options.finetune)] if options.finetune else []
         weights = values.get("weights", {"fingerprint": None, "places": places})  # an older version did not write them
@@ -311,18 +347,20 @@ def _read(path: Path) -> tuple[TrainConfig, dict[str, str], dict[tuple[str, int]
         raise ValueError(f"{file} is not what `conformer study` of this version writes ({why}); put it back, or give another folder") from error
 
 
-def _with_added(pairs: list[tuple[str, int]], seeds: Sequence[int], configs: Sequence[str]) -> list[tuple[str, int]]:
+def _with_added(keys: list[_Key], seeds: Sequence[int], configs: Sequence[str], networks: Sequence[str]) -> list[_Key]:
     """The networks and seeds that a study has, and those that it gets; raises StudyError where one is given twice, or is none."""
-    for option, values in {"--seeds": seeds, "--configs": configs}.items():
+    for option, values in {"--seeds": seeds, "--configs": configs, "--networks": networks}.items():
         if twice := [value for value in values if values.count(value) > 1]:
             raise StudyError(f"{option} has {twice[0]} twice; give each once")
-    if seeds or configs or not pairs:
-        seeds = seeds or list(dict.fromkeys(seed for _, seed in pairs)) or SEEDS
-        configs = configs or list(dict.fromkeys(config for config, _ in pairs)) or [TrainConfig.config]
-        pairs = pairs + [(config, seed) for seed in seeds for config in configs]  # networks take turns: the machine may change meanwhile
-    for config, seed in pairs:
-        _check_pair(config, seed)
-    return list(dict.fromkeys(pairs))
+    if seeds or configs or networks or not keys:
+        seeds = seeds or list(dict.fromkeys(key.seed for key in keys)) or SEEDS
+        configs = configs or list(dict.fromkeys(key.config for key in keys)) or [TrainConfig.config]
+        networks = networks or list(dict.fromkeys(key.network for key in keys)) or [TrainConfig.network]
+        # networks take turns: the machine may change meanwhile
+        keys = keys + [_Key(config, network, seed) for seed in seeds for config in configs for network in networks]
+    for key in keys:
+        _check_key(key)
+    return list(dict.fromkeys(keys))
 
 
 def _content(path: Path) -> bytes | None:
@@ -330,11 +368,12 @@ def _content(path: Path) -> bytes | None:
     return path.read_bytes() if path.is_file() else None
 
 
-def _check_pair(config: Any, seed: Any) -> None:
-    """Raise StudyError where there is no such network, or no such seed."""
-    if not isinstance(config, str) or config not in CONFIGS:
-        raise StudyError(f"--configs: there is no network {config!r}; there is {', '.join(CONFIGS)}")
-    try:
-        TrainConfig(seed=seed)
-    except OptionError as error:
-        raise StudyError(f"--seeds: {error}") from error
+def _check_key(key: _Key) -> None:
+    """Raise StudyError where there is no such configuration, or no such seed, or a network that nothing can be called."""
+    if not isinstance(key.config, str) or key.config not in CONFIGS:
+        raise StudyError(f"--configs: there is no network {key.config!r}; there is {', '.join(CONFIGS)}")
+    for option, values in {"--networks": {"network": key.network}, "--seeds": {"seed": key.seed}}.items():
+        try:
+            TrainConfig(**values)
+        except OptionError as error:
+            raise StudyError(f"{option}: {error}") from error

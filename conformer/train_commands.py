@@ -56,14 +56,14 @@ def run_study(options: argparse.Namespace) -> None:
     """Train what is left of a study, or show what it has."""
     given = _given(options)
     if options.show:
-        if extra := [name for name in ("seeds", "configs") if getattr(options, name)] + list(given):
+        if extra := [name for name in ("seeds", "configs", "networks") if getattr(options, name)] + list(given):
             raise Mistake(f"--show trains nothing: leave {flag(extra[0])} out", 2)
         with _setting_up():
             print(Study.existing(options.study).findings().text())
         return
     say_pins()
     with _setting_up():
-        study = Study(options.study, options.seeds, options.configs, **given)
+        study = Study(options.study, options.seeds, options.configs, options.networks, **given)
     try:
         diverged = _run_all(study)
     except KeyboardInterrupt as error:  # between two runs
