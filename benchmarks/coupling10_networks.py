@@ -19,60 +19,45 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from conformer import CONFIGS, Conformer, data, parameter_groups
+from conformer import CONFIGS, CNNBranch, TransformerBranch, data
 from conformer.augment import normalize
-from conformer.baselines import CNNBranch, TransformerBranch
+from conformer.baselines import Build, builder
 from conformer.coupling10 import TEXTURES
+from conformer.evaluate import by_head, predict
+from conformer.learner import Learner
 from conformer.prefetch import prefetched
 from conformer.train import Batch, TrainConfig, batches, environment
-from minigrad import functional as F
-from minigrad import nn, no_grad, random
+from minigrad import nn
 from minigrad.backend import cpu
-from minigrad.optim import AdamW, WarmupCosine, clip_grad_norm_
-from minigrad.tensor import Tensor
 
 CONFIG = "cifar-nano"
-NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {  # how to build it, and what its logits come from
-    "cnn": (lambda: CNNBranch(CONFIGS[CONFIG]), ("cnn",)),
-    "vit": (lambda: TransformerBranch(CONFIGS[CONFIG]), ("transformer",)),
-    "vit-without-positions": (lambda: TransformerBranch(CONFIGS[CONFIG], positional_embedding=False), ("transformer",)),
-    "conformer": (lambda: Conformer(**asdict(CONFIGS[CONFIG])), ("cnn", "transformer")),
+NETWORKS: dict[str, tuple[Build, str]] = {  # how to build it, and what the head is called where there is one
+    "cnn": (CNNBranch, "cnn"),
+    "vit": (TransformerBranch, "transformer"),
+    "vit-without-positions": (partial(TransformerBranch, positional_embedding=False), "transformer"),
+    "conformer": (builder("conformer"), ""),
 }
 
 
-def logits_of(model: nn.Module, images: np.ndarray) -> tuple[Tensor, ...]:
-    """Each head's logits (B, K), for a network with one head or with two."""
-    logits = model(Tensor(images))
-    return logits if isinstance(logits, tuple) else (logits,)
-
-
-def evaluate(model: nn.Module, heads: tuple[str, ...], dataset: data.Dataset) -> dict[str, dict[str, float]]:
+def evaluate(model: nn.Module, head: str, dataset: data.Dataset) -> dict[str, dict[str, float]]:
     """Shares of test images whose class, arrangement and texture each head gets right, and the sum of the logits if there are two."""
-    model.eval()
-    with no_grad():
-        parts = []
-        for start in range(0, len(dataset.test), 500):
-            images = normalize(dataset.test.images[start : start + 500], dataset.mean, dataset.std)  # (B, 32, 32, 3)
-            parts.append([head.numpy() for head in logits_of(model, images)])
-    model.train()
-    logits = dict(zip(heads, map(np.concatenate, zip(*parts, strict=True)), strict=True))  # (N, K) each
-    if len(heads) > 1:
-        logits["sum"] = np.sum(list(logits.values()), axis=0)
+    starts = range(0, len(dataset.test), 500)
+    logits = by_head(predict(model, (normalize(dataset.test.images[start : start + 500], dataset.mean, dataset.std) for start in starts)))
     labels, count, result = dataset.test.labels, len(TEXTURES), {}
-    for head, values in logits.items():
+    for name, values in logits.items():  # (N, K) each
         named = values.argmax(axis=1)
         right = {"class": named == labels, "arrangement": named // count == labels // count, "texture": named % count == labels % count}
-        result[head] = {cue: round(float(share.mean()), 4) for cue, share in right.items()}
+        result[name if len(logits) > 1 else head] = {cue: round(float(share.mean()), 4) for cue, share in right.items()}
     return result
 
 
@@ -82,31 +67,20 @@ def stream(dataset: data.Dataset, batch_size: int, steps: int) -> Iterator[Batch
 
 
 def train(name: str, recipe: TrainConfig, dataset: data.Dataset, every: int) -> Iterator[dict[str, Any]]:
-    """Train as `Trainer` does, the loss being the mean over the heads; yields a line for each evaluation, the last one after the last step."""
+    """Take the steps of `Trainer`; yields a line for each evaluation, the last one after the last step."""
     assert recipe.max_steps is not None
-    random.manual_seed(recipe.seed)
-    build, heads = NETWORKS[name]
-    model = build()
-    optimizer = AdamW(parameter_groups(model, recipe.weight_decay), lr=recipe.lr)
-    schedule = WarmupCosine(optimizer, recipe.max_steps, int(recipe.warmup * recipe.max_steps))
-    parameters = sum(parameter.size for parameter in model.parameters())
+    build, head = NETWORKS[name]
+    learner = Learner(CONFIGS[CONFIG], recipe, recipe.max_steps, build=build)
+    learner.model.train()
+    parameters = sum(parameter.size for parameter in learner.model.parameters())
     losses: list[float] = []
     began = time.perf_counter()
-    model.train()
     with closing(prefetched(stream(dataset, recipe.batch_size, recipe.max_steps))) as source:
-        for step, (images, labels) in enumerate(source):
-            random.set_step(step)
-            schedule.set(step)
-            optimizer.zero_grad()
-            parts = [F.cross_entropy(head, labels, label_smoothing=recipe.label_smoothing) for head in logits_of(model, images)]
-            loss = sum(parts[1:], parts[0]) * (1 / len(parts))
-            losses.append(loss.item())
-            loss.backward()
-            clip_grad_norm_(model.parameters(), recipe.clip_norm)
-            optimizer.step()
-            if (step + 1) % every == 0 or step + 1 == recipe.max_steps:
-                line = {"network": name, "parameters": parameters, "step": step + 1, "loss": round(float(np.mean(losses)), 4)}
-                yield {**line, "test": evaluate(model, heads, dataset), "seconds": round(time.perf_counter() - began, 1)}
+        for batch in source:
+            losses.append(learner.train_step(batch)[0])
+            if learner.step % every == 0 or learner.step == recipe.max_steps:
+                line = {"network": name, "parameters": parameters, "step": learner.step, "loss": round(float(np.mean(losses)), 4)}
+                yield {**line, "test": evaluate(learner.model, head, dataset), "seconds": round(time.perf_counter() - began, 1)}
                 losses.clear()
 
 
