@@ -22,12 +22,12 @@ from conformer import CONFIGS, CNNBranch, TransformerBranch, coupling10, data, p
 from conformer.augment import normalize, shift_and_flip
 from conformer.batches import Batch, batches
 from conformer.data import Dataset, Split
-from conformer.evaluate import HEADS, accuracies, evaluate
+from conformer.evaluate import HEADS, Predictions, accuracies, evaluate, heads_of, predict
 from conformer.learner import Learner
 from conformer.options import TrainConfig
 from conformer.plots import COLORS, draw_confusion_matrix
 from conformer.weights import About, load_weights, save_weights
-from minigrad import Tensor, no_grad, random
+from minigrad import Tensor, random
 from minigrad import functional as F
 from minigrad.backend import cpu
 from minigrad.optim import AdamW, WarmupCosine, clip_grad_norm_
@@ -216,22 +216,10 @@ plt.show()
 
 
 # %%
-def heads_of(model, images):
-    """Logits by head, of a network with one head or two."""
-    logits = model(Tensor(images))
-    return logits if isinstance(logits, tuple) else (logits,)
-
-
 def answers(model, split):
     """Every head's logits for the images of a split, in evaluation mode."""
-    model.eval()
-    with no_grad():
-        parts = [
-            heads_of(model, normalize(split.images[i : i + 500], dataset.mean, dataset.std))
-            for i in range(0, len(split), 500)
-        ]
-    model.train()
-    return [np.concatenate([head.numpy() for head in heads]) for heads in zip(*parts, strict=True)]
+    parts = (split.images[i : i + 500] for i in range(0, len(split), 500))
+    return predict(model, (normalize(part, dataset.mean, dataset.std) for part in parts))
 
 
 def train(model, steps, every=50):
@@ -245,9 +233,8 @@ def train(model, steps, every=50):
         random.set_step(step)
         schedule.set(step)
         optimizer.zero_grad()
-        losses = [
-            F.cross_entropy(head, labels, label_smoothing=recipe.label_smoothing) for head in heads_of(model, images)
-        ]
+        heads = heads_of(model, Tensor(images))  # the logits of one head, or of two
+        losses = [F.cross_entropy(head, labels, label_smoothing=recipe.label_smoothing) for head in heads]
         loss = sum(losses[1:], losses[0]) * (1 / len(losses))  # the mean of the heads' losses
         loss.backward()
         log["norms"].append(clip_grad_norm_(model.parameters(), recipe.clip_norm))
@@ -407,7 +394,7 @@ for name, heads in finished.items():
 # %% [markdown]
 # ## What is taken for what
 #
-# `conformer.evaluate` gives both heads' answers for a split, and the figures computed from them.
+# `conformer.evaluate` gives the heads' answers for a split, and the figures computed from them.
 #
 # **Predict:** where are the non-zero numbers in the confusion matrix of a network that knows coupling10's textures only?
 #
@@ -428,8 +415,7 @@ print(f"{'percent right by class':<30}", " ".join(f"{title:>16}" for title in HE
 for number, title in enumerate(dataset.classes):
     print(f"{title:<30}", " ".join(f"{100 * by_class[head][number]:16.1f}" for head in HEADS))
 
-logits = finished["transformer branch alone"][0]
-alone = np.bincount(dataset.test.labels * 10 + logits.argmax(1), minlength=100).reshape(10, 10)
+alone = Predictions(finished["transformer branch alone"], dataset.test.labels).confusion_matrix()
 figure, panels = plt.subplots(1, 2, figsize=(12, 5.6), layout="constrained")
 matrices = {"Conformer": predictions.confusion_matrix(), "transformer branch alone": alone}
 for axes, (title, matrix) in zip(panels, matrices.items(), strict=True):
@@ -461,7 +447,8 @@ assert np.array_equal(again.sum, predictions.sum)
 # python -m conformer train --max-steps 600 --lr 1e-3 --out first-run
 # ```
 #
-# It downloads CIFAR-10 if it is not here; `--dataset coupling10` takes the generated images.
+# It downloads CIFAR-10 if it is not here; `--dataset coupling10` takes the generated images. `--network cnn` and `--network transformer` train a
+# branch alone, and `conformer study three --networks conformer cnn transformer` all three, each under several seeds.
 #
 # ## Exercises
 #
@@ -501,7 +488,7 @@ assert wrong[1] > right[1]  # it steps along the sum of all gradients so far: a 
 
 # %% tags=["solution"]
 labels = dataset.test.labels
-together = accuracies(finished["CNN branch alone"][0], finished["transformer branch alone"][0], labels)
+together = accuracies((*finished["CNN branch alone"], *finished["transformer branch alone"]), labels)
 print(f"CNN alone {together.cnn:.3f}, transformer alone {together.transformer:.3f}, summed {together.sum:.3f}")
 print(f"Conformer {predictions.accuracies.sum:.3f}")
 summed = finished["CNN branch alone"][0] + finished["transformer branch alone"][0]
