@@ -87,7 +87,7 @@ class Findings:
         """The tables, and what is to be said about them, for a terminal."""
         notice = [f"{self.notice}\n"] if self.notice else []
         tables = [f"{title}\n{columns(rows)}\n" for title, rows in self._tables()]
-        return "\n".join([*notice, *tables, *self._remarks()])
+        return "\n".join([*notice, *tables, *self.remarks()])
 
     def markdown(self, commands: Sequence[str]) -> str:
         """The same as a page, with the commands that make the runs."""
@@ -97,7 +97,7 @@ class Findings:
         for title, (head, *rows) in self._tables():
             table = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
             parts += [f"## {title}", "\n".join(f"| {' | '.join(row)} |" for row in table)]
-        parts.append("\n".join(f"* {remark}" for remark in self._remarks()))
+        parts.append("\n".join(f"* {remark}" for remark in self.remarks()))
         return "\n\n".join(parts) + "\n"
 
     def _tables(self) -> Iterator[tuple[str, list[list[str]]]]:
@@ -114,7 +114,7 @@ class Findings:
             rows = [[called[figure], *_cells(figure, spread)] for figure, spread in self.spreads[name].items()]
             yield f"{printable(name)} on {self.dataset}: {count} of {of}, {seeds}", [head, *rows]
 
-    def _remarks(self) -> Iterator[str]:
+    def remarks(self) -> Iterator[str]:
         """What is to be said about the tables, sentence by sentence."""
         counts = {name: len(runs) for name, runs in self.finished.items()}
         first = self.runs[0].name

@@ -20,6 +20,7 @@ import torch
 
 from benchmarks import (
     block,
+    cifar10_networks,
     end_to_end,
     files,
     growth,
@@ -801,6 +802,11 @@ def training_figures() -> list[str]:
     ]
 
 
+def network_figures() -> list[str]:
+    """The section of docs/results.md on the three networks, as soon as their runs are there."""
+    return [cifar10_networks.section(lines_of(cifar10_networks.FILE.name))] if cifar10_networks.FILE.exists() else []
+
+
 def same_training_figures() -> list[str]:
     """What docs/results.md says of both trainings from the same weights."""
     marks = (10, 50, 100, 150, 200, 250, 300, 400)
@@ -869,7 +875,7 @@ NAMES = [
 
 def test_the_results_page_has_the_figures_of_the_files() -> None:
     page = results_page()
-    for figure in map(unspaced, [*training_figures(), *same_training_figures(), *overhead_figures()]):
+    for figure in map(unspaced, [*training_figures(), *network_figures(), *same_training_figures(), *overhead_figures()]):
         assert page.count(figure) == 1, figure
 
 
@@ -877,7 +883,7 @@ def test_every_digit_of_the_results_page_is_held() -> None:
     """So another digit anywhere is noticed by the test above, but for those in `NAMES`."""
     page = results_page()
     loose = {place for place, letter in enumerate(page) if letter.isdigit()}
-    for known in map(unspaced, [*training_figures(), *same_training_figures(), *overhead_figures(), *NAMES]):
+    for known in map(unspaced, [*training_figures(), *network_figures(), *same_training_figures(), *overhead_figures(), *NAMES]):
         for place in (place for place in range(len(page)) if page.startswith(known, place)):
             loose -= set(range(place, place + len(known)))
     assert [page[max(0, place - 30) : place + 10] for place in sorted(loose)] == []

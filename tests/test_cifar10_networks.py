@@ -1,0 +1,91 @@
+"""The section of docs/results.md on the three networks: what it says of made-up runs, and that the page has that of the runs there are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import cifar10_networks
+from conformer.options import TrainConfig, plain
+
+RECIPE = {name: value for name, value in plain(TrainConfig()).items() if name in cifar10_networks.RECIPE}
+
+
+def made_up(**changes: Any) -> list[dict[str, Any]]:
+    """Three seeds of each network, of 2 epochs."""
+    lines = []
+    for seed in range(3):
+        for network, end in {"conformer": 0.84, "cnn": 0.80, "transformer": 0.7}.items():
+            shares = {"cnn": end - 0.01, "transformer": end - 0.02, "sum": end + 0.001 * seed}
+            if network != "conformer":
+                shares = {"sum": shares["sum"]}
+            about = {"config": "cifar-nano", "network": network, "seed": seed, "steps": 780, "dataset": "cifar10", "parameters": 1000 + len(network)}
+            about |= {"train_images": 50_000, "test_images": 10_000, "started": f"2027-01-0{1 + seed}T01:00:00", "device": "CPU, 2 threads"}
+            tests = [{"epoch": 1.0, "sum": 0.4}, {"epoch": 2.0, **shares}]
+            lines.append(about | {"recipe": RECIPE, "figures": shares | {"seconds": 600.0}, "tests": tests} | changes)
+    return lines
+
+
+def test_the_section_says_what_the_runs_came_to() -> None:
+    text = cifar10_networks.section(made_up())
+    assert "study OUT --networks conformer cnn transformer --seeds 0 1 2 --data-dir DIR" in text
+    assert "| `cifar-nano` | 1,009 | 23.0 M | 83.00 | 82.00 | **84.10** | 0.10 | 10 |" in text
+    assert "| `cifar-nano-cnn` | 1,003 | 8.8 M |  |  | **80.10** | 0.10 | 10 |" in text
+    assert "| `cifar-nano-transformer` | 40.00 | 70.10 |" in text
+    assert "trained by the recipe above for 2 epochs of batches of 128, 780 steps, under the same seeds: 0, 1, 2." in " ".join(text.split())
+    assert "begun on 2027-01-01 to 2027-01-03" in " ".join(text.split())
+    assert "* cifar-nano-cnn less cifar-nano: -4.00 points of accuracy, standard error 0.08; were both equally good" in " ".join(text.split())
+    other = cifar10_networks.section(made_up(recipe=RECIPE | {"lr": 0.001, "drop_path": 0.1}))
+    assert "recipe above, but for --lr 0.001, --drop-path 0.1, for 2 epochs" in " ".join(other.split())
+    with pytest.raises(ValueError, match="the runs differ in steps, and are to be compared"):
+        cifar10_networks.section([*made_up(), made_up(steps=3)[0]])
+
+
+def test_the_section_is_put_into_the_page_and_replaced() -> None:
+    page = cifar10_networks.PAGE.read_text(encoding="utf-8")
+    if cifar10_networks.TITLE in page:
+        before, _, rest = page.partition(cifar10_networks.TITLE)
+        page = before + cifar10_networks.NEXT + rest.partition(cifar10_networks.NEXT)[2]
+    first, second = (cifar10_networks.section(made_up(test_images=images)) for images in (10_000, 20_000))
+    once = cifar10_networks.with_section(page, first)
+    assert once.replace(first + "\n", "") == page and once.count(cifar10_networks.TITLE) == 1
+    assert cifar10_networks.with_section(once, second) == cifar10_networks.with_section(page, second)
+
+
+def test_the_page_has_the_section_of_the_runs() -> None:
+    """It comes with the file of results, and goes with it."""
+    page, file = cifar10_networks.PAGE.read_text(encoding="utf-8"), cifar10_networks.FILE
+    if not file.exists():
+        assert cifar10_networks.TITLE not in page
+        return
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    assert cifar10_networks.section(lines) in page
+
+
+def test_a_study_becomes_lines_and_a_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_network: str) -> None:
+    from conformer.data import Dataset, Split
+    from conformer.findings import Run
+    from conformer.train import Trainer
+
+    numbers = np.random.default_rng(0)
+    train, test = (Split(numbers.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8), numbers.integers(0, 10, n)) for n in (8, 5))
+    dataset = Dataset("cifar10", tuple("abcdefghij"), (0.5,) * 3, (0.2,) * 3, train, test, "a test")
+    runs = []
+    for network in ("conformer", "cnn"):
+        options = TrainConfig(config=tiny_network, network=network, out=tmp_path / network, max_steps=1, batch_size=8)
+        result = Trainer(options, dataset=dataset).run()
+        figures = result.test.by_head() | {"seconds": 1.0}
+        runs.append(Run(result.folder, tiny_network, 0, True, 1, 1, figures, "CPU", network=network))
+
+    class Made:
+        def __init__(self) -> None:
+            self.runs = [*runs, Run(tmp_path, tiny_network, 1)]
+
+    lines = cifar10_networks.lines_of(Made())  # type: ignore[arg-type]
+    assert [(line["network"], line["tests"][-1]["sum"]) for line in lines] == [(run.network, run.figures["sum"]) for run in runs]
+    assert str(tmp_path) not in json.dumps(lines)
+    assert "`tiny-cnn`" in cifar10_networks.section(lines)
