@@ -29,8 +29,10 @@ ROOT = Path(__file__).parent.parent
 
 
 def files(only: list[str]) -> list[Path]:
-    """The test files in which Hypothesis draws, or that hold proofs."""
-    found = sorted(path for path in ROOT.glob("tests/**/test_*.py") if re.search(r"@given|\bProof\b|TestCase = |StateMachine", path.read_text()))
+    """The test files in which Hypothesis draws, that hold proofs, or that say they are for the deep run."""
+    found = sorted(
+        path for path in ROOT.glob("tests/**/test_*.py") if re.search(r"@given|\bProof\b|TestCase = |StateMachine|\bdeep run\b", path.read_text())
+    )
     return [path for path in found if not only or any(path.relative_to(ROOT).as_posix().startswith(name) for name in only)]
 
 
