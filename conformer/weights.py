@@ -100,10 +100,10 @@ def save_weights(path: Path, model: nn.Module, about: About) -> None:
     try:
         read = _about(entries)
         network = ConformerConfig(**read.network)
-        if isinstance(model, Conformer | CNNBranch | TransformerBranch) and network != model.config:
+        if kind and isinstance(model, Conformer | CNNBranch | TransformerBranch) and network != model.config:
             raise ValueError("`network` is not the model's configuration")
         _check(read, network)
-        if type(model) is Conformer:
+        if kind and isinstance(model, Conformer):
             count(model, network.size_multiple)  # raises where parts of it were replaced, such as a head
         _check_finite(state)
     except (TypeError, ValueError) as error:
