@@ -277,10 +277,11 @@ class Module:
         return ""
 
     def __repr__(self) -> str:
-        lines = [f"({name}): {child!r}".replace("\n", "\n  ") for name, child in self._own("module")]
-        if not lines:
-            return f"{type(self).__name__}({self.extra_repr()})"
-        return "\n  ".join([f"{type(self).__name__}({self.extra_repr()}", *lines]) + "\n)"
+        settings = self.extra_repr().splitlines()
+        children = [f"({name}): {child!r}".replace("\n", "\n  ") for name, child in self._own("module")]
+        if not children and len(settings) < 2:
+            return f"{type(self).__name__}({''.join(settings)})"
+        return "\n  ".join([f"{type(self).__name__}(", *settings, *children]) + "\n)"
 
 
 for _name, _advice in OF_MODULES.items():

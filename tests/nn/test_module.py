@@ -8,6 +8,7 @@ import operator
 import pickle
 import re
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -641,6 +642,24 @@ def test_repr_is_pytorchs_tree():
     assert (
         "p=0.25" in repr(nn.Dropout(0.25)) and "eps=1e-06" in repr(nn.LayerNorm(4, eps=1e-6)) and "num_heads=2" in repr(nn.MultiHeadAttention(4, 2))
     )
+
+
+@pytest.mark.parametrize("settings", ["", "size=3", "size=3\nname=x"])
+def test_settings_in_a_repr_stand_where_pytorchs_do(settings: str):
+    """On the line of the bracket where there is nothing else, and before the children where there are some."""
+
+    def made(library: Any, *children: Any) -> Any:
+        class Part(library.Module):
+            def extra_repr(self) -> str:
+                return settings
+
+        part = Part()
+        for number, child in enumerate(children):
+            setattr(part, f"child{number}", child)
+        return part
+
+    ours, theirs = (made(library, made(library), made(library, made(library))) for library in (nn, torch.nn))
+    assert repr(ours) == repr(theirs)
 
 
 # --- containers
