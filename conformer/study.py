@@ -300,9 +300,9 @@ class Study:
         defaults, values = plain(TrainConfig()), plain(self.options) | {"dataset": self._dataset}  # what auto came to here
         given = {name: value for name, value in values.items() if name not in EACH_RUN and value != defaults[name]}
         options = "".join(f" {flag(name)} {quoted(value)}" for name, value in given.items())
-        commands = []
+        commands, several = [], any(run.network != TrainConfig.network for run in self.runs)
         for (numbers, names), sizes in configs.items():
-            of = "" if names == (TrainConfig.network,) else f" --networks {' '.join(names)}"
+            of = f" --networks {' '.join(names)}" if several else ""  # without it, each command would take those of the commands before it
             commands.append(f"conformer study {quoted(self.path)} --seeds {' '.join(numbers)} --configs {' '.join(sizes)}{of}{options}")
         return commands
 

@@ -157,7 +157,7 @@ def _load_images(options: argparse.Namespace) -> tuple[nn.Module, About, np.ndar
     with told(1):
         run = options.run or _newest_run()
         model, about = load_weights(run)
-        channels = about.network["in_chans"]
+        channels = len(about.mean)
         if channels not in (1, 3):
             raise ValueError(f"the network takes images of {channels} channels, and those of image files have 3, or 1 of grey")
         images = np.stack([read_image(path, about.image_size, channels) for path in options.images])

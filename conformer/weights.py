@@ -249,7 +249,7 @@ def initial_weights(
     """
     model, about = load_weights(path, build)
     loose = {"num_classes", "drop_rate", "attn_drop_rate", "drop_path_rate"}
-    mine, theirs = asdict(network) | {"network": kind}, about.network | {"network": about.kind}
+    mine, theirs = asdict(network) | {"network": kind}, asdict(ConformerConfig(**about.network)) | {"network": about.kind}
     if kind == "transformer" == about.kind:
         mine["image_size"], theirs["image_size"] = image_size or about.image_size, about.image_size
     if differ := [f"{name} {theirs[name]} instead of {mine[name]}" for name in mine if name not in loose and mine[name] != theirs[name]]:

@@ -340,6 +340,7 @@ def test_a_study_of_networks(config: TrainConfig, tmp_path: Path, capsys: pytest
         trainer.run()
     study = Study(path)
     assert [run.path.name for run in study.runs] == ["tiny-seed-0", "tiny-cnn-seed-0", "tiny-seed-1", "tiny-cnn-seed-1", "tiny-own-seed-1"]
+    assert f"{study.commands()[0]}\n" in (path / "study.md").read_text()
     assert list(study.findings().spreads) == ["tiny", "tiny-cnn", "tiny-own"]
     assert [command.partition("tiny ")[2].partition(" --dataset")[0] for command in study.commands()] == [
         "--networks conformer cnn",
