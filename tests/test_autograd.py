@@ -103,6 +103,17 @@ def test_borrowed_gradients_are_never_written():
         assert_array_equal(weight.numpy(), then)
 
 
+def test_a_node_is_looked_at_once_however_many_ways_lead_to_it():
+    """Of which there are 2**60 here."""
+    x = leaf(2)
+    h = middle = x * 1.0
+    for _ in range(60):
+        h = h + h
+    h.sum().backward(retain_graph=True)
+    assert_array_equal(x.grad.numpy(), [2.0**60] * 2)
+    assert_array_equal(minigrad.grad(h.sum(), [middle])[0].numpy(), [2.0**60] * 2)
+
+
 def test_gradients_are_added_into_a_fresh_one_of_their_shape_and_dtype(registry: None):
     """One that a kernel declares so. Into another the sum would not fit: NumPy would refuse it, or round it."""
     for fresh, into in ((np.full(3, 2.0), True), (np.full(3, 2.0, np.float32), False), (np.full(1, 2.0), False)):
