@@ -17,6 +17,7 @@ SCRIPT = "import sys\nfrom conformer.__main__ import main\nsys.exit(main())\n"  
 LOADED = "import signal\nsignal.raise_signal(signal.SIGINT)\n"  # as if it came while NumPy loads, the first import that takes long
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize(
     ("program", "status", "said"),
     [
