@@ -94,6 +94,7 @@ def test_an_operation_on_any_number_of_tensors():
     ga, gb = minigrad.grad(total([a, b, a]).sum(), [a, b])
     assert_array_equal(ga.numpy(), [4.0, 4.0])
     assert_array_equal(gb.numpy(), [2.0, 2.0])
+    assert_array_equal(total([np.ones(2), np.full(2, 3.0)]).numpy(), [4.0, 4.0])  # arrays alone
     with pytest.raises(ValueError, match="variadic: needs at least one tensor"):
         total([])
 
