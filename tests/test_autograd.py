@@ -114,6 +114,14 @@ def test_a_node_is_looked_at_once_however_many_ways_lead_to_it():
     assert_array_equal(minigrad.grad(h.sum(), [middle])[0].numpy(), [2.0**60] * 2)
 
 
+def test_a_gradient_with_a_graph_leaves_no_grad_as_it_was():
+    x = leaf(2)
+    y = (x * x).sum()
+    with minigrad.no_grad():
+        y.backward(create_graph=True)
+        assert not is_grad_enabled() and x.grad.requires_grad
+
+
 def test_gradients_are_added_into_a_fresh_one_of_their_shape_and_dtype(registry: None):
     """One that a kernel declares so. Into another the sum would not fit: NumPy would refuse it, or round it."""
     for fresh, into in ((np.full(3, 2.0), True), (np.full(3, 2.0, np.float32), False), (np.full(1, 2.0), False)):

@@ -380,3 +380,48 @@ def test_a_kernel_says_what_its_gradients_read():
         x.copy_(3.0)
     with pytest.raises(RuntimeError, match="backward of product"):
         out.backward()
+
+
+def test_a_write_to_an_output_is_refused_to_the_gradients_that_read_it(registry: None):
+    """Of three inputs: which of them, and not its neighbours, the kernel says."""
+
+    @fused
+    def mixed(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return x * w * 0.0 + b.exp()
+
+    def forward(x: Any, w: Any, b: Any) -> tuple:
+        out = np.exp(b)
+        return out, (x, w, out)
+
+    def backward(dy: Any, saved: tuple, needs: tuple) -> tuple:
+        x, w, out = saved
+        return dy * w * 0.0, dy * x * 0.0, dy * out
+
+    mixed.kernel("cpu", forward, backward, reads={"x": "w", "w": "x", "b": "out"})
+    for asked in "xwb":
+        tensors = {name: leaf(2, seed=seed) for seed, name in enumerate("xwb")}
+        out = mixed(**tensors)
+        total = (out * 1.0).sum()
+        with minigrad.no_grad():
+            out.copy_(3.0)
+        if asked == "b":
+            with pytest.raises(RuntimeError, match="backward of mixed: its output, which its derivative reads, was written in place"):
+                minigrad.grad(total, tensors[asked])
+        else:
+            minigrad.grad(total, tensors[asked])
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_derivatives_of_the_definition_are_the_same_in_anomaly_mode(registry: None, order: int):
+    @fused
+    def cubed(x: Tensor) -> Tensor:
+        return x * x * x
+
+    cubed.kernel("cpu", lambda x: (x * x * x, (x,)), lambda dy, saved, needs: (3.0 * dy * saved[0] ** 2,))
+    x = leaf(3)
+    with minigrad.anomaly():
+        (g,) = minigrad.grad(cubed(x), x, Tensor(rng(2).standard_normal(3)), create_graph=True)
+        (h,) = minigrad.grad(g, x, Tensor(rng(3).standard_normal(3)))
+    values = x.numpy()
+    expected = [3 * values**2 * rng(2).standard_normal(3), 6 * values * rng(2).standard_normal(3) * rng(3).standard_normal(3)]
+    assert_allclose((g, h)[order - 1].numpy(), expected[order - 1], rtol=1e-13)
