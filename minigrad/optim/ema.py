@@ -241,7 +241,7 @@ def _move(decay: float, shadow: Any, value: Any, difference: Any) -> None:
 def _average_of_infinite(decay: float, shadow: Any, value: Any, difference: Any) -> None:
     """decay * shadow + (1 - decay) * value where the difference is no number: of infinite ones, such as a mask's, and of those too far apart."""
     finite = np.isfinite(difference)
-    formula = np.where(value == shadow, value, decay * shadow + (1 - decay) * value)
+    formula = decay * shadow + (1 - decay) * value
     _move(decay, shadow, value, difference)
     shadow[...] = np.where(finite, shadow, formula)
 
