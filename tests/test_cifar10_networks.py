@@ -32,9 +32,9 @@ def made_up(**changes: Any) -> list[dict[str, Any]]:
 
 def test_the_section_says_what_the_runs_came_to() -> None:
     text = cifar10_networks.section(made_up())
-    assert "study OUT --networks conformer cnn transformer --seeds 0 1 2 --data-dir DIR" in text
-    assert "| `cifar-nano` | 1,009 | 23.0 M | 83.00 | 82.00 | **84.10** | 0.10 | 10 |" in text
-    assert "| `cifar-nano-cnn` | 1,003 | 8.8 M |  |  | **80.10** | 0.10 | 10 |" in text
+    assert "study OUT --networks conformer cnn transformer --seeds 0 1 2 --epochs 2 --data-dir DIR" in text
+    assert "| `cifar-nano` | 1,009 | 23.0 M | 83.00 | 82.00 | **84.10** | 0.10 |" in text
+    assert "| `cifar-nano-cnn` | 1,003 | 8.8 M |  |  | **80.10** | 0.10 |" in text
     assert "| `cifar-nano-transformer` | 40.00 | 70.10 |" in text
     assert "trained by the recipe above for 2 epochs of batches of 128, 780 steps, under the same seeds: 0, 1, 2." in " ".join(text.split())
     assert "begun on 2027-01-01 to 2027-01-03" in " ".join(text.split())
