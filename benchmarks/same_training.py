@@ -1,8 +1,9 @@
 """Is it the same training? Our Conformer and PyTorch's from the same weights, on the same batches, step by step.
 
 Two accuracies at the end of two runs do not say it: each run is one draw, and rounding drives even the same draw apart, since every step multiplies
-the differences of the steps before. So a third training is the yardstick: PyTorch's once more, from weights moved in their last binary place. While
-ours is no further from PyTorch's than PyTorch's is from itself, they are the same training, as far as such numbers can tell.
+the differences of the steps before. So a third training is the yardstick: PyTorch's once more, from weights moved in their last binary place. Ours
+rounds otherwise than PyTorch in every operation of every step, so it may be some times as far from PyTorch's as that one, which was moved once. The
+two distances growing alike, from the last place on, is what the same training looks like; a mistake in the recipe is there from its first step on.
 
     python -m benchmarks.same_training --data-dir DIR --epochs 1 --steps 400 --batch-size 32 --dtype float64 --out same-training-float64.jsonl
 

@@ -347,9 +347,10 @@ plt.show()
 #
 # <details><summary>Answer</summary>
 #
-# Only the ViT stays there. The CNN alone gets to 100 % as the Conformer does, only later: this data set does not need both branches, but two that
-# talk to each other find the comparison sooner. In the Conformer the CNN head is there first and the transformer head follows, hundreds of steps
-# behind; what the lone ViT never found, that head may have from the tokens' other source, the map. Notebook 10 cuts this connection.
+# Only the ViT stays there. The CNN alone gets to 100 % as the Conformer does, only later: this data set does not need both branches. Why the
+# Conformer was sooner, one run cannot say: it has four times the parameters, too, and no Conformer without coupling ran beside it. Its CNN head is
+# there first and the transformer head follows, hundreds of steps behind; what the lone ViT never found, that head may have from the tokens' other
+# source, the map. Notebook 10 cuts this connection.
 # </details>
 
 # %% alt="Percent right. Yours: the Conformer alone leaves 50. Recorded: its CNN head is at 100 first, then its other head and the CNN; ViT never."
