@@ -99,8 +99,11 @@ class Op(Generic[Result]):
         return self.__qualname__
 
     def derivative(self, **rules: Callable) -> None:
-        """State the gradient of inputs: `name=lambda g, ...`, see the top of `op.py`. An input without a rule has no gradient."""
+        """State the gradient of inputs: `name=lambda g, ...`, see the top of `op.py`."""
         bits = self._bits({**self.rules, **rules})
+        for name in rules:
+            if self._bits([name]) & self.constants:
+                raise TypeError(f"{self.name}: {name} is declared a constant, which has no derivative rule")
         self.rules, self.array_rules = {**self.rules, **rules}, {}
         self.with_gradient = -1 if self.variadic else bits  # -1: all of them
         self._plans.clear()
@@ -160,10 +163,13 @@ class Op(Generic[Result]):
 
         Raises ValueError if that is a constant.
         """
+        self._refuse_constants(mask)
+        return [x if self.with_gradient >> k & 1 else None for k, x in enumerate(inputs)]
+
+    def _refuse_constants(self, mask: int) -> None:
         for k, name in enumerate(self.names):
             if mask & self.constants & 1 << k:
                 raise ValueError(f"{self.name}: {name} is a constant here, and would get no gradient; pass {name}.detach()")
-        return [x if self.with_gradient >> k & 1 else None for k, x in enumerate(inputs)]
 
     def _plan(self, mask: int) -> _Plan:
         """The plan for the inputs whose bits are set in `mask`."""

@@ -154,10 +154,8 @@ class Fused(Op[Result]):
         if mixed is not None:
             raise TypeError(f"{self.name}: inputs are {mixed}; bring them to one dtype with .astype(...)")
         mode = MODE.get()
-        sources = inputs
         if mask & ~self.with_gradient and mode.record:
-            sources = self._sources(inputs, mask)
-            mask &= self.with_gradient
+            raise self._without_gradient(mask)
         kernel = self.kernels.get("cpu" if array_type is _ndarray else backend.device_of(arrays[0]))
         if kernel is None or mode.definitions:
             return self.function(*inputs, *values)
@@ -178,7 +176,7 @@ class Fused(Op[Result]):
                 check_forward(self.name, arrays, values, out if self.several else (out,))
             if mode.reads is not None:
                 mode.reads.extend([(x.version, x.version[0]) for x in inputs if x is not None])
-        node = new_node(self, sources, values, mode.anomaly) if mask and mode.record else None
+        node = new_node(self, inputs, values, mode.anomaly) if mask and mode.record else None
         if self.several:
             result = tuple([wrap(array, node if k < self.differentiable else None, k) for k, array in enumerate(out)])
             if node is not None:
@@ -189,6 +187,17 @@ class Fused(Op[Result]):
         if node is not None:
             self._keep(node, mask, inputs, arrays, saved, (result,), kernel.readers)
         return result
+
+    def _without_gradient(self, mask: int) -> Exception:
+        """The error of a call in which an input requires grad that has none: a constant, or one that the rules leave out. The definition would
+        differentiate that, and so may a kernel: what is right must not hang on which of them is asked.
+        """
+        self._refuse_constants(mask)
+        bare = [name for k, name in enumerate(self.names) if mask & ~self.with_gradient & 1 << k]
+        return TypeError(
+            f"{self.name}: {', '.join(bare)} requires grad and has no derivative rule, as {', '.join(self.rules)} has; "
+            f"state one, or declare a constant, @fused(constants={bare[0]!r})"
+        )
 
     def _keep(self, node: Node, mask: int, inputs: Sequence, arrays: list, saved: tuple, results: tuple, readers: tuple[int, ...] | None) -> None:
         """Note what backward needs: for rules what they read, else the input Tensors (the definition may be run again), and what the kernel saved.

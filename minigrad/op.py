@@ -26,8 +26,9 @@ same faster.
 Its derivative is the kernel's; with create_graph, where a kernel is missing, or where it was called under `minigrad.definitions()`, it is the
 definition's. A fused operation may state rules too, where its derivative is short (that of softmax, from its output).
 
-An input that has no rule where others have one gets no gradient, and an output requires grad only for inputs that get one. What is a constant by
-contract, such as a mask, is declared, `@fused(constants="mask")`, also of a primitive: one that requires grad is refused.
+An input of a primitive that has no rule where others have one gets no gradient, and an output requires grad only for inputs that get one; of a fused
+operation, which could differentiate it by its definition, it is refused. What is a constant by contract, such as a mask, is declared,
+`@fused(constants="mask")`, also of a primitive: one that requires grad is refused.
 
 Read next: one of each, in `ops/elementwise.py` and `fused/layer_norm.py`. What happens when one is called: `base_op.py` has what the two kinds share,
 `primitive_op.py` and `fused_op.py` the rest; then `node.py`, what a graph is made of, and `walk.py`, the walk that calls their `backward`.

@@ -189,7 +189,9 @@ OF_MODULES = {
 }
 """Methods of PyTorch's modules; model is the module."""
 
-_BINARY = "`(F.maximum(x, 0) - x * p + (-x.abs()).exp().log1p()).mean()`, p from 0 to 1"
+_SOFTPLUS = "F.where(x < 0, 0, x) + F.where(x < 0, x, -x).exp().log1p()"
+"""In parts that join at 0 with all their derivatives: those of `maximum` and `abs` have kinks there, which do not cancel in the second."""
+_BINARY = "`(F.where(x < 0, 0, x) - x * p + F.where(x < 0, x, -x).exp().log1p()).mean()`, p from 0 to 1"
 _RESIZED = "`F.upsample_nearest(maps, factor)`, or two matrix products for a bilinear one: docs/differences.md has them"
 IN_FUNCTIONAL = {
     # losses
@@ -203,9 +205,9 @@ IN_FUNCTIONAL = {
     "cosine_similarity": "`(x * y).sum(axis) / ((x * x).sum(axis) * (y * y).sum(axis)).sqrt()`, of vectors other than 0",
     # functions of one number
     "silu": "`x * F.sigmoid(x)`",
-    "softplus": "`F.maximum(x, 0) + (-x.abs()).exp().log1p()`",
-    "logsigmoid": "`F.minimum(x, 0) - (-x.abs()).exp().log1p()`",
-    "mish": "`x * (F.maximum(x, 0) + (-x.abs()).exp().log1p()).tanh()`",
+    "softplus": f"`{_SOFTPLUS}`",
+    "logsigmoid": "`F.where(x < 0, x, 0) - F.where(x < 0, x, -x).exp().log1p()`",
+    "mish": f"`x * ({_SOFTPLUS}).tanh()`",
     "leaky_relu": "`F.where(x > 0, x, slope * x)`",
     "elu": "`F.where(x > 0, x, x.clip(None, 0).expm1())`",
     "relu6": "`F.relu(x).clip(None, 6)`, whose slope at 6 is 1",

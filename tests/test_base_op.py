@@ -83,6 +83,16 @@ def test_an_unknown_constant():
             return x
 
 
+def test_a_constant_has_no_rule():
+    @fused(constants="mask")
+    def masked(x: Tensor, mask: Tensor) -> Tensor:
+        return x * mask
+
+    with pytest.raises(TypeError, match="^masked: mask is declared a constant, which has no derivative rule$"):
+        masked.derivative(x=lambda g, mask: g * mask, mask=lambda g, x: g * x)
+    assert not masked.rules
+
+
 # --- calling
 
 
@@ -357,7 +367,7 @@ def test_only_inputs_that_require_grad_have_their_rule_run():
 
 
 def test_an_output_requires_grad_for_inputs_with_a_gradient_alone():
-    """Else backward would run, and give nothing: a forgotten rule. Primitives by the short way and the long one, and fused operations by a kernel."""
+    """Else backward would run, and give nothing: a forgotten rule of a primitive, by the short way and the long one."""
 
     @primitive(elementwise=True)
     def weighed(x: Tensor, y: Tensor) -> Tensor:
@@ -367,17 +377,11 @@ def test_an_output_requires_grad_for_inputs_with_a_gradient_alone():
     def both(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         return x * 2, y * 2
 
-    @fused
-    def weighed_too(x: Tensor, y: Tensor) -> Tensor:
-        return x * 0.5 + y.detach()
-
     weighed.derivative(x=lambda g: g * 0.5)
     both.derivative(x=lambda g: g[0] * 2.0)
-    weighed_too.derivative(x=lambda g: g * 0.5)
-    weighed_too.kernel("cpu", lambda x, y: (x * 0.5 + y, ()), None)
     x, y, upstream = leaf(2, 3), leaf(3, seed=1), rng(2).uniform(-1, 1, (2, 3))
     for name, call in {
-        "short": weighed, "long": lambda x, y: weighed(x, y=y.astype(np.float32)), "several": lambda x, y: both(x, y)[0], "kernel": weighed_too,
+        "short": weighed, "long": lambda x, y: weighed(x, y=y.astype(np.float32)), "several": lambda x, y: both(x, y)[0],
     }.items():  # fmt: skip
         out = call(x.detach(), y)
         assert not out.requires_grad, name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import itertools
 from collections.abc import Callable
@@ -287,6 +288,33 @@ def test_a_rule_stands_in_for_a_missing_backward():
     import torch
 
     check_op(logistic, torch.sigmoid, [rng(0).uniform(-2, 2, (2, 3))])
+
+
+def test_an_input_that_the_rules_leave_out_is_refused():
+    """The definition would differentiate it, and so does this kernel; dropping its gradient, or making it hang on which of them runs, is worse."""
+
+    @fused
+    def scaled(x: Tensor, w: Tensor) -> Tensor:
+        return x * w
+
+    scaled.derivative(x=lambda g, w: g * w)
+    x, w = leaf(3), leaf(3, seed=1)
+    message = r"scaled: w requires grad and has no derivative rule, as x has; state one, or declare a constant, @fused\(constants='w'\)"
+    for with_kernel in (False, True):
+        if with_kernel:
+            scaled.kernel("cpu", lambda x, w: (x * w, (x, w)), lambda dy, saved, needs: (dy * saved[1], dy * saved[0]))
+        for mode in (contextlib.nullcontext, minigrad.definitions):
+            with mode():
+                with pytest.raises(TypeError, match=message):
+                    scaled(x, w)
+                with minigrad.no_grad():
+                    scaled(x, w)
+                assert scaled(x, w.detach()).requires_grad
+    scaled.derivative(w=lambda g, x: g * x)
+    for mode in (contextlib.nullcontext, minigrad.definitions):
+        with mode():
+            for found, expected in zip(minigrad.grad(scaled(x, w).sum(), [x, w]), (w, x), strict=True):
+                assert_array_equal(found.numpy(), expected.numpy())
 
 
 # --- several outputs
