@@ -327,12 +327,12 @@ def _unpickle(file: IO[bytes], storage: Callable[[str, str, int], np.ndarray], l
         return values
 
     def call(function: Any, arguments: Any) -> Any:
-        if len(arguments) > MOST_PARTS:
-            raise _Refused(f"is damaged: it calls something with {len(arguments):,} arguments")
         kind = function.kind if type(function) is Unread else ""
         if kind == "torch._tensor._rebuild_from_type_v2":  # a tensor with attributes; the rest are its type and they
             return call(arguments[0], arguments[2])
         if kind in meaning:
+            if len(arguments) > MOST_PARTS:
+                raise _Refused(f"is damaged: it calls {kind} with {len(arguments):,} arguments")
             return meaning[kind](*arguments)
         if kind.startswith("torch._utils._rebuild_"):
             name = kind.rpartition(".")[2]

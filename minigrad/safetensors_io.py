@@ -167,11 +167,11 @@ def load_state(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dic
         raise type(error)(error.errno, f"cannot read {path}: {error.strerror}") from error
     try:
         with safe_open(path, framework="numpy") as file:
-            brain = {name for name in file.keys() if file.get_slice(name).get_dtype() == "BF16"}
-            mapping = {name: np.array(file.get_tensor(name)) for name in file.keys() if name not in brain}
-            metadata = dict(file.metadata() or {})
-        if brain:
-            mapping |= _bfloat16(path, brain)
+            names, metadata = list(file.keys()), dict(file.metadata() or {})
+            halves = [name for name in names if file.get_slice(name).get_dtype() == "BF16"]
+            mapping = {name: np.empty(0) if name in halves else np.array(file.get_tensor(name)) for name in names}
+        if halves:
+            mapping |= _bfloat16(path, halves)  # each in its place
     except (SafetensorError, TypeError, KeyError, AttributeError, ValueError) as error:
         raise ValueError(f"{path} is not a safetensors file that NumPy can read, or is damaged ({error})") from error
     for name, array in mapping.items():

@@ -75,6 +75,8 @@ def walk(
         while queue:
             node = reached.pop(-heappop(queue))
             slots = [totals.pop((node, 0))] if node.outputs == 1 else [totals.pop((node, output), None) for output in range(node.outputs)]
+            if before.anomaly:
+                _watch_sums(node, slots, own)
             if wanted is not None:
                 for output, total in enumerate(slots):
                     if total is not None and (node, output) in wanted:
@@ -83,7 +85,7 @@ def walk(
                 if node in stops or True not in needs:
                     continue
             if before.anomaly:
-                results, fresh = _watched_backward(node, slots, own, needs, create_graph)
+                results, fresh = _watched_backward(node, slots, needs, create_graph)
             else:
                 results, fresh = node.op.backward(node, slots, needs, create_graph)
             if not retain_graph:
@@ -131,11 +133,15 @@ def _leading_to(targets: set[tuple], roots: Iterable[Node], stops: set[Node]) ->
     return useful
 
 
-def _watched_backward(node: Node, slots: list, own: set[tuple], needs: tuple | None, create_graph: bool) -> tuple[list, bool]:
-    """The backward of a node in anomaly mode."""
+def _watch_sums(node: Node, slots: list, own: set[tuple]) -> None:
+    """In anomaly mode: refuse sums of gradients, of a node that was reached, that are NaN or Inf."""
     for output, total in enumerate(slots):
         if (node, output) in own:
             check_sum(total.data, node.site, f"the output of {node.op.name}")
+
+
+def _watched_backward(node: Node, slots: list, needs: tuple | None, create_graph: bool) -> tuple[list, bool]:
+    """The backward of a node in anomaly mode."""
     try:
         results, fresh = node.op.backward(node, slots, needs, create_graph)
     except FloatingPointError as error:

@@ -194,6 +194,10 @@ def test_gradients_that_add_up_to_infinity_are_reported_where_they_meet():
             rf".*{HERE}:{line_of(fan_out)} add up to Inf$",
         ):
             (z + z).backward(g)
+        z = fan_out(y)
+        for wanted in ([z], [z, y]):  # where the walk ends, and where it goes on
+            with pytest.raises(FloatingPointError, match="the gradients that reach the output of identity"):
+                minigrad.grad(z + z, wanted, g)
         (y * 1.0).backward(g)
         x.grad = Tensor(np.array([2.0]))
         with pytest.raises(FloatingPointError, match=r"the gradients that reach the .grad of a leaf of shape \(1,\) add up to Inf$"):

@@ -155,8 +155,9 @@ def cpu_backward(dy, saved, needs):
     """
     query, key, value, weights, out, dropout_mask, dropout_p, scale = saved
     batch, heads, tokens, keys = weights.shape
-    if all(needs[:3]) and query.shape == key.shape == value.shape:
+    if all(needs[:3]) and query.shape == key.shape == value.shape and len({id(query), id(key), id(value)}) == 3:
         # Slices of one array (B, N, 3, h, D): where `unbind` made the three, this is the gradient of what they were cut from, and nothing is copied.
+        # (Where two are the same, their gradients are added, and the sum would keep all three in memory.)
         together = np.empty((batch, tokens, 3, heads, query.shape[3]), query.dtype)
         dquery, dkey, dvalue = (together[:, :, k].swapaxes(1, 2) for k in range(3))
     else:

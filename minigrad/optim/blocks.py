@@ -47,7 +47,8 @@ def _parts(arrays: Sequence[Any]) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def reserved(updates: Iterable[Sequence[Any]]) -> Iterator[None]:
-    """Inside the block `in_blocks` finds the scratch for these updates, of which each is given by its arrays: it asks for no memory then.
+    """Inside the block `in_blocks` finds the scratch for these updates, of which each is given by its arrays: it asks for no memory then. (Not for an
+    `in_blocks` inside another's update, which would write into the same scratch.)
 
     Raises:
         MemoryError: there is none; on entering.
@@ -58,11 +59,12 @@ def reserved(updates: Iterable[Sequence[Any]]) -> Iterator[None]:
             threads, part = _parts(arrays)
             dtype = arrays[0].dtype
             most[dtype] = max(most.get(dtype, 0), threads * part)
+    before = _room.scratch
     _room.scratch = {dtype: np.empty(size, dtype) for dtype, size in most.items()}
     try:
         yield
     finally:
-        _room.scratch = None
+        _room.scratch = before
 
 
 def in_blocks(update: Callable[..., None], *arrays: Any) -> None:

@@ -70,4 +70,7 @@ def test_the_largest_of_each_dtype_is_reserved_and_what_is_larger_makes_its_own(
         for pair in ([turned, turned], arrays(6), arrays(101)):
             blocks.in_blocks(lambda x, y, scratch: seen.append((scratch.shape, any(np.shares_memory(scratch, s) for s in room.values()))), *pair)
         assert seen[:2] == [((5, 7), True), ((6,), True)] and not any(reserved for _, reserved in seen[2:])
+        with blocks.reserved([arrays(3)]):
+            assert blocks._room.scratch is not room
+        assert blocks._room.scratch is room  # again
     assert blocks._room.scratch is None
