@@ -1,10 +1,10 @@
 """The images: which data sets there are, where their files are looked for, and what becomes of them in memory.
 
 A `Dataset` is two `Split`s (training and test) of uint8 images `(N, H, W, C)` and their labels, with the names of the classes and
-the constants that normalise a pixel. `load` finds one by name: CIFAR-10 and CIFAR-100 (`conformer/cifar.py`) in the folder or archive it is given, in
-`$CONFORMER_DATA` or in the cache, else by download (`conformer/download.py`); coupling10 is generated (`conformer/coupling10.py`). `auto` is
-CIFAR-10 where it can be had, else coupling10. Read next: `conformer/archives.py`, how files are read and what is refused, and then
-`conformer/augment.py`, what training does to a batch of these images.
+the constants that normalise a pixel; `hold_out` makes of it one to choose options by. `load` finds one by name: CIFAR-10 and CIFAR-100
+(`conformer/cifar.py`) in the folder or archive it is given, in `$CONFORMER_DATA` or in the cache, else by download (`conformer/download.py`);
+coupling10 is generated (`conformer/coupling10.py`). `auto` is CIFAR-10 where it can be had, else coupling10. Read next: `conformer/archives.py`, how
+files are read and what is refused, and then `conformer/augment.py`, what training does to a batch of these images.
 
 Letters: N images, H W rows and columns, C channels, K classes.
 """
@@ -25,7 +25,7 @@ from conformer import coupling10, download
 from conformer.archives import SIDE, DataError, read_archive, read_batch, read_folder
 from conformer.cifar import CIFAR10, CIFAR100, Cifar, Version
 
-__all__ = ["DATASETS", "DataError", "Dataset", "Split", "cache_folder", "load", "place_of"]
+__all__ = ["DATASETS", "DataError", "Dataset", "Split", "cache_folder", "hold_out", "load", "place_of"]
 
 Say = Callable[[str], None]
 
@@ -70,7 +70,7 @@ class Dataset:
 
     `mean` and `std` are those of the training images' channels, with pixels from 0 to 1; `source` is the folder or archive it was read from, or
     says what it was made by. `notice` is a sentence for the first line of whatever uses it, where `auto` took another data set than CIFAR-10.
-    `epochs` is how often training sees the images when it is not told.
+    `epochs` is how often training sees the images when it is not told. `measured` says what the images of `test` are, "test" or "held-out" ones.
 
     Raises:
         DataError: the classes are not names, a label is none of them, the two splits' images differ in size, or mean and std are not those of pixels
@@ -86,6 +86,7 @@ class Dataset:
     source: Path | str
     notice: str = ""
     epochs: int = 20
+    measured: str = "test"
 
     def __post_init__(self) -> None:
         classes = () if isinstance(self.classes, str) else tuple(self.classes)
@@ -113,6 +114,34 @@ class Dataset:
             if not (len(self.mean) == len(self.std) == channels and all(0 <= m <= 1 for m in self.mean) and all(0 < s <= 1 for s in self.std)):
                 means = f"mean {self.mean}, std {self.std}"
                 raise DataError(f"{means} of {self.name}: give one for each of the {channels} channels, of pixels from 0 to 1 (divide by 255)")
+
+
+def hold_out(dataset: Dataset, count: int) -> Dataset:
+    """The data set with `count` of its training images in place of the test images, and the others to train on: to choose options by.
+
+    Which images depends on their labels and their places alone, and not on the seed of a run, the machine or the version of NumPy: whatever is
+    compared by them is compared by the same ones. Those of a smaller count are among those of a larger one. Where the classes have equally many
+    images, equally many of each are held out, as far as `count` divides (the first classes have the rest); else in proportion. `mean` and `std` stay
+    those of all training images. 0 changes nothing.
+
+    Raises:
+        DataError: there are not so many, or fewer than one for each class.
+    """
+    if not count:
+        return dataset
+    labels, classes = dataset.train.labels, len(dataset.classes)
+    if not classes <= count < len(labels):
+        can = f"from {classes:,} (one for each class) to {len(labels) - 1:,} of the {len(labels):,} training images"
+        raise DataError(f"hold_out is {count:,}, and {can} of {dataset.name} can be held out")
+    drawn = np.random.Philox(key=int.from_bytes(b"hold-out", "big")).random_raw(len(labels))  # which no version of NumPy changes, unlike permutations
+    order = np.lexsort((drawn, labels))  # class by class
+    counts = np.bincount(labels)
+    places = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)  # in the order of their class
+    turns = (places + 0.5) / np.repeat(counts, counts)  # the method of Sainte-Lague: first those that stand first in their class, as shares of it
+    held = np.zeros(len(labels), bool)
+    held[order[np.argsort(turns, kind="stable")[:count]]] = True
+    train, test = (Split(dataset.train.images[chosen], labels[chosen]) for chosen in (~held, held))
+    return replace(dataset, train=train, test=test, measured="held-out")
 
 
 def cache_folder() -> Path:

@@ -11,10 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 from conformer import coupling10, data
 from conformer.cifar import CIFAR10, CIFAR100
+from minigrad.random import manual_seed
 
 Cifar = Callable[..., Path]
 
@@ -279,6 +282,70 @@ def test_a_data_set_has_the_name_that_it_is_found_by(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(data.DATASETS, "fold", lambda data_dir, say: whole)
     monkeypatch.setitem(data.DATASETS, "auto", lambda data_dir, say: whole)
     assert data.load("fold").name == "fold" and data.load("auto").name == "whole"
+
+
+def numbered(labels: Any, classes: int) -> data.Dataset:
+    """A data set whose training images are their numbers in two bytes."""
+    images = np.stack(np.divmod(np.arange(len(labels)), 256), axis=-1).astype(np.uint8)[:, None, None]  # (N, 1, 1, 2)
+    test = data.Split(np.full((3, 1, 1, 2), 255, np.uint8), [0, 0, 0])  # type: ignore[arg-type]
+    names = tuple(map(str, range(classes)))
+    return data.Dataset("numbered", names, (0.5,) * 2, (0.2,) * 2, data.Split(images, labels), test, source="here", notice="counted", epochs=7)
+
+
+def numbers(split: data.Split) -> list[int]:
+    return (split.images.astype(int).reshape(-1, 2) @ [256, 1]).tolist()
+
+
+@given(st.lists(st.integers(0, 4), min_size=7, max_size=300), st.data(), st.integers(0, 9))
+def test_held_out_images_are_of_each_class_in_proportion_and_the_same_under_every_seed(labels: list[int], drawn: st.DataObject, seed: int) -> None:
+    whole = numbered(labels, 5)
+    count = drawn.draw(st.integers(5, len(labels) - 1))
+    made = data.hold_out(whole, count)
+    kept, held = numbers(made.train), numbers(made.test)
+    assert len(held) == count and kept == sorted(kept) and held == sorted(held) and sorted(kept + held) == list(range(len(labels)))
+    for split, chosen in ((made.train, kept), (made.test, held)):
+        assert split.labels.tolist() == [labels[number] for number in chosen]
+    assert (made.measured, whole.measured) == ("held-out", "test")
+    assert (made.name, made.classes, made.mean, made.std, made.source, made.notice, made.epochs) == (
+        whole.name, whole.classes, whole.mean, whole.std, whole.source, whole.notice, whole.epochs,
+    )  # fmt: skip
+
+    of, taken = (np.bincount(part, minlength=5) for part in (labels, made.test.labels))
+    there = of > 0  # one share of every class, rounded to whole images, is what was taken of it
+    assert ((taken[there] - 0.5) / of[there]).max() <= ((taken[there] + 0.5) / of[there]).min() + 1e-12
+
+    manual_seed(seed)
+    other = data.Dataset("other", whole.classes, whole.mean, whole.std, data.Split(255 - whole.train.images, labels), whole.train, "elsewhere")  # type: ignore[arg-type]
+    assert_array_equal(data.hold_out(other, count).test.images, 255 - made.test.images)
+    more = drawn.draw(st.integers(count, len(labels) - 1))
+    assert set(held) <= set(numbers(data.hold_out(whole, more).test))
+
+
+def test_which_images_are_held_out_never_changes() -> None:
+    """Else figures of different days would be on different images, and a run that goes on would be trained on those that were held out."""
+    labels = np.arange(50) % 10
+    assert numbers(data.hold_out(numbered(labels, 10), 12).test) == [0, 7, 10, 14, 18, 29, 31, 41, 42, 43, 45, 46]
+    made = data.hold_out(numbered(np.arange(50_000) % 10, 10), 5003)
+    assert np.bincount(made.test.labels).tolist() == [501] * 3 + [500] * 7
+    assert hashlib.sha256(json.dumps(numbers(made.test)).encode()).hexdigest()[:16] == "95dc4ca91388b49f"
+
+
+def test_held_out_images_are_drawn_and_not_the_first_ones() -> None:
+    held = np.array(numbers(data.hold_out(numbered(np.arange(10_000) % 10, 10), 1000).test))
+    assert 4700 < held.mean() < 5300 and len(set(held // 10)) > 550  # as of 1,000 in 10,000, and each class by draws of its own
+
+
+def test_no_image_is_held_out_of_a_data_set_that_is_left_as_it_is() -> None:
+    whole = numbered([0, 1, 0, 1], 2)
+    assert data.hold_out(whole, 0) is whole
+
+
+@pytest.mark.parametrize("count", [-1, 1, 4, 60_000])
+def test_more_than_all_images_and_fewer_than_one_for_each_class_cannot_be_held_out(count: int) -> None:
+    can = r"from 2 \(one for each class\) to 3 of the 4 training images of numbered can be held out"
+    with pytest.raises(data.DataError, match=f"^hold_out is {count:,}, and {can}$"):
+        data.hold_out(numbered([0, 1, 0, 1], 2), count)
+    assert sorted(data.hold_out(numbered([0, 1, 0, 1], 2), 2).test.labels) == [0, 1]
 
 
 def test_without_a_home_folder_data_must_be_named(cifar: Cifar, monkeypatch: pytest.MonkeyPatch) -> None:
