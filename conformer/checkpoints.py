@@ -51,7 +51,7 @@ class Checkpoint:
         step: steps taken; `steps`: of how many; `evaluated`: step of the last evaluation.
         lines: lines that metrics.jsonl has.
         learning_rate: of the last step.
-        test, best: accuracies on the test images at the last and the best evaluation.
+        test, best: accuracies at the last and the best evaluation.
         recent: loss, accuracies and seconds of the last steps.
         seconds: that the run has taken so far; `evaluation_seconds`: of the last evaluation.
     """

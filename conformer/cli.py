@@ -87,7 +87,7 @@ def _parser() -> Parser:
     predict.add_argument("--top", type=positive, default=5, metavar="N", help="how many classes to name (default: 5)")
     explain.add_argument("--out", type=png_path, default=Path("explained.png"), metavar="PATH", help="the picture to make (default: explained.png)")
 
-    more = ": its curves, its test images by class, those it is surest of and those it is not, and its options"
+    more = ": its curves, the images it was measured by, by class, those it is surest of and those it is not, and its options"
     report = command("report", run_report, "make a page of a run, RUN/report.html", more)
     report.add_argument("run", type=some_path, metavar="RUN", help="a run folder")
     report.add_argument("--data-dir", type=some_path, metavar="PATH", help=DATA)

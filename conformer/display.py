@@ -28,6 +28,7 @@ class Progress(NamedTuple):
     learning_rate: float
     images_per_second: float
     seconds_left: float
+    measured: str = "test"  # or "held-out": what images `test` is of
 
     @property
     def left(self) -> timedelta:
@@ -35,7 +36,7 @@ class Progress(NamedTuple):
         return timedelta(seconds=round(self.seconds_left))
 
     def __str__(self) -> str:
-        test = f"  test {self.test} %" if self.test else ""
+        test = f"  {self.measured} {self.test} %" if self.test else ""
         return (
             f"step {self.step}/{self.steps}  epoch {self.epoch:.2f}  {self.left} left  loss {self.loss:.3f}  train {self.train} %{test}  "
             f"lr {self.learning_rate:.2g}  {self.images_per_second:.0f} images/s"

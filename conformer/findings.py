@@ -38,6 +38,7 @@ class Run:
     device: str = ""
     diverged: str = ""
     network: str = "conformer"
+    measured: str = "test"  # or "held-out": what images its accuracies are on
 
     @property
     def name(self) -> str:
@@ -107,7 +108,7 @@ class Findings:
             count = f"{len(runs)} runs" if len(runs) > 1 else "1 run"
             of = f"{steps[0]:,}{f' to {steps[-1]:,}' if len(steps) > 1 else ''} step{'s' if steps[-1] > 1 else ''}"
             seeds = f"seed{'s' if len(runs) > 1 else ''} {', '.join(str(run.seed) for run in runs)}"
-            head = ["test accuracy at the end in percent, and time"]
+            head = [f"{runs[0].measured} accuracy at the end in percent, and time"]
             head += ["mean", "deviation", "smallest", "largest"] if len(runs) > 1 else ["one run"]
             heads = titles(self.spreads[name])
             called = TITLES | heads | {AVERAGED + head: f"{title}, average of the weights" for head, title in heads.items()}
@@ -130,6 +131,8 @@ class Findings:
                 yield f"{these} took different numbers of steps, since a time budget fixed them run by run, which the deviation includes."
         if counts and first not in counts:
             yield f"{printable(first)}, which the others are compared with, has no finished run."
+        if any(run.measured == "held-out" for run in self.runs):
+            yield "The accuracies are on training images that were held out, to choose by: what is chosen looks better on them than it is."
         if min(counts.values(), default=3) < 3:
             yield "Fewer than 3 seeds say next to nothing about chance: add some with --seeds."
         if diverged := [run for run in self.runs if run.diverged]:

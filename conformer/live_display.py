@@ -49,7 +49,7 @@ def panel(progress: Progress) -> Group:
     for _ in named:
         table.add_column(justify="right")
     table.add_row("", *(Text(name, style="dim") for name in named))
-    for title, shares in {"training": progress.train, "test": progress.test}.items():
+    for title, shares in {"training": progress.train, progress.measured: progress.test}.items():
         if shares:
             table.add_row(title, *(f"{100 * share:.1f} %" for share in shares.by_head().values()))
     return Group(where, Text(figures), table)

@@ -27,7 +27,7 @@ MAY_CHANGE = {"data_dir", "device", "log_every", "checkpoint_steps", "checkpoint
 LARGEST = 10**9  # of a count: no run needs more, and products of two still fit 64 bits
 COUNTS = {
     "epochs": (1, LARGEST), "max_steps": (1, LARGEST), "batch_size": (2, LARGEST), "accumulate": (1, LARGEST), "eval_epochs": (1, LARGEST),
-    "log_every": (1, LARGEST), "checkpoint_steps": (0, LARGEST), "cutout": (0, LARGEST), "seed": (0, 2**64 - 1),
+    "log_every": (1, LARGEST), "checkpoint_steps": (0, LARGEST), "cutout": (0, LARGEST), "hold_out": (0, LARGEST), "seed": (0, 2**64 - 1),
 }  # fmt: skip
 """The options that are whole numbers: the least and the most of each."""
 SHARES = "warmup", "label_smoothing", "drop_path", "ema"
@@ -94,6 +94,7 @@ class TrainConfig:
     ema: Annotated[float, "decay of an average of the weights that is measured and saved too, 0 for none"] = 0.0
     accumulate: Annotated[int, "parts that a step's images are taken in, for less memory; batch norm sees one part at a time"] = 1
     time_budget: Annotated[str | None, "time to train for, like 30m; a few steps are timed, undone, and fix the number of steps"] = None
+    hold_out: Annotated[int, "training images to keep out of training and to measure in place of the test images: choose options by them"] = 0
     eval_epochs: Annotated[int, "epochs between two evaluations; there is one at the end in any case"] = 1
     tta: Annotated[str, "test-time augmentation; mirror: the mean of the answers to an image and to its mirror image"] = "none"
     log_every: Annotated[int, "steps between two lines of metrics.jsonl"] = 20

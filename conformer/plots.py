@@ -43,15 +43,16 @@ INK = "#010203"  # text and lines of `svg`, replaced by the colour of the page's
 
 
 def draw_losses(axes: Axes, log: RunLog) -> None:
-    """Training and test loss over the epochs."""
+    """Losses over the epochs: of training, and on the test images or those held out."""
     axes.plot([line["epoch"] for line in log.training], [line["loss"] for line in log.training], color="tab:gray", label="training, augmented")
-    axes.plot([line["epoch"] for line in log.tests], [line["test_loss"] for line in log.tests], "o-", markersize=3, color="tab:red", label="test")
+    epochs, losses = ([line[name] for line in log.tests] for name in ("epoch", "test_loss"))
+    axes.plot(epochs, losses, "o-", markersize=3, color="tab:red", label=log.measured)
     axes.set(xlabel="epoch", ylabel=f"loss: cross entropy{', mean of both heads' * (len(_named(log)) > 1)}")
     _finish(axes)
 
 
 def draw_accuracies(axes: Axes, log: RunLog) -> None:
-    """Test accuracies of both heads and their sum over the epochs, or of the only head, and of the averaged weights where there are any."""
+    """Accuracies of both heads and their sum over the epochs, or of the only head, and of the averaged weights where there are any."""
     named = _named(log)
     for head, name in named.items():
         values = [100 * line["test_accuracy"][head] for line in log.tests]
@@ -61,7 +62,7 @@ def draw_accuracies(axes: Axes, log: RunLog) -> None:
         values = [100 * line["ema_test_accuracy"]["sum"] for line in averaged]
         label = f"{'sum, ' * (len(named) > 1)}average of the weights: {values[-1]:.2f} %"
         axes.plot([line["epoch"] for line in averaged], values, "--", color="tab:purple", label=label)
-    axes.set(xlabel="epoch", ylabel="test accuracy in percent")
+    axes.set(xlabel="epoch", ylabel=f"{log.measured} accuracy in percent")
     _finish(axes)
 
 

@@ -4,7 +4,7 @@
 are SVG from `conformer/plots.py` and PNG from `conformer/image_files.py`, so matplotlib and pillow are needed. The page's frame and style are in
 `report.html`, beside this file.
 
-Letters: N test images, K classes.
+Letters: N test images, or held-out ones, K classes.
 """
 
 from __future__ import annotations
@@ -32,6 +32,12 @@ from conformer.run_log import RunLog, read_log
 __all__ = ["write_report"]
 
 SHOWN = 12  # images of each kind, and pairs of classes
+ON = {
+    "test": "images that were not trained on. The best is chosen by these very images, so its figure is on the high side: quote that of the end.",
+    "held-out": "training images that were kept out of training, to choose options by. What is chosen by them looks better on them than it is: for a "
+    "figure to quote, train with the chosen options on all training images, and measure the test images once.",
+}
+"""What images the accuracies of a run are on, and what that means."""
 
 
 def write_report(run: Path, dataset: Dataset | None = None, predictions: Predictions | None = None) -> Path:
@@ -39,17 +45,21 @@ def write_report(run: Path, dataset: Dataset | None = None, predictions: Predict
 
     Args:
         run: a run folder; a run that has not ended has a report of what there is.
-        dataset: what the run was trained on; without it and `predictions` the page is one of curves and options only.
-        predictions: the network's answers to the test images.
+        dataset: what the run was trained on and measured by (see `conformer.data.hold_out`); without it and `predictions` the page is one of curves
+            and options only.
+        predictions: the network's answers to its test images, or those held out.
 
     Returns:
         The page's path.
 
     Raises:
         OSError: a file cannot be read or written.
-        ValueError: config.json or metrics.jsonl is damaged.
+        ValueError: config.json or metrics.jsonl is damaged; or the run was measured by held-out images, and the data set has test images, or vice
+            versa.
     """
     log = read_log(run)
+    if dataset and dataset.measured != log.measured:
+        raise ValueError(f"the run in {run} was measured on {log.measured} images, and these are {dataset.measured} images (see data.hold_out)")
     config = read_config(run)
     parts = [_notice(log), _figures(log, predictions), _curves(log)]
     if dataset and predictions:
@@ -87,7 +97,8 @@ def _figures(log: RunLog, predictions: Predictions | None) -> str:
     shares = predictions.accuracies.by_head() if predictions else log.tests[-1]["test_accuracy"] if log.tests else None
     figures = []
     if shares:
-        figures = [("test accuracy" if head == "sum" else name, f"{100 * shares[head]:.2f} %") for head, name in reversed(titles(shares).items())]
+        named = titles(shares) | {"sum": f"{log.measured} accuracy"}
+        figures = [(name, f"{100 * shares[head]:.2f} %") for head, name in reversed(named.items())]
     if log.tests:
         best = max(log.tests, key=lambda line: line["test_accuracy"]["sum"])
         epoch = f"{best['epoch']:,.2f}".rstrip("0").rstrip(".")
@@ -103,8 +114,7 @@ def _figures(log: RunLog, predictions: Predictions | None) -> str:
     if not shares:
         return f'<div class="figures">{cells}</div>'
     by = "that of the sum of both heads' logits, " if len(shares) > 1 else ""
-    explained = f"<p>The test accuracy is {by}on images that were not trained on. "
-    explained += "The best is chosen by these very images, so its figure is on the high side: quote that of the end.</p>"
+    explained = f"<p>The {log.measured} accuracy is {by}on {ON[log.measured]}</p>"
     return f'<div class="figures">{cells}</div>{explained}'
 
 
@@ -138,7 +148,7 @@ def _classes(dataset: Dataset, predictions: Predictions) -> str:
         bar = f'<i style="width: {0 if np.isnan(values[-1]) else values[-1]:.1f}%"></i>'
         rows.append([escape(dataset.classes[number]), *("–" if np.isnan(value) else f"{value:.1f}" for value in values), bar])
     table = _table(["class", *titles(shares).values(), ""], rows, ["", *["number"] * len(shares), "bar"])
-    text = "<p>Test accuracy class by class in percent, the best at the top.</p>"
+    text = f"<p>{dataset.measured.capitalize()} accuracy class by class in percent, the best at the top.</p>"
     return _section("Classes", text, table if len(rows) <= 20 else f"<details><summary>all {len(rows)} classes</summary>{table}</details>")
 
 
@@ -187,14 +197,14 @@ def _first(keys: np.ndarray, where: np.ndarray) -> np.ndarray:
 
 
 def _figure(dataset: Dataset, number: int, label: int, probabilities: np.ndarray) -> str:
-    """A test image with the class it shows, and the two likeliest answers."""
+    """An image with the class it shows, and the two likeliest answers."""
     likely = [answer for answer in np.argsort(-probabilities, kind="stable")[:2] if probabilities[answer] > 0.005]
     answers = " or ".join(f"{dataset.classes[answer]} {100 * probabilities[answer]:.0f}\N{NO-BREAK SPACE}%" for answer in likely)
     shows, taken = escape(dataset.classes[label]), escape(answers)
     source = base64.b64encode(png(dataset.test.images[number])).decode()
-    alternative = f"test image {number}, which shows: {shows}"
+    name = f"{dataset.measured} image {number}"
     return (
-        f'<figure><img src="data:image/png;base64,{source}" alt="{alternative}" title="test image {number}">'
+        f'<figure><img src="data:image/png;base64,{source}" alt="{name}, which shows: {shows}" title="{name}">'
         f"<figcaption><b>{shows}</b><br>taken for {taken}</figcaption></figure>"
     )
 

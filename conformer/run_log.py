@@ -19,13 +19,18 @@ HEADER = {"config": TEXT, "dataset": TEXT, "seed": WHOLE, "parameters": WHOLE}
 MEASURED = {"step": WHOLE, "epoch": NUMBER}
 TRAINING = MEASURED | {"loss": NUMBER, "learning_rate": NUMBER, "images_per_second": NUMBER}
 TEST = MEASURED | {"test_accuracy": SHARES, "test_loss": NUMBER, "seconds": NUMBER}
-OPTIONAL = {"network": TEXT, "steps": WHOLE_OR_NULL, "dataset_notice": TEXT, "ema_test_accuracy": SHARES}
-"""What is shown of a line, and of which kind it is: of the first, of running figures, of an evaluation, and what may be there besides."""
+HELD_OUT = {name.replace("test", "held_out"): kind for name, kind in TEST.items()}
+OPTIONAL = {"network": TEXT, "steps": WHOLE_OR_NULL, "dataset_notice": TEXT, "ema_test_accuracy": SHARES, "ema_held_out_accuracy": SHARES}
+"""What is shown of a line, and of which kind it is: of the first, of running figures, of an evaluation on test images or on held-out ones, and what
+may be there besides."""
 
 
 @dataclass(frozen=True)
 class RunLog:
-    """The lines of a metrics.jsonl by kind: `header` says what the run is, `training` are running figures, `tests` evaluations."""
+    """The lines of a metrics.jsonl by kind: `header` says what the run is, `training` are running figures, `tests` evaluations.
+
+    Figures on held-out images have the names here that those on test images have; `measured` tells which they are.
+    """
 
     header: dict[str, Any]
     training: list[dict[str, Any]]
@@ -36,6 +41,11 @@ class RunLog:
         """Network, data set and seed."""
         network = label(self.header["config"], self.header.get("network", TrainConfig.network))  # the first versions knew no other
         return f"{network} on {self.header['dataset']}, seed {self.header['seed']}"
+
+    @property
+    def measured(self) -> str:
+        """What images the evaluations are on: "test" or "held-out" ones."""
+        return "held-out" if "held_out_images" in self.header else "test"
 
 
 def read_log(run: Path) -> RunLog:
@@ -51,7 +61,8 @@ def read_log(run: Path) -> RunLog:
     for number, text in enumerate(texts, 1):
         try:
             line = parse_line(text)
-            _check(line, HEADER if number == 1 else TRAINING if "train_accuracy" in line else TEST if "test_accuracy" in line else {})
+            kinds = {"train_accuracy": TRAINING, "test_accuracy": TEST, "held_out_accuracy": HELD_OUT}
+            _check(line, HEADER if number == 1 else next((kinds[name] for name in kinds if name in line), {}))
         except ValueError as error:
             if number == len(texts) > 1 and not text.endswith(b"\n"):
                 break
@@ -60,6 +71,7 @@ def read_log(run: Path) -> RunLog:
     if not lines:
         raise ValueError(f"{path} is empty")
     header, *rest = lines
+    rest = [{name.replace("held_out", "test"): value for name, value in line.items()} for line in rest]
     tests = [line for line in rest if "test_accuracy" in line]
     if len({len(line["test_accuracy"]) for line in tests}) > 1:
         raise ValueError(f"{path} is damaged (some of its test_accuracy are of two heads, some of one)")

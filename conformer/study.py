@@ -26,6 +26,7 @@ from conformer.display import Display
 from conformer.files import quoted, write_file
 from conformer.findings import AVERAGED, Findings, Run
 from conformer.options import MAY_CHANGE, OptionError, TrainConfig, flag, from_plain, plain, resumed
+from conformer.run_checks import held_out
 from conformer.run_folder import CHECKPOINT, incomplete, read_options
 from conformer.run_log import read_log
 from conformer.text import from_json
@@ -156,7 +157,7 @@ class Study:
         last = log.tests[-1]
         averaged = {AVERAGED + head: share for head, share in last.get("ema_test_accuracy", {}).items()}
         figures = last["test_accuracy"] | averaged | {"seconds": last["seconds"]}
-        return replace(run, figures=figures, device=str(log.header.get("device", "")), diverged="")
+        return replace(run, figures=figures, device=str(log.header.get("device", "")), diverged="", measured=log.measured)
 
     def _check(self, run: Run, checkpoint: Checkpoint | None) -> None:
         """Raise StudyError for a run that has other options or other data than the study."""
@@ -228,7 +229,8 @@ class Study:
         name, place = self._dataset, self._place
         with contextlib.nullcontext(place) if self._moved else data.place_of(name, place) as place:
             dataset = data.load(name, place, display.message)
-        found = {"name": dataset.name, "notice": self.data.get("notice", dataset.notice), "fingerprint": fingerprint(dataset)}
+        known = fingerprint(held_out(dataset, self.options))  # as the runs' checkpoints have it
+        found = {"name": dataset.name, "notice": self.data.get("notice", dataset.notice), "fingerprint": known}
         if self.data and found != self.data:
             has = f"the study in {self.path} has other images of {dataset.name} than those that are in {dataset.source} now"
             raise StudyError(f"{has}; give the data it was begun with (--data-dir)")

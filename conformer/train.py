@@ -33,7 +33,7 @@ from conformer.evaluate import Accuracies, Predictions, evaluate
 from conformer.gpu_steps import GpuSteps
 from conformer.learner import Learner, check_loss, check_weights
 from conformer.options import MAY_CHANGE, TrainConfig, duration, plain, resumed
-from conformer.run_checks import check_data, check_precision, check_same, chosen_builder, given_weights
+from conformer.run_checks import check_data, check_precision, check_same, chosen_builder, given_weights, held_out
 from conformer.run_folder import RunFolder, environment, read_options
 from conformer.steps import CpuSteps, Outcome, Steps
 from conformer.stopping import StopSignals
@@ -48,7 +48,9 @@ WINDOW = 50  # steps that running figures are averaged over
 
 
 class TrainResult(NamedTuple):
-    """What a run came to: its folder, the steps it took, the last and the best accuracies on the test images, and how long it took in all."""
+    """What a run came to: its folder, the steps it took, the last and the best accuracies on the test images (or on those held out), and how long it
+    took in all.
+    """
 
     folder: Path
     steps: int
@@ -64,7 +66,7 @@ class Trainer:
         config: the options.
         display: where progress is shown; None prints lines.
         origin: the folder and the checkpoint to go on from; `Trainer.resume` gives them.
-        dataset: what the options' data set is, where it is loaded already.
+        dataset: what the options' data set is, where it is loaded already; with nothing held out yet.
         build: makes a network of one's own of its configuration, with one head or two; the options' `network` is then the name that it has in the
             run's files.
 
@@ -89,7 +91,8 @@ class Trainer:
         self.device = devices.choose(config.device)
         if config.precision != "float32":
             check_precision(config.precision, self.device, folder and folder.path)
-        self.dataset = dataset or data.load(config.dataset, config.data_dir, self.display.message)
+        self.dataset = held_out(dataset or data.load(config.dataset, config.data_dir, self.display.message), config)
+        self._logged_as = self.dataset.measured.replace("-", "_")  # names in metrics.jsonl have it
         network = replace(named_config(config.config), num_classes=len(self.dataset.classes))
         self.network = network if config.drop_path is None else replace(network, drop_path_rate=config.drop_path)
         check_data(self.dataset, config, self.network)
@@ -112,7 +115,9 @@ class Trainer:
         self._started = self._saved_at = time.perf_counter()
         # Those to begin with; a checkpoint has weights.
         begins = config.finetune is not None and checkpoint is None
-        self._initial = given_weights(config, self.network, self.dataset, build) if begins else None
+        self._initial, notice = given_weights(config, self.network, self.dataset, build) if begins else (None, "")
+        if notice:
+            self.dataset = replace(self.dataset, notice=f"{self.dataset.notice} {notice}".strip())
         self.learner = self._new_learner()
 
         now = datetime.now().astimezone()
@@ -183,7 +188,7 @@ class Trainer:
         random.manual_seed(config.seed)  # another run may have been set up since this one was
         if dataset.notice:
             show(dataset.notice)
-        images = f"{len(dataset.train):,} training and {len(dataset.test):,} test images from {dataset.source}"
+        images = f"{len(dataset.train):,} training and {len(dataset.test):,} {dataset.measured} images from {dataset.source}"
         show(f"{label(config.config, config.network)} on {dataset.name}: {images}")
         show(f"on {devices.describe(self.device)}")
         cpu.keep_freed_memory()
@@ -210,7 +215,7 @@ class Trainer:
         assert self.test is not None and self.best is not None
         seconds = time.perf_counter() - self._started
         weights = self.folder.path / "last.safetensors"
-        show(f"{self.step:,} steps in {seconds / 60:.1f} minutes: test accuracy {self.test} %, weights in {weights}")
+        show(f"{self.step:,} steps in {seconds / 60:.1f} minutes: {dataset.measured} accuracy {self.test} %, weights in {weights}")
         return TrainResult(self.folder.path, self.step, self.test, self.best, seconds)
 
     # --- the steps, and what is done between them
@@ -280,6 +285,7 @@ class Trainer:
             learning_rate=last.learning_rate,
             images_per_second=self.config.batch_size / each,
             seconds_left=(self.steps - last.step) * each + evaluations_left * self._evaluation_seconds,
+            measured=self.dataset.measured,
         )
 
     def _evaluation_due(self) -> bool:
@@ -319,17 +325,17 @@ class Trainer:
         self._saved_at = time.perf_counter()
 
     def _evaluate(self, signals: StopSignals) -> None:
-        """Measure the network on the test images, log and show it, and save the weights; the same for their average if there is one.
+        """Measure the network on the test images, or on those held out; log and show it, and save the weights; the same for their average, if any.
 
         A signal to stop is obeyed at once: the checkpoint of this step is on the disk, and a resumed run begins with this evaluation.
         """
-        began = time.perf_counter()
+        began, measured = time.perf_counter(), self.dataset.measured
         averaged: Accuracies | None = None
         self.predictions = self._measured(signals)
         test, loss = self.predictions.accuracies, self.predictions.loss
-        check_loss(loss, self.step, self.config.lr, on=" on the test images")
+        check_loss(loss, self.step, self.config.lr, on=f" on the {measured} images")
         self.test = test
-        about = self._about()
+        about = self._about(test)
         self.folder.save("last", self.learner.model, about)
         if self.best is None or test.sum > self.best.sum:
             self.best = test
@@ -337,31 +343,33 @@ class Trainer:
         if self.learner.ema:
             with self.learner.ema.swapped():
                 averaged = self._measured(signals).accuracies
-                self.folder.save("ema", self.learner.model, replace(about, test_accuracy=averaged.by_head()))
+                self.folder.save("ema", self.learner.model, self._about(averaged))
         self.evaluated = self.step
         self._evaluation_seconds = time.perf_counter() - began
 
         seconds = time.perf_counter() - self._started
-        log = {"step": self.step, "epoch": self.step / self.steps_per_epoch, "test_accuracy": test.by_head(), "test_loss": loss}
-        self.folder.log(**log, **({"ema_test_accuracy": averaged.by_head()} if averaged else {}), seconds=seconds)
+        log = {"step": self.step, "epoch": self.step / self.steps_per_epoch}
+        log |= {f"{self._logged_as}_accuracy": test.by_head(), f"{self._logged_as}_loss": loss}
+        self.folder.log(**log, **({f"ema_{self._logged_as}_accuracy": averaged.by_head()} if averaged else {}), seconds=seconds)
         self._save()
         average = f" (average of the weights: {averaged} %)" if averaged else ""
         epoch = -(-self.step // self.steps_per_epoch)
-        self.display.message(f"epoch {epoch}, step {self.step}: test accuracy {test} %{average}, test loss {loss:.3f}, {seconds / 60:.1f} minutes")
+        shown = f"{measured} accuracy {test} %{average}, {measured} loss {loss:.3f}"
+        self.display.message(f"epoch {epoch}, step {self.step}: {shown}, {seconds / 60:.1f} minutes")
 
     def _measured(self, signals: StopSignals) -> Predictions:
-        """What the network answers to the test images, unless a signal to stop comes, or has come."""
+        """What the network answers to the images it is measured by, unless a signal to stop comes, or has come."""
         with signals.at_once():
             return evaluate(self.learner.model, self.dataset.test, self.dataset, tta=self.config.tta)
 
-    def _about(self) -> About:
-        """What the weights are for, after an evaluation."""
-        assert self.test is not None
-        return About.of(self.network, self.config.config, self.dataset, self.step, self.test.by_head(), self.config.network)
+    def _about(self, shares: Accuracies) -> About:
+        """What weights with these accuracies are for."""
+        return About.of(self.network, self.config.config, self.dataset, self.step, shares.by_head(), self.config.network)
 
     def save_last(self) -> None:
         """Write last.safetensors of a finished run anew; raises OSError."""
-        self.folder.save("last", self.learner.model, self._about())
+        assert self.test is not None
+        self.folder.save("last", self.learner.model, self._about(self.test))
 
     # --- a time budget
 
@@ -413,7 +421,7 @@ class Trainer:
             "network": self.config.network,
             "parameters": sum(parameter.size for parameter in self.learner.model.parameters()),
             "train_images": len(self.dataset.train),
-            "test_images": len(self.dataset.test),
+            f"{self._logged_as}_images": len(self.dataset.test),
             "steps": self.steps if self.steps_fixed else None,
             "seed": self.config.seed,
             "started": now.isoformat(timespec="seconds"),

@@ -46,7 +46,7 @@ def run_train(options: argparse.Namespace) -> None:
             _run_on(trainer)
         return
     run = trainer.folder.path
-    print(f"the run in {run} is finished: {trainer.steps:,} steps, test accuracy {trainer.test} %")
+    print(f"the run in {run} is finished: {trainer.steps:,} steps, {trainer.dataset.measured} accuracy {trainer.test} %")
     _mend_weights(trainer)
     predictions = evaluate(trainer.learner.model, trainer.dataset.test, trainer.dataset, tta=trainer.config.tta)
     _report_of(run, lambda: (trainer.dataset, predictions))

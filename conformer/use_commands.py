@@ -175,10 +175,10 @@ def _newest_run() -> Path:
 
 
 def measure(run: Path, data_dir: Path | None, device: str) -> tuple[data.Dataset, Predictions]:
-    """The data set of a run, and what its last weights come to on the test images."""
+    """The data set of a run, and what its last weights come to on the images that it was measured by."""
     model, about = load_weights(run)
     saved = read_config(run)
-    dataset = _dataset_of(about, data_dir, saved)
+    dataset = data.hold_out(_dataset_of(about, data_dir, saved), about.held_out)
     return dataset, evaluate(model.to(device=devices.choose(device)), dataset.test, dataset, tta=_tta_of(saved))
 
 

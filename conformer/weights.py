@@ -43,8 +43,9 @@ class About:
         mean, std: what images are normalised with, channel by channel (`conformer.augment.normalize`).
         image_size: height and width in pixels.
         step: steps taken.
-        test_accuracy: shares of right answers by head, as in metrics.jsonl.
+        test_accuracy: shares of right answers by head, as in metrics.jsonl; none where these are on other images than the test images.
         kind: which network is built of the configuration: one of `NETWORKS`, or another name for one of somebody's own.
+        held_out: how many training images were held out (`conformer.data.hold_out`).
     """
 
     network: dict[str, Any]
@@ -58,16 +59,16 @@ class About:
     step: int
     test_accuracy: dict[str, float]
     kind: str = "conformer"  # as files have no other word for that are older than the others
+    held_out: int = 0  # likewise
 
     @classmethod
-    def of(
-        cls, network: ConformerConfig, config: str, dataset: Dataset, step: int, test_accuracy: dict[str, float], kind: str = "conformer"
-    ) -> About:
-        """Describe a network that was trained on a data set."""
+    def of(cls, network: ConformerConfig, config: str, dataset: Dataset, step: int, accuracy: dict[str, float], kind: str = "conformer") -> About:
+        """Describe a network that was trained on a data set, and has this accuracy on its `test`, be those test images or held-out ones."""
         height, width = dataset.train.images.shape[1:3]
+        held_out = len(dataset.test) if dataset.measured == "held-out" else 0
         return cls(
-            asdict(network), config, dataset.name, dataset.notice, dataset.classes, dataset.mean, dataset.std, (height, width), step, test_accuracy,
-            kind,
+            asdict(network), config, dataset.name, dataset.notice, dataset.classes, dataset.mean, dataset.std, (height, width), step,
+            {} if held_out else accuracy, kind, held_out,
         )  # fmt: skip
 
 
@@ -229,9 +230,9 @@ def load_weights(path: str | Path, build: Build | None = None) -> tuple[Any, Abo
 
 def initial_weights(
     path: str | Path, network: ConformerConfig, kind: str = "conformer", image_size: tuple[int, int] | None = None, build: Build | None = None
-) -> dict[str, np.ndarray]:
+) -> tuple[dict[str, np.ndarray], About]:
     """The parameters and buffers that a network begins with when it is fine-tuned: those of a run or weights file, without the heads where these are
-    for another number of classes.
+    for another number of classes; and what they were for.
 
     Args:
         path: see `load_weights`.
@@ -260,12 +261,13 @@ def initial_weights(
     state = model.state_dict()
     if mine["num_classes"] != theirs["num_classes"]:
         state = {name: array for name, array in state.items() if "_cls_head." not in name}
-    return state
+    return state, about
 
 
 def _about(metadata: Mapping[str, str]) -> About:
     """What a file's metadata says; raises KeyError for what it does not say, TypeError and ValueError for what it says in another way."""
-    values: dict[str, Any] = {field.name: metadata[field.name] for field in fields(About) if field.name in metadata or field.name != "kind"}
+    optional = "kind", "held_out"
+    values: dict[str, Any] = {field.name: metadata[field.name] for field in fields(About) if field.name in metadata or field.name not in optional}
     values |= {name: from_json(text) for name, text in values.items() if name not in ("config", "dataset", "notice", "kind")}
     values |= {name: tuple(values[name]) for name in ("classes", "mean", "std", "image_size")}  # JSON has lists
     return About(**values)
@@ -286,8 +288,9 @@ def _check(about: About, network: ConformerConfig) -> None:
     network.stem_size(*about.image_size)
     if math.prod(about.image_size) > PIXELS:
         raise ValueError(f"images are {about.image_size[0]:,} x {about.image_size[1]:,} pixels, more than the {PIXELS:,} that are allowed")
-    if type(about.step) is not int:
-        raise ValueError(f"step is {about.step!r}, which is not a whole number")
+    for name in ("step", "held_out"):
+        if type(value := getattr(about, name)) is not int:
+            raise ValueError(f"{name} is {value!r}, which is not a whole number")
 
 
 def _check_size(about: About, network: ConformerConfig, state: Mapping[str, np.ndarray]) -> None:

@@ -124,6 +124,14 @@ def test_different_steps_that_a_time_budget_fixed_are_said() -> None:
     assert "different numbers" not in Findings([first, replace(longer, figures=None), *others], "cifar10").text()
 
 
+def test_accuracies_on_held_out_images_are_called_so() -> None:
+    said = "The accuracies are on training images that were held out, to choose by: what is chosen looks better on them than it is."
+    held_out = [replace(run, measured="held-out") for run in runs({"cifar-nano": NANO, "cifar-micro": MICRO})]
+    for text in (Findings(held_out, "cifar10").text(), Findings(held_out, "cifar10").markdown(["command"])):
+        assert text.count("held-out accuracy at the end in percent, and time") == 2 and text.count(said) == 1 and "test" not in text
+    assert "held" not in found({"cifar-nano": NANO, "cifar-micro": MICRO}).text()
+
+
 def test_a_notice_stands_above_the_tables_and_names_are_shown_as_a_terminal_takes_them() -> None:
     (run, *_) = runs({"cifar-nano": NANO})
     odd = Findings([replace(run, config="a\nb")], "c\x1bd", "NOT WHAT\twas asked for")

@@ -28,3 +28,8 @@ def test_figures_are_written_again_in_their_place_and_messages_stay_above_them()
     assert "80.0 %" not in text[: text.index("step 2/4")]
     assert "80.0 %" in text[text.index("step 2/4") :]
     assert text.rindex("between\n") < text.rindex("\x1b[2K")
+    assert "test" in text and "held-out" not in text
+    display.progress(progress._replace(step=3, test=Accuracies(0.7, 0.6, 0.8), measured="held-out"))
+    display.close()
+    said = screen.getvalue()[len(text) :]
+    assert "held-out" in said and "80.0 %" in said and "test" not in said

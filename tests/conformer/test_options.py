@@ -43,6 +43,8 @@ from conformer.options import TrainConfig, duration, plain
         ({"clip_norm": math.nan}, "clip_norm is nan; it must be at least 0"),
         ({"checkpoint_minutes": math.inf}, "checkpoint_minutes is inf; it must be a finite number, 0 for no such limit"),
         ({"epochs": 10**26}, "epochs is 1(0+); it must be at most 1,000,000,000"),
+        ({"hold_out": -1}, "hold_out is -1; it must be at least 0"),
+        ({"hold_out": 1.5}, "hold_out is 1.5; it must be a whole number"),
         ({"cutout": 10**22}, "cutout is 1(0+); it must be at most 1,000,000,000"),
         ({"seed": 2**64}, "seed is 18446744073709551616; it must be at most 18,446,744,073,709,551,615"),
         ({"time_budget": "9" * 400 + "s"}, "time_budget '9+s' is more than a year"),

@@ -94,6 +94,15 @@ def test_accuracies_are_drawn_head_by_head_and_those_of_the_averaged_weights_whe
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("epoch", "test accuracy in percent")
 
 
+def test_curves_on_held_out_images_are_called_so(axes: Axes):
+    log = RunLog(LOG.header | {"held_out_images": 8}, TRAINING, TESTS)
+    plots.draw_accuracies(axes, log)
+    assert axes.get_ylabel() == "held-out accuracy in percent"
+    assert_lines(axes, ACCURACIES)
+    plots.draw_losses(losses := Figure().subplots(), log)
+    assert_lines(losses, {name.replace("test", "held-out"): line for name, line in LOSSES.items()})
+
+
 def test_a_run_without_averaged_weights_and_tests_has_three_names_without_figures(axes: Axes):
     plots.draw_accuracies(axes, RunLog(LOG.header, TRAINING, []))
     assert_lines(axes, {name: ([], []) for name in ("CNN head", "transformer head", "sum of both")})

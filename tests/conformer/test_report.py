@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from numpy.testing import assert_array_equal
 from PIL import Image
 
+from conformer import plots
 from conformer.data import Dataset, Split
 from conformer.evaluate import Predictions
 from conformer.options import TrainConfig, plain
@@ -70,6 +72,12 @@ class Page(HTMLParser):
         return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>(.*?)</tr>", found)]
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No curves and no matrix, which take most of the time of a page, for tests of other parts of it."""
+    monkeypatch.setattr(plots, "svg", lambda *_: "")
+
+
 def folder(run: Path, *lines: dict, config: TrainConfig | None = None) -> Path:
     run.mkdir()
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -103,12 +111,14 @@ def test_a_page_that_needs_no_other_file(tmp_path: Path):
     assert not list(run.glob(".*"))
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(("epoch", "text"), [(1.0, "epoch 1"), (0.5, "epoch 0.5"), (1234.0, "epoch 1,234"), (20.0, "epoch 20")])
 def test_the_best_epoch_is_not_rounded(epoch: float, text: str, tmp_path: Path):
     page = Page(write_report(folder(tmp_path / "run", HEADER, TRAINING, TEST | {"epoch": epoch}), *dataset(40, 5)).read_text())
     assert f"best, after {text}" in page.words
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_images_are_the_right_ones(tmp_path: Path):
     """Seven images of two classes; logits of the sum are twice the margin."""
     margins = np.array([5.0, -4.0, 0.1, -0.2, 3.0, -6.0, 2.0])  # above 0: taken for class 1
@@ -142,6 +152,7 @@ def counted(*pairs: tuple[int, int, int]) -> tuple[Dataset, Predictions]:
     return Dataset("made", made.classes, made.mean, made.std, made.train, Split(made.test.images, labels), "here"), answered
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_figures_are_each_heads_own_and_the_best_is_that_of_all_epochs(tmp_path: Path):
     """Of four images the CNN head has one right, the transformer head two, and their sum three."""
     cnn = np.array([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 5.0]])
@@ -157,12 +168,38 @@ def test_the_figures_are_each_heads_own_and_the_best_is_that_of_all_epochs(tmp_p
     assert figures == [*measured, *rest]
 
 
+def test_a_page_of_held_out_images_says_so_everywhere(tmp_path: Path):
+    made, predictions = dataset(40, 5)
+    made = replace(made, measured="held-out")
+    evaluation = {name.replace("test", "held_out"): value for name, value in TEST.items()}
+    run = folder(tmp_path / "run", HEADER | {"held_out_images": 40}, TRAINING, evaluation)
+    page = Page(write_report(run, made, predictions).read_text())
+    share = f"{100 * predictions.accuracies.sum:.2f} %"
+    assert f"<div><b>{share}</b><span>held-out accuracy</span></div>" in page.source
+    for words in (
+        "The held-out accuracy is that of the sum of both heads' logits, on training images that were kept out of training, to choose options by. ",
+        "train with the chosen options on all training images, and measure the test images once.",
+        "Held-out accuracy class by class in percent",
+        "held-out accuracy in percent",
+        "held_out_images 40",
+    ):
+        assert words in page.text
+    assert all(text.startswith("held-out image ") for text in page.alternatives) and page.source.count('title="held-out image ') >= 24
+    assert re.findall(r".{12}\btest\b.{7}", page.source, re.IGNORECASE) == ["measure the test images"]
+    for log, given, said in [(run, replace(made, measured="test"), "held-out images, and these are test images"),
+                             (folder(tmp_path / "other", HEADER, TEST), made, "test images, and these are held-out images")]:  # fmt: skip
+        with pytest.raises(ValueError, match=f"the run in {log} was measured on {said}"):
+            write_report(log, given, predictions)
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_without_predictions_the_figures_are_those_of_the_last_test(tmp_path: Path):
     better = TEST | {"epoch": 0.5, "test_accuracy": {"cnn": 0.8, "transformer": 0.7, "sum": 0.9}}
     text = Page(write_report(folder(tmp_path / "run", HEADER, better, TEST)).read_text()).text
     assert "75.00 % test accuracy 50.00 % transformer head 25.00 % CNN head 90.00 % best, after epoch 0.5" in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_classes_stand_from_the_best_to_the_worst_with_the_accuracies_of_both_heads_and_their_sum(tmp_path: Path):
     made, answered = counted((0, 0, 2), (0, 3, 6), (1, 1, 3), (1, 0, 1), (2, 1, 4), (3, 3, 5))
     page = Page(write_report(folder(tmp_path / "run", HEADER, TEST), made, answered).read_text())
@@ -177,6 +214,7 @@ def test_classes_stand_from_the_best_to_the_worst_with_the_accuracies_of_both_he
     ]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_twelve_pairs_that_are_confused_most_often_stand_in_order(tmp_path: Path):
     pairs = [(shows, taken) for shows in range(5) for taken in range(5) if shows != taken][:14]
     counts = [int(count) for count in np.random.default_rng(0).permutation(14) + 1]
@@ -190,6 +228,7 @@ def test_the_twelve_pairs_that_are_confused_most_often_stand_in_order(tmp_path: 
     ]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_all_options_are_there_and_those_that_are_not_the_default_are_bold(tmp_path: Path):
     config = TrainConfig(lr=0.5, dataset="cifar100")
     page = Page(write_report(folder(tmp_path / "run", HEADER, config=config)).read_text())
@@ -232,6 +271,7 @@ def test_of_a_run_that_has_not_ended_the_page_says_how_far_it_is(tmp_path: Path)
     assert "Classes" not in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_another_data_set_than_asked_for_is_said_loudly(tmp_path: Path):
     run = folder(tmp_path / "run", HEADER | {"dataset_notice": "THIS IS NOT CIFAR-10 <but> another"}, TEST)
     assert '<p class="notice">THIS IS NOT CIFAR-10 &lt;but&gt; another</p>' in write_report(run).read_text()

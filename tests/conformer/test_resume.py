@@ -205,6 +205,38 @@ def test_other_images_are_refused(config: TrainConfig, cifar: Cifar, monkeypatch
     assert read_config(folder(config))["data_dir"] == str(same)
 
 
+def test_a_run_that_holds_images_out_goes_on_with_the_same_ones(config: TrainConfig, cifar: Cifar, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the test images are by then, which are not its data; with other training images it does not go on."""
+    config = replace(config, hold_out=16)
+    whole = train.train(config).folder
+    broken = replace(config, out=whole.with_name("broken"))
+    break_off(broken, 4, monkeypatch)
+    with pytest.raises(ValueError, match="was started with --hold-out 16, not with 0: leave --hold-out out to go on with it, or start another run"):
+        Trainer.resume(folder(broken), hold_out=0)
+    other = cifar(records=8, folder="other")
+    (other / "test_batch.bin").write_bytes((cifar(records=8, folder="third", seed=1) / "test_batch.bin").read_bytes())
+    for given in ({"data_dir": other}, {"hold_out": 16}):
+        Trainer.resume(folder(broken), **given).folder.close()
+    train.resume(folder(broken))
+    assert_same_run(folder(broken), whole)
+    (other / "data_batch_5.bin").write_bytes((other / "test_batch.bin").read_bytes())
+    with pytest.raises(ValueError, match="on other images of cifar10 than those that are in"):
+        Trainer.resume(folder(broken))
+
+
+def test_a_run_from_before_images_could_be_held_out_goes_on_without(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = train.train(config).folder
+    other = replace(config, out=whole.with_name("other"))
+    break_off(other, 7, monkeypatch)
+    older = {name: value for name, value in plain(other).items() if name != "hold_out"}
+    edit_checkpoint(folder(other), options=older)
+    (folder(other) / "config.json").write_text(json.dumps(older | {"steps": 10}))
+    with pytest.raises(ValueError, match="was started with --hold-out 0, not with 16"):
+        Trainer.resume(folder(other), hold_out=16)
+    assert train.resume(folder(other)).steps == 10
+    assert_same_run(folder(other), whole)
+
+
 def test_data_that_moved_before_the_first_checkpoint_is_found_again_when_it_is_given(config: TrainConfig, cifar: Cifar) -> None:
     Trainer(config).folder.close()
     same = cifar(records=8, folder="same")

@@ -14,6 +14,9 @@ TRAINING = {"step": 20, "epoch": 0.5, "loss": 2.0, "train_accuracy": {}, "learni
 TEST = {"step": 40, "epoch": 1.0, "test_accuracy": {"cnn": 0.25, "transformer": 0.5, "sum": 0.75}, "test_loss": 1.5, "seconds": 4000.0}
 
 
+HELD_OUT = {"step": 40, "epoch": 1.0, "held_out_accuracy": TEST["test_accuracy"], "held_out_loss": 1.5, "seconds": 4000.0}
+
+
 def write(run: Path, *lines: dict) -> None:
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
@@ -67,6 +70,31 @@ def test_a_value_that_is_missing_or_of_another_kind_is_refused(number: int, chan
     changed = {name: value for name, value in (lines[number - 1] | changes).items() if value is not ...}
     write(tmp_path, *lines[: number - 1], changed, *lines[number:])
     with pytest.raises(ValueError, match=f"metrics.jsonl is damaged in line {number} \\(.*{said}\\)$"):
+        read_log(tmp_path)
+
+
+def test_figures_on_held_out_images_have_the_names_of_those_on_test_images_and_a_word_for_them(tmp_path: Path):
+    write(tmp_path, HEADER | {"test_images": 8}, TRAINING, TEST)
+    assert read_log(tmp_path).measured == "test"
+    shares = {"cnn": 0.5, "transformer": 0.5, "sum": 0.5}
+    write(tmp_path, HEADER | {"held_out_images": 8}, TRAINING, HELD_OUT | {"ema_held_out_accuracy": shares})
+    log = read_log(tmp_path)
+    assert (log.measured, log.header["held_out_images"], log.training) == ("held-out", 8, [TRAINING])
+    assert log.tests == [TEST | {"ema_test_accuracy": shares}]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"held_out_accuracy": None}, "held_out_accuracy is not accuracies by head"),
+        ({"held_out_loss": ...}, "held_out_loss is missing"),
+        ({"ema_held_out_accuracy": {"cnn": 0.5}}, "ema_held_out_accuracy is not accuracies by head"),
+    ],
+)
+def test_a_damaged_evaluation_on_held_out_images_is_refused(changes: dict, said: str, tmp_path: Path):
+    changed = {name: value for name, value in (HELD_OUT | changes).items() if value is not ...}
+    write(tmp_path, HEADER | {"held_out_images": 8}, TRAINING, changed, TRAINING)
+    with pytest.raises(ValueError, match=f"metrics.jsonl is damaged in line 3 \\(.*{said}\\)$"):
         read_log(tmp_path)
 
 

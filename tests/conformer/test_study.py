@@ -25,7 +25,9 @@ from conformer.findings import Findings
 from conformer.learner import Learner
 from conformer.options import TrainConfig
 from conformer.run_folder import read_config
+from conformer.run_log import read_log
 from conformer.study import Study, StudyError
+from conformer.train import Trainer
 from minigrad import safetensors_io
 
 Cifar = Callable[..., Path]
@@ -114,6 +116,32 @@ def test_a_study_is_ordinary_runs_and_a_broken_off_one_becomes_the_unbroken_one(
         trainer.run()
     for run in whole.runs:
         assert weights(tmp_path / "broken" / run.path.name) == weights(run.path)
+
+
+def test_a_study_that_holds_images_out_measures_all_its_runs_by_the_same(options: dict[str, Any], tmp_path: Path, fails: Fails) -> None:
+    """And not by the test images, which may be others when it goes on."""
+    out, given = tmp_path / "study", words(options | {"epochs": 1})
+    new = ["study", out, "--configs", "tiny", "--seeds", 0]
+    leaves = "which leaves fewer than the 12 of a step of the 40 training images: hold out at most 28"
+    assert fails(2, *new, *given, "--hold-out", 29) == f"conformer: --hold-out is 29, {leaves}"
+    assert "--hold-out is 9, and from 10 (one for each class) to 39 of the 40 training images" in fails(2, *new, *given, "--hold-out", 9)
+    assert not out.exists()
+    assert main([*map(str, new), *given, "--hold-out", "16"]) == 0
+    files = options["data_dir"]
+    (files / "test_batch.bin").write_bytes((files / "data_batch_1.bin").read_bytes())
+    assert main(["study", str(out), "--seeds", "1"]) == 0
+    assert "was started with --hold-out 16, not with 0" in fails(2, *new, "--hold-out", 0)
+    study = Study(out)
+    shares = [read_log(run.path).tests[-1]["test_accuracy"]["sum"] for run in study.runs]
+    assert study.findings().spreads["tiny"]["sum"].mean == np.mean(shares)
+    assert [Trainer.resume(run.path).fingerprint for run in study.runs] == [study.data["fingerprint"]] * 2
+    page = (out / "study.md").read_text()
+    assert (
+        " --hold-out 16\n" in page
+        and "| held-out accuracy at the end in percent, and time |" in page
+        and "test" not in page.replace(str(tmp_path), "")
+    )
+    assert json.loads((out / "study.json").read_text())["options"]["hold_out"] == 16
 
 
 def test_what_is_finished_is_kept_and_seeds_and_networks_are_added(options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

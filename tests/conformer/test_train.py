@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,7 +32,7 @@ from conformer.stopping import StopSignals
 from conformer.train import Trainer
 from conformer.weights import load_weights
 from minigrad import Tensor, safetensors_io
-from tests.conformer.runs import Noted, folder, lines
+from tests.conformer.runs import Noted, assert_same_run, folder, lines, untimed
 
 Cifar = Callable[..., Path]
 STEP_LINE = {"step", "epoch", "loss", "train_accuracy", "learning_rate", "images_per_second"}
@@ -76,7 +77,9 @@ def test_a_run_that_was_broken_off_is_not_gone_on_with_in_the_same_process(confi
 def test_data_that_no_run_can_end_with_is_refused_before_it_begins(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = data.load("cifar10", config.data_dir)
     changed = {
-        "no test images": replace(whole, test=data.Split(whole.test.images[:0], whole.test.labels[:0])),
+        "no test images, by which a run is measured after every epoch; hold some training images out$": replace(
+            whole, test=data.Split(whole.test.images[:0], whole.test.labels[:0])
+        ),
         "images of 1 channels, tiny takes 3": replace(
             whole,
             mean=(0.5,),
@@ -92,6 +95,8 @@ def test_data_that_no_run_can_end_with_is_refused_before_it_begins(config: Train
         with pytest.raises(data.DataError, match=message):
             Trainer(replace(config, dataset="mine"))
         assert config.out is not None and not config.out.exists()
+    monkeypatch.setitem(data.DATASETS, "mine", lambda data_dir, say: next(iter(changed.values())))
+    assert len(Trainer(replace(config, dataset="mine", hold_out=16)).dataset.test) == 16
 
 
 def test_a_run_that_begins_with_the_weights_of_another(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -169,6 +174,68 @@ def test_what_a_run_writes_and_prints(config: TrainConfig, capsys: pytest.Captur
     assert "40 training and 8 test images" in text
     assert "10/10" in text
     assert f"test accuracy {result.test} %" in text
+
+
+def without_test_images(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on, cifar10 is the options' data set with test images that nothing can look at."""
+    whole = data.load("cifar10", config.data_dir)
+    for name in ("images", "labels"):
+        object.__delattr__(whole.test, name)
+    monkeypatch.setitem(data.DATASETS, "cifar10", lambda data_dir, say: whole)
+
+
+def test_a_run_that_holds_images_out_never_looks_at_the_test_images(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is the same run, also in what its checkpoint knows its data by, where there is nothing to look at."""
+    config = replace(config, dataset="cifar10", hold_out=16, ema=0.5)
+    run = train.train(config).folder
+    text = capsys.readouterr().out
+    without_test_images(config, monkeypatch)
+    trainer = Trainer(replace(config, out=run.with_name("blind")))
+    result = trainer.run()
+    assert_same_run(result.folder, run)
+    known = [load_checkpoint(path / "checkpoint.safetensors").fingerprint for path in (run, result.folder)]
+    assert known[0] == known[1]
+    trainer = Trainer(replace(config, out=run.with_name("budget"), epochs=None, time_budget="10m"))
+    trainer._fit_to_budget(StopSignals())
+    assert trainer.steps > 3 == trainer.steps_per_epoch
+
+    images = {split: {image.tobytes() for image in getattr(trainer.dataset, split).images} for split in ("train", "test")}
+    assert [len(images[split]) for split in images] == [24, 16] and not images["train"] & images["test"]
+    assert "40 training" not in text and "24 training and 16 held-out images from " in text
+    assert f" minutes: held-out accuracy {result.test} %, weights in {run / 'last.safetensors'}\n" in text
+    assert re.search(r"epoch 2, step 6: held-out accuracy [\d./]+ % \(average of the weights: [\d./]+ %\), held-out loss \d", text)
+    assert re.search(r"step 6/6 .*  held-out [\d./]+ %  lr", text) and not re.search(r"\btest (accuracy|loss|images|\d)", text)
+
+
+def test_files_of_a_run_that_holds_images_out_say_so(config: TrainConfig) -> None:
+    result = train.train(replace(config, hold_out=16, ema=0.5))
+    header, *rest = untimed(result.folder)
+    assert (header["train_images"], header["held_out_images"], header["steps"]) == (24, 16, 6)
+    *_, last = (line for line in rest if "held_out_accuracy" in line)
+    assert last.keys() == {"step", "epoch", "held_out_accuracy", "held_out_loss", "ema_held_out_accuracy"}
+    assert last["held_out_accuracy"] == result.test.by_head()
+    assert not [name for line in (header, *rest) for name in line if "test" in name]
+    assert json.loads((result.folder / "config.json").read_text())["hold_out"] == 16
+    for name in ("last", "best", "ema"):
+        about = load_weights(result.folder / f"{name}.safetensors")[1]
+        assert (about.held_out, about.test_accuracy) == (16, {})
+
+
+def test_weights_that_have_seen_held_out_images_are_said(config: TrainConfig, tmp_path: Path) -> None:
+    before = {count: train.train(replace(config, hold_out=count, max_steps=1, out=tmp_path / f"{count}")).folder for count in (0, 12)}
+    said = "The weights to begin with were trained on held-out images of cifar10, so the held-out accuracy is too high."
+    for source, count, notice in [(0, 12, said), (12, 32, said), (12, 12, ""), (12, 10, ""), (12, 0, ""), (0, 0, "")]:
+        tuned = Trainer(replace(config, finetune=before[source], hold_out=count, out=tmp_path / f"{source}-{count}"))
+        assert (tuned.dataset.notice, lines(tuned.folder.path)[0]["dataset_notice"]) == (notice, notice)
+    other = replace(data.load("cifar10", config.data_dir), name="other", notice="made")
+    tuned = Trainer(replace(config, finetune=before[0], hold_out=16, out=tmp_path / "other"), dataset=other)
+    assert tuned.dataset.notice == "made"
+    tuned = Trainer(replace(config, finetune=before[0], hold_out=16, max_steps=1, out=tmp_path / "tuned"))
+    assert tuned.run().steps == 1
+    tuned = Trainer.resume(tmp_path / "tuned")
+    assert (tuned.dataset.notice, len(tuned.dataset.test)) == (said, 16)
 
 
 def test_saved_weights_are_the_trained_network(config: TrainConfig) -> None:
@@ -347,6 +414,14 @@ def test_mistakes_leave_no_folder(config: TrainConfig) -> None:
         Trainer(replace(config, precision="tf32"))
     with pytest.raises(OptionError, match="cutout is 32, which can blank a whole image of 32 x 32 pixels: take a smaller one"):
         Trainer(replace(config, cutout=32))
+    leaves = "which leaves fewer than the 8 of a step of the 40 training images: hold out at most 32"
+    with pytest.raises(OptionError, match=f"^hold_out is 33, {leaves}$"):
+        Trainer(replace(config, hold_out=33))
+    with pytest.raises(OptionError, match="^hold_out is 1,000, which leaves fewer .* of the 40 training images: hold out at most 0$"):
+        Trainer(replace(config, hold_out=1000, batch_size=500))
+    can = r"from 10 \(one for each class\) to 39 of the 40 training images of cifar10 can be held out"
+    with pytest.raises(OptionError, match=f"^hold_out is 9, and {can}$"):
+        Trainer(replace(config, hold_out=9))
     with pytest.raises(DeviceError, match="No CUDA: "):
         Trainer(replace(config, device="cuda"))
     assert not config.out.exists()
@@ -550,21 +625,22 @@ def test_a_loss_that_is_not_finite_stops_the_run(config: TrainConfig, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("lr", "message", "kept"),
+    ("lr", "hold_out", "message", "kept"),
     [
-        (1e30, "the loss on the test images is (nan|inf) at step 5; a lower --lr", 5),
-        (1e300, "the weights are not finite after step 5; a lower --lr", 0),
+        (1e30, 0, "the loss on the test images is (nan|inf) at step 5; a lower --lr", 5),
+        (1e30, 16, "the loss on the held-out images is (nan|inf) at step 3; a lower --lr", 3),
+        (1e300, 0, "the weights are not finite after step 5; a lower --lr", 0),
     ],
 )
-def test_a_last_step_that_diverges(lr: float, message: str, kept: int, config: TrainConfig) -> None:
+def test_a_last_step_that_diverges(lr: float, hold_out: int, message: str, kept: int, config: TrainConfig) -> None:
     """No loss is computed after it but that on the test images; NumPy warns of none of it."""
-    trainer = Trainer(replace(config, epochs=1, lr=1e-3))
+    trainer = Trainer(replace(config, epochs=1, lr=1e-3, hold_out=hold_out))
     path = trainer.folder.path
     original = trainer.learner.begin_step
 
     def last() -> float:
         rate = original()
-        if trainer.step == 4:
+        if trainer.step == trainer.steps - 1:
             for group in trainer.learner.optimizer.param_groups:
                 group["lr"] = lr
         return rate

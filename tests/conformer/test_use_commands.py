@@ -307,20 +307,24 @@ def test_report_writes_the_page_of_the_end_of_training_again(
 ) -> None:
     run = tmp_path / "run"
     command = ["train", "--config", tiny_network, "--data-dir", str(cifar(records=8)), "--batch-size", "8", "--max-steps", "1", "--out", str(run)]
-    assert main([*command, "--tta", "mirror"]) == 0
-    assert f"report: {run / 'report.html'}" in capsys.readouterr().out
+    assert main([*command, "--tta", "mirror", "--hold-out", "16"]) == 0
+    assert f"report: {run / 'report.html'}" in (shown := capsys.readouterr().out) and "test accuracy" not in shown
     at_the_end = (run / "report.html").read_text()
     (run / "report.html").unlink()
     assert main(["report", str(run)]) == 0
     assert capsys.readouterr().out == f"{run / 'report.html'}\n"
-    assert (run / "report.html").read_text() == at_the_end  # with mirror images, too
+    assert (run / "report.html").read_text() == at_the_end  # with mirror images, too, and of those that were held out
+    assert "held-out image " in at_the_end and "test image " not in at_the_end
     (run / "report.html").unlink()
     assert main(["train", "--resume", str(run)]) == 0
     assert (run / "report.html").read_text() == at_the_end
-    capsys.readouterr()
+    assert f"the run in {run} is finished: 1 steps, held-out accuracy " in capsys.readouterr().out
     for options, said in (([], True), (["--tta", "none"], False)):  # the accuracy that the run has, if nothing else is asked for
         assert main(["evaluate", str(run), *options]) == 0
-        assert (", with mirror images" in capsys.readouterr().out) is said
+        assert (", with mirror images" in (shown := capsys.readouterr().out)) is said
+        dataset, tta = data.load("cifar10", Path(command[4])), "mirror" if said else "none"
+        share = evaluate(load_weights(run)[0], dataset.test, dataset, tta=tta).accuracies.sum
+        assert "tiny after 1 steps, on 8 test images of cifar10 from " in shown and f"\n  sum of both       {100 * share:6.2f} %\n" in shown
     (run / "report.html").unlink()
     (run / "report.html").mkdir()
     assert "cannot write" in fails(1, "report", str(run))

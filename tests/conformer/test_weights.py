@@ -93,11 +93,22 @@ def test_a_network_that_the_file_cannot_fill_is_not_built(
         ({"mean": [0.5, 0.5, 1e200]}, "which does not normalise images"),
         ({"std": [0.5, 0.5, 1e-200]}, "which does not normalise images"),
         ({"image_size": [24000, 24000]}, "images are 24,000 x 24,000 pixels, more than the 4,194,304 that are allowed"),
+        ({"step": 0.5}, "step is 0.5, which is not a whole number"),
+        ({"held_out": True}, "held_out is True, which is not a whole number"),
     ],
 )
 def test_metadata_that_no_network_can_have(metadata: dict[str, Any], said: str, edited: Callable[..., Path]):
     with pytest.raises(ValueError, match=said):
         load_weights(edited(metadata))
+
+
+def test_files_of_before_images_could_be_held_out(edited: Callable[..., Path]):
+    path = edited({"held_out": 16})
+    assert load_weights(path)[1].held_out == 16
+    state, entries = safetensors_io.load_state(path)
+    del entries["held_out"]
+    safetensors_io.save_state(path, state, entries)
+    assert load_weights(path)[1] == ABOUT
 
 
 def test_of_many_entries_that_do_not_fit_the_first_are_named(model: Conformer, edited: Callable[..., Path]):
