@@ -2,7 +2,8 @@
 
 A `Study` is a folder of ordinary run folders, CONFIG-seed-K, or CONFIG-NETWORK-seed-K of a branch alone, with study.json (the options that all runs
 share, and what each run came to) and study.md (the tables, by `conformer/findings.py`). `Study.trainers` gives a `Trainer` for each run that is not
-finished yet, one after the other; what was measured is read from the runs themselves, never from study.json. Read before: `conformer/train.py`.
+finished yet, one after the other; what was measured is read from the runs themselves, never from study.json. Read before: `conformer/study_plan.py`,
+which runs it has, and `conformer/train.py`.
 """
 
 from __future__ import annotations
@@ -15,13 +16,12 @@ import tempfile
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from conformer import data
 from conformer.baselines import NETWORKS, Build, label
 from conformer.checkpoints import Checkpoint, fingerprint, load_checkpoint
 from conformer.claims import claimed
-from conformer.config import CONFIGS
 from conformer.display import Display
 from conformer.files import quoted, write_file
 from conformer.findings import AVERAGED, Findings, Run
@@ -29,20 +29,11 @@ from conformer.options import MAY_CHANGE, OptionError, TrainConfig, flag, from_p
 from conformer.run_checks import held_out
 from conformer.run_folder import CHECKPOINT, incomplete, read_options
 from conformer.run_log import read_log
-from conformer.text import from_json
+from conformer.study_plan import EACH_RUN, Key, StudyError, commands_of, read_study, with_added
 from conformer.train import Trainer
 from conformer.weights import weights_file
 
 __all__ = ["EACH_RUN", "Study", "StudyError"]
-
-SEEDS = 0, 1, 2
-"""Of a study that is not told any: fewer than three say next to nothing about chance."""
-EACH_RUN = "config", "network", "seed", "out"
-"""The options that are not a whole study's."""
-
-
-class StudyError(ValueError):
-    """The study, or its folder, is not one that what was asked for fits; the message is one sentence."""
 
 
 class Study:
@@ -50,7 +41,7 @@ class Study:
 
     Args:
         path: the folder.
-        seeds: of runs to add to the study (if not given: those it has, or `SEEDS`).
+        seeds: of runs to add to the study (if not given: those it has, or 0, 1 and 2).
         configs: the sizes of these runs' networks (if not given: those it has, or cifar-nano). Of the study's own runs, all go on.
         networks: which networks are made of each of them (if not given: those it has, or the Conformer).
         builds: what makes those that are somebody's own, by their names.
@@ -82,22 +73,22 @@ class Study:
         self.data: dict[str, str] = {}  # name, notice and fingerprint of the data set, once it is loaded
         self._moved = "data_dir" in given  # and is to be taken at its word
         self._builds = builds or {}
-        diverged: dict[_Key, str] = {}  # of the runs that it has: why, if they did
+        diverged: dict[Key, str] = {}  # of the runs that it has: why, if they did
         self._weights: dict[str, Any] = {"fingerprint": None, "places": []}  # to begin with: of the file, and all options.finetune that it had
         self._as_read = _content(path / "study.json")
-        if saved := _read(path):
+        if saved := read_study(path):
             self.options, self.data, diverged, self._weights = saved
         else:
             self.options = from_plain(plain(TrainConfig(**given)))  # paths in full, as the runs' checkpoints have them
         self._place = self.options.data_dir  # where the data is to be looked for; options.data_dir is where it was found
         if unknown := [name for name in networks if name not in (*NETWORKS, *self._builds)]:
             raise StudyError(f"--networks: there is no network {unknown[0]!r}; there is {', '.join([*NETWORKS, *self._builds])}")
-        keys = _with_added(list(diverged), seeds, configs, networks)
+        keys = with_added(list(diverged), seeds, configs, networks)
         if saved:
             self.options = self._going_on(given, moved=any(not (self._folder(key) / CHECKPOINT).exists() for key in keys))
         self.runs = [self._look(key, diverged.get(key, "")) for key in keys]
 
-    def _folder(self, key: _Key) -> Path:
+    def _folder(self, key: Key) -> Path:
         return self.path / f"{label(key.config, key.network)}-seed-{key.seed}"
 
     @classmethod
@@ -121,7 +112,7 @@ class Study:
         except ValueError as error:
             raise StudyError(str(error)) from error
 
-    def _look(self, key: _Key, diverged: str) -> Run:
+    def _look(self, key: Key, diverged: str) -> Run:
         """A run as its folder has it. That it diverged, and why, is not in the folder; whoever removes that has the run begin anew."""
         run = Run(self._folder(key), key.config, key.seed, network=key.network)
         anew = f"remove {quoted(run.path)}, and the study begins this run anew"
@@ -212,7 +203,7 @@ class Study:
                 run = self.runs[number]
                 display.message(f"run {number + 1} of {len(self.runs)}: {run.name}, seed {run.seed}")
                 yield self._trainer(run, display, dataset)
-                self.runs[number] = self._look(_Key(run.config, run.network, run.seed), self.runs[number].diverged)
+                self.runs[number] = self._look(Key(run.config, run.network, run.seed), self.runs[number].diverged)
                 self.save()
 
     def note_diverged(self, trainer: Trainer, why: str) -> None:
@@ -290,92 +281,9 @@ class Study:
 
     def commands(self) -> list[str]:
         """The commands that the study stands for: one, or one for each set of seeds where networks have others."""
-        seeds: dict[tuple[str, str], list[str]] = {}
-        for run in self.runs:
-            seeds.setdefault((run.config, run.network), []).append(str(run.seed))
-        networks: dict[tuple[str, tuple[str, ...]], list[str]] = {}
-        for (config, network), numbers in seeds.items():
-            networks.setdefault((config, tuple(numbers)), []).append(network)
-        configs: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = {}
-        for (config, numbers), names in networks.items():
-            configs.setdefault((numbers, tuple(names)), []).append(quoted(config))
-        defaults, values = plain(TrainConfig()), plain(self.options) | {"dataset": self._dataset}  # what auto came to here
-        given = {name: value for name, value in values.items() if name not in EACH_RUN and value != defaults[name]}
-        options = "".join(f" {flag(name)} {quoted(value)}" for name, value in given.items())
-        commands, several = [], any(run.network != TrainConfig.network for run in self.runs)
-        for (numbers, names), sizes in configs.items():
-            of = f" --networks {' '.join(names)}" if several else ""  # without it, each command would take those of the commands before it
-            commands.append(f"conformer study {quoted(self.path)} --seeds {' '.join(numbers)} --configs {' '.join(sizes)}{of}{options}")
-        return commands
-
-
-class _Key(NamedTuple):
-    """What a run differs in from the others of its study."""
-
-    config: str
-    network: str
-    seed: int
-
-    @classmethod
-    def of(cls, run: dict[str, Any]) -> _Key:
-        """What study.json says of a run."""
-        return cls(run["config"], run.get("network", TrainConfig.network), run["seed"])  # an older version knew one network only
-
-
-def _read(path: Path) -> tuple[TrainConfig, dict[str, str], dict[_Key, str], dict[str, Any]] | None:
-    """The options, the data set, the runs with why they diverged, and the weights that study.json names; None where a study can begin."""
-    file = path / "study.json"
-    if not file.is_file():
-        if path.exists() and not path.is_dir():
-            raise StudyError(f"{path} is a file; give the study a folder")
-        if there := sorted(entry.name for entry in path.iterdir() if not entry.name.startswith(".")) if path.exists() else []:
-            what = "a run" if "config.json" in there else f"something else ({there[0]})"
-            raise StudyError(f"{path} holds {what} and no study (no study.json); give the study a folder of its own")
-        return None
-    try:
-        values = from_json(file.read_bytes())
-        about = {name: values["dataset"][name] for name in ("name", "notice", "fingerprint")}
-        if not all(isinstance(text, str) for text in about.values()):
-            raise ValueError("dataset is not text")
-        for run in values["runs"]:
-            _check_key(_Key.of(run))
-        runs = {_Key.of(run): str(run.get("diverged", "")) for run in values["runs"]}
-        options = from_plain(values["options"])
-        places = [str(options.finetune)] if options.finetune else []
-        weights = values.get("weights", {"fingerprint": None, "places": places})  # an older version did not write them
-        return options, about, runs, {"fingerprint": weights["fingerprint"], "places": list(weights["places"])}
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        why = f"{error} is missing" if isinstance(error, KeyError) else error
-        raise ValueError(f"{file} is not what `conformer study` of this version writes ({why}); put it back, or give another folder") from error
-
-
-def _with_added(keys: list[_Key], seeds: Sequence[int], configs: Sequence[str], networks: Sequence[str]) -> list[_Key]:
-    """The networks and seeds that a study has, and those that it gets; raises StudyError where one is given twice, or is none."""
-    for option, values in {"--seeds": seeds, "--configs": configs, "--networks": networks}.items():
-        if twice := [value for value in values if values.count(value) > 1]:
-            raise StudyError(f"{option} has {twice[0]} twice; give each once")
-    if seeds or configs or networks or not keys:
-        seeds = seeds or list(dict.fromkeys(key.seed for key in keys)) or SEEDS
-        configs = configs or list(dict.fromkeys(key.config for key in keys)) or [TrainConfig.config]
-        networks = networks or list(dict.fromkeys(key.network for key in keys)) or [TrainConfig.network]
-        # networks take turns: the machine may change meanwhile
-        keys = keys + [_Key(config, network, seed) for seed in seeds for config in configs for network in networks]
-    for key in keys:
-        _check_key(key)
-    return list(dict.fromkeys(keys))
+        return commands_of(self.path, self.runs, replace(self.options, dataset=self._dataset))  # what auto came to here
 
 
 def _content(path: Path) -> bytes | None:
     """What is in a file; None where there is none."""
     return path.read_bytes() if path.is_file() else None
-
-
-def _check_key(key: _Key) -> None:
-    """Raise StudyError where there is no such configuration, or no such seed, or a network that nothing can be called."""
-    if not isinstance(key.config, str) or key.config not in CONFIGS:
-        raise StudyError(f"--configs: there is no network {key.config!r}; there is {', '.join(CONFIGS)}")
-    for option, values in {"--networks": {"network": key.network}, "--seeds": {"seed": key.seed}}.items():
-        try:
-            TrainConfig(**values)
-        except OptionError as error:
-            raise StudyError(f"{option}: {error}") from error
