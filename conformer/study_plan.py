@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from conformer.baselines import NETWORKS, label
 from conformer.config import CONFIGS
 from conformer.files import quoted
 from conformer.findings import Run
 from conformer.options import OptionError, TrainConfig, flag, from_plain, plain
-from conformer.text import from_json
+from conformer.text import from_json, printable
 
 __all__ = ["EACH_RUN", "SEEDS", "Key", "StudyError", "commands_of", "read_study", "with_added"]
 
@@ -95,12 +96,20 @@ def _check(key: Key) -> None:
 
 
 def commands_of(path: Path, runs: Sequence[Run], options: TrainConfig) -> list[str]:
-    """The commands that make a study of these runs in a folder: one, or one for each set of seeds where networks have others."""
+    """The commands that make a study of these runs in a folder: one, or one for each set of seeds where networks have others.
+
+    There is none for a network that is none of `NETWORKS`: a comment, as a shell takes it, says so of each.
+    """
     seeds: dict[tuple[str, str], list[str]] = {}
     for run in runs:
         seeds.setdefault((run.config, run.network), []).append(str(run.seed))
     networks: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    own = []
     for (config, network), numbers in seeds.items():
+        if network not in NETWORKS:
+            what = f"{printable(label(config, network))} (seed{'s' * (len(numbers) > 1)} {' '.join(numbers)})"
+            own.append(f'# no command trains {what}: it takes Python code that builds it, Study(..., builds={{"{network}": ...}})')
+            continue
         networks.setdefault((config, tuple(numbers)), []).append(network)
     configs: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = {}
     for (config, numbers), names in networks.items():
@@ -112,4 +121,4 @@ def commands_of(path: Path, runs: Sequence[Run], options: TrainConfig) -> list[s
     for (numbers, names), sizes in configs.items():
         of = f" --networks {' '.join(names)}" if several else ""  # without it, each command would take those of the commands before it
         made.append(f"conformer study {quoted(path)} --seeds {' '.join(numbers)} --configs {' '.join(sizes)}{of}{words}")
-    return made
+    return made + own
