@@ -14,9 +14,11 @@ import json
 import os
 import tempfile
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from conformer import data
 from conformer.baselines import NETWORKS, Build, label
@@ -80,6 +82,7 @@ class Study:
             self.options, self.data, diverged, self._weights = saved
         else:
             self.options = from_plain(plain(TrainConfig(**given)))  # paths in full, as the runs' checkpoints have them
+        self._networks: dict[str, tuple[str, dict[str, Any], dict[str, tuple[int, ...]]]] = {}  # see `_another`
         self._place = self.options.data_dir  # where the data is to be looked for; options.data_dir is where it was found
         if unknown := [name for name in networks if name not in (*NETWORKS, *self._builds)]:
             raise StudyError(f"--networks: there is no network {unknown[0]!r}; there is {', '.join([*NETWORKS, *self._builds])}")
@@ -173,7 +176,20 @@ class Study:
             return f"it is on {name}, not on {self.data['name']}"
         if checkpoint and checkpoint.fingerprint != self.data["fingerprint"]:
             return f"it is on other images of {name}"
-        return None
+        if not checkpoint:
+            return None
+        weights = {name.removeprefix("model."): array for name, array in checkpoint.arrays.items() if name.startswith("model.")}
+        return self._another(run, checkpoint.network, weights)
+
+    def _another(self, run: Run, settings: dict[str, Any], weights: Mapping[str, np.ndarray]) -> str | None:
+        """By what the network of a run is another than that of the first one of its name, in words; None if neither its settings nor the names and
+        shapes of its weights tell. What else somebody's `builds` make of one name from run to run is not seen.
+        """
+        shapes = {name: array.shape for name, array in weights.items()}
+        first, its, known = self._networks.setdefault(run.name, (run.path.name, settings, shapes))
+        other = [name for name in settings if name in its and settings[name] != its[name]]  # another version may have others
+        other += [name for name in sorted(known | shapes) if known.get(name) != shapes.get(name)]
+        return f"its network is another than that of {first}, by its {other[0]}" if other else None
 
     def trainers(self, display: Display) -> Generator[Trainer]:
         """A Trainer for each run that is not finished, set up when it is its turn; whoever asks for the next one has run it, or as much as could be,
@@ -229,12 +245,20 @@ class Study:
         return replace(dataset, notice=found["notice"])
 
     def _try_networks(self, dataset: data.Dataset) -> None:
-        """Set up the first run of each network in a folder that is thrown away; raises what `Trainer` does."""
+        """Set up the first run of each network in a folder that is thrown away; raises what `Trainer` does, and StudyError for another network than
+        the runs of its name have.
+        """
+        first: dict[str, Run] = {}
+        for run in self.runs:
+            if run.left and run.steps is None:
+                first.setdefault(run.name, run)
         with tempfile.TemporaryDirectory() as folder:
-            pairs = dict.fromkeys((run.config, run.network) for run in self.runs if not run.begun)
-            for number, (config, network) in enumerate(pairs):
-                options = replace(self.options, config=config, network=network, out=Path(folder, str(number)))
-                Trainer(options, dataset=dataset, build=self._builds.get(network)).folder.close()
+            for run in first.values():
+                options = replace(self.options, config=run.config, network=run.network, out=Path(folder, run.path.name))
+                trainer = Trainer(options, dataset=dataset, build=self._builds.get(run.network))
+                trainer.folder.close()
+                if other := self._another(run, asdict(trainer.network), trainer.learner.model.state_dict()):
+                    raise StudyError(f"{run.path.name} is not begun: {other}; give it another name, or begin another study in another folder")
 
     def _check_weights(self, source: Path) -> None:
         """Raise StudyError where the weights to begin with are not those of the runs that have begun; note where they are."""

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from conformer import cli, coupling10, data, devices, study, train, train_commands
+from conformer.baselines import CNNBranch
 from conformer.batches import Batch
 from conformer.cli import main
 from conformer.config import CONFIGS
@@ -281,6 +282,40 @@ def test_no_place_of_the_data_is_stored_that_was_not_looked_at(
     monkeypatch.setattr(data, "load", refuse)  # and what is known is not looked at again
     assert Study(path, data_dir=moved).options.data_dir == moved and list(Study(path, data_dir=moved).trainers(Display())) == []
     assert f"--data-dir {quoted(moved)}" in (path / "study.md").read_text()
+
+
+def test_runs_of_one_name_are_of_one_network(options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its settings and its weights: what is built by another program of the same name is not begun, and not averaged with the rest."""
+    path, given = tmp_path / "study", {**options, "epochs": 1}
+
+    def begun(seed: int, **settings: Any) -> None:
+        builds = {"own": lambda config: CNNBranch(replace(config, **settings))}
+        for trainer in Study(path, [seed], ["tiny"], ["own"], builds, **given).trainers(Display()):
+            trainer.run()
+
+    begun(0)
+    before = (path / "study.json").read_text()
+    other = "its network is another than that of tiny-own-seed-0, by its "
+    with pytest.raises(StudyError, match=f"^tiny-own-seed-1 is not begun: {other}conv_1.bn1.bias; give it another name, or begin another"):
+        begun(1, channel_ratio=0.5)
+    with pytest.raises(StudyError, match=f"^tiny-own-seed-1 is not begun: {other}conv_trans_2.med_block.0.bn1.bias; "):
+        begun(1, num_med_block=1)
+    with monkeypatch.context() as patch, pytest.raises(StudyError, match=f"^tiny-own-seed-1 is not begun: {other}num_heads; "):
+        patch.setitem(CONFIGS, "tiny", replace(CONFIGS["tiny"], num_heads=4))  # whose weights have the same shapes
+        begun(1)
+    assert (path / "study.json").read_text() == before and not (path / "tiny-own-seed-1").exists()
+
+    with pytest.raises(KeyError), monkeypatch.context() as patch:
+        patch.setattr(Trainer, "run", lambda _: {}["killed"])  # before there is a checkpoint
+        begun(1)
+    with pytest.raises(StudyError, match="^tiny-own-seed-1 is not begun: "):
+        begun(1, channel_ratio=0.5)
+    begun(1)
+    shutil.rmtree(path / "tiny-own-seed-1")  # in whose place an older version put another one
+    run = TrainConfig(config="tiny", network="own", seed=1, out=path / "tiny-own-seed-1", **given)
+    train.train(run, build=lambda config: CNNBranch(replace(config, channel_ratio=0.5)))
+    with pytest.raises(StudyError, match=f"tiny-own-seed-1 is not of this study: {other}conv_1.bn1.bias; move it elsewhere"):
+        Study.existing(path)
 
 
 def test_what_auto_comes_to_is_chosen_once(tiny_network: str, cifar: Cifar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
