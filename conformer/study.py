@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, fields, replace
@@ -196,8 +197,9 @@ class Study:
         or has noted that it diverged (`note_diverged`), and then it is not tried again.
 
         Before the first one, the data is loaded and each network is tried, so that what does not fit is not found after hours; where nothing is left
-        to train, data is loaded only if it is given in another place. study.json and study.md are written then, and after each run; the folder is
-        this process's alone from then on (but not on Windows), until the last run is done or the iterator is closed.
+        to train, data is loaded only if it is given in another place. study.json and study.md are written then, after each run, and for one
+        that was broken off when the iterator is closed; the folder is this process's alone from then on (but not on Windows), until the last run is
+        done or the iterator is closed.
 
         Raises:
             StudyError: the data is not that of the study, or another process has changed study.json since it was read.
@@ -218,9 +220,20 @@ class Study:
             for number in left:
                 run = self.runs[number]
                 display.message(f"run {number + 1} of {len(self.runs)}: {run.name}, seed {run.seed}")
-                yield self._trainer(run, display, dataset)
-                self.runs[number] = self._look(Key(run.config, run.network, run.seed), self.runs[number].diverged)
-                self.save()
+                try:
+                    yield self._trainer(run, display, dataset)
+                except GeneratorExit:  # the run was broken off; whoever ran it says why, and nothing that fails here
+                    if not sys.is_finalizing() and (self.path / "study.json").is_file():  # Python is there, and the folder was not moved away
+                        with contextlib.suppress(OSError, ValueError):
+                            self._look_again(number)
+                    raise
+                self._look_again(number)
+
+    def _look_again(self, number: int) -> None:
+        """Note how far a run is by now; raises what `_look` and `save` do."""
+        run = self.runs[number]
+        self.runs[number] = self._look(Key(run.config, run.network, run.seed), run.diverged)
+        self.save()
 
     def note_diverged(self, trainer: Trainer, why: str) -> None:
         """Leave the run of one of `trainers` out of the study: going on, it would diverge once more."""

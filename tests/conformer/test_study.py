@@ -377,7 +377,8 @@ def test_the_command_stops_goes_on_and_shows_what_numpy_makes_of_the_runs(
         break_off(patch, 1, 4, lambda: signal.raise_signal(signal.SIGTERM))
         line = fails(143, "study", out, "--seeds", 0, 1, "--configs", "tiny", *words(options))
     assert line == f"conformer: stopped at step 5 of 6 in tiny-seed-1; step 5 is saved, go on with: {train_commands._program()} study {quoted(out)}"
-    assert (out / "study.md").exists()
+    assert "Not finished: tiny-seed-1 (step 5 of 6 saved)." in (out / "study.md").read_text()
+    assert [run["step"] for run in json.loads((out / "study.json").read_text())["runs"]] == [6, 5]
     assert main(["study", str(out), "--show"]) == 0
     assert "Not finished: tiny-seed-1 (step 5 of 6 saved)." in capsys.readouterr().out
     monkeypatch.setattr("conformer.report.write_report", lambda run, *_: run / "report.html")
