@@ -55,6 +55,7 @@ class Study:
         path: the folder.
         options: what all runs share.
         runs: as they are now, in the order in which they are trained.
+        saved: whether study.json has what was asked for here; not before `trainers` or `save` wrote it.
 
     Raises:
         StudyError: the folder holds something else, a run in it or an option is not of the study, or a seed or a network is given twice.
@@ -78,6 +79,7 @@ class Study:
         self._builds = builds or {}
         diverged: dict[Key, str] = {}  # of the runs that it has: why, if they did
         self._weights: dict[str, Any] = {"fingerprint": None, "places": []}  # to begin with: of the file, and all options.finetune that it had
+        self.saved = False
         self._as_read = _content(path / "study.json")
         if saved := read_study(path):
             self.options, self.data, diverged, self._weights = saved
@@ -309,7 +311,7 @@ class Study:
         content, page = json.dumps(values, indent=2, allow_nan=False) + "\n", findings.markdown(self.commands())
         self.path.mkdir(parents=True, exist_ok=True)
         write_file(self.path / "study.json", content)
-        self._as_read = content.encode()
+        self.saved, self._as_read = True, content.encode()
         write_file(self.path / "study.md", page)
 
     def findings(self) -> Findings:

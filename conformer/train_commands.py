@@ -69,7 +69,8 @@ def run_study(options: argparse.Namespace) -> None:
     except KeyboardInterrupt as error:  # between two runs
         if not (study.path / "study.json").is_file():
             raise
-        raise Mistake(f"stopped between runs; go on with: {_program()} study {quoted(study.path)}", 130) from error
+        again = f"{_program()} study {quoted(study.path)}{'' if study.saved else _repeated(options)}"
+        raise Mistake(f"stopped between runs; go on with: {again}", 130) from error
     for run in study.runs:
         if run.figures and not (run.path / "report.html").exists():  # the process was killed after the last evaluation
             _report_of(run.path, partial(measure, run.path, study.options.data_dir, study.options.device))
@@ -100,6 +101,13 @@ def _run_all(study: Study) -> list[str]:
 def _given(options: argparse.Namespace) -> dict[str, Any]:
     """The options of training that were given."""
     return {field.name: getattr(options, field.name) for field in fields(TrainConfig) if hasattr(options, field.name)}
+
+
+def _repeated(options: argparse.Namespace) -> str:
+    """What a study was given, once more as the command line has it."""
+    added = {flag(name): getattr(options, name) for name in ("seeds", "configs", "networks")}
+    given = {flag(name): [value] for name, value in _given(options).items()}
+    return "".join(f" {name} {' '.join(map(quoted, values))}" for name, values in (added | given).items() if values)
 
 
 @contextlib.contextmanager

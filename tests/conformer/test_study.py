@@ -463,8 +463,17 @@ def test_a_study_stopped_between_runs_says_how_to_go_on(
         patch.setattr(data, "load", interrupted)
         assert fails(130, *command) == "conformer: stopped"  # and nothing is begun
     assert not (tmp_path / "study").exists()
-    monkeypatch.setattr(Study, "_trainer", interrupted)
-    assert fails(130, *command) == f"conformer: stopped between runs; go on with: {train_commands._program()} study {quoted(tmp_path / 'study')}"
+    again = f"conformer: stopped between runs; go on with: {train_commands._program()} study {quoted(tmp_path / 'study')}"
+    with monkeypatch.context() as patch:
+        patch.setattr(Study, "_trainer", interrupted)
+        assert fails(130, *command) == again
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "load", interrupted)  # before what is added is in study.json
+        added = ["--seeds", 7, 8, "--networks", "cnn", "--data-dir", tmp_path / "new place"]
+        line = fails(130, "study", tmp_path / "study", *added)
+        assert line == f"{again} --seeds 7 8 --networks cnn --data-dir {quoted(tmp_path / 'new place')}"
+        assert fails(130, "study", tmp_path / "study") == again
+    assert [run.seed for run in Study(tmp_path / "study").runs] == [0]
 
 
 def test_of_what_is_refused_a_sentence_says_why(options: dict[str, Any], tmp_path: Path, fails: Fails, cifar: Cifar) -> None:
