@@ -21,6 +21,7 @@ TRAINING = MEASURED | {"loss": NUMBER, "learning_rate": NUMBER, "images_per_seco
 TEST = MEASURED | {"test_accuracy": SHARES, "test_loss": NUMBER, "seconds": NUMBER}
 HELD_OUT = {name.replace("test", "held_out"): kind for name, kind in TEST.items()}
 OPTIONAL = {"network": TEXT, "steps": WHOLE_OR_NULL, "dataset_notice": TEXT, "ema_test_accuracy": SHARES, "ema_held_out_accuracy": SHARES}
+OPTIONAL |= {"macs": WHOLE_OR_NULL, "test_images": WHOLE, "held_out_images": WHOLE}
 """What is shown of a line, and of which kind it is: of the first, of running figures, of an evaluation on test images or on held-out ones, and what
 may be there besides."""
 
@@ -46,6 +47,11 @@ class RunLog:
     def measured(self) -> str:
         """What images the evaluations are on: "test" or "held-out" ones."""
         return "held-out" if "held_out_images" in self.header else "test"
+
+    @property
+    def images(self) -> int | None:
+        """How many these are; None where the first line does not say."""
+        return self.header.get("held_out_images", self.header.get("test_images"))
 
 
 def read_log(run: Path) -> RunLog:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from conformer import data, devices
-from conformer.baselines import Build, label
+from conformer.baselines import NETWORKS, Build, label
 from conformer.batches import Batch, batches
 from conformer.budget import seconds_of, steps_within, timed_step
 from conformer.checkpoints import Checkpoint, fingerprint
@@ -31,6 +31,7 @@ from conformer.config import named_config
 from conformer.display import Display, Progress
 from conformer.evaluate import Accuracies, Predictions, evaluate
 from conformer.gpu_steps import GpuSteps
+from conformer.info import count
 from conformer.learner import Learner, check_loss, check_weights
 from conformer.options import MAY_CHANGE, TrainConfig, duration, plain, resumed
 from conformer.run_checks import check_data, check_precision, check_same, chosen_builder, given_weights, held_out
@@ -414,12 +415,14 @@ class Trainer:
 
     def _header(self, now: datetime) -> dict[str, Any]:
         """The first line of metrics.jsonl: what the run is, and what its times depend on."""
+        height, width = self.dataset.train.images.shape[1:3]
         return {
             "dataset": self.dataset.name,
             "dataset_notice": self.dataset.notice,
             "config": self.config.config,
             "network": self.config.network,
             "parameters": sum(parameter.size for parameter in self.learner.model.parameters()),
+            "macs": count(self.network, (height, width), self.config.network).macs if self.config.network in NETWORKS else None,
             "train_images": len(self.dataset.train),
             f"{self._logged_as}_images": len(self.dataset.test),
             "steps": self.steps if self.steps_fixed else None,

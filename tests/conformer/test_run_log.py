@@ -52,6 +52,9 @@ def test_a_damaged_log_is_refused_with_its_line(text: str, message: str, tmp_pat
         (1, {"config": 3}, "config is not text"),
         (1, {"dataset_notice": []}, "dataset_notice is not text"),
         (1, {"steps": "many"}, "steps is not a whole number or null"),
+        (1, {"macs": 0.5}, "macs is not a whole number or null"),
+        (1, {"test_images": "all"}, "test_images is not a whole number"),
+        (1, {"held_out_images": None}, "held_out_images is not a whole number"),
         (2, {"epoch": ...}, "epoch is missing"),
         (2, {"loss": None}, "loss is not a number"),
         (2, {"step": True}, "step is not a whole number"),
@@ -75,11 +78,11 @@ def test_a_value_that_is_missing_or_of_another_kind_is_refused(number: int, chan
 
 def test_figures_on_held_out_images_have_the_names_of_those_on_test_images_and_a_word_for_them(tmp_path: Path):
     write(tmp_path, HEADER | {"test_images": 8}, TRAINING, TEST)
-    assert read_log(tmp_path).measured == "test"
+    assert (read_log(tmp_path).measured, read_log(tmp_path).images) == ("test", 8)
     shares = {"cnn": 0.5, "transformer": 0.5, "sum": 0.5}
     write(tmp_path, HEADER | {"held_out_images": 8}, TRAINING, HELD_OUT | {"ema_held_out_accuracy": shares})
     log = read_log(tmp_path)
-    assert (log.measured, log.header["held_out_images"], log.training) == ("held-out", 8, [TRAINING])
+    assert (log.measured, log.images, log.training) == ("held-out", 8, [TRAINING])
     assert log.tests == [TEST | {"ema_test_accuracy": shares}]
 
 
@@ -100,4 +103,4 @@ def test_a_damaged_evaluation_on_held_out_images_is_refused(changes: dict, said:
 
 def test_the_log_of_a_run_whose_steps_are_not_fixed_yet_is_read(tmp_path: Path):
     write(tmp_path, HEADER | {"steps": None}, TRAINING, TEST)
-    assert read_log(tmp_path).header["steps"] is None
+    assert read_log(tmp_path).header["steps"] is None and read_log(tmp_path).images is None

@@ -10,7 +10,7 @@ import math
 import re
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from conformer import budget, data, learner, run_folder, train
+from conformer import Conformer, budget, data, info, learner, run_folder, train
+from conformer.baselines import NETWORKS, Build
 from conformer.batches import batches
 from conformer.checkpoints import load_checkpoint
 from conformer.config import CONFIGS
@@ -51,6 +52,23 @@ def test_paths_dropped_are_the_configurations_unless_they_are_given(config: Trai
     config = replace(config, config="dropping")
     assert Trainer(config).network.drop_path_rate == 0.3
     assert Trainer(replace(config, drop_path=0.0, out=tmp_path / "other")).network.drop_path_rate == 0.0
+
+
+def test_the_log_says_what_an_image_costs_where_that_can_be_counted(config: TrainConfig, tmp_path: Path) -> None:
+    """Not of somebody's own network."""
+
+    def macs(network: str, side: int, build: Build | None = None) -> int | None:
+        split = data.Split(np.zeros((8, side, side, 3), np.uint8), np.arange(8))
+        dataset = data.Dataset("made", tuple("abcdefghij"), (0.5,) * 3, (0.2,) * 3, split, split, "a test")
+        options = replace(config, network=network, out=tmp_path / f"{network}-{side}")
+        trainer = Trainer(options, dataset=dataset, build=build)
+        assert lines(folder(options))[0]["macs"] == trainer.header["macs"]
+        return trainer.header["macs"]
+
+    tiny = CONFIGS[config.config]
+    for network in NETWORKS:
+        assert macs(network, 32) == info.count(tiny, 32, network).macs != info.count(tiny, 16, network).macs == macs(network, 16)
+    assert macs("own", 32, lambda network: Conformer(**asdict(network))) is None
 
 
 def test_runs_that_are_set_up_before_they_run_draw_from_seeds_of_their_own(config: TrainConfig, tmp_path: Path) -> None:
