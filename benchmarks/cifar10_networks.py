@@ -61,8 +61,9 @@ def section(lines: Sequence[dict[str, Any]]) -> str:
     for name in ("config", "dataset", "train_images", "test_images", "steps", "recipe"):
         if any(line[name] != first[name] for line in lines):
             raise ValueError(f"the runs differ in {name}, and are to be compared")
+    shared = "config", "seed", "steps", "figures", "device", "network", "parameters"
     runs = [
-        Run(Path(), line["config"], line["seed"], True, line["steps"], line["steps"], line["figures"], line["device"], network=line["network"])
+        Run(Path(), **{name: line[name] for name in shared}, begun=True, step=line["steps"], images=line["test_images"])  # finished
         for line in lines
     ]
     findings = Findings(runs, "CIFAR-10")

@@ -1,10 +1,11 @@
-"""What the runs of a study come to: each figure over the seeds, by how much networks differ, and both as tables and sentences.
+"""What the runs of a study come to: each figure over the seeds, each run beside the others, by how much networks differ, as tables and sentences.
 
 Nothing here reads or writes a file. Read before: `conformer/spread.py`. Read next: `conformer/study.py`, which trains the runs.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,9 @@ class Run:
     diverged: str = ""
     network: str = "conformer"
     measured: str = "test"  # or "held-out": what images its accuracies are on
+    images: int | None = None  # how many these are; like the two below, None until it is finished, and where its log does not say
+    parameters: int | None = None
+    macs: int | None = None  # of one image
 
     @property
     def name(self) -> str:
@@ -114,6 +118,23 @@ class Findings:
             called = TITLES | heads | {AVERAGED + head: f"{title}, average of the weights" for head, title in heads.items()}
             rows = [[called[figure], *_cells(figure, spread)] for figure, spread in self.spreads[name].items()]
             yield f"{printable(name)} on {self.dataset}: {count} of {of}, {seeds}", [head, *rows]
+        if sum(map(len, self.finished.values())) > 1:
+            yield self._each_run()
+
+    def _each_run(self) -> tuple[str, list[list[str]]]:
+        """A title, and a table of how large each network is and what each of its runs came to."""
+        networks = list(self.finished.values())
+        columns = {
+            f"{networks[0][0].measured} accuracy at the end in percent": [printable(name) for name in self.finished],
+            "parameters": [f"{size:,}" if (size := some[0].parameters) else "-" for some in networks],
+            "MACs an image": [f"{macs / 1e6:,.1f} M" if (macs := some[0].macs) else "-" for some in networks],
+        }
+        for seed in dict.fromkeys(run.seed for some in networks for run in some):
+            shares = [[run.figures["sum"] for run in some if run.figures and run.seed == seed] for some in networks]
+            columns[f"seed {seed}"] = [f"{100 * share[0]:.2f}" if share else "-" for share in shares]
+        known = {title: cells for title, cells in columns.items() if set(cells) != {"-"}}
+        answers = dict.fromkeys(titles(spreads)["sum"] for spreads in self.spreads.values())
+        return f"Each run on {self.dataset}: {' or '.join(answers)}", [list(known), *map(list, zip(*known.values(), strict=True))]
 
     def remarks(self) -> Iterator[str]:
         """What is to be said about the tables, sentence by sentence."""
@@ -121,10 +142,8 @@ class Findings:
         first = self.runs[0].name
         if max(counts.values(), default=0) > 1:
             yield "The deviation is the sample standard deviation over the seeds."
-        for name, difference in self.differences.items():
-            enough = min(counts[first], counts[name]) > 2
-            both = all("cnn" in self.spreads[each] for each in (name, first))
-            yield _compared(printable(name), printable(first), difference, enough, " by the sum of both" * both)
+            yield from self._on_images()
+        yield from self._on_differences()
         for name, runs in self.finished.items():
             if len({run.steps for run in runs}) > 1:
                 these = f"The runs of {printable(name)}"
@@ -142,6 +161,36 @@ class Findings:
             yield f"Not finished: {', '.join(f'{printable(run.path.name)} ({run.state})' for run in left)}."
         if devices := sorted({run.device for run in self.runs if run.figures and run.device}):
             yield f"Trained on: {'; '.join(map(printable, devices))}."
+
+    def _on_images(self) -> Iterator[str]:
+        """That the images are a sample too, where it is known how many they are."""
+        (images, *others) = {run.images or 0 for some in self.finished.values() for run in some}
+        name, (run, *_) = next(iter(self.finished.items()))
+        if images > 0 and not others:
+            share = self.spreads[name]["sum"].mean
+            error = f"an accuracy of {100 * share:.2f} % has a standard error of {100 * math.sqrt(max(share * (1 - share), 0) / images):.2f} points"
+            which = f"the {images:,} {run.measured} images, the same for all runs, are a sample too"
+            yield f"No figure here includes that {which}: by that alone {error}."
+
+    def _on_differences(self) -> Iterator[str]:
+        """By how much the networks differ, how that was found, and what it may come of."""
+        first, bounds = self.runs[0].name, 0
+        for name, difference in self.differences.items():
+            enough = min(len(self.finished[each]) for each in (first, name)) > 2
+            by = " by the sum of both" * all("cnn" in self.spreads[each] for each in (name, first))
+            by += ", with the last weights and not their average" * (f"{AVERAGED}sum" in self.spreads[name])
+            yield _compared(printable(name), printable(first), difference, enough, by)
+            bounds += enough and difference.by_chance is not None
+        if any(difference.standard_error is not None for difference in self.differences.values()):
+            chance = ", and what chance would do is by Student's distribution, two-sided, at 95 %" * (bounds > 0)
+            yield f"The runs count as independent, not as pairs of one seed: standard errors are Welch's{chance}."
+        if bounds > 1:
+            all_equal = "were all networks equally good, at least one would find more than it names by chance in about one"
+            yield f"These are {bounds} comparisons, each judged alone: {all_equal} to {min(bounds, 20)} studies in 20."
+        sizes = {size for name in (first, *self.differences) if name in self.finished and (size := self.finished[name][0].parameters)}
+        if self.differences and len(sizes) > 1:
+            how = f"from {min(sizes):,} to {max(sizes):,} parameters"
+            yield f"The networks differ in size, {how}: how much of a difference comes of that, these runs do not tell."
 
 
 def _spreads(figures: Sequence[dict[str, float]]) -> dict[str, Spread]:

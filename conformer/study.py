@@ -154,7 +154,8 @@ class Study:
         last = log.tests[-1]
         averaged = {AVERAGED + head: share for head, share in last.get("ema_test_accuracy", {}).items()}
         figures = last["test_accuracy"] | averaged | {"seconds": last["seconds"]}
-        return replace(run, figures=figures, device=str(log.header.get("device", "")), diverged="", measured=log.measured)
+        run = replace(run, figures=figures, device=str(log.header.get("device", "")), diverged="", measured=log.measured, images=log.images)
+        return replace(run, parameters=log.header["parameters"], macs=log.header.get("macs"))  # which an older version did not write
 
     def _check(self, run: Run, checkpoint: Checkpoint | None) -> None:
         """Raise StudyError for a run that has other options or other data than the study."""
@@ -295,10 +296,8 @@ class Study:
         """Write study.json and study.md; raises OSError, and StudyError where none of `trainers` was asked for: the data is not known yet."""
         if not self.data:
             raise StudyError(f"the study in {self.path} has not begun: go through its trainers()")
-        runs = [
-            {"folder": run.path.name} | {name: getattr(run, name) for name in ("config", "network", "seed", "step", "steps", "figures", "diverged")}
-            for run in self.runs
-        ]
+        names = "config", "network", "seed", "step", "steps", "parameters", "macs", "figures", "diverged"
+        runs = [{"folder": run.path.name} | {name: getattr(run, name) for name in names} for run in self.runs]
         findings = self.findings()
         values = {
             "options": {name: value for name, value in plain(self.options).items() if name not in EACH_RUN},
@@ -306,7 +305,7 @@ class Study:
             "weights": self._weights,
             "runs": runs,
             "networks": {name: {key: spread._asdict() for key, spread in spreads.items()} for name, spreads in findings.spreads.items()},
-            "differences": {name: difference._asdict() for name, difference in findings.differences.items()},
+            "differences": {name: value._asdict() | {"by_chance": value.by_chance} for name, value in findings.differences.items()},
         }
         content, page = json.dumps(values, indent=2, allow_nan=False) + "\n", findings.markdown(self.commands())
         self.path.mkdir(parents=True, exist_ok=True)

@@ -39,6 +39,12 @@ def test_the_section_says_what_the_runs_came_to() -> None:
     assert "trained by the recipe above for 2 epochs of batches of 128, 780 steps, under the same seeds: 0, 1, 2." in " ".join(text.split())
     assert "begun on 2027-01-01 to 2027-01-03" in " ".join(text.split())
     assert "* cifar-nano-cnn less cifar-nano: -4.00 points of accuracy, standard error 0.08; were both equally good" in " ".join(text.split())
+    for remark in (
+        "* No figure here includes that the 10,000 test images, the same for all runs, are a sample too: by that alone an accuracy of 84.10 % has",
+        "* These are 2 comparisons, each judged alone",
+        "* The networks differ in size, from 1,003 to 1,011 parameters: how much",
+    ):
+        assert remark in " ".join(text.split())
     other = cifar10_networks.section(made_up(recipe=RECIPE | {"lr": 0.001, "drop_path": 0.1}))
     assert "recipe above, but for --lr 0.001, --drop-path 0.1, for 2 epochs" in " ".join(other.split())
     with pytest.raises(ValueError, match="the runs differ in steps, and are to be compared"):

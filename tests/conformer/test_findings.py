@@ -78,7 +78,8 @@ def test_the_table_is_what_numpy_makes_of_the_runs(tmp_path: Path) -> None:
     assert saved["networks"]["cifar-nano"]["sum"] == pytest.approx(
         {"runs": 4, "mean": nano.mean(), "deviation": nano.std(ddof=1), "smallest": nano.min(), "largest": nano.max()}, rel=1e-12
     )
-    assert saved["differences"]["cifar-micro"]["standard_error"] == pytest.approx(error, rel=1e-12)
+    difference = {"standard_error": error, "degrees_of_freedom": freedom, "by_chance": error * student_95(freedom)}
+    assert saved["differences"]["cifar-micro"] == pytest.approx({"mean": micro.mean() - nano.mean(), **difference}, rel=1e-12)
     page = (tmp_path / "study" / "study.md").read_text()
     assert page.startswith("# cifar-nano and cifar-micro on cifar10\n\n```sh\nconformer study ")
     values = (100 * micro.mean(), 100 * micro.std(ddof=1), 100 * micro.min(), 100 * micro.max())
@@ -93,11 +94,12 @@ def test_what_is_said_of_one_run_of_two_of_unlike_ones_and_of_none() -> None:
     assert "sum of both, average of the weights" in one
     assert "Fewer than 3 seeds say next to nothing about chance: add some with --seeds." in one
     two = found({"cifar-nano": [0.8, 0.81], "cifar-micro": [0.8, 0.82]}).text()
-    assert "+0.50 points of accuracy by the sum of both, standard error 1.12.\nFewer than 3 seeds" in two
+    assert "+0.50 points of accuracy by the sum of both, standard error 1.12.\n" in two and "standard errors are Welch's.\nFewer than 3 seeds" in two
     unlike = found({"cifar-nano": NANO, "cifar-micro": [0.86]}).text()
     assert "points of accuracy by the sum of both; a standard error takes two runs of each.\nFewer than 3 seeds" in unlike
     third = found({"cifar-nano": NANO, "cifar-micro": MICRO, "cifar-small": [0.8, 0.9]}).text()
-    assert re.search(r"cifar-micro less .* by chance\.\ncifar-small less .*, standard error \d\.\d\d\.\nFewer than 3 seeds", third)
+    assert re.search(r"cifar-micro less .* by chance\.\ncifar-small less .*, standard error \d\.\d\d\.\nThe runs count as independent", third)
+    assert "comparisons" not in third  # one alone is judged
     equal = found({"cifar-nano": [0.5] * 3, "cifar-micro": [0.75] * 3})
     assert equal.differences == {"cifar-micro": (0.25, 0.0, None)} and "standard error 0.00.\n" in equal.text()
     (run, *_) = runs({"cifar-nano": NANO})
@@ -112,6 +114,52 @@ def test_nothing_else_stands_in_for_the_first_network() -> None:
     rest = Findings([replace(run, figures=None) if run.config == "cifar-nano" else run for run in whole.runs], "cifar10")
     assert rest.differences == {} and " less " not in rest.text()
     assert "\ncifar-nano, which the others are compared with, has no finished run.\n" in rest.text()
+
+
+def test_each_run_is_shown_beside_the_size_of_its_network() -> None:
+    """Of a seed that a network does not have, of a size that is not known, and of one run alone there is nothing."""
+    nano, micro = {"parameters": 1_071_880, "macs": 23_010_240}, {"parameters": 345_678, "macs": None}
+    all_runs = runs({"cifar-nano": NANO, "cifar-micro": MICRO}, averaged=True)
+    these = [replace(run, **(nano if run.config == "cifar-nano" else micro)) for run in all_runs]
+    both = Findings(these, "cifar10")
+    table = both.text().partition("\nEach run on cifar10: sum of both\n")[2].partition("\n\n")[0].splitlines()
+    assert [re.split(r"  +", line) for line in table] == [
+        ["test accuracy at the end in percent", "parameters", "MACs an image", "seed 0", "seed 1", "seed 2", "seed 3"],
+        ["cifar-nano", "1,071,880", "23.0 M", "83.66", "84.91", "84.02", "83.88"],
+        ["cifar-micro", "345,678", "-", "86.11", "85.32", "87.05", "-"],
+    ]
+    page = both.markdown([])
+    assert (
+        "## Each run on cifar10: sum of both\n\n| test accuracy" in page and "\n| cifar-micro | 345,678 | - | 86.11 | 85.32 | 87.05 | - |\n" in page
+    )
+    size = "The networks differ in size, from 345,678 to 1,071,880 parameters: how much of a difference comes of that, these runs do not tell.\n"
+    assert size in page and size not in Findings([replace(run, parameters=5) for run in these], "cifar10").markdown([])
+    assert size not in Findings([replace(run, figures=None) if run.config == "cifar-nano" else run for run in these], "cifar10").markdown([])
+    old = Findings(runs({"cifar-nano": NANO}), "cifar10").text()
+    assert "parameters" not in old and "MACs" not in old and "\ncifar-nano" in old.partition("Each run")[2]
+    assert "Each run" not in Findings(these[:1], "cifar10").text()
+
+
+def test_how_differences_were_found_is_said() -> None:
+    """By which test, of which weights, how many at once, and on which images."""
+    three = {"cifar-nano": NANO, "cifar-micro": MICRO, "cifar-small": MICRO}
+    text = found(three).text()
+    welch = "The runs count as independent, not as pairs of one seed: standard errors are Welch's"
+    assert f"\n{welch}, and what chance would do is by Student's distribution, two-sided, at 95 %.\n" in text
+    judged = "comparisons, each judged alone: were all networks equally good, at least one would find more than it names by chance in about one to"
+    assert f"\nThese are 2 {judged} 2 studies in 20.\n" in text
+    many = {f"cifar-{number}": MICRO for number in range(26)}
+    assert f"\nThese are 25 {judged} 20 studies in 20.\n" in found(many).text()
+    assert "comparisons" not in found({"cifar-nano": NANO, "cifar-micro": MICRO}).text() and "Welch" not in found({"cifar-nano": NANO}).text()
+    assert "average" not in text
+    which = "points of accuracy by the sum of both, with the last weights and not their average, standard error"
+    assert found(three, averaged=True).text().count(which) == 2
+
+    on = [replace(run, images=10_000) for run in runs({"cifar-nano": [0.83, 0.85]})]
+    said = "\nNo figure here includes that the 10,000 test images, the same for all runs, are a sample too: by that alone "
+    assert f"{said}an accuracy of 84.00 % has a standard error of 0.37 points.\n" in Findings(on, "cifar10").text()
+    for some in (on[:1], [on[0], replace(on[1], images=500)], runs({"cifar-nano": NANO})):
+        assert "sample too" not in Findings(some, "cifar10").text()
 
 
 def test_different_steps_that_a_time_budget_fixed_are_said() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -355,7 +356,10 @@ def test_a_study_of_networks(config: TrainConfig, tmp_path: Path, capsys: pytest
     assert [line.split("  ")[0] for line in table.splitlines()[2:5]] == [
         "its one head", "its one head, average of the weights", "seconds, with evaluations",
     ]  # fmt: skip
-    assert "tiny-cnn less tiny: " in text and "points of accuracy, standard error" in text
+    assert "tiny-cnn less tiny: " in text and "points of accuracy, with the last weights and not their average, standard error" in text
+    sizes = text.partition("Each run on cifar10: sum of both or its one head\n")[2].splitlines()[1:4]
+    macs = [f"{count(CONFIGS['tiny'], network=network).macs / 1e6:.1f} M" for network in ("conformer", "cnn")] + ["-"]
+    assert [re.split("  +", line)[2] for line in sizes] == macs and [re.split("  +", line)[3] == "-" for line in sizes] == [False, False, True]
     assert [run.path.name for run in Study(path, networks=["transformer"]).runs[5:]] == ["tiny-transformer-seed-0", "tiny-transformer-seed-1"]
     with pytest.raises(StudyError, match="--networks: there is no network 'resnet'; there is conformer, cnn, transformer, own"):
         Study(path, networks=["resnet"], builds=builds)

@@ -175,6 +175,7 @@ def test_what_is_finished_is_kept_and_seeds_and_networks_are_added(options: dict
 
 def test_relative_paths_hold_when_a_study_goes_on_from_elsewhere(options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    options["epochs"] = 1
     source = train.train(TrainConfig(config="tiny", out=Path("source"), **options)).folder
     relative = options | {"data_dir": options["data_dir"].relative_to(tmp_path), "finetune": source}
     for seeds in ([0, 1], [2]):
@@ -366,7 +367,13 @@ def test_one_seed_that_diverges_does_not_keep_others_from_training(
     file = tmp_path / "study" / "study.json"
     saved = json.loads(file.read_text())
     file.write_text(json.dumps(saved | {"runs": [{"config": run["config"], "seed": run["seed"]} for run in saved["runs"]]}))  # of an older version
-    assert not any(run.left for run in Study(tmp_path / "study").runs)
+    log = tmp_path / "study" / "tiny-seed-1" / "metrics.jsonl"
+    header, *rest = log.read_text().splitlines()
+    assert {"macs", "test_images"} < json.loads(header).keys()
+    log.write_text("\n".join([json.dumps({name: json.loads(header)[name] for name in ("config", "dataset", "seed", "parameters")}), *rest, ""]))
+    runs = Study.existing(tmp_path / "study").runs
+    assert [(run.left, run.macs is None, run.images) for run in runs] == [(False, False, 8), (False, True, None), (False, False, 8)]
+    assert len({run.parameters for run in runs}) == 1
 
 
 def test_the_command_stops_goes_on_and_shows_what_numpy_makes_of_the_runs(
