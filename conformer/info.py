@@ -5,21 +5,27 @@
 
 What is counted: the multiply-accumulates of convolutions, linear layers and the two products of attention. The published figures count the same and
 leave out norms, activations, pooling and additions. FCUDown counts as the official code runs it, with its 1x1 convolution at full resolution;
-`blocks.py` pools first, which gives the same tokens for less work.
+`blocks.py` pools first, which gives the same tokens for less work (`Count.executed_macs`). What a network of one's own multiplies is not known from a
+configuration: `measured_macs` runs it, and counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from conformer.baselines import NETWORKS
 from conformer.config import ConformerConfig
 from conformer.model import Conformer
+from minigrad import nn
+from minigrad.modes import definitions, no_grad
+from minigrad.op import REGISTRY
 
-__all__ = ["BlockCount", "Count", "Part", "count", "describe"]
+__all__ = ["BlockCount", "Count", "Part", "count", "describe", "measured_macs"]
 
-BRANCHES = ("CNN", "transformer", "FCU", "heads")
+BRANCHES = ("CNN", "transformer", "patch embedding", "FCU", "heads")
 
 
 @dataclass(frozen=True)
@@ -27,11 +33,12 @@ class Part:
     """One module: its name in `Conformer.intermediates`, what it puts out for one image, and what it costs."""
 
     name: str
-    branch: str  # one of BRANCHES; the patch convolution counts as coupling
+    branch: str  # one of BRANCHES
     shape: tuple[int, ...]  # (H, W, C), (N, E) or (K,)
     parameters: int
     macs: int  # convolutions and linear layers, for one image
     attention_macs: int = 0  # the products Q K^T and A V
+    spared_macs: int = 0  # of `macs`: those that the official code needs, and `blocks.py` does not
 
 
 @dataclass(frozen=True)
@@ -83,8 +90,13 @@ class Count:
         """The same without Q K^T and A V, as some papers and tools count."""
         return sum(part.macs for part in self.parts)
 
+    @property
+    def executed_macs(self) -> int:
+        """Multiply-accumulates that `blocks.py` makes do with: of each FCUDown, which pools first, those of the pixels that are left."""
+        return self.macs - sum(part.spared_macs for part in self.parts)
+
     def by_branch(self) -> dict[str, tuple[int, int]]:
-        """Parameters and multiply-accumulates of each branch: the CNN, the transformer, the coupling between them, and the heads."""
+        """Parameters and multiply-accumulates of each branch: the CNN, the transformer, its patch embedding, the coupling units, and the heads."""
         return {
             branch: (
                 sum(part.parameters for part in self.parts if part.branch == branch),
@@ -126,6 +138,9 @@ def _alone(block: BlockCount, network: str, tokens: Part) -> BlockCount:
 def count(config: ConformerConfig | Conformer, image_size: int | tuple[int, int] | None = None, network: str = "conformer") -> Count:
     """Count a network's parameters and multiply-accumulates, block by block, for images of one size.
 
+    A model is counted as its configuration, after its parameters have been counted. So a block of your own that has as many parameters as the one in
+    whose place it is, such as another attention, is taken for that one. `measured_macs` counts what is done, in these networks and all others.
+
     Args:
         config: a configuration, or a model.
         image_size: side in pixels, or (height, width); None is 224 with the ImageNet stem and 32 with the others.
@@ -137,7 +152,8 @@ def count(config: ConformerConfig | Conformer, image_size: int | tuple[int, int]
         TypeError: it is not a whole Conformer, such as one of its branches alone.
     """
     if not isinstance(config, ConformerConfig | Conformer):
-        raise TypeError(f"count: a {type(config).__name__} is not a whole Conformer; give a ConformerConfig or a Conformer")
+        advice = "give a ConformerConfig or a Conformer, or have conformer.info.measured_macs run it"
+        raise TypeError(f"count: a {type(config).__name__} is not a whole Conformer; {advice}")
     if isinstance(config, Conformer):
         result, real = count(config.config, image_size), sum(parameter.size for parameter in config.parameters())
         if real != result.parameters:
@@ -162,7 +178,7 @@ def count(config: ConformerConfig | Conformer, image_size: int | tuple[int, int]
     patch_weights = stem * config.patch_stride**2 * embed
     first = (
         _bottleneck("conv_1", size, stem, config.widths[0], res_conv=True),
-        Part("trans_patch_conv", "FCU", (rows, columns, embed), patch_weights + embed, patch_weights * patches),
+        Part("trans_patch_conv", "patch embedding", (rows, columns, embed), patch_weights + embed, patch_weights * patches),
         Part("tokens", "transformer", (tokens, embed), embed, 0),  # the class token
         _transformer("trans_1", config, tokens),
     )
@@ -172,8 +188,9 @@ def count(config: ConformerConfig | Conformer, image_size: int | tuple[int, int]
         middle = plan.outplanes // 4
         parts = [_bottleneck(f"{plan.name}.cnn_block", size, plan.inplanes, plan.outplanes, plan.stride, plan.res_conv)]
         size = parts[0].shape[0], parts[0].shape[1]
-        coupling = middle * embed
-        parts.append(Part(f"{plan.name}.squeeze_block", "FCU", (tokens, embed), coupling + 3 * embed, coupling * size[0] * size[1]))
+        coupling, pixels = middle * embed, size[0] * size[1]
+        squeezed = coupling + 3 * embed, coupling * pixels
+        parts.append(Part(f"{plan.name}.squeeze_block", "FCU", (tokens, embed), *squeezed, spared_macs=coupling * (pixels - patches)))
         parts.append(_transformer(f"{plan.name}.trans_block", config, tokens))
         parts.extend(_bottleneck(f"{plan.name}.med_block.{index}", size, plan.outplanes, plan.outplanes) for index in range(config.num_med_block))
         parts.append(Part(f"{plan.name}.expand_block", "FCU", (*size, middle), coupling + 3 * middle, coupling * patches))
@@ -193,6 +210,42 @@ def count(config: ConformerConfig | Conformer, image_size: int | tuple[int, int]
         positions = Part("tokens", "transformer", (tokens, embed), embed + tokens * embed, 0)  # the class token, and a vector for each place
         blocks = [_alone(block, network, positions) for block in blocks]
     return Count(config, (height, width), tuple(blocks))
+
+
+_measuring = threading.RLock()
+
+
+def measured_macs(function: Callable[..., Any], *inputs: Any) -> int:
+    """Multiply-accumulates of `function(*inputs)`, a module in evaluation mode or any other function of Tensors, counted as it runs.
+
+        measured_macs(model, Tensor(np.zeros((1, 32, 32, 3), np.float32)))
+
+    The definitions of all operations make their products with one primitive, matmul, so the function is run from these, and the shapes that reach
+    matmul are looked at: convolutions, linear layers and attention, in networks of any kind. For a Conformer that is `Count.executed_macs`. Other
+    multiplications (`x * y`, norms, pooling) are not counted, nor is what a primitive of your own does inside, or another thread.
+    """
+    product, thread, macs = REGISTRY["matmul"], threading.get_ident(), 0
+
+    def counted(x: Any, y: Any) -> Any:
+        nonlocal macs
+        result = multiply(x, y)
+        if threading.get_ident() == thread:
+            macs += result.size * x.shape[-1]
+        return result
+
+    before = [(module, module.training) for module in function.modules()] if isinstance(function, nn.Module) else []  # some may be frozen
+    with _measuring, definitions(), no_grad():
+        multiply = product.function
+        try:
+            if isinstance(function, nn.Module):
+                function.eval()
+            product.function = counted
+            function(*inputs)
+        finally:
+            product.function = multiply
+            for module, training in before:
+                module.training = training
+    return macs
 
 
 def _macs(number: int) -> str:
@@ -226,5 +279,8 @@ def describe(config: ConformerConfig | Conformer, image_size: int | tuple[int, i
     table.append(f"{_macs(result.macs_without_attention)} without attention's two products")
     for branch, (parameters, macs) in result.by_branch().items():
         if parameters:  # a branch alone has none of the other
-            table.append(f"  {branch:<12}{parameters:>12,} parameters  {_macs(macs):>9}")
+            table.append(f"  {branch:<16}{parameters:>12,} parameters  {_macs(macs):>9}")
+    if result.executed_macs != result.macs:
+        table.append("FCUDown counts as in the authors' code: a convolution at full resolution, then the pooling.")
+        table.append(f"blocks.py pools first, for the same tokens: {_macs(result.executed_macs)} MACs in all")
     return "\n".join(table)

@@ -115,9 +115,9 @@ assert parameters_of(model) == count(tiny).parameters == 23_524_704
 # <details><summary>Answer</summary>
 #
 # The CNN branch grows about 16-fold, as the weights of a convolution grow with the product of its input and output channels (in all 15.6-fold: the
-# stem's first convolution, for one, does not grow). The transformer does not grow at all. An FCU is a matrix between channels and token width, so
-# this part grows fourfold; together with the patch embedding, which is counted with the FCUs and does not grow, that makes 2.4. In Ti the transformer
-# does nearly nine tenths of the work; in S the CNN branch does half of it.
+# stem's first convolution, for one, does not grow). The transformer and its patch embedding do not grow at all. An FCU is a matrix between channels
+# and token width, so this part grows nearly fourfold (its norms do not grow). In Ti the transformer does nearly nine tenths of the work; in S the
+# CNN branch does half of it.
 # </details>
 
 # %% alt="Bars for Ti, S and B by branch. Ti is nearly all transformer; in S and B the CNN has a third of the parameters and half of the work."
@@ -127,7 +127,7 @@ for axes, which, unit, title in zip(
     panels, (0, 1), (1e6, 1e9), ("parameters, millions", "multiply-accumulates, billions"), strict=True
 ):
     left = np.zeros(len(names))
-    for branch in ("CNN", "transformer", "FCU", "heads"):
+    for branch in ("CNN", "transformer", "patch embedding", "FCU", "heads"):
         size = np.array([count(CONFIGS[name]).by_branch()[branch][which] / unit for name in names])
         axes.barh(names, size, left=left, label=branch)
         left += size
@@ -404,8 +404,8 @@ with no_grad():
 # <details><summary>Answer</summary>
 #
 # Half a second. If it takes less, matrix products reach more than 10 G a second here; if it takes more, the rest of the work makes itself felt:
-# windows that are written out, norms, GELU. Notebook 12 measures both limits. (`describe` counts FCUDown's convolution at full resolution; the
-# library pools first, which saves 2 %.)
+# windows that are written out, norms, GELU. Notebook 12 measures both limits. (FCUDown's convolution is counted at full resolution; the library
+# pools first, which saves 2 %: the last line of the table above.)
 # </details>
 
 # %%

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from conformer import CONFIGS, CNNBranch, Conformer, ConformerConfig, TransformerBranch, conformer_cifar_nano, count, describe
-from minigrad import Tensor, nn, no_grad
+from conformer.baselines import NETWORKS, builder
+from conformer.info import measured_macs
+from minigrad import Tensor, checkpoint, nn, no_grad
+from minigrad.op import REGISTRY
 
 MILLION, BILLION = 1e6, 1e9
 
@@ -58,10 +63,10 @@ def test_counts_of_cifar_variants_at_32(name, changes, parameters, macs):
 
 
 def test_the_split_by_branch_of_the_published_tiny_and_small():
-    for name, millions in (("tiny-patch16", (0.85, 21.29, 0.74, 0.64)), ("small-patch16", (13.23, 21.29, 1.74, 1.41))):
+    for name, millions in (("tiny-patch16", (0.85, 21.29, 0.39, 0.35, 0.64)), ("small-patch16", (13.23, 21.29, 0.39, 1.34, 1.41))):
         result = count(CONFIGS[name])
         split = result.by_branch()
-        assert list(split) == ["CNN", "transformer", "FCU", "heads"]
+        assert list(split) == ["CNN", "transformer", "patch embedding", "FCU", "heads"]
         assert tuple(round(parameters / MILLION, 2) for parameters, _ in split.values()) == millions
         assert sum(parameters for parameters, _ in split.values()) == result.parameters
         assert sum(macs for _, macs in split.values()) == result.macs
@@ -87,6 +92,7 @@ def test_every_part_is_what_the_model_holds_and_puts_out(changes, size):
         named = model.intermediates(Tensor(images))
     result = count(model, size)
     assert result.config == config
+    assert measured_macs(model, images[:1]) == result.executed_macs
     # The parts whose parameters have other names than their outputs.
     owners = {"stem": ("conv1.", "bn1."), "tokens": ("cls_token",)}
     held = dict(model.named_parameters())
@@ -134,13 +140,28 @@ def test_text_has_a_line_for_every_block_and_the_totals():
     assert "5.226 G multiply-accumulates" in describe(CONFIGS["tiny-patch16"]) and "4.868 G without" in describe(CONFIGS["tiny-patch16"])
 
 
+def test_the_text_has_the_patch_embedding_apart_and_says_how_fcudown_counts():
+    def rows(network: str) -> dict[str, list[str]]:
+        lines = describe(CONFIGS["cifar-nano"], network=network).splitlines()
+        assert ("blocks.py pools first, for the same tokens: 22.5 M MACs in all" in lines) == (network == "conformer")
+        assert any(line.startswith("FCUDown counts as in the authors' code") for line in lines) == (network == "conformer")
+        cells = [line.rsplit(maxsplit=4) for line in lines if line.startswith("  ")]
+        assert len({line.index(" parameters ") for line in lines if line.startswith("  ")}) == 1, "columns line up"
+        return {name.strip(): [parameters, macs] for name, parameters, _, macs, _ in cells}
+
+    # a convolution of 4 x 4 pixels of 64 channels to 96, at 4 x 4 places
+    assert rows("conformer")["patch embedding"] == rows("transformer")["patch embedding"] == ["98,400", "1.6"]
+    assert rows("conformer")["FCU"] == ["31,860", "1.0"]
+    assert not {"FCU", "patch embedding"} & rows("cnn").keys() and "FCU" not in rows("transformer")
+
+
 def test_a_size_is_a_number_or_two_and_must_fit():
     assert count(CONFIGS["cifar-nano"], 64).image_size == (64, 64)
     assert count(CONFIGS["cifar-nano"], (32, 64)).image_size == count(CONFIGS["cifar-nano"], [np.int64(32), 64]).image_size == (32, 64)
     assert count(CONFIGS["cifar-nano"], np.array([32, 64])).image_size == (32, 64)  # type: ignore[arg-type]
     assert count(CONFIGS["cifar-nano"], np.int64(64)).image_size == (64, 64)  # type: ignore[arg-type]
     for branch in (CNNBranch, TransformerBranch):
-        with pytest.raises(TypeError, match=f"count: a {branch.__name__} is not a whole Conformer"):
+        with pytest.raises(TypeError, match=f"count: a {branch.__name__} is not a whole Conformer; .* have conformer.info.measured_macs run it"):
             count(branch(CONFIGS["cifar-nano"]))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="images are 30 x 32 pixels"):
         describe(CONFIGS["cifar-micro"], (30, 32))
@@ -152,3 +173,67 @@ def test_a_model_whose_parts_were_replaced_is_not_counted_as_its_configuration()
     model.trans_cls_head = nn.Linear(96, 5)
     with pytest.raises(ValueError, match="count: the model has 1,071,395 parameters, its configuration 1,071,880: parts of it were replaced"):
         count(model)
+
+
+def images_of(height: int, width: int) -> Tensor:
+    return Tensor(np.zeros((1, height, width, 3), np.float32))
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("name", ["cifar-nano", "cifar-micro", "cifar-small"])
+def test_what_is_measured_is_what_is_counted(name, network):
+    """The one difference is FCUDown, which pools before its convolution: so it has the products of FCUUp, at the tokens' places."""
+    config, size = CONFIGS[name], (16, 16)
+    result = count(config, size, network)
+    measured = measured_macs(builder(network, size)(config), images_of(*size))
+    assert measured == result.executed_macs > 1_000_000, "what is counted is what runs"
+    parts = {part.name: part.macs for part in result.parts}
+    downs = [part for part in parts if part.endswith(".squeeze_block")]
+    assert len(downs) == (config.depth - 1 if network == "conformer" else 0)
+    assert measured == result.macs - sum(parts[down] - parts[down.replace("squeeze", "expand")] for down in downs)
+
+
+class NoProducts(nn.Module):
+    """In the place of an attention, with its parameters: the values alone, in which no token looks at another."""
+
+    def __init__(self, attention: Any):
+        super().__init__()
+        self.qkv, self.proj = attention.qkv, attention.proj
+
+    def forward(self, x: Tensor, *_: Any) -> Tensor:
+        return self.proj(self.qkv(x)[..., -x.shape[-1] :])
+
+
+def test_a_block_with_as_many_parameters_is_counted_wrongly_and_measured_rightly():
+    model = conformer_cifar_nano()
+    before = measured_macs(model, images_of(32, 32))
+    model.trans_1.attn = NoProducts(model.trans_1.attn)
+    assert count(model).macs == count(CONFIGS["cifar-nano"]).macs
+    assert before - measured_macs(model, images_of(32, 32)) == 2 * 17 * 17 * 96
+
+
+def test_what_is_measured_may_be_any_function_and_is_left_as_it_was():
+    x, y = Tensor(np.ones((4, 2, 3), np.float32)), Tensor(np.ones((3, 5), np.float32), requires_grad=True)
+    multiply = REGISTRY["matmul"].function
+    seen = []
+
+    def function(x: Tensor, y: Tensor) -> Tensor:
+        other = threading.Thread(target=lambda: seen.append(x @ y))
+        other.start()
+        other.join()
+        assert measured_macs(lambda: y.swapaxes(0, 1) @ y) == 5 * 3 * 5  # inside another: both count it
+        return checkpoint(lambda x, y: x @ y, x, y) + (x @ y.detach()) * 2
+
+    assert measured_macs(function, x, y) == 2 * (4 * 2 * 3 * 5) + 5 * 3 * 5 and len(seen) == 1
+    assert REGISTRY["matmul"].function is multiply
+
+    layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4))
+    layers[2].eval()
+    state = {name: array.copy() for name, array in layers.state_dict().items()}
+    assert measured_macs(layers, images_of(5, 6)) == 3 * 4 * 4 * 27
+    assert [module.training for module in layers] == [True, True, False]
+    assert all(np.array_equal(array, state[name]) for name, array in layers.state_dict().items())
+    assert measured_macs(layers, np.zeros((7, 5, 6, 3), np.float32)) == 7 * measured_macs(layers, images_of(5, 6))
+    with pytest.raises(ValueError, match="conv2d"):
+        measured_macs(layers, np.zeros((1, 5, 6, 2), np.float32))
+    assert REGISTRY["matmul"].function is multiply and layers[0].training
