@@ -138,15 +138,36 @@ class Predictions:
 
     @property
     def loss(self) -> float:
-        """The mean of the heads' cross entropies, in nats, without label smoothing."""
+        """The mean of the heads' cross entropies, as in training; that of their sum is in `cross_entropies`."""
+        return sum(self._cross_entropy(logits) for logits in self.heads) / len(self.heads)
+
+    def cross_entropies(self) -> dict[str, float]:
+        """In nats, without label smoothing, by each of `HEADS` that there is."""
+        return {head: self._cross_entropy(logits) for head, logits in by_head(self.heads).items()}
+
+    def _cross_entropy(self, logits: np.ndarray) -> float:
         with no_grad():
-            return sum(F.cross_entropy(Tensor(logits), self.labels).item() for logits in self.heads) / len(self.heads)
+            return F.cross_entropy(Tensor(logits), self.labels).item()
 
     @property
     def probabilities(self) -> np.ndarray:
-        """The softmax of `sum` (N, K)."""
-        with no_grad():
-            return F.softmax(Tensor(self.sum)).numpy()
+        """The softmax of `sum` (N, K). Where the heads agree it is surer than either of them: adding logits does what a temperature of 1/2 does."""
+        return _softmax(self.sum)
+
+    def calibration_errors(self, bins: int = 15) -> dict[str, float]:
+        """How far percentages are from shares of right answers, from 0 to 1, by each of `HEADS` that there is: the expected calibration error.
+
+        The likeliest class's probabilities are sorted into bins of one width. In each bin their mean is compared with the share of right answers; the
+        result is the mean of these differences, weighted with the images in each bin.
+
+        Source: Guo et al. 2017, section 2.
+        """
+        errors = {}
+        for head, logits in by_head(self.heads).items():
+            sure = _softmax(logits).max(axis=1)  # (N,)
+            place = np.searchsorted(np.arange(1, bins) / bins, sure)  # nan is in the last bin, and so in the result
+            errors[head] = float(np.abs(np.bincount(place, weights=(logits.argmax(axis=1) == self.labels) - sure)).sum() / len(sure))
+        return errors
 
     def class_accuracies(self) -> dict[str, np.ndarray]:
         """Shares of right answers class by class, (K,) by each of `HEADS` that there is; nan where a class has no images."""
@@ -162,6 +183,11 @@ class Predictions:
         classes = self.heads[0].shape[1]
         pairs = np.asarray(self.labels, np.int64) * classes + self.sum.argmax(axis=1)
         return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    with no_grad():
+        return F.softmax(Tensor(logits)).numpy()
 
 
 def predict(model: nn.Module, batches: Iterable[np.ndarray | Tensor]) -> tuple[np.ndarray, ...]:

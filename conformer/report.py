@@ -180,8 +180,11 @@ def _images(dataset: Dataset, predictions: Predictions) -> list[str]:
     margins = -np.diff(np.sort(logits, axis=1)[:, -2:], axis=1)[:, 0] if logits.shape[1] > 1 else np.zeros(len(logits))  # (N,), 0 where two tie
     right = answers == labels
     sections = []
+    of = "the sum of both heads' logits; where the heads agree, it is surer than either" if len(predictions.heads) > 1 else "the logits"
+    sure = f"Percentages are the softmax of {of}. On average they are {100 * predictions.calibration_errors()['sum']:.1f} points away from the share "
+    sure += "of right answers among those that are about as sure (expected calibration error)."
     for title, text, chosen, none in (
-        ("Most confident mistakes", "Wrong, by the widest margin.", _first(margins, ~right), "There are no mistakes."),
+        ("Most confident mistakes", f"Wrong, by the widest margin. {sure}", _first(margins, ~right), f"There are no mistakes. {sure}"),
         ("Most confused", "The two likeliest classes are closest together.", _first(-margins, np.ones_like(right)), ""),
         ("Most confident", "Right, by the widest margin.", _first(margins, right), "No image is right."),
     ):

@@ -49,10 +49,13 @@ def run_evaluate(options: argparse.Namespace) -> None:
     title = f"{printable(label(about.config, about.kind))} after {about.step:,} steps, on {len(dataset.test):,} test images of {dataset.name}"
     print(f"{title} from {dataset.source}, on {devices.describe(device)}{', with mirror images' * (tta == 'mirror')}")
     accuracies = predictions.accuracies.by_head()
-    named = titles(accuracies)
+    named, losses, errors = titles(accuracies), predictions.cross_entropies(), predictions.calibration_errors()
+    print(f"  {'':<17} accuracy  cross entropy  calibration error")
     for head, share in accuracies.items():
-        print(f"  {named[head]:<17} {100 * share:6.2f} %")
-    print(f"  loss              {predictions.loss:6.3f}")
+        print(f"  {named[head]:<17} {100 * share:6.2f} %  {losses[head]:13.3f}  {100 * errors[head]:15.1f} %")
+    if len(named) > 1:
+        print(f"  loss, as in training: {predictions.loss:.3f}, the mean of both heads' cross entropies")
+    print("  calibration error: how far the percentages that `predict` prints are from shares of right answers, on average")
     shares = np.stack(list(predictions.class_accuracies().values()), axis=1)  # (K, 3), or (K, 1) of one head
     rows = [[name, *(f"{100 * share:.1f}" for share in row)] for name, row in zip(classes, shares, strict=True)]
     print("\n" + columns([["accuracy in percent", *named.values()], *rows]))
@@ -84,6 +87,8 @@ def run_predict(options: argparse.Namespace) -> None:
         widths = [max(map(len, column)) for column in table]
         lines = ("    ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in zip(*table, strict=True))
         print(printable(str(path)), *(f"  {line}" for line in lines), sep="\n")
+    if len(named) > 1:
+        print(f"({named['sum']}: the softmax of both heads' added logits, so where the heads agree it is surer than either)")
 
 
 def _likeliest(shares: np.ndarray, classes: list[str], count: int) -> list[str]:

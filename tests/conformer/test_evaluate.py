@@ -77,6 +77,29 @@ def test_all_figures_agree(count: int, classes: int, seed: int):
     reference = [torch.nn.functional.cross_entropy(torch.tensor(logits), torch.tensor(labels)).item() for logits in (cnn, transformer)]
     assert_allclose(predictions.loss, sum(reference) / 2, rtol=1e-12)
     assert_allclose(predictions.probabilities, torch.softmax(torch.tensor(cnn + transformer), 1).numpy(), rtol=1e-12)
+    both = torch.nn.functional.cross_entropy(torch.tensor(cnn + transformer), torch.tensor(labels)).item()
+    losses, errors = predictions.cross_entropies(), predictions.calibration_errors()
+    assert list(losses) == list(errors) == list(HEADS)
+    assert_allclose(list(losses.values()), [*reference, both], rtol=1e-12)
+    for head, logits in (("cnn", cnn), ("transformer", transformer), ("sum", cnn + transformer)):
+        sure, answers = (found.numpy() for found in torch.softmax(torch.tensor(logits), 1).max(1))
+        error = 0.0
+        for low in range(15):  # Guo et al. 2017, equation 3
+            inside = (sure > low / 15) & (sure <= (low + 1) / 15)
+            if inside.any():
+                error += inside.mean() * abs((answers == labels)[inside].mean() - sure[inside].mean())
+        assert_allclose(errors[head], error, rtol=1e-9, atol=1e-12)
+    (alone,) = Predictions((cnn,), labels).cross_entropies().values()
+    assert alone == losses["cnn"] == Predictions((cnn,), labels).loss
+
+
+def test_a_network_that_is_as_sure_as_it_is_right_has_no_calibration_error():
+    """Of four answers at 75 % each three are right; twice the logits, as when two heads agree, make 90 % of it."""
+    logits = np.tile([np.log(3), 0.0], (4, 1))
+    predictions = Predictions((logits, logits), np.array([0, 0, 0, 1]))
+    assert predictions.calibration_errors() == pytest.approx({"cnn": 0, "transformer": 0, "sum": 0.15}, abs=1e-12)
+    assert Predictions((logits,), np.array([1, 1, 0, 1])).calibration_errors(bins=1) == pytest.approx({"sum": 0.5})
+    assert np.isnan(Predictions((np.array([[np.inf, 0.0]]),), np.array([0])).calibration_errors()["sum"])
 
 
 def small_network() -> Conformer:

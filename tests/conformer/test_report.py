@@ -143,6 +143,15 @@ def test_the_images_are_the_right_ones(tmp_path: Path):
     assert captions[4] == ("a", f"b 100{space}%")
 
 
+@pytest.mark.parametrize(("heads", "of"), [(2, "the sum of both heads' logits; where the heads agree,"), (1, "the logits. ")])
+def test_what_the_percentages_are_is_said_and_how_far_off(heads: int, of: str, tmp_path: Path):
+    made, answered = dataset(40, 5)
+    answered = Predictions(answered.heads[:heads], answered.labels)
+    section = Page(write_report(folder(tmp_path / "run", HEADER), made, answered).read_text()).section("Most confident mistakes")
+    assert f"Percentages are the softmax of {of}" in section
+    assert f"On average they are {100 * answered.calibration_errors()['sum']:.1f} points away from the share of right answers" in section
+
+
 def counted(*pairs: tuple[int, int, int]) -> tuple[Dataset, Predictions]:
     """Images of five classes: `(shows, taken for, how many)`. Alone, the CNN head says the next class, the transformer head the one after."""
     labels, answers = (np.repeat([pair[place] for pair in pairs], [pair[2] for pair in pairs]) for place in (0, 1))

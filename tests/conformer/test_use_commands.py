@@ -73,7 +73,12 @@ def test_evaluate_prints_what_training_measured_and_every_class(
             assert f"{name:<17} {100 * measured[key]:6.2f} %" in text
         model, _ = load_weights(weights)
         dataset = data.load("cifar10", folder)
-        shares = evaluate(model, dataset.test, dataset).class_accuracies()
+        predictions = evaluate(model, dataset.test, dataset)
+        for name, key in [("CNN head", "cnn"), ("transformer head", "transformer"), ("sum of both", "sum")]:
+            rest = rf"{name} .* % +{predictions.cross_entropies()[key]:.3f} +{100 * predictions.calibration_errors()[key]:.1f} %\n"
+            assert re.search(rest, text)
+        assert f"loss, as in training: {predictions.loss:.3f}, the mean of both heads' cross entropies" in text
+        shares = predictions.class_accuracies()
         for number, name in enumerate(dataset.classes):
             row = re.search(rf"\n{name} +([\d.]+|nan) +([\d.]+|nan) +([\d.]+|nan)\n", text)
             assert row and row.groups() == tuple(f"{100 * shares[head][number]:.1f}" for head in HEADS)
@@ -109,6 +114,7 @@ def test_predict_prints_the_likeliest_classes_of_each_head(
         for line, place in zip(rest[7:10], np.argsort(-shares)[:3], strict=True):
             name, share = line.replace("%", "").split()[2 * column : 2 * column + 2]
             assert (name, float(share)) == (about.classes[place], pytest.approx(100 * shares[place], abs=0.051))
+    assert rest[10:] == ["(sum of both: the softmax of both heads' added logits, so where the heads agree it is surer than either)"]
 
 
 def test_explain_draws_a_picture_or_says_why_not(
@@ -173,7 +179,7 @@ def test_explain_draws_the_answer_of_both_heads_together(
     assert_allclose(maps, class_activation_maps(model, named, expected), rtol=1e-4, atol=1e-5)
     assert_allclose(shares, token_map(named, attention_rollout(model, named)), rtol=1e-4, atol=1e-6)
     assert main(["predict", *map(str, paths), *weights, "--top", "1"]) == 0
-    assert [line.split()[6] for line in capsys.readouterr().out.splitlines()[2::3]] == answers
+    assert [line.split()[6] for line in capsys.readouterr().out.splitlines()[2:18:3]] == answers
 
 
 def test_the_run_whose_weights_were_written_last_is_the_newest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -324,7 +330,7 @@ def test_report_writes_the_page_of_the_end_of_training_again(
         assert (", with mirror images" in (shown := capsys.readouterr().out)) is said
         dataset, tta = data.load("cifar10", Path(command[4])), "mirror" if said else "none"
         share = evaluate(load_weights(run)[0], dataset.test, dataset, tta=tta).accuracies.sum
-        assert "tiny after 1 steps, on 8 test images of cifar10 from " in shown and f"\n  sum of both       {100 * share:6.2f} %\n" in shown
+        assert "tiny after 1 steps, on 8 test images of cifar10 from " in shown and f"\n  sum of both       {100 * share:6.2f} % " in shown
     (run / "report.html").unlink()
     (run / "report.html").mkdir()
     assert "cannot write" in fails(1, "report", str(run))
