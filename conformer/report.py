@@ -102,7 +102,8 @@ def _figures(log: RunLog, predictions: Predictions | None) -> str:
     if log.tests:
         best = max(log.tests, key=lambda line: line["test_accuracy"]["sum"])
         epoch = f"{best['epoch']:,.2f}".rstrip("0").rstrip(".")
-        figures.append((f"best, after epoch {epoch}", f"{100 * best['test_accuracy']['sum']:.2f} %"))
+        after = f"epoch {epoch}" if best["epoch"] >= 1 else f"step {best['step']:,}"  # 0.004 epochs are no epoch 0
+        figures.append((f"best, after {after}", f"{100 * best['test_accuracy']['sum']:.2f} %"))
         figures.append(("training time", _minutes(log.tests[-1]["seconds"])))
     taken = max((line["step"] for line in log.training + log.tests), default=0)
     of = "" if log.header.get("steps") in (None, taken) else f" of {log.header['steps']:,}"

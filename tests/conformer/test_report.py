@@ -112,8 +112,11 @@ def test_a_page_that_needs_no_other_file(tmp_path: Path):
 
 
 @pytest.mark.usefixtures("undrawn")
-@pytest.mark.parametrize(("epoch", "text"), [(1.0, "epoch 1"), (0.5, "epoch 0.5"), (1234.0, "epoch 1,234"), (20.0, "epoch 20")])
-def test_the_best_epoch_is_not_rounded(epoch: float, text: str, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("epoch", "text"),
+    [(1.0, "epoch 1"), (0.5, "step 40"), (0.004, "step 40"), (1.5, "epoch 1.5"), (1234.0, "epoch 1,234"), (20.0, "epoch 20")],
+)
+def test_the_best_epoch_is_not_rounded_and_below_one_it_is_a_step(epoch: float, text: str, tmp_path: Path):
     page = Page(write_report(folder(tmp_path / "run", HEADER, TRAINING, TEST | {"epoch": epoch}), *dataset(40, 5)).read_text())
     assert f"best, after {text}" in page.words
 
@@ -143,6 +146,7 @@ def test_the_images_are_the_right_ones(tmp_path: Path):
     assert captions[4] == ("a", f"b 100{space}%")
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(("heads", "of"), [(2, "the sum of both heads' logits; where the heads agree,"), (1, "the logits. ")])
 def test_what_the_percentages_are_is_said_and_how_far_off(heads: int, of: str, tmp_path: Path):
     made, answered = dataset(40, 5)
@@ -203,9 +207,9 @@ def test_a_page_of_held_out_images_says_so_everywhere(tmp_path: Path):
 
 @pytest.mark.usefixtures("undrawn")
 def test_without_predictions_the_figures_are_those_of_the_last_test(tmp_path: Path):
-    better = TEST | {"epoch": 0.5, "test_accuracy": {"cnn": 0.8, "transformer": 0.7, "sum": 0.9}}
+    better = TEST | {"epoch": 0.5, "step": 1020, "test_accuracy": {"cnn": 0.8, "transformer": 0.7, "sum": 0.9}}
     text = Page(write_report(folder(tmp_path / "run", HEADER, better, TEST)).read_text()).text
-    assert "75.00 % test accuracy 50.00 % transformer head 25.00 % CNN head 90.00 % best, after epoch 0.5" in text
+    assert "75.00 % test accuracy 50.00 % transformer head 25.00 % CNN head 90.00 % best, after step 1,020" in text
 
 
 @pytest.mark.usefixtures("undrawn")
