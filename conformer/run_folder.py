@@ -23,6 +23,7 @@ import minigrad
 from conformer.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from conformer.claims import claim, release
 from conformer.files import write_file
+from conformer.revision import revision
 from conformer.run_log import parse_line
 from conformer.text import from_json
 from conformer.weights import About, save_weights
@@ -239,9 +240,13 @@ def _pretty(values: dict[str, Any]) -> str:
 
 
 def environment() -> dict[str, Any]:
-    """What a time depends on: versions, machine, threads, and the two variables that can slow NumPy's matrix products down."""
+    """What made a run, and what its times depend on: versions, the commit where it is known, machine, threads, and the two variables that can slow
+    NumPy's matrix products down.
+    """
+    commit = revision()
     return {
         "versions": {"minigrad-conformer": minigrad.__version__, "numpy": np.__version__, "python": platform.python_version()},
+        **({"revision": commit} if commit else {}),
         "platform": platform.platform(),
         "processors": os.cpu_count(),
         "threads": cpu.thread_count(),

@@ -1,0 +1,38 @@
+"""Which commit of this project is running: what the log of a run says of the code that made it. Nothing where that is not known."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+from pathlib import Path
+
+__all__ = ["revision"]
+
+ROOT = Path(__file__).resolve().parents[1]
+TIMEOUT = 2.0  # seconds that git may take for an answer; it takes a hundredth of one
+
+
+@functools.cache  # what is changed later is not what this process runs
+def revision(root: Path = ROOT) -> str | None:
+    """The commit that the packages in a folder are of, ten digits of it, followed by "+" where their files differ from it.
+
+    It is None where the folder is not the top of a git checkout, or this file is not in its commit: an environment that lies in another project's
+    checkout does not pass for that project. It is None, too, where git is missing, fails, or takes too long.
+    """
+    if not (root / ".git").exists():  # as where the packages are installed: no process is started
+        return None
+    commit = _git(root, "rev-parse", "HEAD", "HEAD:conformer/revision.py")
+    changes = _git(root, "status", "--porcelain", "--untracked-files=normal", "--", "minigrad", "conformer")
+    return None if commit is None or changes is None else commit[:10] + ("+" if changes else "")
+
+
+def _git(root: Path, *words: str) -> str | None:
+    """What git says about the checkout in a folder, and in no folder above; it writes nothing, and starts no process that would outlive it."""
+    repository = [f"--git-dir={root / '.git'}", f"--work-tree={root}", "--no-optional-locks", "-c", "core.fsmonitor=false"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # a hook's are of another checkout
+    how = {"cwd": root, "env": environment, "stdin": subprocess.DEVNULL, "capture_output": True, "timeout": TIMEOUT, "check": True}
+    try:
+        return subprocess.run(["git", *repository, *words], encoding="utf-8", errors="replace", **how).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
