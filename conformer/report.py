@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from conformer import plots
+from conformer.baselines import NETWORKS
 from conformer.data import Dataset
 from conformer.evaluate import Predictions, titles
 from conformer.files import quoted, write_file
@@ -66,14 +67,17 @@ def write_report(run: Path, dataset: Dataset | None = None, predictions: Predict
         parts += [_classes(dataset, predictions), _confusion(dataset, predictions), *_images(dataset, predictions)]
     parts.append(_options(log, config))
     template = Template(resources.files("conformer").joinpath("report.html").read_text(encoding="utf-8"))
-    subtitle = f"a vision Conformer, trained by <code>{escape(command(config))}</code>; begun {escape(str(log.header.get('started', '')))}"
+    network = config.get("network", "conformer")
+    own = "" if network in NETWORKS else f", but from Python, which gives what builds {escape(str(network))} (<code>Trainer(..., build=...)</code>)"
+    what = "a vision Conformer" if network == "conformer" else "a branch of a vision Conformer" if not own else "a network of one's own"
+    subtitle = f"{what}, trained by <code>{escape(command(config))}</code>{own}; begun {escape(str(log.header.get('started', '')))}"
     path = run / "report.html"
     write_file(path, template.substitute(title=escape(log.title), subtitle=subtitle, body="\n".join(part for part in parts if part)))
     return path
 
 
 def command(config: dict[str, Any]) -> str:
-    """The command that a run's options stand for: those that differ from the defaults, without its folder."""
+    """The command that a run's options stand for: those that differ from the defaults, without its folder. (No command builds one's own network.)"""
     options = [f"{flag(name)} {quoted(value)}" for name, value in _given(config).items() if name != "out"]
     return " ".join(["conformer train", *options])
 

@@ -296,6 +296,21 @@ def test_the_command_has_what_is_not_the_default():
     assert command(config) == "conformer train --dataset cifar100 --epochs 3"
 
 
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize(
+    ("network", "what"),
+    {
+        "conformer": "a vision Conformer, trained by conformer train ; begun",
+        "cnn": "a branch of a vision Conformer, trained by conformer train --network cnn ; begun",
+        "no-way": "a network of one's own, trained by conformer train --network no-way , but from Python, which gives what builds no-way ( "
+        "Trainer(..., build=...) ); begun",
+    }.items(),
+)
+def test_the_page_says_what_network_it_is_of_and_which_command_cannot_build_it(network: str, what: str, tmp_path: Path):
+    run = folder(tmp_path / "run", HEADER, TEST, config=TrainConfig(network=network))
+    assert what in Page(write_report(run).read_text()).text
+
+
 @pytest.mark.parametrize("file", ["config.json", "metrics.jsonl"])
 def test_of_a_damaged_run_there_is_no_report(file: str, tmp_path: Path):
     run = folder(tmp_path / "run", HEADER, TEST)
