@@ -31,7 +31,9 @@ PAGE = ROOT / "docs" / "results.md"
 TITLE = "## The Conformer beside each of its branches alone"
 NEXT = "## The same training in PyTorch, step by step"
 EPOCHS = 1, 2, 5, 10, 15, 20, 30, 50, 100, 200, 300
-RECIPE = "batch_size", "lr", "warmup", "weight_decay", "label_smoothing", "clip_norm", "drop_path", "cutout", "ema", "tta"
+RECIPE = "batch_size", "accumulate", "precision", "lr", "warmup", "weight_decay", "label_smoothing", "clip_norm", "drop_path", "cutout", "ema", "tta"
+LENGTH = "epochs", "max_steps", "time_budget", "eval_epochs"
+"""What else of a study's options is in its command here, besides the recipe."""
 
 
 def lines_of(study: Study) -> list[dict[str, Any]]:
@@ -43,10 +45,10 @@ def lines_of(study: Study) -> list[dict[str, Any]]:
         log, options = read_log(run.path), read_config(run.path)
         header = {name: log.header[name] for name in ("dataset", "parameters", "train_images", "test_images", "started", "device", "versions")}
         tests = [{"epoch": line["epoch"], **line["test_accuracy"]} for line in log.tests]
-        recipe = {name: options[name] for name in RECIPE}
+        recipe, length = ({name: options[name] for name in names} for names in (RECIPE, LENGTH))
         lines.append(
-            {"config": run.config, "network": run.network, "seed": run.seed, "steps": run.steps, **header, "recipe": recipe, "figures": run.figures}
-            | {"tests": tests}
+            {"config": run.config, "network": run.network, "seed": run.seed, "steps": run.steps, **header, "recipe": recipe}
+            | {"length": length, "figures": run.figures, "tests": tests}
         )
     return lines
 
@@ -58,7 +60,7 @@ def section(lines: Sequence[dict[str, Any]]) -> str:
         ValueError: they differ in the recipe, the data or the number of steps.
     """
     first = lines[0]
-    for name in ("config", "dataset", "train_images", "test_images", "steps", "recipe"):
+    for name in ("config", "dataset", "train_images", "test_images", "steps", "recipe", "length"):
         if any(line[name] != first[name] for line in lines):
             raise ValueError(f"the runs differ in {name}, and are to be compared")
     shared = "config", "seed", "steps", "figures", "device", "network", "parameters"
@@ -68,8 +70,9 @@ def section(lines: Sequence[dict[str, Any]]) -> str:
     ]
     findings = Findings(runs, "CIFAR-10")
     seeds, networks = (list(dict.fromkeys(line[name] for line in lines)) for name in ("seed", "network"))
-    last = max(test["epoch"] for test in first["tests"])
-    epochs = [epoch for epoch in EPOCHS if epoch < last] + [last]
+    measured = {test["epoch"] for test in first["tests"]}
+    last = max(measured)
+    epochs = [epoch for epoch in EPOCHS if epoch in measured and epoch < last] + [last]
     sizes, curves = [], []
     for name, some in findings.finished.items():
         of = [line for line, run in zip(lines, runs, strict=True) if run in some]
@@ -82,9 +85,11 @@ def section(lines: Sequence[dict[str, Any]]) -> str:
         curves.append([f"`{name}`", *(f"{100 * fmean(test[epoch] for test in tests):.2f}" for epoch in epochs)])
     columns = ["network", "parameters", "MACs per image", "CNN head", "transformer head", "its answer", "deviation"]
     days = sorted({line["started"][:10] for line in lines})
-    command = f"python -m conformer study OUT --networks {' '.join(networks)} --seeds {' '.join(map(str, seeds))} --epochs {last:g} --data-dir DIR"
     recipe, usual = first["recipe"], plain(TrainConfig())
-    other = [f"{flag(name)} {value}" for name, value in recipe.items() if value != usual[name]]
+    other, lengths = ([f"{flag(name)} {value}" for name, value in some.items() if value != usual[name]] for some in (recipe, first["length"]))
+    size = [] if first["config"] == TrainConfig.config else ["--configs", first["config"]]
+    words = " ".join([*size, "--networks", *networks, "--seeds", *map(str, seeds), *lengths, *other])
+    command = f"python -m conformer study OUT {words} --data-dir DIR"
     but_for = f", but for {', '.join(other)}," if other else ""
     text = f"""The branches alone have the blocks, the stem, the widths and the depth that they have in `{first["config"]}`
         (`conformer/baselines.py`), so they are smaller than it is. All were trained by the recipe above{but_for} for {last:g} epochs of batches of

@@ -10,7 +10,7 @@ Letters: N images, F features, K classes.
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Callable
 from pathlib import Path
 
@@ -108,8 +108,11 @@ def draw(path: Path) -> None:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("picture", type=Path, nargs="?", metavar="PICTURE.png", help="draw four images of each class, too")
+    options = parser.parse_args()
     print("percent right   arrangement  texture  class")
     for name in PROBES:
         print(f"{name:<15}" + "".join(f"{100 * share:>{width}.1f}" for share, width in zip(accuracy(name), (12, 9, 7), strict=True)))
-    if sys.argv[1:]:
-        draw(Path(sys.argv[1]))
+    if options.picture:
+        draw(options.picture)

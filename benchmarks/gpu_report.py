@@ -252,7 +252,7 @@ def main(argv: list[str] | None = None) -> None:
     for run in options.run:
         try:
             print(f"copied: {add_run(run, options.results)}")
-        except FileExistsError as error:
+        except (FileExistsError, ValueError) as error:
             raise SystemExit(str(error)) from error
     write(options.results, options.page)
 

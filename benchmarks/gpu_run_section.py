@@ -138,9 +138,15 @@ def add_run(folder: Path, results: Path) -> Path:
 
     Raises:
         FileExistsError: there is a copy of another run, or of this one before it went on.
+        ValueError: the run is not of a whole Conformer that was measured on the test images, which the page is of.
     """
     run = read_run(folder)
     header = run.log.header
+    if run.options.get("network", "conformer") != "conformer" or run.log.measured != "test":
+        what = f"{run.options.get('network', 'conformer')}, measured on {run.log.measured} images"
+        raise ValueError(
+            f"{folder} is a run of {what}; the page is of whole Conformers and the test images: give a run without --network and --hold-out"
+        )
     begun = header["started"][:19].replace("T", "-").replace(":", "")
     target = results / f"train-{header['config']}-{begun}-seed{header['seed']}"
     _, *lines = (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)

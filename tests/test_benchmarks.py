@@ -868,7 +868,7 @@ NAMES = [
     "defaults: cifar-nano", "CIFAR-10", "AVX-512", "cifar-nano-20-epochs", "torch-nano-20-epochs", "overhead-2026-11-23.json",
     "overhead-adcda3b.json", "overhead-bf1c8de.json", "commit 2c57cab", "Loss and test accuracies over 20 epochs", "of some 20 microseconds",
     "--seeds 0 1 2", "cifar-nano-seed-0", "losses in float64", "losses in float32", "same-training-float64.jsonl", "same-training-float32.jsonl",
-    "In float32, where",
+    "In float32, where", "one study in 20 would find by chance (95 %, two-sided)",
 ]  # fmt: skip
 """What of docs/results.md has digits, and is no figure of a file: mostly names, those of files being held by the test of links."""
 

@@ -12,7 +12,7 @@ import pytest
 from benchmarks import cifar10_networks
 from conformer.options import TrainConfig, plain
 
-RECIPE = {name: value for name, value in plain(TrainConfig()).items() if name in cifar10_networks.RECIPE}
+RECIPE, LENGTH = ({name: plain(TrainConfig())[name] for name in names} for names in (cifar10_networks.RECIPE, cifar10_networks.LENGTH))
 
 
 def made_up(**changes: Any) -> list[dict[str, Any]]:
@@ -26,7 +26,9 @@ def made_up(**changes: Any) -> list[dict[str, Any]]:
             about = {"config": "cifar-nano", "network": network, "seed": seed, "steps": 780, "dataset": "cifar10", "parameters": 1000 + len(network)}
             about |= {"train_images": 50_000, "test_images": 10_000, "started": f"2027-01-0{1 + seed}T01:00:00", "device": "CPU, 2 threads"}
             tests = [{"epoch": 1.0, "sum": 0.4}, {"epoch": 2.0, **shares}]
-            lines.append(about | {"recipe": RECIPE, "figures": shares | {"seconds": 600.0}, "tests": tests} | changes)
+            lines.append(
+                about | {"recipe": RECIPE, "length": LENGTH | {"epochs": 2}, "figures": shares | {"seconds": 600.0}, "tests": tests} | changes
+            )
     return lines
 
 
@@ -47,6 +49,10 @@ def test_the_section_says_what_the_runs_came_to() -> None:
         assert remark in " ".join(text.split())
     other = cifar10_networks.section(made_up(recipe=RECIPE | {"lr": 0.001, "drop_path": 0.1}))
     assert "recipe above, but for --lr 0.001, --drop-path 0.1, for 2 epochs" in " ".join(other.split())
+    assert "--seeds 0 1 2 --epochs 2 --lr 0.001 --drop-path 0.1 --data-dir DIR" in other
+    lines = made_up(config="cifar-micro", length=LENGTH | {"epochs": 2, "eval_epochs": 2})
+    rarely = cifar10_networks.section([line | {"tests": line["tests"][1:]} for line in lines])
+    assert "OUT --configs cifar-micro --networks" in rarely and "--epochs 2 --eval-epochs 2" in rarely and "| after epoch | 2 |" in rarely
     with pytest.raises(ValueError, match="the runs differ in steps, and are to be compared"):
         cifar10_networks.section([*made_up(), made_up(steps=3)[0]])
 

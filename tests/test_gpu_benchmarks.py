@@ -1007,7 +1007,7 @@ def training_lines(seconds: list[float], log_every: int, batch: int, steps: int)
     vars(trainer).update(vars(SimpleNamespace(
         config=TrainConfig(batch_size=batch, log_every=log_every), display=SimpleNamespace(progress=lambda progress: None),
         folder=SimpleNamespace(log=lambda **values: lines.append(values)), steps=steps, steps_per_epoch=100, evaluation_steps=100, evaluated=0,
-        test=None, _recent=deque(maxlen=WINDOW), _evaluation_seconds=0.0,
+        test=None, dataset=SimpleNamespace(measured="test"), _recent=deque(maxlen=WINDOW), _evaluation_seconds=0.0,
     )))  # fmt: skip
     right = Accuracies(0.5, 0.5, 0.5)
     trainer._note([Outcome(step, 1.0, right, 1e-3, taken) for step, taken in enumerate(seconds, 1)])
@@ -1066,6 +1066,23 @@ def test_a_training_run_has_its_accuracies_seconds_and_pflop_on_the_page(tmp_pat
     assert sorted(file.name for file in results.glob("train-*/*")) == ["config.json", "metrics.jsonl"]
     gpu_report.main(["--results", str(results), "--page", str(results / "page.md")])  # from the copy alone
     assert (results / "page.md").read_text() == page
+
+
+@pytest.mark.parametrize("kind", ["network", "held out"])
+def test_a_run_of_a_branch_or_with_images_held_out_is_not_copied(kind: str, tmp_path: Path) -> None:
+    run = made_up_run(tmp_path / "run", [evaluation(200, 90.0, 0.95)])
+    if kind == "network":
+        options = json.loads((run / "config.json").read_text())
+        (run / "config.json").write_text(json.dumps(options | {"network": "cnn"}))
+    else:
+        log = (run / "metrics.jsonl").read_text()
+        (run / "metrics.jsonl").write_text(
+            log.replace("test_images", "held_out_images").replace("test_acc", "held_out_acc").replace("test_l", "held_out_l")
+        )
+    what = "cnn, measured on test images" if kind == "network" else "conformer, measured on held-out images"
+    with pytest.raises(SystemExit, match=f"is a run of {what}; the page is of whole Conformers and the test images"):
+        gpu_report.main(["--results", str(tmp_path / "results"), "--page", str(tmp_path / "page.md"), "--run", str(run)])
+    assert not (tmp_path / "results").exists() and not (tmp_path / "page.md").exists()
 
 
 def test_runs_begun_in_the_same_minute_or_second_are_kept_apart(tmp_path: Path) -> None:
