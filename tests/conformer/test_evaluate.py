@@ -98,7 +98,7 @@ def test_a_network_that_is_as_sure_as_it_is_right_has_no_calibration_error():
     logits = np.tile([np.log(3), 0.0], (4, 1))
     predictions = Predictions((logits, logits), np.array([0, 0, 0, 1]))
     assert predictions.calibration_errors() == pytest.approx({"cnn": 0, "transformer": 0, "sum": 0.15}, abs=1e-12)
-    assert Predictions((logits,), np.array([1, 1, 0, 1])).calibration_errors(bins=1) == pytest.approx({"sum": 0.5})
+    assert Predictions((logits,), np.array([1, 1, 0, 1])).calibration_errors(bins=1) == pytest.approx({"sum": 0.5}, abs=1e-12)
     assert np.isnan(Predictions((np.array([[np.inf, 0.0]]),), np.array([0])).calibration_errors()["sum"])
 
 
