@@ -248,7 +248,7 @@ class Optimizer:
                     (shared if id(array) in seen else seen).add(id(array))
                 elif parameter not in states:
                     continue
-                if kinds.get(parameter) != (type(array), dtype, shape):
+                if kinds.get(parameter) != (type(array), dtype, shape, array.flags.c_contiguous):
                     unfit.append((parameter, group))
         if unfit:
             self._make_states(unfit)
@@ -289,7 +289,7 @@ class Optimizer:
         return state
 
     def _moved_state(self, parameter: Tensor, group: Mapping[str, Any], state: dict[str, Any]) -> dict[str, Any]:
-        """The state on the parameter's device and, where it is of floats, in its dtype."""
+        """The state on the parameter's device and, where it is of floats, in its dtype; contiguous, as kernels read it."""
         wanted, moved = self._empty_state(parameter, group, state), dict(state)
         for name, value in state.items():
             if isinstance(value, int):
@@ -300,7 +300,8 @@ class Optimizer:
                     "had another; make another optimiser"
                 )
             dtype = parameter.dtype if value.dtype.kind == "f" else value.dtype
-            moved[name] = backend.to_device(value, parameter.device).astype(dtype, "C", copy=False)
+            array = backend.to_device(value, parameter.device).astype(dtype, copy=False)
+            moved[name] = array if array.flags.c_contiguous else array.copy("C")
         return moved
 
     def _empty_state(self, parameter: Tensor, group: Mapping[str, Any], present: Container[str]) -> dict[str, Any]:
@@ -321,7 +322,7 @@ class Optimizer:
         """
         self._launches.read_steps(self._state)
         states = [self._state.get(parameter) for parameter in self._parameters()]
-        kinds = [self._kinds.get(parameter, ())[1:] for parameter in self._parameters()]  # dtypes and shapes
+        kinds = [self._kinds.get(parameter, ())[1:] for parameter in self._parameters()]  # without the library
         on_host = [None if state is None else _on_device(state, "cpu") for state in states]
         return {**self.__dict__, "_state": on_host, "_kinds": kinds, "_launches": None}
 
@@ -364,8 +365,10 @@ class Optimizer:
 
 
 def _kind(array: Any) -> tuple:
-    """What a state depends on: the library of its parameter's array, and with it the device; dtype and shape."""
-    return type(array), array.dtype, array.shape
+    """What a state depends on: the library of its parameter's array, and with it the device; dtype and shape; and whether the array is contiguous,
+    without which it is not in the tables on the GPU, where steps are counted (and a kernel reads a state's arrays in order).
+    """
+    return type(array), array.dtype, array.shape, array.flags.c_contiguous
 
 
 def _on_device(state: Mapping[str, Any], device: str) -> dict[str, Any]:

@@ -208,6 +208,28 @@ def test_parameters_of_both_devices_and_of_any_strides(device: Any):
     assert_same(params, reference)
 
 
+@pytest.mark.parametrize(("kind", "options"), [(optim.AdamW, {}), (optim.SGD, {"momentum": 0.9, "dampening": 0.3})])
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_parameter_whose_array_is_contiguous_now_and_then(device: Any, kind: type[optim.Optimizer], options: dict, count: int):
+    """It leaves the tables, where its steps are counted, and comes back: each time with its counter, and a state in the order of its array."""
+
+    def made(where: str) -> tuple[list[Tensor], optim.Optimizer]:
+        leaves = [Tensor(rng(k).standard_normal((4, 4))).to(device=where).requires_grad_() for k in range(count)]
+        leaves[0].data = leaves[0].data.T
+        return leaves, kind(leaves, lr=0.1, **options)
+
+    both = [made("cuda"), made("cpu")]
+    for step in range(8):
+        for leaves, optimizer in both:
+            if step in (2, 4, 6):  # contiguous from 2 to 3 and from 6 on
+                leaves[0].data = leaves[0].data.T.copy().T if step == 4 else leaves[0].data.copy("C")
+            set_gradients(leaves, step)
+            optimizer.step()
+        assert_same(both[0][0], both[1][0], f"step {step}")
+        state = both[0][1].state_dict() if step % 3 == 2 else {}  # which reads the counters, too
+        assert all(state[f"state.{number}.step"] == step + 1 for number in range(count) if state)
+
+
 def test_numbers_on_the_device_are_the_last_ones_written(device: Any):
     numbers = multi_tensor.DeviceCopy(np.arange(3.0))
     for values in ([5.0, 6.0, 7.0], [0.0, 1.0, 2.0], [0.0, 1.0, 3.0]):
