@@ -37,7 +37,8 @@ __global__ void __launch_bounds__(256) sgd(const unsigned long long* __restrict_
     if (threadIdx.x == 0) {
         const double* o = options + 5 * chunk.group;
         const double lr = o[0], momentum = o[1], dampening = o[2], decay = o[3];
-        const bool first = ++steps[blockIdx.x] == 1;                  // b = g then
+        const bool first = steps[blockIdx.x] == 0;                    // b = g then
+        if (!(first && b && momentum == 0)) ++steps[blockIdx.x];      // a buffer that has had no step with momentum waits for its first: see sgd.py
         shared = {T(lr), T(decay), T(first ? 0 : momentum), T(first ? 1 : 1 - dampening), T(lr * momentum), momentum != 0, o[4] != 0};
     }
     __syncthreads();

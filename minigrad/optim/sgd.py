@@ -111,7 +111,8 @@ class SGD(Optimizer):
 
     def _update(self, param: Any, grad: Any, state: dict[str, Any], group: Mapping[str, Any]) -> None:
         lr, momentum, decay, nesterov = group["lr"], group["momentum"], group["weight_decay"], group["nesterov"]
-        state["step"] += 1
+        if momentum or state["step"] or "momentum_buffer" not in state:  # a buffer that was loaded as of step 0 waits for the first with momentum
+            state["step"] += 1
         keep, take = (momentum, 1 - group["dampening"]) if state["step"] > 1 else (0.0, 1.0)
 
         def decayed(p: Any, g: Any, scratch: Any) -> Any:

@@ -129,6 +129,37 @@ def test_momentum_that_is_switched_on_later_starts_like_the_cpu_s(device: Any):
         assert_same(params, reference, f"step {step}")
 
 
+@pytest.mark.parametrize("then", ["cuda", "cpu"])
+@pytest.mark.parametrize("captured", [False, True])
+def test_momentum_that_comes_back_after_a_state_of_before_the_first_step(then: str, captured: bool):
+    """The buffer of the first steps is still there on the GPU, of zeros, and counts for none: not for a captured step, nor where the run goes on."""
+
+    def go(where: str, then: str, captured: bool) -> np.ndarray:
+        p = Tensor(np.zeros(3)).to(device=where).requires_grad_()
+        p.grad = Tensor(np.ones(3)).to(device=where)
+        optimizer = optim.SGD([p], lr=0.1, momentum=0.9, dampening=0.5)
+        fresh = optimizer.state_dict()
+        optimizer.step()
+        graph = cuda.Captured(optimizer.step, warm_ups=0) if captured else None
+        optimizer.load_state_dict(fresh)
+        for step, momentum in enumerate([0.0, 0.0, 0.9, 0.0, 0.9]):
+            optimizer.param_groups[0]["momentum"] = momentum
+            if step == 2 and then != where:
+                p, old = Tensor(p.to(device="cpu").numpy().copy()).requires_grad_(), optimizer
+                p.grad = Tensor(np.ones(3))
+                optimizer, graph = optim.SGD([p]), None
+                optimizer.load_state_dict(old.state_dict())
+            if graph is None:
+                optimizer.step()
+            else:
+                optimizer.upload()
+                graph.launch()
+        return as_numpy(p)
+
+    with on_cuda(ORDERS):
+        np.testing.assert_allclose(go("cuda", then, captured), go("cpu", "cpu", False), rtol=1e-15)
+
+
 def test_a_group_that_is_added_later(device: Any):
     params, reference = parameters("cuda"), parameters("cpu")
     both = [(optim.AdamW(p[:3], lr=0.1), p) for p in (params, reference)]
