@@ -130,7 +130,7 @@ class Launches:
             state = states.get(parameter, {})
             for name, array in arrays.items():
                 if reads(name, group) and (array is None or state.get(name) is not array):
-                    return f"a parameter of shape {parameter.shape} has another {name}"
+                    return f"a parameter of shape {parameter.shape} {'has come to need its' if array is None else 'has another'} {name}"
         return "" if all(self._tables.get(dtype) is tables for dtype, tables in step.tables.items()) else "its states were made anew"
 
     def write_options(self, options: np.ndarray) -> None:

@@ -188,7 +188,7 @@ class Optimizer:
         A step that is not captured does so itself.
 
         Raises:
-            ValueError: the graph that was captured last works on arrays whose place others have taken.
+            ValueError: the graph that was captured last works on arrays whose place others have taken, or lacks some that today's options need.
         """
         if self._kernels is not None:
             groups = [group["params"] for group in self.param_groups]

@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(256) sgd(const unsigned long long* __restrict_
     __syncthreads();
     const SgdStep<T> step = shared;
 
-    if (!step.momentum || !b) {                                       // without a buffer it is a step without momentum: see SGD.upload
+    if (!step.momentum || !b) {                                       // without a buffer it is a step without momentum: see Optimizer.upload
         const int packs = whole_packs<T>(chunk.count, p, g);
         for (int i = threadIdx.x; i < packs; i += 256) {
             auto p4 = reinterpret_cast<Pack<T, 4>*>(p)[i];

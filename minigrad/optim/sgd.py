@@ -45,7 +45,6 @@ class SGD(Optimizer):
     _kernels = cuda.Kernels(__file__)
     _arrays = ("momentum_buffer",)
     _not_negative = (*Optimizer._not_negative, "momentum")
-    _without_buffers = frozenset[int]()  # groups some of whose parameters were updated without one in the last step on the GPU
     _optional_state = ("momentum_buffer",)  # from the first update with momentum on, also after it is switched off
 
     def __init__(
@@ -76,16 +75,6 @@ class SGD(Optimizer):
     def _reads(self, name: str, group: Mapping[str, Any]) -> bool:
         return bool(group["momentum"])
 
-    def upload(self) -> None:
-        """As for every optimiser.
-
-        Raises:
-            ValueError: also for a group that has a momentum now and had none when its step was captured, which therefore has no buffer to write.
-        """
-        if any(self.param_groups[number]["momentum"] for number in self._without_buffers):
-            raise ValueError("SGD: a group that had no momentum when its step was captured has one now: capture the step again")
-        super().upload()
-
     def _prepare(self) -> set[int]:
         shared = super()._prepare()
         late = []
@@ -98,15 +87,14 @@ class SGD(Optimizer):
         return shared
 
     def _update_on_gpu(self, members: list[tuple[Tensor, int]]) -> None:
-        bare = [(p, number) for p, number in members if p.grad is not None and "momentum_buffer" not in self._state[p]]
-        late = [p for p, number in bare if self.param_groups[number]["momentum"]]
+        needed = [p for p, number in members if p.grad is not None and self.param_groups[number]["momentum"]]
+        late = [parameter for parameter in needed if "momentum_buffer" not in self._state[parameter]]
         if late:  # their groups had no momentum until now
             self._launches.read_steps(self._state)
             buffers = [np.zeros_like(parameter.data) for parameter in late]
             self._launches.clear()
             for parameter, buffer in zip(late, buffers, strict=True):
                 self._state[parameter].update(step=0, momentum_buffer=buffer)
-        self._without_buffers = frozenset(number for _, number in bare if not self.param_groups[number]["momentum"])
         super()._update_on_gpu(members)
 
     def _update(self, param: Any, grad: Any, state: dict[str, Any], group: Mapping[str, Any]) -> None:

@@ -428,19 +428,30 @@ def test_a_captured_step_follows_the_schedule_and_counts_steps(kind: type[optim.
 
 
 def test_a_momentum_that_a_captured_step_has_no_buffer_for_is_refused():
+    """In a group that has one now; where there is no graph, nothing is."""
+    refusal = r"SGD: a parameter of shape \(5, 4\) has come to need its momentum_buffer since its step was captured, .*: capture it again"
     with on_cuda():
         params = parameters("cuda")
-        optimizer = optim.SGD(params, lr=0.1)
+        optimizer = optim.SGD([{"params": params[:4]}, {"params": params[4:]}], lr=0.1)
         set_gradients(params, 0)
         optimizer.step()
         set_gradients(params, 1)
-        cuda.Captured(optimizer.step, warm_ups=0)
-        optimizer.param_groups[0]["momentum"] = 0.9
-        with pytest.raises(ValueError, match="SGD: a group that had no momentum when its step was captured has one now: capture the step again"):
+        graph = cuda.Captured(optimizer.step, warm_ups=0)
+        optimizer.upload()
+        optimizer.param_groups[1]["momentum"] = 0.9
+        with pytest.raises(ValueError, match=refusal):
             optimizer.upload()
         set_gradients(params, 2)
-        params[0].grad = None  # one that needs no buffer
-        optimizer.step()  # makes the others
+        params[5].grad = None  # one that needs no buffer
+        optimizer.step()  # makes the others, which the graph does not know
+        with pytest.raises(ValueError, match=refusal):
+            optimizer.upload()
+        last = optimizer.param_groups.pop()
+        with pytest.raises(ValueError, match="SGD: its parameters, or their groups, are others since its step was captured"):
+            optimizer.upload()
+        optimizer.param_groups.append(last)
+        del graph
+        optimizer.param_groups[0]["momentum"] = 0.9
         optimizer.upload()
 
 
