@@ -137,9 +137,10 @@ class Optimizer:
         """Update every parameter that has a gradient, in place. A parameter that was moved or converted takes its state along.
 
         Raises:
-            ValueError: the shape of a gradient or of a state is not its parameter's. TypeError: a gradient is no Tensor, or of another dtype or on
-                another device than its parameter. MemoryError: there is none for what the step needs beside. Nothing has been updated then (an
-                optimiser of one's own whose `_update` makes arrays may be in the middle, though).
+            ValueError: the shape of a gradient or of a state is not its parameter's; or a state would be made in a step that is being captured.
+            TypeError: a gradient is no Tensor, or of another dtype or on another device than its parameter. MemoryError: there is none for what the
+                step needs beside. Nothing has been updated then (an optimiser of one's own whose `_update` makes arrays may be in the middle,
+                though).
         """
         shared = self._prepare()
         launched: list[tuple[Tensor, int]] = []  # on the GPU, with the numbers of their groups
@@ -276,10 +277,18 @@ class Optimizer:
         for parameter, group in params:
             state = self._state.get(parameter)
             states[parameter] = self._first_state(parameter, group) if state is None else self._moved_state(parameter, group, state)
+            if any(not isinstance(value, int) for value in states[parameter].values()):
+                self._check_no_capture(parameter)
         self._state.update(states)
         self._kinds.update({parameter: _kind(parameter.data) for parameter, _ in params})
         if moved:  # otherwise they stay: captured graphs know them
             self._launches.clear()
+
+    def _check_no_capture(self, parameter: Tensor) -> None:
+        """Raise if a graph is being captured: it would make the arrays of this parameter's state anew at every launch."""
+        if parameter.device == "cuda" and multi_tensor.capturing():
+            what = f"the state of a parameter of shape {parameter.shape} would be made anew at each launch of a captured step"
+            raise ValueError(f"{type(self).__name__}: {what}; take a step that is not captured, with its gradient, first")
 
     def _first_state(self, parameter: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
         state = self._new_state(parameter, group)

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from minigrad.backend import cuda
-from minigrad.optim import multi_tensor
 from minigrad.optim.blocks import in_blocks
 from minigrad.optim.optimizer import Optimizer
 from minigrad.tensor import Tensor
@@ -77,25 +76,17 @@ class SGD(Optimizer):
 
     def _prepare(self) -> set[int]:
         shared = super()._prepare()
-        late = []
-        for group in self.param_groups:
-            for p in group["params"] if group["momentum"] else ():
-                if p.grad is not None and "momentum_buffer" not in self._state[p] and not multi_tensor.fits(p.data):  # it had no momentum until now
-                    late.append((p, np.zeros_like(p.data)))
-        for parameter, buffer in late:
-            self._state[parameter].update(step=0, momentum_buffer=buffer)
-        return shared
-
-    def _update_on_gpu(self, members: list[tuple[Tensor, int]]) -> None:
-        needed = [p for p, number in members if p.grad is not None and self.param_groups[number]["momentum"]]
+        needed = [p for group in self.param_groups if group["momentum"] for p in group["params"] if p.grad is not None]
         late = [parameter for parameter in needed if "momentum_buffer" not in self._state[parameter]]
         if late:  # their groups had no momentum until now
-            self._launches.read_steps(self._state)
+            for parameter in late:
+                self._check_no_capture(parameter)
             buffers = [np.zeros_like(parameter.data) for parameter in late]
+            self._launches.read_steps(self._state)
             self._launches.clear()
             for parameter, buffer in zip(late, buffers, strict=True):
                 self._state[parameter].update(step=0, momentum_buffer=buffer)
-        super()._update_on_gpu(members)
+        return shared
 
     def _update(self, param: Any, grad: Any, state: dict[str, Any], group: Mapping[str, Any]) -> None:
         lr, momentum, decay, nesterov = group["lr"], group["momentum"], group["weight_decay"], group["nesterov"]

@@ -182,6 +182,39 @@ def test_a_parameter_that_a_captured_step_would_not_update_as_the_options_say_is
     optimizer.step()
 
 
+@pytest.mark.parametrize(("kind", "momentum"), [(optim.AdamW, None), (optim.SGD, 0.9), (optim.SGD, 0.0)], ids=str)
+def test_a_state_that_a_captured_step_would_make_anew_at_each_launch_is_refused(kind: type[optim.Optimizer], momentum: float | None):
+    """A parameter that has its place in the tables, and gets its first gradient in the captured step, or its group its first momentum.
+
+    Nothing has changed then. What has no arrays may be made there.
+    """
+    (p, q), (grad, _) = pair(), (p.grad for p in pair())
+    q.grad = None
+    optimizer = kind([p, q]) if momentum is None else kind([p, q], momentum=momentum)
+    optimizer.step()
+    q.grad = grad
+    if momentum == 0:
+        graph = cuda.Captured(optimizer.step, warm_ups=0)
+        optimizer.upload()
+        graph.launch()
+        del graph
+        optimizer.step()  # with addresses for another capture
+        optimizer.param_groups[0]["momentum"] = 0.9
+    before = optimizer.state_dict()
+    what = r"the state of a parameter of shape \(2, 3\) would be made anew at each launch of a captured step"
+    with pytest.raises(ValueError, match=f"{kind.__name__}: {what}; take a step that is not captured, with its gradient, first"):
+        cuda.Captured(optimizer.step, warm_ups=0)
+    after = optimizer.state_dict()
+    assert list(after) == list(before) and all(np.array_equal(after[name], value) for name, value in before.items())
+    optimizer.step()
+    steps = [int(optimizer.state_dict()[f"state.{number}.step"]) for number in range(2)]
+    graph = cuda.Captured(optimizer.step, warm_ups=0)
+    for _ in range(2):
+        optimizer.upload()
+        graph.launch()
+    assert [int(optimizer.state_dict()[f"state.{number}.step"]) for number in range(2)] == [step + 2 for step in steps]
+
+
 def test_nothing_is_kept_for_a_graph_where_nothing_is_captured():
     with pytest.raises(RuntimeError, match="broken off"):
         cuda.Captured(lambda: (_ for _ in ()).throw(RuntimeError("broken off")), warm_ups=0)
