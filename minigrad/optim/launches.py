@@ -1,5 +1,7 @@
 """Parameters on the GPU, updated in one launch for all of a dtype: the tables it reads, and the steps it counts. Read next: `multi_tensor.py`.
 
+Parameters that share memory, which a launch would write in no order, have a launch each, one after the other.
+
 A captured graph repeats a launch with the tables and arrays of then. So these stay for as long as the same parameters are updated, and the graph
 keeps them: what takes their place later, it knows nothing of, and `Launches.changed` says so. A step is counted where it is taken, in a table on the
 GPU, and the numbers are brought to the optimiser's states when they are asked for.
@@ -21,10 +23,11 @@ from minigrad.tensor import Tensor
 __all__ = ["Launches"]
 
 States = Mapping[Tensor, dict[str, Any]]
+_Launch = tuple[np.dtype, int | None]  # a dtype; and the number of the parameter that has the launch to itself, None for all others together
 
 
 class _Tables:
-    """The parameters of one dtype as the kernel has them; `layout` says when they must be made anew."""
+    """The parameters of one launch as the kernel has them; `layout` says when they must be made anew."""
 
     def __init__(self, parameters: list[Tensor], layout: list[tuple[int, int, int]], columns: int, options: np.ndarray, states: States):
         self.parameters = parameters  # kept alive: `layout` has their ids
@@ -49,11 +52,11 @@ class _Step:
     """What a captured step works on, as it was then. It lives as long as the graph, which alone holds it.
 
     Args:
-        groups: all parameters of the optimiser, group by group. tables: by dtype. arrays: of each parameter that is in the tables, with its group's
+        groups: all parameters of the optimiser, group by group. tables: by launch. arrays: of each parameter that is in the tables, with its group's
             number, those of its state by name: None where it had none, though a gradient.
     """
 
-    def __init__(self, groups: list[list[Tensor]], tables: dict[np.dtype, _Tables], arrays: dict[Tensor, tuple[int, dict[str, Any]]]):
+    def __init__(self, groups: list[list[Tensor]], tables: dict[_Launch, _Tables], arrays: dict[Tensor, tuple[int, dict[str, Any]]]):
         self.groups, self.tables, self.arrays = groups, tables, arrays
         self.data = {parameter: parameter.data for parameter in arrays}
 
@@ -68,7 +71,7 @@ class Launches:
 
     def __init__(self, kernels: cuda.Kernels | None, arrays: Sequence[str]):
         self._kernels, self._arrays = kernels, arrays
-        self._tables: dict[np.dtype, _Tables] = {}
+        self._tables: dict[_Launch, _Tables] = {}
         self._captured: list[weakref.ref[_Step]] = []
 
     def update(self, members: Sequence[tuple[Tensor, int]], options: np.ndarray, states: States) -> None:
@@ -79,20 +82,26 @@ class Launches:
         """
         kernels = self._kernels
         assert kernels is not None
+        alone = _overlapping([parameter.data for parameter, _ in members])
+        together: dict[_Launch, list[tuple[Tensor, int]]] = {}
+        for number, member in enumerate(members):
+            together.setdefault((member[0].dtype, number if number in alone else None), []).append(member)
+        if not together.keys() >= self._tables.keys():  # some have left, or share their memory, or no longer do
+            self.read_steps(states)
+            self._tables = {launch: tables for launch, tables in self._tables.items() if launch in together}
         launches = []  # all memory is taken before the first
-        for dtype in dict.fromkeys(parameter.dtype for parameter, _ in members):
-            mine = [(parameter, group) for parameter, group in members if parameter.dtype == dtype]
+        for launch, mine in together.items():
             parameters, layout = [p for p, _ in mine], [(id(p), group, p.data.size) for p, group in mine]
-            tables = self._tables.get(dtype)
+            tables = self._tables.get(launch)
             if tables is None or tables.layout != layout:
                 self.read_steps(states)
-                tables = self._tables[dtype] = _Tables(parameters, layout, 2 + len(self._arrays), options, states)
+                tables = self._tables[launch] = _Tables(parameters, layout, 2 + len(self._arrays), options, states)
             tables.write_options(options)
             grads = [None if p.grad is None else p.grad.data for p in parameters]
             grads = [g if g is None or g.flags.c_contiguous else g.copy() for g in grads]
             arrays = [[states.get(p, {}).get(name) for p in parameters] for name in self._arrays]
             addresses = tables.chunks.addresses([p.data for p in parameters], grads, *arrays)
-            launches.append((f"{kernels.path.stem}<{cuda.c_type(dtype)}>", tables, addresses, grads))
+            launches.append((f"{kernels.path.stem}<{cuda.c_type(launch[0])}>", tables, addresses, grads))
         for name, tables, addresses, _ in launches:
             chunks = tables.chunks
             kernels.launch(name, chunks.count, 256, addresses, chunks.table, tables.options.array, tables.steps, chunks.tensors)
@@ -131,7 +140,7 @@ class Launches:
             for name, array in arrays.items():
                 if reads(name, group) and (array is None or state.get(name) is not array):
                     return f"a parameter of shape {parameter.shape} {'has come to need its' if array is None else 'has another'} {name}"
-        return "" if all(self._tables.get(dtype) is tables for dtype, tables in step.tables.items()) else "its states were made anew"
+        return "" if all(self._tables.get(launch) is tables for launch, tables in step.tables.items()) else "its states were made anew"
 
     def write_options(self, options: np.ndarray) -> None:
         """Bring the groups' options to the GPU; `update` does so itself."""
@@ -167,3 +176,15 @@ class Launches:
     def clear(self) -> None:
         """Have all tables made anew. Captured graphs go on with the old ones, which nobody reads any more."""
         self._tables.clear()
+
+
+def _overlapping(arrays: Sequence[Any]) -> set[int]:
+    """Which of these arrays, each contiguous, have memory in common with another: the same array, or views of one."""
+    found: set[int] = set()
+    reach, last = 0, 0  # the end of those that begin before, and whose it is
+    for start, end, number in sorted((array.data.ptr, array.data.ptr + array.nbytes, number) for number, array in enumerate(arrays)):
+        if start < reach:
+            found |= {number, last}
+        if end > reach:
+            reach, last = end, number
+    return found

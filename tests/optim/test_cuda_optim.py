@@ -261,6 +261,49 @@ def test_a_parameter_whose_array_is_contiguous_now_and_then(device: Any, kind: t
         assert all(state[f"state.{number}.step"] == step + 1 for number in range(count) if state)
 
 
+SHARED = {
+    "the same": ((0, 12), (0, 12)),
+    "a chain": ((0, 6), (4, 10), (9, 12)),
+    "apart": ((0, 6), (6, 12)),
+    "nested and behind": ((2, 4), (0, 12), (4, 6)),
+}
+
+
+@pytest.mark.parametrize("parts", SHARED.values(), ids=SHARED)
+@pytest.mark.parametrize(("kind", "options"), [(optim.AdamW, {"weight_decay": 0.5}), (optim.SGD, {"momentum": 0.9, "weight_decay": 0.3})])
+def test_parameters_that_share_memory_are_updated_one_after_the_other(device: Any, kind: type[optim.Optimizer], options: dict, parts: tuple):
+    """As on the CPU, in launches of their own: in one launch they would write there in any order. Others are updated together before and after.
+
+    Each has its own state and its own counter, also when it shares nothing any more.
+    """
+
+    def made(where: str) -> tuple[list[Tensor], optim.Optimizer]:
+        memory = Tensor(rng(1).uniform(1, 2, 12)).to(device=where)
+        leaves = [wrap(memory.data[start:end]).requires_grad_() for start, end in parts]
+        leaves = [*leaves, *parameters(where, (np.float64,))[:4]]
+        return leaves, kind([{"params": leaves[:3]}, {"params": leaves[3:], "lr": 0.05}], lr=0.1, **options)
+
+    both = [made("cuda"), made("cpu")]
+    for step in range(4):
+        launches = device.launches
+        for leaves, optimizer in both:
+            if step == 2:
+                for p in leaves:
+                    p.data = p.data.copy()
+            set_gradients(leaves, step, missing=0.3 if step == 1 else 0.0)
+            optimizer.step()
+        apart = step >= 2 or parts == SHARED["apart"]
+        assert device.launches - launches == (1 if apart else 1 + len(parts))
+        assert_same(both[0][0], both[1][0], f"step {step}")
+        if kind is optim.SGD and step == 0:
+            graph = cuda.Captured(both[0][1].step, warm_ups=0)
+            both[0][1].upload()
+            graph.launch()
+            both[1][1].step()
+    steps = [[int(value) for name, value in optimizer.state_dict().items() if name.endswith("step")] for _, optimizer in both]
+    assert steps[0] == steps[1]
+
+
 def test_numbers_on_the_device_are_the_last_ones_written(device: Any):
     numbers = multi_tensor.DeviceCopy(np.arange(3.0))
     for values in ([5.0, 6.0, 7.0], [0.0, 1.0, 2.0], [0.0, 1.0, 3.0]):
