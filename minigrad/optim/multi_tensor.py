@@ -86,7 +86,7 @@ class Chunks:
                 self._spare = cuda.array_module().empty(values.shape, np.uint64)
             return self._addresses.array
         if self._spare is None:
-            raise RuntimeError("the same tensors are updated in two captured graphs with nothing between: take a step that is not captured first")
+            raise RuntimeError("these tensors have been in a capture since the last step that was not captured: take one first")
         table, self._spare = self._spare, None
         cuda.write(table, values)
         cuda.keep(self, *columns)

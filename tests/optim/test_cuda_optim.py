@@ -5,6 +5,7 @@ The formulas themselves are compared with PyTorch's on the CPU: see `test_adamw.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import copy
 import gc
@@ -516,6 +517,9 @@ def test_a_captured_clipping_outlives_its_thread():
         assert float(captured["graph"].result) == pytest.approx(expected, rel=1e-12, abs=0)
 
 
+CAPTURED_BEFORE = "^these tensors have been in a capture since the last step that was not captured: take one first$"
+
+
 def test_two_graphs_have_a_table_of_addresses_each():
     with on_cuda():
         params, reference = parameters("cuda", (np.float64,)), parameters("cpu", (np.float64,))
@@ -528,7 +532,7 @@ def test_two_graphs_have_a_table_of_addresses_each():
             kept.append([p.grad for p in params])
             graphs.append(cuda.Captured(optimizer.step, warm_ups=0))
             if step == 1:
-                with pytest.raises(RuntimeError, match="in two captured graphs with nothing between: take a step that is not captured first"):
+                with pytest.raises(RuntimeError, match=CAPTURED_BEFORE):
                     cuda.Captured(optimizer.step, warm_ups=0)
                 set_gradients(params, 3)
                 optimizer.step()
@@ -539,6 +543,27 @@ def test_two_graphs_have_a_table_of_addresses_each():
             set_gradients(reference, step)
             expected.step()
         assert_same(params, reference)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_capture_that_failed_or_whose_graph_is_gone_is_no_second_graph(fails: bool):
+    def step() -> None:
+        optimizer.step()
+        if fails:
+            raise MemoryError("none is left")
+
+    with on_cuda():
+        params = parameters("cuda")
+        set_gradients(params, 0)
+        optimizer = optim.AdamW(params)
+        optimizer.step()
+        with pytest.raises(MemoryError, match="none is left") if fails else contextlib.nullcontext():
+            cuda.Captured(step, warm_ups=0)
+        with pytest.raises(RuntimeError, match=CAPTURED_BEFORE):
+            cuda.Captured(optimizer.step, warm_ups=0)
+        optimizer.step()
+        cuda.Captured(optimizer.step, warm_ups=0).launch()
+        assert int(optimizer.state_dict()["state.0.step"]) == 3
 
 
 @pytest.mark.parametrize("taken", [0, 2])
