@@ -204,7 +204,8 @@ class Captured:
     The function is called a few times first, so that kernels are compiled and constants are on the device, and once more while its work is noted
     down; it must be such that this does no harm. It reads its inputs from arrays that stay, and leaves in such what is to be read later; what Python
     decides, such as which tensors require grad, stays as it was. It may not wait for the device. Memory comes from a pool that nobody else uses, so
-    that the graph writes where nothing else is.
+    that the graph writes where nothing else is. An optimiser and an `EMA` in it have `upload`, to be called before a launch: it brings their rates
+    and their decay to the GPU, and says so if the arrays that the graph knows are no longer theirs.
 
     Args:
         function: takes nothing.

@@ -5,7 +5,8 @@
 //
 // There is one rung only: the step from a launch per tensor to one launch is that of adamw.cu, where both are.
 //
-// Bytes moved, float32: 12 for every number. Integers (long long) are copied: keep is 0 then, take 1.
+// Bytes moved, float32: 12 for every number. `factors` holds keep and take, in the GPU's memory: a captured graph's decay may change. Integers (long
+// long) are copied: keep is 0 then, take 1.
 #include "../fused/pack.cuh"
 #include "chunks.cuh"
 
@@ -21,10 +22,11 @@ __device__ __forceinline__ T averaged(T shadow, T value, T keep, T take)
 
 // instances: ema<float>, ema<double>, ema<long long>
 template <typename T>
-__global__ void __launch_bounds__(256) ema(const unsigned long long* __restrict__ addresses, const long long* __restrict__ chunks, int tensors, T keep,
-                                           T take)
+__global__ void __launch_bounds__(256) ema(const unsigned long long* __restrict__ addresses, const long long* __restrict__ chunks,
+                                           const double* __restrict__ factors, int tensors)
 {
     const Chunk chunk(chunks);
+    const T keep = T(factors[0]), take = T(factors[1]);
     T* shadow = chunk.of<T>(addresses, tensors, 0);
     const T* value = chunk.of<const T>(addresses, tensors, 1);
     const int packs = whole_packs<T>(chunk.count, shadow, value);

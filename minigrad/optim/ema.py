@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ContextDecorator
 from functools import partial
@@ -22,7 +23,8 @@ __all__ = ["EMA"]
 
 _cuda = cuda.Kernels(__file__)
 _DTYPES = "fdl"  # float32, float64, and int64: batch norm's counters
-_NUMBER = {"f": float, "i": int}
+# On the GPU: sizes of the tensors of a dtype, how they are cut, and what the kernel multiplies by.
+_Tables = dict[np.dtype, tuple[list[int], multi_tensor.Chunks, multi_tensor.DeviceCopy]]
 
 
 class EMA:
@@ -46,7 +48,8 @@ class EMA:
             raise ValueError(f"EMA: decay is {decay}; give a number from 0 to 1")
         self.module, self.decay = module, decay
         self._shadow = {name: tensor.data.copy() for name, tensor in self._tensors()}
-        self._chunks: dict[np.dtype, tuple[list[int], multi_tensor.Chunks]] = {}  # on the GPU: sizes of the tensors of a dtype, and how they are cut
+        self._tables: _Tables = {}
+        self._captured: list[weakref.ref[_Update]] = []
 
     def __repr__(self) -> str:
         return f"EMA({type(self.module).__name__} with {len(self._shadow)} parameters and buffers, decay={self.decay})"
@@ -54,7 +57,7 @@ class EMA:
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: the shadow in the host's memory, and the devices it was on. The tables for the GPU are made anew."""
         shadow = {name: (backend.to_device(array, "cpu"), backend.device_of(array)) for name, array in self._shadow.items()}
-        return {**self.__dict__, "_shadow": shadow, "_chunks": {}}
+        return {**self.__dict__, "_shadow": shadow, "_tables": {}, "_captured": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -87,24 +90,32 @@ class EMA:
     def update(self) -> None:
         """Move the shadow towards the module's present weights, shadow += (1 - decay) * (value - shadow); call it after `optimizer.step()`.
 
-        A module that was moved takes the shadow along.
+        A module that was moved takes the shadow along. A captured graph that holds this update works on the arrays of then: see `upload`.
 
         Raises:
-            ValueError: the module has a parameter or buffer now that it did not have, or one of another shape. MemoryError: there is none for what
-            this needs beside. Nothing has changed then (where weights are infinite, which needs more, it may be in the middle, though).
+            ValueError: the module has a parameter or buffer now that it did not have, or one of another shape; or one on the GPU is not contiguous
+            while work is captured. MemoryError: there is none for what this needs beside. Nothing has changed then (where weights are infinite, which
+            needs more, it may be in the middle, though).
         """
-        on_gpu: dict[np.dtype, list[tuple[Any, Any]]] = {}
+        on_gpu: dict[np.dtype, dict[str, tuple[Any, Any]]] = {}
         here: list[tuple[Any, Any]] = []
         copied: list[tuple[Any, Any]] = []
         for name, tensor in self._followed("update"):
             shadow = self._shadow[name]
             if multi_tensor.fits(shadow, _DTYPES) and multi_tensor.fits(tensor.data, _DTYPES):
-                on_gpu.setdefault(tensor.dtype, []).append((shadow, tensor.data))
+                on_gpu.setdefault(tensor.dtype, {})[name] = shadow, tensor.data
             elif tensor.dtype.kind == "f":
+                if tensor.device == "cuda" and multi_tensor.capturing():
+                    what = f"{name} is not contiguous and cannot be averaged in a captured step, which would repeat today's decay"
+                    raise ValueError(f"EMA.update: {what}; make a copy its .data first")
                 here.append((shadow, tensor.data))
             else:
                 copied.append((shadow, tensor.data))
-        launches = [self._launch(dtype, pairs) for dtype, pairs in on_gpu.items()]
+        launches = [self._launch(dtype, list(pairs.values())) for dtype, pairs in on_gpu.items()]
+        if on_gpu and multi_tensor.capturing():
+            update = _Update(dict(self._tables), {name: pair for pairs in on_gpu.values() for name, pair in pairs.items()})
+            cuda.keep(update)
+            self._captured = [known for known in self._captured if known() is not None] + [weakref.ref(update)]
         with reserved(here):
             for shadow, value in here:
                 in_blocks(partial(_average, self.decay), shadow, value)
@@ -116,13 +127,34 @@ class EMA:
     def _launch(self, dtype: np.dtype, pairs: list[tuple[Any, Any]]) -> Callable[[], None]:
         """One launch for all (shadow, value) of a dtype: what is left to do when its memory is there."""
         sizes = [shadow.size for shadow, _ in pairs]
-        if dtype not in self._chunks or self._chunks[dtype][0] != sizes:
-            self._chunks[dtype] = sizes, multi_tensor.Chunks(sizes, [0] * len(sizes), 2)
-        chunks = self._chunks[dtype][1]
+        if dtype not in self._tables or self._tables[dtype][0] != sizes:
+            self._tables[dtype] = sizes, multi_tensor.Chunks(sizes, [0] * len(sizes), 2), multi_tensor.DeviceCopy(self._factors(dtype))
+        _, chunks, factors = self._tables[dtype]
+        factors.write(self._factors(dtype))
         addresses = chunks.addresses(*zip(*pairs, strict=True))
-        kernel, factors = ("ema<long long>", (0, 1)) if dtype.kind == "i" else (f"ema<{cuda.c_type(dtype)}>", (self.decay, 1 - self.decay))
-        numbers = [_NUMBER[dtype.kind](factor) for factor in factors]
-        return lambda: _cuda.launch(kernel, chunks.count, 256, addresses, chunks.table, chunks.tensors, *numbers)
+        kernel = f"ema<{'long long' if dtype.kind == 'i' else cuda.c_type(dtype)}>"
+        return lambda: _cuda.launch(kernel, chunks.count, 256, addresses, chunks.table, factors.array, chunks.tensors)
+
+    def _factors(self, dtype: np.dtype) -> np.ndarray:
+        """What the kernel multiplies the shadow and the value by."""
+        return np.array([0, 1] if dtype.kind == "i" else [self.decay, 1 - self.decay], np.float64)
+
+    def upload(self) -> None:
+        """Bring the decay to the GPU: before a captured graph that holds this average's update is launched.
+
+        An update that is not captured does so itself.
+
+        Raises:
+            ValueError: the graph that was captured last works on arrays whose place others have taken.
+        """
+        update = next((update for known in reversed(self._captured) if (update := known()) is not None), None)
+        now = {name: (id(self._shadow.get(name)), id(tensor.data)) for name, tensor in self._tensors()} if update else {}
+        for name, (shadow, value) in update.arrays.items() if update else ():
+            if now.get(name) != (id(shadow), id(value)):
+                what = f"{name} has another array (it was moved, converted, or its .data was set) since the update was captured"
+                raise ValueError(f"EMA.upload: {what}, and the graph knows the old one: capture it again")
+        for dtype, (_, _, factors) in self._tables.items():
+            factors.write(self._factors(dtype))
 
     def copy_to(self, module: Module | None = None) -> None:
         """Write the shadow into `module` (a model of the same names and shapes; the followed one by default), in place.
@@ -207,6 +239,16 @@ class EMA:
         self._followed("load_state_dict")
         for name, shadow in self._shadow.items():
             shadow[...] = backend.to_device(loaded[name], backend.device_of(shadow))
+
+
+class _Update:
+    """What a captured update works on, as it was then: the tables; arrays of the shadow and of the module by name.
+
+    It lives as long as the graph, which alone holds it.
+    """
+
+    def __init__(self, tables: _Tables, arrays: Mapping[str, tuple[Any, Any]]):
+        self.tables, self.arrays = tables, arrays
 
 
 def _average(decay: float, shadow: Any, value: Any, scratch: Any) -> None:

@@ -5,6 +5,7 @@ That it takes the steps it should is in `test_cuda_optim.py`.
 
 from __future__ import annotations
 
+import copy
 import gc
 import re
 from collections.abc import Callable, Iterator
@@ -152,7 +153,7 @@ def test_the_graph_that_was_captured_last_counts():
 
 @pytest.mark.parametrize("gone", ["optimizer", "average"])
 def test_a_graph_keeps_what_it_finds_through_tables(gone: str):
-    """Of an optimiser that is gone, and of an average whose arrays were replaced when its module was moved."""
+    """Of an optimiser and an average that are gone, also where the average's arrays were replaced when its module was moved."""
     module = nn.Linear(3, 2).to(device="cuda")
     optimizer, ema = optim.AdamW(module.parameters()), optim.EMA(module, 0.5)
 
@@ -165,10 +166,93 @@ def test_a_graph_keeps_what_it_finds_through_tables(gone: str):
     if gone == "average":
         module.to(dtype=np.float64)
         ema.update()
-    del optimizer
+    del optimizer, ema
     both.clear()
     gc.collect()
     graph.launch()
+
+
+def test_the_decay_of_a_captured_average_is_that_of_its_last_upload():
+    """Of floats of both dtypes; what is counted is copied."""
+
+    def made(where: str) -> tuple[nn.Sequential, optim.EMA]:
+        module = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm2d(2))
+        module[0].to(dtype=np.float64)
+        for k, tensor in enumerate([*module.parameters(), *module.buffers()]):
+            tensor.data[...] = np.arange(1, 1 + tensor.size).reshape(tensor.shape) + k
+        return module.to(device=where), optim.EMA(module, 0.5)
+
+    both = [made("cuda"), made("cpu")]
+    (there, average), (_, expected) = both
+    average.update()
+    graph = cuda.Captured(average.update, warm_ups=0)
+    for step, decay in enumerate([0.5, 0.9, 0.9, 0.25, 0.0, 1.0, 0.5]):
+        for module, ema in both:
+            ema.decay = decay
+            for tensor in (*module.parameters(), *module.buffers()):
+                tensor.data[...] = tensor.data * 2
+        if step == 5:
+            average.update()  # which brings the decay to the GPU itself
+        else:
+            average.upload()
+            graph.launch()
+        expected.update()
+        theirs = expected.state_dict()
+        for name, value in average.state_dict().items():
+            np.testing.assert_allclose(value, theirs[name], rtol=2e-7 if value.dtype == np.float32 else 1e-15)
+    copied = copy.deepcopy((there, average))[1]
+    copied.upload()  # no graph has captured that
+
+
+def replace_a_buffer(module: nn.Module) -> None:
+    module.running = Tensor(np.ones(2)).to(device="cuda")
+
+
+def lose_a_buffer(module: nn.Module) -> None:
+    del module.running
+
+
+@pytest.mark.parametrize("replace", [lambda module: module.to(device="cpu").to(device="cuda"), replace_a_buffer, lose_a_buffer])
+@pytest.mark.parametrize("updated", [False, True])
+def test_what_a_captured_average_does_not_know_is_refused(replace: Callable, updated: bool):
+    """Also after an update that was not captured, which takes the new arrays. The graph that was captured last counts, of those that are there."""
+    module = nn.Linear(3, 2)
+    module.register_buffer("running", Tensor(np.zeros(2)))
+    module.to(device="cuda")
+    ema = optim.EMA(module, 0.5)
+    ema.upload()
+    ema.update()
+    graph = cuda.Captured(ema.update, warm_ups=0)
+    ema.upload()
+    replace(module)
+    if updated:
+        ema.update()
+    name = r"\w+" if replace not in (replace_a_buffer, lose_a_buffer) else "running"
+    with pytest.raises(
+        ValueError, match=rf"EMA.upload: {name} has another array \(it was moved, .*\) since the update was captured, .*: capture it again"
+    ):
+        ema.upload()
+    gc.collect()
+    graph.launch()
+    if updated:
+        newer = cuda.Captured(ema.update, warm_ups=0)
+        ema.upload()
+        del newer
+        with pytest.raises(ValueError, match="EMA.upload"):
+            ema.upload()
+    del graph
+    ema.upload()
+
+
+def test_a_weight_whose_average_a_captured_step_would_not_take_as_the_decay_says_is_refused():
+    module = nn.Linear(3, 3).to(device="cuda")
+    ema = optim.EMA(module, 0.5)
+    module.weight.data = module.weight.data.T
+    ema.update()
+    before = ema.state_dict()
+    with pytest.raises(ValueError, match="EMA.update: weight is not contiguous and cannot be averaged in a captured step"):
+        cuda.Captured(ema.update, warm_ups=0)
+    assert all(np.array_equal(value, before[name]) for name, value in ema.state_dict().items())
 
 
 def test_a_parameter_that_a_captured_step_would_not_update_as_the_options_say_is_refused():
