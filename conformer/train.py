@@ -193,7 +193,6 @@ class Trainer:
         show(f"{label(config.config, config.network)} on {dataset.name}: {images}")
         show(f"on {devices.describe(self.device)}")
         cpu.keep_freed_memory()
-        self.learner.model.train()
         try:
             with StopSignals() as signals, precision(config.precision), warnings.catch_warnings():
                 # Of numbers that are not finite one sentence is said, by `check_loss`. (np.errstate would not reach the pool's threads.)
@@ -238,7 +237,8 @@ class Trainer:
                 signals.check()
 
     def _stepper(self) -> Steps:
-        """What takes the steps that are left, where the network is."""
+        """What takes the steps that are left, where the network is, which is put into training mode."""
+        self.learner.model.train()
         if self.device == "cuda":
             began = time.perf_counter()
             steps = GpuSteps(self.learner, self.dataset, self.config.batch_size, self.config.log_every)

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from conformer import Conformer, budget, data, info, learner, run_folder, train
+from conformer import CNNBranch, Conformer, budget, data, info, learner, run_folder, train
 from conformer.baselines import NETWORKS, Build
 from conformer.batches import batches
 from conformer.checkpoints import load_checkpoint
@@ -32,7 +32,7 @@ from conformer.steps import Outcome
 from conformer.stopping import StopSignals
 from conformer.train import Trainer
 from conformer.weights import load_weights
-from minigrad import Tensor, safetensors_io
+from minigrad import Tensor, nn, safetensors_io
 from tests.conformer.runs import Noted, assert_same_run, folder, lines, untimed
 
 Cifar = Callable[..., Path]
@@ -156,6 +156,29 @@ def test_a_time_budget_begins_again_with_the_weights_that_were_given(config: Tra
     with StopSignals() as signals:
         trainer._fit_to_budget(signals)
     assert_array_equal(trainer.learner.model.state_dict()["cls_token"], safetensors_io.load_state(before / "last.safetensors")[0]["cls_token"])
+
+
+class Frozen(CNNBranch):
+    """Its batch norms stay in evaluation mode when it is trained."""
+
+    def train(self, mode: bool = True) -> Frozen:
+        super().train(mode)
+        for module in self.modules():
+            module.training &= not isinstance(module, nn.BatchNorm2d)
+        return self
+
+
+@pytest.mark.parametrize(("build", "noted"), [(Frozen, 0), (lambda network: CNNBranch(network).eval(), 2)], ids=["frozen", "made in evaluation mode"])
+@pytest.mark.parametrize("limit", [{"max_steps": 2}, {"time_budget": "10m"}], ids=["steps", "time"])
+def test_a_network_is_trained_in_the_mode_that_its_train_sets(
+    limit: dict[str, Any], build: Build, noted: int, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also the one that is made anew when a time budget has fixed the steps."""
+    monkeypatch.setattr(budget, "TIMED_STEPS", 2)
+    monkeypatch.setattr(train, "steps_within", lambda *_: 2)
+    result = train.train(replace(config, network="own", epochs=None, **limit), build=build)
+    state = safetensors_io.load_state(result.folder / "last.safetensors")[0]
+    assert {int(array) for name, array in state.items() if name.endswith("num_batches_tracked")} == {noted}
 
 
 def test_what_a_run_writes_and_prints(config: TrainConfig, capsys: pytest.CaptureFixture[str]) -> None:
