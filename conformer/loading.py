@@ -12,9 +12,11 @@ __all__ = ["loaded"]
 
 def _leave(number: int, frame: object) -> None:
     """Not by an exception, which NumPy and Python make into others where it falls on certain imports. Nothing has been begun."""
-    if sys.stderr is not None:
-        os.write(2, b"conformer: stopped\n")
-    os._exit(128 + number)
+    try:
+        if sys.stderr is not None:
+            os.write(2, b"conformer: stopped\n")
+    finally:  # also where stderr cannot be written
+        os._exit(128 + number)
 
 
 def _is_ours() -> bool:

@@ -42,6 +42,19 @@ def test_while_the_packages_load(program: str, status: int | None, said: str, tm
         assert (done.returncode, done.stderr, done.stdout) == (status, said, "")
 
 
+@pytest.mark.usefixtures("ctrl_c")
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="no /dev/full here")
+def test_where_nothing_can_be_said(tmp_path: Path) -> None:
+    """The program ends all the same, also where an import would take the error of writing for one of its own."""
+    (tmp_path / "numpy.py").write_text("import signal\ntry:\n    signal.raise_signal(signal.SIGINT)\nexcept OSError:\n    print('went on')\n")
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "conformer"], stdout=subprocess.PIPE, stderr=full, text=True, cwd=tmp_path, env=environment, timeout=60
+        )
+    assert (done.returncode, done.stdout) == (130, "")
+
+
 def test_when_all_is_loaded(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """It is a KeyboardInterrupt again, which the commands know what to do with."""
 
