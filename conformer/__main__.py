@@ -9,9 +9,7 @@ def main() -> int:
     """Run the command that the process was given; returns its exit status."""
     try:
         from conformer import cli
-        from conformer.loading import loaded
 
-        loaded()
         return cli.main()
     except KeyboardInterrupt:
         print("conformer: stopped", file=sys.stderr)

@@ -26,6 +26,7 @@ from conformer import data, devices
 from conformer.baselines import NETWORKS
 from conformer.config import CONFIGS
 from conformer.evaluate import TTA
+from conformer.loading import loaded
 from conformer.mistakes import Mistake, complain, sentence
 from conformer.options import MAY_CHANGE, TrainConfig, flag
 from conformer.parser import Parser, add_options, one_of, one_of_numbers, png_path, positive, some_path
@@ -141,6 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> int:
     """Run one command, and say what the user can put right."""
     try:
+        loaded()
         options = _parser().parse_args(argv)
         _start_threads()
         options.command(options)

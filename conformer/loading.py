@@ -1,6 +1,7 @@
 """Ctrl-C while the command line loads, which takes a second: a sentence, where an interrupt in the middle of an import would have a traceback.
 
-`conformer/__init__.py` imports this first. For everybody but the command line nothing is done: an interrupt is theirs.
+`conformer/__init__.py` imports this first, and the command line calls `loaded` when it begins. For everybody else nothing is done: an interrupt is
+theirs.
 """
 
 import _signal  # type: ignore[import-not-found]  # `signal` makes enumerations of it first, and that takes longer than all of this
@@ -20,9 +21,20 @@ def _leave(number: int, frame: object) -> None:
 
 
 def _is_ours() -> bool:
-    """Whether this process is `python -m conformer` or the installed script."""
+    """Whether this process is `python -m conformer`, also written -mconformer or -m conformer.__main__, or the installed script."""
     started = "".join(sys.argv[:1])
-    return (started == "-m" and "conformer" in sys.orig_argv) or os.path.basename(started) in ("conformer", "conformer.exe", "conformer-script.py")
+    if started == "-m":  # while the package of the module is imported
+        word = "".join(sys.orig_argv[-len(sys.argv) :][:1])  # before the module's arguments: its name, perhaps joined to -m or -Im
+        module = word.partition("m")[2] if word.startswith("-") else word
+        return module in ("conformer", "conformer.__main__")
+    if os.path.basename(started) not in ("conformer", "conformer.exe", "conformer-script.py"):
+        return False
+    try:
+        with open(started, "rb") as script:  # which may be somebody's own of that name
+            text = script.read()
+    except OSError:
+        return False
+    return b"conformer.__main__" in text or b"conformer.cli" in text  # what pip writes, and wrote for earlier versions
 
 
 def loaded() -> None:
