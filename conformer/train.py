@@ -201,8 +201,8 @@ class Trainer:
                     self._fit_to_budget(signals)
                 done = f", {self.step:,} of them taken" if self.step else ""
                 show(f"{self.steps:,} steps of {config.batch_size} images{done}, run folder {self.folder.path}")
-                if config.network not in ("cnn", "transformer"):  # which have one head
-                    show("accuracies in percent: CNN head/transformer head/sum of both")
+                if self._recent:  # of the run that goes on
+                    self._say_heads()
                 self._save()
                 if self._evaluation_due():  # the run was broken off in the middle of it
                     self._evaluate(signals)
@@ -256,9 +256,12 @@ class Trainer:
     def _note(self, outcomes: list[Outcome]) -> None:
         """Put what steps came to into the log and on the display. That the display fails is raised when the run is saved (`_take_steps`)."""
         for outcome in outcomes:
+            first = not self._recent
             self._recent.append((outcome.loss, outcome.right, outcome.seconds))
             progress = self._progress(outcome)
             try:
+                if first:
+                    self._say_heads()
                 self.display.progress(progress)
             except OSError as error:  # the terminal is closed, the disk full
                 self._unshown = error
@@ -271,6 +274,12 @@ class Trainer:
                     learning_rate=progress.learning_rate,
                     images_per_second=progress.images_per_second,
                 )
+
+    def _say_heads(self) -> None:
+        """Say what the numbers of an accuracy are where the network, of whatever name, has given several."""
+        _, shares, _ = self._recent[-1]
+        if shares.cnn is not None:
+            self.display.message("accuracies in percent: CNN head/transformer head/sum of both")
 
     def _progress(self, last: Outcome) -> Progress:
         losses, shares, seconds = zip(*self._recent, strict=True)

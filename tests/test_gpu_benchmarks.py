@@ -1005,7 +1005,7 @@ def training_lines(seconds: list[float], log_every: int, batch: int, steps: int)
     lines: list[dict] = []
     trainer = object.__new__(Trainer)
     vars(trainer).update(vars(SimpleNamespace(
-        config=TrainConfig(batch_size=batch, log_every=log_every), display=SimpleNamespace(progress=lambda progress: None),
+        config=TrainConfig(batch_size=batch, log_every=log_every), display=SimpleNamespace(progress=lambda progress: None, message=print),
         folder=SimpleNamespace(log=lambda **values: lines.append(values)), steps=steps, steps_per_epoch=100, evaluation_steps=100, evaluated=0,
         test=None, dataset=SimpleNamespace(measured="test"), _recent=deque(maxlen=WINDOW), _evaluation_seconds=0.0,
     )))  # fmt: skip

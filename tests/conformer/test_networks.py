@@ -180,15 +180,25 @@ def train_on(dataset: Dataset, config: TrainConfig) -> Any:
 
 
 @pytest.mark.parametrize(("build", "heads"), [(uncoupled, 2), (Linear, 1)])
-def test_a_network_of_ones_own(build: Any, heads: int, config: TrainConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fails: Fails) -> None:
+def test_a_network_of_ones_own(
+    build: Any, heads: int, config: TrainConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, fails: Fails
+) -> None:
     """It bears a name of its own in the run's files, and whoever goes on with it or loads it says what builds it."""
     config = replace(config, network="own")
     whole, broken = (replace(config, out=tmp_path / name) for name in ("whole", "broken"))
+
+    def assert_heads_are_named() -> None:
+        said = capsys.readouterr().out.split("accuracies in percent: CNN head/transformer head/sum of both\n")
+        assert len(said) == heads and "%" in said[-1] and (heads == 1 or "%" not in said[0])
+
     train(whole, build=build)
+    assert_heads_are_named()
     broken_off(broken, monkeypatch, build=build)
+    assert_heads_are_named()
     with pytest.raises(OptionError, match="network is own; it must be one of conformer, cnn, transformer, unless Python code gives what builds it"):
         resume(broken.out)
     resume(broken.out, build=build)
+    assert_heads_are_named()
     assert arrays(whole.out) == arrays(broken.out)
 
     model, about = load_weights(whole.out, build)
