@@ -255,9 +255,13 @@ def initial_weights(
         mine["image_size"], theirs["image_size"] = image_size or about.image_size, about.image_size
     if differ := [f"{name} {theirs[name]} instead of {mine[name]}" for name in mine if name not in loose and mine[name] != theirs[name]]:
         other = f"{weights_file(path)} holds weights of another network ({about.config}), with {', '.join(differ)}"
-        both = about.kind != "conformer" or kind != about.kind
-        options, in_study = (f"--config{s} {about.config}" + f" --network{s} {about.kind}" * both for s in ("", "s"))
-        raise ValueError(f"{other}; no other can begin with them: give {options}, or in a study {in_study} alone")
+        if about.kind in NETWORKS:
+            both = about.kind != "conformer" or kind != about.kind
+            options, in_study = (f"--config{s} {about.config}" + f" --network{s} {about.kind}" * both for s in ("", "s"))
+            advice = f"give {options}, or in a study {in_study} alone"
+        else:  # which no command builds
+            advice = f"in Python, give config={about.config!r}, network={about.kind!r} and what builds it"
+        raise ValueError(f"{other}; no other can begin with them: {advice}")
     state = model.state_dict()
     if mine["num_classes"] != theirs["num_classes"]:
         state = {name: array for name, array in state.items() if "_cls_head." not in name}

@@ -210,6 +210,8 @@ def test_a_network_of_ones_own(
     begun = Trainer(replace(config, out=tmp_path / "finetuned", finetune=whole.out), build=build)
     assert_array_equal(next(begun.learner.model.parameters()).numpy(), next(model.parameters()).numpy())
     begun.folder.close()
+    with pytest.raises(ValueError, match="own instead of another; .*: in Python, give config='tiny', network='own' and what builds it$"):
+        Trainer(replace(config, network="another", out=tmp_path / "other", finetune=whole.out), build=build)
     with pytest.raises(OptionError, match="network is cnn, which this program builds itself; give what is built in Python a name of its own"):
         train(replace(config, network="cnn", out=tmp_path / "other"), build=build)
 
