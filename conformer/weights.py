@@ -231,8 +231,8 @@ def load_weights(path: str | Path, build: Build | None = None) -> tuple[Any, Abo
 def initial_weights(
     path: str | Path, network: ConformerConfig, kind: str = "conformer", image_size: tuple[int, int] | None = None, build: Build | None = None
 ) -> tuple[dict[str, np.ndarray], About]:
-    """The parameters and buffers that a network begins with when it is fine-tuned: those of a run or weights file, without the heads where these are
-    for another number of classes; and what they were for.
+    """The parameters and buffers that a network begins with when it is fine-tuned: those of a run or weights file, without the heads (modules whose
+    names end in "_cls_head") where these are for another number of classes; and what they were for.
 
     Args:
         path: see `load_weights`.
@@ -244,7 +244,7 @@ def initial_weights(
     Raises:
         OSError: there is no such file.
         ValueError: it is not a weights file that `conformer train` wrote, or is for a network that differs by more than classes and dropped paths,
-            such as in the positions of a transformer branch.
+            such as in the positions of a transformer branch; or what depends on the number of classes has no name of a head.
 
     Source: the official code's main.py, `--finetune`.
     """
@@ -265,6 +265,13 @@ def initial_weights(
     state = model.state_dict()
     if mine["num_classes"] != theirs["num_classes"]:
         state = {name: array for name, array in state.items() if "_cls_head." not in name}
+        if about.kind not in NETWORKS:
+            assert build is not None
+            with nn.init.skipped():
+                new = build(network).state_dict()
+            if other := [name for name, array in state.items() if name in new and new[name].shape != array.shape]:
+                what = f"{weights_file(path)} is for {theirs['num_classes']} classes, and {other[0]} has another shape for {mine['num_classes']}"
+                raise ValueError(f"{what}; only modules whose names end in _cls_head begin anew: give its module such a name, and train it again")
     return state, about
 
 

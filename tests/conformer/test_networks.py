@@ -173,6 +173,33 @@ def test_fine_tuning_begins_with_weights_of_the_same_network(config: TrainConfig
     assert trained.pos_embed.shape == (1, 26, 16) and load_weights(tmp_path / "large")[0].image_size == (40, 40)
 
 
+def test_for_other_classes_the_heads_of_a_network_of_ones_own_are_new(tmp_path: Path) -> None:
+    """They are known by their names, and one of another name is told so."""
+
+    class Named(nn.Module):
+        def __init__(self, config: ConformerConfig):
+            super().__init__()
+            self.mix, self.mean_cls_head = nn.Linear(3, 4), nn.Linear(4, config.num_classes)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.mean_cls_head(self.mix(images.mean((1, 2))))
+
+    split = Split(np.zeros((8, 32, 32, 3), np.uint8), np.arange(8) % 3)
+    five = Dataset("five", tuple("abcde"), (0.5,) * 3, (0.2,) * 3, split, split, "a test")
+    three = replace(five, name="three", classes=tuple("abc"))
+
+    def trainer(dataset: Dataset, build: Build, finetune: Path | None = None) -> Trainer:
+        path = tmp_path / build.__name__ / dataset.name
+        return Trainer(TrainConfig(network="own", max_steps=1, batch_size=4, finetune=finetune, out=path), Display(), dataset=dataset, build=build)
+
+    trained = trainer(five, Named).run().folder
+    given, weights = safetensors_io.load_state(trained / "last.safetensors")[0], trainer(three, Named, trained).learner.model.state_dict()
+    assert {name for name in given if not np.array_equal(given[name], weights[name])} == {"mean_cls_head.weight", "mean_cls_head.bias"}
+    message = r"is for 5 classes, and head.weight has another shape for 3; only modules whose names end in _cls_head begin anew: give its module"
+    with pytest.raises(ValueError, match=message):
+        trainer(three, Linear, trainer(five, Linear).run().folder)
+
+
 def train_on(dataset: Dataset, config: TrainConfig) -> Any:
     trainer = Trainer(config, dataset=dataset)
     trainer.run()
