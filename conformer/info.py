@@ -275,11 +275,14 @@ def describe(config: ConformerConfig | Conformer, image_size: int | tuple[int, i
     table.append(table[1])
 
     height, width = result.image_size
-    table.append(f"images of {height} x {width} pixels: {result.parameters:,} parameters, {_macs(result.macs)} multiply-accumulates (MACs) an image,")
-    table.append(f"{_macs(result.macs_without_attention)} without attention's two products")
+    table.append(f"images of {height} x {width} pixels: {result.parameters:,} parameters, {_macs(result.macs)} multiply-accumulates (MACs) an image")
+    if result.macs_without_attention != result.macs:
+        table[-1] += ","
+        table.append(f"{_macs(result.macs_without_attention)} without attention's two products")
     for branch, (parameters, macs) in result.by_branch().items():
-        if parameters:  # a branch alone has none of the other
-            table.append(f"  {branch:<16}{parameters:>12,} parameters  {_macs(macs):>9}")
+        if parameters:  # a branch alone has none of the other, but for the stem
+            name = "stem" if (network, branch) == ("transformer", "CNN") else branch
+            table.append(f"  {name:<16}{parameters:>12,} parameters  {_macs(macs):>9}")
     if result.executed_macs != result.macs:
         table.append("FCUDown counts as in the authors' code: a convolution at full resolution, then the pooling.")
         table.append(f"blocks.py pools first, for the same tokens: {_macs(result.executed_macs)} MACs in all")

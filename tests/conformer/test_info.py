@@ -152,7 +152,17 @@ def test_the_text_has_the_patch_embedding_apart_and_says_how_fcudown_counts():
     # a convolution of 4 x 4 pixels of 64 channels to 96, at 4 x 4 places
     assert rows("conformer")["patch embedding"] == rows("transformer")["patch embedding"] == ["98,400", "1.6"]
     assert rows("conformer")["FCU"] == ["31,860", "1.0"]
-    assert not {"FCU", "patch embedding"} & rows("cnn").keys() and "FCU" not in rows("transformer")
+    assert rows("cnn").keys() == {"CNN", "heads"}
+    assert rows("transformer").keys() == {"stem", "transformer", "patch embedding", "heads"}
+    assert rows("transformer")["stem"] == ["1,856", "0.4"]  # 3 x 3 x 3 weights and a norm's two for each of 64 channels, at 16 x 16 places
+
+
+def test_what_macs_are_without_attention_is_said_where_there_is_one():
+    for network, end in (("conformer", "an image,"), ("cnn", "an image"), ("transformer", "an image,")):
+        lines = describe(CONFIGS["cifar-nano"], network=network).splitlines()
+        (line,) = (number for number, line in enumerate(lines) if line.startswith("images of 32 x 32"))
+        assert lines[line].endswith(f" multiply-accumulates (MACs) {end}")
+        assert lines[line + 1].endswith(" M without attention's two products") == (network != "cnn")
 
 
 def test_a_size_is_a_number_or_two_and_must_fit():
