@@ -10,7 +10,7 @@ from conformer import loading as _loading  # noqa: F401  # isort: skip (from her
 from conformer.baselines import CNNBranch, TransformerBranch
 from conformer.blocks import Block, ConvBlock, ConvTransBlock, FCUDown, FCUUp, Med_ConvBlock, Mlp
 from conformer.config import CONFIGS, ConformerConfig, named_config
-from conformer.info import count, describe
+from conformer.info import count, describe, measured_macs
 from conformer.model import (
     Conformer,
     conformer_base_patch16,
@@ -47,6 +47,7 @@ __all__ = [
     "count",
     "describe",
     "initialise",
+    "measured_macs",
     "named_config",
     "parameter_groups",
 ]

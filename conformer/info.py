@@ -152,7 +152,7 @@ def count(config: ConformerConfig | Conformer, image_size: int | tuple[int, int]
         TypeError: it is not a whole Conformer, such as one of its branches alone.
     """
     if not isinstance(config, ConformerConfig | Conformer):
-        advice = "give a ConformerConfig or a Conformer, or have conformer.info.measured_macs run it"
+        advice = "give a ConformerConfig or a Conformer, or have conformer.measured_macs run it"
         raise TypeError(f"count: a {type(config).__name__} is not a whole Conformer; {advice}")
     if isinstance(config, Conformer):
         result, real = count(config.config, image_size), sum(parameter.size for parameter in config.parameters())

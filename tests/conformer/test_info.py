@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conformer import CONFIGS, CNNBranch, Conformer, ConformerConfig, TransformerBranch, conformer_cifar_nano, count, describe
+from conformer import CONFIGS, CNNBranch, Conformer, ConformerConfig, TransformerBranch, conformer_cifar_nano, count, describe, measured_macs
 from conformer.baselines import NETWORKS, builder
-from conformer.info import measured_macs
 from minigrad import Tensor, checkpoint, nn, no_grad
 from minigrad.op import REGISTRY
 
@@ -171,7 +170,7 @@ def test_a_size_is_a_number_or_two_and_must_fit():
     assert count(CONFIGS["cifar-nano"], np.array([32, 64])).image_size == (32, 64)  # type: ignore[arg-type]
     assert count(CONFIGS["cifar-nano"], np.int64(64)).image_size == (64, 64)  # type: ignore[arg-type]
     for branch in (CNNBranch, TransformerBranch):
-        with pytest.raises(TypeError, match=f"count: a {branch.__name__} is not a whole Conformer; .* have conformer.info.measured_macs run it"):
+        with pytest.raises(TypeError, match=f"count: a {branch.__name__} is not a whole Conformer; .* have conformer.measured_macs run it"):
             count(branch(CONFIGS["cifar-nano"]))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="images are 30 x 32 pixels"):
         describe(CONFIGS["cifar-micro"], (30, 32))
