@@ -309,8 +309,7 @@ class Optimizer:
                     "had another; make another optimiser"
                 )
             dtype = parameter.dtype if value.dtype.kind == "f" else value.dtype
-            array = backend.to_device(value, parameter.device).astype(dtype, copy=False)
-            moved[name] = array if array.flags.c_contiguous else array.copy("C")
+            moved[name] = backend.to_device(value, parameter.device).astype(dtype, "C", copy=False)
         return moved
 
     def _empty_state(self, parameter: Tensor, group: Mapping[str, Any], present: Container[str]) -> dict[str, Any]:

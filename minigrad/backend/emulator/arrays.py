@@ -142,8 +142,8 @@ class ndarray(NDArrayOperatorsMixin):
     # --- new arrays, and views
 
     def astype(self, dtype: Any, order: str = "K", copy: bool = True) -> ndarray:
-        """A copy in another dtype; keeps the order of the axes in memory, unlike what is computed."""
-        if np.dtype(dtype) == self.dtype and not copy:
+        """A copy in another dtype; keeps the order of the axes in memory, unlike what is computed. Without `copy` the array itself, if it is that."""
+        if np.dtype(dtype) == self.dtype and not copy and (order == "K" or self.flags.c_contiguous):
             return self
         return made("astype", lambda: cast(_readable(self), dtype), [self], order)
 

@@ -113,6 +113,16 @@ def test_what_is_computed_is_in_c_order_and_what_is_copied_in_the_order_it_had(c
     assert cp.asarray(numbers(6, 4)[::2]).flags.c_contiguous
 
 
+def test_without_a_copy_a_cast_gives_the_array_itself_if_its_order_is_the_one_asked_for(cp):
+    rows = cp.asarray(numbers(3, 4))
+    turned = rows.T
+    assert rows.astype(np.float32, copy=False) is rows and rows.astype(np.float32, "C", copy=False) is rows
+    assert turned.astype(np.float32, copy=False) is turned and rows.astype(np.float32) is not rows
+    straight = turned.astype(np.float32, "C", copy=False)
+    assert straight is not turned and straight.flags.c_contiguous
+    np.testing.assert_array_equal(straight.get(), turned.get())
+
+
 def test_the_shape_of_no_axes_counts_as_none_given(cp):
     """A mistake of CuPy 14.2; what makes 0-d arrays must not rely on it."""
     x = cp.ones((2, 3))
