@@ -94,7 +94,7 @@ def section(lines: Sequence[dict[str, Any]]) -> str:
     text = f"""The branches alone have the blocks, the stem, the widths and the depth that they have in `{first["config"]}`
         (`conformer/baselines.py`), so they are smaller than it is. All were trained by the recipe above{but_for} for {last:g} epochs of batches of
         {recipe["batch_size"]}, {first["steps"]:,} steps, under the same seeds: {", ".join(map(str, seeds))}. A seed fixes the order of the images and
-        how each is moved. Means over the seeds, in percent of the {first["test_images"]:,} test images, after the last step; a network of one head
+        how each is moved. Means over the seeds, in percent of {first["test_images"]:,} test images, after the last step; a network of one head
         answers by it, the Conformer by the sum of both ([the runs of the networks](../benchmarks/results/{FILE.name}), begun on
         {" to ".join(dict.fromkeys((days[0], days[-1])))}):"""
     parts = [
