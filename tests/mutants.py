@@ -140,7 +140,9 @@ PLAN: dict[str, tuple[tuple[str, ...], ...]] = {
     **dict.fromkeys(("minigrad/optim/launches.py", "minigrad/optim/multi_tensor.py"), (
         ("tests/optim/test_captured_steps.py",), ("tests/optim/test_cuda_optim.py",), ("tests/test_memory_errors.py",),
     )),
-    "minigrad/optim/ema.py": (("tests/optim/test_ema.py",), ("tests/optim/test_cuda_optim.py",), ("tests/test_memory_errors.py",)),
+    "minigrad/optim/ema.py": (
+        ("tests/optim/test_ema.py",), ("tests/optim/test_cuda_optim.py", "tests/optim/test_captured_steps.py"), ("tests/test_memory_errors.py",),
+    ),
     "minigrad/optim/sgd.py": (
         ("tests/optim/test_sgd.py",), ("tests/optim/test_optimizer.py",), ("tests/optim/test_cuda_optim.py",),
         ("tests/optim/test_captured_steps.py", "tests/test_memory_errors.py"),

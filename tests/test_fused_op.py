@@ -320,6 +320,19 @@ def test_an_input_that_the_rules_leave_out_is_refused():
 # --- several outputs
 
 
+def test_two_outputs_are_several():
+    @fused(outputs=2)
+    def both(x: Tensor) -> tuple[Tensor, Tensor]:
+        return x * 2.0, (x * x).sum()
+
+    both.kernel("cpu", lambda x: ((x * 2.0, (x * x).sum()), (x,)), lambda dy, saved, needs: (2.0 * dy[0] + 2.0 * saved[0] * dy[1],))
+    x = leaf(3)
+    doubled, square = both(x)
+    assert (doubled.shape, square.shape) == ((3,), ())
+    (doubled + square).sum().backward()
+    assert_allclose(x.grad.numpy(), 2.0 + 6.0 * x.numpy(), rtol=1e-14)  # the second is added to three numbers
+
+
 def test_several_outputs_of_which_some_carry_no_gradient():
     @fused(outputs=3, differentiable=2)
     def moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

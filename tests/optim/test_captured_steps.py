@@ -92,6 +92,24 @@ def test_what_a_captured_step_does_not_know_is_refused(replace: Callable, steppe
     optimizer.upload()  # for no graph that is there
 
 
+@pytest.mark.parametrize("had_one", [False, True])
+def test_a_parameter_without_a_gradient_needs_no_state_in_a_captured_step(had_one: bool):
+    """But if it has one, another in its place is refused."""
+    params = pair()
+    optimizer = optim.AdamW(params)
+    if had_one:
+        optimizer.step()
+    params[1].grad = None
+    optimizer.step()
+    graph = cuda.Captured(optimizer.step, warm_ups=1)
+    optimizer.upload()
+    graph.launch()
+    if had_one:
+        optimizer._state[params[1]]["exp_avg"] = optimizer._state[params[1]]["exp_avg"].copy()
+        with pytest.raises(ValueError, match=re.escape("a parameter of shape (2, 3) has another exp_avg since its step was captured")):
+            optimizer.upload()
+
+
 @pytest.mark.parametrize("stepped", [False, True])
 def test_a_state_without_the_buffers_of_a_captured_step(stepped: bool):
     """Loaded from before there was a momentum: without one the graph goes on, and with one it is refused. It never wrote into memory it had lost."""

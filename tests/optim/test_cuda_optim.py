@@ -305,6 +305,26 @@ def test_parameters_that_share_memory_are_updated_one_after_the_other(device: An
     assert steps[0] == steps[1]
 
 
+def test_parameters_that_share_memory_for_a_while(device: Any):
+    """The tables of before are not taken up again: their counters have stood still."""
+
+    def made(where: str) -> tuple[list[Tensor], optim.Optimizer]:
+        leaves = [Tensor(rng(k).uniform(1, 2, (2, 3))).to(device=where).requires_grad_() for k in range(3)]
+        return leaves, optim.AdamW(leaves, lr=0.1)
+
+    both = [made("cuda"), made("cpu")]
+    for step in range(5):
+        for leaves, optimizer in both:
+            if step == 1:
+                leaves[1].data = leaves[0].data
+            if step == 3:
+                leaves[1].data = leaves[1].data.copy()
+            set_gradients(leaves, step)
+            optimizer.step()
+        assert_same(both[0][0], both[1][0], f"step {step}")
+    assert [int(both[0][1].state_dict()[f"state.{k}.step"]) for k in range(3)] == [5, 5, 5]
+
+
 def test_numbers_on_the_device_are_the_last_ones_written(device: Any):
     numbers = multi_tensor.DeviceCopy(np.arange(3.0))
     for values in ([5.0, 6.0, 7.0], [0.0, 1.0, 2.0], [0.0, 1.0, 3.0]):

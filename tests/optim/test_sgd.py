@@ -98,6 +98,22 @@ def test_state_can_be_saved_around_a_switch_of_momentum(before: float, after: fl
         first.load_state_dict({**state, "state.0.momentum_buffer": np.zeros(2)})
 
 
+def test_a_loaded_buffer_of_no_step_waits_for_the_first_step_with_momentum():
+    """As states from a GPU have them: zeros, of which no dampened gradient has come yet."""
+    found = []
+    for with_buffer in (False, True):
+        p = Tensor(np.array([1.0, -2.0]), requires_grad=True)
+        optimizer = optim.SGD([p], lr=0.1, momentum=0.9, dampening=0.5)
+        if with_buffer:
+            optimizer.load_state_dict(optimizer.state_dict() | {"state.0.step": np.array(0), "state.0.momentum_buffer": np.zeros(2)})
+        for momentum in (0.0, 0.0, 0.9, 0.0, 0.9):
+            optimizer.param_groups[0]["momentum"] = momentum
+            p.grad = Tensor(np.array([1.0, 3.0]))
+            optimizer.step()
+        found.append(p.numpy().copy())
+    assert_close(found[1], found[0])
+
+
 @pytest.mark.parametrize("where", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def test_a_decay_too_small_for_float32_is_not_lost(where: str):
     """1 - lr weight_decay is 1 in float32. What 30 steps of other gradients take off many numbers is right on average all the same."""
