@@ -148,11 +148,12 @@ class EMA:
             ValueError: the graph that was captured last works on arrays whose place others have taken.
         """
         update = next((update for known in reversed(self._captured) if (update := known()) is not None), None)
-        now = {name: (id(self._shadow.get(name)), id(tensor.data)) for name, tensor in self._tensors()} if update else {}
-        for name, (shadow, value) in update.arrays.items() if update else ():
-            if now.get(name) != (id(shadow), id(value)):
-                what = f"{name} has another array (it was moved, converted, or its .data was set) since the update was captured"
-                raise ValueError(f"EMA.upload: {what}, and the graph knows the old one: capture it again")
+        if update is not None:
+            now = {name: (id(self._shadow.get(name)), id(tensor.data)) for name, tensor in self._tensors()}
+            for name, (shadow, value) in update.arrays.items():
+                if now.get(name) != (id(shadow), id(value)):
+                    what = f"{name} has another array (it was moved, converted, or its .data was set) since the update was captured"
+                    raise ValueError(f"EMA.upload: {what}, and the graph knows the old one: capture it again")
         for dtype, (_, _, factors) in self._tables.items():
             factors.write(self._factors(dtype))
 
