@@ -69,12 +69,13 @@ class Dataset:
     """A data set in memory.
 
     `mean` and `std` are those of the training images' channels, with pixels from 0 to 1; `source` is the folder or archive it was read from, or
-    says what it was made by. `notice` is a sentence for the first line of whatever uses it, where `auto` took another data set than CIFAR-10.
-    `epochs` is how often training sees the images when it is not told. `measured` says what the images of `test` are, "test" or "held-out" ones.
+    says what it was made by. `notice` is what the first lines of whatever uses it must say: that `auto` took another data set than CIFAR-10, or why
+    a run's accuracy is too high. `epochs` is how often training sees the images when it is not told. `measured` says what the images of `test` are,
+    "test" or "held-out" ones.
 
     Raises:
-        DataError: the classes are not names, a label is none of them, the two splits' images differ in size, or mean and std are not those of pixels
-            from 0 to 1, channel by channel.
+        DataError: the classes are not names, a label is none of them, the two splits' images differ in size, mean and std are not those of pixels
+            from 0 to 1, channel by channel, or `measured` is another word.
     """
 
     name: str
@@ -103,6 +104,8 @@ class Dataset:
             raise DataError(f"epochs of {self.name} is {self.epochs!r}; give a whole number") from error
         for name, value in values.items():
             object.__setattr__(self, name, value)
+        if self.measured not in ("test", "held-out"):
+            raise DataError(f"measured of {self.name} is {self.measured!r}; say what the images of `test` are, 'test' or 'held-out' ones")
         sizes = [split.images.shape[1:] for split in (self.train, self.test) if len(split)]
         if len(set(sizes)) > 1:
             raise DataError(f"the training images of {self.name} are of shape {sizes[0]}, its test images of {sizes[1]}: bring them to one size")
@@ -121,27 +124,40 @@ def hold_out(dataset: Dataset, count: int) -> Dataset:
 
     Which images depends on their labels and their places alone, and not on the seed of a run, the machine or the version of NumPy: whatever is
     compared by them is compared by the same ones. Those of a smaller count are among those of a larger one. Where the classes have equally many
-    images, equally many of each are held out, as far as `count` divides (the first classes have the rest); else in proportion. `mean` and `std` stay
-    those of all training images. 0 changes nothing.
+    images, equally many of each are held out, as far as `count` divides (the first classes have the rest); else in proportion, so that a class of few
+    images may have none held out. Each keeps at least one to train on. `mean` and `std` stay those of all training images. 0 changes nothing.
 
     Raises:
-        DataError: there are not so many, or fewer than one for each class.
+        DataError: more than can be, fewer than there are classes, or some are held out already.
     """
     if not count:
         return dataset
-    labels, classes = dataset.train.labels, len(dataset.classes)
-    if not classes <= count < len(labels):
-        can = f"from {classes:,} (one for each class) to {len(labels) - 1:,} of the {len(labels):,} training images"
-        raise DataError(f"hold_out is {count:,}, and {can} of {dataset.name} can be held out")
-    drawn = np.random.Philox(key=int.from_bytes(b"hold-out", "big")).random_raw(len(labels))  # which no version of NumPy changes, unlike permutations
-    order = np.lexsort((drawn, labels))  # class by class
-    counts = np.bincount(labels)
-    places = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)  # in the order of their class
-    turns = (places + 0.5) / np.repeat(counts, counts)  # the method of Sainte-Lague: first those that stand first in their class, as shares of it
+    if dataset.measured != "test":
+        raise DataError(f"hold_out is {count:,}, and images of {dataset.name} are held out already; give the whole data set")
+    labels, least = dataset.train.labels, len(dataset.classes)
+    order = np.lexsort((_drawn(len(labels)), labels))  # class by class
+    ordered = labels[order]
+    counts = np.bincount(labels)[ordered]  # of the class of each
+    places = np.arange(len(labels)) - np.searchsorted(ordered, ordered)  # in the order of their class
+    turns = (places + 0.5) / counts  # the method of Sainte-Lague: first those that stand first in their class, as shares of it
+    last = places == counts - 1
+    most = len(labels) - last.sum()
+    if not least <= count <= most:
+        of = f"the {len(labels):,} training images of {dataset.name}"
+        if most < least:
+            raise DataError(f"hold_out is {count:,}, but {of} are too few to hold out one for each of {least:,} classes and train on as many: give 0")
+        can = f"from {least:,} (as many as classes) to {most:,} (all but one of each class)"
+        raise DataError(f"hold_out is {count:,}, and of {of} {can} can be held out")
+    turns[last] = 1  # later than all others
     held = np.zeros(len(labels), bool)
     held[order[np.argsort(turns, kind="stable")[:count]]] = True
     train, test = (Split(dataset.train.images[chosen], labels[chosen]) for chosen in (~held, held))
     return replace(dataset, train=train, test=test, measured="held-out")
+
+
+def _drawn(count: int) -> np.ndarray:
+    """Whole numbers at random, always the same: no version of NumPy changes these, unlike its permutations."""
+    return np.random.Philox(key=int.from_bytes(b"hold-out", "big")).random_raw(count)
 
 
 def cache_folder() -> Path:

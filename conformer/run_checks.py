@@ -17,7 +17,7 @@ from conformer.baselines import NETWORKS, Build, builder
 from conformer.checkpoints import Checkpoint
 from conformer.config import ConformerConfig
 from conformer.options import OptionError, TrainConfig
-from conformer.weights import initial_weights
+from conformer.weights import About, initial_weights
 from minigrad.backend import cuda
 
 __all__ = ["check_data", "check_precision", "check_same", "chosen_builder", "given_weights", "held_out"]
@@ -25,14 +25,17 @@ __all__ = ["check_data", "check_precision", "check_same", "chosen_builder", "giv
 
 def held_out(dataset: data.Dataset, config: TrainConfig) -> data.Dataset:
     """The data set as a run with these options trains on it and is measured by it; raises OptionError where not so many images can be held out."""
-    images, count, batch = len(dataset.train), config.hold_out, config.batch_size
-    if count and images - count < batch:
-        leaves = f"leaves fewer than the {batch} of a step of the {images:,} training images"
-        raise OptionError(f"hold_out is {count:,}, which {leaves}: hold out at most {max(images - batch, 0):,}", "hold_out")
+    count, batch, images = config.hold_out, config.batch_size, len(dataset.train)
     try:
-        return data.hold_out(dataset, count)
+        held = data.hold_out(dataset, count)
     except data.DataError as error:
         raise OptionError(str(error), "hold_out") from error
+    if count and len(held.train) < batch:
+        leaves = f"leaves {len(held.train):,} of the {images:,} training images, fewer than the {batch} of a step"
+        if images - batch < len(dataset.classes):  # the fewest that can be held out
+            raise OptionError(f"hold_out is {count:,}, which {leaves}: take a smaller batch_size", "hold_out", "batch_size")
+        raise OptionError(f"hold_out is {count:,}, which {leaves}: hold out at most {images - batch:,}", "hold_out")
+    return held
 
 
 def check_data(dataset: data.Dataset, config: TrainConfig, network: ConformerConfig) -> None:
@@ -64,16 +67,14 @@ def chosen_builder(network: str, build: Build | None, dataset: data.Dataset) -> 
     return build
 
 
-def given_weights(config: TrainConfig, network: ConformerConfig, dataset: data.Dataset, build: Build | None) -> tuple[dict[str, np.ndarray], str]:
-    """Those of --finetune, and a notice where they have seen images that are held out; raises OptionError where they are not there."""
+def given_weights(config: TrainConfig, network: ConformerConfig, dataset: data.Dataset, build: Build | None) -> tuple[dict[str, np.ndarray], About]:
+    """Those of --finetune, and what they are for; raises OptionError where they are not there."""
     assert config.finetune is not None
     height, width = dataset.train.images.shape[1:3]
     try:
-        weights, about = initial_weights(config.finetune, network, config.network, (height, width), build)
+        return initial_weights(config.finetune, network, config.network, (height, width), build)
     except OSError as error:
         raise OptionError(f"finetune: {error}; give a run or a weights file", "finetune") from error
-    seen = about.dataset == dataset.name and about.held_out < config.hold_out  # fewer that are held out are among more
-    return weights, f"The weights to begin with were trained on held-out images of {dataset.name}, so the held-out accuracy is too high." * seen
 
 
 def check_precision(precision: str, device: str, resumed: Path | None) -> None:

@@ -38,7 +38,7 @@ from conformer.run_checks import check_data, check_precision, check_same, chosen
 from conformer.run_folder import RunFolder, environment, read_options
 from conformer.steps import CpuSteps, Outcome, Steps
 from conformer.stopping import StopSignals
-from conformer.weights import About
+from conformer.weights import About, unseen
 from minigrad import random, safetensors_io
 from minigrad.backend import cpu
 from minigrad.backend.cublas import precision
@@ -116,9 +116,13 @@ class Trainer:
         self._started = self._saved_at = time.perf_counter()
         # Those to begin with; a checkpoint has weights.
         begins = config.finetune is not None and checkpoint is None
-        self._initial, notice = given_weights(config, self.network, self.dataset, build) if begins else (None, "")
-        if notice:
-            self.dataset = replace(self.dataset, notice=f"{self.dataset.notice} {notice}".strip())
+        self._initial, self._trained_on = None, {}  # of the weights to begin with
+        if begins:
+            self._initial, about = given_weights(config, self.network, self.dataset, build)
+            self._trained_on = about.trained_on
+            if unseen(self._trained_on, self.dataset.name, config.hold_out) < config.hold_out:
+                seen = f"The weights to begin with were trained on held-out images of {self.dataset.name}, so the held-out accuracy is too high."
+                self.dataset = replace(self.dataset, notice=f"{self.dataset.notice} {seen}".strip())
         self.learner = self._new_learner()
 
         now = datetime.now().astimezone()
@@ -374,7 +378,8 @@ class Trainer:
 
     def _about(self, shares: Accuracies) -> About:
         """What weights with these accuracies are for."""
-        return About.of(self.network, self.config.config, self.dataset, self.step, shares.by_head(), self.config.network)
+        what = self.network, self.config.config, self.dataset, self.step, shares.by_head(), self.config.network
+        return About.of(*what, held_out=self.config.hold_out, before=self._trained_on)
 
     def save_last(self) -> None:
         """Write last.safetensors of a finished run anew; raises OSError."""
@@ -428,6 +433,7 @@ class Trainer:
         return {
             "dataset": self.dataset.name,
             "dataset_notice": self.dataset.notice,
+            **({"trained_on_before": self._trained_on} if self._trained_on else {}),
             "config": self.config.config,
             "network": self.config.network,
             "parameters": sum(parameter.size for parameter in self.learner.model.parameters()),
@@ -479,7 +485,9 @@ class Trainer:
         self._started = time.perf_counter() - checkpoint.seconds
         self.saved = self.step, self.evaluated
         self.folder.rewind(checkpoint.lines, self.header)
-        self.dataset = replace(self.dataset, notice=self.folder.header().get("dataset_notice", ""))  # of a data set that is asked for by name now
+        header = self.folder.header()
+        self.dataset = replace(self.dataset, notice=header.get("dataset_notice", ""))  # of a data set that is asked for by name now
+        self._trained_on = header.get("trained_on_before", {})
         if new != {name: checkpoint.options.get(name) for name in new}:  # from now on: also for whoever comes next, who finds data that moved
             self.folder.set_options(**new)
             self.saved = None

@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from conformer.text import from_json
 from minigrad import nn, safetensors_io
 from minigrad.tensor import Tensor
 
-__all__ = ["About", "initial_weights", "load_weights", "save_weights", "weights_file"]
+__all__ = ["About", "initial_weights", "load_weights", "save_weights", "unseen", "weights_file"]
 
 PIXELS = 2**22
 """The most that an image may have: 2,048 x 2,048."""
@@ -38,7 +38,7 @@ class About:
 
     Attributes:
         network: the fields of `ConformerConfig`; `config`: the name of that configuration.
-        dataset: name of the data set; `notice`: a sentence where it is not the one that was asked for.
+        dataset: name of the data set; `notice`: what must be said of its use, see `conformer.data.Dataset`.
         classes: their names, in the order of the logits.
         mean, std: what images are normalised with, channel by channel (`conformer.augment.normalize`).
         image_size: height and width in pixels.
@@ -46,6 +46,8 @@ class About:
         test_accuracy: shares of right answers by head, as in metrics.jsonl; none where these are on other images than the test images.
         kind: which network is built of the configuration: one of `NETWORKS`, or another name for one of somebody's own.
         held_out: how many training images were held out (`conformer.data.hold_out`).
+        trained_on: the data sets that the weights were trained on, also before they were fine-tuned, and how many images were held out of each
+            whenever they were.
     """
 
     network: dict[str, Any]
@@ -60,16 +62,33 @@ class About:
     test_accuracy: dict[str, float]
     kind: str = "conformer"  # as files have no other word for that are older than the others
     held_out: int = 0  # likewise
+    trained_on: dict[str, int] = field(default_factory=dict)  # likewise; what is not said is that of `dataset` alone
+
+    def __post_init__(self) -> None:
+        if not self.trained_on:
+            object.__setattr__(self, "trained_on", {self.dataset: self.held_out})
 
     @classmethod
-    def of(cls, network: ConformerConfig, config: str, dataset: Dataset, step: int, accuracy: dict[str, float], kind: str = "conformer") -> About:
-        """Describe a network that was trained on a data set, and has this accuracy on its `test`, be those test images or held-out ones."""
+    def of(
+        cls, network: ConformerConfig, config: str, dataset: Dataset, step: int, accuracy: dict[str, float], kind: str = "conformer",
+        held_out: int = 0, before: Mapping[str, int] | None = None,
+    ) -> About:  # fmt: skip
+        """Describe a network that was trained on a data set, of which so many images are held out, and has this accuracy on its `test`.
+
+        `before` is `trained_on` of the weights that it began with.
+        """
         height, width = dataset.train.images.shape[1:3]
-        held_out = len(dataset.test) if dataset.measured == "held-out" else 0
+        accuracy = accuracy if dataset.measured == "test" else {}
+        trained_on = {**(before or {}), dataset.name: unseen(before or {}, dataset.name, held_out)}
         return cls(
             asdict(network), config, dataset.name, dataset.notice, dataset.classes, dataset.mean, dataset.std, (height, width), step,
-            {} if held_out else accuracy, kind, held_out,
+            accuracy, kind, held_out, trained_on,
         )  # fmt: skip
+
+
+def unseen(trained_on: Mapping[str, int], dataset: str, held_out: int) -> int:
+    """How many of the images held out of a data set are new to weights that were trained so before; fewer that are held out are among more."""
+    return min(trained_on.get(dataset, held_out), held_out)
 
 
 _CLASSES: dict[str, type[Conformer] | type[CNNBranch] | type[TransformerBranch]] = dict(
@@ -277,7 +296,7 @@ def initial_weights(
 
 def _about(metadata: Mapping[str, str]) -> About:
     """What a file's metadata says; raises KeyError for what it does not say, TypeError and ValueError for what it says in another way."""
-    optional = "kind", "held_out"
+    optional = "kind", "held_out", "trained_on"
     values: dict[str, Any] = {field.name: metadata[field.name] for field in fields(About) if field.name in metadata or field.name not in optional}
     values |= {name: from_json(text) for name, text in values.items() if name not in ("config", "dataset", "notice", "kind")}
     values |= {name: tuple(values[name]) for name in ("classes", "mean", "std", "image_size")}  # JSON has lists
@@ -302,6 +321,8 @@ def _check(about: About, network: ConformerConfig) -> None:
     for name in ("step", "held_out"):
         if type(value := getattr(about, name)) is not int:
             raise ValueError(f"{name} is {value!r}, which is not a whole number")
+    if not isinstance(about.trained_on, dict) or any(type(count) is not int for count in about.trained_on.values()):
+        raise ValueError(f"trained_on is {about.trained_on!r}, which is not a whole number for each data set")
 
 
 def _check_size(about: About, network: ConformerConfig, state: Mapping[str, np.ndarray]) -> None:

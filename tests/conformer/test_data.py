@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -296,10 +297,11 @@ def numbers(split: data.Split) -> list[int]:
     return (split.images.astype(int).reshape(-1, 2) @ [256, 1]).tolist()
 
 
-@given(st.lists(st.integers(0, 4), min_size=7, max_size=300), st.data(), st.integers(0, 9))
+@given(st.lists(st.integers(0, 4), min_size=10, max_size=300), st.data(), st.integers(0, 9))
 def test_held_out_images_are_of_each_class_in_proportion_and_the_same_under_every_seed(labels: list[int], drawn: st.DataObject, seed: int) -> None:
     whole = numbered(labels, 5)
-    count = drawn.draw(st.integers(5, len(labels) - 1))
+    most = len(labels) - len(set(labels))  # each class keeps one
+    count = drawn.draw(st.integers(5, most))
     made = data.hold_out(whole, count)
     kept, held = numbers(made.train), numbers(made.test)
     assert len(held) == count and kept == sorted(kept) and held == sorted(held) and sorted(kept + held) == list(range(len(labels)))
@@ -311,14 +313,16 @@ def test_held_out_images_are_of_each_class_in_proportion_and_the_same_under_ever
     )  # fmt: skip
 
     of, taken = (np.bincount(part, minlength=5) for part in (labels, made.test.labels))
-    there = of > 0  # one share of every class, rounded to whole images, is what was taken of it
-    assert ((taken[there] - 0.5) / of[there]).max() <= ((taken[there] + 0.5) / of[there]).min() + 1e-12
+    there = of > 0
+    assert (taken[there] < of[there]).all()
+    more = there & (taken < of - 1)  # of which more could be; one share of every class, rounded to whole images, is what was taken of it
+    assert ((taken[there] - 0.5) / of[there]).max() <= ((taken[more] + 0.5) / of[more]).min(initial=1) + 1e-12
 
     manual_seed(seed)
     other = data.Dataset("other", whole.classes, whole.mean, whole.std, data.Split(255 - whole.train.images, labels), whole.train, "elsewhere")  # type: ignore[arg-type]
     assert_array_equal(data.hold_out(other, count).test.images, 255 - made.test.images)
-    more = drawn.draw(st.integers(count, len(labels) - 1))
-    assert set(held) <= set(numbers(data.hold_out(whole, more).test))
+    larger = drawn.draw(st.integers(count, most))
+    assert set(held) <= set(numbers(data.hold_out(whole, larger).test))
 
 
 def test_which_images_are_held_out_never_changes() -> None:
@@ -341,11 +345,24 @@ def test_no_image_is_held_out_of_a_data_set_that_is_left_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("count", [-1, 1, 4, 60_000])
-def test_more_than_all_images_and_fewer_than_one_for_each_class_cannot_be_held_out(count: int) -> None:
-    can = r"from 2 \(one for each class\) to 3 of the 4 training images of numbered can be held out"
+def test_the_last_image_of_a_class_and_fewer_than_there_are_classes_cannot_be_held_out(count: int) -> None:
+    can = r"of the 5 training images of numbered from 2 \(as many as classes\) to 3 \(all but one of each class\) can be held out"
     with pytest.raises(data.DataError, match=f"^hold_out is {count:,}, and {can}$"):
-        data.hold_out(numbered([0, 1, 0, 1], 2), count)
-    assert sorted(data.hold_out(numbered([0, 1, 0, 1], 2), 2).test.labels) == [0, 1]
+        data.hold_out(numbered([0, 1, 0, 1, 0], 2), count)
+    assert sorted(data.hold_out(numbered([0, 1, 0, 1, 0], 2), 3).test.labels) == [0, 0, 1]
+    assert data.hold_out(numbered([0] * 9 + [1], 3), 8).train.labels.tolist() == [0, 1]  # where one class has a single image, and one none
+
+
+def test_of_too_few_images_or_of_what_is_left_of_them_none_can_be_held_out() -> None:
+    few = "but the 3 training images of numbered are too few to hold out one for each of 2 classes and train on as many: give 0"
+    with pytest.raises(data.DataError, match=f"^hold_out is 2, {few}$"):
+        data.hold_out(numbered([0, 1, 0], 2), 2)
+    held = data.hold_out(numbered([0, 1, 0, 1], 2), 2)
+    assert data.hold_out(held, 0) is held
+    with pytest.raises(data.DataError, match="^hold_out is 2, and images of numbered are held out already; give the whole data set$"):
+        data.hold_out(held, 2)
+    with pytest.raises(data.DataError, match="^measured of numbered is 'validation'; say what the images of `test` are, 'test' or 'held-out' ones$"):
+        replace(held, measured="validation")
 
 
 def test_without_a_home_folder_data_must_be_named(cifar: Cifar, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -267,16 +267,26 @@ def test_files_of_a_run_that_holds_images_out_say_so(config: TrainConfig) -> Non
 def test_weights_that_have_seen_held_out_images_are_said(config: TrainConfig, tmp_path: Path) -> None:
     before = {count: train.train(replace(config, hold_out=count, max_steps=1, out=tmp_path / f"{count}")).folder for count in (0, 12)}
     said = "The weights to begin with were trained on held-out images of cifar10, so the held-out accuracy is too high."
-    for source, count, notice in [(0, 12, said), (12, 32, said), (12, 12, ""), (12, 10, ""), (12, 0, ""), (0, 0, "")]:
+    for source, count, notice in [(0, 12, said), (12, 30, said), (12, 12, ""), (12, 10, ""), (12, 0, ""), (0, 0, "")]:
         tuned = Trainer(replace(config, finetune=before[source], hold_out=count, out=tmp_path / f"{source}-{count}"))
         assert (tuned.dataset.notice, lines(tuned.folder.path)[0]["dataset_notice"]) == (notice, notice)
     other = replace(data.load("cifar10", config.data_dir), name="other", notice="made")
-    tuned = Trainer(replace(config, finetune=before[0], hold_out=16, out=tmp_path / "other"), dataset=other)
+    tuned = Trainer(replace(config, finetune=before[0], hold_out=16, max_steps=1, out=tmp_path / "other"), dataset=other)
     assert tuned.dataset.notice == "made"
+    between = tuned.run().folder
     tuned = Trainer(replace(config, finetune=before[0], hold_out=16, max_steps=1, out=tmp_path / "tuned"))
     assert tuned.run().steps == 1
     tuned = Trainer.resume(tmp_path / "tuned")
     assert (tuned.dataset.notice, len(tuned.dataset.test)) == (said, 16)
+    tuned.save_last()
+    tuned.folder.close()
+    for number, source in enumerate((tmp_path / "tuned", between)):  # what they have seen once they have seen for good
+        tuned = Trainer(replace(config, finetune=source, hold_out=16, out=tmp_path / f"again-{number}"))
+        assert tuned.dataset.notice == said
+    assert load_weights(between)[1].trained_on == {"cifar10": 0, "other": 16}
+    assert lines(tuned.folder.path)[0]["trained_on_before"] == {"cifar10": 0, "other": 16}
+    assert load_weights(before[12])[1].trained_on == {"cifar10": 12}
+    assert "trained_on_before" not in lines(before[12])[0]
 
 
 def test_saved_weights_are_the_trained_network(config: TrainConfig) -> None:
@@ -455,14 +465,18 @@ def test_mistakes_leave_no_folder(config: TrainConfig) -> None:
         Trainer(replace(config, precision="tf32"))
     with pytest.raises(OptionError, match="cutout is 32, which can blank a whole image of 32 x 32 pixels: take a smaller one"):
         Trainer(replace(config, cutout=32))
-    leaves = "which leaves fewer than the 8 of a step of the 40 training images: hold out at most 32"
-    with pytest.raises(OptionError, match=f"^hold_out is 33, {leaves}$"):
-        Trainer(replace(config, hold_out=33))
-    with pytest.raises(OptionError, match="^hold_out is 1,000, which leaves fewer .* of the 40 training images: hold out at most 0$"):
-        Trainer(replace(config, hold_out=1000, batch_size=500))
-    can = r"from 10 \(one for each class\) to 39 of the 40 training images of cifar10 can be held out"
-    with pytest.raises(OptionError, match=f"^hold_out is 9, and {can}$"):
-        Trainer(replace(config, hold_out=9))
+    leaves = "leaves {} of the 40 training images, fewer than the {} of a step"
+    with pytest.raises(OptionError, match=f"^hold_out is 25, which {leaves.format(15, 20)}: hold out at most 20$"):
+        Trainer(replace(config, hold_out=25, batch_size=20))
+    for batch in (31, 500):  # no number that can be held out leaves as many
+        with pytest.raises(OptionError, match=f"^hold_out is 25, which {leaves.format(15, batch)}: take a smaller batch_size$") as caught:
+            Trainer(replace(config, hold_out=25, batch_size=batch))
+        assert caught.value.dashed.startswith("--hold-out is 25, ") and caught.value.dashed.endswith(": take a smaller --batch-size")
+    assert len(Trainer(replace(config, hold_out=10, batch_size=30, out=config.out.with_name("fits"))).dataset.train) == 30
+    can = r"of the 40 training images of cifar10 from 10 \(as many as classes\) to 30 \(all but one of each class\) can be held out"
+    for count in (9, 31):
+        with pytest.raises(OptionError, match=f"^hold_out is {count}, and {can}$"):
+            Trainer(replace(config, hold_out=count))
     with pytest.raises(DeviceError, match="No CUDA: "):
         Trainer(replace(config, device="cuda"))
     assert not config.out.exists()

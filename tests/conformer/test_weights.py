@@ -95,6 +95,8 @@ def test_a_network_that_the_file_cannot_fill_is_not_built(
         ({"image_size": [24000, 24000]}, "images are 24,000 x 24,000 pixels, more than the 4,194,304 that are allowed"),
         ({"step": 0.5}, "step is 0.5, which is not a whole number"),
         ({"held_out": True}, "held_out is True, which is not a whole number"),
+        ({"trained_on": {"made": "16"}}, "trained_on is {'made': '16'}, which is not a whole number for each data set"),
+        ({"trained_on": ["made"]}, r"trained_on is \['made'\], which is not a whole number for each data set"),
     ],
 )
 def test_metadata_that_no_network_can_have(metadata: dict[str, Any], said: str, edited: Callable[..., Path]):
