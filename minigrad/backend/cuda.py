@@ -14,10 +14,11 @@ import ctypes
 import gc
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -26,7 +27,7 @@ from minigrad.backend import kernel_source
 from minigrad.backend.kernel_source import CompileError, Kernel, Parameter
 
 __all__ = [
-    "Availability", "Captured", "CompileError", "Kernels", "array_module", "availability", "c_type", "connect", "emulated",
+    "Availability", "Captured", "CompileError", "Kernels", "Notes", "array_module", "availability", "c_type", "capturing", "connect", "emulated",
     "has_tensor_cores", "keep", "pack_types", "vector_width", "write",
 ]  # fmt: skip
 
@@ -140,6 +141,11 @@ def emulated(build: str | None = None, orders: Sequence[str] = ("ascending",)) -
 _of_thread = threading.local()
 
 
+def capturing() -> bool:
+    """Whether work is being captured."""
+    return array_module().cuda.get_current_stream().is_capturing()
+
+
 def _waiting() -> list[tuple[Any, np.ndarray]]:
     """(array, values): what this thread gave `write` while it captured work."""
     return _of_thread.__dict__.setdefault("waiting", [])
@@ -153,7 +159,7 @@ def write(array: Any, values: np.ndarray) -> None:
     Raises:
         MemoryError: there is none on the GPU to bring the values there; then the array is as it was, and stays so.
     """
-    if array_module().cuda.get_current_stream().is_capturing():
+    if capturing():
         _waiting().append((array, values))
         return
     _write_waiting()
@@ -174,6 +180,25 @@ def keep(*objects: Any) -> None:
     kept = _of_thread.__dict__.get("kept")
     if kept is not None:
         kept.extend(objects)
+
+
+_Note = TypeVar("_Note")
+
+
+class Notes(Generic[_Note]):
+    """What an object notes of captures that hold its work, a note for each: it lives as long as the capture's graph, which alone holds it."""
+
+    def __init__(self) -> None:
+        self._made: list[weakref.ref[_Note]] = []
+
+    def add(self, note: _Note) -> None:
+        """Add the note of the work that is being captured."""
+        keep(note)
+        self._made = [known for known in self._made if known() is not None] + [weakref.ref(note)]
+
+    def latest(self) -> _Note | None:
+        """The note of the last capture whose graph is still there."""
+        return next((note for known in reversed(self._made) if (note := known()) is not None), None)
 
 
 def _capture_stream(cp: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ContextDecorator
 from functools import partial
@@ -49,7 +48,7 @@ class EMA:
         self.module, self.decay = module, decay
         self._shadow = {name: tensor.data.copy() for name, tensor in self._tensors()}
         self._tables: _Tables = {}
-        self._captured: list[weakref.ref[_Update]] = []
+        self._captured: cuda.Notes[_Update] = cuda.Notes()
 
     def __repr__(self) -> str:
         return f"EMA({type(self.module).__name__} with {len(self._shadow)} parameters and buffers, decay={self.decay})"
@@ -57,7 +56,7 @@ class EMA:
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: the shadow in the host's memory, and the devices it was on. The tables for the GPU are made anew."""
         shadow = {name: (backend.to_device(array, "cpu"), backend.device_of(array)) for name, array in self._shadow.items()}
-        return {**self.__dict__, "_shadow": shadow, "_tables": {}, "_captured": []}
+        return {**self.__dict__, "_shadow": shadow, "_tables": {}, "_captured": cuda.Notes()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -105,17 +104,15 @@ class EMA:
             if multi_tensor.fits(shadow, _DTYPES) and multi_tensor.fits(tensor.data, _DTYPES):
                 on_gpu.setdefault(tensor.dtype, {})[name] = shadow, tensor.data
             elif tensor.dtype.kind == "f":
-                if tensor.device == "cuda" and multi_tensor.capturing():
+                if tensor.device == "cuda" and cuda.capturing():
                     what = f"{name} is not contiguous and cannot be averaged in a captured step, which would repeat today's decay"
                     raise ValueError(f"EMA.update: {what}; make a copy its .data first")
                 here.append((shadow, tensor.data))
             else:
                 copied.append((shadow, tensor.data))
         launches = [self._launch(dtype, list(pairs.values())) for dtype, pairs in on_gpu.items()]
-        if on_gpu and multi_tensor.capturing():
-            update = _Update(dict(self._tables), {name: pair for pairs in on_gpu.values() for name, pair in pairs.items()})
-            cuda.keep(update)
-            self._captured = [known for known in self._captured if known() is not None] + [weakref.ref(update)]
+        if on_gpu and cuda.capturing():
+            self._captured.add(_Update(dict(self._tables), {name: pair for pairs in on_gpu.values() for name, pair in pairs.items()}))
         with reserved(here):
             for shadow, value in here:
                 in_blocks(partial(_average, self.decay), shadow, value)
@@ -147,7 +144,7 @@ class EMA:
         Raises:
             ValueError: the graph that was captured last works on arrays whose place others have taken.
         """
-        update = next((update for known in reversed(self._captured) if (update := known()) is not None), None)
+        update = self._captured.latest()
         if update is not None:
             now = {name: (id(self._shadow.get(name)), id(tensor.data)) for name, tensor in self._tensors()}
             for name, (shadow, value) in update.arrays.items():
@@ -243,10 +240,7 @@ class EMA:
 
 
 class _Update:
-    """What a captured update works on, as it was then: the tables; arrays of the shadow and of the module by name.
-
-    It lives as long as the graph, which alone holds it.
-    """
+    """What a captured update works on, as it was then: the tables; arrays of the shadow and of the module by name."""
 
     def __init__(self, tables: _Tables, arrays: Mapping[str, tuple[Any, Any]]):
         self.tables, self.arrays = tables, arrays

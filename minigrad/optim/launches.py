@@ -9,7 +9,6 @@ GPU, and the numbers are brought to the optimiser's states when they are asked f
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -49,7 +48,7 @@ class _Tables:
 
 
 class _Step:
-    """What a captured step works on, as it was then. It lives as long as the graph, which alone holds it.
+    """What a captured step works on, as it was then.
 
     Args:
         groups: all parameters of the optimiser, group by group. tables: by launch. arrays: of each parameter that is in the tables, with its group's
@@ -72,7 +71,7 @@ class Launches:
     def __init__(self, kernels: cuda.Kernels | None, arrays: Sequence[str]):
         self._kernels, self._arrays = kernels, arrays
         self._tables: dict[_Launch, _Tables] = {}
-        self._captured: list[weakref.ref[_Step]] = []
+        self._captured: cuda.Notes[_Step] = cuda.Notes()
 
     def update(self, members: Sequence[tuple[Tensor, int]], options: np.ndarray, states: States) -> None:
         """Update parameters, each given with its group's number. One without a gradient stays as it is, and keeps its place in the tables.
@@ -116,9 +115,7 @@ class Launches:
             p: (group, {name: states.get(p, {}).get(name) for name in self._arrays if p.grad is not None or name in states.get(p, {})})
             for p, group in members
         }
-        step = _Step(groups, dict(self._tables), arrays)
-        cuda.keep(step)
-        self._captured = [known for known in self._captured if known() is not None] + [weakref.ref(step)]
+        self._captured.add(_Step(groups, dict(self._tables), arrays))
 
     def changed(self, groups: list[list[Tensor]], states: States, reads: Callable[[str, int], bool]) -> str:
         """What has taken the place of what the last captured step works on, whose graph is still there; empty if nothing has.
@@ -127,7 +124,7 @@ class Launches:
             groups: as for `note_capture`. states: of the parameters. reads: whether the kernel needs a state's array of this name, with the options
                 that the group of this number has now.
         """
-        step = next((step for known in reversed(self._captured) if (step := known()) is not None), None)
+        step = self._captured.latest()
         if step is None:
             return ""
         if [list(map(id, group)) for group in groups] != [list(map(id, group)) for group in step.groups]:

@@ -16,7 +16,7 @@ import numpy as np
 from minigrad import backend
 from minigrad.backend import cuda
 
-__all__ = ["CHUNK", "Chunks", "DeviceCopy", "capturing", "fits"]
+__all__ = ["CHUNK", "Chunks", "DeviceCopy", "fits"]
 
 CHUNK = 4096
 """Numbers of the largest part of a tensor that one block works on."""
@@ -25,11 +25,6 @@ CHUNK = 4096
 def fits(array: Any, dtypes: str = "fd") -> bool:
     """Whether an array can be among those of one launch: on the GPU, contiguous, of a dtype (by its letter in NumPy) that the kernel has."""
     return type(array) is not np.ndarray and backend.device_of(array) == "cuda" and array.flags.c_contiguous and array.dtype.char in dtypes
-
-
-def capturing() -> bool:
-    """Whether work is being captured."""
-    return cuda.array_module().cuda.get_current_stream().is_capturing()
 
 
 class DeviceCopy:
@@ -80,7 +75,7 @@ class Chunks:
         columns = tuple(map(list, columns))
         # an empty array is there, too, though CuPy's lies at address 0: the kernel reads none of it
         values = np.array([[0 if x is None else max(x.data.ptr, 256) for x in column] for column in columns], np.uint64)
-        if not capturing():
+        if not cuda.capturing():
             self._addresses.write(values)
             if self._spare is None:
                 self._spare = cuda.array_module().empty(values.shape, np.uint64)

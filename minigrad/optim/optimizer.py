@@ -161,7 +161,7 @@ class Optimizer:
                     entries = [value if type(value) is int else name for name, value in state.items()]
                     small.setdefault((number, array.dtype, *entries), []).append((array, gradient.data, state))
                 else:
-                    if self._kernels is not None and backend.device_of(array) == "cuda" and multi_tensor.capturing():
+                    if self._kernels is not None and backend.device_of(array) == "cuda" and cuda.capturing():
                         what = f"a parameter of shape {parameter.shape} whose array is not contiguous cannot be updated in a captured step"
                         raise ValueError(f"{type(self).__name__}: {what}, which would repeat today's options; make a copy its .data first")
                     large.append((array, gradient.data, self._state[parameter], group))
@@ -180,7 +180,7 @@ class Optimizer:
     def _update_on_gpu(self, members: list[tuple[Tensor, int]]) -> None:
         """Update parameters, each given with its group's number, also those that have no gradient."""
         self._launches.update(members, self._all_numbers(), self._state)
-        if multi_tensor.capturing():
+        if cuda.capturing():
             self._launches.note_capture([group["params"][:] for group in self.param_groups], members, self._state)
 
     def upload(self) -> None:
@@ -286,7 +286,7 @@ class Optimizer:
 
     def _check_no_capture(self, parameter: Tensor) -> None:
         """Raise if a graph is being captured: it would make the arrays of this parameter's state anew at every launch."""
-        if parameter.device == "cuda" and multi_tensor.capturing():
+        if parameter.device == "cuda" and cuda.capturing():
             what = f"the state of a parameter of shape {parameter.shape} would be made anew at each launch of a captured step"
             raise ValueError(f"{type(self).__name__}: {what}; take a step that is not captured, with its gradient, first")
 
