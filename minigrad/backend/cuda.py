@@ -138,17 +138,21 @@ def emulated(build: str | None = None, orders: Sequence[str] = ("ascending",)) -
         _use(module)
 
 
-_of_thread = threading.local()
+class _OfThread(threading.local):
+    """What each thread has for the work that it captures."""
+
+    def __init__(self) -> None:  # called in each thread
+        self.waiting: list[tuple[Any, np.ndarray]] = []  # (array, values): what it gave `write` meanwhile
+        self.kept: list[Any] | None = None  # what it gave `keep` meanwhile; None while it captures nothing
+        self.streams: dict[tuple[int, int], Any] = {}  # that it captures on, by array module and device
+
+
+_of_thread = _OfThread()
 
 
 def capturing() -> bool:
     """Whether work is being captured."""
     return array_module().cuda.get_current_stream().is_capturing()
-
-
-def _waiting() -> list[tuple[Any, np.ndarray]]:
-    """(array, values): what this thread gave `write` while it captured work."""
-    return _of_thread.__dict__.setdefault("waiting", [])
 
 
 def write(array: Any, values: np.ndarray) -> None:
@@ -160,7 +164,7 @@ def write(array: Any, values: np.ndarray) -> None:
         MemoryError: there is none on the GPU to bring the values there; then the array is as it was, and stays so.
     """
     if capturing():
-        _waiting().append((array, values))
+        _of_thread.waiting.append((array, values))
         return
     _write_waiting()
     array[...] = array_module().asarray(values)  # through pinned memory; `array.set` would wait
@@ -168,7 +172,7 @@ def write(array: Any, values: np.ndarray) -> None:
 
 def _write_waiting() -> None:
     """Do what `write` could not do while work was captured; `Captured` does so itself."""
-    waiting = _waiting()
+    waiting = _of_thread.waiting
     while waiting:
         array, values = waiting[0]
         array[...] = array_module().asarray(values)
@@ -177,9 +181,8 @@ def _write_waiting() -> None:
 
 def keep(*objects: Any) -> None:
     """While work is captured: its graph keeps these as long as itself, such as arrays that a launch finds through a table of addresses."""
-    kept = _of_thread.__dict__.get("kept")
-    if kept is not None:
-        kept.extend(objects)
+    if _of_thread.kept is not None:
+        _of_thread.kept.extend(objects)
 
 
 _Note = TypeVar("_Note")
@@ -203,11 +206,10 @@ class Notes(Generic[_Note]):
 
 def _capture_stream(cp: Any) -> Any:
     """The stream that this thread captures on: always the same one, since cuBLAS has 32 MiB of workspace for each stream it has seen."""
-    streams = _of_thread.__dict__.setdefault("streams", {})
     key = id(cp), cp.cuda.Device().id
-    if key not in streams:
-        streams[key] = cp.cuda.Stream(non_blocking=True)
-    return streams[key]
+    if key not in _of_thread.streams:
+        _of_thread.streams[key] = cp.cuda.Stream(non_blocking=True)
+    return _of_thread.streams[key]
 
 
 @contextmanager
@@ -268,7 +270,7 @@ class Captured:
             finally:
                 _of_thread.kept = None
             self._graph = stream.end_capture()
-            written = [array for array, _ in _waiting()]
+            written = [array for array, _ in _of_thread.waiting]
             self._arrays = [*numbers, *backend.forget_numbers(numbers), *written, *kept]  # what the graph reads and writes by its address
             _write_waiting()
 

@@ -276,7 +276,7 @@ def test_what_was_written_in_a_capture_that_failed_is_there(cp):
 
     def fails():
         cuda.write(array, np.array([1, 2], np.float32))
-        thread = threading.Thread(target=lambda: elsewhere.append(list(cuda._waiting())))
+        thread = threading.Thread(target=lambda: elsewhere.append(list(cuda._of_thread.waiting)))
         thread.start()
         thread.join()
         raise KeyError
