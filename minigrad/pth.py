@@ -27,6 +27,8 @@ from typing import IO, Any
 
 import numpy as np
 
+from minigrad import backend
+
 __all__ = ["Unread", "load"]
 
 MAGIC = 0x1950A86A20F9469CFC6C
@@ -185,8 +187,8 @@ def _numbers(data: bytes, kind: str, count: int, big: bool) -> np.ndarray:
     if len(data) != count * _size(kind):
         raise _Refused(f"is damaged: {count} numbers of {_size(kind)} bytes are {len(data)} bytes")
     order = ">" if big else "<"
-    if DTYPES[kind] == BFLOAT16:  # the first half of a float32
-        return (np.frombuffer(data, f"{order}u2").astype(np.uint32) << 16).view(np.float32)
+    if DTYPES[kind] == BFLOAT16:
+        return backend.from_bfloat16(np.frombuffer(data, f"{order}u2"))
     dtype = np.dtype(DTYPES[kind])
     return np.frombuffer(data, dtype.newbyteorder(order)).astype(dtype)
 

@@ -169,9 +169,8 @@ def load_state(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dic
         with safe_open(path, framework="numpy") as file:
             names, metadata = list(file.keys()), dict(file.metadata() or {})
             halves = [name for name in names if file.get_slice(name).get_dtype() == "BF16"]
-            mapping = {name: np.empty(0) if name in halves else np.array(file.get_tensor(name)) for name in names}
-        if halves:
-            mapping |= _bfloat16(path, halves)  # each in its place
+            widened = _bfloat16(path, halves) if halves else {}
+            mapping = {name: widened[name] if name in widened else np.array(file.get_tensor(name)) for name in names}
     except (SafetensorError, TypeError, KeyError, AttributeError, ValueError) as error:
         raise ValueError(f"{path} is not a safetensors file that NumPy can read, or is damaged ({error})") from error
     for name, array in mapping.items():
@@ -187,7 +186,7 @@ def load_state(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dic
 
 
 def _bfloat16(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
-    """The arrays of bfloat16, which NumPy and so safetensors' own reader for it do not have, as float32: a number of theirs is the first half of one.
+    """The arrays of bfloat16, which safetensors' own reader for NumPy does not have, as float32.
 
     Source: https://github.com/huggingface/safetensors, "Format".
     """
@@ -199,5 +198,5 @@ def _bfloat16(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
             begin, end = header[name]["data_offsets"]
             file.seek(8 + length + begin)
             halves = np.frombuffer(file.read(end - begin), "<u2")
-            arrays[name] = (halves.astype(np.uint32) << 16).view(np.float32).reshape(header[name]["shape"])
+            arrays[name] = backend.from_bfloat16(halves).reshape(header[name]["shape"])
     return arrays

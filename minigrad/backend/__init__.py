@@ -17,8 +17,8 @@ import numpy as np
 from minigrad.backend import cpu
 
 __all__ = [
-    "Array", "add", "add_at", "add_device", "as_strided", "check_dtype", "device_of", "is_array", "is_same", "is_view", "kept_numbers", "matmul",
-    "number", "remove_device", "to_device",
+    "Array", "add", "add_at", "add_device", "as_strided", "check_dtype", "device_of", "from_bfloat16", "is_array", "is_same", "is_view",
+    "kept_numbers", "matmul", "number", "remove_device", "to_device",
 ]  # fmt: skip
 
 Array = Any
@@ -98,6 +98,11 @@ def native(dtype: Any) -> np.dtype:
     """`numpy.dtype(dtype)` in the machine's byte order."""
     dtype = np.dtype(dtype)
     return dtype if dtype.isnative else dtype.newbyteorder("=")
+
+
+def from_bfloat16(halves: np.ndarray) -> np.ndarray:
+    """The numbers of bfloat16, which NumPy does not have, given as unsigned integers of 16 bits, as float32: each is the first half of one."""
+    return (halves.astype(np.uint32) << 16).view(np.float32)
 
 
 def host_array(value: Any, who: str) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from minigrad import backend
 from minigrad.backend.emulator import state
 from minigrad.backend.emulator.arrays import _check_written, _write
 
@@ -47,7 +48,7 @@ def _seen(given: Any, count: int, rows: int, columns: int) -> np.ndarray:
 def _rounded(values: np.ndarray, precision: str) -> np.ndarray:
     """The numbers that are multiplied."""
     if precision == "bf16":
-        return (values.astype(np.uint32) << 16).view(np.float32)
+        return backend.from_bfloat16(values)
     if precision == "tf32":
         bits = values.copy().view(np.uint32)
         finite = (bits & 0x7F800000) != 0x7F800000
