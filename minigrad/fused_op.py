@@ -155,7 +155,7 @@ class Fused(Op[Result]):
             raise TypeError(f"{self.name}: inputs are {mixed}; bring them to one dtype with .astype(...)")
         mode = MODE.get()
         if mask & ~self.with_gradient and mode.record:
-            raise self._without_gradient(mask)
+            self._refuse_without_gradient(mask)
         kernel = self.kernels.get("cpu" if array_type is _ndarray else backend.device_of(arrays[0]))
         if kernel is None or mode.definitions:
             return self.function(*inputs, *values)
@@ -188,13 +188,13 @@ class Fused(Op[Result]):
             self._keep(node, mask, inputs, arrays, saved, (result,), kernel.readers)
         return result
 
-    def _without_gradient(self, mask: int) -> Exception:
-        """The error of a call in which an input requires grad that has none: a constant, or one that the rules leave out. The definition would
-        differentiate that, and so may a kernel: what is right must not hang on which of them is asked.
+    def _refuse_without_gradient(self, mask: int) -> None:
+        """Raise for inputs that require grad and have none: ValueError for a constant, TypeError for one that the rules leave out. The definition
+        would differentiate that, and so may a kernel: what is right must not hang on which of them is asked.
         """
         self._refuse_constants(mask)
         bare = [name for k, name in enumerate(self.names) if mask & ~self.with_gradient & 1 << k]
-        return TypeError(
+        raise TypeError(
             f"{self.name}: {', '.join(bare)} requires grad and has no derivative rule, as {', '.join(self.rules)} has; "
             f"state one, or declare a constant, @fused(constants={bare[0]!r})"
         )
