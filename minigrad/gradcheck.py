@@ -73,7 +73,7 @@ def gradcheck(
                 raise TypeError(f"gradcheck: the function returned a {type(y).__name__}; let it return a Tensor or a tuple of Tensors")
         return [y for y in outputs if y.dtype.kind == "f"]
 
-    def weighted(*tensors: Tensor) -> Tensor:
+    def weighted(tensors: Sequence[Tensor]) -> Tensor:
         """The sum of the outputs times fixed random weights: one number."""
         outputs = floats(tensors)
         if not outputs:
@@ -91,7 +91,7 @@ def gradcheck(
         return [part / max(length, 1e-300) for part in v]
 
     def compare(value: Callable, what: str) -> None:
-        """`value(tensors, create_graph)` is one number: compare its gradient with its differences."""
+        """`value(tensors)` is one number: compare its gradient with its differences."""
         total = value(inputs)
         gradients = grad(total, checked, allow_unused=True) if total.requires_grad else [None] * len(checked)
         for number in range(directions):
@@ -108,9 +108,6 @@ def gradcheck(
                     f"gradcheck: {what} along direction {number} is {analytic!r} by backward, {numeric!r} by finite differences (step {step})"
                 )
 
-    def first(tensors: Sequence[Tensor]) -> Tensor:
-        return weighted(*tensors)
-
     def look_for_writes() -> None:
         """Inputs and upstream gradients belong to the caller: a second use of either would meet other numbers."""
         outputs = [(y, w.data) for y, w in zip(floats(inputs), weights, strict=True) if y.requires_grad]
@@ -125,16 +122,16 @@ def gradcheck(
             raise AssertionError("gradcheck: backward wrote into the gradient it was given; compute into an array of your own")
 
     before = [(x.data.copy(), x.version[0]) for x in inputs]
-    first(inputs)  # draws the weights
+    weighted(inputs)  # draws the weights
     look_for_writes()
-    compare(first, "the derivative")
+    compare(weighted, "the derivative")
     if order > 1:
         v = direction()
 
         def slope(tensors: Sequence[Tensor]) -> Tensor:
             """The derivative along v, as a function of the inputs: its own derivative is the second one."""
             leaves = [x for x in tensors if x.requires_grad]
-            gradients = grad(weighted(*tensors), leaves, create_graph=True, allow_unused=True)
+            gradients = grad(weighted(tensors), leaves, create_graph=True, allow_unused=True)
             parts = [(g * Tensor(part)).sum() for g, part in zip(gradients, v, strict=True) if g is not None]
             return sum(parts[1:], parts[0])
 
