@@ -98,23 +98,19 @@ def load(path: str | os.PathLike[str]) -> Any:
     """
     path = Path(path)
     try:
-        file = path.open("rb")
-    except OSError as error:
-        raise type(error)(error.errno, f"cannot read {path}: {error.strerror}") from error
-    with file:
-        try:
+        with path.open("rb") as file:
             archive = file.read(4) == b"PK\x03\x04"  # as PyTorch tells: a ZIP archive may begin anywhere, and its end stand in any file
             file.seek(0)
             return _read_archive(file) if archive else _read_pickles(file.read())
-        except _Refused as reason:
-            raise ValueError(f"{path} {reason}") from None
-        except MemoryError:  # of the machine, not of the file
-            raise
-        except Exception as error:  # of a damaged file, zipfile and pickletools raise nearly anything
-            if isinstance(error, OSError) and error.errno:
-                raise type(error)(error.errno, f"cannot read {path}: {error.strerror}") from error
-            what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-            raise ValueError(f"{path} is not a file that torch.save has written, or is damaged ({what})") from error
+    except _Refused as reason:
+        raise ValueError(f"{path} {reason}") from None
+    except MemoryError:  # of the machine, not of the file
+        raise
+    except Exception as error:  # of a damaged file, zipfile and pickletools raise nearly anything
+        if isinstance(error, OSError) and error.errno:
+            raise type(error)(error.errno, f"cannot read {path}: {error.strerror}") from error
+        what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise ValueError(f"{path} is not a file that torch.save has written, or is damaged ({what})") from error
 
 
 class _Refused(Exception):
