@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
-__all__ = ["INSTEAD", "IN_FUNCTIONAL", "IN_INIT", "IN_MINIGRAD", "IN_NN", "IN_OPTIM", "OF_MODULES", "OF_SCHEDULES", "Missing", "absent"]
+__all__ = ["INSTEAD", "IN_FUNCTIONAL", "IN_INIT", "IN_MINIGRAD", "IN_NN", "IN_OPTIM", "OF_MODULES", "OF_SCHEDULES", "Missing", "absent", "advising"]
 
 
 class Missing:
@@ -26,6 +26,24 @@ class Missing:
     def __get__(self, instance: Any, owner: type) -> NoReturn:
         message = f"{owner.__name__} has no attribute {self.name!r}, which PyTorch's has; write {self.advice}"
         raise AttributeError(message, name=self.name, obj=owner if instance is None else instance)
+
+
+_Class = TypeVar("_Class", bound=type)
+
+
+def advising(instead: Mapping[str, str]) -> Callable[[_Class], _Class]:
+    """Decorator of a class: it gets a `Missing` under each of the names, which `dir` of an object leaves out."""
+
+    def __dir__(self: Any) -> list[str]:
+        return [name for name in object.__dir__(self) if name not in instead or hasattr(self, name)]
+
+    def decorated(owner: _Class) -> _Class:
+        for name, advice in instead.items():
+            setattr(owner, name, Missing(name, advice))
+        owner.__dir__ = __dir__  # type: ignore[method-assign]
+        return owner
+
+    return decorated
 
 
 def absent(module: str, instead: Mapping[str, str]) -> Callable[[str], NoReturn]:

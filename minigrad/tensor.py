@@ -16,12 +16,13 @@ import numpy as np
 from minigrad import backend
 from minigrad.backend import Array
 from minigrad.modes import MODE, is_grad_enabled
-from minigrad.pytorch_names import INSTEAD, Missing
+from minigrad.pytorch_names import INSTEAD, advising
 
 __all__ = ["Tensor", "wrap"]
 
 
 @final
+@advising(INSTEAD)
 class Tensor:
     """An n-dimensional array that remembers how it was computed, so that `backward()` can find its derivatives.
 
@@ -66,9 +67,6 @@ class Tensor:
 
     def __init_subclass__(cls) -> None:
         raise TypeError(f"class {cls.__name__}: operations look for Tensor itself, which has no subclasses; hold a Tensor in an attribute instead")
-
-    def __dir__(self) -> list[str]:
-        return [name for name in object.__dir__(self) if name not in INSTEAD]
 
     # --- what it is
 
@@ -494,10 +492,6 @@ class Tensor:
 
     def unbind(self, axis: int = 0) -> tuple[Tensor, ...]:
         return ops.unbind(self, axis)
-
-
-for _name, _advice in INSTEAD.items():
-    setattr(Tensor, _name, Missing(_name, _advice))
 
 
 _new = Tensor.__new__

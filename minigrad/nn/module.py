@@ -15,7 +15,7 @@ import numpy as np
 
 from minigrad import backend
 from minigrad.nn.state_dict import KeyDifference, matched
-from minigrad.pytorch_names import OF_MODULES, Missing
+from minigrad.pytorch_names import OF_MODULES, advising
 from minigrad.tensor import Tensor
 
 __all__ = ["Module", "Parameter"]
@@ -29,6 +29,7 @@ def Parameter(data: Any) -> Tensor:
     return Tensor(data, requires_grad=True)
 
 
+@advising(OF_MODULES)
 class Module:
     """Base class of layers and models: subclasses call `super().__init__()` first, assign their parameters and children, and define `forward`.
 
@@ -66,9 +67,6 @@ class Module:
         object.__setattr__(self, name, value)
         if kind is not None and kind != old and self.__dict__.get(name) is value:  # else a property of the class took it
             self._register(name, kind)
-
-    def __dir__(self) -> list[str]:
-        return [name for name in object.__dir__(self) if name not in OF_MODULES or hasattr(self, name)]
 
     def __delattr__(self, name: str) -> None:
         object.__delattr__(self, name)
@@ -282,10 +280,6 @@ class Module:
         if not children and len(settings) < 2:
             return f"{type(self).__name__}({''.join(settings)})"
         return "\n  ".join([f"{type(self).__name__}(", *settings, *children]) + "\n)"
-
-
-for _name, _advice in OF_MODULES.items():
-    setattr(Module, _name, Missing(_name, _advice))
 
 
 def _kind(value: Any) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from minigrad.optim.optimizer import Optimizer
-from minigrad.pytorch_names import OF_SCHEDULES, Missing
+from minigrad.pytorch_names import OF_SCHEDULES, advising
 
 __all__ = ["WarmupCosine", "warmup_cosine"]
 
@@ -38,6 +38,7 @@ def warmup_cosine(step: int, total: int, warmup: int, lr: float, min_lr: float =
     return min_lr + (lr - min_lr) * (1 + math.cos(math.pi * progress)) / 2
 
 
+@advising(OF_SCHEDULES)
 class WarmupCosine:
     """Sets the learning rate of every group of an optimiser by `warmup_cosine`; the rate a group has at first is its largest.
 
@@ -64,16 +65,9 @@ class WarmupCosine:
     def __repr__(self) -> str:
         return f"WarmupCosine({type(self.optimizer).__name__}, total={self.total}, warmup={self.warmup}, min_lr={self.min_lr})"
 
-    def __dir__(self) -> list[str]:
-        return [name for name in object.__dir__(self) if name not in OF_SCHEDULES]
-
     def set(self, step: int) -> float:
         """Set the rates for `step` (from 0), before that step is taken; returns the first group's."""
         for group in self.optimizer.param_groups:
             largest = group.setdefault("initial_lr", group["lr"])
             group["lr"] = group["scheduled_lr"] = warmup_cosine(step, self.total, self.warmup, largest, self.min_lr)
         return self.optimizer.param_groups[0]["lr"]
-
-
-for _name, _advice in OF_SCHEDULES.items():
-    setattr(WarmupCosine, _name, Missing(_name, _advice))
