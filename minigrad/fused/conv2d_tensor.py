@@ -24,12 +24,13 @@ _TAPS = 9  # of the kernel, that a block of the weight's gradient sums for
 
 
 class Tile(NamedTuple):
-    """What a block works on: images, rows, columns; and how many pixels of the images its windows see."""
+    """What a block works on: images, rows, columns; how many pixels of the images its windows see; bytes of shared memory."""
 
     images: int
     rows: int
     columns: int
     seen: int
+    shared: int
 
 
 @lru_cache(maxsize=4096)  # images whose sizes change with every call
@@ -48,25 +49,21 @@ def _tile(batch: int, size: Pair, steps: Pair, reach: Pair, most: int, multiple:
             whole = h == rows and w >= columns
             for n in range(1, min(batch, most // (h * w)) + 1 if whole else 2):
                 seen = n * ((h - 1) * steps[0] + reach[0] + 1) * ((w - 1) * steps[1] + reach[1] + 1)
-                if n * h * w <= most and seen * room[0] + n * h * w * room[1] + room[2] <= _MOST_SHARED:
+                shared = seen * room[0] + n * h * w * room[1] + room[2]
+                if n * h * w <= most and shared <= _MOST_SHARED:
                     blocks = -(-batch // n) * -(-rows // h) * -(-columns // w)
-                    tiles.append((blocks, blocks * seen, Tile(n, h, w, seen)))
+                    tiles.append((blocks, blocks * seen, Tile(n, h, w, seen, shared)))
     return min(tiles)[2] if tiles else None
 
 
-def _shared(tile: Tile, room: tuple[int, int, int]) -> int:
-    return tile.seen * room[0] + prod(tile[:3]) * room[1] + room[2]
-
-
 class _Product(NamedTuple):
-    """How y, or dx, is shared out: phases and pixels of the largest, 8 N columns and 64 M pixels of a block, its tile and bytes of shared memory."""
+    """How y, or dx, is shared out: phases and pixels of the largest, 8 N columns and 64 M pixels of a block, its tile."""
 
     phases: Pair
     size: Pair
     wide: int
     most: int
     tile: Tile | None
-    room: tuple[int, int, int]
 
 
 def _product(target: tuple[int, ...], columns: int, g: Geometry, gradient: bool) -> _Product:
@@ -78,14 +75,14 @@ def _product(target: tuple[int, ...], columns: int, g: Geometry, gradient: bool)
     reach = (taps[0] - 1) * steps[0], (taps[1] - 1) * steps[1]
     wide, most = (16, 256) if columns <= 16 else (32, 128)
     room = (64, 0, 64 * prod(taps) * wide)
-    return _Product(phases, size, wide, most, _tile(target[0], size, (1, 1) if gradient else g.stride, reach, most, 1, room), room)
+    return _Product(phases, size, wide, most, _tile(target[0], size, (1, 1) if gradient else g.stride, reach, most, 1, room))
 
 
-def _weight_tile(dy: tuple[int, ...], inputs: int, outputs: int, g: Geometry) -> tuple[int, Tile | None, tuple[int, int, int]]:
-    """How many times 16 channels a block has, its tile, and what the tile's pixels take of shared memory."""
+def _weight_tile(dy: tuple[int, ...], inputs: int, outputs: int, g: Geometry) -> tuple[int, Tile | None]:
+    """How many times 16 channels a block has, and its tile."""
     times = 1 if max(inputs, outputs) <= 16 else 2
     room = (64 * times + 32, 64 * times + 32, 0)
-    return times, _tile(dy[0], (dy[1], dy[2]), g.stride, g.reach, 256 // times, 8, room), room
+    return times, _tile(dy[0], (dy[1], dy[2]), g.stride, g.reach, 256 // times, 8, room)
 
 
 def fits(x: tuple[int, ...], weight: tuple[int, ...], y: tuple[int, ...], g: Geometry) -> bool:
@@ -107,18 +104,18 @@ def fill(source, matrix, bias, target, g: Geometry, gradient: bool, products: in
         products: 1 for tf32, 3 for float32.
     """
     columns, depth = matrix.shape[3:]
-    phases, size, wide, most, tile, room = _product(target.shape, columns, g, gradient)
+    phases, size, wide, most, tile = _product(target.shape, columns, g, gradient)
     assert tile is not None
     blocks = prod(-(-n // m) for n, m in zip((target.shape[0], *size), tile[:3], strict=True))
-    sizes = (target.shape[0], *source.shape[1:3], *target.shape[1:3], depth, columns, g.groups, *g.numbers, *tile)
+    sizes = (target.shape[0], *source.shape[1:3], *target.shape[1:3], depth, columns, g.groups, *g.numbers, *tile[:4])
     grid, name = (blocks, -(-columns // wide) * g.groups, prod(phases)), f"conv2d_tensor<{most // 64}, {wide // 8}, {products}>"
-    _cuda.launch(name, grid, 128, source, matrix, bias, target, gradient, *sizes, shared=_shared(tile, room))
+    _cuda.launch(name, grid, 128, source, matrix, bias, target, gradient, *sizes, shared=tile.shared)
 
 
 def partial_weight_gradient(x, dy, weight: tuple[int, ...], g: Geometry, products: int = 1):
     """dweight in slices of the output pixels, (S, G, kh kw, I/G, O/G), which are yet to be added up. Arguments as for `fill`."""
     inputs, outputs, taps = weight[1], weight[0] // g.groups, prod(weight[2:])
-    times, tile, room = _weight_tile(dy.shape, inputs, outputs, g)
+    times, tile = _weight_tile(dy.shape, inputs, outputs, g)
     assert tile is not None
     channels = -(-inputs // (16 * times)) * -(-outputs // (16 * times))
     tiles = prod(-(-n // m) for n, m in zip(dy.shape[:3], tile[:3], strict=True))
@@ -127,5 +124,5 @@ def partial_weight_gradient(x, dy, weight: tuple[int, ...], g: Geometry, product
     partial = cuda.array_module().empty((slices * (4 if times == 1 else 1), g.groups, taps, inputs, outputs), x.dtype)
     sizes = (*x.shape[:3], *dy.shape[1:3], inputs, outputs, g.groups, *g.numbers, *tile[:3])
     grid, name = (channels, -(-taps // _TAPS), g.groups * slices), f"conv2d_tensor_weight_gradient<{times}, {products}>"
-    _cuda.launch(name, grid, 128, x, dy, partial, *sizes, shared=_shared(tile, room))
+    _cuda.launch(name, grid, 128, x, dy, partial, *sizes, shared=tile.shared)
     return partial

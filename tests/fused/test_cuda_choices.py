@@ -280,18 +280,18 @@ def test_conv2d_on_tensor_cores_has_room_for_all_pixels_that_a_tile_s_windows_se
         reach.append(max(max(pixels) - min(pixels) for pixels in seen if pixels))
         assert phases == (min(stride, size) if gradient else 1) and most == max(len(range(p, size, phases)) for p in range(phases))
     wide = 16 if columns <= 16 else 32
-    assert (product.wide, product.most, product.room) == (wide, 4096 // wide, (64, 0, 64 * wide * taps[0] * taps[1]))
-    steps = (1, 1) if gradient else g.stride
-    assert product.tile == conv2d_tensor._tile(target[0], product.size, steps, tuple(reach), product.most, 1, product.room)
+    assert (product.wide, product.most) == (wide, 4096 // wide)
+    steps, room = (1, 1) if gradient else g.stride, (64, 0, 64 * wide * taps[0] * taps[1])
+    assert product.tile == conv2d_tensor._tile(target[0], product.size, steps, tuple(reach), product.most, 1, room)
 
 
 @draws(60)
 @given(geometries, st.tuples(st.integers(1, 9), st.integers(1, 12), st.integers(1, 12)), st.sampled_from([4, 16, 20]), st.sampled_from([4, 16, 20]))
 @example(Geometry((1, 1), (1, 1), (0, 0), (1, 1), 1), (1, 12, 12), 20, 20)  # 144 pixels would fit into shared memory
 def test_conv2d_on_tensor_cores_shares_the_output_s_pixels_out_for_the_weight_s_gradient(g, dy, inputs, outputs):
-    times, tile, room = conv2d_tensor._weight_tile((*dy, outputs * g.groups), inputs, outputs, g)
-    assert times == (1 if max(inputs, outputs) <= 16 else 2) and room == (64 * times + 32, 64 * times + 32, 0)
-    assert tile == conv2d_tensor._tile(dy[0], dy[1:], g.stride, g.reach, 256 // times, 8, room)
+    times, tile = conv2d_tensor._weight_tile((*dy, outputs * g.groups), inputs, outputs, g)
+    assert times == (1 if max(inputs, outputs) <= 16 else 2)
+    assert tile == conv2d_tensor._tile(dy[0], dy[1:], g.stride, g.reach, 256 // times, 8, (64 * times + 32, 64 * times + 32, 0))
 
 
 def test_conv2d_on_tensor_cores_needs_room_in_shared_memory_for_each_of_its_three_products():
