@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, Generic, TypeVar
@@ -152,8 +152,7 @@ class Op(Generic[Result]):
                 raise TypeError(f"{self.name}: argument {name!r} is missing{self.advice}")
         return bound[:count], tuple(bound[count:])
 
-    def _mixed_devices(self, inputs: Sequence[Tensor | None]) -> TypeError:
-        devices = [x.device for x in inputs if x is not None]
+    def _mixed_devices(self, devices: Iterable[str]) -> TypeError:
         return TypeError(f"{self.name}: inputs are on {' and '.join(dict.fromkeys(devices))}; move them to one device with .to(device=...)")
 
     # --- recording

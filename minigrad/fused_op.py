@@ -134,7 +134,7 @@ class Fused(Op[Result]):
                 arrays.append(data)
                 if type(data) is not array_type:
                     if array_type is not None:
-                        raise self._mixed_devices(inputs)
+                        raise self._mixed_devices(y.device for y in inputs if type(y) is Tensor)
                     array_type = type(data)
                 if data.dtype is not dtype and data.dtype.kind == "f":
                     if dtype is not None and dtype != data.dtype:

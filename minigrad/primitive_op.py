@@ -75,7 +75,7 @@ class Primitive(Op[Result]):
                     inputs = self._tensors(inputs)
                     break
             if len(inputs) > 1 and len({type(x.data) for x in inputs}) > 1:
-                raise self._mixed_devices(inputs)
+                raise self._mixed_devices(x.device for x in inputs)
 
         mode = MODE.get()
         arrays = [x.data for x in inputs]

@@ -661,7 +661,8 @@ def test_mixed_devices_are_refused_by_name(other_device: None):
     """
     here, there = Tensor(numbers(2, 2)), Tensor(numbers(2, 2)).to(device="other")
     assert (here.device, there.device) == ("cpu", "other")
-    for name, call in (("add", lambda: here + there), ("matmul", lambda: here @ there), ("linear", lambda: F.linear(here, there))):
+    calls = [lambda: here + there, lambda: here @ there, lambda: F.linear(here, there), lambda: F.linear(here, there, [1.0, 2.0])]
+    for name, call in zip(("add", "matmul", "linear", "linear"), calls, strict=True):
         with pytest.raises(TypeError) as caught:
             call()
         message = str(caught.value)

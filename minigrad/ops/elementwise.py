@@ -260,8 +260,9 @@ def clip(x: Any, low: Any = None, high: Any = None) -> Tensor:
         shape = np.broadcast_shapes(x.shape, *[bound.shape for bound in bounds])
     except ValueError:
         raise ValueError(f"clip: shapes {' and '.join(str(y.shape) for y in (x, *bounds))} do not broadcast") from None
-    if len({y.device for y in (x, *bounds)}) > 1:
-        raise clipped._mixed_devices([x, *bounds])
+    devices = [y.device for y in (x, *bounds)]
+    if len(set(devices)) > 1:
+        raise clipped._mixed_devices(devices)
     if shape == x.shape and x.device == "cpu" and not any([bound.requires_grad for bound in bounds]):
         return clipped(x, *[bound.data if isinstance(bound, Tensor) else bound for bound in (low, high)])
     if x.dtype.kind == "f":

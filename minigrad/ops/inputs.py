@@ -38,7 +38,7 @@ def promote(op: Op, inputs: Sequence[Any], start: int, floating: bool) -> list[T
             backend.check_dtype(array.dtype, op.name)
     devices = list(dict.fromkeys(backend.device_of(a) for a in arrays if a is not None and not isinstance(a, np.generic)))
     if len(devices) > 1:
-        raise op._mixed_devices([x if isinstance(x, Tensor) else wrap(x) for x in inputs if isinstance(x, Tensor) or backend.is_array(x)])
+        raise op._mixed_devices(devices)
     dtype = _common_dtype(inputs[start:], arrays[start:], floating)
     device = devices[0] if devices else "cpu"
     result = []
