@@ -19,10 +19,15 @@ from minigrad.backend import cuda
 from minigrad.optim import multi_tensor
 from minigrad.tensor import Tensor
 
-__all__ = ["Launches"]
+__all__ = ["Launches", "arrays_of"]
 
 States = Mapping[Tensor, dict[str, Any]]
 _Launch = tuple[np.dtype, int | None]  # a dtype; and the number of the parameter that has the launch to itself, None for all others together
+
+
+def arrays_of(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays of a parameter's state; what else is in it is counted, in whole numbers."""
+    return {name: value for name, value in state.items() if not isinstance(value, int)}
 
 
 class _Tables:
@@ -164,8 +169,8 @@ class Launches:
         if present is None or not any(parameter is known for tables in self._tables.values() for known in tables.parameters):
             return loaded
         state = {"step": 0} if loaded is None else dict(loaded)
-        for name, array in present.items():
-            if not isinstance(array, int) and (loaded is None or name in loaded):
+        for name, array in arrays_of(present).items():
+            if loaded is None or name in loaded:
                 array[...] = 0 if loaded is None else loaded[name]
                 state[name] = array
         return state

@@ -19,7 +19,7 @@ from minigrad.backend import cuda
 from minigrad.optim import multi_tensor
 from minigrad.optim.blocks import EndToEnd, is_small, reserved
 from minigrad.optim.flat_state import flatten, parse
-from minigrad.optim.launches import Launches
+from minigrad.optim.launches import Launches, arrays_of
 from minigrad.tensor import Tensor
 
 __all__ = ["Optimizer"]
@@ -166,7 +166,7 @@ class Optimizer:
                         raise ValueError(f"{type(self).__name__}: {what}, which would repeat today's options; make a copy its .data first")
                     large.append((array, gradient.data, self._state[parameter], group))
         together = [(EndToEnd(alike), self.param_groups[number]) for (number, *_), alike in small.items()]
-        updates = [[array, gradient, *[value for value in state.values() if type(value) is not int]] for array, gradient, state, _ in large]
+        updates = [[array, gradient, *arrays_of(state).values()] for array, gradient, state, _ in large]
         with reserved([*updates, *[[long.param] for long, _ in together]]):
             for parameter in written:
                 parameter._bump()
@@ -277,7 +277,7 @@ class Optimizer:
         for parameter, group in params:
             state = self._state.get(parameter)
             states[parameter] = self._first_state(parameter, group) if state is None else self._moved_state(parameter, group, state)
-            if any(not isinstance(value, int) for value in states[parameter].values()):
+            if arrays_of(states[parameter]):
                 self._check_no_capture(parameter)
         self._state.update(states)
         self._kinds.update({parameter: _kind(parameter.data) for parameter, _ in params})
@@ -300,9 +300,7 @@ class Optimizer:
     def _moved_state(self, parameter: Tensor, group: Mapping[str, Any], state: dict[str, Any]) -> dict[str, Any]:
         """The state on the parameter's device and, where it is of floats, in its dtype; contiguous, as kernels read it."""
         wanted, moved = self._empty_state(parameter, group, state), dict(state)
-        for name, value in state.items():
-            if isinstance(value, int):
-                continue
+        for name, value in arrays_of(state).items():
             if value.shape != wanted.get(name, value).shape:
                 raise ValueError(
                     f"{type(self).__name__}: a parameter has shape {parameter.shape} now, and the state {name!r} of shape {value.shape} from when it "
@@ -381,7 +379,7 @@ def _kind(array: Any) -> tuple:
 
 def _on_device(state: Mapping[str, Any], device: str) -> dict[str, Any]:
     """A parameter's state with its arrays on a device: those that are there already are not copied."""
-    return {name: value if isinstance(value, int) else backend.to_device(value, device) for name, value in state.items()}
+    return {**state, **{name: backend.to_device(array, device) for name, array in arrays_of(state).items()}}
 
 
 def _is_number(value: Any) -> bool:
