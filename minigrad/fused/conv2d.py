@@ -20,7 +20,7 @@ from minigrad.fused.floats import check_floats
 from minigrad.fused.linear import cuda_backward as linear_backward
 from minigrad.fused.linear import cuda_column_sums
 from minigrad.fused.linear import cuda_forward as linear_forward
-from minigrad.fused.windows import Geometry, Pair, check_pair
+from minigrad.fused.windows import Geometry, Pair, check_pairs
 from minigrad.op import fused
 from minigrad.tensor import Tensor
 
@@ -78,8 +78,7 @@ def _check(x, weight, bias, stride, padding, dilation, groups) -> None:
     check_floats("conv2d", "x weight bias", x, weight, bias)
     if x.ndim != 4 or weight.ndim != 4 or 0 in weight.shape:
         raise ValueError(f"conv2d: x is (B, H, W, I) and weight (O, I/groups, kh, kw), got x of shape {x.shape} and weight of shape {weight.shape}")
-    for name, value, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
-        check_pair("conv2d", name, value, least)
+    check_pairs("conv2d", stride=stride, padding=padding, dilation=dilation)
     if not isinstance(groups, int | np.integer):
         raise ValueError(f"conv2d: groups must be a whole number, it is {groups!r}")
     g = Geometry.of(weight, stride, padding, dilation, groups)

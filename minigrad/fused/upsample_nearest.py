@@ -10,7 +10,7 @@ import numpy as np
 from minigrad.backend import cuda
 from minigrad.fused.avg_pool2d import avg_pool2d
 from minigrad.fused.floats import check_floats
-from minigrad.fused.windows import Pair, check_pair, pair
+from minigrad.fused.windows import Pair, check_pairs, pair
 from minigrad.op import fused
 from minigrad.tensor import Tensor
 
@@ -43,7 +43,7 @@ def _check(x, scale_factor) -> None:
     check_floats("upsample_nearest", "x", x)
     if x.ndim != 4:
         raise ValueError(f"upsample_nearest: x must be (B, H, W, C), it has shape {x.shape}")
-    check_pair("upsample_nearest", "scale_factor", scale_factor, 1)
+    check_pairs("upsample_nearest", scale_factor=scale_factor)
 
 
 def _block_sums(g: Tensor, scale_factor: int | Pair) -> Tensor:

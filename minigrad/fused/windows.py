@@ -14,7 +14,7 @@ from minigrad.fused.floats import check_floats
 from minigrad.ops.movement import Pair
 from minigrad.tensor import Tensor
 
-__all__ = ["Axis", "Geometry", "Pair", "check_pair", "check_pool", "pair", "window_axes"]
+__all__ = ["Axis", "Geometry", "Pair", "check_pairs", "check_pool", "pair", "window_axes"]
 
 
 def pair(value: int | Pair | list[int]) -> Pair:
@@ -23,11 +23,13 @@ def pair(value: int | Pair | list[int]) -> Pair:
     return int(rows), int(columns)
 
 
-def check_pair(name: str, what: str, value: Any, least: int) -> None:
-    """Raise ValueError, in the name of the op or layer `name`, unless `pair` can read the argument `what` and finds numbers of at least `least`."""
-    numbers = value if isinstance(value, tuple | list) else (value, value)
-    if len(numbers) != 2 or not all(isinstance(n, int | np.integer) and n >= least for n in numbers):
-        raise ValueError(f"{name}: {what} must be a whole number of at least {least} or a pair (rows, columns) of them, it is {value!r}")
+def check_pairs(name: str, **arguments: Any) -> None:
+    """Raise ValueError, in the name of the op or layer `name`, for an argument that `pair` cannot read, or with a number below 1 (padding: 0)."""
+    for what, value in arguments.items():
+        least = 0 if what == "padding" else 1
+        numbers = value if isinstance(value, tuple | list) else (value, value)
+        if len(numbers) != 2 or not all(isinstance(n, int | np.integer) and n >= least for n in numbers):
+            raise ValueError(f"{name}: {what} must be a whole number of at least {least} or a pair (rows, columns) of them, it is {value!r}")
 
 
 class Axis(NamedTuple):
@@ -77,10 +79,7 @@ def check_pool(name: str, x: Tensor, kernel_size: int | Pair, stride: int | Pair
     check_floats(name, "x", x)
     if x.ndim != 4:
         raise ValueError(f"{name}: x must be (B, H, W, C), it has shape {x.shape}")
-    check_pair(name, "kernel_size", kernel_size, 1)
-    if stride is not None:
-        check_pair(name, "stride", stride, 1)
-    check_pair(name, "padding", padding, 0)
+    check_pairs(name, kernel_size=kernel_size, stride=kernel_size if stride is None else stride, padding=padding)
     for axis in window_axes(x.shape, kernel_size, stride, padding):
         if 2 * axis.padding > axis.kernel:
             raise ValueError(f"{name}: padding must be at most half of the window, it is {axis.padding} and the window {axis.kernel}")

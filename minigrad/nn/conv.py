@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from minigrad import functional as F
-from minigrad.fused.windows import Pair, check_pair, pair
+from minigrad.fused.windows import Pair, check_pairs, pair
 from minigrad.nn.linear import check_widths, default_init
 from minigrad.nn.module import Module, Parameter
 from minigrad.tensor import Tensor
@@ -50,8 +50,7 @@ class Conv2d(Module):
         check_widths("Conv2d", in_channels=in_channels, out_channels=out_channels, groups=groups)
         if groups < 1 or in_channels % groups or out_channels % groups:
             raise ValueError(f"Conv2d: groups is {groups}; it must divide in_channels ({in_channels}) and out_channels ({out_channels})")
-        for what, value, least in (("kernel_size", kernel_size, 1), ("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
-            check_pair("Conv2d", what, value, least)
+        check_pairs("Conv2d", kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation)
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.kernel_size, self.stride, self.padding, self.dilation = pair(kernel_size), pair(stride), pair(padding), pair(dilation)
         self.weight = Parameter(np.empty((out_channels, in_channels // groups, *self.kernel_size), np.float32))

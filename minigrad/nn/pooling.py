@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from minigrad import functional as F
-from minigrad.fused.windows import Pair, check_pair, pair
+from minigrad.fused.windows import Pair, check_pairs, pair
 from minigrad.nn.module import Module
 from minigrad.tensor import Tensor
 
@@ -15,9 +15,8 @@ class _Pool2d(Module):
 
     def __init__(self, kernel_size: int | Pair | list[int], stride: int | Pair | list[int] | None = None, padding: int | Pair | list[int] = 0):
         super().__init__()
-        name, stride = type(self).__name__, kernel_size if stride is None else stride
-        for what, value, least in (("kernel_size", kernel_size, 1), ("stride", stride, 1), ("padding", padding, 0)):
-            check_pair(name, what, value, least)
+        stride = kernel_size if stride is None else stride
+        check_pairs(type(self).__name__, kernel_size=kernel_size, stride=stride, padding=padding)
         self.kernel_size, self.stride, self.padding = pair(kernel_size), pair(stride), pair(padding)
 
     def extra_repr(self) -> str:

@@ -9,26 +9,33 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigrad.fused.windows import Axis, Geometry, check_pair, pair, window_axes
+from minigrad.fused.windows import Axis, Geometry, check_pairs, pair, window_axes
 
 
-@pytest.mark.parametrize("value", [3, np.int32(3), np.uint8(3)], ids=["int", "int32", "uint8"])
+@pytest.mark.parametrize("value", [1, np.int32(1), np.uint8(1)], ids=["int", "int32", "uint8"])
 def test_pair_of_one_number_for_both(value: Any):
-    check_pair("op", "stride", value, 3)
-    assert pair(value) == (3, 3) and all(type(n) is int for n in pair(value))
+    check_pairs("op", stride=value, padding=value - value)
+    assert pair(value) == (1, 1) and all(type(n) is int for n in pair(value))
 
 
-@pytest.mark.parametrize("value", [(2, 5), [2, 5], (np.int64(2), np.int64(5))], ids=["tuple", "list", "int64"])
+@pytest.mark.parametrize("value", [(1, 5), [1, 5], (np.int64(1), np.int64(5))], ids=["tuple", "list", "int64"])
 def test_pair_of_a_number_for_each(value: Any):
-    check_pair("op", "stride", value, 2)
-    assert pair(value) == (2, 5) and all(type(n) is int for n in pair(value))
+    check_pairs("op", stride=value, padding=(0, 5))
+    assert pair(value) == (1, 5) and all(type(n) is int for n in pair(value))
 
 
-@pytest.mark.parametrize("value", [1, -1, 2.0, np.float32(2), "22", None, (), (2,), (2, 2, 2), (2, 1), (1, 2), (2, 2.0)], ids=repr)
+@pytest.mark.parametrize("value", [0, -1, 2.0, np.float32(2), "22", None, (), (2,), (2, 2, 2), (2, 0), (0, 2), (2, 2.0)], ids=repr)
 def test_pair_refused(value: Any):
     with pytest.raises(ValueError) as raised:
-        check_pair("op", "stride", value, 2)
-    assert str(raised.value) == f"op: stride must be a whole number of at least 2 or a pair (rows, columns) of them, it is {value!r}"
+        check_pairs("op", kernel_size=3, stride=value)
+    assert str(raised.value) == f"op: stride must be a whole number of at least 1 or a pair (rows, columns) of them, it is {value!r}"
+
+
+@pytest.mark.parametrize("value", [-1, 2.0, (2, -1), (-1, 2)], ids=repr)
+def test_padding_refused(value: Any):
+    with pytest.raises(ValueError) as raised:
+        check_pairs("op", padding=value)
+    assert str(raised.value) == f"op: padding must be a whole number of at least 0 or a pair (rows, columns) of them, it is {value!r}"
 
 
 @given(st.integers(1, 9), st.integers(1, 4), st.integers(1, 4), st.integers(0, 2))
