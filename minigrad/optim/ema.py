@@ -160,13 +160,9 @@ class EMA:
         Raises:
             ValueError: names or shapes differ; nothing has been written.
         """
-        tensors = dict(self._tensors(module))
-        wrong = [
-            name
-            for name in {**tensors, **self._shadow}
-            if name not in tensors or name not in self._shadow or tensors[name].shape != self._shadow[name].shape
-        ]
-        if wrong:
+        shapes = {name: tensor.shape for name, tensor in self._tensors(module)}
+        averaged = {name: array.shape for name, array in self._shadow.items()}
+        if wrong := [name for name in shapes | averaged if shapes.get(name) != averaged.get(name)]:
             raise ValueError(f"EMA.copy_to: the module's names or shapes differ from the averaged ones at {', '.join(wrong)}")
         self._write_module(self._shadow, module)
 
