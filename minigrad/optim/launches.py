@@ -116,10 +116,11 @@ class Launches:
         Args:
             groups: all parameters of the optimiser, group by group. members, states: as for `update`.
         """
-        arrays = {
-            p: (group, {name: states.get(p, {}).get(name) for name in self._arrays if p.grad is not None or name in states.get(p, {})})
-            for p, group in members
-        }
+        arrays = {}
+        for parameter, group in members:
+            state = states.get(parameter, {})
+            names = [name for name in self._arrays if name in state or parameter.grad is not None]
+            arrays[parameter] = group, {name: state.get(name) for name in names}
         self._captured.add(_Step(groups, dict(self._tables), arrays))
 
     def changed(self, groups: list[list[Tensor]], states: States, reads: Callable[[str, int], bool]) -> str:
