@@ -145,13 +145,15 @@ class EMA:
             ValueError: the graph that was captured last works on arrays whose place others have taken.
         """
         update = self._captured.latest()
+        captured: _Tables = {}
         if update is not None:
+            captured = update.tables  # an update that was not captured may have made others since
             now = {name: (id(self._shadow.get(name)), id(tensor.data)) for name, tensor in self._tensors()}
             for name, (shadow, value) in update.arrays.items():
                 if now.get(name) != (id(shadow), id(value)):
                     what = f"{name} has another array (it was moved, converted, or its .data was set) since the update was captured"
                     raise ValueError(f"EMA.upload: {what}, and the graph knows the old one: capture it again")
-        for dtype, (_, _, factors) in self._tables.items():
+        for dtype, (_, _, factors) in (*self._tables.items(), *captured.items()):
             factors.write(self._factors(dtype))
 
     def copy_to(self, module: Module | None = None) -> None:

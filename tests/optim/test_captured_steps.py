@@ -222,6 +222,25 @@ def test_the_decay_of_a_captured_average_is_that_of_its_last_upload():
     copied.upload()  # no graph has captured that
 
 
+def test_a_captured_average_gets_its_decay_also_where_an_update_meanwhile_had_other_sizes():
+    module = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)).to(device="cuda")
+    ema = optim.EMA(module, 0.5)
+    ema.update()
+    graph = cuda.Captured(ema.update, warm_ups=0)
+    weight = module[0].weight
+    kept = weight.data
+    weight.data = kept.copy().T.copy().T  # not contiguous, and so averaged apart from the others
+    ema.update()
+    weight.data = kept
+    ema.decay = 0.0
+    for number, parameter in enumerate(module.parameters()):
+        parameter.data[...] = 7 + number
+    ema.upload()
+    graph.launch()
+    for number, array in enumerate(ema.state_dict().values()):
+        np.testing.assert_array_equal(array, np.full_like(array, 7 + number))
+
+
 def replace_a_buffer(module: nn.Module) -> None:
     module.running = Tensor(np.ones(2)).to(device="cuda")
 
