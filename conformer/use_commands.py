@@ -54,8 +54,9 @@ def run_evaluate(options: argparse.Namespace) -> None:
     for head, share in accuracies.items():
         print(f"  {named[head]:<17} {100 * share:6.2f} %  {losses[head]:13.3f}  {100 * errors[head]:15.1f} %")
     if len(named) > 1:
-        print(f"  loss, as in training: {predictions.loss:.3f}, the mean of both heads' cross entropies")
-    print("  calibration error: how far the percentages that `predict` prints are from shares of right answers, on average")
+        print(f"  loss, as training shows it of test images: {predictions.loss:.3f}, the mean of both heads' cross entropies")
+    percentages = "the percentages that `predict` prints" if tta == "none" else "the percentages of these answers"
+    print(f"  calibration error: how far {percentages} are from shares of right answers, on average")
     shares = np.stack(list(predictions.class_accuracies().values()), axis=1)  # (K, 3), or (K, 1) of one head
     rows = [[name, *(f"{100 * share:.1f}" for share in row)] for name, row in zip(classes, shares, strict=True)]
     print("\n" + columns([["accuracy in percent", *named.values()], *rows]))

@@ -193,10 +193,11 @@ class Fused(Op[Result]):
         would differentiate that, and so may a kernel: what is right must not hang on which of them is asked.
         """
         self._refuse_constants(mask)
-        bare = [name for k, name in enumerate(self.names) if mask & ~self.with_gradient & 1 << k]
+        bare = next(name for k, name in enumerate(self.names) if mask & ~self.with_gradient & 1 << k)
+        constants = " ".join(name for k, name in enumerate(self.names) if name == bare or self.constants & 1 << k)
         raise TypeError(
-            f"{self.name}: {', '.join(bare)} requires grad and has no derivative rule, as {', '.join(self.rules)} has; "
-            f"state one, or declare a constant, @fused(constants={bare[0]!r})"
+            f"{self.name}: {bare} requires grad and has no derivative rule, as {', '.join(self.rules)} has; "
+            f"state one, or declare a constant, @fused(constants={constants!r})"
         )
 
     def _keep(self, node: Node, mask: int, inputs: Sequence, arrays: list, saved: tuple, results: tuple, readers: tuple[int, ...] | None) -> None:

@@ -317,6 +317,17 @@ def test_an_input_that_the_rules_leave_out_is_refused():
                 assert_array_equal(found.numpy(), expected.numpy())
 
 
+def test_of_several_inputs_that_the_rules_leave_out_the_first_is_named_and_constants_stay_what_they_are():
+    @fused(constants="mask")
+    def scaled(x: Tensor, mask: Tensor, v: Tensor, w: Tensor) -> Tensor:
+        return x * mask * v * w
+
+    scaled.derivative(x=lambda g, mask, v, w: g * mask * v * w)
+    message = r"scaled: v requires grad and has no derivative rule, as x has; state one, or declare a constant, @fused\(constants='mask v'\)"
+    with pytest.raises(TypeError, match=message):
+        scaled(leaf(3), leaf(3).detach(), leaf(3), leaf(3))
+
+
 # --- several outputs
 
 

@@ -77,7 +77,8 @@ def test_evaluate_prints_what_training_measured_and_every_class(
         for name, key in [("CNN head", "cnn"), ("transformer head", "transformer"), ("sum of both", "sum")]:
             rest = rf"{name} .* % +{predictions.cross_entropies()[key]:.3f} +{100 * predictions.calibration_errors()[key]:.1f} %\n"
             assert re.search(rest, text)
-        assert f"loss, as in training: {predictions.loss:.3f}, the mean of both heads' cross entropies" in text
+        assert f"loss, as training shows it of test images: {predictions.loss:.3f}, the mean of both heads' cross entropies" in text
+        assert "calibration error: how far the percentages that `predict` prints are from shares of right answers, on average" in text
         shares = predictions.class_accuracies()
         for number, name in enumerate(dataset.classes):
             row = re.search(rf"\n{name} +([\d.]+|nan) +([\d.]+|nan) +([\d.]+|nan)\n", text)
@@ -86,6 +87,8 @@ def test_evaluate_prints_what_training_measured_and_every_class(
         assert (run / "confusion.png").read_bytes().startswith(b"\x89PNG")
     assert main(["evaluate", str(run), "--picture", str(tmp_path / "else.png")]) == 0  # the data is where the run had it from
     assert (tmp_path / "else.png").exists()
+    assert main(["evaluate", str(run), "--tta", "mirror"]) == 0
+    assert "calibration error: how far the percentages of these answers are from shares" in capsys.readouterr().out
     monkeypatch.setenv("CONFORMER_DATA", "nowhere")
     assert "the picture is not drawn: cannot write" in fails(1, "evaluate", str(run), "--picture", str(tmp_path / "no" / "else.png"))
 
