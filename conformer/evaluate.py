@@ -138,7 +138,7 @@ class Predictions:
 
     @property
     def loss(self) -> float:
-        """The mean of the heads' cross entropies, without label smoothing: `test_loss` in metrics.jsonl. That of their sum is in `cross_entropies`."""
+        """The mean of the heads' cross entropies, without label smoothing, as `test_loss` in metrics.jsonl; of their sum, see `cross_entropies`."""
         return sum(self._cross_entropy(logits) for logits in self.heads) / len(self.heads)
 
     def cross_entropies(self) -> dict[str, float]:
