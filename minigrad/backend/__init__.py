@@ -8,7 +8,8 @@ Read next: `cpu.py` (the thread pool), `erf.py`, `cuda.py` (kernels on a GPU).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from minigrad.backend import cpu
 
 __all__ = [
     "Array", "add", "add_at", "add_device", "as_strided", "check_dtype", "device_of", "from_bfloat16", "is_array", "is_same", "is_view",
-    "kept_numbers", "matmul", "number", "remove_device", "to_device",
+    "matmul", "number", "numbers_of_capture", "remove_device", "to_device",
 ]  # fmt: skip
 
 Array = Any
@@ -159,18 +160,20 @@ def number(value: Any, dtype: Any, device: str) -> Array:
     return _numbers[key]
 
 
-def kept_numbers() -> list[Array]:
-    """All arrays of `number` that are kept at present: a captured graph, which knows their addresses only, must keep them as long as itself."""
-    return list(_numbers.values())
-
-
-def forget_numbers(older: list[Array]) -> list[Array]:
-    """Keep none that was made since `kept_numbers` gave `older`, and return those: they were made in a capture, and written by its graph alone."""
-    known = set(map(id, older))
-    made = {key: array for key, array in list(_numbers.items()) if id(array) not in known}
-    for key in made:
-        _numbers.pop(key, None)
-    return list(made.values())
+@contextmanager
+def numbers_of_capture() -> Iterator[list[Array]]:
+    """A block in which a graph is captured. The list holds, after the block, all arrays of `number` that the graph may use: it knows their addresses
+    only, and must keep them as long as itself. Those that were made in the block are written by the graph alone, and not kept here.
+    """
+    older = dict(_numbers)
+    found = list(older.values())
+    try:
+        yield found
+    finally:
+        made = {key: array for key, array in list(_numbers.items()) if older.get(key) is not array}
+        for key in made:
+            _numbers.pop(key, None)
+        found += made.values()
 
 
 def is_view(array: Array, of: Array) -> bool:

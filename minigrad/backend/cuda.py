@@ -254,16 +254,15 @@ class Captured:
             # What lies in cycles goes now: collected in the middle of the capture, an older graph's memory would be freed (cudaFree), which waits for
             # the GPU. PyTorch does the same.
             gc.collect()
-            numbers = backend.kept_numbers()
             kept: list[Any] = []
             stream.begin_capture()
             try:
-                _of_thread.kept = kept
-                self.result = function()
+                with backend.numbers_of_capture() as numbers:
+                    _of_thread.kept = kept
+                    self.result = function()
             except BaseException:
                 with suppress(Exception):  # that the capture has failed is known
                     stream.end_capture()
-                backend.forget_numbers(numbers)
                 with suppress(Exception):
                     _write_waiting()  # whoever wrote believes that it is there
                 raise
@@ -271,7 +270,7 @@ class Captured:
                 _of_thread.kept = None
             self._graph = stream.end_capture()
             written = [array for array, _ in _of_thread.waiting]
-            self._arrays = [*numbers, *backend.forget_numbers(numbers), *written, *kept]  # what the graph reads and writes by its address
+            self._arrays = [*numbers, *written, *kept]  # what the graph reads and writes by its address
             _write_waiting()
 
     def launch(self) -> None:
