@@ -238,12 +238,12 @@ class Fused(Op[Result]):
         kernel = self.kernels.get("cpu" if type(g.data) is _ndarray else backend.device_of(g.data))
         if kernel is None or kernel.backward is None or create_graph:
             return self._backward_by_definition(node, gradients, needs, create_graph), False
+        needs = needs or node.needs
         for counter, then, readers, place in node.guards:
-            if counter[0] != then and any(need and readers >> k & 1 for k, need in enumerate(needs or node.needs)):
+            if counter[0] != then and any(need and readers >> k & 1 for k, need in enumerate(needs)):
                 what = "its output" if place is None else f"its input {self.names[place]}"
                 raise changed_in_place(self.name, what, then, counter[0])
         dy: Any = [g if g is None else g.data if kernel.strided or g.data.flags.c_contiguous else g.data.copy() for g in gradients]
-        needs = needs or node.needs
         arrays = kernel.backward(dy[0] if len(dy) == 1 else tuple(dy), kept, needs)
         if not isinstance(arrays, tuple | list) or len(arrays) != len(needs):
             raise TypeError(
