@@ -125,9 +125,11 @@ def _collect(totals: dict[tuple, Tensor], own: set[tuple], create_graph: bool) -
     for (leaf, _), total in totals.items():
         _refuse_misfit("backward", leaf, total)
         old, data = leaf.grad, leaf.data
-        if old is not None and not isinstance(old, Tensor):
+        if old is None:
+            continue
+        if not isinstance(old, Tensor):
             raise TypeError(f"backward: the .grad of a leaf of shape {data.shape} is a {type(old).__name__}; give a Tensor, or None")
-        if old is not None and not (type(old.data) is type(data) and old.data.shape == data.shape and old.data.dtype == data.dtype):
+        if type(old.data) is not type(data) or old.data.shape != data.shape or old.data.dtype != data.dtype:
             raise ValueError(
                 f"backward: the .grad of a leaf of shape {data.shape}, {data.dtype} on {leaf.device}, is of shape {old.shape}, {old.dtype} on "
                 f"{old.device}; nothing can be added to that: set it to None"
