@@ -25,6 +25,7 @@ from typing import Any
 
 from benchmarks import files, machine
 from benchmarks.files import ROOT
+from conformer.text import columns
 from minigrad.backend import cuda
 
 GPU_RESULTS = files.RESULTS / "gpu"
@@ -265,12 +266,7 @@ class Cases:
 
 def text_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """A table for a terminal: the first column to the left, the others to the right."""
-    cells = [list(header), *([cell if isinstance(cell, str) else figure(cell) for cell in row] for row in rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) if k == 0 else cell.rjust(width) for k, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
-        for row in cells
-    )
+    return columns([header, *([cell if isinstance(cell, str) else figure(cell) for cell in row] for row in rows)])
 
 
 def figure(value: float | None) -> str:

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import shlex
-import subprocess
 from pathlib import Path
 
 from minigrad.safetensors_io import replaced
 
-__all__ = ["quoted", "write_file"]
-
-
-def quoted(text: object) -> str:
-    """A piece of a command as the user's shell takes it for one word."""
-    return subprocess.list2cmdline([str(text)]) if os.name == "nt" else shlex.quote(str(text))
+__all__ = ["write_file"]
 
 
 def write_file(path: Path, content: str | bytes, new: bool = False) -> None:

@@ -12,9 +12,8 @@ from pathlib import Path
 
 from conformer.baselines import label
 from conformer.evaluate import HEADS, titles
-from conformer.info import columns
 from conformer.spread import Difference, Spread
-from conformer.text import printable
+from conformer.text import columns, printable
 
 __all__ = ["AVERAGED", "TITLES", "Findings", "Run"]
 

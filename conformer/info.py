@@ -12,13 +12,14 @@ configuration: `measured_macs` runs it, and counts.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from conformer.baselines import NETWORKS
 from conformer.config import ConformerConfig
 from conformer.model import Conformer
+from conformer.text import columns
 from minigrad import nn
 from minigrad.modes import definitions, no_grad
 from minigrad.op import REGISTRY
@@ -255,12 +256,6 @@ def _macs(number: int) -> str:
 
 def _shape(shape: tuple[int, ...] | None) -> str:
     return " x ".join(map(str, shape)) if shape else "-"
-
-
-def columns(rows: Sequence[Sequence[str]]) -> str:
-    """A table as text: the first column to the left, the others to the right."""
-    first, *widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join([name.ljust(first), *map(str.rjust, cells, widths)]) for name, *cells in rows)
 
 
 def describe(config: ConformerConfig | Conformer, image_size: int | tuple[int, int] | None = None, network: str = "conformer") -> str:

@@ -24,11 +24,12 @@ from conformer import plots
 from conformer.baselines import NETWORKS
 from conformer.data import Dataset
 from conformer.evaluate import Predictions, titles
-from conformer.files import quoted, write_file
+from conformer.files import write_file
 from conformer.image_files import png
 from conformer.options import TrainConfig, flag
 from conformer.run_folder import read_config
 from conformer.run_log import RunLog, read_log
+from conformer.text import quoted
 
 __all__ = ["write_report"]
 

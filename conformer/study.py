@@ -26,13 +26,14 @@ from conformer.baselines import NETWORKS, Build, label
 from conformer.checkpoints import Checkpoint, fingerprint, load_checkpoint
 from conformer.claims import claimed
 from conformer.display import Display
-from conformer.files import quoted, write_file
+from conformer.files import write_file
 from conformer.findings import AVERAGED, Findings, Run
 from conformer.options import MAY_CHANGE, OptionError, TrainConfig, flag, from_plain, plain, resumed
 from conformer.run_checks import held_out
 from conformer.run_folder import CHECKPOINT, incomplete, read_options
 from conformer.run_log import read_log
 from conformer.study_plan import EACH_RUN, Key, StudyError, commands_of, read_study, with_added
+from conformer.text import quoted
 from conformer.train import Trainer
 from conformer.weights import weights_file
 

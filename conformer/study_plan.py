@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 
 from conformer.baselines import NETWORKS, label
 from conformer.config import CONFIGS
-from conformer.files import quoted
 from conformer.findings import Run
 from conformer.options import OptionError, TrainConfig, flag, from_plain, plain
-from conformer.text import from_json, printable
+from conformer.text import from_json, printable, quoted
 
 __all__ = ["EACH_RUN", "SEEDS", "Key", "StudyError", "commands_of", "read_study", "with_added"]
 

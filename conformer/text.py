@@ -1,13 +1,16 @@
-"""Text from files that anyone may have written or damaged: JSON to read, and names to show."""
+"""Text: JSON from files that anyone may have written or damaged, names to show, words for a shell, and tables for a terminal."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+import shlex
+import subprocess
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-__all__ = ["from_json", "printable"]
+__all__ = ["columns", "from_json", "printable", "quoted"]
 
 LARGEST = 1e300
 """Of a number in JSON: what is computed with it is still far from infinity."""
@@ -34,3 +37,14 @@ def _number(kind: Callable[[str], float], text: str) -> float:
 def printable(text: str) -> str:
     r"""A text on one line, as a terminal and matplotlib take it: control characters, and bytes of names that are not UTF-8, as escapes (\n, \x1b)."""
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
+def quoted(text: object) -> str:
+    """A piece of a command as the user's shell takes it for one word."""
+    return subprocess.list2cmdline([str(text)]) if os.name == "nt" else shlex.quote(str(text))
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """A table as text: the first column to the left, the others to the right."""
+    first, *widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join([name.ljust(first), *map(str.rjust, cells, widths)]) for name, *cells in rows)

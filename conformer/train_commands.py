@@ -19,13 +19,13 @@ from typing import Any
 from conformer import data, devices
 from conformer.display import Display
 from conformer.evaluate import Predictions, evaluate
-from conformer.files import quoted
 from conformer.mistakes import EXTRAS, Mistake, complain, drawing, say_pins, sentence, told
 from conformer.options import OptionError, TrainConfig, flag
 from conformer.run_folder import CHECKPOINT
 from conformer.run_log import read_log
 from conformer.stopping import Stopped
 from conformer.study import Study, StudyError
+from conformer.text import quoted
 from conformer.train import Trainer
 from conformer.use_commands import measure
 from conformer.weights import load_weights

@@ -18,13 +18,13 @@ from conformer.baselines import label
 from conformer.config import named_config
 from conformer.evaluate import TTA, Predictions, by_head, evaluate, predict, titles
 from conformer.explain import attention_rollout, class_activation_maps, token_map
-from conformer.info import columns, describe
+from conformer.info import describe
 from conformer.mistakes import EXTRAS, Mistake, complain, drawing, say_pins, sentence, told
 from conformer.model import Conformer
 from conformer.options import TrainConfig
 from conformer.run_folder import read_config
 from conformer.run_log import read_log
-from conformer.text import printable
+from conformer.text import columns, printable
 from conformer.weights import About, load_weights, weights_file
 from minigrad import functional as F
 from minigrad import nn

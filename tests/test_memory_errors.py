@@ -12,7 +12,7 @@ import pytest
 import minigrad
 from conformer import plots, report, train_commands
 from conformer.cli import main
-from conformer.files import quoted
+from conformer.text import quoted
 from minigrad import Tensor, nn, optim, safetensors_io
 from minigrad import functional as F
 from minigrad.backend import cpu

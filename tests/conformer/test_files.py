@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from conformer import files
-from conformer.files import quoted, write_file
+from conformer.files import write_file
 
 
 def test_of_two_that_write_the_same_file_the_last_to_rename_it_stands_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -16,11 +15,11 @@ def test_of_two_that_write_the_same_file_the_last_to_rename_it_stands_whole(tmp_
     path, fsync = tmp_path / "page.html", os.fsync
 
     def other(handle: int) -> None:
-        monkeypatch.setattr(files.os, "fsync", fsync)
+        monkeypatch.setattr(os, "fsync", fsync)
         write_file(path, "second")
         fsync(handle)
 
-    monkeypatch.setattr(files.os, "fsync", other)
+    monkeypatch.setattr(os, "fsync", other)
     write_file(path, "first")
     assert path.read_text() == "first"
     assert list(tmp_path.iterdir()) == [path]
@@ -38,19 +37,13 @@ def test_what_is_not_a_file_is_not_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "pipe").is_fifo()
 
 
-def test_pieces_of_commands_as_each_shell_reads_them(monkeypatch: pytest.MonkeyPatch):
-    assert [quoted(text) for text in ("runs/a", "my runs/a", Path("it's"))] == ["runs/a", "'my runs/a'", "'it'\"'\"'s'"]
-    monkeypatch.setattr(files.os, "name", "nt")
-    assert [quoted(text) for text in ("runs\\a", "my runs\\a")] == ["runs\\a", '"my runs\\a"']
-
-
 @pytest.mark.parametrize("links", [True, False])
 def test_a_new_file_takes_nobodys_place(links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Path) -> None:
         raise OSError(95, "Operation not supported")
 
     if not links:
-        monkeypatch.setattr(files.os, "link", refuse)
+        monkeypatch.setattr(os, "link", refuse)
     write_file(tmp_path / "a", "first", new=True)
     with pytest.raises(FileExistsError):
         write_file(tmp_path / "a", "second", new=True)

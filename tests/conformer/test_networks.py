@@ -21,7 +21,6 @@ from conformer.config import CONFIGS, ConformerConfig
 from conformer.data import Dataset, Split
 from conformer.display import Display
 from conformer.evaluate import Accuracies, Predictions, accuracies, evaluate, heads_of
-from conformer.files import quoted
 from conformer.gpu_steps import GpuSteps
 from conformer.info import count
 from conformer.learner import Learner
@@ -29,6 +28,7 @@ from conformer.options import OptionError, TrainConfig
 from conformer.run_folder import read_config
 from conformer.run_log import read_log
 from conformer.study import Study, StudyError
+from conformer.text import quoted
 from conformer.train import Trainer, resume, train
 from conformer.weights import About, load_weights, save_weights
 from minigrad import Tensor, nn, safetensors_io

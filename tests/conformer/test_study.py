@@ -21,13 +21,13 @@ from conformer.batches import Batch
 from conformer.cli import main
 from conformer.config import CONFIGS
 from conformer.display import Display
-from conformer.files import quoted
 from conformer.findings import Findings
 from conformer.learner import Learner
 from conformer.options import TrainConfig
 from conformer.run_folder import read_config
 from conformer.run_log import read_log
 from conformer.study import Study, StudyError
+from conformer.text import quoted
 from conformer.train import Trainer
 from minigrad import safetensors_io
 

@@ -1,12 +1,13 @@
-"""What is read from JSON, and how names are shown."""
+"""What is read from JSON, how names are shown, and how a shell is given them."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
-from conformer.text import from_json, printable
+from conformer.text import from_json, printable, quoted
 
 
 def test_json_is_read_as_it_is():
@@ -31,3 +32,9 @@ def test_what_is_no_json_is_refused(text: str | bytes):
 def test_what_no_terminal_shows_is_escaped():
     assert printable("größer, 猫") == "größer, 猫"
     assert printable("a\nb\t\x1b]0;c\x07\x9b" + os.fsdecode(b"\xe9") + "\u202e") == r"a\nb\t\x1b]0;c\x07\x9b\udce9\u202e"
+
+
+def test_pieces_of_commands_as_each_shell_reads_them(monkeypatch: pytest.MonkeyPatch):
+    assert [quoted(word) for word in ("runs/a", "my runs/a", Path("it's"))] == ["runs/a", "'my runs/a'", "'it'\"'\"'s'"]
+    monkeypatch.setattr(os, "name", "nt")
+    assert [quoted(word) for word in ("runs\\a", "my runs\\a")] == ["runs\\a", '"my runs\\a"']

@@ -16,8 +16,8 @@ from conformer.batches import Batch
 from conformer.cli import main
 from conformer.display import Display
 from conformer.evaluate import Accuracies
-from conformer.files import quoted
 from conformer.learner import Learner
+from conformer.text import quoted
 from minigrad import safetensors_io
 
 Cifar = Callable[..., Path]
