@@ -17,9 +17,10 @@ from typing import Annotated, Any, NoReturn
 
 from conformer.devices import DEVICES
 from conformer.evaluate import TTA
+from conformer.text import quoted
 from minigrad.backend.cublas import PRECISIONS
 
-__all__ = ["MAY_CHANGE", "OptionError", "TrainConfig", "duration", "flag", "from_plain", "plain", "resumed"]
+__all__ = ["MAY_CHANGE", "OptionError", "TrainConfig", "duration", "flag", "from_plain", "not_default", "plain", "resumed", "words_of"]
 
 MAY_CHANGE = {"data_dir", "device", "log_every", "checkpoint_steps", "checkpoint_minutes"}
 """Options that a resumed run may be given anew: they change no weight, but for the last digits where the device is another."""
@@ -173,6 +174,17 @@ def plain(config: TrainConfig) -> dict[str, Any]:
     """The options as JSON has them. Paths in full: a run may be resumed from elsewhere."""
     values = asdict(config) | {name: (path := getattr(config, name)) and os.path.abspath(path) for name in ("data_dir", "finetune")}
     return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+
+def not_default(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the options as `plain` makes them that are not the default's; what else is among the values is left out."""
+    usual = plain(TrainConfig())
+    return {name: value for name, value in values.items() if name in usual and value != usual[name]}
+
+
+def words_of(values: Mapping[str, Any]) -> list[str]:
+    """Options as a command has them, one by one: --max-steps 60."""
+    return [f"{flag(name)} {quoted(value)}" for name, value in values.items()]
 
 
 def from_plain(values: Mapping[str, Any]) -> TrainConfig:

@@ -26,10 +26,9 @@ from conformer.data import Dataset
 from conformer.evaluate import Predictions, titles
 from conformer.files import write_file
 from conformer.image_files import png
-from conformer.options import TrainConfig, flag
+from conformer.options import not_default, words_of
 from conformer.run_folder import read_config
 from conformer.run_log import RunLog, read_log
-from conformer.text import quoted
 
 __all__ = ["write_report"]
 
@@ -79,13 +78,9 @@ def write_report(run: Path, dataset: Dataset | None = None, predictions: Predict
 
 def command(config: dict[str, Any]) -> str:
     """The command that a run's options stand for: those that differ from the defaults, without its folder. (No command builds one's own network.)"""
-    options = [f"{flag(name)} {quoted(value)}" for name, value in _given(config).items() if name != "out"]
-    return " ".join(["conformer train", *options])
-
-
-def _given(config: dict[str, Any]) -> dict[str, Any]:
-    defaults = TrainConfig()
-    return {name: value for name, value in config.items() if hasattr(defaults, name) and value != getattr(defaults, name)}
+    given = not_default(config)
+    given.pop("out", None)
+    return " ".join(["conformer train", *words_of(given)])
 
 
 def _section(title: str, *content: str) -> str:
@@ -219,7 +214,7 @@ def _figure(dataset: Dataset, number: int, label: int, probabilities: np.ndarray
 
 
 def _options(log: RunLog, config: dict[str, Any]) -> str:
-    given = _given(config)
+    given = not_default(config)
     rows = [[escape(name), f"<b>{escape(_text(value))}</b>" if name in given else escape(_text(value))] for name, value in config.items()]
     known = {"config", "network", "dataset", "dataset_notice", "parameters", "seed", "steps"}
     machine = [[escape(name), escape(_text(value))] for name, value in log.header.items() if name not in known]

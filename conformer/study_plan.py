@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from conformer.baselines import NETWORKS, label
 from conformer.config import CONFIGS
 from conformer.findings import Run
-from conformer.options import OptionError, TrainConfig, flag, from_plain, plain
+from conformer.options import OptionError, TrainConfig, from_plain, not_default, plain, words_of
 from conformer.text import from_json, printable, quoted
 
 __all__ = ["EACH_RUN", "SEEDS", "Key", "StudyError", "commands_of", "read_study", "with_added"]
@@ -113,9 +113,8 @@ def commands_of(path: Path, runs: Sequence[Run], options: TrainConfig) -> list[s
     configs: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = {}
     for (config, numbers), names in networks.items():
         configs.setdefault((numbers, tuple(names)), []).append(quoted(config))
-    defaults = plain(TrainConfig())
-    given = {name: value for name, value in plain(options).items() if name not in EACH_RUN and value != defaults[name]}
-    words = "".join(f" {flag(name)} {quoted(value)}" for name, value in given.items())
+    shared = {name: value for name, value in plain(options).items() if name not in EACH_RUN}
+    words = "".join(f" {word}" for word in words_of(not_default(shared)))
     made, several = [], any(run.network != TrainConfig.network for run in runs)
     for (numbers, names), sizes in configs.items():
         of = f" --networks {' '.join(names)}" if several else ""  # without it, each command would take those of the commands before it

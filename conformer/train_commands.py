@@ -20,7 +20,7 @@ from conformer import data, devices
 from conformer.display import Display
 from conformer.evaluate import Predictions, evaluate
 from conformer.mistakes import EXTRAS, Mistake, complain, drawing, say_pins, sentence, told
-from conformer.options import OptionError, TrainConfig, flag
+from conformer.options import OptionError, TrainConfig, flag, words_of
 from conformer.run_folder import CHECKPOINT
 from conformer.run_log import read_log
 from conformer.stopping import Stopped
@@ -105,9 +105,9 @@ def _given(options: argparse.Namespace) -> dict[str, Any]:
 
 def _repeated(options: argparse.Namespace) -> str:
     """What a study was given, once more as the command line has it."""
-    added = {flag(name): getattr(options, name) for name in ("seeds", "configs", "networks")}
-    given = {flag(name): [value] for name, value in _given(options).items()}
-    return "".join(f" {name} {' '.join(map(quoted, values))}" for name, values in (added | given).items() if values)
+    added = {name: values for name in ("seeds", "configs", "networks") if (values := getattr(options, name))}
+    words = [f"{flag(name)} {' '.join(map(quoted, values))}" for name, values in added.items()]
+    return "".join(f" {word}" for word in [*words, *words_of(_given(options))])
 
 
 @contextlib.contextmanager
