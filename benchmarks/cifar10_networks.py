@@ -1,6 +1,6 @@
 """The Conformer and each of its branches alone on CIFAR-10, from a study of theirs: a file of results, and the section of docs/results.md.
 
-    python -m conformer study OUT --networks conformer cnn transformer --seeds 0 1 2 --epochs 5 --data-dir DIR
+    python -m conformer study OUT --seeds 0 1 2 --configs cifar-nano --networks conformer cnn transformer --epochs 5 --data-dir DIR
     python -m benchmarks.cifar10_networks OUT
 
 The study trains them by one recipe, one seed after the other, and goes on with what was broken off when it is asked again. The second command
@@ -18,13 +18,15 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.files import RESULTS, ROOT
+from benchmarks.tables import table
 from conformer.config import CONFIGS
 from conformer.findings import Findings, Run
 from conformer.info import count
-from conformer.options import TrainConfig, flag, plain
+from conformer.options import TrainConfig, not_default, words_of
 from conformer.run_folder import read_config
 from conformer.run_log import read_log
 from conformer.study import Study
+from conformer.study_plan import commands_of
 
 FILE = RESULTS / "cifar10-networks.jsonl"
 PAGE = ROOT / "docs" / "results.md"
@@ -69,7 +71,7 @@ def section(lines: Sequence[dict[str, Any]]) -> str:
         for line in lines
     ]
     findings = Findings(runs, "CIFAR-10")
-    seeds, networks = (list(dict.fromkeys(line[name] for line in lines)) for name in ("seed", "network"))
+    seeds = dict.fromkeys(line["seed"] for line in lines)
     measured = {test["epoch"] for test in first["tests"]}
     last = max(measured)
     epochs = [epoch for epoch in EPOCHS if epoch in measured and epoch < last] + [last]
@@ -85,11 +87,8 @@ def section(lines: Sequence[dict[str, Any]]) -> str:
         curves.append([f"`{name}`", *(f"{100 * fmean(test[epoch] for test in tests):.2f}" for epoch in epochs)])
     columns = ["network", "parameters", "MACs per image", "CNN head", "transformer head", "its answer", "deviation"]
     days = sorted({line["started"][:10] for line in lines})
-    recipe, usual = first["recipe"], plain(TrainConfig())
-    other, lengths = ([f"{flag(name)} {value}" for name, value in some.items() if value != usual[name]] for some in (recipe, first["length"]))
-    size = [] if first["config"] == TrainConfig.config else ["--configs", first["config"]]
-    words = " ".join([*size, "--networks", *networks, "--seeds", *map(str, seeds), *lengths, *other])
-    command = f"python -m conformer study OUT {words} --data-dir DIR"
+    recipe, other = first["recipe"], words_of(not_default(first["recipe"]))
+    commands = [f"python -m {command} --data-dir DIR" for command in commands_of(Path("OUT"), runs, TrainConfig(**recipe, **first["length"]))]
     but_for = f", but for {', '.join(other)}," if other else ""
     text = f"""The branches alone have the blocks, the stem, the widths and the depth that they have in `{first["config"]}`
         (`conformer/baselines.py`), so they are smaller than it is. All were trained by the recipe above{but_for} for {last:g} epochs of batches of
@@ -99,18 +98,14 @@ def section(lines: Sequence[dict[str, Any]]) -> str:
         {" to ".join(dict.fromkeys((days[0], days[-1])))}):"""
     parts = [
         TITLE,
-        f"```sh\n{command}\npython -m benchmarks.cifar10_networks OUT\n```",
+        "\n".join(["```sh", *commands, "python -m benchmarks.cifar10_networks OUT", "```"]),
         _wrapped(text),
-        _table(columns, sizes),
+        table(columns, sizes),
         "Its answer after so many epochs, likewise:",
-        _table(["after epoch", *(f"{epoch:g}" for epoch in epochs)], curves),
+        table(["after epoch", *(f"{epoch:g}" for epoch in epochs)], curves),
         "\n".join(_wrapped(f"* {remark}") for remark in findings.remarks()),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
 
 
 def _wrapped(text: str) -> str:

@@ -34,7 +34,7 @@ def made_up(**changes: Any) -> list[dict[str, Any]]:
 
 def test_the_section_says_what_the_runs_came_to() -> None:
     text = cifar10_networks.section(made_up())
-    assert "study OUT --networks conformer cnn transformer --seeds 0 1 2 --epochs 2 --data-dir DIR" in text
+    assert "study OUT --seeds 0 1 2 --configs cifar-nano --networks conformer cnn transformer --epochs 2 --data-dir DIR" in text
     assert "| `cifar-nano` | 1,009 | 23.0 M | 83.00 | 82.00 | **84.10** | 0.10 |" in text
     assert "| `cifar-nano-cnn` | 1,003 | 8.8 M |  |  | **80.10** | 0.10 |" in text
     assert "| `cifar-nano-transformer` | 40.00 | 70.10 |" in text
@@ -49,10 +49,11 @@ def test_the_section_says_what_the_runs_came_to() -> None:
         assert remark in " ".join(text.split())
     other = cifar10_networks.section(made_up(recipe=RECIPE | {"lr": 0.001, "drop_path": 0.1}))
     assert "recipe above, but for --lr 0.001, --drop-path 0.1, for 2 epochs" in " ".join(other.split())
-    assert "--seeds 0 1 2 --epochs 2 --lr 0.001 --drop-path 0.1 --data-dir DIR" in other
+    assert "--networks conformer cnn transformer --epochs 2 --lr 0.001 --drop-path 0.1 --data-dir DIR" in other
     lines = made_up(config="cifar-micro", length=LENGTH | {"epochs": 2, "eval_epochs": 2})
     rarely = cifar10_networks.section([line | {"tests": line["tests"][1:]} for line in lines])
-    assert "OUT --configs cifar-micro --networks" in rarely and "--epochs 2 --eval-epochs 2" in rarely and "| after epoch | 2 |" in rarely
+    assert "OUT --seeds 0 1 2 --configs cifar-micro --networks" in rarely and "--epochs 2 --eval-epochs 2" in rarely
+    assert "| after epoch | 2 |" in rarely
     with pytest.raises(ValueError, match="the runs differ in steps, and are to be compared"):
         cifar10_networks.section([*made_up(), made_up(steps=3)[0]])
 
