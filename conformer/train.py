@@ -101,8 +101,9 @@ class Trainer:
         self.steps_per_epoch = len(self.dataset.train) // config.batch_size
         self.evaluation_steps = config.eval_epochs * self.steps_per_epoch  # from one evaluation to the next
         limits = [config.epochs and config.epochs * self.steps_per_epoch, config.max_steps]
-        self.steps = min(filter(None, limits), default=self.dataset.epochs * self.steps_per_epoch)
-        self.steps_fixed = config.time_budget is None  # False until `_fit_to_budget` has fixed them
+        steps = min(filter(None, limits), default=self.dataset.epochs * self.steps_per_epoch)
+        self.steps = checkpoint.steps if checkpoint else steps  # a time budget may have fixed those of a run that goes on
+        self.steps_fixed = checkpoint is not None or config.time_budget is None  # False until `_fit_to_budget` has fixed them
         self.fingerprint = fingerprint(self.dataset)
         self.evaluated = 0  # steps taken at the last evaluation
         self.saved: tuple[int, int] | None = None  # step and evaluated at the last checkpoint
@@ -471,14 +472,10 @@ class Trainer:
             self.folder.set_options(**new, steps=self.header["steps"])
             return
         check_same(checkpoint, self.folder.path, self.dataset, self.fingerprint, self.config.config, self.network)
-        if checkpoint.steps != self.steps:  # fixed by a time budget
-            self.steps = checkpoint.steps
-            self.learner = self._new_learner()
         try:
             self.learner.load_state(checkpoint.arrays, checkpoint.step, checkpoint.learning_rate)
         except ValueError as error:
             raise ValueError(f"the checkpoint in {self.folder.path} does not fit the run's options ({error})") from error
-        self.steps_fixed = True
         self.evaluated, self.test, self.best = checkpoint.evaluated, checkpoint.test, checkpoint.best
         self._recent.extend(checkpoint.recent)
         self._evaluation_seconds = checkpoint.evaluation_seconds
