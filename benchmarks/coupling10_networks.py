@@ -32,11 +32,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from conformer import CONFIGS, CNNBranch, TransformerBranch, data
 from conformer.augment import normalize
 from conformer.baselines import Build, builder
+from conformer.batches import Batch, batches
 from conformer.coupling10 import TEXTURES
 from conformer.evaluate import by_head, predict
 from conformer.learner import Learner
+from conformer.options import TrainConfig
 from conformer.prefetch import prefetched
-from conformer.train import Batch, TrainConfig, batches, environment
+from conformer.provenance import environment
 from minigrad import nn
 from minigrad.backend import cpu
 

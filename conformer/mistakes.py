@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Iterator
 
-from conformer.run_folder import OPENBLAS_PINS
+from conformer.provenance import OPENBLAS_PINS
 from conformer.text import printable
 
 __all__ = ["EXTRAS", "Mistake", "complain", "drawing", "say_pins", "sentence", "told"]

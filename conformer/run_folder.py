@@ -11,29 +11,19 @@ import contextlib
 import itertools
 import json
 import os
-import platform
 import weakref
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import threadpoolctl
-
-import minigrad
 from conformer.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from conformer.claims import claim, release
 from conformer.files import write_file
-from conformer.revision import revision
 from conformer.run_log import parse_line
 from conformer.text import from_json
 from conformer.weights import About, save_weights
 from minigrad import nn
-from minigrad.backend import cpu
 
-__all__ = ["CHECKPOINT", "OPENBLAS_PINS", "RunFolder", "environment", "incomplete", "read_config", "read_options"]
-
-OPENBLAS_PINS = "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"
-"""Environment variables that make OpenBLAS run an older processor's code; set on some machines, they halve NumPy's speed."""
+__all__ = ["CHECKPOINT", "RunFolder", "incomplete", "read_config", "read_options"]
 
 CHECKPOINT = "checkpoint.safetensors"
 WEIGHTS = "last.safetensors", "best.safetensors", "ema.safetensors"
@@ -237,24 +227,3 @@ def read_options(run: Path) -> dict[str, Any]:
 
 def _pretty(values: dict[str, Any]) -> str:
     return json.dumps(values, indent=2) + "\n"
-
-
-def environment() -> dict[str, Any]:
-    """What made a run, and what its times depend on: versions, the commit where it is known, machine, threads, and the two variables that can slow
-    NumPy's matrix products down.
-    """
-    commit = revision()
-    return {
-        "versions": {"minigrad-conformer": minigrad.__version__, "numpy": np.__version__, "python": platform.python_version()},
-        **({"revision": commit} if commit else {}),
-        "platform": platform.platform(),
-        "processors": os.cpu_count(),
-        "threads": cpu.thread_count(),
-        "blas": [
-            {key: library.get(key) for key in ("internal_api", "version", "architecture", "num_threads")}
-            for library in threadpoolctl.threadpool_info()
-            if library.get("user_api") == "blas"
-        ]
-        or [np.show_config("dicts")["Build Dependencies"]["blas"]["name"]],  # type: ignore[index]  # Accelerate, which threadpoolctl does not know
-        **{name: os.environ.get(name) for name in OPENBLAS_PINS},
-    }

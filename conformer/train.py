@@ -34,8 +34,9 @@ from conformer.gpu_steps import GpuSteps
 from conformer.info import count
 from conformer.learner import Learner, check_loss, check_weights
 from conformer.options import MAY_CHANGE, TrainConfig, duration, plain, resumed
+from conformer.provenance import environment
 from conformer.run_checks import check_data, check_precision, check_same, chosen_builder, given_weights, held_out
-from conformer.run_folder import RunFolder, environment, read_options
+from conformer.run_folder import RunFolder, read_options
 from conformer.steps import CpuSteps, Outcome, Steps
 from conformer.stopping import StopSignals
 from conformer.weights import About, unseen

@@ -28,7 +28,7 @@ from conformer.augment import normalize
 from conformer.batches import Batch
 from conformer.learner import Learner
 from conformer.options import TrainConfig
-from conformer.run_folder import environment
+from conformer.provenance import environment
 from minigrad import Tensor, no_grad
 from minigrad import functional as F
 from minigrad.backend.cpu import keep_freed_memory, parallel_rows, thread_count

@@ -11,7 +11,7 @@ import pytest
 
 from conformer.cli import main
 from conformer.options import TrainConfig
-from conformer.run_folder import OPENBLAS_PINS
+from conformer.provenance import OPENBLAS_PINS
 from minigrad.backend import cuda
 
 

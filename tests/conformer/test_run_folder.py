@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from conformer import claims, run_folder, train
@@ -151,9 +150,3 @@ def test_a_damaged_config_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError, match=r"config.json is damaged \("):
         read_config(tmp_path)
-
-
-def test_a_blas_that_threadpoolctl_does_not_know_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where NumPy uses Apple's Accelerate."""
-    monkeypatch.setattr(run_folder.threadpoolctl, "threadpool_info", list)
-    assert run_folder.environment()["blas"] == [np.show_config("dicts")["Build Dependencies"]["blas"]["name"]]  # type: ignore[index]

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from conformer import CNNBranch, Conformer, budget, data, info, learner, run_folder, train
+from conformer import CNNBranch, Conformer, budget, data, info, learner, train
 from conformer.baselines import NETWORKS, Build
 from conformer.batches import batches
 from conformer.checkpoints import load_checkpoint
@@ -28,6 +28,7 @@ from conformer.devices import DeviceError
 from conformer.display import Progress
 from conformer.evaluate import Accuracies, Predictions, evaluate
 from conformer.options import OptionError, TrainConfig
+from conformer.provenance import environment
 from conformer.steps import Outcome
 from conformer.stopping import StopSignals
 from conformer.train import Trainer
@@ -203,7 +204,7 @@ def test_what_a_run_writes_and_prints(config: TrainConfig, capsys: pytest.Captur
     assert header["versions"]["numpy"] == np.__version__
     assert header["threads"] >= 1
     assert {"OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "platform"} <= set(header)
-    assert header["blas"] == run_folder.environment()["blas"] and header["blas"][0]["version"]
+    assert header["blas"] == environment()["blas"] and header["blas"][0]["version"]
     assert [line["step"] for line in rest if set(line) == STEP_LINE] == [2, 4, 6, 8, 10]
     tests = [line for line in rest if set(line) == TEST_LINE]
     assert [(line["step"], line["epoch"]) for line in tests] == [(5, 1.0), (10, 2.0)]

@@ -1,4 +1,4 @@
-"""The commit that a run's log names: that of this project's own checkout, or none."""
+"""What the log of a run says of what made it: the commit, that of this project's own checkout or none, and the machine."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from conformer import revision as page
-from conformer import run_folder
+from conformer import provenance
 from conformer.options import TrainConfig
-from conformer.revision import revision
+from conformer.provenance import environment, revision
 from conformer.train import Trainer
 from tests.conformer.runs import break_off, folder, lines
-
-pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="git is not there")
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +27,8 @@ def asked_anew():
 
 
 def git(folder: Path, *words: str) -> str:
+    if shutil.which("git") is None:
+        pytest.skip("git is not there")
     somebody = ["-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
     return subprocess.run(["git", *somebody, *words], cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
 
@@ -49,7 +49,7 @@ def asked(root: Path) -> str | None:
     return revision(root)
 
 
-FILES = ("conformer/revision.py", "minigrad/op.py", "README.md")
+FILES = ("conformer/provenance.py", "minigrad/op.py", "README.md")
 
 
 def test_it_is_the_commit_and_says_where_the_packages_differ_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,13 +90,13 @@ def test_a_second_worktree_has_its_own(tmp_path: Path) -> None:
 
 
 def test_another_projects_checkout_is_not_taken_for_ours(tmp_path: Path) -> None:
-    outer = checkout(tmp_path / "outer", "venv/lib/conformer/revision.py", "README.md")
+    outer = checkout(tmp_path / "outer", "venv/lib/conformer/provenance.py", "README.md")
     assert asked(outer / "venv" / "lib") is None, "even if somebody has committed their environment"
     inside = checkout(tmp_path / "ours", *FILES) / "venv" / "lib"
     (inside / ".git").mkdir(parents=True)  # no repository: git would look for one further up
     assert asked(inside) is None and asked(tmp_path / "ours")
     (outer / "conformer").mkdir()
-    (outer / "conformer" / "revision.py").write_text("installed here\n")  # pip install --target .
+    (outer / "conformer" / "provenance.py").write_text("installed here\n")  # pip install --target .
     assert asked(outer) is None
     (tmp_path / "empty").mkdir()
     git(tmp_path / "empty", "init", "--quiet")
@@ -105,7 +105,7 @@ def test_another_projects_checkout_is_not_taken_for_ours(tmp_path: Path) -> None
 
 def test_without_git_or_with_one_that_hangs_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = checkout(tmp_path / "root", *FILES)
-    monkeypatch.setattr(page, "TIMEOUT", 0.2)
+    monkeypatch.setattr(provenance, "TIMEOUT", 0.2)
     programs = tmp_path / "programs"
     programs.mkdir()
     monkeypatch.setenv("PATH", f"{programs}{os.pathsep}/bin{os.pathsep}/usr/bin")
@@ -120,18 +120,24 @@ def test_without_git_or_with_one_that_hangs_there_is_none(tmp_path: Path, monkey
 
 
 def test_where_there_is_no_checkout_no_process_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page.subprocess, "run", lambda *_, **__: pytest.fail("a process"))
+    monkeypatch.setattr(provenance.subprocess, "run", lambda *_, **__: pytest.fail("a process"))
     assert asked(tmp_path) is None
 
 
 @pytest.mark.parametrize(("found", "later"), [("0123456789+", "0000000000"), ("0123456789", None), (None, "0123456789")])
 def test_the_log_of_a_run_has_it(found: str | None, later: str | None, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """In its first line, where there is one; and where the run goes on with another, in the line that says that it goes on."""
-    monkeypatch.setattr(run_folder, "revision", lambda: found)
+    monkeypatch.setattr(provenance, "revision", lambda: found)
     break_off(config, 7, monkeypatch).folder.close()
     for now in (found, later):
-        monkeypatch.setattr(run_folder, "revision", lambda now=now: now)
+        monkeypatch.setattr(provenance, "revision", lambda now=now: now)
         Trainer.resume(folder(config)).folder.close()
         header, *_, goes_on = lines(folder(config))
         assert header.get("revision") == found and ("revision" in header) == bool(found)
         assert "resumed" in goes_on and ("revision" in goes_on) == (now != found) and goes_on.get("revision", found) == now
+
+
+def test_a_blas_that_threadpoolctl_does_not_know_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where NumPy uses Apple's Accelerate."""
+    monkeypatch.setattr(provenance.threadpoolctl, "threadpool_info", list)
+    assert environment()["blas"] == [np.show_config("dicts")["Build Dependencies"]["blas"]["name"]]  # type: ignore[index]
