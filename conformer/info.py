@@ -11,6 +11,7 @@ configuration: `measured_macs` runs it, and counts.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -126,13 +127,14 @@ def _transformer(name: str, config: ConformerConfig, tokens: int) -> Part:
     return Part(name, "transformer", (tokens, width), weights + biases + 4 * width, weights * tokens, 2 * tokens * tokens * width)
 
 
-def _alone(block: BlockCount, network: str, tokens: Part) -> BlockCount:
-    """What a branch alone has of a block of the Conformer; `tokens` are in the place of those without positions."""
+def _alone(block: BlockCount, network: str) -> BlockCount:
+    """What a branch alone has of a block of the Conformer."""
     if network == "cnn":
         parts = tuple(part for part in block.parts if part.branch == "CNN" or part.name == "conv_cls_head")
         return replace(block, name=block.name.removesuffix(", trans_1"), parts=parts, tokens=None)
     own = [part for part in block.parts if part.branch == "transformer" or part.name in ("stem", "trans_patch_conv", "trans_cls_head")]
-    parts = tuple(tokens if part.name == tokens.name else part for part in own)
+    # each place has a vector that tells it
+    parts = tuple(replace(part, parameters=part.parameters + math.prod(part.shape)) if part.name == "tokens" else part for part in own)
     return replace(block, name=block.name.removeprefix("conv_1, "), parts=parts, cnn=block.cnn if block.name == "stem" else None)
 
 
@@ -163,6 +165,14 @@ def count(config: ConformerConfig | Conformer, image_size: int | tuple[int, int]
     if network not in NETWORKS:
         raise ValueError(f"count: network is {network!r}; it must be one of {', '.join(NETWORKS)}")
     height, width = config.sides(image_size)
+    blocks = _blocks(config, height, width)
+    if network != "conformer":
+        blocks = [_alone(block, network) for block in blocks]
+    return Count(config, (height, width), tuple(blocks))
+
+
+def _blocks(config: ConformerConfig, height: int, width: int) -> list[BlockCount]:
+    """What a Conformer consists of, block by block, as its `forward` runs through them."""
     size = config.stem_size(height, width)
     rows, columns = config.token_grid(height, width)
     embed, stem, patches = config.embed_dim, config.stem_channels, rows * columns
@@ -207,10 +217,7 @@ def count(config: ConformerConfig | Conformer, image_size: int | tuple[int, int]
         Part("trans_cls_head", "heads", (classes,), embed * classes + classes, embed * classes),
     )
     blocks.append(BlockCount("heads", None, heads, None, None))
-    if network != "conformer":
-        positions = Part("tokens", "transformer", (tokens, embed), embed + tokens * embed, 0)  # the class token, and a vector for each place
-        blocks = [_alone(block, network, positions) for block in blocks]
-    return Count(config, (height, width), tuple(blocks))
+    return blocks
 
 
 _measuring = threading.RLock()
