@@ -17,6 +17,7 @@ import numpy as np
 
 from conformer.augment import PLAN, channel_constants, cuda_augment, normalize
 from conformer.data import Dataset, Split
+from conformer.model import evaluating
 from minigrad import backend, nn
 from minigrad import functional as F
 from minigrad.backend import cuda
@@ -205,15 +206,9 @@ def predict(model: nn.Module, batches: Iterable[np.ndarray | Tensor]) -> tuple[n
     Raises:
         TypeError: the network gives something else than the logits of one head or of two.
     """
-    before = [(module, module.training) for module in model.modules()]  # some may be frozen
     device, dtype = _device(model), next(model.parameters()).dtype
-    model.eval()
-    try:
-        with no_grad():
-            parts = [[head.data for head in heads_of(model, Tensor(images).to(device=device, dtype=dtype))] for images in batches]
-    finally:
-        for module, training in before:
-            module.training = training
+    with evaluating(model), no_grad():
+        parts = [[head.data for head in heads_of(model, Tensor(images).to(device=device, dtype=dtype))] for images in batches]
     return tuple(backend.to_device(np.concatenate(head), "cpu") for head in zip(*parts, strict=True))
 
 

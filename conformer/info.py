@@ -11,6 +11,7 @@ configuration: `measured_macs` runs it, and counts.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from typing import Any
 
 from conformer.baselines import NETWORKS
 from conformer.config import ConformerConfig
-from conformer.model import Conformer
+from conformer.model import Conformer, evaluating
 from conformer.text import columns
 from minigrad import nn
 from minigrad.modes import definitions, no_grad
@@ -241,18 +242,13 @@ def measured_macs(function: Callable[..., Any], *inputs: Any) -> int:
             macs += result.size * x.shape[-1]
         return result
 
-    before = [(module, module.training) for module in function.modules()] if isinstance(function, nn.Module) else []  # some may be frozen
-    with _measuring, definitions(), no_grad():
+    with _measuring, definitions(), no_grad(), evaluating(function) if isinstance(function, nn.Module) else contextlib.nullcontext():
         multiply = product.function
         try:
-            if isinstance(function, nn.Module):
-                function.eval()
             product.function = counted
             function(*inputs)
         finally:
             product.function = multiply
-            for module, training in before:
-                module.training = training
     return macs
 
 

@@ -10,6 +10,7 @@ in pixels of the stem's output, K classes.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -33,6 +34,7 @@ __all__ = [
     "conformer_small_patch16",
     "conformer_small_patch32",
     "conformer_tiny_patch16",
+    "evaluating",
     "initialise",
     "parameter_groups",
 ]
@@ -297,6 +299,18 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         if parameter.requires_grad:
             (kept if parameter.ndim <= 1 or name.endswith(".bias") or name in spared else decayed).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """A block in which a network is in evaluation mode; then each module is put back into the mode it was in, since some may be frozen."""
+    before = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
 
 
 def _named(name: str, changes: dict[str, Any]) -> Conformer:
