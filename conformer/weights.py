@@ -11,7 +11,6 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,10 @@ from conformer.baselines import NETWORKS, Build, CNNBranch, TransformerBranch, b
 from conformer.config import ConformerConfig
 from conformer.data import Dataset
 from conformer.info import count
+from conformer.likeness import computes_as, difference
 from conformer.model import Conformer
 from conformer.text import from_json
 from minigrad import nn, safetensors_io
-from minigrad.tensor import Tensor
 
 __all__ = ["About", "initial_weights", "load_weights", "save_weights", "unseen", "weights_file"]
 
@@ -112,7 +111,7 @@ def save_weights(path: Path, model: nn.Module, about: About) -> None:
             refuse the file for another reason.
     """
     kind = _CLASSES.get(about.kind)
-    if kind and not _as_plain(type(model), kind):
+    if kind and not computes_as(type(model), kind):
         what = "what computes otherwise" if isinstance(model, kind) else f"what is no {kind.__name__}"
         raise TypeError(f"save_weights: the model is a {type(model).__name__}; save {what} with minigrad.safetensors_io.save_state")
     entries = {name: value if isinstance(value, str) else _json(name, value) for name, value in asdict(about).items()}
@@ -128,67 +127,11 @@ def save_weights(path: Path, model: nn.Module, about: About) -> None:
         _check_finite(state)
     except (TypeError, ValueError) as error:
         raise ValueError(f"save_weights: the model could not be loaded again ({error})") from error
-    if kind and (difference := _difference(model, _plain(about.kind, network, read.image_size))):
+    if kind and (found := difference(model, about.kind, network, read.image_size)):
         raise ValueError(
-            f"save_weights: load_weights would build another network than this one, {difference}; save it with minigrad.safetensors_io.save_state"
+            f"save_weights: load_weights would build another network than this one, {found}; save it with minigrad.safetensors_io.save_state"
         )
     safetensors_io.save_state(path, state, entries)
-
-
-_FREE = {"_registered", "training", "grad_checkpointing", "p", "momentum", "train", "eval", "block"}
-"""Attributes of modules on which no result in evaluation depends; `block` made modules, which are compared themselves."""
-
-
-def _as_plain(kind: type, plain: type) -> bool:
-    """Whether objects of a class compute what those of another do if they have the same attributes.
-
-    It is that one, or overrides of it only what is free, and special methods on which no result depends (`__init__`: what it sets is compared).
-    """
-    if not issubclass(kind, plain):
-        return False
-    own = {name for each in kind.__mro__ if each not in plain.__mro__ for name in vars(each)} - {"train", "eval", "block"}
-    counted = {name for name in own if not name.startswith("__")} | (own & {"__call__", "__getattribute__"})
-    return not any(hasattr(plain, name) or name == "training" for name in counted)
-
-
-def _difference(model: nn.Module, plain: dict[str, tuple[type[nn.Module], dict[str, Any]]]) -> str | None:
-    """The first module that is not as in a new network, of which `_plain` has the modules, in words; None if all are."""
-    modules = dict(model.named_modules())
-    for name, (kind, settings) in plain.items():
-        if name not in modules:
-            return f"which has no {name} of its own"
-        module = modules[name]
-        if not _as_plain(type(module), kind):
-            kinds = [f"{each.__module__}.{each.__qualname__}" for each in (type(module), kind)]
-            return f"of which {name} is a {kinds[0]} and not a {kinds[1]}"
-        found = _settings(module)
-        counted = [key for key in found if key in settings or key in module._registered or hasattr(kind, key)]  # others, such as notes, do nothing
-        for key in dict.fromkeys([*settings, *counted]):
-            if key not in settings or key not in found or not _equal(settings[key], found[key]):
-                return f"of which {name or 'the whole'} has another {key}"
-    return next((f"which has a {name}, too" for name in modules if name not in plain), None)
-
-
-def _equal(x: Any, y: Any) -> bool:
-    """Whether two settings are equal. Of tuples not NumPy's opinion: to it they are unequal, too, where there is no memory to make arrays of them."""
-    return x == y if type(x) is tuple and type(y) is tuple else bool(np.array_equal(x, y))
-
-
-@cache
-def _plain(kind: str, network: ConformerConfig, image_size: tuple[int, int]) -> dict[str, tuple[type[nn.Module], dict[str, Any]]]:
-    """The modules of a new network by name: their classes, and how they are set.
-
-    It is built once for each configuration, and without drawing its weights, which takes seconds for a large one.
-    """
-    with nn.init.skipped():
-        model = builder(kind, image_size)(network)
-    return {name: (type(module), _settings(module)) for name, module in model.named_modules()}
-
-
-def _settings(module: nn.Module) -> dict[str, Any]:
-    """A module's attributes but for its children; of tensors the shape."""
-    own = {name: value for name, value in vars(module).items() if name not in _FREE and not isinstance(value, nn.Module)}
-    return {name: ("Tensor", *value.shape) if isinstance(value, Tensor) else value for name, value in own.items()}
 
 
 def _json(name: str, value: Any) -> str:

@@ -14,6 +14,7 @@ ELSEWHERE = {
     "conformer/__init__.py": "tests/conformer/test_model.py",  # it only hands on
     "conformer/__main__.py": "tests/conformer/test_cli.py",
     "conformer/cifar.py": "tests/conformer/test_data.py",
+    "conformer/likeness.py": "tests/conformer/test_weights.py",
     "conformer/loading.py": "tests/test_interrupted.py",
     "conformer/parser.py": "tests/conformer/test_cli.py",
     "conformer/run_checks.py": "tests/conformer/test_train.py",  # of a run that goes on: test_resume.py

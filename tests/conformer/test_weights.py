@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conformer import Conformer, ConformerConfig, ConvTransBlock, Mlp, weights
+from conformer import Conformer, ConformerConfig, ConvTransBlock, Mlp, likeness, weights
 from conformer.baselines import CNNBranch
 from conformer.batches import Batch
 from conformer.learner import Learner
@@ -302,14 +302,14 @@ def test_saving_and_loading_use_up_no_random_draw(model: Conformer, tmp_path: Pa
     before = random.get_counter()
     try:
         for counter in (random.Counter(None, 0, 0), random.Counter(5, 7, 3), random.Counter(5, on_gpu, 3)):
-            weights._plain.cache_clear()
+            likeness._plain.cache_clear()
             random.set_counter(counter)
             save_weights(tmp_path / "w.safetensors", model, ABOUT)
             load_weights(tmp_path / "w.safetensors")
             assert random.get_counter() == counter
-            assert weights._plain.cache_info().misses == 1
+            assert likeness._plain.cache_info().misses == 1
         save_weights(tmp_path / "w.safetensors", copy.deepcopy(model), ABOUT)
-        assert weights._plain.cache_info().misses == 1
+        assert likeness._plain.cache_info().misses == 1
     finally:
         random.set_counter(before)
 
@@ -322,7 +322,7 @@ def test_a_run_that_is_saved_in_between_ends_with_the_same_bits(tmp_path: Path):
         for batch in zip(images, labels, strict=True):
             learner.train_step(Batch(*batch))
             if save:
-                weights._plain.cache_clear()
+                likeness._plain.cache_clear()
                 save_weights(tmp_path / "w.safetensors", learner.model, replace(ABOUT, network=asdict(learner.model.config)))
         states.append(learner.state())
     for name, array in states[0].items():
