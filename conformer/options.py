@@ -20,7 +20,10 @@ from conformer.evaluate import TTA
 from conformer.text import quoted
 from minigrad.backend.cublas import PRECISIONS
 
-__all__ = ["MAY_CHANGE", "OptionError", "TrainConfig", "duration", "flag", "from_plain", "not_default", "plain", "resumed", "words_of"]
+__all__ = [
+    "MAY_CHANGE", "OptionError", "TrainConfig", "duration", "flag", "from_plain", "may_change", "not_default", "plain", "resumed", "saved_options",
+    "words_of",
+]  # fmt: skip
 
 MAY_CHANGE = {"data_dir", "device", "log_every", "checkpoint_steps", "checkpoint_minutes"}
 """Options that a resumed run may be given anew: they change no weight, but for the last digits where the device is another."""
@@ -194,6 +197,19 @@ def from_plain(values: Mapping[str, Any]) -> TrainConfig:
     return TrainConfig(**values)
 
 
+def saved_options(run: Path, values: Mapping[str, Any], kind: str = "run") -> TrainConfig:
+    """`from_plain`, of what the files of a run, or of a study, say; raises ValueError, which names its folder."""
+    try:
+        return from_plain(values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the {kind} in {run} has options that this version of the program does not ({error})") from error
+
+
+def may_change(saved: bool) -> set[str]:
+    """Options that a run may be given anew; `saved`: it has a checkpoint, after which nothing needs the weights that it began with."""
+    return MAY_CHANGE if saved else MAY_CHANGE | {"finetune"}
+
+
 def resumed(run: Path, values: Mapping[str, Any], dataset: str | None, given: Mapping[str, Any], kind: str = "run") -> TrainConfig:
     """The options that a run, or a study of several, goes on with.
 
@@ -201,25 +217,21 @@ def resumed(run: Path, values: Mapping[str, Any], dataset: str | None, given: Ma
         run: its folder.
         values: what `plain` made of its options.
         dataset: the data set that it was trained on: what "auto" came to is not chosen again. None before the first checkpoint.
-        given: options to go on with; those not in `MAY_CHANGE` must be what they were.
+        given: options to go on with; all but those that `may_change` must be what they were.
         kind: "run" or "study".
 
     Raises:
         ValueError: one is not.
     """
-    try:
-        config = from_plain(values)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"the {kind} in {run} has options that this version of the program does not ({error})") from error
-    may_change = MAY_CHANGE if dataset else MAY_CHANGE | {"finetune"}  # which nothing needs any more after the first checkpoint
+    config, anew = saved_options(run, values, kind), may_change(bool(dataset))
     for option, value in given.items():
         if option not in {field.name for field in fields(TrainConfig)}:
             raise ValueError(f"there is no option {option!r}; see TrainConfig for the list")
         old = getattr(config, option)
         same = (old, dataset, "auto") if option == "dataset" else (old,)
-        if option not in may_change and (Path(os.path.abspath(value)) if isinstance(value, Path) else value) not in same:
+        if option not in anew and (Path(os.path.abspath(value)) if isinstance(value, Path) else value) not in same:
             was = f"without {flag(option)}" if old is None else f"with {flag(option)} {old}"
             other = "start another run with --out" if kind == "run" else "begin another study in another folder"
             raise ValueError(f"the {kind} in {run} was started {was}, not with {value}: leave {flag(option)} out to go on with it, or {other}")
-    changed = {option: value for option, value in given.items() if option in may_change}
+    changed = {option: value for option, value in given.items() if option in anew}
     return replace(config, **changed, dataset=dataset or config.dataset, out=run)

@@ -28,7 +28,7 @@ from conformer.claims import claimed
 from conformer.display import Display
 from conformer.files import write_file
 from conformer.findings import AVERAGED, Findings, Run
-from conformer.options import MAY_CHANGE, OptionError, TrainConfig, flag, from_plain, plain, resumed
+from conformer.options import MAY_CHANGE, OptionError, TrainConfig, flag, from_plain, may_change, plain, resumed, saved_options
 from conformer.run_checks import held_out
 from conformer.run_folder import CHECKPOINT, incomplete, read_options
 from conformer.run_log import read_log
@@ -86,7 +86,7 @@ class Study:
             self.options, self.data, diverged, self._weights = saved
         else:
             self.options = from_plain(plain(TrainConfig(**given)))  # paths in full, as the runs' checkpoints have them
-        self._networks: dict[str, tuple[str, dict[str, Any], dict[str, tuple[int, ...]]]] = {}  # see `_another`
+        self._networks: dict[str, tuple[str, dict[str, Any], dict[str, tuple[int, ...]]]] = {}  # see `_differs_from_first`
         self._place = self.options.data_dir  # where the data is to be looked for; options.data_dir is where it was found
         if unknown := [name for name in networks if name not in (*NETWORKS, *self._builds)]:
             raise StudyError(f"--networks: there is no network {unknown[0]!r}; there is {', '.join([*NETWORKS, *self._builds])}")
@@ -160,15 +160,11 @@ class Study:
 
     def _check(self, run: Run, checkpoint: Checkpoint | None) -> None:
         """Raise StudyError for a run that has other options or other data than the study."""
-        values = checkpoint.options if checkpoint else read_options(run.path)
-        try:
-            options = from_plain(values)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"the run in {run.path} has options that this version of the program does not ({error})") from error
-        if other := self._other(run, options, checkpoint):
+        options = saved_options(run.path, checkpoint.options if checkpoint else read_options(run.path))
+        if other := self._differs_from_study(run, options, checkpoint):
             raise StudyError(f"the run in {run.path} is not of this study: {other}; move it elsewhere, or begin another study in another folder")
 
-    def _other(self, run: Run, options: TrainConfig, checkpoint: Checkpoint | None) -> str | None:
+    def _differs_from_study(self, run: Run, options: TrainConfig, checkpoint: Checkpoint | None) -> str | None:
         """What is other of a run than the study has it, in words; None if nothing is."""
         expected = replace(self.options, config=run.config, network=run.network, seed=run.seed)
         for name in [field.name for field in fields(TrainConfig) if field.name not in MAY_CHANGE | {"out", "dataset"}]:
@@ -184,9 +180,9 @@ class Study:
         if not checkpoint:
             return None
         weights = {name.removeprefix("model."): array for name, array in checkpoint.arrays.items() if name.startswith("model.")}
-        return self._another(run, checkpoint.network, weights)
+        return self._differs_from_first(run, checkpoint.network, weights)
 
-    def _another(self, run: Run, settings: dict[str, Any], weights: Mapping[str, np.ndarray]) -> str | None:
+    def _differs_from_first(self, run: Run, settings: dict[str, Any], weights: Mapping[str, np.ndarray]) -> str | None:
         """By what the network of a run is another than that of the first one of its name, in words; None if neither its settings nor the names and
         shapes of its weights tell. What else somebody's `builds` make of one name from run to run is not seen.
         """
@@ -274,7 +270,7 @@ class Study:
                 options = replace(self.options, config=run.config, network=run.network, out=Path(folder, run.path.name))
                 trainer = Trainer(options, dataset=dataset, build=self._builds.get(run.network))
                 trainer.folder.close()
-                if other := self._another(run, asdict(trainer.network), trainer.learner.model.state_dict()):
+                if other := self._differs_from_first(run, asdict(trainer.network), trainer.learner.model.state_dict()):
                     raise StudyError(f"{run.path.name} is not begun: {other}; give it another name, or begin another study in another folder")
 
     def _check_weights(self, source: Path) -> None:
@@ -288,8 +284,8 @@ class Study:
     def _trainer(self, run: Run, display: Display, dataset: data.Dataset | None) -> Trainer:
         build = self._builds.get(run.network)
         if run.begun:
-            again = MAY_CHANGE if run.steps is not None else MAY_CHANGE | {"finetune"}
-            return Trainer.resume(run.path, display, dataset, build, **{name: getattr(self.options, name) for name in again})
+            given = {name: getattr(self.options, name) for name in may_change(run.steps is not None)}
+            return Trainer.resume(run.path, display, dataset, build, **given)
         options = replace(self.options, config=run.config, network=run.network, seed=run.seed, out=run.path)
         return Trainer(options, display, dataset=dataset, build=build)
 
