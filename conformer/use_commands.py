@@ -45,21 +45,9 @@ def run_evaluate(options: argparse.Namespace) -> None:
         tta = getattr(options, "tta", None) or _tta_of(saved)
         dataset = _dataset_of(about, options.data_dir, saved)
     predictions = evaluate(model.to(device=device), dataset.test, dataset, options.batch_size, tta)
-    classes = [printable(name) for name in dataset.classes]
     title = f"{printable(label(about.config, about.kind))} after {about.step:,} steps, on {len(dataset.test):,} test images of {dataset.name}"
     print(f"{title} from {dataset.source}, on {devices.describe(device)}{', with mirror images' * (tta == 'mirror')}")
-    accuracies = predictions.accuracies.by_head()
-    named, losses, errors = titles(accuracies), predictions.cross_entropies(), predictions.calibration_errors()
-    print(f"  {'':<17} accuracy  cross entropy  calibration error")
-    for head, share in accuracies.items():
-        print(f"  {named[head]:<17} {100 * share:6.2f} %  {losses[head]:13.3f}  {100 * errors[head]:15.1f} %")
-    if len(named) > 1:
-        print(f"  loss, as training shows it of test images: {predictions.loss:.3f}, the mean of both heads' cross entropies")
-    percentages = "the percentages that `predict` prints" if tta == "none" else "the percentages of these answers"
-    print(f"  calibration error: how far {percentages} are from shares of right answers, on average")
-    shares = np.stack(list(predictions.class_accuracies().values()), axis=1)  # (K, 3), or (K, 1) of one head
-    rows = [[name, *(f"{100 * share:.1f}" for share in row)] for name, row in zip(classes, shares, strict=True)]
-    print("\n" + columns([["accuracy in percent", *named.values()], *rows]))
+    _print_accuracies(predictions, [printable(name) for name in dataset.classes], tta)
     try:
         with drawing("the picture of the confusion matrix"):
             from conformer.plots import save_confusion_matrix
@@ -72,6 +60,22 @@ def run_evaluate(options: argparse.Namespace) -> None:
         raise Mistake(f"the picture is not drawn: {sentence(error)}", 1) from error
     else:
         print(f"\nwhich classes are taken for which: {picture}")
+
+
+def _print_accuracies(predictions: Predictions, classes: list[str], tta: str) -> None:
+    """Print how good each head is, and their sum: over all images, and class by class."""
+    accuracies = predictions.accuracies.by_head()
+    named, losses, errors = titles(accuracies), predictions.cross_entropies(), predictions.calibration_errors()
+    print(f"  {'':<17} accuracy  cross entropy  calibration error")
+    for head, share in accuracies.items():
+        print(f"  {named[head]:<17} {100 * share:6.2f} %  {losses[head]:13.3f}  {100 * errors[head]:15.1f} %")
+    if len(named) > 1:
+        print(f"  loss, as training shows it of test images: {predictions.loss:.3f}, the mean of both heads' cross entropies")
+    percentages = "the percentages that `predict` prints" if tta == "none" else "the percentages of these answers"
+    print(f"  calibration error: how far {percentages} are from shares of right answers, on average")
+    of_classes = zip(classes, *predictions.class_accuracies().values(), strict=True)
+    rows = [[name, *(f"{100 * share:.1f}" for share in shares)] for name, *shares in of_classes]
+    print("\n" + columns([["accuracy in percent", *named.values()], *rows]))
 
 
 def run_predict(options: argparse.Namespace) -> None:
