@@ -5,9 +5,9 @@ Read before: `conformer/options.py`. Read next: `conformer/study.py`, which trai
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from conformer.baselines import NETWORKS, label
 from conformer.config import CONFIGS
@@ -16,6 +16,8 @@ from conformer.options import OptionError, TrainConfig, from_plain, not_default,
 from conformer.text import from_json, printable, quoted
 
 __all__ = ["EACH_RUN", "SEEDS", "Key", "StudyError", "commands_of", "read_study", "with_added"]
+
+Group = TypeVar("Group")
 
 SEEDS = 0, 1, 2
 """Of a study that is not told any: fewer than three say next to nothing about chance."""
@@ -99,24 +101,26 @@ def commands_of(path: Path, runs: Sequence[Run], options: TrainConfig) -> list[s
 
     There is none for a network that is none of `NETWORKS`: a comment, as a shell takes it, says so of each.
     """
-    seeds: dict[tuple[str, str], list[str]] = {}
-    for run in runs:
-        seeds.setdefault((run.config, run.network), []).append(str(run.seed))
-    networks: dict[tuple[str, tuple[str, ...]], list[str]] = {}
-    own = []
+    seeds = _grouped(((run.config, run.network), str(run.seed)) for run in runs)
+    networks = _grouped(((config, numbers), network) for (config, network), numbers in seeds.items() if network in NETWORKS)
+    configs = _grouped(((numbers, names), quoted(config)) for (config, numbers), names in networks.items())
+    shared = {name: value for name, value in plain(options).items() if name not in EACH_RUN}
+    words = "".join(f" {word}" for word in words_of(not_default(shared)))
+    several = any(run.network != TrainConfig.network for run in runs)  # without its networks, a command would take those of the commands before it
+    commands = []
+    for (numbers, names), sizes in configs.items():
+        of = f" --networks {' '.join(names)}" if several else ""
+        commands.append(f"conformer study {quoted(path)} --seeds {' '.join(numbers)} --configs {' '.join(sizes)}{of}{words}")
     for (config, network), numbers in seeds.items():
         if network not in NETWORKS:
             what = f"{printable(label(config, network))} (seed{'s' * (len(numbers) > 1)} {' '.join(numbers)})"
-            own.append(f'# no command trains {what}: it takes Python code that builds it, Study(..., builds={{"{network}": ...}})')
-            continue
-        networks.setdefault((config, tuple(numbers)), []).append(network)
-    configs: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = {}
-    for (config, numbers), names in networks.items():
-        configs.setdefault((numbers, tuple(names)), []).append(quoted(config))
-    shared = {name: value for name, value in plain(options).items() if name not in EACH_RUN}
-    words = "".join(f" {word}" for word in words_of(not_default(shared)))
-    made, several = [], any(run.network != TrainConfig.network for run in runs)
-    for (numbers, names), sizes in configs.items():
-        of = f" --networks {' '.join(names)}" if several else ""  # without it, each command would take those of the commands before it
-        made.append(f"conformer study {quoted(path)} --seeds {' '.join(numbers)} --configs {' '.join(sizes)}{of}{words}")
-    return made + own
+            commands.append(f'# no command trains {what}: it takes Python code that builds it, Study(..., builds={{"{network}": ...}})')
+    return commands
+
+
+def _grouped(pairs: Iterable[tuple[Group, str]]) -> dict[Group, tuple[str, ...]]:
+    """What is second in the pairs, by what is first, both in their order."""
+    groups: dict[Group, tuple[str, ...]] = {}
+    for group, member in pairs:
+        groups[group] = (*groups.get(group, ()), member)
+    return groups
