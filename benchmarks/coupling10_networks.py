@@ -1,6 +1,6 @@
 """CNN-only, ViT-only and the Conformer on coupling10, with one recipe and the same batches in the same order.
 
-    python benchmarks/coupling10_networks.py [--networks cnn vit conformer] [--steps 1500] [--seed 0] [--lr 1e-3] [--label-smoothing 0]
+    python -m benchmarks.coupling10_networks [--networks cnn vit conformer] [--steps 1500] [--seed 0] [--lr 1e-3] [--label-smoothing 0]
                                              [--batch-size 64] [--every 150] [--out FILE]
 
 Appends to `benchmarks/results/coupling10-networks.jsonl` a line for each evaluation on the 10,000 test images and, when a network is done, a
@@ -28,13 +28,12 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.files import RESULTS
 from conformer import CONFIGS, CNNBranch, TransformerBranch, data
-from conformer.augment import normalize
 from conformer.baselines import Build, builder
 from conformer.batches import Batch, batches
 from conformer.coupling10 import TEXTURES
-from conformer.evaluate import by_head, predict
+from conformer.evaluate import by_head, evaluate
 from conformer.learner import Learner
 from conformer.options import TrainConfig
 from conformer.prefetch import prefetched
@@ -51,10 +50,9 @@ NETWORKS: dict[str, tuple[Build, str]] = {  # how to build it, and what the head
 }
 
 
-def evaluate(model: nn.Module, head: str, dataset: data.Dataset) -> dict[str, dict[str, float]]:
+def cues(model: nn.Module, head: str, dataset: data.Dataset) -> dict[str, dict[str, float]]:
     """Shares of test images whose class, arrangement and texture each head gets right, and the sum of the logits if there are two."""
-    starts = range(0, len(dataset.test), 500)
-    logits = by_head(predict(model, (normalize(dataset.test.images[start : start + 500], dataset.mean, dataset.std) for start in starts)))
+    logits = by_head(evaluate(model, dataset.test, dataset).heads)
     labels, count, result = dataset.test.labels, len(TEXTURES), {}
     for name, values in logits.items():  # (N, K) each
         named = values.argmax(axis=1)
@@ -82,7 +80,7 @@ def train(name: str, recipe: TrainConfig, dataset: data.Dataset, every: int) -> 
             losses.append(learner.train_step(batch)[0])
             if learner.step % every == 0 or learner.step == recipe.max_steps:
                 line = {"network": name, "parameters": parameters, "step": learner.step, "loss": round(float(np.mean(losses)), 4)}
-                yield {**line, "test": evaluate(learner.model, head, dataset), "seconds": round(time.perf_counter() - began, 1)}
+                yield {**line, "test": cues(learner.model, head, dataset), "seconds": round(time.perf_counter() - began, 1)}
                 losses.clear()
 
 
@@ -95,7 +93,7 @@ def main() -> None:
     parser.add_argument("--label-smoothing", type=float, default=0.0)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--every", type=int, default=150, help="steps between two evaluations")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "coupling10-networks.jsonl")
+    parser.add_argument("--out", type=Path, default=RESULTS / "coupling10-networks.jsonl")
     options = parser.parse_args()
     config = TrainConfig(
         config=CONFIG, dataset="coupling10", max_steps=options.steps, seed=options.seed, lr=options.lr, label_smoothing=options.label_smoothing,
@@ -117,7 +115,7 @@ def main() -> None:
             append(options.out, line | {"started": started, "seed": config.seed})
             shares = "; ".join(f"{head} {share['class']:.1%}" for head, share in line["test"].items())
             print(f"{name}, step {line['step']}: loss {line['loss']:.3f}, {shares} ({line['seconds']:.0f} s)", flush=True)
-        command = shlex.join(["python", "benchmarks/coupling10_networks.py", *sys.argv[1:]])
+        command = shlex.join(["python", "-m", "benchmarks.coupling10_networks", *sys.argv[1:]])
         append(options.out, line | {"final": True, "started": started, "seed": config.seed, "recipe": recipe, "command": command} | environment())
 
 
