@@ -232,6 +232,9 @@ def measured_macs(function: Callable[..., Any], *inputs: Any) -> int:
     The definitions of all operations make their products with one primitive, matmul, so the function is run from these, and the shapes that reach
     matmul are looked at: convolutions, linear layers and attention, in networks of any kind. For a Conformer that is `Count.executed_macs`. Other
     multiplications (`x * y`, norms, pooling) are not counted, nor is what a primitive of your own does inside, or another thread.
+
+    No gradients are recorded. A module is put back into its mode; what another function calls runs in the mode that it is in, so that batch norms
+    that train take these inputs into their averages. Others that measure meanwhile wait, so that a function may not wait for a thread that does.
     """
     product, thread, macs = REGISTRY["matmul"], threading.get_ident(), 0
 

@@ -50,7 +50,8 @@ def revision(root: Path = ROOT) -> str | None:
     """The commit that the packages in a folder are of, ten digits of it, followed by "+" where their files differ from it.
 
     It is None where the folder is not the top of a git checkout, or this file is not in its commit: an environment that lies in another project's
-    checkout does not pass for that project. It is None, too, where git is missing, fails, or takes too long.
+    checkout does not pass for that project, unless that has committed the packages at its top. It is None, too, where git is missing, fails, or takes
+    too long.
     """
     if not (root / ".git").exists():  # as where the packages are installed: no process is started
         return None

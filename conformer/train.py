@@ -494,12 +494,10 @@ class Trainer:
             self._log_resumed(checkpoint)
 
     def _log_resumed(self, checkpoint: Checkpoint) -> None:
-        """Note in the log that the run goes on here, and what differs from the code and the machine it was on before; say the latter."""
+        """Note in the log that the run goes on here, by which code, and what differs from the machine it was on before; say the latter."""
         before = {"device": "CPU"} | checkpoint.environment  # the first versions knew no other
         differs = {key: value for key, value in self._environment().items() if value != before.get(key)}
-        commit = self.header.get("revision")
-        code = {} if commit == self.folder.header().get("revision") else {"revision": commit}
-        self.folder.log(step=self.step, resumed=self.header["started"], **code, **differs)
+        self.folder.log(step=self.step, resumed=self.header["started"], revision=self.header.get("revision"), **differs)
         if differs:
             self.display.message(f"{' and '.join(differs)} differ from those the run was started with: the last digits of the weights will too")
 

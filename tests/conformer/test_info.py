@@ -246,3 +246,23 @@ def test_what_is_measured_may_be_any_function_and_is_left_as_it_was():
     with pytest.raises(ValueError, match="conv2d"):
         measured_macs(layers, np.zeros((1, 5, 6, 2), np.float32))
     assert REGISTRY["matmul"].function is multiply and layers[0].training
+
+
+def test_two_threads_measure_one_after_the_other():
+    """They count at the same place; each must find there what it left."""
+    x, y = Tensor(np.ones((4, 2, 3), np.float32)), Tensor(np.ones((3, 5), np.float32))
+    multiply, inside, counts = REGISTRY["matmul"].function, threading.Event(), []
+
+    def second() -> Tensor:
+        inside.set()
+        return x @ y
+
+    def first() -> Tensor:
+        thread.start()
+        assert not inside.wait(0.05)
+        return x @ y
+
+    thread = threading.Thread(target=lambda: counts.append(measured_macs(second)))
+    counts.append(measured_macs(first))
+    thread.join()
+    assert counts == [4 * 2 * 3 * 5] * 2 and REGISTRY["matmul"].function is multiply

@@ -103,6 +103,23 @@ def test_another_projects_checkout_is_not_taken_for_ours(tmp_path: Path) -> None
     assert asked(tmp_path / "empty") is None, "there is no commit yet"
 
 
+def test_how_a_repository_is_set_changes_nothing_and_nothing_is_written_there(tmp_path: Path) -> None:
+    root = checkout(tmp_path / "root", *FILES)
+    commit = git(root, "rev-parse", "HEAD")[:10]
+    (root / "hook").write_text(f"#!/bin/sh\ntouch {tmp_path / 'started'}\n")
+    (root / "hook").chmod(0o755)
+    settings = {"core.fsmonitor": str(root / "hook"), "status.showUntrackedFiles": "no", "core.worktree": str(tmp_path / "elsewhere")}
+    for name, value in settings.items():
+        git(root, "config", name, value)
+    index = root / ".git" / "index"
+    os.utime(root / "minigrad" / "op.py", (1e9, 1e9))  # so that git would note in its index that the file is still the same
+    before = index.read_bytes()
+    assert asked(root) == commit
+    (root / "conformer" / "own.py").write_text("new\n")
+    assert asked(root) == commit + "+"
+    assert index.read_bytes() == before and not (tmp_path / "started").exists()
+
+
 def test_without_git_or_with_one_that_hangs_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = checkout(tmp_path / "root", *FILES)
     monkeypatch.setattr(provenance, "TIMEOUT", 0.2)
@@ -126,15 +143,15 @@ def test_where_there_is_no_checkout_no_process_is_started(tmp_path: Path, monkey
 
 @pytest.mark.parametrize(("found", "later"), [("0123456789+", "0000000000"), ("0123456789", None), (None, "0123456789")])
 def test_the_log_of_a_run_has_it(found: str | None, later: str | None, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In its first line, where there is one; and where the run goes on with another, in the line that says that it goes on."""
+    """In its first line, where there is one; and in each line that says that the run goes on, also where it goes back to what it began with."""
     monkeypatch.setattr(provenance, "revision", lambda: found)
     break_off(config, 7, monkeypatch).folder.close()
-    for now in (found, later):
+    for now in (found, later, found):
         monkeypatch.setattr(provenance, "revision", lambda now=now: now)
         Trainer.resume(folder(config)).folder.close()
         header, *_, goes_on = lines(folder(config))
         assert header.get("revision") == found and ("revision" in header) == bool(found)
-        assert "resumed" in goes_on and ("revision" in goes_on) == (now != found) and goes_on.get("revision", found) == now
+        assert "resumed" in goes_on and goes_on["revision"] == now
 
 
 def test_a_blas_that_threadpoolctl_does_not_know_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
