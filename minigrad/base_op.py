@@ -196,7 +196,9 @@ class Op(Generic[Result]):
                     if a not in environment or (a == "out" and (self.several or "out" not in wanted)):
                         may = ["g", *([] if self.several else ["out"]), *kept, *values]
                         raise TypeError(f"{self.name}: a rule asks for {a!r}; it may ask for {', '.join(may)} or {inputs[0]}_shape")
-                found.append((k, rule, names == ["g"], itemgetter(*[environment.index(a) for a in names])))
+                places = [environment.index(a) for a in names]
+                pick = itemgetter(*places) if len(places) != 1 else itemgetter(slice(places[0], places[0] + 1))  # of one: a list, too
+                found.append((k, rule, names == ["g"], pick))
             return tuple(found)
 
         return _Plan(

@@ -99,6 +99,15 @@ def test_an_operation_on_any_number_of_tensors():
         total([])
 
 
+def test_a_rule_of_any_number_of_tensors_that_asks_for_the_gradient_alone():
+    pair = primitive(variadic)
+    a, b = leaf(3), leaf(3, seed=1)
+    for state in (lambda: pair.derivative(tensors=lambda g: [g, g * 2.0]), pair.on_arrays):
+        state()
+        ga, gb = minigrad.grad(pair([a, b]).sum(), [a, b])
+        assert_array_equal([ga.numpy(), gb.numpy()], [[1.0] * 3, [2.0] * 3])
+
+
 def test_the_facts_of_a_sequence_are_those_of_each_tensor():
     asked: list = []
     total = primitive(variadic)
