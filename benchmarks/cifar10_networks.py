@@ -19,6 +19,7 @@ from typing import Any
 
 from benchmarks.files import RESULTS, ROOT
 from benchmarks.tables import table
+from conformer.cifar import CIFAR10
 from conformer.config import CONFIGS
 from conformer.findings import Findings, Run
 from conformer.info import count
@@ -39,13 +40,16 @@ LENGTH = "epochs", "max_steps", "time_budget", "eval_epochs"
 
 
 def lines_of(study: Study) -> list[dict[str, Any]]:
-    """A line for each finished run of a study."""
+    """A line for each finished run of a study; raises ValueError for runs that the section does not describe."""
     lines = []
     for run in study.runs:
         if run.figures is None:
             continue
         log, options = read_log(run.path), read_config(run.path)
+        if log.measured != "test" or options["finetune"]:
+            raise ValueError(f"the run in {run.path} has images held out, or did not begin anew; give a study without --hold-out and --finetune")
         header = {name: log.header[name] for name in ("dataset", "parameters", "train_images", "test_images", "started", "device", "versions")}
+        header["revision"] = log.header.get("revision")
         tests = [{"epoch": line["epoch"], **line["test_accuracy"]} for line in log.tests]
         recipe, length = ({name: options[name] for name in names} for names in (RECIPE, LENGTH))
         lines.append(
@@ -59,9 +63,11 @@ def section(lines: Sequence[dict[str, Any]]) -> str:
     """The section of docs/results.md, of the lines of all runs.
 
     Raises:
-        ValueError: they differ in the recipe, the data or the number of steps.
+        ValueError: they differ in the recipe, the data or the number of steps, or are of something else than the section says.
     """
     first = lines[0]
+    if first["dataset"] != CIFAR10.name:
+        raise ValueError(f"the runs are on {first['dataset']}, and the section is about {CIFAR10.name}")
     for name in ("config", "dataset", "train_images", "test_images", "steps", "recipe", "length"):
         if any(line[name] != first[name] for line in lines):
             raise ValueError(f"the runs differ in {name}, and are to be compared")
@@ -127,10 +133,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=FILE, help="the file of results")
     parser.add_argument("--page", type=Path, default=PAGE, help="the page whose section is written")
     options = parser.parse_args()
-    lines = lines_of(Study.existing(options.study))
-    if not lines:
-        raise SystemExit(f"{options.study}: no run of the study is finished")
-    text = section(lines)
+    try:
+        lines = lines_of(Study.existing(options.study))
+        if not lines:
+            raise ValueError("no run of the study is finished")
+        text = section(lines)
+    except ValueError as error:
+        raise SystemExit(f"{options.study}: {error}") from error
     options.out.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     options.page.write_text(with_section(options.page.read_text(encoding="utf-8"), text), encoding="utf-8")
     print(text)

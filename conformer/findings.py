@@ -42,6 +42,7 @@ class Run:
     images: int | None = None  # how many these are; like the two below, None until it is finished, and where its log does not say
     parameters: int | None = None
     macs: int | None = None  # of one image
+    notice: str = ""  # what its log says must be said of its accuracies
 
     @property
     def name(self) -> str:
@@ -67,7 +68,7 @@ class Findings:
     Args:
         runs: at least one, finished or not; the other networks are compared with that of the first.
         dataset: the name of their data set.
-        notice: a sentence on it, where it is not the one that was asked for.
+        notice: what must be said of that, such as that it is not the one that was asked for.
 
     Attributes:
         finished: the finished runs of each network that has some.
@@ -149,6 +150,8 @@ class Findings:
                 yield f"{these} took different numbers of steps, since a time budget fixed them run by run, which the deviation includes."
         if counts and first not in counts:
             yield f"{printable(first)}, which the others are compared with, has no finished run."
+        own = dict.fromkeys(printable(run.notice).removeprefix(self.notice).strip() for runs in self.finished.values() for run in runs)
+        yield from filter(None, own)  # besides what is said of the data set
         if any(run.measured == "held-out" for run in self.runs):
             yield "The accuracies are on training images that were held out, to choose by: what is chosen looks better on them than it is."
         if min(counts.values(), default=3) < 3:

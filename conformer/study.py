@@ -156,6 +156,7 @@ class Study:
         averaged = {AVERAGED + head: share for head, share in last.get("ema_test_accuracy", {}).items()}
         figures = last["test_accuracy"] | averaged | {"seconds": last["seconds"]}
         run = replace(run, figures=figures, device=str(log.header.get("device", "")), diverged="", measured=log.measured, images=log.images)
+        run = replace(run, notice=log.header.get("dataset_notice", ""))
         return replace(run, parameters=log.header["parameters"], macs=log.header.get("macs"))  # which an older version did not write
 
     def _check(self, run: Run, checkpoint: Checkpoint | None) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,8 @@ def test_the_section_says_what_the_runs_came_to() -> None:
     assert "| after epoch | 2 |" in rarely
     with pytest.raises(ValueError, match="the runs differ in steps, and are to be compared"):
         cifar10_networks.section([*made_up(), made_up(steps=3)[0]])
+    with pytest.raises(ValueError, match="the runs are on coupling10, and the section is about cifar10"):
+        cifar10_networks.section(made_up(dataset="coupling10"))
 
 
 def test_the_section_is_put_into_the_page_and_replaced() -> None:
@@ -102,3 +106,13 @@ def test_a_study_becomes_lines_and_a_section(tmp_path: Path, monkeypatch: pytest
     assert [(line["network"], line["tests"][-1]["sum"]) for line in lines] == [(run.network, run.figures["sum"]) for run in runs]
     assert str(tmp_path) not in json.dumps(lines)
     assert "`tiny-cnn`" in cifar10_networks.section(lines)
+    known = [json.loads((run.path / "metrics.jsonl").read_text().splitlines()[0]).get("revision") for run in runs]
+    assert [line["revision"] for line in lines] == known
+
+    tuned = Trainer(replace(options, out=tmp_path / "tuned", finetune=runs[1].path), dataset=dataset).run().folder
+    held = Path(shutil.copytree(runs[1].path, tmp_path / "held"))
+    (held / "metrics.jsonl").write_text((held / "metrics.jsonl").read_text().replace("test_", "held_out_"))
+    for path in (tuned, held):
+        runs[:] = [replace(runs[-1], path=path)]
+        with pytest.raises(ValueError, match="has images held out, or did not begin anew; give a study without --hold-out and --finetune"):
+            cifar10_networks.lines_of(Made())  # type: ignore[arg-type]

@@ -180,6 +180,14 @@ def test_accuracies_on_held_out_images_are_called_so() -> None:
     assert "held" not in found({"cifar-nano": NANO, "cifar-micro": MICRO}).text()
 
 
+def test_what_the_runs_say_of_themselves_is_said_once_besides_what_is_said_of_the_data() -> None:
+    first, second, *others = runs({"cifar-nano": NANO})
+    noted = [replace(second, notice="MADE."), *(replace(run, notice="MADE. Seen before.") for run in (first, *others))]
+    assert [line for line in Findings(noted, "cifar10", "MADE.").text().splitlines() if "MADE" in line or "Seen" in line] == ["MADE.", "Seen before."]
+    unfinished = replace(first, notice="Seen before.", figures=None)
+    assert "Seen" not in Findings([unfinished, second, *others], "cifar10").text()
+
+
 def test_a_notice_stands_above_the_tables_and_names_are_shown_as_a_terminal_takes_them() -> None:
     (run, *_) = runs({"cifar-nano": NANO})
     odd = Findings([replace(run, config="a\nb")], "c\x1bd", "NOT WHAT\twas asked for")

@@ -123,9 +123,9 @@ def test_a_study_that_holds_images_out_measures_all_its_runs_by_the_same(options
     """And not by the test images, which may be others when it goes on."""
     out, given = tmp_path / "study", words(options | {"epochs": 1})
     new = ["study", out, "--configs", "tiny", "--seeds", 0]
-    leaves = "which leaves fewer than the 12 of a step of the 40 training images: hold out at most 28"
+    leaves = "which leaves 11 of the 40 training images, fewer than the 12 of a step: hold out at most 28"
     assert fails(2, *new, *given, "--hold-out", 29) == f"conformer: --hold-out is 29, {leaves}"
-    assert "--hold-out is 9, and from 10 (one for each class) to 39 of the 40 training images" in fails(2, *new, *given, "--hold-out", 9)
+    assert "--hold-out is 9, and of the 40 training images of cifar10 from 10 (as" in fails(2, *new, *given, "--hold-out", 9)
     assert not out.exists()
     assert main([*map(str, new), *given, "--hold-out", "16"]) == 0
     files = options["data_dir"]
@@ -143,6 +143,16 @@ def test_a_study_that_holds_images_out_measures_all_its_runs_by_the_same(options
         and "test" not in page.replace(str(tmp_path), "")
     )
     assert json.loads((out / "study.json").read_text())["options"]["hold_out"] == 16
+
+
+def test_what_makes_a_studys_accuracies_too_high_is_said_with_them(options: dict[str, Any], tmp_path: Path) -> None:
+    options |= {"max_steps": 1}
+    seen = train.train(TrainConfig(config="tiny", out=tmp_path / "seen", **options)).folder
+    trained(tmp_path / "study", [0, 1], finetune=seen, hold_out=12, **options)
+    said = "* The weights to begin with were trained on held-out images of cifar10, so the held-out accuracy is too high.\n"
+    assert (tmp_path / "study" / "study.md").read_text().count(said) == 1
+    trained(tmp_path / "test", [0], finetune=seen, **options)
+    assert "too high" not in (tmp_path / "test" / "study.md").read_text()
 
 
 def test_what_is_finished_is_kept_and_seeds_and_networks_are_added(options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
