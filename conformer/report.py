@@ -67,13 +67,23 @@ def write_report(run: Path, dataset: Dataset | None = None, predictions: Predict
         parts += [_classes(dataset, predictions), _confusion(dataset, predictions), *_images(dataset, predictions)]
     parts.append(_options(log, config))
     template = Template(resources.files("conformer").joinpath("report.html").read_text(encoding="utf-8"))
-    network = config.get("network", "conformer")
-    own = "" if network in NETWORKS else f", but from Python, which gives what builds {escape(str(network))} (<code>Trainer(..., build=...)</code>)"
-    what = "a vision Conformer" if network == "conformer" else "a branch of a vision Conformer" if not own else "a network of one's own"
-    subtitle = f"{what}, trained by <code>{escape(command(config))}</code>{own}; begun {escape(str(log.header.get('started', '')))}"
     path = run / "report.html"
-    write_file(path, template.substitute(title=escape(log.title), subtitle=subtitle, body="\n".join(part for part in parts if part)))
+    page = template.substitute(title=escape(log.title), subtitle=_subtitle(log, config), body="\n".join(part for part in parts if part))
+    write_file(path, page)
     return path
+
+
+def _subtitle(log: RunLog, config: dict[str, Any]) -> str:
+    """What the network is, how it was trained, and when."""
+    network, how = config.get("network", "conformer"), f"<code>{escape(command(config))}</code>"
+    if network == "conformer":
+        what = "a vision Conformer"
+    elif network in NETWORKS:
+        what = "a branch of a vision Conformer"
+    else:
+        what = "a network of one's own"
+        how += f", but from Python, which gives what builds {escape(str(network))} (<code>Trainer(..., build=...)</code>)"
+    return f"{what}, trained by {how}; begun {escape(str(log.header.get('started', '')))}"
 
 
 def command(config: dict[str, Any]) -> str:
