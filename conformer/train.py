@@ -345,8 +345,7 @@ class Trainer:
 
         A signal to stop is obeyed at once: the checkpoint of this step is on the disk, and a resumed run begins with this evaluation.
         """
-        began, measured = time.perf_counter(), self.dataset.measured
-        averaged: Accuracies | None = None
+        began, measured, name = time.perf_counter(), self.dataset.measured, self._logged_as
         self.predictions = self._measured(signals)
         test, loss = self.predictions.accuracies, self.predictions.loss
         check_loss(loss, self.step, self.config.lr, on=f" on the {measured} images")
@@ -356,22 +355,21 @@ class Trainer:
         if self.best is None or test.sum > self.best.sum:
             self.best = test
             self.folder.save("best", self.learner.model, about)
+        shown, logged = f"{measured} accuracy {test} %", {f"{name}_accuracy": test.by_head(), f"{name}_loss": loss}
         if self.learner.ema:
             with self.learner.ema.swapped():
                 averaged = self._measured(signals).accuracies
                 self.folder.save("ema", self.learner.model, self._about(averaged))
+            shown += f" (average of the weights: {averaged} %)"
+            logged[f"ema_{name}_accuracy"] = averaged.by_head()
         self.evaluated = self.step
         self._evaluation_seconds = time.perf_counter() - began
 
         seconds = time.perf_counter() - self._started
-        log = {"step": self.step, "epoch": self.step / self.steps_per_epoch}
-        log |= {f"{self._logged_as}_accuracy": test.by_head(), f"{self._logged_as}_loss": loss}
-        self.folder.log(**log, **({f"ema_{self._logged_as}_accuracy": averaged.by_head()} if averaged else {}), seconds=seconds)
+        self.folder.log(step=self.step, epoch=self.step / self.steps_per_epoch, **logged, seconds=seconds)
         self._save()
-        average = f" (average of the weights: {averaged} %)" if averaged else ""
         epoch = -(-self.step // self.steps_per_epoch)
-        shown = f"{measured} accuracy {test} %{average}, {measured} loss {loss:.3f}"
-        self.display.message(f"epoch {epoch}, step {self.step}: {shown}, {seconds / 60:.1f} minutes")
+        self.display.message(f"epoch {epoch}, step {self.step}: {shown}, {measured} loss {loss:.3f}, {seconds / 60:.1f} minutes")
 
     def _measured(self, signals: StopSignals) -> Predictions:
         """What the network answers to the images it is measured by, unless a signal to stop comes, or has come."""
