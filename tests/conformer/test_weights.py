@@ -74,7 +74,7 @@ def test_a_network_that_the_file_cannot_fill_is_not_built(
     changes: dict[str, Any], said: str, edited: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ):
     path = edited({"network": asdict(NETWORK) | changes})
-    monkeypatch.setattr(weights, "Conformer", None)  # which would ask for gigabytes
+    monkeypatch.setattr(weights, "builder", None)  # what it makes would ask for gigabytes
     with pytest.raises(ValueError, match=f"w.safetensors is not as `conformer train` wrote it .*{said}"):
         load_weights(path)
 
