@@ -166,11 +166,11 @@ class Findings:
 
     def _on_images(self) -> Iterator[str]:
         """That the images are a sample too, where it is known how many they are."""
-        (images, *others) = {run.images or 0 for some in self.finished.values() for run in some}
+        counts = {run.images for some in self.finished.values() for run in some}
         name, (run, *_) = next(iter(self.finished.items()))
-        if images > 0 and not others:
+        if len(counts) == 1 and (images := counts.pop()):
             share = self.spreads[name]["sum"].mean
-            error = f"an accuracy of {100 * share:.2f} % has a standard error of {100 * math.sqrt(max(share * (1 - share), 0) / images):.2f} points"
+            error = f"an accuracy of {100 * share:.2f} % has a standard error of {100 * math.sqrt(share * (1 - share) / images):.2f} points"
             which = f"the {images:,} {run.measured} images, the same for all runs, are a sample too"
             yield f"No figure here includes that {which}: by that alone {error}."
 
@@ -190,7 +190,7 @@ class Findings:
             all_equal = "were all networks equally good, at least one would find more than it names by chance in about one"
             yield f"These are {bounds} comparisons, each judged alone: {all_equal} to {min(bounds, 20)} studies in 20."
         sizes = {size for name in (first, *self.differences) if name in self.finished and (size := self.finished[name][0].parameters)}
-        if self.differences and len(sizes) > 1:
+        if len(sizes) > 1:
             how = f"from {min(sizes):,} to {max(sizes):,} parameters"
             yield f"The networks differ in size, {how}: how much of a difference comes of that, these runs do not tell."
 

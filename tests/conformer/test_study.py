@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -327,6 +327,13 @@ def test_runs_of_one_name_are_of_one_network(options: dict[str, Any], tmp_path: 
     train.train(run, build=lambda config: CNNBranch(replace(config, channel_ratio=0.5)))
     with pytest.raises(StudyError, match=f"tiny-own-seed-1 is not of this study: {other}conv_1.bn1.bias; move it elsewhere"):
         Study.existing(path)
+    shutil.rmtree(path / "tiny-own-seed-1")
+    study = Study.existing(path)
+    study._networks.clear()
+    settings = asdict(CONFIGS["tiny"])
+    del settings["mlp_ratio"]  # which the version that trained the first run did not know
+    assert study._differs_from_first(study.runs[0], settings, {}) is None
+    assert study._differs_from_first(study.runs[0], asdict(CONFIGS["tiny"]), {}) is None
 
 
 def test_what_auto_comes_to_is_chosen_once(tiny_network: str, cifar: Cifar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
