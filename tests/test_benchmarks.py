@@ -54,6 +54,7 @@ from conformer.info import count
 from conformer.model import Conformer
 from conformer.model import parameter_groups as our_groups
 from conformer.options import TrainConfig
+from conformer.spread import Difference, Spread
 from minigrad.op import REGISTRY, Fused
 from tests.conformer import torch_conformer
 from tests.support import fused_with_kernel
@@ -802,6 +803,36 @@ def training_figures() -> list[str]:
     ]
 
 
+def seeds_figures() -> list[str]:
+    """What docs/results.md says of three seeds of cifar-nano, ours and PyTorch's, at the end of a short training."""
+    torchs = lines_of("torch-nano-5-epochs.jsonl")
+    ours = [line for line in lines_of(cifar10_networks.FILE.name) if line["network"] == "conformer"]
+    headers, (epochs,) = [line for line in torchs if "seed" in line], {line["length"]["epochs"] for line in ours}
+    ends = [line["test_accuracy"] for line in torchs if line.get("epoch") == epochs]
+    (steps,) = {line["steps"] for line in (*headers, *ours)}
+    assert {line["threads"] for line in headers} == {1} and {line["config"] for line in (*headers, *ours)} == {"cifar-nano"}
+    seeds = [header["seed"] for header in headers]
+    assert seeds == [line["seed"] for line in ours] and len(seeds) == len(ends) == 3
+    heads = {"CNN head": ("conv", "cnn"), "transformer head": ("trans", "transformer"), "**sum of both**": ("sum", "sum")}  # theirs, and ours
+    table = []
+    for title, (name, key) in heads.items():
+        theirs, mine = Spread.of([end[name] for end in ends]), Spread.of([100 * line["figures"][key] for line in ours])
+        apart, bold = Difference.of(mine, theirs), "**" * title.startswith("**")
+        means = [f"{bold}{spread.mean:.2f}{bold} | {spread.deviation:.2f}" for spread in (mine, theirs)]
+        table.append(f"| {title} | {' | '.join([*means, f'{apart.mean:.2f}', f'{apart.standard_error:.2f}'])} |")
+    by_chance = apart.by_chance  # of the sums
+    assert by_chance is not None
+    assert abs(apart.mean) < by_chance  # as the page says
+    return [
+        f"After {epochs} it was, by three seeds each of ours and of PyTorch's",
+        f"study OUT --seeds {' '.join(map(str, seeds))} --epochs {epochs} --data-dir DIR python",
+        f"torch_train --data-dir DIR --epochs {epochs} --seed {seeds[0]} # and {seeds[1]}, and {seeds[2]}",
+        *table,
+        f"after the last of {steps:,} steps, means",
+        f"one comparison in 20 would find more than {by_chance:.2f} points between the sums",
+    ]
+
+
 def network_figures() -> list[str]:
     """The section of docs/results.md on the three networks, as soon as their runs are there."""
     return [cifar10_networks.section(lines_of(cifar10_networks.FILE.name))] if cifar10_networks.FILE.exists() else []
@@ -855,6 +886,10 @@ def overhead_figures() -> list[str]:
     ]
 
 
+def every_figure() -> list[str]:
+    return [*training_figures(), *seeds_figures(), *network_figures(), *same_training_figures(), *overhead_figures()]
+
+
 def results_page() -> str:
     return unspaced((files.ROOT / "docs" / "results.md").read_text(encoding="utf-8"))
 
@@ -866,6 +901,8 @@ def unspaced(text: str) -> str:
 
 NAMES = [
     "defaults: cifar-nano", "CIFAR-10", "AVX-512", "cifar-nano-20-epochs", "torch-nano-20-epochs", "overhead-2026-11-23.json",
+    "those of the runs of three seeds each had 2 of an Intel Xeon", "changes after 20 epochs was not measured", "torch-nano-5-epochs",
+    "on one thread, 2026-11-30)",
     "overhead-adcda3b.json", "overhead-bf1c8de.json", "commit 2c57cab", "Loss and test accuracies over 20 epochs", "of some 20 microseconds",
     "--seeds 0 1 2", "cifar-nano-seed-0", "losses in float64", "losses in float32", "same-training-float64.jsonl", "same-training-float32.jsonl",
     "In float32, where", "one study in 20 would find by chance (95 %, two-sided)",
@@ -875,7 +912,7 @@ NAMES = [
 
 def test_the_results_page_has_the_figures_of_the_files() -> None:
     page = results_page()
-    for figure in map(unspaced, [*training_figures(), *network_figures(), *same_training_figures(), *overhead_figures()]):
+    for figure in map(unspaced, every_figure()):
         assert page.count(figure) == 1, figure
 
 
@@ -883,7 +920,7 @@ def test_every_digit_of_the_results_page_is_held() -> None:
     """So another digit anywhere is noticed by the test above, but for those in `NAMES`."""
     page = results_page()
     loose = {place for place, letter in enumerate(page) if letter.isdigit()}
-    for known in map(unspaced, [*training_figures(), *network_figures(), *same_training_figures(), *overhead_figures(), *NAMES]):
+    for known in map(unspaced, [*every_figure(), *NAMES]):
         for place in (place for place in range(len(page)) if page.startswith(known, place)):
             loose -= set(range(place, place + len(known)))
     assert [page[max(0, place - 30) : place + 10] for place in sorted(loose)] == []
