@@ -152,7 +152,7 @@ def test_a_run_that_was_stopped_goes_on_with_its_options(
     assert "was started with --epochs 2, not with 3" in fails(1, "train", "--resume", run, "--epochs", "3")
     assert "there is no run to go on with in nowhere" in fails(1, "train", "--resume", "nowhere")
     assert "--log-every is 0; it must be at least 1" in fails(2, "train", "--resume", run, "--log-every", "0")
-    assert "--hold-out is 33, which leaves fewer than the 8 of a step of the 40 training" in fails(
+    assert "--hold-out is 33, and of the 40 training images of cifar10 from 10 (as many as classes) to 30" in fails(
         2, *command, "--hold-out", "33", "--out", f"{run}-2"
     )
     assert "was started with --hold-out 0, not with 16: leave --hold-out out" in fails(1, "train", "--resume", run, "--hold-out", "16")
