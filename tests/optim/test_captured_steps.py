@@ -134,6 +134,23 @@ def test_a_state_without_the_buffers_of_a_captured_step(stepped: bool):
     graph.launch()
 
 
+def test_a_captured_step_without_buffers_stays_one_without_momentum():
+    """Also where the table of options that it reads has come to name a momentum, and the launch follows an upload that was refused."""
+    params, others = pair(), pair()
+    optimizer, other = optim.SGD(params, lr=0.1), optim.SGD(others, lr=0.1, momentum=0.9)
+    for either in (optimizer, other):
+        either.step()
+    graph = cuda.Captured(optimizer.step, warm_ups=0)
+    optimizer.load_state_dict(other.state_dict())
+    optimizer.param_groups[0]["momentum"] = 0.9
+    optimizer.step()
+    with pytest.raises(ValueError, match=r"SGD: a parameter of shape \(2, 3\) has come to need its momentum_buffer since its step was captured"):
+        optimizer.upload()
+    before = params[0].to(device="cpu").numpy().copy()
+    graph.launch()
+    np.testing.assert_allclose(params[0].to(device="cpu").numpy(), before - 0.1, rtol=1e-15)
+
+
 def test_states_that_are_loaded_are_those_of_the_captured_step():
     params = pair()
     optimizer = optim.AdamW(params)
