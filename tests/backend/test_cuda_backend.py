@@ -152,8 +152,10 @@ def added(array: np.ndarray, index: Any, values: np.ndarray) -> np.ndarray:
     seed=st.integers(0, 999),
 )
 @example(shape=(1,), count=600, dtype=np.float32, seed=0)
+@example(shape=(1, 300), count=1, dtype=np.float32, seed=0)
 def test_values_are_added_in_the_order_of_numpy(shape: tuple[int, ...], count: int, dtype: type, seed: int) -> None:
-    """To the last bit: with numbers of very different size any other order would show. Some fill several blocks, once those of one place."""
+    """To the last bit: with numbers of very different size any other order would show. Some fill several blocks, once those of one
+    place, and once with a place for each."""
     random = rng(seed)
     array = random.standard_normal(shape).astype(dtype)
     index = random.integers(-shape[0], shape[0], count)
