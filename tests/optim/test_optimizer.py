@@ -612,7 +612,10 @@ def test_a_state_of_sgd_is_checked_too():
 
 @pytest.mark.parametrize("make", BOTH, ids=["adamw", "sgd"])
 def test_small_parameters_are_updated_end_to_end_to_the_same_bits(make: Callable, monkeypatch: pytest.MonkeyPatch):
-    """Of two groups, of two dtypes, one that had no gradient in the first step, one larger than those put together; gradients are only read."""
+    """Of two groups, of two dtypes, one that had no gradient in the first step, one larger than those put together; gradients are only read.
+
+    What is remembered of each is an array of its own: a part of the long one would keep that in memory.
+    """
     shapes, results, calls = [(3, 4), (5,), (), (0,), (2, 3), (7, 3), (4,)], [], []
     for limit in (0, 12):
         monkeypatch.setattr(blocks, "SMALL", limit)
@@ -626,6 +629,8 @@ def test_small_parameters_are_updated_end_to_end_to_the_same_bits(make: Callable
             if step == 0:
                 params[1].grad = None
             optimizer.step()
+        remembered = [value for state in optimizer._state.values() for value in state.values() if isinstance(value, np.ndarray)]
+        assert len(remembered) >= len(params) and all(value.base is None for value in remembered)
         results.append([p.numpy().copy() for p in params] + list(optimizer.state_dict().values()))
     assert calls.count(0) == 20 and calls.count(12) == 14  # the first group: 1, 2, 2 calls, the second 3 (one a dtype, one large) in each step
     for together, alone in zip(*results, strict=True):
