@@ -495,6 +495,17 @@ def test_the_naive_dropout_computes_the_same():
         np.testing.assert_array_equal(y.get(), dropout(Tensor(x).to(device="cuda"), Tensor(mask).to(device="cuda"), 0.5).data.get())
 
 
+def test_blocks_of_dropout_of_paths_take_several_parts_where_a_sample_has_more_than_a_grid_can_have_blocks():
+    """Two blocks for 1,100 numbers of a sample, in place of 65,535 for more than 16 million: see `test_cuda_choices.py`."""
+    kernels = cuda.Kernels(FOLDER / "dropout.cu")
+    x, mask = rng(1).standard_normal((3, 1100)).astype(np.float32), np.array([True, False, True])
+    with on_cuda(ORDERS):
+        cp = cuda.array_module()
+        y = cp.empty(x.shape, np.float32)
+        kernels.launch("drop_path_forward<float, float, bool>", (3, 2), 256, cp.asarray(x), cp.asarray(mask), y, 1100, 2.0)
+        np.testing.assert_array_equal(y.get(), x * mask[:, None] * np.float32(2))
+
+
 @draws(30)
 @given(
     st.integers(0, 2**64 - 1),
