@@ -475,6 +475,16 @@ def test_half_powers_are_pytorchs_at_the_ends(exponent: float):
         np.testing.assert_allclose(mine.numpy(), other.detach().numpy(), rtol=1e-15)
 
 
+def test_powers_of_0_are_flat_in_their_exponent_as_pytorchs_unless_it_is_negative():
+    base, exponents, upstream = np.zeros(5), np.array([-2.0, -0.5, 0.0, 0.5, 3.0]), rng(0).uniform(1, 2, 5)
+    ours, theirs = Tensor(exponents, requires_grad=True), torch.tensor(exponents, requires_grad=True)
+    with np.errstate(all="ignore"):
+        (g,) = minigrad.grad(Tensor(base) ** ours, ours, Tensor(upstream))
+    (reference,) = torch.autograd.grad(torch.tensor(base) ** theirs, theirs, torch.tensor(upstream))
+    np.testing.assert_array_equal(g.numpy(), reference.numpy())
+    np.testing.assert_array_equal(g.numpy(), [-np.inf, -np.inf, 0, 0, 0])
+
+
 @pytest.mark.parametrize("base", [2, 0.5, np.float64(3)])
 def test_number_to_the_power_of_a_tensor(base: float):
     check_op(lambda x: base**x, lambda x: float(base) ** x, [draw((2, 3), 5)])
