@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import inspect
 import os
 import sys
+import textwrap
 
 import minigrad  # importing it fills the registry
 from minigrad.op import REGISTRY, Fused, Op
@@ -33,11 +35,13 @@ def _derivative(op: Op) -> str:
 
 
 def _lines(op: Op) -> int:
-    """Lines of code, without docstring and comments."""
-    source = inspect.getsource(op.function)
-    documentation = op.function.__doc__ or ""
-    lines = [line.strip() for line in source.replace(documentation, "").splitlines()]
-    return len([line for line in lines if line and not line.startswith("#") and line != '""""""'])
+    """Lines of code, without docstring and comments: by the source, since `__doc__` is cleaned from Python 3.13 on, and gone under -OO."""
+    source = textwrap.dedent(inspect.getsource(op.function))
+    function = ast.parse(source).body[0]
+    documented = function.body[:1] if isinstance(function, ast.FunctionDef) and ast.get_docstring(function, clean=False) is not None else []
+    documentation = [number for statement in documented for number in range(statement.lineno, (statement.end_lineno or 0) + 1)]
+    lines = [line.strip() for number, line in enumerate(source.splitlines(), 1) if number not in documentation]
+    return len([line for line in lines if line and not line.startswith("#")])
 
 
 def main() -> None:
