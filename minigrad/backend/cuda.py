@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -55,23 +56,26 @@ def availability() -> Availability:
     """Look for a driver, a GPU and CuPy, in this order. Inside `emulated()` the emulator counts."""
     if _module is not None and _module.__name__ != "cupy":
         return Availability(True, "CUDA: the emulator runs the kernels on the CPU.")
-    otherwise = "without it, `with minigrad.emulated():` runs the same kernels on the CPU."
+    emulator = "without it, `with minigrad.emulated():` runs the same kernels on the CPU"
+    otherwise = f"; {emulator}." if sys.platform == "linux" else "."  # the emulator needs Linux
     try:
         driver = _load_driver()
     except OSError:
-        return Availability(False, f"No CUDA: there is no NVIDIA driver here; install it (https://www.nvidia.com/drivers); {otherwise}")
+        if sys.platform == "darwin":
+            return Availability(False, "No CUDA: macOS has no NVIDIA driver; everything runs on the CPU.")
+        return Availability(False, f"No CUDA: there is no NVIDIA driver here; install it (https://www.nvidia.com/drivers){otherwise}")
     version, count = ctypes.c_int(0), ctypes.c_int(0)
     driver.cuDriverGetVersion(ctypes.byref(version))
     error = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
     if error or count.value == 0:
         why = f"the driver finds no GPU (error {error})" if error else "the driver finds no GPU"
-        return Availability(False, f"No CUDA: {why}; in a container start it with GPUs, and see that CUDA_VISIBLE_DEVICES names one; {otherwise}")
+        return Availability(False, f"No CUDA: {why}; in a container start it with GPUs, and see that CUDA_VISIBLE_DEVICES names one{otherwise}")
     extra = "cuda13" if version.value >= 13000 else "cuda12"
     try:
         import cupy  # type: ignore[import-not-found]
     except ImportError as failure:
         reason = "CuPy is not installed" if isinstance(failure, ModuleNotFoundError) else f"CuPy cannot be imported ({failure})"
-        return Availability(False, f'No CUDA: there is a GPU, but {reason}: in the project\'s folder, pip install -e ".[{extra}]"; {otherwise}')
+        return Availability(False, f'No CUDA: there is a GPU, but {reason}: in the project\'s folder, pip install -e ".[{extra}]"{otherwise}')
     name = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
     return Availability(True, f"CUDA: {name} through CuPy {cupy.__version__}.")
 

@@ -348,9 +348,25 @@ def test_one_sentence_says_what_is_missing(monkeypatch, load, sentence):
     monkeypatch.setitem(sys.modules, "cupy", None)  # importing it raises ModuleNotFoundError
     found = cuda.availability()
     assert not found.usable
-    assert sentence in found.sentence
+    assert sentence in found.sentence and found.sentence.endswith("; without it, `with minigrad.emulated():` runs the same kernels on the CPU.")
     with pytest.raises(RuntimeError, match="No CUDA"):
         cuda.connect()
+
+
+@pytest.mark.emulator
+@pytest.mark.parametrize(
+    ("platform", "load", "sentence"),
+    [
+        ("darwin", None, "No CUDA: macOS has no NVIDIA driver; everything runs on the CPU."),
+        ("win32", None, "No CUDA: there is no NVIDIA driver here; install it (https://www.nvidia.com/drivers)."),
+        ("win32", driver(), 'No CUDA: there is a GPU, but CuPy is not installed: in the project\'s folder, pip install -e ".[cuda13]".'),
+    ],
+)
+def test_where_there_is_no_emulator_none_is_advised(monkeypatch, platform, load, sentence):
+    monkeypatch.setattr(cuda, "_load_driver", load or (lambda: (_ for _ in ()).throw(OSError("libcuda.so.1: no such file"))))
+    monkeypatch.setattr(cuda, "sys", SimpleNamespace(platform=platform))
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    assert cuda.availability() == (False, sentence)
 
 
 @pytest.mark.emulator
