@@ -239,7 +239,7 @@ def _find(kind: Cifar, data_dir: str | Path | None, say: Say) -> Path:
     if data_dir is not None:
         return _find_in(Path(data_dir), kind)
     places: dict[str, Path] = {}
-    if variable := os.environ.get("CONFORMER_DATA"):
+    if variable := os.path.expanduser(os.environ.get("CONFORMER_DATA", "")):
         places["$CONFORMER_DATA"] = Path(variable)
         if found := _locate(kind, Path(variable)):
             return found

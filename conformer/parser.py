@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import textwrap
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -111,10 +112,12 @@ def one_of_numbers(text: str) -> int:
 
 
 def some_path(text: str) -> Path:
-    """A path, for argparse. Of an empty one, as "$UNSET" is, Path would make the working directory."""
+    """A path, for argparse. Of an empty one, as "$UNSET" is, Path would make the working directory; shells leave the ~ in --out=~/run."""
     if not text:
         raise argparse.ArgumentTypeError("the path is empty")
-    return Path(text)
+    if (expanded := os.path.expanduser(text)).startswith("~"):
+        raise argparse.ArgumentTypeError(f"there is no home folder for the ~ of {text!r}; if it is part of a name, give {os.path.join('.', text)}")
+    return Path(expanded)
 
 
 def png_path(text: str) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from conformer import cli, train_commands, use_commands
+from conformer import cli, parser, train_commands, use_commands
 from conformer.cli import main
 from conformer.display import Display
 
@@ -67,6 +67,7 @@ def test_every_command_has_help(command: list[str], capsys: pytest.CaptureFixtur
         (["train", "--clip-norm", "inf"], "--clip-norm is inf; it must be a finite number, 0 for no limit"),
         (["train", "--out", ""], "--out: the path is empty"),
         (["evaluate", ""], "RUN: the path is empty"),
+        (["train", "--out=~nobody of that name/run"], "no home folder for the ~ of '~nobody of that name/run'; if it is part of a name, give ./~n"),
         (["explain", "cat.jpg", "--out", "x.jpg"], "--out: 'x.jpg' does not end in .png, and pictures are PNG files"),
         (["evaluate", "run", "--picture", "x.svg"], "--picture: 'x.svg' does not end in .png"),
     ],
@@ -75,6 +76,17 @@ def test_wrong_usage_is_one_sentence(argv: list[str], message: str, fails: Calla
     line = fails(2, *argv)
     assert line.startswith("conformer: ")
     assert message in line
+
+
+def test_a_home_is_written_as_shells_write_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shells replace ~ at the beginning of a word, so not in --out=~/run; and nothing in quotes."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert [parser.some_path(text) for text in ("~", "~/run", "run/~")] == [tmp_path, tmp_path / "run", Path("run/~")]
+    assert [parser.some_path(text) for text in ("./~", "./~run")] == [Path("~"), Path("~run")]  # a file of that name
+    assert parser.png_path("~/x.png") == tmp_path / "x.png"
+    options = cli._parser().parse_args(["train", "--out=~/run", "--data-dir=~/data", "--finetune=~/weights", "--resume=~/other"])
+    assert (options.out, options.data_dir, options.finetune) == (tmp_path / "run", tmp_path / "data", tmp_path / "weights")
+    assert options.resume == tmp_path / "other"
 
 
 def test_the_package_needs_no_extras() -> None:

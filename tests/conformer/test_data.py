@@ -57,6 +57,9 @@ def test_data_is_looked_for_where_it_is_named_then_in_the_variable_then_in_the_c
     assert data.load("cifar10").source == cached
     monkeypatch.setenv("CONFORMER_DATA", str(inside.parent))
     assert data.load("cifar10").source == inside
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("CONFORMER_DATA", "~/data")  # as a file of settings has it, which no shell reads
+    assert data.load("cifar10").source == inside
     assert data.load("cifar10", str(cached)).source == cached
 
 
