@@ -1,8 +1,10 @@
 """The CPU's threads: one small pool, and blocks of rows to run on it.
 
 NumPy releases the interpreter lock inside ufuncs and matrix products, so two Python threads that each work on half of the rows use two cores. The
-pool is made at the first call; at that moment BLAS is limited to one thread, once and for good: its own threads would fight with ours, and
-switching the limit back and forth is slow. `MINIGRAD_THREADS=0` means no pool at all, and BLAS is left alone.
+pool is made at the first call; at that moment BLAS is limited to one thread, once and for good: its own threads would fight with ours, and switching
+the limit back and forth is slow. Apple's Accelerate, the BLAS of NumPy's wheels for macOS 14 and later, is none that threadpoolctl can limit;
+`VECLIB_MAXIMUM_THREADS=1`, set before Python starts, is meant to, and nobody has tried it here. `MINIGRAD_THREADS=0` means no pool at all, and BLAS
+is left alone.
 
 Workers run array code only: no Tensor, no ContextVar. Read next: `minigrad/fused/linear.py`, the shortest kernel that uses this.
 """
