@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import shutil
 import signal
 import sys
@@ -178,11 +179,18 @@ def _way_on(trainer: Trainer, study: Path | None) -> str:
 
 def _program() -> str:
     """This program, as the user's shell finds it: after `make train` there is no `conformer` on its path."""
-    started = Path(sys.argv[0])
-    if started.name == "conformer":  # the installed script
-        return "conformer" if shutil.which("conformer") == str(started) else quoted(started)
-    python = Path(sys.executable)
-    return f"{python.name if shutil.which(python.name) == str(python) else quoted(python)} -m conformer"
+    is_script = _bare(os.path.basename(sys.argv[0])) == "conformer"  # the installed one
+    started = sys.argv[0] if is_script else sys.executable
+    name = os.path.basename(started)
+    word = name if _bare(shutil.which(name) or "") == _bare(started) else quoted(started)
+    if os.name == "nt" and word.startswith('"'):  # which PowerShell takes for a text, and not for a program
+        return "python -m conformer"
+    return word if is_script else f"{word} -m conformer"
+
+
+def _bare(program: str) -> str:
+    r"""A program's path, to compare: on Windows Scripts\conformer, as pip's launcher says, and scripts\conformer.EXE are one."""
+    return os.path.normcase(os.path.splitext(program)[0]) if os.name == "nt" else program
 
 
 def _report_of(run: Path, measured: Callable[[], tuple[data.Dataset, Predictions | None]]) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import ntpath
 import shutil
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from conformer import coupling10, train_commands
+from conformer import coupling10, text, train_commands
 from conformer.batches import Batch
 from conformer.cli import main
 from conformer.display import Display
@@ -213,5 +215,29 @@ def test_how_the_program_is_started_again(tmp_path: Path, monkeypatch: pytest.Mo
         monkeypatch.setenv("PATH", str(path))
         monkeypatch.setattr(sys, "argv", [str(folder / "conformer")])
         assert train_commands._program() == script
+        monkeypatch.setattr(sys, "argv", ["./conformer"])  # beside where the user is
+        assert train_commands._program() == "./conformer"
         monkeypatch.setattr(sys, "argv", ["/somewhere/conformer/__main__.py"])
         assert train_commands._program() == module
+
+
+@pytest.mark.parametrize(
+    ("started", "python", "said"),
+    [
+        ("C:\\lab\\Scripts\\conformer", "C:\\lab\\Scripts\\python.exe", "conformer"),  # of a path that which() spells in another way
+        ("C:\\lab\\Scripts\\conformer.exe", "C:\\lab\\Scripts\\python.exe", "conformer.exe"),
+        ("C:\\lab\\conformer\\__main__.py", "C:\\lab\\Scripts\\python.exe", "python.exe -m conformer"),
+        ("D:\\lab\\Scripts\\conformer", "D:\\lab\\Scripts\\python.exe", "D:\\lab\\Scripts\\conformer"),
+        ("D:\\lab\\conformer\\__main__.py", "D:\\lab\\python.exe", "D:\\lab\\python.exe -m conformer"),
+        ("D:\\my lab\\conformer", "D:\\my lab\\python.exe", "python -m conformer"),  # in quotes PowerShell would print it
+        ("D:\\my lab\\conformer\\__main__.py", "D:\\my lab\\python.exe", "python -m conformer"),
+    ],
+)
+def test_how_the_program_is_started_again_on_windows(started: str, python: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    windows = SimpleNamespace(name="nt", path=ntpath)
+    monkeypatch.setattr(train_commands, "os", windows)
+    monkeypatch.setattr(text, "os", windows)
+    monkeypatch.setattr(shutil, "which", lambda name: f"c:\\Lab\\scripts\\{name.removesuffix('.exe')}.EXE")
+    monkeypatch.setattr(sys, "executable", python)
+    monkeypatch.setattr(sys, "argv", [started])
+    assert train_commands._program() == said
