@@ -6,6 +6,8 @@ Read before: `conformer/cli.py`, the options. Read next: `conformer/weights.py`,
 from __future__ import annotations
 
 import argparse
+import glob
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -164,6 +166,8 @@ def _load_images(options: argparse.Namespace) -> tuple[nn.Module, About, np.ndar
     except ImportError as error:
         raise Mistake(f"reading image files needs pillow ({EXTRAS})", 1) from error
     device = _device(options)
+    if os.name == "nt":  # whose shells hand patterns on as they are
+        options.images = [match for path in options.images for match in _matches(path)]
     with told(1):
         run = options.run or _newest_run()
         model, about = load_weights(run)
@@ -174,6 +178,11 @@ def _load_images(options: argparse.Namespace) -> tuple[nn.Module, About, np.ndar
     if options.run is None:
         print(f"by {printable(label(about.config, about.kind))} in {run}, trained on {printable(about.dataset)}")
     return model.to(device=device), about, images
+
+
+def _matches(path: Path) -> list[Path]:
+    """The files that a path stands for as a pattern, in which * and ? alone are for others; itself if there are none."""
+    return [Path(name) for name in sorted(glob.glob(str(path).replace("[", "[[]")))] or [path]
 
 
 def _newest_run() -> Path:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from conformer.config import named_config
 from conformer.evaluate import HEADS, Predictions, evaluate, predict
 from conformer.explain import attention_rollout, class_activation_maps, token_map
 from conformer.image_files import read_image
+from conformer.mistakes import Mistake
 from conformer.weights import About, load_weights, save_weights
 from minigrad import Tensor, safetensors_io
 from minigrad.modes import no_grad
@@ -118,6 +120,29 @@ def test_predict_prints_the_likeliest_classes_of_each_head(
             name, share = line.replace("%", "").split()[2 * column : 2 * column + 2]
             assert (name, float(share)) == (about.classes[place], pytest.approx(100 * shares[place], abs=0.051))
     assert rest[10:] == ["(sum of both: the softmax of both heads' added logits, so where the heads agree it is surer than either)"]
+
+
+def test_on_windows_a_pattern_stands_for_its_images(tiny_network: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no shell replaces it; elsewhere it is the name of a file."""
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    saved_network(tmp_path / "network.safetensors", tiny_network)
+    for name in ("a[2].png", "a[1].png", "b.png"):
+        Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(name)
+
+    def loaded(*images: str) -> list[str]:
+        options = cli._parser().parse_args(["predict", "--run", "network.safetensors", *images])
+        assert len(use_commands._load_images(options)[2]) == len(options.images)
+        return [str(image) for image in options.images]
+
+    with pytest.raises(Mistake, match=r"a\[\?\].png: No such file"):
+        loaded("b.png", "a[?].png")
+    monkeypatch.setattr(use_commands, "os", SimpleNamespace(name="nt"))
+    assert loaded("b.png", "a[?].png", "a[1].png") == ["b.png", "a[1].png", "a[2].png", "a[1].png"]
+    assert loaded("*.png") == ["a[1].png", "a[2].png", "b.png"]
+    with pytest.raises(Mistake, match=r"c\*.png: No such file"):
+        loaded("b.png", "c*.png")
 
 
 def test_explain_draws_a_picture_or_says_why_not(
