@@ -126,7 +126,7 @@ class RunFolder:
         path = self.to_write("metrics.jsonl")
         line = json.dumps(values, allow_nan=False) + "\n"
         try:
-            with open(path, "a", encoding="utf-8") as file:
+            with open(path, "a", encoding="utf-8", newline="\n") as file:
                 file.write(line)
         except OSError as error:
             raise OSError(f"cannot write {path}: {error.strerror or error}") from error

@@ -145,6 +145,18 @@ def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         run.log(step=1)
 
 
+def test_the_lines_of_a_log_end_alike_on_every_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows ends those of text files by two characters, and what is cut to a checkpoint's lines is written as bytes."""
+    as_on_windows = lambda *arguments, newline="\r\n", **options: open(*arguments, newline=newline, **options)  # noqa: E731
+    monkeypatch.setattr(run_folder, "open", as_on_windows, raising=False)
+    run = RunFolder.create(tmp_path / "run", {}, {"dataset": "cifar10"})
+    run.log(step=1)
+    run.log(step=2)
+    run.rewind(2, {})
+    run.log(step=3)
+    assert (run.path / "metrics.jsonl").read_bytes() == b'{"dataset": "cifar10"}\n{"step": 1}\n{"step": 3}\n'
+
+
 @pytest.mark.parametrize("text", ["{", "[1]", "[" * 100_000])
 def test_a_damaged_config_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(text)
