@@ -17,7 +17,8 @@ from typing import Any
 
 __all__ = ["StopSignals", "Stopped"]
 
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))  # the last one is not known to Windows
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name))
+"""Of the last two, Windows knows SIGBREAK alone, which Ctrl-Break sends, and other systems SIGHUP alone, which a closed terminal sends."""
 
 
 class Stopped(KeyboardInterrupt):

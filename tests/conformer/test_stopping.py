@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import signal
 import sys
 
@@ -56,6 +57,12 @@ def test_ignored_signals_stay_ignored() -> None:
     finally:
         signal.signal(signal.SIGINT, before)
     assert stopping.SIGNALS == (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def test_the_signals_of_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(signal, "SIGHUP")
+    monkeypatch.setattr(signal, "SIGBREAK", 21, raising=False)
+    assert runpy.run_path(str(stopping.__file__))["SIGNALS"] == (signal.SIGINT, signal.SIGTERM, 21)
 
 
 @pytest.mark.usefixtures("ctrl_c")
