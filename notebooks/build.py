@@ -180,7 +180,7 @@ def main() -> int:
     parser.add_argument("--keep-none", action="store_true", help="write nothing")
     parser.add_argument("--check", action="store_true", help="run nothing; exit 1 if an .ipynb differs from its source")
     options = parser.parse_args()
-    if sys.platform == "win32":
+    if sys.platform == "win32" and sys.version_info < (3, 14):  # from which on it is deprecated
         asyncio.set_event_loop_policy(asyncio.WindowsSelectorEventLoopPolicy())
     try:
         chosen = sources(options.names)

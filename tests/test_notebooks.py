@@ -6,7 +6,9 @@ They run with MINIGRAD_FAST=1 (fewer steps, smaller data), each in a process of 
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -115,3 +117,14 @@ def test_notebooks_are_named_by_what_they_begin_with() -> None:
     assert [path.name for path in build.sources(["01"])] == ["01_one_scalar_product.py"]
     with pytest.raises(ValueError, match="no notebook begins with '99'; there are 01_one_scalar_product"):
         build.sources(["99"])
+
+
+@pytest.mark.parametrize(("platform", "version", "is_set"), [("linux", (3, 13), False), ("win32", (3, 13), True), ("win32", (3, 14), False)])
+def test_the_loop_of_windows_is_another_before_python_deprecates_to_set_it(
+    platform: str, version: tuple[int, int], is_set: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policies: list[str] = []
+    monkeypatch.setattr(build, "sys", SimpleNamespace(platform=platform, version_info=version, stderr=sys.stderr))
+    monkeypatch.setattr(build, "asyncio", SimpleNamespace(set_event_loop_policy=policies.append, WindowsSelectorEventLoopPolicy=lambda: "selector"))
+    monkeypatch.setattr(sys, "argv", ["build.py", "no such notebook"])
+    assert build.main() == 1 and policies == ["selector"] * is_set
