@@ -342,11 +342,13 @@ def complaint(command: str) -> str | None:
         return _wrong_with_make(words[1:])
     if words[0].endswith("/conformer") or words[0] == "conformer":
         return _wrong_with_options(words[1:])
-    if words[0] in ("python", ".venv/bin/python"):
+    if words[0] in ("python", "python3", ".venv/bin/python"):
         if words[1] == "-m":
             if words[2].startswith(("benchmarks.", "tests.")):
                 return _wrong_with_script(words[2].replace(".", "/") + ".py", words[3:])
-            return {"conformer": _wrong_with_options, "pytest": _wrong_with_tests, "minigrad": _unexpected}.get(words[2], _unknown)(words[3:])
+            ours = {"conformer": _wrong_with_options, "pytest": _wrong_with_tests, "minigrad": _unexpected}
+            others = {"pip": _wrong_with_pip, "venv": lambda words: None}
+            return (ours | others).get(words[2], _unknown)(words[3:])
         return _wrong_with_script(words[1], words[2:])
     return None if words[0] in ("pip", "lint-imports", "ruff") else f"no program {words[0]} is known"
 
@@ -357,6 +359,12 @@ def _unexpected(words: list[str]) -> str | None:
 
 def _unknown(words: list[str]) -> str:
     return "no such module is known"
+
+
+def _wrong_with_pip(words: list[str]) -> str | None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    missing = [word for word in words if word.startswith(".[") and word[2:-1] not in extras]
+    return f"there is no extra {missing[0]}" if missing else None
 
 
 def _wrong_with_make(words: list[str]) -> str | None:
@@ -419,6 +427,7 @@ def test_commands_have_the_options_they_are_given(page: Path) -> None:
         ("python -m tests.deep --deeper", "has no option --deeper"),
         (".venv/bin/python -m conformer train --config huge", "there is no 'huge'"),
         ("env -u A -u B python -m other", "no such module"),
+        ('python3 -m pip install -e ".[apps]"', "there is no extra .[apps]"),
     ],
 )
 def test_a_wrong_command_is_found(command: str, message: str) -> None:
