@@ -118,7 +118,7 @@ class GpuSteps:
         if self._began is None:
             self._began = cuda.array_module().cuda.get_current_stream().record()
         self._rates.append(learner.begin_step())
-        learner.optimizer.upload()
+        learner.optimizer.upload()  # its rates; the decay of an average of the weights stays what it was
         self._graph.launch()
         learner.step += 1
         epoch_ends = learner.step % self._steps_per_epoch == 0
