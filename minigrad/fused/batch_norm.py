@@ -15,6 +15,7 @@ import numpy as np
 from minigrad.backend import cuda, sums
 from minigrad.backend.cpu import blocks, parallel_blocks, parallel_rows
 from minigrad.fused.floats import check_floats
+from minigrad.fused.long_rows import LONG_ROW, end_to_end
 from minigrad.op import fused
 from minigrad.tensor import Tensor
 
@@ -99,20 +100,13 @@ def _check(x, weight, bias, mean, var, residual, eps, relu) -> None:
         raise ValueError(f"batch_norm: residual has shape {residual.shape}, x has shape {x.shape}")
 
 
-LONG_ROW, GRAIN = 8192, 1 << 18  # elements in a long row, and in the smallest share of work that a thread is worth
+GRAIN = 1 << 18  # elements in the smallest share of work that a thread is worth
 FAR = 16  # mean ** 2 / var from which on x * x - mean * mean would lose digits of float32 that matter: layer norm's FAR, 4 deviations, squared
 
 
 def _channel_groups(rows: int, channels: int) -> int:
     """How many of the `rows` (of `channels` elements each) to lay end to end as one long row: a power of two that divides `rows`."""
     return gcd(rows, 1 << max(LONG_ROW // channels, 1).bit_length() - 1)
-
-
-def _long(vector: np.ndarray, groups: int) -> np.ndarray:
-    """`groups` copies end to end (np.tile takes three times as long)."""
-    copies = np.empty((groups, len(vector)), vector.dtype)
-    copies[...] = vector
-    return copies.reshape(-1)
 
 
 def _totals(work: Callable[[slice, np.ndarray], None], wide: np.ndarray, channels: int) -> np.ndarray:
@@ -165,18 +159,18 @@ def cpu_forward(x, weight, bias, mean, var, residual, eps, relu):
         pivot = mean.astype(x.dtype)
         if training:
             pivot = np.where(np.isfinite(pivot), pivot, x_wide[0, :channels])  # of an infinite sum: any number will do for equal ones
-            offset, var = moments(_long(pivot, groups))
+            offset, var = moments(end_to_end(pivot, groups))
             if np.isinf(var).any():                                        # perhaps for the rounding of the mean alone: that of 1e30 is 1e23
                 pivot = (pivot + offset).astype(x.dtype)
-                offset, var = moments(_long(pivot, groups))
+                offset, var = moments(end_to_end(pivot, groups))
             mean = pivot + offset
         else:
             offset = np.zeros(channels)                                    # the statistics have x's dtype
     rstd = 1 / np.sqrt(var + eps)                                          # (C,)
     scale = rstd if weight is None else rstd * weight
     shift = -offset * scale if bias is None else bias - offset * scale
-    scale, shift = (_long(vector.astype(x.dtype), groups) for vector in (scale, shift))
-    long_pivot = None if pivot is None else _long(pivot, groups)
+    scale, shift = (end_to_end(vector.astype(x.dtype), groups) for vector in (scale, shift))
+    long_pivot = None if pivot is None else end_to_end(pivot, groups)
 
     def affine(block: slice) -> None:
         part, out = x_wide[block], y_wide[block]
@@ -214,7 +208,7 @@ def cpu_backward(dy, saved, needs):
     count = max(x.size // channels, 1)
     groups = _channel_groups(x.size // channels, channels)
     x_wide, dy_wide = x.reshape(-1, groups * channels), dy.reshape(-1, groups * channels)
-    long_pivot = None if pivot is None else _long(pivot, groups)
+    long_pivot = None if pivot is None else end_to_end(pivot, groups)
 
     g_wide = dy_wide if y is None else np.empty_like(dy_wide)
     y_wide = None if y is None else y.reshape(dy_wide.shape)
@@ -236,7 +230,7 @@ def cpu_backward(dy, saved, needs):
         a = rstd if weight is None else weight * rstd
         b = -a * rstd * dweight / count
         c = -a * dbias / count - b * offset
-        a, b, c = (_long(vector.astype(x.dtype), groups) for vector in (a, b, c))
+        a, b, c = (end_to_end(vector.astype(x.dtype), groups) for vector in (a, b, c))
         dx_wide = np.empty_like(g_wide) if y is None or wants_residual else g_wide
 
         def combine(block: slice) -> None:

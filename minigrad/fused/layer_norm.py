@@ -11,6 +11,7 @@ import numpy as np
 from minigrad.backend import cuda
 from minigrad.backend.cpu import parallel_blocks
 from minigrad.fused.floats import check_floats
+from minigrad.fused.long_rows import along_rows, copies_for
 from minigrad.op import fused
 from minigrad.tensor import Tensor
 
@@ -67,6 +68,7 @@ def cpu_forward(x, weight, bias, eps):
     rows, ones = x.reshape(-1, channels), np.ones(channels, x.dtype)       # (R, C), (C,)
     y = np.empty_like(rows)                                                # (R, C)
     mean, rstd = np.empty(len(rows), x.dtype), np.empty(len(rows), x.dtype)  # (R,), (R,)
+    weights, biases = (None if v is None else copies_for(len(rows), v) for v in (weight, bias))
 
     def recentre(part, out, far, mean, deviation) -> None:
         """In rows that are `far` from 0, the rounding of the mean counts as a deviation: take off what it left in `out`."""
@@ -88,10 +90,10 @@ def cpu_forward(x, weight, bias, eps):
             recentre(part, out, ~near, mean[block], deviation)
         np.divide(1, deviation, out=rstd[block])
         out *= rstd[block, None]
-        if weight is not None:
-            out *= weight
-        if bias is not None:
-            out += bias
+        if weights is not None:
+            along_rows(np.multiply, out, weights, out=out)
+        if biases is not None:
+            along_rows(np.add, out, biases, out=out)
 
     parallel_blocks(work, len(rows), channels, max(_GRAIN // channels, 1))
     return y.reshape(x.shape), (x, weight, mean, rstd)
@@ -112,16 +114,17 @@ def cpu_backward(dy, saved, needs):
     channels = x.shape[-1]
     rows, dy_rows = x.reshape(-1, channels), dy.reshape(-1, channels)      # (R, C)
     dx = np.empty_like(rows) if needs[0] else None
-    average = np.full(channels, 1 / channels, x.dtype) if weight is None else weight / channels  # dy @ average = mean(g)
+    weight = np.ones(channels, x.dtype) if weight is None else weight
+    weights, average = copies_for(len(rows), weight), weight / channels  # dy @ average = mean(g)
 
     def work(block: slice) -> np.ndarray:
         g, scale = dy_rows[block], rstd[block]
         centered = rows[block] - mean[block, None]                         # x_hat is this times scale, which the sums and the row's factor take in
-        product = g * centered
-        sums = np.stack([scale @ product, np.ones(len(g), x.dtype) @ g])   # (2, C): dweight and dbias of these rows
+        out = np.multiply(g, centered, out=None if dx is None else dx[block])
+        sums = np.stack([scale @ out, np.ones(len(g), x.dtype) @ g])       # (2, C): dweight and dbias of these rows
         if dx is not None:
-            centered *= (scale * (product @ average) * scale)[:, None]     # x_hat * mean(g * x_hat); scale * scale may be infinite
-            out = np.multiply(g, 1 if weight is None else weight, out=dx[block])
+            centered *= (scale * (out @ average) * scale)[:, None]         # x_hat * mean(g * x_hat); scale * scale may be infinite
+            along_rows(np.multiply, g, weights, out=out)
             out -= centered
             out -= (g @ average)[:, None]
             out *= scale[:, None]

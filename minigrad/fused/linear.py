@@ -13,6 +13,7 @@ from minigrad import backend
 from minigrad.backend import cuda, sums
 from minigrad.backend.cpu import parallel_rows
 from minigrad.fused.floats import check_floats
+from minigrad.fused.long_rows import along_rows, copies_for
 from minigrad.op import fused
 from minigrad.tensor import Tensor
 
@@ -58,11 +59,12 @@ def cpu_forward(x, weight, bias):
     features_out, features_in = weight.shape
     rows = x.reshape(prod(x.shape[:-1]), features_in)                      # (R, I)
     y = np.empty((len(rows), features_out), x.dtype)                       # (R, O)
+    biases = None if bias is None else copies_for(len(rows), bias)
 
     def work(start: int, stop: int) -> None:
         block = np.matmul(rows[start:stop], weight.T, out=y[start:stop])
-        if bias is not None:
-            block += bias
+        if biases is not None:
+            along_rows(np.add, block, biases, out=block)
 
     parallel_rows(work, len(rows), 1 + _GRAIN // (weight.size + 1))
     return y.reshape(*x.shape[:-1], features_out), (x, weight)
