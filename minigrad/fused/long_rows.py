@@ -31,6 +31,7 @@ def along_rows(ufunc: np.ufunc, rows: np.ndarray, copies: np.ndarray, out: np.nd
     if len(copies) == channels:
         ufunc(rows, copies, out=out)
         return
-    whole = len(rows) // (len(copies) // channels) * (len(copies) // channels)
+    times = len(copies) // channels
+    whole = len(rows) // times * times
     ufunc(rows[:whole].reshape(-1, len(copies)), copies, out=out[:whole].reshape(-1, len(copies)))
     ufunc(rows[whole:], copies[:channels], out=out[whole:])

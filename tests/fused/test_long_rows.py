@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -23,6 +25,13 @@ def test_every_row_meets_the_vector(rows: int, times: int, in_place: bool):
         long_rows.along_rows(ufunc, given[1:-1], long_rows.end_to_end(vector, times), out=target[1:-1])
         np.testing.assert_array_equal(target, expected, strict=True)
     np.testing.assert_array_equal(given, target if in_place else x)
+
+
+def test_rows_are_read_as_long_ones():
+    x, vector, seen = np.zeros((7, 5)), np.ones(5), []
+    record: Any = lambda rows, copies, out: seen.append(rows.shape)  # noqa: E731
+    long_rows.along_rows(record, x, long_rows.end_to_end(vector, 3), out=x)
+    assert seen == [(2, 15), (1, 5)]
 
 
 def test_copies_lie_end_to_end():
