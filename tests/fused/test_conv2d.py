@@ -2,7 +2,8 @@
 
 The kernels' paths: pointwise (no columns), windows that tile the image (assigned back), windows that overlap (added back), windows one pixel apart,
 with and without dx wanted (columns of dy, columns of x), padding beyond the kernel's reach (columns of x), groups; each with one buffer of columns or
-several in turn, and with products in one piece or in chunks with a remainder. Read next: minigrad/fused/conv2d.py.
+several in turn, and with products in one piece or in chunks with a remainder, or in parts, one for each row of the kernel. Read next:
+minigrad/fused/conv2d.py.
 """
 
 from __future__ import annotations
@@ -86,6 +87,20 @@ PATHS: dict[str, dict[str, Any]] = {
     "groups, all at once": {"inputs": 4, "groups": 2, "kernel": (2, 3), "stride": (2, 1), "dilation": (1, 2), "padding": 1},
     "depthwise": {"inputs": 4, "outputs": 8, "groups": 4, "padding": 1},
 }
+
+
+IN_PARTS: dict[str, dict[str, Any]] = {
+    **{path: PATHS[path] for path in ("same size", "padding beyond reach", "dilated")},
+    "without padding": {"inputs": 4},
+    "5x3": {"kernel": (5, 3), "padding": (2, 1)},
+    "2x4": {"kernel": (2, 4), "padding": (0, 3)},
+    "padded by more than the images are": {"kernel": (3, 3), "height": 1, "width": 1, "padding": 2},
+    "one column": {"width": 1, "padding": 1},
+    "every other column": {"kernel": (3, 3), "stride": (1, 2), "padding": 1},
+    "dilated, one pair of columns": {"kernel": (2, 2), "dilation": (3, 5)},
+    "wide": {"inputs": 1, "outputs": 3, "padding": 1},
+}
+"""Windows that can be cut into parts."""
 
 
 def refusal(
@@ -208,6 +223,55 @@ class TestConv2d(Proof):
         monkeypatch.setattr(PAGE, "GRAIN", 0)
         monkeypatch.setattr(PAGE, "_grain", lambda *_: 3)
         self.kernel_equals_definition(given)
+
+    @pytest.mark.parametrize("images", [0, 10])
+    @pytest.mark.parametrize("path", IN_PARTS)
+    def test_windows_in_parts(self, monkeypatch: pytest.MonkeyPatch, path: str, images: int) -> None:
+        """Of images as small as here; ten shared out by five, of which about two are in a buffer of columns."""
+        given = case(images, **IN_PARTS[path])
+        rows, columns = conv2d(*map(Tensor, given.inputs), **given.values).shape[1:3]
+        monkeypatch.setattr(PAGE, "LEAST_PIXELS", 1)
+        monkeypatch.setattr(PAGE, "COLUMN_BYTES", 4 * 2 * (rows + 2) * columns * 3 * 2 * 8)
+        monkeypatch.setattr(PAGE, "_grain", lambda *_: 3)
+        asked, parts_of = [], PAGE.parts_of
+        monkeypatch.setattr(PAGE, "parts_of", lambda *arguments: asked.append(arguments[-1]) or parts_of(*arguments))
+        self.kernel_equals_definition(given)
+        assert max(asked) > 1
+
+    def test_in_parts_fewer_numbers_are_written_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A 3x3 kernel's columns are 9 times the image, in parts 3 times, and a row above and below it; all parts look at the same array."""
+        x = rng(0).uniform(-1, 1, (2, 5, 6, 4))
+        g = PAGE.Geometry.of(np.zeros((4, 4, 3, 3)), 1, 1, 1, 1)
+        ((images, (whole,)),) = PAGE.parts_of(x, g, 0, 2, 1)
+        ((_, parts),) = PAGE.parts_of(x, g, 0, 2, 3)
+        assert images == slice(0, 2) and whole.size == 9 * x.size
+        assert {part.shape for part in parts} == {(2, 30, 12)} and parts[0].base.size == 3 * x.size * 7 // 5
+        assert all(part.base is parts[0].base for part in parts)
+        np.testing.assert_array_equal(np.concatenate(parts, 2).reshape(whole.shape), whole)
+
+    @pytest.mark.parametrize(
+        ("parts", "pixels", "channels", "values"),
+        [
+            (3, 64, (24, 24), {}),
+            (1, 63, (24, 24), {}),
+            (3, 4096, (2, 2), {}),
+            (1, 4097, (2, 2), {}),
+            (3, 100, (50, 66), {}),
+            (1, 100, (50, 67), {}),
+            (3, 64, (2, 6), {}),
+            (1, 64, (2, 7), {}),
+            (5, 64, (2, 2), {"kernel": (5, 3)}),
+            (2, 64, (2, 2), {"kernel": (2, 2), "stride": (1, 2), "padding": (2, 3), "dilation": (3, 2)}),
+            (1, 64, (2, 2), {"kernel": (3, 1)}),
+            (1, 64, (2, 2), {"kernel": (1, 3)}),
+            (1, 64, (2, 2), {"stride": (2, 1)}),
+            (1, 64, (2, 2), {"groups": 2}),
+        ],
+    )
+    def test_when_windows_are_cut_into_parts(self, parts: int, pixels: int, channels: tuple[int, int], values: dict) -> None:
+        """From 64 pixels on, up to 4096 and a million multiplications; and no products wider than the windows in a row of the kernel are long."""
+        values = {"kernel": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1} | values
+        assert PAGE.parts_in(PAGE.Geometry(**values), pixels, *channels) == parts
 
     @pytest.mark.parametrize(("kernel", "outputs"), [((1, 1), 2), ((1, 1), 6), ((3, 3), 4)])
     @pytest.mark.parametrize("groups", [1, 2])
