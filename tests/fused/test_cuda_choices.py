@@ -259,6 +259,16 @@ def test_conv2d_takes_tensor_cores_only_where_every_group_s_channels_come_by_fou
     assert any("tensor" in launch.kernel for launch in convolution(8, 12, groups=2, precision="tf32"))
 
 
+def test_conv2d_reads_packs_only_where_every_group_s_channels_come_by_fours():
+    """Those of two groups of 10 do together."""
+
+    def packed(channels: int, outputs: int) -> list[bool]:
+        return ["float4" in x.kernel for x in convolution(channels, outputs, groups=2) if "implicit" in x.kernel or "weight_gradient<" in x.kernel]
+
+    assert packed(12, 8) == [True] * 3
+    assert packed(10, 10) == packed(12, 10) == packed(10, 12) == [False] * 3
+
+
 geometries = st.builds(
     lambda kernel, stride, dilation, groups: Geometry(kernel, stride, (0, 0), dilation, groups),
     *[st.tuples(st.integers(1, most), st.integers(1, most)) for most in (5, 4, 3)],

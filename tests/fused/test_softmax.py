@@ -81,5 +81,6 @@ class TestSoftmax(Proof):
         assert np.isnan(ours[0]).any() and (ours[1] == 0.5).all()
 
     def test_rows_on_several_threads_change_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Nine rows, which they cannot share out equally."""
         monkeypatch.setattr(PAGE, "_GRAIN", 0)
-        self.kernel_equals_definition(Case([rng(0).uniform(-2, 2, (3, 5, 2))], {"axis": 1}))
+        self.kernel_equals_definition(Case([rng(0).uniform(-2, 2, (3, 5, 3))], {"axis": 1}))
