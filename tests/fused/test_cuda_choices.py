@@ -18,7 +18,7 @@ import minigrad
 from minigrad import Tensor
 from minigrad.backend import cuda
 from minigrad.fused import conv2d, conv2d_tensor
-from minigrad.fused.attention import cuda_forward
+from minigrad.fused.attention import cuda_backward, cuda_forward
 from minigrad.fused.dropout import cuda_forward_path
 from minigrad.fused.windows import Geometry
 from minigrad.op import REGISTRY
@@ -126,6 +126,19 @@ def test_attention_reads_packs_where_there_are_some_and_masks_where_there_is_one
     assert said(Call([(2, 1, 5, 7)] * 3, (0, 1, 2))) == [(False, False)] * 2
     long = launches("scaled_dot_product_attention", Call([(2, 1, 80, 8)] * 3, (0, 1, 2)))
     assert [any(x is True for x in launch.arguments) for launch in long] == [True, False, True, True]  # not for dY * Y
+
+
+@pytest.mark.parametrize("which", range(5))
+def test_attention_reads_no_packs_where_one_array_s_rows_do_not_begin_at_sixteen_bytes(monkeypatch: pytest.MonkeyPatch, which: int):
+    """Query, key, value, the upstream gradient, or none of them."""
+    packs: list[bool] = []
+    monkeypatch.setattr(cuda.Kernels, "launch", lambda self, *arguments, shared: packs.append(any(x is True for x in arguments)))
+    with cuda.emulated("plain"):
+        cp = cuda.array_module()
+        *inputs, dy = (cp.ones((2, 1, 5, 8 + (k == which)), np.float32)[..., :8] for k in range(4))
+        _, saved = cuda_forward(*inputs, None, None, 0.0, None)
+        cuda_backward(dy, saved, [True] * 3)
+    assert packs == [which >= 3, which == 4]  # forward reads no upstream gradient
 
 
 def test_attention_copies_only_what_it_cannot_read():
