@@ -154,8 +154,10 @@ def added(array: np.ndarray, index: Any, values: np.ndarray) -> np.ndarray:
 @example(shape=(1,), count=600, dtype=np.float32, seed=0)
 @example(shape=(1, 300), count=1, dtype=np.float32, seed=0)
 def test_values_are_added_in_the_order_of_numpy(shape: tuple[int, ...], count: int, dtype: type, seed: int) -> None:
-    """To the last bit: with numbers of very different size any other order would show. Some fill several blocks, once those of one
-    place, and once with a place for each."""
+    """To the last bit: with numbers of very different size any other order would show.
+
+    Some fill several blocks, once those of one place, and once with a place for each.
+    """
     random = rng(seed)
     array = random.standard_normal(shape).astype(dtype)
     index = random.integers(-shape[0], shape[0], count)
@@ -185,3 +187,5 @@ def test_an_array_of_any_strides_and_a_value_for_all() -> None:
         np.testing.assert_array_equal(base.get().T[1], [2.0, 4.0, 8.0])
         np.testing.assert_array_equal(base.get().T[3], [1.0, 2.0, 4.0])
         np.testing.assert_array_equal(base.get().T[[0, 2]], 0.0)
+        add_at(base, np.array([0, 0, 2]), cp.asarray(8.0))
+        np.testing.assert_array_equal(base.get(), [[16, 18, 16, 17], [0, 4, 0, 2], [8, 16, 8, 12]])
