@@ -73,7 +73,7 @@ SGD = [
     {"lr": 0.1},
     {"lr": 0.1, "weight_decay": 0.2},
     {"lr": 0.1, "momentum": 0.9, "dampening": 0.3, "weight_decay": 0.2},
-    {"lr": 0.1, "momentum": 0.9, "nesterov": True},
+    {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.2},
 ]
 
 
