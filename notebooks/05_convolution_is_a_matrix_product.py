@@ -298,7 +298,7 @@ assert minigrad.gradcheck(lambda a, b: convolution(a, b, 0.0, 2, 1, 2), (x_leaf,
 
 # %% [markdown]
 # The library's code does the same for a few images at a time, divided among the threads. `mirrored` describes your windows over dY, `turned` is your
-# turned kernel:
+# turned kernel. (The windows come whole or in `parts`, of which the end of this notebook tells.)
 
 # %%
 Code(inspect.getsource(page._by_columns_of_dy), language="python")
@@ -382,6 +382,14 @@ assert np.abs(slow_dw - quick_dw).max() < 1e-3 * np.abs(slow_dw).max() and quick
 
 # %%
 Code(inspect.getsource(page.columns_of), language="python")
+
+# %% [markdown]
+# In a small map of few channels, writing nine copies of each pixel takes longer than multiplying them. But the lower rows of the kernel see what its
+# first row sees, only further down in the image: the columns of a kernel of one row, three copies of each pixel, hold the windows of all three rows.
+# So there the library adds up three products, of three views of the same columns:
+
+# %%
+Code(inspect.getsource(page.parts_of), language="python")
 
 # %% [markdown]
 # ## Exercises
