@@ -176,12 +176,12 @@ def test_sums_of_thousands_of_numbers_are_made_in_parts():
         arrays = tenths(1, 2000, 1, 2).data, tenths(1, 2000, 1, 2).data * 10
         kernels.launch("conv2d_weight_gradient_direct<float>", 1, (32, 8), *arrays, partial, 1, 2000, 1, 2000, 1, 1, 1, 2, 1, 1, 1, 1, 0, 0, 1, 1)
         # So are those of a tile: over the numbers of a window, and over the rows of a slice.
-        windows = conv2d(tenths(1, 1, 2, 1000), Tensor(np.ones((4, 1000, 1, 2), np.float32)).to(device="cuda")) / 2000
-        arrays, in_tiles = (tenths(1, 2000, 1, 4).data, tenths(1, 2000, 1, 4).data * 10), cuda.array_module().empty((1, 1, 1, 4, 4), np.float32)
-        sizes = (2000, 1, 2000, 1, 2000, 1, 4, 4, 1, 1, 1, 1, 1, 0, 0, 1, 1)
+        windows = conv2d(tenths(1, 1, 2, 400), Tensor(np.ones((4, 400, 1, 2), np.float32)).to(device="cuda")) / 800
+        arrays, in_tiles = (tenths(1, 800, 1, 4).data, tenths(1, 800, 1, 4).data * 10), cuda.array_module().empty((1, 1, 1, 4, 4), np.float32)
+        sizes = (800, 1, 800, 1, 800, 1, 4, 4, 1, 1, 1, 1, 1, 0, 0, 1, 1)
         kernels.launch("conv2d_weight_gradient<float, float4, 64>", (1, 1, 1), 64, *arrays, in_tiles, *sizes)
         single = means.data, slopes.data, copies.data, wide_means.data, wide_slopes.data, wide_copies.data, windows.data
-        for result in (*single, partial / 2000, in_tiles / 2000):
+        for result in (*single, partial / 2000, in_tiles / 800):
             np.testing.assert_allclose(result.get(), 0.1, rtol=2e-6)
 
 
