@@ -127,6 +127,14 @@ def test_any_head_width(width: int, value_width: int) -> None:
     check(qkv(18, 21, width, value_width), dtypes=(np.float32,), orders=("ascending",))
 
 
+@pytest.mark.parametrize("width", [40, 72])
+def test_a_larger_score_in_a_second_tile_of_keys_fades_what_wide_heads_have_summed(width: int) -> None:
+    """In all 64 or 128 columns of the kernel. A tile has 32 keys."""
+    query, key, value, upstream = qkv(5, 34, width)
+    key[:, :, 33] *= 4
+    check([query, key, value, upstream], dtypes=(np.float32,), orders=("ascending",))
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_wider_heads_take_the_kernels_with_a_thread_per_row(dtype: type) -> None:
     check(qkv(5, 4, 130, 131, heads=2), dtypes=(dtype,))
