@@ -129,11 +129,11 @@ def by_group(x: np.ndarray, groups: int) -> np.ndarray:
     return x.reshape(-1, groups, x.shape[3] // groups).swapaxes(0, 1)
 
 
-def columns_of(x: np.ndarray, g: Geometry, start: int, stop: int, room: int) -> Iterator[tuple[slice, np.ndarray]]:
+def columns_of(x: np.ndarray, g: Geometry, start: int, stop: int, parts: int = 1) -> Iterator[tuple[slice, np.ndarray]]:
     """The windows of images `start` to `stop` written out as rows, a few images at a time: (which images, (G, n Ho Wo, kh kw C/G)).
 
-    The array is one buffer, filled again for the next images, of at most `room` bytes if that is enough for one; for a pointwise convolution there is
-    nothing to write out, and it is a view of x.
+    The array is one buffer, filled again for the next images; for a pointwise convolution there is nothing to write out, and it is a view of x. Of a
+    kernel that is one of so many `parts` there are no more images at a time than of all of it.
     """
     if g.pointwise:
         yield slice(start, stop), by_group(x[start:stop], g.groups)
@@ -141,7 +141,7 @@ def columns_of(x: np.ndarray, g: Geometry, start: int, stop: int, room: int) -> 
     _, height, width, channels = x.shape
     (rows, columns), (ph, pw) = g.output_size(height, width), g.padding
     size = rows * columns * g.kernel[0] * g.kernel[1] * channels  # of one image's columns
-    step = max(1, min(room // max(size * x.itemsize, 1), stop - start))
+    step = max(1, min(COLUMN_BYTES // max(parts * size * x.itemsize, 1), stop - start))
     buffer = np.empty(step * size, x.dtype)
     padded = np.zeros((step, height + 2 * ph, width + 2 * pw, channels), x.dtype) if ph or pw else None
     for first in range(start, stop, step):
@@ -159,11 +159,11 @@ def parts_in(g: Geometry, pixels: int, depth: int, width: int) -> int:
     """Into how many parts `parts_of` cuts windows of `depth` channels, for products `width` wide: 1 or, where that is faster, the kernel's kh rows.
 
     In parts each pixel is copied kw times instead of kh kw times, but there are kh products for each image, whose sums are not BLAS's. With AVX-512,
-    forward and backward, 3x3 on 16x16x12 takes 0.78 of the time, on 16x16x32 0.81, on 8x8x24 0.95, on 8x8x64 0.97. In products that are larger, BLAS
-    packs the weight for each image: 8x8x96 would take 1.15 times as long. And products wider than the windows are long would take more memory.
+    forward and backward, 3x3 on 16x16x12 takes 0.80 of the time, on 32x32x16 0.81, on 16x16x32 0.83, on 8x8x64 0.90, on 8x8x24 0.98. In products that
+    are larger, BLAS packs the weight for each image: 8x8x96 would take 1.15 times as long. And wide ones would need more memory.
     """
     length = g.kernel[1] * depth
-    suits = LEAST_PIXELS <= pixels <= MOST_ADDED and pixels * length * width <= SMALL_PRODUCT and width <= length
+    suits = LEAST_PIXELS <= pixels <= MOST_ADDED and pixels * length * width <= SMALL_PRODUCT and width <= min(pixels, length)
     return g.kernel[0] if suits and g.kernel[1] > 1 and g.stride[0] == g.groups == 1 else 1
 
 
@@ -173,11 +173,11 @@ def parts_of(x: np.ndarray, g: Geometry, start: int, stop: int, parts: int) -> I
     Each row of the kernel sees what the first one sees, some rows of the image further down: the kh parts are views of the same columns.
     """
     if parts == 1:
-        for images, columns in columns_of(x, g, start, stop, COLUMN_BYTES):
+        for images, columns in columns_of(x, g, start, stop):
             yield images, [columns]
         return
     rows, columns = g.output_size(*x.shape[1:3])
-    for images, seen in columns_of(x, g._replace(kernel=(1, g.kernel[1])), start, stop, COLUMN_BYTES // 4):
+    for images, seen in columns_of(x, g._replace(kernel=(1, g.kernel[1])), start, stop, parts):
         lines = seen.reshape(images.stop - images.start, -1, columns, seen.shape[2])  # (n, H + 2 ph, Wo, kw C)
         yield images, [lines[:, r : r + rows].reshape(len(lines), rows * columns, -1) for r in range(0, g.reach[0] + 1, g.dilation[0])]
 
@@ -315,13 +315,16 @@ def _by_columns_of_dy(x, weight, g, dy, dx, dweight):
     parts = parts_in(g, prod(x.shape[1:3]), outputs, inputs)
     turned = _relaid(weight[:, :, ::-1, ::-1], groups, (0, 3, 4, 1, 2)).reshape(parts, groups, -1, inputs)  # (parts, G, kh kw O/G, I/G)
 
+    def products(pixels: np.ndarray, part: np.ndarray) -> np.ndarray:      # (G, I/G, kh kw O/G / parts)
+        found = multiply_transposed(pixels, part)
+        return found if parts == 1 else found.sum(0)                       # those of each image
+
     def work(start: int, stop: int) -> np.ndarray:
         total = np.zeros((parts, groups, inputs, kh * kw * outputs // groups // parts), x.dtype)
         for block, columns in parts_of(dy, mirrored, start, stop, parts):
             if dweight is not None:
                 for part, sums_of_part in zip(columns, total, strict=True):
-                    products = multiply_transposed(matrices_of(x[block], g, parts), part)
-                    sums_of_part += products if parts == 1 else products.sum(0)
+                    sums_of_part += products(matrices_of(x[block], g, parts), part)
             if dx is not None:
                 multiply_parts(columns, turned, out=matrices_of(dx[block], g, parts))
         return total
@@ -339,7 +342,7 @@ def _by_columns_of_x(x, weight, g, dy, dx, dweight):
 
     def work(start: int, stop: int) -> np.ndarray:
         total = np.zeros((groups, kh * kw * inputs, outputs // groups), x.dtype)
-        for block, columns in columns_of(x, g, start, stop, COLUMN_BYTES):
+        for block, columns in columns_of(x, g, start, stop):
             rows = by_group(dy[block], groups)
             if dweight is not None:
                 total += multiply_transposed(columns, rows)

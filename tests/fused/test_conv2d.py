@@ -231,7 +231,7 @@ class TestConv2d(Proof):
         given = case(images, **IN_PARTS[path])
         rows, columns = conv2d(*map(Tensor, given.inputs), **given.values).shape[1:3]
         monkeypatch.setattr(PAGE, "LEAST_PIXELS", 1)
-        monkeypatch.setattr(PAGE, "COLUMN_BYTES", 4 * 2 * (rows + 2) * columns * 3 * 2 * 8)
+        monkeypatch.setattr(PAGE, "COLUMN_BYTES", 3 * 2 * (rows + 2) * columns * 3 * 2 * 8)
         monkeypatch.setattr(PAGE, "_grain", lambda *_: 3)
         asked, parts_of = [], PAGE.parts_of
         monkeypatch.setattr(PAGE, "parts_of", lambda *arguments: asked.append(arguments[-1]) or parts_of(*arguments))
@@ -249,6 +249,14 @@ class TestConv2d(Proof):
         assert all(part.base is parts[0].base for part in parts)
         np.testing.assert_array_equal(np.concatenate(parts, 2).reshape(whole.shape), whole)
 
+    def test_what_the_choice_of_parts_is_made_by(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The pixels of an image that is written, the channels that are read and those that are written."""
+        asked = []
+        monkeypatch.setattr(PAGE, "parts_in", lambda g, *numbers: asked.append(numbers) or 1)
+        y, saved = PAGE.cpu_forward(*case(1, 5, 6, 2, 4).inputs, 1, 0, 1, 1)
+        PAGE.cpu_backward(y, saved, (True, True, True))
+        assert asked == [(3 * 4, 2, 4), (5 * 6, 4, 2)]
+
     @pytest.mark.parametrize(
         ("parts", "pixels", "channels", "values"),
         [
@@ -258,6 +266,8 @@ class TestConv2d(Proof):
             (1, 4097, (2, 2), {}),
             (3, 100, (50, 66), {}),
             (1, 100, (50, 67), {}),
+            (3, 64, (24, 64), {}),
+            (1, 64, (24, 65), {}),
             (3, 64, (2, 6), {}),
             (1, 64, (2, 7), {}),
             (5, 64, (2, 2), {"kernel": (5, 3)}),
@@ -269,7 +279,7 @@ class TestConv2d(Proof):
         ],
     )
     def test_when_windows_are_cut_into_parts(self, parts: int, pixels: int, channels: tuple[int, int], values: dict) -> None:
-        """From 64 pixels on, up to 4096 and a million multiplications; and no products wider than the windows in a row of the kernel are long."""
+        """From 64 pixels on, up to 4096 and a million multiplications; no wider than there are pixels, or channels in a row of a window."""
         values = {"kernel": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1} | values
         assert PAGE.parts_in(PAGE.Geometry(**values), pixels, *channels) == parts
 
