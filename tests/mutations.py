@@ -35,7 +35,7 @@ SPEED = {
     "PRODUCT_GRAIN": "the fewest multiplications a thread is started for",
     "ROWS": "how many rows are added to one running sum: any number gives the same to rounding",
     "WIDTH": "elements that a sum adds at once",
-    "LONG_ROW": "from which length on one of two ways to add up a row is the faster",
+    "LONG_ROW": "elements of rows that are worked on as one: any number gives the same result",
     "COLUMN_BYTES": "memory for the columns of a convolution at a time",
     "SMALL_PRODUCT": "up to how many multiplications a product is taken in one piece",
     "PACKED_PRODUCT": "from how many multiplications on a product is taken in one piece",
