@@ -732,7 +732,7 @@ def step_ratios(result: tables.Result, theirs: Callable[[dict[str, float]], floa
     """From the smallest to the largest of our step's time over that of `theirs` (of all sides' times), as README has it."""
     walls = [wall for _, wall in tables.figures(result)]
     found = [wall["minigrad"] / other for wall in walls if "minigrad" in wall and (other := theirs(wall))]
-    return f"{min(found):.2f} to {max(found):.2f}"
+    return f"{min(found):.2f} to {max(found):.2f}" if found else "not measured"
 
 
 def test_the_readme_has_the_ratios_of_the_files() -> None:
