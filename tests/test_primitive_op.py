@@ -100,8 +100,13 @@ def test_an_operation_on_any_number_of_tensors():
 
 
 def test_a_rule_of_any_number_of_tensors_that_asks_for_the_gradient_alone():
+    """Or for another thing alone, such as the output, be that the derivative or not."""
     pair = primitive(variadic)
     a, b = leaf(3), leaf(3, seed=1)
+    pair.derivative(tensors=lambda out: [out, out * 2.0])
+    total = (a + b).numpy()
+    for found, expected in zip(minigrad.grad(pair([a, b]).sum(), [a, b]), (total, 2 * total), strict=True):
+        assert_array_equal(found.numpy(), expected)
     for state in (lambda: pair.derivative(tensors=lambda g: [g, g * 2.0]), pair.on_arrays):
         state()
         ga, gb = minigrad.grad(pair([a, b]).sum(), [a, b])
