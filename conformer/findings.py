@@ -150,7 +150,8 @@ class Findings:
                 yield f"{these} took different numbers of steps, since a time budget fixed them run by run, which the deviation includes."
         if counts and first not in counts:
             yield f"{printable(first)}, which the others are compared with, has no finished run."
-        own = dict.fromkeys(printable(run.notice).removeprefix(self.notice).strip() for runs in self.finished.values() for run in runs)
+        of_data = self.notice.rstrip(".")
+        own = dict.fromkeys(printable(run.notice).removeprefix(of_data).lstrip(". ") for runs in self.finished.values() for run in runs)
         yield from filter(None, own)  # besides what is said of the data set
         if any(run.measured == "held-out" for run in self.runs):
             yield "The accuracies are on training images that were held out, to choose by: what is chosen looks better on them than it is."

@@ -124,7 +124,8 @@ class Trainer:
             self._trained_on = about.trained_on
             if unseen(self._trained_on, self.dataset.name, config.hold_out) < config.hold_out:
                 seen = f"The weights to begin with were trained on held-out images of {self.dataset.name}, so the held-out accuracy is too high."
-                self.dataset = replace(self.dataset, notice=f"{self.dataset.notice} {seen}".strip())
+                before = self.dataset.notice.rstrip(".")
+                self.dataset = replace(self.dataset, notice=f"{before}. {seen}" if before else seen)
         self.learner = self._new_learner()
 
         now = datetime.now().astimezone()

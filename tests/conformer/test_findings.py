@@ -183,7 +183,9 @@ def test_accuracies_on_held_out_images_are_called_so() -> None:
 def test_what_the_runs_say_of_themselves_is_said_once_besides_what_is_said_of_the_data() -> None:
     first, second, *others = runs({"cifar-nano": NANO})
     noted = [replace(second, notice="MADE."), *(replace(run, notice="MADE. Seen before.") for run in (first, *others))]
-    assert [line for line in Findings(noted, "cifar10", "MADE.").text().splitlines() if "MADE" in line or "Seen" in line] == ["MADE.", "Seen before."]
+    for notice in ("MADE.", "MADE"):
+        lines = Findings(noted, "cifar10", notice).text().splitlines()
+        assert [line for line in lines if "MADE" in line or "Seen" in line] == [notice, "Seen before."]
     unfinished = replace(first, notice="Seen before.", figures=None)
     assert "Seen" not in Findings([unfinished, second, *others], "cifar10").text()
 

@@ -281,6 +281,10 @@ def test_weights_that_have_seen_held_out_images_are_said(config: TrainConfig, tm
     assert (tuned.dataset.notice, len(tuned.dataset.test)) == (said, 16)
     tuned.save_last()
     tuned.folder.close()
+    for notice in ("made", "made."):
+        noted = replace(data.load("cifar10", config.data_dir), notice=notice)
+        tuned = Trainer(replace(config, finetune=before[0], hold_out=16, out=tmp_path / f"noted {notice}"), dataset=noted)
+        assert tuned.dataset.notice == f"made. {said}"
     for number, source in enumerate((tmp_path / "tuned", between)):  # what they have seen once they have seen for good
         tuned = Trainer(replace(config, finetune=source, hold_out=16, out=tmp_path / f"again-{number}"))
         assert tuned.dataset.notice == said
