@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from itertools import product
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -341,3 +342,25 @@ class TestConv2d(Proof):
         conv2d(x, weight, bias).backward(dy)
         np.testing.assert_allclose(bias.grad.numpy(), 131072 * np.float64(np.float32(0.1)), rtol=1e-5)
         np.testing.assert_allclose(weight.grad.numpy(), 131072 * np.float64(np.float32(0.1)) ** 2, rtol=2e-5)
+
+    @pytest.mark.parametrize(
+        ("image", "channels", "padding", "stride", "refused"),
+        [
+            ((2**9, 2**11, 2**11), (3, 4), 1, 2, True),  # 2^31 pixels before, a quarter of that after
+            ((1, 46340, 46340), (3, 4), 2, 1, True),  # fewer before, more after
+            ((1, 46340, 46340), (3, 4), 1, 1, False),  # fewer, of more numbers
+        ],
+    )
+    def test_a_gpu_numbers_fewer_than_two_to_the_31_pixels(
+        self, monkeypatch: pytest.MonkeyPatch, image: tuple[int, int, int], channels: tuple[int, int], padding: int, stride: int, refused: bool
+    ) -> None:
+        class Asked(Exception):
+            """For the output's memory."""
+
+        def no_memory() -> None:
+            raise Asked
+
+        monkeypatch.setattr(PAGE.cuda, "array_module", no_memory)
+        x, weight = SimpleNamespace(shape=(*image, channels[0])), np.ones((channels[1], channels[0], 3, 3), np.float32)
+        with pytest.raises(ValueError if refused else Asked, match=r"has 2\^31 pixels or more" if refused else None):
+            PAGE.cuda_forward(x, weight, None, stride, padding, 1, 1)
