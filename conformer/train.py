@@ -178,13 +178,14 @@ class Trainer:
         return self.steps_fixed and self.step == self.evaluated == self.steps
 
     def run(self) -> TrainResult:
-        """Train to the last step, evaluating and saving after every epoch and at the end; Ctrl-C, SIGTERM and SIGHUP finish the step and save first.
+        """Train to the last step, evaluating and saving after every epoch and at the end; Ctrl-C, SIGTERM and SIGHUP finish the step and save
+        first, and so does Ctrl-Break on Windows.
 
         It may be called once: a run that was broken off is gone on with by `Trainer.resume`, from its last checkpoint.
 
         Raises:
             RuntimeError: it was called before.
-            Stopped: by Ctrl-C, SIGTERM or SIGHUP (a KeyboardInterrupt).
+            Stopped: by one of these (a KeyboardInterrupt).
             FloatingPointError: the loss or a weight is not finite any more.
             OSError: a file cannot be written, or the run's folder is no longer at its path; or progress cannot be shown, and then the step is
                 finished and saved first.
