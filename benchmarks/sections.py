@@ -89,8 +89,9 @@ def threads_section(result: Result) -> str:
         "but the step of cifar-nano takes as long as with the lock, until the arrays that count as too small for two threads, and the blocks, are "
         "made smaller too; then it is faster by less than neighbours change it here. Tried as well, without gain or with too little of one for what "
         "it asks of the reader: the gradients of weights as work of their own for a thread that is idle, while the first goes on to the layer below; "
-        "waiting awake, by yielding the processor, for the other thread to finish; shorter or longer blocks, more or fewer calls on two threads, "
-        "another switch interval, polynomials as products of matrices, and threads of idle priority that keep the processors from sleeping."
+        "waiting awake, by yielding the processor, for the other thread to finish; two to eight shares a thread, each for the thread that is free, "
+        "even where another program keeps one processor busy; shorter or longer blocks, another switch interval, polynomials as products of "
+        "matrices, and threads of idle priority that keep the processors from sleeping."
     )
     header = ["numbers a call", "one thread", "two threads", "times as fast", "two threads idle"]
     return text + table(header, rows) + "\n\n" + meaning
