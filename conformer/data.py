@@ -128,8 +128,12 @@ def hold_out(dataset: Dataset, count: int) -> Dataset:
     images may have none held out. Each keeps at least one to train on. `mean` and `std` stay those of all training images. 0 changes nothing.
 
     Raises:
-        DataError: more than can be, fewer than there are classes, or some are held out already.
+        DataError: no whole number, more than can be, fewer than there are classes, or some are held out already.
     """
+    try:
+        count = operator.index(count)
+    except TypeError as error:
+        raise DataError(f"hold_out is {count!r}; give a whole number of images") from error
     if not count:
         return dataset
     if dataset.measured != "test":
@@ -240,6 +244,8 @@ def _find(kind: Cifar, data_dir: str | Path | None, say: Say) -> Path:
         return _find_in(Path(data_dir), kind)
     places: dict[str, Path] = {}
     if variable := os.path.expanduser(os.environ.get("CONFORMER_DATA", "")):
+        if variable.startswith("~"):
+            raise DataError(f"there is no home folder for the ~ of $CONFORMER_DATA ({variable}); if it is part of a name, give ./{variable}")
         places["$CONFORMER_DATA"] = Path(variable)
         if found := _locate(kind, Path(variable)):
             return found

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import PurePath
 from typing import Any
 
 __all__ = ["columns", "from_json", "printable", "quoted"]
@@ -41,6 +42,8 @@ def printable(text: str) -> str:
 
 def quoted(text: object) -> str:
     """A piece of a command as the user's shell takes it for one word."""
+    if isinstance(text, PurePath) and str(text).startswith(("~", "-")):  # a path leaves out the first two letters of ./~run and ./-run
+        text = os.path.join(".", text)
     return subprocess.list2cmdline([str(text)]) if os.name == "nt" else shlex.quote(str(text))
 
 

@@ -485,7 +485,10 @@ class Trainer:
         self.folder.rewind(checkpoint.lines, self.header)
         header = self.folder.header()
         self.dataset = replace(self.dataset, notice=header.get("dataset_notice", ""))  # of a data set that is asked for by name now
-        self._trained_on = header.get("trained_on_before", {})
+        self._trained_on = before = header.get("trained_on_before", {})
+        if not isinstance(before, dict) or any(type(count) is not int for count in before.values()):
+            wrong = f"trained_on_before is {before!r}, which is not a whole number for each data set"
+            raise ValueError(f"{self.folder.path / 'metrics.jsonl'} is damaged in line 1 ({wrong}); mend it")
         if new != {name: checkpoint.options.get(name) for name in new}:  # from now on: also for whoever comes next, who finds data that moved
             self.folder.set_options(**new)
             self.saved = None

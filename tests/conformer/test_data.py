@@ -58,6 +58,9 @@ def test_data_is_looked_for_where_it_is_named_then_in_the_variable_then_in_the_c
     monkeypatch.setenv("CONFORMER_DATA", str(inside.parent))
     assert data.load("cifar10").source == inside
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("CONFORMER_DATA", "~nobody-of-this-name/data")
+    with pytest.raises(data.DataError, match=r"no home folder for the ~ of \$CONFORMER_DATA \(~nobody-of-this-name/data\); .*, give ./~nobody"):
+        data.load("cifar10")
     monkeypatch.setenv("CONFORMER_DATA", "~/data")  # as a file of settings has it, which no shell reads
     assert data.load("cifar10").source == inside
     assert data.load("cifar10", str(cached)).source == cached
@@ -362,6 +365,8 @@ def test_of_too_few_images_or_of_what_is_left_of_them_none_can_be_held_out() -> 
         data.hold_out(numbered([0, 1, 0], 2), 2)
     held = data.hold_out(numbered([0, 1, 0, 1], 2), 2)
     assert data.hold_out(held, 0) is held
+    with pytest.raises(data.DataError, match="^hold_out is 2.5; give a whole number of images$"):
+        data.hold_out(numbered([0, 1, 0, 1], 2), 2.5)  # type: ignore[arg-type]
     with pytest.raises(data.DataError, match="^hold_out is 2, and images of numbered are held out already; give the whole data set$"):
         data.hold_out(held, 2)
     with pytest.raises(data.DataError, match="^measured of numbered is 'validation'; say what the images of `test` are, 'test' or 'held-out' ones$"):

@@ -337,6 +337,8 @@ def damaged(text: bytes, old: bytes, new: bytes) -> bytes:
         (lambda text: damaged(text, b"loss", b"lo\xffs"), r"is damaged in line 3 \("),
         (lambda text: damaged(text, b"{", b"[" * 100_000), r"is damaged in line 3 \(it is nested too deeply\)"),
         (lambda text: b"null\n" + text, r"is damaged in line 1 \(it is not what `conformer train` writes there\)"),
+        (lambda text: text.replace(b"{", b'{"trained_on_before": 5, ', 1), r"line 1 \(trained_on_before is 5, which is not a whole number for"),
+        (lambda text: text.replace(b"{", b'{"trained_on_before": {"a": "7"}, ', 1), r"line 1 \(trained_on_before is \{'a': '7'\}, which is not"),
         (lambda text: b"".join(text.splitlines(keepends=True)[:3]), r"has 3 of the \d lines that the checkpoint counts; put it back, with \{\} for"),
         (lambda text: b"", r"has 0 of the \d lines"),
         (lambda text: text[:-20], r"is damaged in line \d"),

@@ -36,5 +36,6 @@ def test_what_no_terminal_shows_is_escaped():
 
 def test_pieces_of_commands_as_each_shell_reads_them(monkeypatch: pytest.MonkeyPatch):
     assert [quoted(word) for word in ("runs/a", "my runs/a", Path("it's"))] == ["runs/a", "'my runs/a'", "'it'\"'\"'s'"]
+    assert [quoted(Path(word)) for word in ("./-run", "./~", "a/~b")] == ["./-run", "'./~'", "'a/~b'"] and quoted("-run") == "-run"
     monkeypatch.setattr(os, "name", "nt")
     assert [quoted(word) for word in ("runs\\a", "my runs\\a")] == ["runs\\a", '"my runs\\a"']
