@@ -24,6 +24,7 @@ import numpy as np
 from conformer import coupling10, download
 from conformer.archives import SIDE, DataError, read_archive, read_batch, read_folder
 from conformer.cifar import CIFAR10, CIFAR100, Cifar, Version
+from conformer.text import with_home
 
 __all__ = ["DATASETS", "DataError", "Dataset", "Split", "cache_folder", "hold_out", "load", "place_of"]
 
@@ -243,11 +244,12 @@ def _find(kind: Cifar, data_dir: str | Path | None, say: Say) -> Path:
     if data_dir is not None:
         return _find_in(Path(data_dir), kind)
     places: dict[str, Path] = {}
-    if variable := os.path.expanduser(os.environ.get("CONFORMER_DATA", "")):
-        if variable.startswith("~"):
-            raise DataError(f"there is no home folder for the ~ of $CONFORMER_DATA ({variable}); if it is part of a name, give ./{variable}")
-        places["$CONFORMER_DATA"] = Path(variable)
-        if found := _locate(kind, Path(variable)):
+    if variable := os.environ.get("CONFORMER_DATA", ""):
+        try:
+            places["$CONFORMER_DATA"] = named = Path(with_home(variable, f"$CONFORMER_DATA ({variable})"))
+        except ValueError as error:
+            raise DataError(str(error)) from error
+        if found := _locate(kind, named):
             return found
     places["the cache"] = cache = cache_folder()  # only now: there may be no home to have a cache in
     if found := _locate(kind, cache):

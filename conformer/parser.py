@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import os
 import textwrap
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any, NoReturn
 
 from conformer.mistakes import Mistake
 from conformer.options import flag
+from conformer.text import with_home
 
 __all__ = ["Parser", "add_options", "one_of", "one_of_numbers", "png_path", "positive", "some_path"]
 
@@ -112,12 +112,13 @@ def one_of_numbers(text: str) -> int:
 
 
 def some_path(text: str) -> Path:
-    """A path, for argparse. Of an empty one, as "$UNSET" is, Path would make the working directory; shells leave the ~ in --out=~/run."""
+    """A path, for argparse. Of an empty one, as "$UNSET" is, Path would make the working directory."""
     if not text:
         raise argparse.ArgumentTypeError("the path is empty")
-    if (expanded := os.path.expanduser(text)).startswith("~"):
-        raise argparse.ArgumentTypeError(f"there is no home folder for the ~ of {text!r}; if it is part of a name, give {os.path.join('.', text)}")
-    return Path(expanded)
+    try:
+        return Path(with_home(text, repr(text)))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def png_path(text: str) -> Path:

@@ -1,4 +1,4 @@
-"""Text: JSON from files that anyone may have written or damaged, names to show, words for a shell, and tables for a terminal."""
+"""Text: JSON from files that anyone may have written or damaged, names to show, words for a shell and paths from it, and tables for a terminal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import PurePath
 from typing import Any
 
-__all__ = ["columns", "from_json", "printable", "quoted"]
+__all__ = ["columns", "from_json", "printable", "quoted", "with_home"]
 
 LARGEST = 1e300
 """Of a number in JSON: what is computed with it is still far from infinity."""
@@ -45,6 +45,17 @@ def quoted(text: object) -> str:
     if isinstance(text, PurePath) and str(text).startswith(("~", "-")):  # a path leaves out the first two letters of ./~run and ./-run
         text = os.path.join(".", text)
     return subprocess.list2cmdline([str(text)]) if os.name == "nt" else shlex.quote(str(text))
+
+
+def with_home(path: str, name: str) -> str:
+    """A path with the home folder in place of the ~ that it begins with, which shells leave in --out=~/run and in files of settings.
+
+    Raises:
+        ValueError: there is no such home folder; `name` is what the sentence calls the path.
+    """
+    if (expanded := os.path.expanduser(path)).startswith("~"):
+        raise ValueError(f"there is no home folder for the ~ of {name}; if it is part of a name, give {os.path.join('.', path)}")
+    return expanded
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:

@@ -39,7 +39,7 @@ from conformer.run_checks import check_data, check_precision, check_same, chosen
 from conformer.run_folder import RunFolder, read_options
 from conformer.steps import CpuSteps, Outcome, Steps
 from conformer.stopping import StopSignals
-from conformer.weights import About, unseen
+from conformer.weights import About, check_trained_on, unseen
 from minigrad import random, safetensors_io
 from minigrad.backend import cpu
 from minigrad.backend.cublas import precision
@@ -485,10 +485,11 @@ class Trainer:
         self.folder.rewind(checkpoint.lines, self.header)
         header = self.folder.header()
         self.dataset = replace(self.dataset, notice=header.get("dataset_notice", ""))  # of a data set that is asked for by name now
-        self._trained_on = before = header.get("trained_on_before", {})
-        if not isinstance(before, dict) or any(type(count) is not int for count in before.values()):
-            wrong = f"trained_on_before is {before!r}, which is not a whole number for each data set"
-            raise ValueError(f"{self.folder.path / 'metrics.jsonl'} is damaged in line 1 ({wrong}); mend it")
+        self._trained_on = header.get("trained_on_before", {})
+        try:
+            check_trained_on("trained_on_before", self._trained_on)
+        except ValueError as error:
+            raise ValueError(f"{self.folder.path / 'metrics.jsonl'} is damaged in line 1 ({error}); mend it") from error
         if new != {name: checkpoint.options.get(name) for name in new}:  # from now on: also for whoever comes next, who finds data that moved
             self.folder.set_options(**new)
             self.saved = None

@@ -25,7 +25,7 @@ from conformer.model import Conformer
 from conformer.text import from_json
 from minigrad import nn, safetensors_io
 
-__all__ = ["About", "initial_weights", "load_weights", "save_weights", "unseen", "weights_file"]
+__all__ = ["About", "check_trained_on", "initial_weights", "load_weights", "save_weights", "unseen", "weights_file"]
 
 PIXELS = 2**22
 """The most that an image may have: 2,048 x 2,048."""
@@ -264,8 +264,13 @@ def _check(about: About, network: ConformerConfig) -> None:
     for name in ("step", "held_out"):
         if type(value := getattr(about, name)) is not int:
             raise ValueError(f"{name} is {value!r}, which is not a whole number")
-    if not isinstance(about.trained_on, dict) or any(type(count) is not int for count in about.trained_on.values()):
-        raise ValueError(f"trained_on is {about.trained_on!r}, which is not a whole number for each data set")
+    check_trained_on("trained_on", about.trained_on)
+
+
+def check_trained_on(name: str, counts: Any) -> None:
+    """Raise ValueError where an entry `name` that was read from a file is not what `About.trained_on` may be."""
+    if not isinstance(counts, dict) or any(type(count) is not int for count in counts.values()):
+        raise ValueError(f"{name} is {counts!r}, which is not a whole number for each data set")
 
 
 def _check_size(about: About, network: ConformerConfig, state: Mapping[str, np.ndarray]) -> None:
