@@ -23,12 +23,12 @@ def plain_index(index: Any) -> Any:
     if isinstance(index, Tensor):
         index._note_read()
         index = index.data
-    if isinstance(index, list):
+    if isinstance(index, list | range):  # NumPy, too, takes a range for a list
         index = np.array(index)
         index = index if index.size else index.astype(np.intp)  # NumPy makes floats of []
     if isinstance(index, float | np.floating):  # CuPy would take 1.7 for 1
         raise IndexError(f"a tensor is indexed by integers, slices, None, Ellipsis, and arrays of integers or booleans, not by {index!r}")
-    if backend.is_array(index) or isinstance(index, np.ndarray):
+    if backend.is_array(index) or (hasattr(index, "__array__") and not isinstance(index, np.generic)):  # another library's array, too
         index = index.copy() if backend.is_array(index) else backend.host_array(index, "getitem").copy()
         if isinstance(index, np.ndarray):
             index.flags.writeable = False  # the operation need not copy it once more

@@ -202,6 +202,9 @@ class TestScatterAdd(Proof):
         -1,
         [-1, -2],
         ([True, False],),
+        range(2),
+        range(0),
+        (slice(None), range(2, 0, -1)),
     ],
     ids=repr,
 )
@@ -226,7 +229,7 @@ def test_tensors_as_indices():
 def test_an_index_may_be_reused():
     """The graph keeps its own copy of an index: writing to it later changes no gradient."""
     x = Tensor(np.array([1.0, 2.0, 3.0]), requires_grad=True)
-    for index in (np.array([0, 0]), Tensor(np.array([0, 0])), [0, 0]):
+    for index in (np.array([0, 0]), Tensor(np.array([0, 0])), [0, 0], torch.tensor([0, 0])):
         y = x[index]
         index[:] = 2 if not isinstance(index, list) else [2, 2]
         assert_array_equal(minigrad.grad(y, x, Tensor(np.array([3.0, 4.0])))[0].numpy(), [7.0, 0.0, 0.0])
