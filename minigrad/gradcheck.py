@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from minigrad.autograd import grad
-from minigrad.modes import enable_grad
+from minigrad.modes import definitions, enable_grad
 from minigrad.tensor import Tensor
 
 __all__ = ["gradcheck"]
@@ -30,22 +30,22 @@ def gradcheck(
     order: int = 1,
     seed: int = 0,
 ) -> bool:
-    """Compare the gradients of `function(*inputs)` with central finite differences.
+    """Compare the gradients of `function(*inputs)` with central finite differences, and its values with those of its operations' definitions.
 
     Args:
         function: takes the inputs, returns a Tensor or a tuple of Tensors; must be smooth near the inputs (a kink within `step` gives a false alarm).
         inputs: one float64 Tensor, or a list of them; those that require grad are checked. The settings after it are given by name.
         step: distance of the two evaluations from x, along directions of length 1.
-        tolerance: allowed difference, relative to the largest of 1 and both values.
+        tolerance: allowed difference, relative to the largest of 1 and both values; of the values, to 1 and the largest of an output.
         directions: how many random directions are tried.
         order: 2 also checks the gradient of the gradient.
         seed: of the random directions and weights.
 
     Returns:
-        True. Raises AssertionError with both values if they differ, or if the function or its derivative wrote into an input or into the gradient it
-        was given; TypeError if an input that is to be checked is not float64, if inputs are not given as a list, or if the function returns something
-        else than Tensors; ValueError if no input is to be checked, or in no direction, or at no distance, or if a gradient has not its input's shape
-        and dtype.
+        True. Raises AssertionError with both values if they differ, or if kernels and definitions do, or if the function or its derivative wrote into
+        an input or into the gradient it was given; TypeError if an input that is to be checked is not float64, if inputs are not given as a list, or
+        if the function returns something else than Tensors; ValueError if no input is to be checked, or in no direction, or at no distance, or if a
+        gradient has not its input's shape and dtype.
 
     Source: https://docs.pytorch.org/docs/stable/generated/torch.autograd.gradcheck.gradcheck.html (the fast mode)
     """
@@ -121,9 +121,22 @@ def gradcheck(
         if not all(np.array_equal(g.data, w) for g, (_, w) in zip(upstream, outputs, strict=True)):
             raise AssertionError("gradcheck: backward wrote into the gradient it was given; compute into an array of your own")
 
+    def compare_with_definitions() -> None:
+        """A kernel whose backward belongs to its forward may still compute something else than its operation's definition."""
+        found = floats(inputs)
+        with definitions():
+            expected = floats(inputs)
+        for number, (y, right) in enumerate(zip(found, expected, strict=True)):
+            if y.shape != right.shape:
+                raise AssertionError(f"gradcheck: output {number} has shape {y.shape} by kernels, {right.shape} by definitions")
+            difference, size = (float(np.max(np.abs(values), initial=0.0)) for values in (y.data - right.data, right.data))
+            if not difference <= tolerance * max(1.0, size):
+                raise AssertionError(f"gradcheck: output {number} of shape {y.shape} differs by {difference:.3g} between kernels and definitions")
+
     before = [(x.data.copy(), x.version[0]) for x in inputs]
     weighted(inputs)  # draws the weights
     look_for_writes()
+    compare_with_definitions()
     compare(weighted, "the derivative")
     if order > 1:
         v = direction()

@@ -28,10 +28,25 @@ def flatten(optimizer: Optimizer) -> dict[str, np.ndarray]:
                 what = f"{type(optimizer).__name__}'s option {option} is {group[option]!r}"
                 raise TypeError(f"state_dict: {what}; only numbers and tuples of them are saved")
         flat[f"groups.{number}.parameters"] = np.array(len(group["params"]))
+    _check_named(optimizer)
     for number, parameter in enumerate(optimizer._parameters()):
         for name, value in optimizer._state.get(parameter, {}).items():
             flat[f"state.{number}.{name}"] = np.array(value if isinstance(value, int) else backend.to_device(value, "cpu"), order="C")
     return flat
+
+
+def _check_named(optimizer: Optimizer) -> None:
+    """Raise TypeError if an update made an entry of a state that loading would not know."""
+    seen: set[tuple[str, ...]] = set()
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            names = tuple(optimizer._state.get(parameter, ()))
+            if names in seen:
+                continue
+            seen.add(names)
+            if made := set(names).difference(optimizer._optional_state, optimizer._new_state(parameter, group) if names else ()):
+                what = f"{type(optimizer).__name__}'s update made the state {', '.join(sorted(made))}, which could not be loaded"
+                raise TypeError(f"state_dict: {what}; make it in _new_state, or name it in _optional_state if it is an array of the parameter's shape")
 
 
 def _saved(optimizer: Optimizer, group: Mapping[str, Any]) -> list[str]:

@@ -295,6 +295,9 @@ class Optimizer:
         for name, value in state.items():
             if type(value) is not int and not backend.is_array(value):
                 raise TypeError(f"{type(self).__name__}: the state {name!r} is a {type(value).__name__}; give whole numbers (int) and arrays")
+            if self._elementwise and type(value) is not int and value.shape != parameter.shape:
+                what = f"the state {name!r} of a parameter of shape {parameter.shape} has shape {value.shape}"
+                raise ValueError(f"{type(self).__name__}: {what}; where _elementwise is set give an array of the parameter's shape, or a whole number")
         return state
 
     def _moved_state(self, parameter: Tensor, group: Mapping[str, Any], state: dict[str, Any]) -> dict[str, Any]:
@@ -346,7 +349,8 @@ class Optimizer:
         over all groups. Of the groups' other entries numbers are there too; texts are not, as they do not change.
 
         Raises:
-            TypeError: an option of a subclass is neither a number nor a tuple of numbers.
+            TypeError: an option of a subclass is neither a number nor a tuple of numbers, or its `_update` made an entry of a state that neither
+                `_new_state` nor `_optional_state` names.
         """
         self._launches.read_steps(self._state)
         return flatten(self)

@@ -703,6 +703,22 @@ def test_what_an_optimiser_of_ones_own_cannot_keep():
     give_gradients(params, 1)
     with pytest.raises(TypeError, match=r"Wrong: the state 'norm' is a float; give whole numbers \(int\) and arrays"):
         Wrong(params).step()
+    joined = type("Joined", (Lars,), {"_elementwise": True})(params)
+    message = r"Joined: the state 'largest' of a parameter of shape \(3, 4\) has shape \(3,\); where _elementwise is set give an array of the param"
+    with pytest.raises(ValueError, match=message):
+        joined.step()
+    assert not joined._state
+
+    class Late(Lars):
+        def _update(self, param: Any, grad: Any, state: dict[str, Any], group: Any) -> None:
+            super()._update(param, grad, state, group)
+            state.setdefault("sum", np.zeros_like(param))
+
+    late = Late(params)
+    assert not [name for name in late.state_dict() if name.startswith("state")]
+    late.step()
+    with pytest.raises(TypeError, match="state_dict: Late's update made the state sum, which could not be loaded; make it in _new_state, or name it"):
+        late.state_dict()
     named = Lars(params, mode="fast")
     named.step()
     with pytest.raises(TypeError, match="state_dict: Lars's option mode is 'fast'; only numbers and tuples of them are saved"):
@@ -733,6 +749,8 @@ def test_whole_numbers_in_a_state_follow_no_dtype():
     """Nor when they are loaded. A buffer that an update makes besides those of `_new_state` does."""
 
     class Counting(Lars):
+        _optional_state = ("sum",)
+
         def _new_state(self, parameter: Tensor, group: Any) -> dict[str, Any]:
             return {**super()._new_state(parameter, group), "signs": np.zeros(parameter.shape, np.int64)}
 
@@ -751,7 +769,6 @@ def test_whole_numbers_in_a_state_follow_no_dtype():
             p.data = p.data.astype(np.float64)
     state = optimizer.state_dict()
     assert state["state.0.signs"].dtype == np.int64 and state["state.0.sum"].dtype == state["state.0.largest"].dtype == np.float64
-    state = {name: value for name, value in state.items() if not name.endswith("sum")}
     optimizer.load_state_dict(state)
     assert all(value.dtype == state[name].dtype and np.array_equal(value, state[name]) for name, value in optimizer.state_dict().items())
 
