@@ -67,8 +67,12 @@ class Op(Generic[Result]):
         self.kernels: dict[str, Any] = {}  # by device; only a fused operation gets any
         functools.update_wrapper(self, function, updated=())  # type: ignore[arg-type]  # inspect finds the signature and the source
         parameters = list(inspect.signature(function).parameters.values())
+        if other := [p.name for p in parameters if p.kind not in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]:
+            raise TypeError(f"{self.name}: {other[0]} cannot be given by its place; an operation's parameters can (a def without * and **)")
         is_input = ["Tensor" in str(p.annotation) for p in parameters]
         self.count = sum(is_input)
+        if not self.count:
+            raise TypeError(f"{self.name}: none of its parameters is an input; annotate its inputs with Tensor (a primitive's body is given arrays)")
         if not all(is_input[: self.count]):
             raise TypeError(f"{self.name}: parameters annotated with Tensor come first")
         sequences = [p.name for p in parameters[: self.count] if "Sequence" in str(p.annotation)]
@@ -78,7 +82,7 @@ class Op(Generic[Result]):
         self.names = [p.name for p in parameters]
         self._position = {name: k for k, name in enumerate(self.names)}
         self._defaults = tuple(p.default for p in parameters)
-        self._optional = tuple("None" in str(p.annotation) or p.default is None for p in parameters)
+        self._optional = tuple("None" in (kind := str(p.annotation)) or "Optional" in kind or p.default is None for p in parameters)
         self._required = sum(default is inspect.Parameter.empty for default in self._defaults)
         self.advice = ""  # what is added where arguments do not fit
         self.rules: dict[str, Callable] = {}
@@ -113,8 +117,7 @@ class Op(Generic[Result]):
         inputs = self.names[: self.count]
         unknown = [name for name in names if name not in inputs]
         if unknown:
-            there = f"there is {', '.join(inputs)}" if inputs else "annotate its inputs with Tensor"
-            raise TypeError(f"{self.name}: no input is called {unknown[0]}; {there}")
+            raise TypeError(f"{self.name}: no input is called {unknown[0]}; there is {', '.join(inputs)}")
         return sum(1 << inputs.index(name) for name in names)
 
     def on_arrays(self, **rules: Callable) -> None:

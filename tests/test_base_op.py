@@ -11,7 +11,7 @@ import functools
 import inspect
 import pickle
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 import pytest
@@ -185,13 +185,38 @@ def test_tensors_come_first():
             return x
 
 
-def test_an_operation_without_annotations_has_no_inputs():
-    @primitive
-    def bare(x):
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda x: x, "none of its parameters is an input; annotate its inputs with Tensor"),
+        (lambda: np.ones(3), "none of its parameters is an input"),
+        (lambda x, *, axis: x, "axis cannot be given by its place"),
+        (lambda *x: x[0], "x cannot be given by its place"),
+        (lambda x, **options: x, "options cannot be given by its place"),
+    ],
+)
+def test_parameters_that_cannot_be_given_are_refused_where_the_operation_is_made(function: Callable, message: str):
+    """Not in its first call, in the words of another matter."""
+
+    def array(x: np.ndarray) -> np.ndarray:
         return x
 
-    with pytest.raises(TypeError, match="bare: no input is called x; annotate its inputs with Tensor"):
-        bare.derivative(x=lambda g: g)
+    for wrong in (function, array) if "none" in message else (function,):
+        wrong.__name__ = "bare"
+        with pytest.raises(TypeError, match=f"^bare: {message}"):
+            primitive(wrong)
+    assert "bare" not in REGISTRY
+
+
+@pytest.mark.parametrize("annotation", ["Tensor | None", "Optional[Tensor]", Tensor | None, Optional[Tensor]], ids=str)  # noqa: UP045
+def test_an_input_that_may_be_none_needs_no_default(annotation: Any):
+    def plus(x: Tensor, y: Any) -> Tensor:
+        return x * 2.0 if y is None else x + y
+
+    plus.__annotations__["y"] = annotation
+    op = fused(plus)
+    np.testing.assert_array_equal(op(Tensor([1.0]), None).numpy(), [2.0])
+    np.testing.assert_array_equal(op(Tensor([1.0]), Tensor([5.0])).numpy(), [6.0])
 
 
 def test_attributes_of_the_function_are_not_the_operations():

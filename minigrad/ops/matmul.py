@@ -48,7 +48,7 @@ def matmul(x: Any, y: Any) -> Tensor:
     if x.dtype != y.dtype:
         raise TypeError(f"matmul: inputs are {x.dtype} and {y.dtype}; bring them to one dtype with .astype(...)")
     if x.device != y.device:
-        raise TypeError(f"matmul: inputs are on {x.device} and {y.device}; move one with .to(device=...)")
+        raise product._mixed_devices([x.device, y.device])
     if x.ndim == 1:
         result = matmul(reshape(x, (1, -1)), y)  # (..., 1, m), or (1,) beside a vector
         return reshape(result, (*result.shape[:-2], result.shape[-1]) if y.ndim > 1 else ())

@@ -46,7 +46,7 @@ def _check_named(optimizer: Optimizer) -> None:
             seen.add(names)
             if made := set(names).difference(optimizer._optional_state, optimizer._new_state(parameter, group) if names else ()):
                 what = f"{type(optimizer).__name__}'s update made the state {', '.join(sorted(made))}, which could not be loaded"
-                raise TypeError(f"state_dict: {what}; make it in _new_state, or name it in _optional_state if it is an array of the parameter's shape")
+                raise TypeError(f"state_dict: {what}; make it in _new_state, or name it in _optional_state if it is like the parameter")
 
 
 def _saved(optimizer: Optimizer, group: Mapping[str, Any]) -> list[str]:

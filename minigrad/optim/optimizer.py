@@ -297,7 +297,7 @@ class Optimizer:
                 raise TypeError(f"{type(self).__name__}: the state {name!r} is a {type(value).__name__}; give whole numbers (int) and arrays")
             if self._elementwise and type(value) is not int and value.shape != parameter.shape:
                 what = f"the state {name!r} of a parameter of shape {parameter.shape} has shape {value.shape}"
-                raise ValueError(f"{type(self).__name__}: {what}; where _elementwise is set give an array of the parameter's shape, or a whole number")
+                raise ValueError(f"{type(self).__name__}: {what}; with _elementwise give an array of the parameter's shape, or a whole number")
         return state
 
     def _moved_state(self, parameter: Tensor, group: Mapping[str, Any], state: dict[str, Any]) -> dict[str, Any]:

@@ -704,7 +704,7 @@ def test_what_an_optimiser_of_ones_own_cannot_keep():
     with pytest.raises(TypeError, match=r"Wrong: the state 'norm' is a float; give whole numbers \(int\) and arrays"):
         Wrong(params).step()
     joined = type("Joined", (Lars,), {"_elementwise": True})(params)
-    message = r"Joined: the state 'largest' of a parameter of shape \(3, 4\) has shape \(3,\); where _elementwise is set give an array of the param"
+    message = r"Joined: the state 'largest' of a parameter of shape \(3, 4\) has shape \(3,\); with _elementwise give an array of the parameter's"
     with pytest.raises(ValueError, match=message):
         joined.step()
     assert not joined._state
