@@ -21,6 +21,7 @@ from minigrad.fused.floats import check_floats
 from minigrad.fused.linear import cuda_backward as linear_backward
 from minigrad.fused.linear import cuda_column_sums
 from minigrad.fused.linear import cuda_forward as linear_forward
+from minigrad.fused.long_rows import along_rows, copies_for
 from minigrad.fused.windows import Geometry, Pair, check_pairs
 from minigrad.op import fused
 from minigrad.tensor import Tensor
@@ -111,7 +112,7 @@ GRAIN = 1 << 18  # elements to add up that a thread is worth
 PRODUCT_GRAIN = 1 << 23  # multiplications that a thread is worth: 4.7 million take 0.09 ms on one and 0.18 ms on two
 SMALL_PRODUCT = 1_000_000  # up to this many multiplications OpenBLAS does not first pack its operands, where it has kernels for that
 PACKED_PRODUCT = 10_000_000  # elsewhere: the fewest for which packing the weight again does not matter
-MOST_ADDED = 4096  # rows that a small product may add up in one running sum, whose rounding error grows with them
+MOST_ADDED = 1024  # rows that a small product may add up in one running sum, whose rounding error grows with them
 LEAST_PIXELS = 64  # of an image, for products of one image: with 16 of 48 channels they take 1.04 times as long, and those for dweight 1.27 times
 
 
@@ -163,7 +164,7 @@ def parts_in(g: Geometry, pixels: int, depth: int, width: int) -> int:
     are larger, BLAS packs the weight for each image: 8x8x96 would take 1.15 times as long. And wide ones would need more memory.
     """
     length = g.kernel[1] * depth
-    suits = LEAST_PIXELS <= pixels <= MOST_ADDED and pixels * length * width <= SMALL_PRODUCT and width <= min(pixels, length)
+    suits = pixels >= LEAST_PIXELS and pixels * length * width <= SMALL_PRODUCT and width <= min(pixels, length)
     return g.kernel[0] if suits and g.kernel[1] > 1 and g.stride[0] == g.groups == 1 else 1
 
 
@@ -271,12 +272,14 @@ def cpu_forward(x, weight, bias, stride, padding, dilation, groups):
     parts = parts_in(g, prod(result.shape[1:3]), *weight.shape[1::-1])
     matrices = _relaid(weight, g.groups, (0, 3, 4, 2, 1)).reshape(parts, g.groups, -1, weight.shape[0] // g.groups)  # (parts, G, kh kw I/G, O/G)
     images, y = _images(x, g), _images(result, g)
+    biases = None if bias is None else copies_for(prod(y.shape[:3]), bias)
 
     def work(start: int, stop: int) -> None:
         for block, columns in parts_of(images, g, start, stop, parts):
             multiply_parts(columns, matrices, out=matrices_of(y[block], g, parts))
-            if bias is not None:
-                y[block] += bias
+            if biases is not None:
+                pixels = y[block].reshape(-1, y.shape[3])
+                along_rows(np.add, pixels, biases, out=pixels)
 
     parallel_rows(work, len(images), _grain(y, weight))
     return result, (x, weight, g)
