@@ -105,9 +105,11 @@ class Op(Generic[Result]):
     def derivative(self, **rules: Callable) -> None:
         """State the gradient of inputs: `name=lambda g, ...`, see the top of `op.py`."""
         bits = self._bits({**self.rules, **rules})
-        for name in rules:
+        for name, rule in rules.items():
             if self._bits([name]) & self.constants:
                 raise TypeError(f"{self.name}: {name} is declared a constant, which has no derivative rule")
+            if not inspect.signature(rule).parameters:
+                raise TypeError(f"{self.name}: the rule of {name} asks for nothing; it takes at least g, the gradient of the output")
         self.rules, self.array_rules = {**self.rules, **rules}, {}
         self.with_gradient = -1 if self.variadic else bits  # -1: all of them
         self._plans.clear()

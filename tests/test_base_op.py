@@ -177,6 +177,15 @@ def test_there_is_one_of_each_also_in_copies_and_pickles(protocol: int):
         pickle.dumps(op, protocol)
 
 
+def test_a_rule_that_asks_for_nothing_is_refused():
+    @primitive
+    def same(x: Tensor) -> Tensor:
+        return x + 0
+
+    with pytest.raises(TypeError, match="same: the rule of x asks for nothing; it takes at least g"):
+        same.derivative(x=lambda: Tensor(np.ones(3)))
+
+
 def test_tensors_come_first():
     with pytest.raises(TypeError, match="wrong: parameters annotated with Tensor come first"):
 

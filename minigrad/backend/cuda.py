@@ -265,6 +265,7 @@ class Captured:
                     _of_thread.kept = kept
                     self.result = function()
             except BaseException:
+                kept.clear()  # the error's traceback has this list, and with it would hold arrays, and notes of a graph that never was
                 with suppress(Exception):  # that the capture has failed is known
                     stream.end_capture()
                 with suppress(Exception):

@@ -158,7 +158,7 @@ class Optimizer:
                     continue
                 elif self._elementwise and is_small(array) and id(array) not in shared:
                     state = self._state[parameter]
-                    entries = [value if type(value) is int else name for name, value in state.items()]
+                    entries = [value if isinstance(value, int) else name for name, value in state.items()]
                     small.setdefault((number, array.dtype, *entries), []).append((array, gradient.data, state))
                 else:
                     if self._kernels is not None and backend.device_of(array) == "cuda" and cuda.capturing():

@@ -353,6 +353,27 @@ def test_a_state_that_a_captured_step_would_make_anew_at_each_launch_is_refused(
     assert [int(optimizer.state_dict()[f"state.{number}.step"]) for number in range(2)] == [step + 2 for step in steps]
 
 
+def test_a_capture_that_fails_leaves_the_last_graph_in_its_place():
+    """Also while its error, whose traceback has the frames of the capture, is still there, as a notebook keeps it."""
+    module = nn.Linear(3, 2).to(device="cuda")
+    average = optim.EMA(module, 0.9)
+    captured = module.weight.data
+    graph = cuda.Captured(average.update, warm_ups=1)
+    module.weight.data = captured.copy()
+    average.update()
+
+    def fails() -> None:
+        average.update()
+        raise RuntimeError("broken off")
+
+    with pytest.raises(RuntimeError, match="broken off") as error:
+        cuda.Captured(fails, warm_ups=0)
+    module.weight.data = captured
+    average.upload()
+    graph.launch()
+    assert error.tb is not None
+
+
 def test_nothing_is_kept_for_a_graph_where_nothing_is_captured():
     with pytest.raises(RuntimeError, match="broken off"):
         cuda.Captured(lambda: (_ for _ in ()).throw(RuntimeError("broken off")), warm_ups=0)

@@ -671,8 +671,9 @@ def test_an_optimiser_sees_one_parameter_at_a_time_unless_it_is_elementwise():
     assert ours.state_dict()["state.0.largest"].shape == (3,)
 
 
-def test_small_parameters_whose_states_count_differently_are_not_updated_end_to_end():
-    """Whatever they call what they count."""
+@pytest.mark.parametrize("odd", [False, True])
+def test_small_parameters_whose_states_count_differently_are_not_updated_end_to_end(odd: bool):
+    """Whatever they call what they count, also in truth values."""
 
     class Decaying(optim.Optimizer):
         _elementwise = True
@@ -681,8 +682,8 @@ def test_small_parameters_whose_states_count_differently_are_not_updated_end_to_
             return {"times": 0}
 
         def _update(self, param: Any, grad: Any, state: dict[str, Any], group: Any) -> None:
-            state["times"] += 1
-            param -= group["lr"] / state["times"] * grad
+            param -= group["lr"] / (1 + state["times"]) * grad
+            state["times"] = not state["times"] if odd else state["times"] + 1
 
     often, seldom = params = [nn.Parameter(np.zeros(2)) for _ in range(2)]
     optimizer = Decaying(params, {"lr": 0.1})
@@ -690,7 +691,7 @@ def test_small_parameters_whose_states_count_differently_are_not_updated_end_to_
         often.grad = Tensor(np.ones(2))
         seldom.grad = Tensor(np.ones(2)) if step else None
         optimizer.step()
-    np.testing.assert_allclose(often.numpy(), -0.1 * (1 + 1 / 2 + 1 / 3), rtol=1e-12)
+    np.testing.assert_allclose(often.numpy(), -0.1 * (1 + 1 / 2 + 1 / (1 if odd else 3)), rtol=1e-12)
     np.testing.assert_allclose(seldom.numpy(), -0.1 * (1 + 1 / 2), rtol=1e-12)
 
 
