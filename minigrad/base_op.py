@@ -96,13 +96,15 @@ class Op(Generic[Result]):
         REGISTRY[self.name] = self
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__.lower()} {self.name}>"
+        signature = inspect.signature(self.function)
+        plain = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in signature.parameters.values()]
+        return f"<{type(self).__name__.lower()} {self.name}{inspect.Signature(plain)}>"
 
     def __reduce__(self) -> str:
         """For copies and pickles: an operation is known by its name in its module, as a function is, and there is one of it."""
         return self.__qualname__
 
-    def derivative(self, **rules: Callable) -> None:
+    def derivative(self, **rules: Callable[..., Any]) -> None:
         """State the gradient of inputs: `name=lambda g, ...`, see the top of `op.py`."""
         bits = self._bits({**self.rules, **rules})
         for name, rule in rules.items():
@@ -122,7 +124,7 @@ class Op(Generic[Result]):
             raise TypeError(f"{self.name}: no input is called {unknown[0]}; there is {', '.join(inputs)}")
         return sum(1 << inputs.index(name) for name in names)
 
-    def on_arrays(self, **rules: Callable) -> None:
+    def on_arrays(self, **rules: Callable[..., Any]) -> None:
         """State the same gradients, of all the inputs that `derivative` has rules for, on raw arrays, for when no graph is wanted; without
         arguments: the rules themselves, where they are plain operators.
 

@@ -161,7 +161,7 @@ def _difference(then: list[tuple], now: list[tuple]) -> str | None:
     return "the same operations on other inputs"
 
 
-def checkpoint(function: Callable, *inputs: Any) -> Any:
+def checkpoint(function: Callable[..., Any], *inputs: Any) -> Any:
     """Run `function(*inputs)` now, keep none of its intermediate arrays, and run it again when the derivative is asked for.
 
     Trades time for memory: only the inputs stay alive. Gradients reach the inputs and every tensor the function captured (parameters of modules). The

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from minigrad.tensor import Tensor, wrap
 __all__ = ["Fused", "KernelPair", "fused"]
 
 _ndarray = np.ndarray
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 @dataclass(slots=True, eq=False)
@@ -58,16 +59,16 @@ class Fused(Op[Result]):
         self._needs: dict[int, tuple[bool, ...]] = {}
 
     @property
-    def definition(self) -> Callable:
+    def definition(self) -> Callable[..., Any]:
         """The function of Tensors that says what the operation is."""
         return self.function
 
-    def check(self, function: Callable) -> Callable:
+    def check(self, function: _Function) -> _Function:
         """Decorator: `function(*inputs, *values)` runs before every call and raises for what the operation cannot take."""
         self._check = function
         return function
 
-    def check_shapes(self, function: Callable) -> Callable:
+    def check_shapes(self, function: _Function) -> _Function:
         """Decorator: as `check`, for a function that looks at nothing but shapes, dtypes and values: what has passed once is not looked at again.
 
         That pays where the check takes longer than to look its arguments up, about a microsecond.
@@ -97,8 +98,8 @@ class Fused(Op[Result]):
     def kernel(
         self,
         device: str,
-        forward: Callable,
-        backward: Callable | None,
+        forward: Callable[..., Any],
+        backward: Callable[..., Any] | None,
         strided: bool = False,
         fresh: bool = False,
         reads: dict[str, str] | None = None,

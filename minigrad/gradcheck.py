@@ -21,7 +21,7 @@ __all__ = ["gradcheck"]
 
 @enable_grad()  # also under no_grad, which would give gradients of 0
 def gradcheck(
-    function: Callable,
+    function: Callable[..., Any],
     inputs: Tensor | Sequence[Tensor],
     *more: Any,
     step: float = 1e-5,

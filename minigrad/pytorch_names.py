@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any, NoReturn, TypeVar
 
-__all__ = ["INSTEAD", "IN_FUNCTIONAL", "IN_INIT", "IN_MINIGRAD", "IN_NN", "IN_OPTIM", "OF_MODULES", "OF_SCHEDULES", "Missing", "absent", "advising"]
+__all__ = [
+    "INSTEAD", "IN_FUNCTIONAL", "IN_INIT", "IN_MINIGRAD", "IN_NN", "IN_OPTIM", "OF_MODULES", "OF_SCHEDULES", "Missing", "TensorModule", "absent",
+    "advising",
+]  # fmt: skip
 
 
 class Missing:
@@ -54,6 +58,14 @@ def absent(module: str, instead: Mapping[str, str]) -> Callable[[str], NoReturn]
         raise AttributeError(f"module {module!r} has no attribute {name!r}{advice}", name=name, obj=sys.modules.get(module))
 
     return __getattr__
+
+
+class TensorModule(ModuleType):
+    """The class of the module `minigrad.tensor`, where PyTorch has a function of that name."""
+
+    def __call__(self, *values: Any, **options: Any) -> NoReturn:
+        """Raise TypeError: it is not called."""
+        raise TypeError("minigrad.tensor is a module; write `minigrad.Tensor(values)`")
 
 
 def _write(value: str) -> str:
@@ -377,6 +389,7 @@ IN_MINIGRAD = {
     **{name: f"`np.{name}`" for name in ("uint8", "int8", "int16")},
     "bool": "`np.bool_`",
     "inference_mode": "`with minigrad.no_grad(): y = model(x)`",
+    "is_grad_enabled": "`minigrad.modes.is_grad_enabled()`",
     "set_grad_enabled": "`with minigrad.enable_grad(): y = model(x)`, or minigrad.no_grad()",
     "autocast": '`with minigrad.precision("bf16"): y = model(x)`',
     "amp": '`with minigrad.precision("bf16"): y = model(x)`',

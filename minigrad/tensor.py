@@ -7,6 +7,7 @@ The methods only forward to the operations in `minigrad/ops`; the derivatives li
 from __future__ import annotations
 
 import reprlib
+import sys
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from typing import Any, final
@@ -16,7 +17,7 @@ import numpy as np
 from minigrad import backend
 from minigrad.backend import Array
 from minigrad.modes import MODE, is_grad_enabled
-from minigrad.pytorch_names import INSTEAD, advising
+from minigrad.pytorch_names import INSTEAD, TensorModule, advising
 
 __all__ = ["Tensor", "wrap"]
 
@@ -578,6 +579,8 @@ def _one_tuple(arguments: tuple) -> tuple[int, ...]:
     """`f(2, 3)` and `f((2, 3))` mean the same."""
     return tuple(arguments[0]) if len(arguments) == 1 and isinstance(arguments[0], tuple | list | range) else arguments
 
+
+sys.modules[__name__].__class__ = TensorModule
 
 # The one intended cycle: a Tensor's operators need the operations, and the operations make Tensors. By now the class exists.
 from minigrad import autograd, ops  # noqa: E402

@@ -665,6 +665,12 @@ def test_functional_says_what_to_write_for_torchs_own_names():
             getattr(F, name)
 
 
+def test_the_module_is_not_pytorchs_function():
+    for arguments, options in (([[1.0, 2.0]], {}), ([], {"data": 3, "dtype": np.float32})):
+        with pytest.raises(TypeError, match=r"^minigrad\.tensor is a module; write `minigrad\.Tensor\(values\)`$"):
+            minigrad.tensor(*arguments, **options)
+
+
 def test_no_advice_for_functions_is_left_without_a_comparison():
     assert IN_FUNCTIONAL.keys() <= IN_TORCH.keys(), "say in IN_TORCH, above, what PyTorch's own is called with"
 

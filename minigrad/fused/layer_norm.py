@@ -59,7 +59,8 @@ def _check(x, weight, bias, eps) -> None:
         raise ValueError(f"layer_norm: x must have at least one channel in its last axis, it has shape {x.shape}")
     for name, vector in (("weight", weight), ("bias", bias)):
         if vector is not None and vector.data.shape != channels:
-            raise ValueError(f"layer_norm: x has {channels[0]} channels (shape {x.shape}), {name} has shape {vector.shape}")
+            advice = "; PyTorch's normalized_shape is left out here, it is always the last axis" if vector.data.tolist() == [*channels] else ""
+            raise ValueError(f"layer_norm: x has {channels[0]} channels (shape {x.shape}), {name} has shape {vector.shape}{advice}")
 
 
 def cpu_forward(x, weight, bias, eps):

@@ -295,7 +295,7 @@ class Optimizer:
         for name, value in state.items():
             if type(value) is not int and not backend.is_array(value):
                 raise TypeError(f"{type(self).__name__}: the state {name!r} is a {type(value).__name__}; give whole numbers (int) and arrays")
-            if self._elementwise and type(value) is not int and value.shape != parameter.shape:
+            if self._elementwise and not isinstance(value, int) and value.shape != parameter.shape:
                 what = f"the state {name!r} of a parameter of shape {parameter.shape} has shape {value.shape}"
                 raise ValueError(f"{type(self).__name__}: {what}; with _elementwise give an array of the parameter's shape, or a whole number")
         return state

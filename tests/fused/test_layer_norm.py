@@ -73,6 +73,11 @@ class TestLayerNorm(Proof):
             ValueError,
             r"layer_norm: x has 3 channels \(shape \(2, 3\)\), bias has shape \(1, 3\)",
         ),
+        Refusal(
+            Case([np.zeros((2, 3)), np.array([3.0]), None]),
+            ValueError,
+            r"weight has shape \(1,\); PyTorch's normalized_shape is left out here, it is always the last axis$",
+        ),
         Refusal(Case([np.zeros(()), None, None]), ValueError, r"layer_norm: x must have at least one channel in its last axis, it has shape \(\)"),
         Refusal(
             Case([np.zeros((2, 0)), None, None]),
