@@ -140,10 +140,10 @@ def _read_archive(file: IO[bytes]) -> Any:
 
 def _read_pickles(data: bytes) -> Any:
     file = io.BytesIO(data)
-    if _unpickle(file, _no_storage) != MAGIC:
+    if _unpickle(file, _no_storage, len(data)) != MAGIC:
         raise _Refused("is not a file that torch.save has written")
     for _ in ("the protocol's version", "the machine's byte order, which is not that of the storages"):
-        _unpickle(file, _no_storage)
+        _unpickle(file, _no_storage, len(data))
     start = file.tell()
     asked: dict[str, tuple[str, int]] = {}
 
@@ -153,7 +153,7 @@ def _read_pickles(data: bytes) -> Any:
 
     _unpickle(file, note, len(data))  # the storages come after the object, and how long each is stands in the object
     arrays = {}
-    for key in _unpickle(file, _no_storage):
+    for key in _unpickle(file, _no_storage, len(data)):
         kind, count = asked[key]
         if int.from_bytes(file.read(8), "little") != count:
             raise _Refused(f"is damaged: storage {key} is not as long as its tensors say")
@@ -224,7 +224,7 @@ class _Tensors:
         numbers = storage if dtype is None else self._unsigned(storage, dtype)
         count = math.prod(shape)
         last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-        if min(offset, *shape, *strides, 0) < 0 or (count and last >= len(numbers)):
+        if min((offset, *shape, *strides)) < 0 or (count and last >= len(numbers)):
             raise _Refused(f"is damaged: a tensor of shape {shape} is not within its storage of {len(numbers)} numbers")
         if count > len(numbers):
             raise _Refused(f"holds an expanded tensor, of shape {shape} with a storage of only {len(numbers)}; save it as .contiguous()")
@@ -302,7 +302,7 @@ def _key(value: Any) -> Any:
 # --- the machine
 
 
-def _unpickle(file: IO[bytes], storage: Callable[[str, str, int], np.ndarray], length: int = 1 << 20, big: bool = False) -> Any:
+def _unpickle(file: IO[bytes], storage: Callable[[str, str, int], np.ndarray], length: int, big: bool = False) -> Any:
     """The object of one pickle; the file stands behind it then.
 
     Args:

@@ -334,7 +334,10 @@ def test_the_forged_archive_is_one_that_pytorch_reads(path: Path) -> None:
         ({"strides": (3, 1)}, "is not within its storage"),
         ({"strides": (-1, 1), "offset": 2}, "is not within its storage"),
         ({"shape": (-2, -2)}, "is not within its storage"),
-        ({"shape": (2, 2, 2)}, "or is damaged"),
+        ({"shape": (2, 2, 2)}, r"or is damaged \(ValueError: zip\(\) .*\)$"),
+        ({"shape": (1,) * 101}, "a tensor is not made of a storage and whole numbers"),
+        ({"shape": (1,) * 100, "strides": (1,) * 100}, r"or is damaged \(ValueError: .*dimension"),
+        ({"shape": (1 << 63,), "strides": (0,)}, "a tensor is not made of a storage and whole numbers"),
         (
             {"shape": (1 << 40,), "strides": (0,)},
             r"holds an expanded tensor, of shape \(1099511627776,\) with a storage of only 4; save it as .contiguous\(\)",
@@ -572,23 +575,60 @@ HARMFUL: dict[str, tuple[bytes, dict[str, bytes], str]] = {
 
 @pytest.mark.parametrize("name", HARMFUL)
 def test_a_file_made_to_do_harm_is_refused(path: Path, name: str) -> None:
-    program, storages, said = HARMFUL[name]
-    members = {"x/data.pkl": b"\x80\2" + program + b"."} | {f"x/data/{key}": data for key, data in storages.items()}
+    code, storages, said = HARMFUL[name]
     with pytest.raises(ValueError, match=f"weights.pth .*{said}"):
-        loaded(path, zipped(members))
+        loaded(path, program(code, storages))
 
 
 def test_an_old_file_with_a_shape_that_takes_for_ever_to_look_through(path: Path) -> None:
     """Whose storages come after the tensors: until then these are only noted."""
     function, storage, shape = b"ctorch._utils\n_rebuild_tensor_v2\n", stored("Char", "0", 1), b"(" + b"K\1" * 200 + b"t"
-    program = function + b"q\0(" + storage + b"K\0" + shape + b"q\1h\1\x89Ntq\2](" + b"h\0h\2R" * 50 + b"e"
+    code = function + b"q\0(" + storage + b"K\0" + shape + b"q\1h\1\x89Ntq\2](" + b"h\0h\2R" * 50 + b"e"
     parts = [pickle.dumps(value, 2) for value in (pth.MAGIC, 1001, {})]
     with pytest.raises(ValueError, match="a tensor is not made of a storage and whole numbers"):
-        loaded(path, b"".join(parts) + b"\x80\2" + program + b".")
+        loaded(path, b"".join(parts) + b"\x80\2" + code + b".")
+
+
+def program(code: bytes, storages: dict[str, bytes] | None = None) -> bytes:
+    """An archive of it."""
+    return zipped({"x/data.pkl": b"\x80\2" + code + b"."} | {f"x/data/{key}": data for key, data in (storages or {}).items()})
+
+
+def test_what_is_just_short_enough_is_read(path: Path) -> None:
+    assert loaded(path, program(b"ctorch\nSize\n(" + b"K\1" * 100 + b"tR")) == 1
+    assert loaded(path, program(b"(" + text("module") + text("x") + b"K\1" * 98 + b"tQ")) == "x"
+    assert loaded(path, program(b"}(" + b"K\1" * 100 + b"tNs" + long(2**64 - 1) + b"Ns")) == {(1,) * 100: None, 2**64 - 1: None}
+    assert loaded(path, program(b"ca module\na name\n")).kind == "a.module a name"
+    marks = b"}(" + text("neg") + b"\x88" + b"".join(text(str(k)) + b"\x89" for k in range(99)) + b"u"
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + stored("Char", "0", 2) + b"K\0(K\2t(K\1t\x89N" + marks + b"tR"
+    assert_array_equal(loaded(path, program(tensor, {"0": b"\1\2"})), [-1, -2])
+
+
+@BOTH
+def test_how_much_may_be_made_of_a_file(path: Path, archive: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """16 times its size, and a megabyte, so that small ones may have views: here 100 of the same 4 kB."""
+    most: list[int] = []
+    made = pth._Tensors.__init__
+    monkeypatch.setattr(pth._Tensors, "__init__", lambda self, bytes_, big: most.append(bytes_) or made(self, bytes_, big))
+    storage = torch.arange(1000.0)
+    data = saved([storage[: 1000 - k] for k in range(100)], archive)
+    assert sum(array.nbytes for array in loaded(path, data)) > 16 * len(data)
+    assert set(most) == {16 * len(data) + (1 << 20)}
+
+
+def test_what_is_made_is_counted_in_bytes() -> None:
+    """Of containers 8 for each member."""
+    tensors = pth._Tensors(8 * 5 + 8 * 3 + 7, False)
+    meaning = pth._meaning(tensors)
+    assert meaning["collections.OrderedDict"]([(k, k) for k in range(5)]) == {k: k for k in range(5)}
+    assert meaning["builtins.set"]([1, 2, 3]) == {1, 2, 3}
+    tensors.spend(7)
+    with pytest.raises(pth._Refused, match="holds more than 16 times its own size"):
+        tensors.spend(1)
 
 
 def test_a_memo_is_no_larger_than_what_is_noted_in_it(path: Path) -> None:
-    assert loaded(path, zipped({"x/data.pkl": b"\x80\2Nr\xff\xff\xff\xff."})) is None
+    assert loaded(path, program(b"Nr\xff\xff\xff\xff")) is None
 
 
 def test_an_old_file_whose_weights_hold_the_end_of_an_archive(path: Path) -> None:
