@@ -33,7 +33,7 @@ from conformer.evaluate import Accuracies, Predictions, evaluate
 from conformer.gpu_steps import GpuSteps
 from conformer.info import count
 from conformer.learner import Learner, check_loss, check_weights
-from conformer.options import MAY_CHANGE, TrainConfig, duration, plain, resumed
+from conformer.options import TrainConfig, duration, may_change, plain, resumed
 from conformer.provenance import environment
 from conformer.run_checks import check_data, check_precision, check_same, chosen_builder, given_weights, held_out
 from conformer.run_folder import RunFolder, read_options
@@ -145,7 +145,7 @@ class Trainer:
             display: as for `Trainer`.
             loaded: the run's data set, where it is loaded already.
             build: what it was given for the run, if anything.
-            **given: options of `TrainConfig`: those of `MAY_CHANGE` hold from here on, any other must be what the run was started with.
+            **given: options of `TrainConfig`: those that it `may_change` hold from here on, any other must be what the run was started with.
 
         Raises:
             ValueError: an option or the data set is not that of the run, or the checkpoint is damaged.
@@ -467,7 +467,7 @@ class Trainer:
 
     def _restore(self, checkpoint: Checkpoint | None) -> None:
         """Put everything where the checkpoint found it; without one, the run begins anew, also in what is written of it."""
-        new = {name: value for name, value in plain(self.config).items() if name in MAY_CHANGE}
+        new = {name: value for name, value in plain(self.config).items() if name in may_change(checkpoint is not None)}
         if checkpoint is None:
             self.folder.rewind(0, self.header)
             self.folder.set_options(**new, steps=self.header["steps"])

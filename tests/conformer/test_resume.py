@@ -506,6 +506,7 @@ def test_weights_to_begin_with_are_needed_until_the_first_checkpoint(config: Tra
     with pytest.raises(ValueError, match="finetune: .*before.*; give a run"):
         Trainer.resume(folder(config))
     resumed_run = Trainer.resume(folder(config), finetune=tmp_path / "run" / ".." / "moved")
+    assert read_config(folder(config))["finetune"] == str(moved)  # which a report names
     assert resumed_run.run().steps == 10
     assert Trainer.resume(folder(config), finetune=moved).finished
     with pytest.raises(ValueError, match="was started with --finetune .*moved, not with .*elsewhere"):
