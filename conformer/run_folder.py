@@ -147,7 +147,7 @@ class RunFolder:
             )
         for number, line in enumerate(kept, 1):
             try:
-                parse_line(line)
+                parse_line(line, number)
             except ValueError as error:
                 others = ", or put {} in its place to go on without it" if number > 1 else ""  # the first says what the run is
                 raise ValueError(f"{path} is damaged in line {number} ({error}); mend it{others}") from error
@@ -160,7 +160,7 @@ class RunFolder:
     def header(self) -> dict[str, Any]:
         """The first line of metrics.jsonl."""
         with open(self.path / "metrics.jsonl", "rb") as file:
-            return parse_line(file.readline())
+            return parse_line(file.readline(), 1)
 
     def set_options(self, **values: Any) -> None:
         """Change what config.json says."""

@@ -66,9 +66,7 @@ def read_log(run: Path) -> RunLog:
     texts = path.read_bytes().splitlines(keepends=True)
     for number, text in enumerate(texts, 1):
         try:
-            line = parse_line(text)
-            kinds = {"train_accuracy": TRAINING, "test_accuracy": TEST, "held_out_accuracy": HELD_OUT}
-            _check(line, HEADER if number == 1 else next((kinds[name] for name in kinds if name in line), {}))
+            line = parse_line(text, number)
         except ValueError as error:
             if number == len(texts) > 1 and not text.endswith(b"\n"):
                 break
@@ -84,10 +82,12 @@ def read_log(run: Path) -> RunLog:
     return RunLog(header, [line for line in rest if "train_accuracy" in line], tests)
 
 
-def parse_line(text: bytes) -> dict[str, Any]:
-    """What a line of metrics.jsonl says; raises ValueError where it is none."""
+def parse_line(text: bytes, number: int) -> dict[str, Any]:
+    """What a line of metrics.jsonl says, the first one or another; raises ValueError where it is not as `conformer train` writes it."""
     if not isinstance(line := from_json(text), dict):
         raise ValueError("it is not what `conformer train` writes there")
+    kinds = {"train_accuracy": TRAINING, "test_accuracy": TEST, "held_out_accuracy": HELD_OUT}
+    _check(line, HEADER if number == 1 else next((kinds[name] for name in kinds if name in line), {}))
     return line
 
 

@@ -6,6 +6,7 @@ What is refused where a run is to go on is tested in `test_resume.py`.
 from __future__ import annotations
 
 import fnmatch
+import json
 import signal
 import subprocess
 import sys
@@ -21,6 +22,9 @@ from conformer.run_folder import RunFolder, read_config
 from conformer.train import Trainer
 from minigrad import safetensors_io
 from tests.conformer.runs import assert_same_run, before_step, folder
+
+HEADER = {"config": "tiny", "dataset": "cifar10", "seed": 3, "parameters": 4}
+"""The first line of a log, as far as it must be there."""
 
 
 @pytest.fixture
@@ -149,12 +153,30 @@ def test_the_lines_of_a_log_end_alike_on_every_system(tmp_path: Path, monkeypatc
     """Windows ends those of text files by two characters, and what is cut to a checkpoint's lines is written as bytes."""
     as_on_windows = lambda *arguments, newline="\r\n", **options: open(*arguments, newline=newline, **options)  # noqa: E731
     monkeypatch.setattr(run_folder, "open", as_on_windows, raising=False)
-    run = RunFolder.create(tmp_path / "run", {}, {"dataset": "cifar10"})
+    run = RunFolder.create(tmp_path / "run", {}, HEADER)
     run.log(step=1)
     run.log(step=2)
     run.rewind(2, {})
     run.log(step=3)
-    assert (run.path / "metrics.jsonl").read_bytes() == b'{"dataset": "cifar10"}\n{"step": 1}\n{"step": 3}\n'
+    assert (run.path / "metrics.jsonl").read_bytes() == json.dumps(HEADER).encode() + b'\n{"step": 1}\n{"step": 3}\n'
+
+
+@pytest.mark.parametrize(
+    ("header", "line", "said"),
+    [
+        ({"dataset_notice": 5}, {}, r"line 1 \(.*: dataset_notice is not text\); mend it$"),
+        ({"parameters": None}, {}, r"line 1 \(.*: parameters is not a whole number\); mend it$"),
+        ({"steps": "x"}, {}, r"line 1 \(.*: steps is not a whole number or null\); mend it$"),
+        ({}, {"train_accuracy": {}, "step": 1}, r"line 2 \(.*: epoch is missing\); mend it, or put \{\} in its place to go on without it$"),
+    ],
+)
+def test_a_log_that_could_not_be_read_after_the_training_is_refused(header: dict[str, Any], line: dict[str, Any], said: str, tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "run", {}, HEADER | header)
+    run.log(**line)
+    with pytest.raises(ValueError, match=rf"metrics.jsonl is damaged in {said}"):
+        run.rewind(2, {})
+    (run.path / "metrics.jsonl").write_text(json.dumps(HEADER) + "\n{}\n")
+    run.rewind(2, {})
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", "[" * 100_000])
