@@ -109,6 +109,9 @@ class TrainConfig:
         for name in ("data_dir", "finetune", "out"):
             if (path := getattr(self, name)) is not None:
                 object.__setattr__(self, name, Path(path) if str(path) else None)
+        for name in ("config", "dataset"):
+            if not isinstance(getattr(self, name), str):
+                self._refuse(name, "it must be a name")
         for name, allowed in {"device": DEVICES, "precision": PRECISIONS, "tta": TTA}.items():
             if getattr(self, name) not in allowed:
                 self._refuse(name, f"it must be one of {', '.join(allowed)}")

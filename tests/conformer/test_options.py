@@ -32,6 +32,8 @@ from conformer.options import TrainConfig, duration, plain
         ({"time_budget": "0m"}, "time_budget '0m' leaves no time to train"),
         ({"time_budget": "5m", "max_steps": 3}, "time_budget is 5m and max_steps is 3; give one of the two"),
         ({"time_budget": "5m", "epochs": 3}, "time_budget is 5m and epochs is 3; give one of the two"),
+        ({"config": []}, r"config is \[\]; it must be a name"),
+        ({"dataset": {}}, r"dataset is \{\}; it must be a name"),
         ({"eval_epochs": 0}, "eval_epochs is 0; it must be at least 1"),
         ({"device": "tpu"}, "device is tpu; it must be one of auto, cpu, cuda"),
         ({"tta": "crops"}, "tta is crops; it must be one of none, mirror"),
