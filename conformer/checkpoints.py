@@ -35,7 +35,9 @@ KINDS = {
 """What fields of a checkpoint are in JSON."""
 
 MOST_STEPS = 3 * 10**13
-"""A billion epochs of CIFAR-10 in batches of two; with two seconds for each, the time left is still one that `datetime.timedelta` has."""
+"""A billion epochs of CIFAR-10 in batches of two."""
+LONGEST = 10**11
+"""Seconds, three thousand years: no step, evaluation or run has taken more, whatever the machine slept meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -126,10 +128,13 @@ def _accuracies(values: Iterable[Any]) -> Accuracies:
 
 
 def _check(checkpoint: Checkpoint) -> None:
-    """Raise ValueError where counts contradict each other, as no run's do."""
+    """Raise ValueError where counts contradict each other, or times are none, as no run's do."""
     if not 0 <= checkpoint.evaluated <= checkpoint.step <= checkpoint.steps <= MOST_STEPS or checkpoint.lines < 1:
         counts = {name: getattr(checkpoint, name) for name in ("evaluated", "step", "steps", "lines")}
         raise ValueError(", ".join(f"{name} is {count}" for name, count in counts.items()))
+    for seconds in (checkpoint.seconds, checkpoint.evaluation_seconds, *(seconds for *_, seconds in checkpoint.recent)):
+        if not 0 <= seconds <= LONGEST:
+            raise ValueError(f"something took {seconds:.3g} seconds")
     if checkpoint.evaluated and not (checkpoint.test and checkpoint.best):
         raise ValueError(f"evaluated is {checkpoint.evaluated}, but there are no accuracies")
 

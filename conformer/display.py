@@ -32,8 +32,8 @@ class Progress(NamedTuple):
 
     @property
     def left(self) -> timedelta:
-        """Time left, in whole seconds: 1:07:30."""
-        return timedelta(seconds=round(self.seconds_left))
+        """Time left, in whole seconds: 1:07:30. It is at most what a timedelta has, which a billion epochs may take longer than."""
+        return timedelta(seconds=min(round(self.seconds_left), timedelta.max // timedelta(seconds=1)))
 
     def __str__(self) -> str:
         test = f"  {self.measured} {self.test} %" if self.test else ""

@@ -67,6 +67,9 @@ def test_a_checkpoint_is_read_as_it_was_written(changes: dict[str, Any], tmp_pat
         ({"best": [0.5, 0.5]}, "missing 1 required positional argument"),
         ({"recent": [[2.0, [0.5, 0.5, None], 0.1]]}, r"\[0.5, 0.5, None\] are not numbers"),
         ({"recent": [[None, [0.5, 0.5, 0.5], 0.1]]}, r"\[None, 0.1\] are not numbers"),
+        ({"evaluation_seconds": 10**30}, r"something took 1e\+30 seconds"),
+        ({"seconds": -1.0}, "something took -1 seconds"),
+        ({"recent": [[2.0, [0.5, 0.5, 0.5], 0.1], [2.0, [0.5, 0.5, 0.5], 1e12]]}, r"something took 1e\+12 seconds"),
         ({"wings": 2}, "wings"),
     ],
 )

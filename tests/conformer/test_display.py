@@ -23,6 +23,7 @@ def test_display_prints_at_intervals_and_at_the_end(capsys: pytest.CaptureFixtur
     assert first == "step 1/4  epoch 0.50  0:01:15 left  loss 2.000  train 50.0/25.0/52.5 %  lr 0.001  640 images/s"
     display.progress(progress._replace(step=4, test=shares, measured="held-out"))
     assert "  held-out 50.0/25.0/52.5 %  " in (held_out := capsys.readouterr().out) and "test" not in held_out
+    assert str(progress._replace(seconds_left=1e30)) == first.replace("0:01:15", "999999999 days, 23:59:59")
     assert last == "step 4/4  epoch 0.50  0:01:15 left  loss 2.000  train 50.0/25.0/52.5 %  test 50.0/25.0/52.5 %  lr 0.001  640 images/s"
 
 
