@@ -218,7 +218,7 @@ def _draw_curves(run: Path) -> bool:
     except Mistake as mistake:
         complain(f"{mistake}; curves.png and report.html are not made")
     except (OSError, ValueError, MemoryError) as error:
-        complain(f"curves.png is not drawn: {sentence(error)}")
+        complain(f"curves.png and report.html are not made: {sentence(error)}")
     return False
 
 

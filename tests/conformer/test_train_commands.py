@@ -133,6 +133,12 @@ def test_without_rich_lines_are_printed(monkeypatch: pytest.MonkeyPatch, capsys:
     assert 'needs rich (in the project\'s folder, pip install -e ".[app]")' in capsys.readouterr().err
 
 
+def test_a_run_whose_curves_cannot_be_drawn_has_no_report_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train_commands._report_of(tmp_path, lambda: pytest.fail("measured"))
+    said = capsys.readouterr().err
+    assert said == f"conformer: curves.png and report.html are not made: {tmp_path / 'metrics.jsonl'}: No such file or directory\n"
+
+
 def test_a_run_that_was_stopped_goes_on_with_its_options(
     cifar: Cifar, tiny_network: str, tmp_path: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
