@@ -16,6 +16,7 @@ from conformer.augment import check_sides
 from conformer.baselines import NETWORKS, Build, builder
 from conformer.checkpoints import Checkpoint
 from conformer.config import ConformerConfig
+from conformer.mistakes import sentence
 from conformer.options import OptionError, TrainConfig
 from conformer.weights import About, initial_weights
 from minigrad.backend import cuda
@@ -74,7 +75,7 @@ def given_weights(config: TrainConfig, network: ConformerConfig, dataset: data.D
     try:
         return initial_weights(config.finetune, network, config.network, (height, width), build)
     except OSError as error:
-        raise OptionError(f"finetune: {error}; give a run or a weights file", "finetune") from error
+        raise OptionError(f"finetune: {sentence(error)}; give a run or a weights file", "finetune") from error
 
 
 def check_precision(precision: str, device: str, resumed: Path | None) -> None:
