@@ -60,7 +60,8 @@ def run_study(options: argparse.Namespace) -> None:
         if extra := [name for name in ("seeds", "configs", "networks") if getattr(options, name)] + list(given):
             raise Mistake(f"--show trains nothing: leave {flag(extra[0])} out", 2)
         with _setting_up():
-            print(Study.existing(options.study).findings().text())
+            tables = Study.existing(options.study).findings().text()
+        print(tables)  # where that fails, `main` says so
         return
     say_pins()
     with _setting_up():

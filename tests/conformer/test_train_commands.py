@@ -133,6 +133,14 @@ def test_without_rich_lines_are_printed(monkeypatch: pytest.MonkeyPatch, capsys:
     assert 'needs rich (in the project\'s folder, pip install -e ".[app]")' in capsys.readouterr().err
 
 
+def test_tables_that_cannot_be_written_are_said_like_any_output(fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    study = SimpleNamespace(findings=lambda: SimpleNamespace(text=lambda: "tables"))
+    monkeypatch.setattr(train_commands.Study, "existing", lambda path: study)
+    with open("/dev/full", "w", buffering=1) as full, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", full)
+        assert fails(1, "study", "nano", "--show") == "conformer: the output cannot be written: No space left on device"
+
+
 def test_a_run_whose_curves_cannot_be_drawn_has_no_report_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train_commands._report_of(tmp_path, lambda: pytest.fail("measured"))
     said = capsys.readouterr().err
