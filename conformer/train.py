@@ -360,9 +360,7 @@ class Trainer:
             self.folder.save("best", self.learner.model, about)
         shown, logged = f"{measured} accuracy {test} %", {f"{name}_accuracy": test.by_head(), f"{name}_loss": loss}
         if self.learner.ema:
-            with self.learner.ema.swapped():
-                averaged = self._measured(signals).accuracies
-                self.folder.save("ema", self.learner.model, self._about(averaged))
+            averaged = self.save_average(signals)
             shown += f" (average of the weights: {averaged} %)"
             logged[f"ema_{name}_accuracy"] = averaged.by_head()
         self.evaluated = self.step
@@ -374,9 +372,9 @@ class Trainer:
         epoch = -(-self.step // self.steps_per_epoch)
         self.display.message(f"epoch {epoch}, step {self.step}: {shown}, {measured} loss {loss:.3f}, {seconds / 60:.1f} minutes")
 
-    def _measured(self, signals: StopSignals) -> Predictions:
+    def _measured(self, signals: StopSignals | None) -> Predictions:
         """What the network answers to the images it is measured by, unless a signal to stop comes, or has come."""
-        with signals.at_once():
+        with signals.at_once() if signals else contextlib.nullcontext():
             return evaluate(self.learner.model, self.dataset.test, self.dataset, tta=self.config.tta)
 
     def _about(self, shares: Accuracies) -> About:
@@ -388,6 +386,14 @@ class Trainer:
         """Write last.safetensors of a finished run anew; raises OSError."""
         assert self.test is not None
         self.folder.save("last", self.learner.model, self._about(self.test))
+
+    def save_average(self, signals: StopSignals | None = None) -> Accuracies:
+        """Measure the average of the weights, and write ema.safetensors, of a finished run anew; raises OSError."""
+        assert self.learner.ema is not None
+        with self.learner.ema.swapped():
+            averaged = self._measured(signals).accuracies
+            self.folder.save("ema", self.learner.model, self._about(averaged))
+        return averaged
 
     # --- a time budget
 

@@ -157,13 +157,21 @@ def _no_memory(error: MemoryError, trainer: Trainer, study: Path | None) -> str:
 
 
 def _mend_weights(trainer: Trainer) -> None:
-    """Write last.safetensors of a finished run from its checkpoint, if it is lost or damaged."""
-    try:
-        load_weights(trainer.folder.path)
-    except (OSError, ValueError) as error:
-        complain(f"{sentence(error)}; it is written anew from the checkpoint")
-        with told(1, OSError):
-            trainer.save_last()
+    """Write last.safetensors and ema.safetensors of a finished run from its checkpoint, if they are lost or damaged; of best.safetensors, whose
+    weights the checkpoint does not have, say so.
+    """
+    mended = {"last": trainer.save_last, "best": None} | ({"ema": trainer.save_average} if trainer.learner.ema else {})
+    for name, write in mended.items():
+        try:
+            load_weights(trainer.folder.path / f"{name}.safetensors")
+        except (OSError, ValueError) as error:
+            if write is None:
+                rest = f"use last.safetensors, with {trainer.dataset.measured} accuracy {trainer.test} % where that had {trainer.best} %"
+                complain(f"{sentence(error)}; it cannot be written anew: {rest}")
+                continue
+            complain(f"{sentence(error)}; it is written anew from the checkpoint")
+            with told(1, OSError):
+                write()
 
 
 def _way_on(trainer: Trainer, study: Path | None) -> str:

@@ -184,7 +184,7 @@ def test_a_finished_run_is_mended_and_not_trained_again(
     monkeypatch.setattr(train_commands, "_draw_curves", lambda run: False)  # nor a report at the end of training: see test_report
     run, folder = str(tmp_path / "run"), cifar()
     command = ["train", "--config", tiny_network, "--data-dir", str(folder), "--batch-size", "12", "--accumulate", "3", "--max-steps", "1"]
-    assert main([*command, "--out", run]) == 0
+    assert main([*command, "--ema", "0.5", "--out", run]) == 0
     capsys.readouterr()
     assert main(["train", "--resume", run, "--accumulate", "3"]) == 0  # which does not divide the default of --batch-size
     assert f"the run in {run} is finished: 1 steps, test accuracy" in capsys.readouterr().out
@@ -205,6 +205,21 @@ def test_a_finished_run_is_mended_and_not_trained_again(
     assert "cannot write" in capsys.readouterr().err
     weights.rmdir()
     weights.write_bytes(whole)
+
+    average, best = (tmp_path / "run" / f"{name}.safetensors" for name in ("ema", "best"))
+    state, about = safetensors_io.load_state(average)
+    average.unlink()
+    best.unlink()
+    assert main(["train", "--resume", run]) == 0
+    printed, said = capsys.readouterr()
+    share = printed.split("accuracy ")[1].splitlines()[0]
+    lost, anew = said.splitlines()
+    assert str(best) in lost and not best.exists()
+    assert lost.endswith(f"; it cannot be written anew: use last.safetensors, with test accuracy {share} where that had {share}")
+    assert str(average) in anew and anew.endswith("; it is written anew from the checkpoint")
+    mended, about_it = safetensors_io.load_state(average)
+    assert about_it == about
+    assert {name: array.tobytes() for name, array in mended.items()} == {name: array.tobytes() for name, array in state.items()}
 
     folder.rename(tmp_path / "moved")
     for name in ("evaluate", "report"):
