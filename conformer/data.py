@@ -273,7 +273,8 @@ def _find_in(place: Path, kind: Cifar) -> Path:
     missing = f"{kind.title} is not in --data-dir ({place})"
     for other in (CIFAR10, CIFAR100):
         if other is not kind and _locate(other, place):
-            raise _NotFound(f"{missing}, which holds {other.title}; --dataset {other.name} reads that")
+            advice = f"give the folder of {kind.title}, or begin a run on {other.title} with --dataset {other.name}"  # which `evaluate` has not
+            raise _NotFound(f"{missing}, which holds {other.title}; {advice}")
     version = kind.versions[0]
     raise _NotFound(f"{missing}; expected {version.archive} or its folder {version.folder}, from {download.SITE}")
 

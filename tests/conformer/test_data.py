@@ -177,7 +177,8 @@ def test_the_channels_have_the_means_and_deviations_of_the_training_images() -> 
 
 def test_the_other_cifar_is_named(tmp_path: Path) -> None:
     cifar100(tmp_path / "cifar-100-binary")
-    with pytest.raises(data.DataError, match=r"which holds CIFAR-100; --dataset cifar100 reads that"):
+    advice = "give the folder of CIFAR-10, or begin a run on CIFAR-100 with --dataset cifar100"  # what every command can follow, not `train` alone
+    with pytest.raises(data.DataError, match=rf"which holds CIFAR-100; {advice}$"):
         data.load("cifar10", tmp_path)
 
 
