@@ -54,12 +54,11 @@ def run_evaluate(options: argparse.Namespace) -> None:
         with drawing("the picture of the confusion matrix"):
             from conformer.plots import save_confusion_matrix
         save_confusion_matrix(picture, predictions.confusion_matrix(), dataset.classes, title)
-    except Mistake as mistake:
+    except (Mistake, OSError) as error:
+        said = str(error) if isinstance(error, Mistake) else f"the picture is not drawn: {sentence(error)}"
         if options.picture is not None:
-            raise
-        complain(mistake)  # nobody asked for it; the figures, which were asked for, are printed
-    except OSError as error:
-        raise Mistake(f"the picture is not drawn: {sentence(error)}", 1) from error
+            raise Mistake(said, 1) from error
+        complain(said)  # nobody asked for it; the figures, which were asked for, are printed
     else:
         print(f"\nwhich classes are taken for which: {picture}")
 

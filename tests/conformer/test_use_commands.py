@@ -93,6 +93,10 @@ def test_evaluate_prints_what_training_measured_and_every_class(
     assert "calibration error: how far the percentages of these answers are from shares" in capsys.readouterr().out
     monkeypatch.setenv("CONFORMER_DATA", "nowhere")
     assert "the picture is not drawn: cannot write" in fails(1, "evaluate", str(run), "--picture", str(tmp_path / "no" / "else.png"))
+    (run / "confusion.png").unlink()
+    (run / "confusion.png").mkdir()
+    said = f"conformer: the picture is not drawn: cannot write {run / 'confusion.png'}: it is not a file"
+    assert fails(0, "evaluate", str(run)) == said  # nobody asked for it, and the figures are there
 
 
 def test_predict_prints_the_likeliest_classes_of_each_head(
