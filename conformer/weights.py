@@ -165,7 +165,15 @@ def load_weights(path: str | Path, build: Build | None = None) -> tuple[Any, Abo
     path = weights_file(path)
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} is neither a file nor a folder")
-    state, metadata = safetensors_io.load_state(path)
+    try:
+        state, metadata = safetensors_io.load_state(path)
+    except ValueError as error:
+        if path.suffix not in (".pth", ".pt"):
+            raise
+        raise ValueError(f"{path} is a file of PyTorch's, by its name; save its weights with their configuration (docs/own_data.md)") from error
+    if "checkpoint" in metadata:
+        beside = "weights to use are in last.safetensors beside it, once the run has been evaluated"
+        raise ValueError(f"{path} is a checkpoint, for --resume to go on from; {beside}")
     try:
         about = _about(metadata)
         network = ConformerConfig(**about.network)

@@ -149,6 +149,8 @@ def test_a_run_that_begins_with_the_weights_of_another(config: TrainConfig, monk
     for name, why in {"nowhere": "No such file or directory", "a" * 300: "File name too long"}.items():
         with pytest.raises(OptionError, match=f"finetune: (cannot read )?/.*{name}: {why}; give a run or a weights file"):
             Trainer(replace(config, finetune=tmp_path / name, out=tmp_path / "wider"))
+    with pytest.raises(ValueError, match=r"checkpoint.safetensors is a checkpoint, .* weights to use are in last.safetensors beside it"):
+        Trainer(replace(config, finetune=before / "checkpoint.safetensors", out=tmp_path / "wider"))
     assert not (tmp_path / "wider").exists()
 
 

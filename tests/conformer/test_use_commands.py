@@ -390,6 +390,9 @@ def test_weights_that_cannot_be_used_are_said(tmp_path: Path, fails: Callable[..
     safetensors_io.save_state(tmp_path / "new.safetensors", {"weight": np.zeros(2)}, entries)
     assert "is for a network that this version cannot build" in fails(1, "evaluate", str(tmp_path / "new.safetensors"))
     assert "/dev/null is neither a file nor a folder" in fails(1, "evaluate", "/dev/null")
+    (tmp_path / "conformer.pth").write_bytes(b"PK")
+    said = f"{tmp_path / 'conformer.pth'} is a file of PyTorch's, by its name; save its weights with their configuration (docs/own_data.md)"
+    assert fails(1, "evaluate", str(tmp_path / "conformer.pth")) == f"conformer: {said}"
 
 
 @pytest.mark.parametrize(
