@@ -75,7 +75,8 @@ def write_report(run: Path, dataset: Dataset | None = None, predictions: Predict
 
 def _subtitle(log: RunLog, config: dict[str, Any]) -> str:
     """What the network is, how it was trained, and when."""
-    network, how = config.get("network", "conformer"), f"<code>{escape(command(config))}</code>"
+    chosen = {"dataset": log.header["dataset"]} if config.get("dataset") == "auto" else {}  # on another machine it may come to another
+    network, how = config.get("network", "conformer"), f"<code>{escape(command(config | chosen))}</code>"
     if network == "conformer":
         what = "a vision Conformer"
     elif network in NETWORKS:

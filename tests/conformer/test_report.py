@@ -99,7 +99,8 @@ def test_a_page_that_needs_no_other_file(tmp_path: Path):
     page = Page(write_report(run, *dataset(40, 5)).read_text())
     assert all(address.startswith(("data:image/png;base64,", "#")) for address in page.addresses)
     text = page.text
-    for words in ("cifar-nano on cifar10, seed 3", "conformer train --lr 0.5", "1,071,880 parameters", "67 min training time", "class <4>", "lr 0.5"):
+    how = "conformer train --dataset cifar10 --lr 0.5"
+    for words in ("cifar-nano on cifar10, seed 3", how, "1,071,880 parameters", "67 min training time", "class <4>", "lr 0.5"):
         assert words in text
     for title in ("Curves", "Classes", "Confusion matrix", "Most confident mistakes", "Most confused", "Most confident", "How it was trained"):
         assert title in page.words
@@ -300,15 +301,21 @@ def test_the_command_has_what_is_not_the_default():
 @pytest.mark.parametrize(
     ("network", "what"),
     {
-        "conformer": "a vision Conformer, trained by conformer train ; begun",
-        "cnn": "a branch of a vision Conformer, trained by conformer train --network cnn ; begun",
-        "no-way": "a network of one's own, trained by conformer train --network no-way , but from Python, which gives what builds no-way ( "
-        "Trainer(..., build=...) ); begun",
+        "conformer": "a vision Conformer, trained by conformer train --dataset cifar10 ; begun",
+        "cnn": "a branch of a vision Conformer, trained by conformer train --network cnn --dataset cifar10 ; begun",
+        "no-way": "a network of one's own, trained by conformer train --network no-way --dataset cifar10 , but from Python, which gives what builds "
+        "no-way ( Trainer(..., build=...) ); begun",
     }.items(),
 )
 def test_the_page_says_what_network_it_is_of_and_which_command_cannot_build_it(network: str, what: str, tmp_path: Path):
     run = folder(tmp_path / "run", HEADER, TEST, config=TrainConfig(network=network))
     assert what in Page(write_report(run).read_text()).text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_command_names_the_data_set_that_auto_came_to(tmp_path: Path):
+    run = folder(tmp_path / "run", HEADER | {"dataset": "coupling10"}, TEST, config=TrainConfig(max_steps=2))
+    assert "<code>conformer train --dataset coupling10 --max-steps 2</code>" in write_report(run).read_text()
 
 
 @pytest.mark.parametrize("file", ["config.json", "metrics.jsonl"])
