@@ -39,7 +39,6 @@ from conformer.run_checks import check_data, check_precision, check_same, chosen
 from conformer.run_folder import RunFolder, read_options
 from conformer.steps import CpuSteps, Outcome, Steps
 from conformer.stopping import StopSignals
-from conformer.text import printable
 from conformer.weights import About, check_trained_on, unseen
 from minigrad import random, safetensors_io
 from minigrad.backend import cpu
@@ -491,7 +490,7 @@ class Trainer:
         self.saved = self.step, self.evaluated
         self.folder.rewind(checkpoint.lines, self.header)
         header = self.folder.header()
-        self.dataset = replace(self.dataset, notice=printable(header.get("dataset_notice", "")))  # of one that is asked for by name now
+        self.dataset = replace(self.dataset, notice=header.get("dataset_notice", ""))  # of a data set that is asked for by name now
         self._trained_on = header.get("trained_on_before", {})
         try:
             check_trained_on("trained_on_before", self._trained_on)

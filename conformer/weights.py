@@ -115,6 +115,8 @@ def save_weights(path: Path, model: nn.Module, about: About) -> None:
         what = "what computes otherwise" if isinstance(model, kind) else f"what is no {kind.__name__}"
         raise TypeError(f"save_weights: the model is a {type(model).__name__}; save {what} with minigrad.safetensors_io.save_state")
     entries = {name: value if isinstance(value, str) else _json(name, value) for name, value in asdict(about).items()}
+    # The notice may name a folder in bytes that are not UTF-8, which the format has not.
+    entries |= {name: text.encode(errors="backslashreplace").decode() for name, text in entries.items()}
     state = model.state_dict()
     try:
         read = _about(entries)
