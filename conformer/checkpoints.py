@@ -8,7 +8,6 @@ is replaced atomically, so whenever a process is killed, the last checkpoint or 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from conformer.data import Dataset
+from conformer.data import Dataset, checksum
 from conformer.evaluate import Accuracies
 from conformer.text import from_json
 from minigrad import safetensors_io
@@ -141,10 +140,4 @@ def _check(checkpoint: Checkpoint) -> None:
 
 def fingerprint(dataset: Dataset) -> str:
     """A checksum of every image and label, and of what they are called and normalised with: equal for the same data, wherever they lie."""
-    checksum = hashlib.blake2b(digest_size=16)
-    checksum.update(repr((dataset.name, dataset.classes, dataset.mean, dataset.std)).encode())
-    for split in (dataset.train, dataset.test):
-        for array in (split.images, split.labels):
-            checksum.update(repr((array.shape, array.dtype.str)).encode())
-            checksum.update(np.ascontiguousarray(array).data)
-    return checksum.hexdigest()
+    return checksum((dataset.name, dataset.classes, dataset.mean, dataset.std), dataset.train, dataset.test)

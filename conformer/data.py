@@ -12,6 +12,7 @@ Letters: N images, H W rows and columns, C channels, K classes.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import operator
 import os
 import sys
@@ -26,7 +27,7 @@ from conformer.archives import SIDE, DataError, read_archive, read_batch, read_f
 from conformer.cifar import CIFAR10, CIFAR100, Cifar, Version
 from conformer.text import with_home
 
-__all__ = ["DATASETS", "DataError", "Dataset", "Split", "cache_folder", "hold_out", "load", "place_of"]
+__all__ = ["DATASETS", "DataError", "Dataset", "Split", "cache_folder", "checksum", "hold_out", "load", "place_of"]
 
 Say = Callable[[str], None]
 
@@ -163,6 +164,17 @@ def hold_out(dataset: Dataset, count: int) -> Dataset:
 def _drawn(count: int) -> np.ndarray:
     """Whole numbers at random, always the same: no version of NumPy changes these, unlike its permutations."""
     return np.random.Philox(key=int.from_bytes(b"hold-out", "big")).random_raw(count)
+
+
+def checksum(what: object, *splits: Split) -> str:
+    """A checksum of every image and label, and of what they are: equal for the same data, wherever they lie."""
+    checksum = hashlib.blake2b(digest_size=16)
+    checksum.update(repr(what).encode())
+    for split in splits:
+        for array in (split.images, split.labels):
+            checksum.update(repr((array.shape, array.dtype.str)).encode())
+            checksum.update(np.ascontiguousarray(array).data)
+    return checksum.hexdigest()
 
 
 def cache_folder() -> Path:

@@ -39,7 +39,7 @@ from conformer.run_checks import check_data, check_precision, check_same, chosen
 from conformer.run_folder import RunFolder, read_options
 from conformer.steps import CpuSteps, Outcome, Steps
 from conformer.stopping import StopSignals
-from conformer.weights import About, check_trained_on, unseen
+from conformer.weights import About, check_trained_on, seen_before, with_images
 from minigrad import random, safetensors_io
 from minigrad.backend import cpu
 from minigrad.backend.cublas import precision
@@ -93,7 +93,10 @@ class Trainer:
         self.device = devices.choose(config.device)
         if config.precision != "float32":
             check_precision(config.precision, self.device, folder and folder.path)
-        self.dataset = held_out(dataset or data.load(config.dataset, config.data_dir, self.display.message), config)
+        whole = dataset or data.load(config.dataset, config.data_dir, self.display.message)
+        self._images = data.checksum("training images", whole.train)
+        self.dataset = held_out(whole, config)
+        del whole  # whose images would be in memory twice
         self._logged_as = self.dataset.measured.replace("-", "_")  # names in metrics.jsonl have it
         network = replace(named_config(config.config), num_classes=len(self.dataset.classes))
         self.network = network if config.drop_path is None else replace(network, drop_path_rate=config.drop_path)
@@ -118,12 +121,11 @@ class Trainer:
         self._started = self._saved_at = time.perf_counter()
         # Those to begin with; a checkpoint has weights.
         begins = config.finetune is not None and checkpoint is None
-        self._initial, self._trained_on = None, {}  # of the weights to begin with
+        self._initial, self._trained_on, self._images_before = None, {}, {}  # of the weights to begin with
         if begins:
             self._initial, about = given_weights(config, self.network, self.dataset, build)
-            self._trained_on = about.trained_on
-            if unseen(self._trained_on, self.dataset.name, config.hold_out) < config.hold_out:
-                seen = f"The weights to begin with were trained on held-out images of {self.dataset.name}, so the held-out accuracy is too high."
+            self._trained_on, self._images_before = about.trained_on, about.images
+            if seen := seen_before(about, self.dataset, config.hold_out, self._images):
                 before = self.dataset.notice.rstrip(".")
                 self.dataset = replace(self.dataset, notice=f"{before}. {seen}" if before else seen)
         self.learner = self._new_learner()
@@ -379,7 +381,8 @@ class Trainer:
     def _about(self, shares: Accuracies) -> About:
         """What weights with these accuracies are for."""
         what = self.network, self.config.config, self.dataset, self.step, shares.by_head(), self.config.network
-        return About.of(*what, held_out=self.config.hold_out, before=self._trained_on)
+        images = with_images(self._images_before, self.dataset.name, self._images)
+        return About.of(*what, held_out=self.config.hold_out, before=self._trained_on, images=images)
 
     def save_last(self) -> None:
         """Write last.safetensors of a finished run anew; raises OSError."""
@@ -441,7 +444,7 @@ class Trainer:
         return {
             "dataset": self.dataset.name,
             "dataset_notice": self.dataset.notice,
-            **({"trained_on_before": self._trained_on} if self._trained_on else {}),
+            **({"trained_on_before": self._trained_on, "images_before": self._images_before} if self._trained_on else {}),
             "config": self.config.config,
             "network": self.config.network,
             "parameters": sum(parameter.size for parameter in self.learner.model.parameters()),
@@ -491,9 +494,10 @@ class Trainer:
         self.folder.rewind(checkpoint.lines, self.header)
         header = self.folder.header()
         self.dataset = replace(self.dataset, notice=header.get("dataset_notice", ""))  # of a data set that is asked for by name now
-        self._trained_on = header.get("trained_on_before", {})
+        self._trained_on, self._images_before = header.get("trained_on_before", {}), header.get("images_before", {})
         try:
             check_trained_on("trained_on_before", self._trained_on)
+            check_trained_on("images_before", self._images_before, str)
         except ValueError as error:
             raise ValueError(f"{self.folder.path / 'metrics.jsonl'} is damaged in line 1 ({error}); mend it") from error
         if new != {name: checkpoint.options.get(name) for name in new}:  # from now on: also for whoever comes next, who finds data that moved

@@ -25,7 +25,10 @@ from conformer.model import Conformer
 from conformer.text import from_json
 from minigrad import nn, safetensors_io
 
-__all__ = ["About", "check_trained_on", "initial_weights", "load_weights", "save_weights", "unseen", "weights_file"]
+__all__ = ["About", "check_trained_on", "initial_weights", "load_weights", "save_weights", "seen_before", "unseen", "weights_file", "with_images"]
+
+SEVERAL = "several"
+"""In place of a checksum, in `About.images`: images with more than one."""
 
 PIXELS = 2**22
 """The most that an image may have: 2,048 x 2,048."""
@@ -47,6 +50,8 @@ class About:
         held_out: how many training images were held out (`conformer.data.hold_out`).
         trained_on: the data sets that the weights were trained on, also before they were fine-tuned, and how many images were held out of each
             whenever they were.
+        images: the checksum (`conformer.data.checksum`) of the training images, with those held out, that each of these names stood for; `SEVERAL`
+            where they were not always the same. Which images are held out depends on all of them. Of older files it is not known.
     """
 
     network: dict[str, Any]
@@ -62,6 +67,7 @@ class About:
     kind: str = "conformer"  # as files have no other word for that are older than the others
     held_out: int = 0  # likewise
     trained_on: dict[str, int] = field(default_factory=dict)  # likewise; what is not said is that of `dataset` alone
+    images: dict[str, str] = field(default_factory=dict)  # likewise
 
     def __post_init__(self) -> None:
         if not self.trained_on:
@@ -70,24 +76,45 @@ class About:
     @classmethod
     def of(
         cls, network: ConformerConfig, config: str, dataset: Dataset, step: int, accuracy: dict[str, float], kind: str = "conformer",
-        held_out: int = 0, before: Mapping[str, int] | None = None,
+        held_out: int = 0, before: Mapping[str, int] | None = None, images: Mapping[str, str] | None = None,
     ) -> About:  # fmt: skip
         """Describe a network that was trained on a data set, of which so many images are held out, and has this accuracy on its `test`.
 
-        `before` is `trained_on` of the weights that it began with.
+        `before` is `trained_on` of the weights that it began with; `images` is what is to be known of all, see `with_images`.
         """
         height, width = dataset.train.images.shape[1:3]
         accuracy = accuracy if dataset.measured == "test" else {}
         trained_on = {**(before or {}), dataset.name: unseen(before or {}, dataset.name, held_out)}
         return cls(
             asdict(network), config, dataset.name, dataset.notice, dataset.classes, dataset.mean, dataset.std, (height, width), step,
-            accuracy, kind, held_out, trained_on,
+            accuracy, kind, held_out, trained_on, dict(images or {}),
         )  # fmt: skip
 
 
 def unseen(trained_on: Mapping[str, int], dataset: str, held_out: int) -> int:
     """How many of the images held out of a data set are new to weights that were trained so before; fewer that are held out are among more."""
     return min(trained_on.get(dataset, held_out), held_out)
+
+
+def with_images(before: Mapping[str, str], dataset: str, images: str) -> dict[str, str]:
+    """`About.images` of weights that had these before they were trained on a data set, whose training images have this checksum."""
+    return {**before, dataset: images if before.get(dataset, images) == images else SEVERAL}
+
+
+def seen_before(about: About, dataset: Dataset, held_out: int, images: str) -> str:
+    """What must be said of a run that begins with weights that were trained on images it is measured by, or perhaps were; "" if nothing must.
+
+    Args:
+        about: what the weights are for.
+        dataset: what the run trains on, of which so many images are held out; `images` is the checksum of its training images, with those held out.
+    """
+    name, measured, began = dataset.name, dataset.measured, "The weights to begin with were trained on"
+    if about.images.get(name, images) != images:
+        perhaps = f"perhaps on {measured} images of this run among them, so its {measured} accuracy may be too high"
+        return f"{began} other images called {name}, {perhaps}."
+    if unseen(about.trained_on, name, held_out) < held_out:
+        return f"{began} held-out images of {name}, so the held-out accuracy is too high."
+    return ""
 
 
 _CLASSES: dict[str, type[Conformer] | type[CNNBranch] | type[TransformerBranch]] = dict(
@@ -249,7 +276,7 @@ def initial_weights(
 
 def _about(metadata: Mapping[str, str]) -> About:
     """What a file's metadata says; raises KeyError for what it does not say, TypeError and ValueError for what it says in another way."""
-    optional = "kind", "held_out", "trained_on"
+    optional = "kind", "held_out", "trained_on", "images"
     values: dict[str, Any] = {field.name: metadata[field.name] for field in fields(About) if field.name in metadata or field.name not in optional}
     values |= {name: from_json(text) for name, text in values.items() if name not in ("config", "dataset", "notice", "kind")}
     values |= {name: tuple(values[name]) for name in ("classes", "mean", "std", "image_size")}  # JSON has lists
@@ -275,12 +302,13 @@ def _check(about: About, network: ConformerConfig) -> None:
         if type(value := getattr(about, name)) is not int:
             raise ValueError(f"{name} is {value!r}, which is not a whole number")
     check_trained_on("trained_on", about.trained_on)
+    check_trained_on("images", about.images, str)
 
 
-def check_trained_on(name: str, counts: Any) -> None:
-    """Raise ValueError where an entry `name` that was read from a file is not what `About.trained_on` may be."""
-    if not isinstance(counts, dict) or any(type(count) is not int for count in counts.values()):
-        raise ValueError(f"{name} is {counts!r}, which is not a whole number for each data set")
+def check_trained_on(name: str, values: Any, kind: type = int) -> None:
+    """Raise ValueError where an entry `name` that was read from a file is not what `About.trained_on` may be, or, with `str`, `About.images`."""
+    if not isinstance(values, dict) or any(type(value) is not kind for value in values.values()):
+        raise ValueError(f"{name} is {values!r}, which is not {'text' if kind is str else 'a whole number'} for each data set")
 
 
 def _check_size(about: About, network: ConformerConfig, state: Mapping[str, np.ndarray]) -> None:

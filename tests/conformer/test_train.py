@@ -297,6 +297,34 @@ def test_weights_that_have_seen_held_out_images_are_said(config: TrainConfig, tm
     assert "trained_on_before" not in lines(before[12])[0]
 
 
+def test_weights_that_were_trained_on_other_images_of_the_same_name_are_said(config: TrainConfig, cifar: Callable[..., Path], tmp_path: Path) -> None:
+    """Which images are held out, or tested, may be others then; once there were others, it is said for good. Of older files nothing is known."""
+    config = replace(config, max_steps=1)
+    known = data.checksum("training images", data.load("cifar10", config.data_dir).train)
+    before = train.train(replace(config, hold_out=12, out=tmp_path / "before")).folder
+    other = replace(config, data_dir=cifar(records=8, folder="other", seed=1), finetune=before)
+    said = "The weights to begin with were trained on other images called cifar10, perhaps on {0} images of this run among them, so its {0} accuracy "
+    said += "may be too high."
+    assert Trainer(replace(other, out=tmp_path / "tested")).dataset.notice == said.format("test")
+    between = Trainer(replace(other, hold_out=12, out=tmp_path / "between"))
+    assert between.dataset.notice == said.format("held-out")
+    tuned = between.run().folder
+    Trainer.resume(tuned).save_last()
+    again = Trainer(replace(config, hold_out=12, finetune=tuned, out=tmp_path / "again"))
+    assert again.dataset.notice == said.format("held-out")
+    assert load_weights(before)[1].images == {"cifar10": known} == lines(tuned)[0]["images_before"]
+    assert load_weights(tuned)[1].images == {"cifar10": "several"} == lines(again.folder.path)[0]["images_before"]
+
+    log = tuned / "metrics.jsonl"
+    log.write_text(log.read_text().replace(f'"{known}"', "7"))
+    with pytest.raises(ValueError, match=r"is damaged in line 1 \(images_before is \{'cifar10': 7\}, which is not text for each data set\)"):
+        Trainer.resume(tuned)
+    state, entries = safetensors_io.load_state(before / "last.safetensors")
+    del entries["images"]
+    safetensors_io.save_state(before / "last.safetensors", state, entries)
+    assert Trainer(replace(other, hold_out=12, out=tmp_path / "older")).dataset.notice == ""
+
+
 def test_saved_weights_are_the_trained_network(config: TrainConfig) -> None:
     trainer = Trainer(config)
     result = trainer.run()

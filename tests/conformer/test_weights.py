@@ -96,6 +96,7 @@ def test_a_network_that_the_file_cannot_fill_is_not_built(
         ({"step": 0.5}, "step is 0.5, which is not a whole number"),
         ({"held_out": True}, "held_out is True, which is not a whole number"),
         ({"trained_on": {"made": "16"}}, "trained_on is {'made': '16'}, which is not a whole number for each data set"),
+        ({"images": {"made": 16}}, "images is {'made': 16}, which is not text for each data set"),
         ({"trained_on": ["made"]}, r"trained_on is \['made'\], which is not a whole number for each data set"),
     ],
 )
