@@ -168,13 +168,13 @@ def _drawn(count: int) -> np.ndarray:
 
 def checksum(what: object, *splits: Split) -> str:
     """A checksum of every image and label, and of what they are: equal for the same data, wherever they lie."""
-    checksum = hashlib.blake2b(digest_size=16)
-    checksum.update(repr(what).encode())
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(repr(what).encode())
     for split in splits:
         for array in (split.images, split.labels):
-            checksum.update(repr((array.shape, array.dtype.str)).encode())
-            checksum.update(np.ascontiguousarray(array).data)
-    return checksum.hexdigest()
+            digest.update(repr((array.shape, array.dtype.str)).encode())
+            digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def cache_folder() -> Path:
