@@ -16,6 +16,7 @@ Source: https://docs.pytorch.org/docs/stable/notes/serialization.html, torch/ser
 from __future__ import annotations
 
 import collections
+import errno
 import io
 import math
 import os
@@ -107,7 +108,7 @@ def load(path: str | os.PathLike[str]) -> Any:
     except MemoryError:  # of the machine, not of the file
         raise
     except Exception as error:  # of a damaged file, zipfile and pickletools raise nearly anything
-        if isinstance(error, OSError) and error.errno:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # zipfile seeks to where the file says, perhaps before its start
             raise type(error)(error.errno, f"cannot read {path}: {error.strerror}") from error
         what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         raise ValueError(f"{path} is not a file that torch.save has written, or is damaged ({what})") from error

@@ -375,6 +375,7 @@ def test_what_is_no_such_file_is_refused(path: Path, tmp_path: Path) -> None:
         (zipped({"x/data.pkl": pickle.dumps(1), "y/data.pkl": pickle.dumps(1)}), "is a ZIP archive, but not one that torch.save has written"),
         (zipped({"x/data.pkl": pickle.dumps("a" * 1000)}, zipfile.ZIP_DEFLATED), "is damaged: data.pkl is compressed, which torch.save does not do"),
         (zipped({"x/data.pkl": tensor_pickle("Float", 1, 0, (1,), (1,))}), "or is damaged"),
+        (archive_of()[:-5] + b"\1" + archive_of()[-4:], r"or is damaged \(OSError: .*Invalid argument\)"),  # a directory before the file's start
         ((tmp_path / "program.pt").read_bytes(), r"is a program that torch.jit.save has written; save the state_dict\(\) of its module"),
     ]:
         with pytest.raises(ValueError, match=f"weights.pth .*{said}"):
