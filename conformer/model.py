@@ -235,8 +235,8 @@ class Conformer(nn.Module):
                 raise ValueError(f"Conformer: images of shape {shape} look like (batch, channels, height, width); give images.transpose(0, 2, 3, 1)")
             raise ValueError(f"Conformer: images have {shape[3]} channels (shape {shape}), the network takes {channels} (in_chans)")
         if images.dtype != self.cls_token.dtype:
-            whole = images.dtype.kind in "iu"  # as data sets have them, from 0 to 255
-            give = "what conformer.augment.normalize makes of them" if whole else f"images.astype({str(self.cls_token.dtype)!r})"
+            as_stored = images.dtype == np.uint8  # as data sets have them, from 0 to 255
+            give = "what conformer.augment.normalize makes of them" if as_stored else f"images.astype({str(self.cls_token.dtype)!r})"
             raise TypeError(f"Conformer: images are {images.dtype} and the parameters {self.cls_token.dtype}; give {give}")
         grid = self.config.token_grid(shape[1], shape[2])
         if any(type(norm) is nn.BatchNorm2d and norm.training for norm in self._lone_norms(shape[0], *grid)):

@@ -21,7 +21,7 @@ from conformer.options import OptionError, TrainConfig
 from conformer.weights import About, initial_weights
 from minigrad.backend import cuda
 
-__all__ = ["check_data", "check_images", "check_precision", "check_same", "chosen_builder", "given_weights", "held_out"]
+__all__ = ["check_data", "check_precision", "check_same", "chosen_builder", "given_weights", "held_out", "other_images"]
 
 
 def held_out(dataset: data.Dataset, config: TrainConfig) -> data.Dataset:
@@ -91,15 +91,15 @@ def check_precision(precision: str, device: str, resumed: Path | None) -> None:
 
 def check_same(checkpoint: Checkpoint, run: Path, dataset: data.Dataset, fingerprint: str, config: str, network: ConformerConfig) -> None:
     """Raise ValueError where the data set, of this fingerprint, or the network is not what the run was started with."""
-    check_images(checkpoint, run, dataset, fingerprint)
+    if checkpoint.fingerprint != fingerprint:
+        raise other_images(run, "trained on", dataset)
     if checkpoint.network != asdict(network):
         raise ValueError(f"the run in {run} has another network than this version calls {config}; it cannot go on")
 
 
-def check_images(checkpoint: Checkpoint, run: Path, dataset: data.Dataset, fingerprint: str) -> None:
-    """Raise ValueError where the data set, of this fingerprint, is not what the run was started with."""
-    if checkpoint.fingerprint != fingerprint:
-        made = not isinstance(dataset.source, Path)  # by a program, which may be another version of it
-        advice = "bring back the program that made those, or begin a new run" if made else "give the data it was started with (--data-dir)"
-        where = f"{'come from' if made else 'are in'} {dataset.source} now"
-        raise ValueError(f"the run in {run} was trained on other images of {checkpoint.dataset} than those that {where}; {advice}")
+def other_images(run: Path, used: str, dataset: data.Dataset) -> ValueError:
+    """What is raised where a run was `used` ("trained on", "measured by") other images than a data set of this name has now."""
+    made = not isinstance(dataset.source, Path)  # by a program, which may be another version of it
+    advice = "bring back the program that made those, or begin a new run" if made else "give the data it was started with (--data-dir)"
+    where = f"{'come from' if made else 'are in'} {dataset.source} now"
+    return ValueError(f"the run in {run} was {used} other images of {dataset.name} than those that {where}; {advice}")

@@ -39,7 +39,7 @@ from conformer.run_checks import check_data, check_precision, check_same, chosen
 from conformer.run_folder import RunFolder, read_options
 from conformer.steps import CpuSteps, Outcome, Steps
 from conformer.stopping import StopSignals
-from conformer.weights import About, check_trained_on, seen_before, with_images
+from conformer.weights import About, check_trained_on, comparable_images, seen_before, with_images
 from minigrad import random, safetensors_io
 from minigrad.backend import cpu
 from minigrad.backend.cublas import precision
@@ -124,8 +124,8 @@ class Trainer:
         self._initial, self._trained_on, self._images_before = None, {}, {}  # of the weights to begin with
         if begins:
             self._initial, about = given_weights(config, self.network, self.dataset, build)
-            self._trained_on, self._images_before = about.trained_on, about.images
-            if seen := seen_before(about, self.dataset, config.hold_out, self._images):
+            self._trained_on, self._images_before = about.trained_on, comparable_images(about, self.dataset)
+            if seen := seen_before(self._trained_on, self._images_before, self.dataset, config.hold_out, self._images):
                 before = self.dataset.notice.rstrip(".")
                 self.dataset = replace(self.dataset, notice=f"{before}. {seen}" if before else seen)
         self.learner = self._new_learner()
@@ -381,16 +381,16 @@ class Trainer:
     def _about(self, shares: Accuracies) -> About:
         """What weights with these accuracies are for."""
         what = self.network, self.config.config, self.dataset, self.step, shares.by_head(), self.config.network
-        images = with_images(self._images_before, self.dataset.name, self._images)
+        images = with_images(self._images_before, self._trained_on, self.dataset.name, self._images)
         return About.of(*what, held_out=self.config.hold_out, before=self._trained_on, images=images)
 
-    def save_last(self) -> None:
-        """Write last.safetensors of a finished run anew; raises OSError."""
+    def save_last(self, name: str = "last") -> None:
+        """Write last.safetensors of a finished run anew, or best.safetensors, where the last weights are the best; raises OSError."""
         assert self.test is not None
-        self.folder.save("last", self.learner.model, self._about(self.test))
+        self.folder.save(name, self.learner.model, self._about(self.test))
 
     def save_average(self, signals: StopSignals | None = None) -> Accuracies:
-        """Measure the average of the weights, and write ema.safetensors, of a finished run anew; raises OSError."""
+        """Measure the average of the weights and write ema.safetensors, unless a signal to stop comes; raises OSError."""
         assert self.learner.ema is not None
         with self.learner.ema.swapped():
             averaged = self._measured(signals).accuracies
@@ -451,6 +451,7 @@ class Trainer:
             "macs": count(self.network, (height, width), self.config.network).macs if self.config.network in NETWORKS else None,
             "train_images": len(self.dataset.train),
             f"{self._logged_as}_images": len(self.dataset.test),
+            "measured_by": data.checksum("measured by", self.dataset.test),
             "steps": self.steps if self.steps_fixed else None,
             "seed": self.config.seed,
             "started": now.isoformat(timespec="seconds"),

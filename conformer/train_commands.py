@@ -157,10 +157,11 @@ def _no_memory(error: MemoryError, trainer: Trainer, study: Path | None) -> str:
 
 
 def _mend_weights(trainer: Trainer) -> None:
-    """Write last.safetensors and ema.safetensors of a finished run from its checkpoint, if they are lost or damaged; of best.safetensors, whose
-    weights the checkpoint does not have, say so.
+    """Write the weights files of a finished run from its checkpoint, if they are lost or damaged. It does not have those of best.safetensors, where
+    the last ones are not as good.
     """
-    mended = {"last": trainer.save_last, "best": None} | ({"ema": trainer.save_average} if trainer.learner.ema else {})
+    best = partial(trainer.save_last, "best") if trainer.test == trainer.best else None
+    mended = {"last": trainer.save_last, "best": best} | ({"ema": trainer.save_average} if trainer.learner.ema else {})
     for name, write in mended.items():
         try:
             load_weights(trainer.folder.path / f"{name}.safetensors")

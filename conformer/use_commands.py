@@ -17,7 +17,6 @@ import numpy as np
 from conformer import data, devices
 from conformer.augment import normalize
 from conformer.baselines import label
-from conformer.checkpoints import fingerprint, load_checkpoint
 from conformer.config import named_config
 from conformer.evaluate import TTA, Predictions, by_head, evaluate, predict, titles
 from conformer.explain import attention_rollout, class_activation_maps, token_map
@@ -25,8 +24,8 @@ from conformer.info import describe
 from conformer.mistakes import EXTRAS, Mistake, complain, drawing, say_pins, sentence, told
 from conformer.model import Conformer
 from conformer.options import TrainConfig
-from conformer.run_checks import check_images
-from conformer.run_folder import CHECKPOINT, read_config
+from conformer.run_checks import other_images
+from conformer.run_folder import read_config
 from conformer.run_log import read_log
 from conformer.text import columns, printable
 from conformer.weights import About, load_weights, weights_file
@@ -198,10 +197,11 @@ def measure(run: Path, data_dir: Path | None, device: str) -> tuple[data.Dataset
     """The data set of a run, and what its last weights come to on the images that it was measured by; raises ValueError where those are others."""
     model, about = load_weights(run)
     saved = read_config(run)
+    tta = _tta_of(saved)
     dataset = data.hold_out(_dataset_of(about, data_dir, saved), about.held_out)
-    if (run / CHECKPOINT).is_file():
-        check_images(load_checkpoint(run / CHECKPOINT), run, dataset, fingerprint(dataset))
-    return dataset, evaluate(model.to(device=devices.choose(device)), dataset.test, dataset, tta=_tta_of(saved))
+    if read_log(run).header.get("measured_by", found := data.checksum("measured by", dataset.test)) != found:  # older logs do not say
+        raise other_images(run, "measured by", dataset)
+    return dataset, evaluate(model.to(device=devices.choose(device)), dataset.test, dataset, tta=tta)
 
 
 def _dataset_of(about: About, data_dir: Path | None, saved: dict[str, Any]) -> data.Dataset:

@@ -25,7 +25,10 @@ from conformer.model import Conformer
 from conformer.text import from_json
 from minigrad import nn, safetensors_io
 
-__all__ = ["About", "check_trained_on", "initial_weights", "load_weights", "save_weights", "seen_before", "unseen", "weights_file", "with_images"]
+__all__ = [
+    "About", "check_trained_on", "comparable_images", "initial_weights", "load_weights", "save_weights", "seen_before",
+    "unseen", "weights_file", "with_images",
+]  # fmt: skip
 
 SEVERAL = "several"
 """In place of a checksum, in `About.images`: images with more than one."""
@@ -96,23 +99,31 @@ def unseen(trained_on: Mapping[str, int], dataset: str, held_out: int) -> int:
     return min(trained_on.get(dataset, held_out), held_out)
 
 
-def with_images(before: Mapping[str, str], dataset: str, images: str) -> dict[str, str]:
-    """`About.images` of weights that had these before they were trained on a data set, whose training images have this checksum."""
-    return {**before, dataset: images if before.get(dataset, images) == images else SEVERAL}
+def comparable_images(about: About, dataset: Dataset) -> dict[str, str]:
+    """`about.images`; without those of this data set's name, if they were of another size: the same pictures have another checksum then."""
+    same_size = about.image_size == dataset.train.images.shape[1:3]
+    return {name: images for name, images in about.images.items() if same_size or name != dataset.name}
 
 
-def seen_before(about: About, dataset: Dataset, held_out: int, images: str) -> str:
+def with_images(before: Mapping[str, str], trained_on: Mapping[str, int], dataset: str, images: str) -> dict[str, str]:
+    """`About.images` of weights that had these, and this `trained_on`, before they were trained on a data set, whose images have this checksum."""
+    if dataset in before:
+        return {**before, dataset: images if before[dataset] == images else SEVERAL}
+    return {**before} if dataset in trained_on else {**before, dataset: images}  # it was trained on images of this name that are not known
+
+
+def seen_before(trained_on: Mapping[str, int], before: Mapping[str, str], dataset: Dataset, held_out: int, images: str) -> str:
     """What must be said of a run that begins with weights that were trained on images it is measured by, or perhaps were; "" if nothing must.
 
     Args:
-        about: what the weights are for.
+        trained_on, before: what is known of the weights, see `About` and `comparable_images`.
         dataset: what the run trains on, of which so many images are held out; `images` is the checksum of its training images, with those held out.
     """
     name, measured, began = dataset.name, dataset.measured, "The weights to begin with were trained on"
-    if about.images.get(name, images) != images:
-        perhaps = f"perhaps on {measured} images of this run among them, so its {measured} accuracy may be too high"
+    if before.get(name, images) != images:
+        perhaps = f"perhaps on {measured} images of today among them, so the {measured} accuracy may be too high"
         return f"{began} other images called {name}, {perhaps}."
-    if unseen(about.trained_on, name, held_out) < held_out:
+    if unseen(trained_on, name, held_out) < held_out:
         return f"{began} held-out images of {name}, so the held-out accuracy is too high."
     return ""
 
@@ -142,8 +153,7 @@ def save_weights(path: Path, model: nn.Module, about: About) -> None:
         what = "what computes otherwise" if isinstance(model, kind) else f"what is no {kind.__name__}"
         raise TypeError(f"save_weights: the model is a {type(model).__name__}; save {what} with minigrad.safetensors_io.save_state")
     entries = {name: value if isinstance(value, str) else _json(name, value) for name, value in asdict(about).items()}
-    # The notice may name a folder in bytes that are not UTF-8, which the format has not.
-    entries |= {name: text.encode(errors="backslashreplace").decode() for name, text in entries.items()}
+    entries["notice"] = about.notice.encode(errors="backslashreplace").decode()  # it may name a folder in bytes that are not UTF-8
     state = model.state_dict()
     try:
         read = _about(entries)

@@ -111,7 +111,7 @@ class Op(Generic[Result]):
             if self._bits([name]) & self.constants:
                 raise TypeError(f"{self.name}: {name} is declared a constant, which has no derivative rule")
             if not inspect.signature(rule).parameters:
-                raise TypeError(f"{self.name}: the rule of {name} asks for nothing; it takes at least g, the gradient of the output")
+                raise TypeError(f"{self.name}: the rule of {name} asks for nothing, not even for g, the gradient of the output")
         self.rules, self.array_rules = {**self.rules, **rules}, {}
         self.with_gradient = -1 if self.variadic else bits  # -1: all of them
         self._plans.clear()

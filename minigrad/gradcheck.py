@@ -1,8 +1,8 @@
 """Checking a derivative against finite differences, for anyone who writes a rule or a kernel.
 
-One number decides: along a random direction v of the inputs and with random weights u of the outputs, (u . f(x + h v) - u . f(x - h v)) / 2h must
-equal the gradient of u . f in direction v. Random weights matter: with a plain sum, the gradients of softmax and of normalisations vanish and any
-mistake passes.
+One number decides on a derivative: along a random direction v of the inputs and with random weights u of the outputs, (u . f(x + h v) -
+u . f(x - h v)) / 2h must equal the gradient of u . f in direction v. Random weights matter: with a plain sum, the gradients of softmax and of
+normalisations vanish and any mistake passes.
 """
 
 from __future__ import annotations

@@ -36,17 +36,14 @@ def flatten(optimizer: Optimizer) -> dict[str, np.ndarray]:
 
 
 def _check_named(optimizer: Optimizer) -> None:
-    """Raise TypeError if an update made an entry of a state that loading would not know."""
-    seen: set[tuple[str, ...]] = set()
+    """Raise TypeError if a state has an entry that loading would not know."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            names = tuple(optimizer._state.get(parameter, ()))
-            if names in seen:
-                continue
-            seen.add(names)
-            if made := set(names).difference(optimizer._optional_state, optimizer._new_state(parameter, group) if names else ()):
-                what = f"{type(optimizer).__name__}'s update made the state {', '.join(sorted(made))}, which could not be loaded"
-                raise TypeError(f"state_dict: {what}; make it in _new_state, or name it in _optional_state if it is like the parameter")
+            state = optimizer._state.get(parameter, {})
+            optional = {name for name in optimizer._optional_state if getattr(state.get(name), "shape", None) == parameter.shape}
+            if unknown := state.keys() - (optimizer._new_state(parameter, group).keys() if state else set()) - optional:
+                what = f"{type(optimizer).__name__} keeps {', '.join(sorted(unknown))} of a parameter of shape {parameter.shape}, could not load it"
+                raise TypeError(f"state_dict: {what}; make it in _new_state, whatever the options, or, of that shape, name it in _optional_state")
 
 
 def _saved(optimizer: Optimizer, group: Mapping[str, Any]) -> list[str]:

@@ -349,8 +349,8 @@ class Optimizer:
         over all groups. Of the groups' other entries numbers are there too; texts are not, as they do not change.
 
         Raises:
-            TypeError: an option of a subclass is neither a number nor a tuple of numbers, or its `_update` made an entry of a state that neither
-                `_new_state` nor `_optional_state` names.
+            TypeError: an option of a subclass is neither a number nor a tuple of numbers, or a state has an entry that neither `_new_state`, with
+                the options of today, nor `_optional_state` names.
         """
         self._launches.read_steps(self._state)
         return flatten(self)

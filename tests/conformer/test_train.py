@@ -303,7 +303,7 @@ def test_weights_that_were_trained_on_other_images_of_the_same_name_are_said(con
     known = data.checksum("training images", data.load("cifar10", config.data_dir).train)
     before = train.train(replace(config, hold_out=12, out=tmp_path / "before")).folder
     other = replace(config, data_dir=cifar(records=8, folder="other", seed=1), finetune=before)
-    said = "The weights to begin with were trained on other images called cifar10, perhaps on {0} images of this run among them, so its {0} accuracy "
+    said = "The weights to begin with were trained on other images called cifar10, perhaps on {0} images of today among them, so the {0} accuracy "
     said += "may be too high."
     assert Trainer(replace(other, out=tmp_path / "tested")).dataset.notice == said.format("test")
     between = Trainer(replace(other, hold_out=12, out=tmp_path / "between"))
@@ -322,7 +322,15 @@ def test_weights_that_were_trained_on_other_images_of_the_same_name_are_said(con
     state, entries = safetensors_io.load_state(before / "last.safetensors")
     del entries["images"]
     safetensors_io.save_state(before / "last.safetensors", state, entries)
-    assert Trainer(replace(other, hold_out=12, out=tmp_path / "older")).dataset.notice == ""
+    older = Trainer(replace(other, hold_out=12, out=tmp_path / "older"))
+    assert older.dataset.notice == ""
+    assert load_weights(older.run().folder)[1].images == {}  # some of what it stood for is not known
+
+    made = data.load("cifar10", config.data_dir)
+    half = [replace(split, images=split.images[:, ::2, ::2]) for split in (made.train, made.test)]
+    resized = Trainer(replace(config, finetune=tuned, out=tmp_path / "resized"), dataset=replace(made, train=half[0], test=half[1]))
+    assert resized.dataset.notice == ""  # the same pictures, for all that is known
+    assert lines(resized.folder.path)[0]["images_before"] == {}
 
 
 def test_saved_weights_are_the_trained_network(config: TrainConfig) -> None:

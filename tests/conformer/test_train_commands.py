@@ -20,6 +20,7 @@ from conformer.display import Display
 from conformer.evaluate import Accuracies
 from conformer.learner import Learner
 from conformer.text import quoted
+from conformer.train import Trainer
 from minigrad import safetensors_io
 
 Cifar = Callable[..., Path]
@@ -213,13 +214,19 @@ def test_a_finished_run_is_mended_and_not_trained_again(
     assert main(["train", "--resume", run]) == 0
     printed, said = capsys.readouterr()
     share = printed.split("accuracy ")[1].splitlines()[0]
-    lost, anew = said.splitlines()
-    assert str(best) in lost and not best.exists()
-    assert lost.endswith(f"; it cannot be written anew: use last.safetensors, with test accuracy {share} where that had {share}")
-    assert str(average) in anew and anew.endswith("; it is written anew from the checkpoint")
+    for line, path in zip(said.splitlines(), (best, average), strict=True):
+        assert str(path) in line and line.endswith("; it is written anew from the checkpoint")
     mended, about_it = safetensors_io.load_state(average)
     assert about_it == about
     assert {name: array.tobytes() for name, array in mended.items()} == {name: array.tobytes() for name, array in state.items()}
+    assert safetensors_io.load_state(best)[1] == safetensors_io.load_state(weights)[1]  # there was one evaluation
+    best.unlink()
+    trainer = Trainer.resume(tmp_path / "run")
+    trainer.best = Accuracies(0.5, 0.25, 1.0)  # of weights from before the last ones
+    train_commands._mend_weights(trainer)
+    trainer.folder.close()
+    said = f"; it cannot be written anew: use last.safetensors, with test accuracy {share} where that had 50.0/25.0/100.0 %\n"
+    assert capsys.readouterr().err.endswith(said) and not best.exists()
 
     folder.rename(tmp_path / "moved")
     for name in ("evaluate", "report"):

@@ -354,7 +354,7 @@ def test_report_writes_the_page_of_the_end_of_training_again(
     assert (run / "report.html").read_text() == at_the_end  # with mirror images, too, and of those that were held out
     assert "held-out image " in at_the_end and "test image " not in at_the_end
     other = cifar(records=8, folder="other", seed=1)
-    said = f"conformer: the run in {run} was trained on other images of cifar10 than those that are in {other} now; give the data it was started with"
+    said = f"conformer: the run in {run} was measured by other images of cifar10 than those that are in {other} now; give the data it was"
     assert fails(1, "report", str(run), "--data-dir", str(other)).startswith(said)
     assert (run / "report.html").read_text() == at_the_end
     (run / "report.html").unlink()

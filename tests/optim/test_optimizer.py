@@ -718,8 +718,15 @@ def test_what_an_optimiser_of_ones_own_cannot_keep():
     late = Late(params)
     assert not [name for name in late.state_dict() if name.startswith("state")]
     late.step()
-    with pytest.raises(TypeError, match="state_dict: Late's update made the state sum, which could not be loaded; make it in _new_state, or name it"):
+    message = r"state_dict: Late keeps sum of a parameter of shape {}, could not load it; make it in _new_state, whatever the options, or"
+    with pytest.raises(TypeError, match=message.format(r"\(3, 4\)")):
         late.state_dict()
+    flat = type("Flat", (Late,), {"_optional_state": ("sum", "largest")})(params)
+    flat.step()
+    assert "state.0.sum" in flat.state_dict()
+    flat._state[params[1]]["sum"] = np.zeros(2)
+    with pytest.raises(TypeError, match=message.format(r"\(5,\)").replace("Late", "Flat")):
+        flat.state_dict()
     named = Lars(params, mode="fast")
     named.step()
     with pytest.raises(TypeError, match="state_dict: Lars's option mode is 'fast'; only numbers and tuples of them are saved"):
