@@ -31,11 +31,14 @@ test: lint $(VENV)/docs.stamp ## all checks and tests:  make test ARGS="tests/fu
 	$(FAST) MINIGRAD_THREADS=2 $(RUN) -m pytest $(ARGS)
 
 # On a GPU machine, with any Python that has CuPy, PyTorch, pytest, pytest-timeout, pytest-xdist, hypothesis, safetensors, threadpoolctl and Pillow:
-# nothing is installed here. Where such a machine is lent for minutes only, benchmarks/gpu_suite.py says which calls bring everything home, in which order. A --timeout=SECONDS given in ARGS is
-# kept by a thread: a signal would wait until a kernel that hangs returns.
+# nothing is installed here. Where such a machine is lent for minutes only, benchmarks/gpu_suite.py says which calls bring everything home, in which
+# order. A --timeout=SECONDS given in ARGS is kept by a thread: a signal would wait until a kernel that hangs returns. pytest-benchmark, where it is
+# there, warns of -n, and the warning is an error that ends pytest before it has begun.
+ON_GPU = tests/backend tests/fused tests/nn tests/optim tests/conformer/test_gpu_steps.py tests/conformer/test_networks.py tests/gpu
+ON_GPU += tests/test_base_op.py tests/test_devices.py tests/test_draw.py
 test-gpu: ## the tests of everything on CUDA, on a real GPU:  make test-gpu PYTHON_GPU=python3
 	@$(PYTHON_GPU) -m tests.gpu.compile_all
-	$(FAST) $(PYTHON_GPU) -m pytest --device=gpu -n 8 --timeout-method=thread tests/backend tests/fused tests/nn tests/optim tests/conformer/test_gpu_steps.py tests/gpu tests/test_devices.py $(ARGS)
+	$(FAST) MINIGRAD_THREADS=2 $(PYTHON_GPU) -m pytest -p no:benchmark --device=gpu -n 8 --timeout-method=thread $(ON_GPU) $(ARGS)
 
 sanitize: ## every CUDA kernel under NVIDIA's compute-sanitizer:  make sanitize PYTHON_GPU=python3 ARGS="--only memcheck --out DIR"
 	@$(PYTHON_GPU) -m tests.gpu.compile_all

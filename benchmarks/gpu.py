@@ -123,7 +123,7 @@ def code() -> str:
     knows of no commit.
     """
     digest = hashlib.sha256()
-    files = [file for folder in ("minigrad", "conformer") for kind in ("py", "cu") for file in (ROOT / folder).rglob(f"*.{kind}")]
+    files = [file for folder in ("minigrad", "conformer") for kind in ("py", "cu", "cuh") for file in (ROOT / folder).rglob(f"*.{kind}")]
     for file in sorted([*files, *(ROOT / "benchmarks" / f"{module}.py" for module in MEASURING)]):
         digest.update(file.relative_to(ROOT).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()[:12]

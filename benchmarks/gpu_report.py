@@ -97,6 +97,11 @@ def kernels_section(record: dict) -> str:
     if off:
         told = "; ".join(f"{gpu_kernels.label(row['case'])} ({error:.0e})" for row, error in off)
         parts.append(f"**Both sides do not compute the same**: {told}.")
+    launched = [
+        f"{gpu_kernels.label(row['case'])} {row['pass']}, {side}" for row in rows for side, how in row.get("methods", {}).items() if how == "launches"
+    ]
+    if launched:
+        parts.append(f"Launched from Python, which may take longer than the work, since no graph could be captured: {'; '.join(launched)}.")
     failed = [f"{gpu_kernels.label(row['case'])}, {side}: {why}" for row in rows for side, why in row.get("failed", {}).items()]
     if failed:
         parts.append("Not measured: " + "; ".join(dict.fromkeys(failed)) + ".")

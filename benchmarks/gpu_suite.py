@@ -6,17 +6,23 @@
 Each runs in a process of its own; what one cannot measure leaves the others alone. Without a GPU the first one's sentence ends it.
 
 Where a GPU is lent for 30 minutes, and 10 for one call, all there is to know about it comes from these calls, in this order. DIR is a folder (no
-more than 8 files get into it) that outlasts a call; each file is written as soon as there is something for it, so a call may be stopped. The minutes
-are the most that a call takes; starting the machine counts too, a minute or more each time that it was given back, so no time is spent on the results
-between the calls, and what does not fit is left out from the end. Call 3 goes on with the files of call 2 on the same card, driver and versions; on
-others it writes them anew, so keep those of call 2.
+more than 8 files get into it) whose files come home; each is written as soon as there is something for it, so a call may be stopped. Where nothing in
+DIR outlasts a call, the JSON of call 2 is brought along to call 3 and copied into DIR first. The minutes are the most that a call takes; starting the
+machine counts too, a minute or more each time that it was given back, so no time is spent on the results between the calls, and what does not fit is
+left out from the end. Call 3 goes on with the files of call 2 on the same card, driver and versions; on others it writes them anew, so keep those of
+call 2.
+
+    0. python3 -m tests.gpu.compile_all; timeout -s INT -k 15 130 bash -c 'python3 -m pytest -p no:benchmark --device=gpu -n 6 --timeout=60
+       --timeout-method=thread -v tests/gpu/test_network.py tests/gpu/test_copies.py tests/optim/test_captured_steps.py; :'    3 minutes: what has
+       never run on a GPU (captured steps, most of all) fails here, while there is time to mend it
 
     1. timeout -s INT -k 30 530 make test-gpu PYTHON_GPU=python3 ARGS="-v --timeout=100" 2>&1 | tee DIR/tests.txt    9 minutes
     2. make bench-gpu PYTHON_GPU=python3 ARGS="--seconds 500 --out DIR"                                              9
     3. make bench-gpu PYTHON_GPU=python3 ARGS="--seconds 200 --resume --out DIR"                                     4; DIR has the files of call 2
     4. make sanitize PYTHON_GPU=python3 ARGS="--only memcheck --timeout 150 --out DIR"                               3
 
-Interrupted by INT, the tests still say why some failed; by TERM they say nothing. Then, anywhere: DIR's gpu_*.json go to benchmarks/results/gpu/, and
+Interrupted by INT, the tests still say why some failed; by TERM they say nothing. (Between `timeout` and pytest there is make, or bash as in call 0:
+pytest itself would get INT twice.) Then, anywhere: DIR's gpu_*.json go to benchmarks/results/gpu/, and
 `python -m benchmarks.gpu_report` writes the page.
 
 Training needs another 30 minutes. Where a call may carry only so much, CIFAR-10 comes in parts, in calls of their own, and is kept in a temporary

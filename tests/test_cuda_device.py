@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,18 @@ from tests import cuda_device
 from tests.conformer import test_gpu_steps
 from tests.cuda_device import ORDERS, Waits, nothing_waits, on_cuda, use_gpu
 from tests.gpu import every_kernel
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_every_file_with_tests_for_a_gpu_is_run_by_make() -> None:
+    """A test that is about the emulator too says nothing there; a line of the Makefile names folders and files."""
+    paths = " ".join(re.findall(r"^ON_GPU \+?= (.*)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)).split()
+    marked = {path: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
+    for_a_gpu = {path for path, text in marked.items() if re.search(r"mark\.cuda\b(?!.*\n@pytest\.mark\.emulator)", text)}
+    assert {path for path in for_a_gpu if not any(path.is_relative_to(ROOT / named) for named in paths)} == set()
+    assert len(for_a_gpu) > 20 and all((ROOT / named).exists() for named in paths)
+
 
 SOURCE = """
 __global__ void twice_as_much(const float* x, float* y, int n)

@@ -918,6 +918,14 @@ def test_the_page_says_what_the_files_hold(tmp_path: Path) -> None:
     assert "--quick" not in page and "No figure" not in page
 
 
+def test_the_page_says_what_was_launched_from_python() -> None:
+    methods = [{"minigrad": "graph", "torch": "graph"}, {"minigrad": "launches", "torch": "graph"}]
+    rows = [{**row, "methods": methods[number == 1]} for number, row in enumerate(kernel_rows())]
+    page = gpu_report.page_of([("a.json", made_up("gpu_kernels", rows, ceilings=CEILINGS, precision="float32"))])
+    told = f"Launched from Python, which may take longer than the work, since no graph could be captured: gelu {rows[1]['pass']}, minigrad."
+    assert page.count("Launched from Python") == 1 and told in page
+
+
 def test_the_page_says_what_its_sums_leave_out() -> None:
     rows = [{**row, "case": {**row["case"], "config": "cifar-nano"}} for row in kernel_rows()]
     whole = made_up("gpu_kernels", rows, ceilings=CEILINGS, precision="float32", missing=[], only=None)
@@ -981,10 +989,10 @@ def test_what_is_hashed_is_what_measures(tmp_path: Path, monkeypatch: pytest.Mon
         (tmp_path / "benchmarks" / f"{module}.py").touch()
     monkeypatch.setattr(gpu, "ROOT", tmp_path)
     codes = []
-    for file in ("benchmarks/gpu_report.py", "benchmarks/gpu_sides.py", "minigrad/a.cu"):
+    for file in ("benchmarks/gpu_report.py", "benchmarks/gpu_sides.py", "minigrad/a.cu", "minigrad/a.cuh"):
         codes.append(gpu.code.__wrapped__())
         (tmp_path / file).write_text("changed")
-    assert len(set(codes)) == 2 and codes[0] == codes[1] and gpu.code.__wrapped__() not in codes
+    assert len(set(codes)) == 3 and codes[0] == codes[1] and gpu.code.__wrapped__() not in codes
 
 
 def test_the_page_says_when_there_is_no_figure_or_a_quick_one() -> None:

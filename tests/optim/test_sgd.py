@@ -12,8 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import minigrad
 from minigrad import Tensor, nn, optim
+from tests.cuda_device import on_cuda
 from tests.optim.parity import Run, check_run, runs
 from tests.support import assert_close, rng
 
@@ -120,7 +120,7 @@ def test_a_decay_too_small_for_float32_is_not_lost(where: str):
     values, lr, decay = rng(0), 1e-2, 2.5e-6
     start = values.uniform(0.5, 1, 400).astype(np.float32)
     exact = start.astype(np.float64)
-    with minigrad.emulated(build="plain") if where == "cuda" else contextlib.nullcontext():
+    with on_cuda(build="plain") if where == "cuda" else contextlib.nullcontext():
         p = Tensor(start).to(device=where).requires_grad_()
         optimizer = optim.SGD([p], lr=lr, weight_decay=decay)
         for _ in range(30):
@@ -136,7 +136,7 @@ def test_a_decay_too_small_for_float32_is_not_lost(where: str):
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_an_infinite_parameter_stays_so_without_decay(where: str, momentum: float):
     """As PyTorch's does: a mask, say, of which the gradient is 0."""
-    with minigrad.emulated(build="plain") if where == "cuda" else contextlib.nullcontext():
+    with on_cuda(build="plain") if where == "cuda" else contextlib.nullcontext():
         p = Tensor([-np.inf, 1.0]).to(device=where).requires_grad_()
         p.grad = Tensor([0.0, 0.5]).to(device=where)
         optim.SGD([p], lr=0.5, momentum=momentum).step()
