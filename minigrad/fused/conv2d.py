@@ -229,7 +229,7 @@ def multiply_transposed(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     whole = left.shape[1] // chunk * chunk if 0 < chunk < left.shape[1] else 0
     total = left[:, whole:].swapaxes(1, 2) @ right[:, whole:]
     if whole:
-        total += (_chunks(left[:, :whole], chunk).swapaxes(2, 3) @ _chunks(right[:, :whole], chunk)).sum(1)
+        total += sums.total(_chunks(left[:, :whole], chunk).swapaxes(2, 3) @ _chunks(right[:, :whole], chunk), 1)
     return total
 
 

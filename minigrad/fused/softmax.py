@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from minigrad.backend import cuda
+from minigrad.backend import cuda, sums
 from minigrad.backend.cpu import parallel_rows
 from minigrad.fused.floats import check_floats
 from minigrad.op import fused
@@ -72,15 +72,20 @@ def by_rows(work, axis: int, *arrays: np.ndarray) -> np.ndarray:
     return np.moveaxis(out.reshape(turned[0].shape), -1, axis)
 
 
+def row_sums(rows: np.ndarray) -> np.ndarray:
+    """(R, K) to (R, 1). Rows that lie across memory are added up in parts: BLAS would make one running sum of each."""
+    return (rows @ np.ones(rows.shape[1], rows.dtype) if rows.flags.c_contiguous else sums.column_sums(rows.T))[:, None]
+
+
 def _forward_rows(out, x) -> None:
     np.subtract(x, x.max(1, keepdims=True), out=out)
     np.exp(out, out=out)
-    out /= (out @ np.ones(out.shape[1], out.dtype))[:, None]
+    out /= row_sums(out)
 
 
 def _backward_rows(out, dy, y) -> None:
     np.multiply(dy, y, out=out)
-    out -= y * (out @ np.ones(out.shape[1], out.dtype))[:, None]
+    out -= y * row_sums(out)
 
 
 def cpu_forward(x, axis):

@@ -50,6 +50,9 @@ class TestLogSoftmax(Proof):
         """exp(-1e4) is 0, but its logarithm is -1e4."""
         np.testing.assert_array_equal(log_softmax(np.array([0.0, -1e4])).numpy(), [0.0, -1e4])
 
+    def test_a_long_axis_that_lies_across_memory_is_added_up_in_parts(self) -> None:
+        self.float32_is_accurate(Case([3 * rng(1).standard_normal((20_000, 3))], {"axis": 0}))
+
     def test_rows_on_several_threads_change_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(PAGE, "_GRAIN", 0)
         self.kernel_equals_definition(Case([rng(0).uniform(-2, 2, (3, 5, 2))], {"axis": 1}))

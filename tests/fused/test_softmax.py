@@ -80,6 +80,9 @@ class TestSoftmax(Proof):
         np.testing.assert_allclose(ours, torch.softmax(torch.tensor(x), -1).numpy(), rtol=1e-15)
         assert np.isnan(ours[0]).any() and (ours[1] == 0.5).all()
 
+    def test_a_long_axis_that_lies_across_memory_is_added_up_in_parts(self) -> None:
+        self.float32_is_accurate(Case([3 * rng(1).standard_normal((20_000, 10))], {"axis": 0}))
+
     def test_rows_on_several_threads_change_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Nine rows, which they cannot share out equally."""
         monkeypatch.setattr(PAGE, "_GRAIN", 0)
