@@ -101,7 +101,8 @@ def _check(x, weight, bias, mean, var, residual, eps, relu) -> None:
 
 
 GRAIN = 1 << 16  # elements a thread is worth: forward of 64,500 takes 0.17 ms on one and 0.28 ms on two, of 131,000 0.29 ms on either
-FAR = 4  # mean ** 2 / var from which on x * x - mean * mean would lose digits of float32 that matter: a mean of 2 deviations
+FAR = 16  # mean ** 2 / var from which on x * x - mean * mean would lose digits of float32 that matter: a mean of 4 deviations
+FEW, FAR_OF_FEW = 1024, 1  # with so few values of a channel they matter from 1 deviation on (of more, errors average out), and a pivot costs little
 
 
 def _channel_groups(rows: int, channels: int) -> int:
@@ -155,7 +156,8 @@ def cpu_forward(x, weight, bias, mean, var, residual, eps, relu):
     training = mean is None
     mean, var = moments(None) if training else (mean.astype(np.float64), var.astype(np.float64))
     pivot, offset = None, mean
-    if not np.isfinite(var).all() or (mean * mean > FAR * (var + eps)).any():
+    far = FAR if count > FEW else FAR_OF_FEW
+    if not np.isfinite(var).all() or (mean * mean > far * (var + eps)).any():
         pivot = mean.astype(x.dtype)
         if training:
             pivot = np.where(np.isfinite(pivot), pivot, x_wide[0, :channels])  # of an infinite sum: any number will do for equal ones
