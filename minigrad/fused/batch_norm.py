@@ -102,7 +102,7 @@ def _check(x, weight, bias, mean, var, residual, eps, relu) -> None:
 
 GRAIN = 1 << 16  # elements a thread is worth: forward of 64,500 takes 0.17 ms on one and 0.28 ms on two, of 131,000 0.29 ms on either
 FAR = 16  # mean ** 2 / var from which on x * x - mean * mean would lose digits of float32 that matter: a mean of 4 deviations
-FEW, FAR_OF_FEW = 1024, 1  # with so few values of a channel they matter from 1 deviation on (of more, errors average out), and a pivot costs little
+FEW, FAR_OF_FEW = 1024, 1  # with so few values of a channel from 1 deviation on: the errors of y and var do not average out, and a pivot costs little
 
 
 def _channel_groups(rows: int, channels: int) -> int:
