@@ -16,7 +16,7 @@ import numpy as np
 
 from minigrad.backend.cpu import thread_count
 
-__all__ = ["column_products", "column_sums", "total"]
+__all__ = ["column_products", "column_sums", "total", "weighted_sum"]
 
 _ROWS = 64  # that are added up at once
 _FEW = 16  # that are left to NumPy's running sum in the end; its sums in pairs begin with as many
@@ -100,6 +100,16 @@ def column_sums(rows: np.ndarray) -> np.ndarray:
     """(..., R, C) to (..., C): the sums of the columns, of many rows in parts."""
     count, columns = rows.shape[-2:]
     return _product_with_ones(rows) if count <= (_PART if columns >= 64 else 2 * _ROWS) else _few_rows(rows, rows.ndim - 2).sum(-2)
+
+
+def weighted_sum(weights: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """`weights @ rows`, (R,) and (R, C) to (C,), of many rows in parts."""
+    parts = len(rows) // (2 * _ROWS)
+    if parts < 2:
+        return weights @ rows
+    whole = parts * 2 * _ROWS
+    each = weights[:whole].reshape(parts, 1, -1) @ rows[:whole].reshape(parts, 2 * _ROWS, -1)
+    return column_sums(each[:, 0]) + weights[whole:] @ rows[whole:]
 
 
 def column_products(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from minigrad.backend import cuda
+from minigrad.backend import cuda, sums
 from minigrad.backend.cpu import parallel_blocks
 from minigrad.fused.floats import check_floats
 from minigrad.fused.long_rows import along_rows, copies_for
@@ -122,14 +122,14 @@ def cpu_backward(dy, saved, needs):
         g, scale = dy_rows[block], rstd[block]
         centered = rows[block] - mean[block, None]                         # x_hat is this times scale, which the sums and the row's factor take in
         out = np.multiply(g, centered, out=None if dx is None else dx[block])
-        sums = np.stack([scale @ out, np.ones(len(g), x.dtype) @ g])       # (2, C): dweight and dbias of these rows
+        found = np.stack([sums.weighted_sum(scale, out), sums.column_sums(g)])  # (2, C): dweight and dbias of these rows
         if dx is not None:
             centered *= (scale * (out @ average) * scale)[:, None]         # x_hat * mean(g * x_hat); scale * scale may be infinite
             along_rows(np.multiply, g, weights, out=out)
             out -= centered
             out -= (g @ average)[:, None]
             out *= scale[:, None]
-        return sums
+        return found
 
     dweight, dbias = np.zeros((2, channels), x.dtype) + sum(parallel_blocks(work, len(rows), channels, max(_GRAIN // channels, 1)))
     return None if dx is None else dx.reshape(x.shape), dweight if needs[1] else None, dbias if needs[2] else None

@@ -132,3 +132,19 @@ def test_columns_of_many_rows_keep_their_digits(shape: tuple[int, ...], number: 
     exact = x.sum(0, np.float64)
     np.testing.assert_allclose(sums.column_sums(x), exact, rtol=1e-6)
     np.testing.assert_allclose(sums.column_products(x, x), exact * np.float64(x[0, 0]), rtol=1.5e-6)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 127, 255, 256, 300, 1000])
+def test_weighted_sums_are_products(rows: int):
+    """Of whole numbers, which no order of addition rounds: fewer rows than two parts, exactly two, and a rest."""
+    numbers = rng(rows)
+    weights, values = numbers.integers(-9, 10, rows).astype(float), numbers.integers(-9, 10, (rows, 3)).astype(float)
+    assert_array_equal(sums.weighted_sum(weights, values), weights @ values)
+    strided = np.repeat(values, 2, 0)[::2]
+    assert_array_equal(sums.weighted_sum(weights, strided), weights @ values)
+
+
+def test_weighted_sums_of_many_rows_keep_their_digits():
+    weights, values = np.full(1 << 17, 0.1, np.float32), np.full((1 << 17, 4), 0.7, np.float32)
+    exact = float(weights[0]) * float(values[0, 0]) * len(values)
+    assert abs(sums.weighted_sum(weights, values) / exact - 1).max() < 2e-6

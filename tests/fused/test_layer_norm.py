@@ -96,6 +96,9 @@ class TestLayerNorm(Proof):
         monkeypatch.setattr(long_rows, "LONG_ROW", 10)  # two rows at a time, if there are 16: of a block of one there is none
         self.kernel_equals_definition(case((rows,), 5))
 
+    def test_many_short_rows_are_added_up_in_parts(self) -> None:
+        self.float32_is_accurate(Case([rng(4).standard_normal((100_000, 4)), rng(5).standard_normal(4), rng(6).standard_normal(4)]))
+
     def test_a_large_mean_costs_the_variance_no_digits(self) -> None:
         """Mean 1000, deviation 1 in float32: E[x^2] - E[x]^2 would keep no digit; here only the rounding of the mean (6e-5) remains."""
         x = (rng(5).standard_normal((64, 96)) + 1e3).astype(np.float32)
