@@ -87,10 +87,11 @@ def test_the_fast_calls_know_defaults_and_leave_other_parameters_to_all_calls():
         scaled_by(leaf(2), leaf(2))
 
     @primitive
-    def of_all(*x: Tensor) -> Tensor:
-        return x[0]
+    def by_place(x: Tensor, /) -> Tensor:
+        return x + 1
 
-    assert not isinstance(of_all, Unary | Binary)
+    assert not isinstance(by_place, Unary | Binary)
+    assert_array_equal(by_place(leaf(2)).numpy(), leaf(2).numpy() + 1.0)
 
 
 def test_wrong_arguments_of_the_fast_calls_name_the_operation():
@@ -109,7 +110,7 @@ def test_wrong_arguments_of_the_fast_calls_name_the_operation():
     ):
         with pytest.raises(TypeError, match=f"^{message}$"):
             call()
-    assert repr(ops.relu) == "<unary relu>" and isinstance(ops.relu, Unary) and copy.deepcopy(ops.relu) is ops.relu
+    assert repr(ops.relu) == "<unary relu(x)>" and isinstance(ops.relu, Unary) and copy.deepcopy(ops.relu) is ops.relu
     assert_array_equal(half(x=x).numpy(), [0.5, 1.0])
 
 

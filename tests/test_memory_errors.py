@@ -374,4 +374,4 @@ def test_pictures_that_there_is_no_memory_for_are_left_out(
     assert capsys.readouterr().err == "conformer: report.html is not made: there is not enough memory (Unable to allocate 1 GiB)\n"
     monkeypatch.setattr(plots, "save_curves", none_left)
     assert main([*command, str(tmp_path / "two")]) == 0
-    assert capsys.readouterr().err == "conformer: curves.png is not drawn: there is not enough memory (Unable to allocate 1 GiB)\n"
+    assert capsys.readouterr().err == "conformer: curves.png and report.html are not made: there is not enough memory (Unable to allocate 1 GiB)\n"
