@@ -25,10 +25,9 @@ __global__ void __launch_bounds__(128) log_softmax_forward_columns(const T* __re
     const long long start = column_start(column, length, inner);
     x += start;
     y += start;
-    T largest = lowest<T>(), sum = 0;
+    T largest = lowest<T>();
     for (int k = 0; k < length; k++) largest = max(largest, x[(long long)k * inner]);
-    for (int k = 0; k < length; k++) sum += exp(x[(long long)k * inner] - largest);
-    const T log_sum = log(sum);
+    const T log_sum = log(sum_in_pieces<T>(length, [&](int k) { return exp(x[(long long)k * inner] - largest); }));
     for (int k = 0; k < length; k++) y[(long long)k * inner] = x[(long long)k * inner] - largest - log_sum;
 }
 
@@ -84,8 +83,7 @@ __global__ void __launch_bounds__(128) log_softmax_backward_columns(const T* __r
     dy += start;
     y += start;
     dx += start;
-    T sum = 0;
-    for (int k = 0; k < length; k++) sum += dy[(long long)k * inner];
+    const T sum = sum_in_pieces<T>(length, [&](int k) { return dy[(long long)k * inner]; });
     for (int k = 0; k < length; k++) {
         const long long i = (long long)k * inner;
         dx[i] = dy[i] - exp(y[i]) * sum;

@@ -98,3 +98,18 @@ __device__ __forceinline__ long long column_start(long long column, int length, 
 {
     return column / inner * length * inner + column % inner;
 }
+
+// term(0) + ... + term(length - 1) by one thread, in pieces: of one long sum, each addition rounds at the size of all that came before.
+template <typename T, typename F>
+__device__ __forceinline__ T sum_in_pieces(int length, F term)
+{
+    constexpr int PIECE = 64;
+    T total = 0;
+    for (int start = 0; start < length; start += PIECE) {
+        const int stop = min(PIECE, length - start);
+        T piece = 0;
+        for (int k = 0; k < stop; k++) piece += term(start + k);
+        total += piece;
+    }
+    return total;
+}
