@@ -16,8 +16,7 @@ class _Numbered(Module):
 
     def __init__(self, modules: Iterable[Module]):
         super().__init__()
-        for module in modules:
-            self.append(module)
+        self.extend(modules)
 
     def append(self, module: Module) -> Self:
         """Add a module at the end; returns the list."""
@@ -27,6 +26,12 @@ class _Numbered(Module):
         while str(number) in self._registered:  # where a place before it was deleted, or set to None
             number += 1
         setattr(self, str(number), module)
+        return self
+
+    def extend(self, modules: Iterable[Module]) -> Self:
+        """Add several modules at the end, in their order; returns the list."""
+        for module in list(modules):  # which may be this list itself
+            self.append(module)
         return self
 
     def _name(self, index: int) -> str:

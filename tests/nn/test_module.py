@@ -717,6 +717,18 @@ def test_a_part_of_a_network_loads_its_own_from_the_whole_ones_state():
     np.testing.assert_array_equal(other[2].weight.numpy(), whole[2].weight.numpy())
 
 
+@pytest.mark.parametrize("kind", ["ModuleList", "Sequential"])
+def test_extend_adds_modules_in_their_order(kind: str):
+    ours, theirs = (getattr(library, kind)().append(library.ReLU()) for library in (nn, torch.nn))
+    added = nn.GELU(), nn.Identity()
+    assert ours.extend(iter(added)) is ours and list(ours)[1:] == [*added]
+    theirs.extend([torch.nn.GELU(), torch.nn.Identity()])
+    assert [name for name, _ in ours.named_children()] == [name for name, _ in theirs.named_children()]
+    assert list(ours.extend(ours)) == 2 * list(ours)[:3]  # not without end
+    with pytest.raises(TypeError, match="element 6 is a str, not a Module"):
+        ours.extend(["relu"])  # type: ignore[list-item]
+
+
 def test_what_is_appended_to_a_slice_takes_a_free_name():
     """PyTorch's takes the name of a module that is there, if its number is that of the modules, and is then in its place."""
     chain = nn.Sequential(nn.ReLU(), nn.GELU(), nn.Identity())
