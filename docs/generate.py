@@ -199,7 +199,7 @@ def _family_page(family: str, what: str, ops: list[Op]) -> str:
 
 
 def _rule(module, op: Op) -> str:
-    """The statement of a module that states the derivative of an operation, with the comment above it."""
+    """The statement of a module that states the derivative of an operation, after the functions that it names, with the comment above it."""
     source = inspect.getsource(module)
     lines = source.splitlines()
     for node in ast.parse(source).body:
@@ -208,7 +208,8 @@ def _rule(module, op: Op) -> str:
             first = node.lineno - 1
             while lines[first - 1].startswith("#"):
                 first -= 1
-            return "\n".join(lines[first : node.end_lineno])
+            named = [getattr(module, keyword.value.id) for keyword in call.keywords if isinstance(keyword.value, ast.Name)]
+            return "\n\n".join([*map(inspect.getsource, named), "\n".join(lines[first : node.end_lineno])])
     raise ValueError(f"{module.__name__} states no derivative of {op.name}")
 
 

@@ -63,7 +63,7 @@ def _transposed(g: Tensor, x_shape: tuple[int, ...], kernel_size, stride, paddin
     return dx.reshape(x_shape)                                             # (B, H, W, C)
 
 
-avg_pool2d.derivative(x=lambda g, x_shape, kernel_size, stride, padding: _transposed(g, x_shape, kernel_size, stride, padding))
+avg_pool2d.derivative(x=_transposed)
 
 
 # --- CPU

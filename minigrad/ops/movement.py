@@ -120,9 +120,9 @@ def unbind(x: Tensor, axis: int = 0) -> tuple[Tensor, ...]:
     return tuple([moved[k, ...] for k in range(len(moved))])  # with "...", the slices of a 1-d tensor are 0-d arrays, not NumPy scalars
 
 
-def _pieces(g: Any, shapes: tuple, axis: int) -> list:
+def _pieces(g: Any, tensors_shape: tuple, axis: int) -> list:
     pieces, start = [], 0
-    for shape in shapes:
+    for shape in tensors_shape:
         pieces.append(g[(slice(None),) * (axis % len(shape)) + (slice(start, start + shape[axis]),)])
         start += shape[axis]
     return pieces
@@ -146,11 +146,11 @@ def _first(g: tuple) -> Any:
     return next(x for x in g if x is not None)
 
 
-concatenate.derivative(tensors=lambda g, tensors_shape, axis: _pieces(g, tensors_shape, axis))
+concatenate.derivative(tensors=_pieces)
 concatenate.on_arrays()
 stack.derivative(tensors=lambda g, axis: unbind(g, axis))
-unbind.derivative(x=lambda g, axis: _stack_gradients(g, axis))
-unbind.on_arrays(x=lambda g, axis: _stack_arrays(g, axis))
+unbind.derivative(x=_stack_gradients)
+unbind.on_arrays(x=_stack_arrays)
 
 
 # --- sliding windows over images (B, H, W, C)

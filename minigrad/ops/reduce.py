@@ -96,8 +96,8 @@ def _share_ties(g: Tensor, x: Tensor, out: Tensor, axis: Axes) -> Tensor:
 
 sum.derivative(x=lambda g, x_shape, axis: _spread(g, x_shape, axis))
 sum.on_arrays(x=lambda g, x_shape, axis: np.broadcast_to(g.reshape(_kept(x_shape, axis)), x_shape))
-max.derivative(x=lambda g, x, out, axis: _share_ties(g, x, out, axis))
-min.derivative(x=lambda g, x, out, axis: _share_ties(g, x, out, axis))
+max.derivative(x=_share_ties)
+min.derivative(x=_share_ties)
 
 
 def mean(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:
