@@ -68,14 +68,12 @@ def _common_dtype(inputs: Sequence[Any], arrays: Sequence[Any], floating: bool) 
         else:
             kind = _KINDS[array.dtype.kind] if array is not None else 0 if isinstance(x, bool) else 1 if isinstance(x, int) else 2
             numbers_given.append(_NUMBERS[kind])
-    dtype = None
+    kind, dtype = -1, np.dtype(np.float32)
     for group in (with_axes, without, numbers_given):
         highest = max([_KINDS[d.kind] for d in group], default=-1)
-        if highest > (-1 if dtype is None else _KINDS[dtype.kind]):
-            dtype = functools.reduce(np.promote_types, [d for d in group if _KINDS[d.kind] == highest])
-    if dtype is None or (floating and dtype.kind != "f"):
-        dtype = np.dtype(np.float32)
-    return backend.native(dtype)
+        if highest > kind:
+            kind, dtype = highest, functools.reduce(np.promote_types, [d for d in group if _KINDS[d.kind] == highest])
+    return backend.native(np.float32 if floating and dtype.kind != "f" else dtype)
 
 
 # --- one argument at a time
@@ -101,7 +99,7 @@ def _holds_gradients(value: Any) -> bool:
 
 def refuse_lists_with_gradients(who: str, value: Any) -> None:
     """Raise TypeError for Tensors inside lists that require grad: as an array they would have no gradient."""
-    if isinstance(value, list | tuple) and MODE.get().record and _holds_gradients(value):
+    if MODE.get().record and _holds_gradients(value):
         raise TypeError(f"{who}: Tensors in a {type(value).__name__} would lose their gradients; put them together by F.stack first")
 
 
