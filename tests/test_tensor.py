@@ -606,6 +606,7 @@ def test_copy_writes_in_place_and_counts_it():
         with pytest.raises(TypeError, match=f"copy_: cannot write {kind} data"):
             x.copy_(value)
     assert x.version[0] == 3  # a refused write is none
+    assert Tensor(np.zeros(0)).copy_([]).shape == (0,)
 
 
 def test_setitem_writes_in_place_and_counts_it():
@@ -635,10 +636,13 @@ def test_a_value_that_requires_grad_is_not_written_where_its_gradient_would_be_l
             write()
     assert x.version[0] == 0
     x[0] = (w * 3).detach()[0]
+    leaf = Tensor(5.0, requires_grad=True)
+    assert_array_equal(x.copy_([leaf.detach(), 1.0]).numpy(), [5, 1])
     with minigrad.no_grad():
         x[1:] = w * 4
         x[1:] = [w[0] * 4]
-    assert_array_equal(x.numpy(), [6, 8])
+        x.copy_([w[0] * 3, leaf])
+    assert_array_equal(x.numpy(), [6, 5])
 
 
 @pytest.mark.parametrize("make", [lambda x: x, lambda x: x * 1.0, lambda x: x[:1]], ids=["leaf", "interior", "view"])

@@ -595,6 +595,7 @@ def test_bounds_of_clip_for_each_element_do_not_promote():
     np.testing.assert_array_equal(x.grad.numpy(), [2, 0])
     np.testing.assert_array_equal(ops.clip(x, None, low.tolist()).numpy(), [0, 1])
     np.testing.assert_array_equal(ops.clip(Tensor(np.array([1, 7])), [0, 5], [3, 6]).numpy(), [1, 6])
+    assert ops.clip(Tensor(np.array([1, 7])), 1.5).dtype == ops.clip(Tensor(np.array([1, 7])), None, 6.5).dtype == np.float32
     assert y.node.op is REGISTRY["clip"]  # in one pass, where no bound has a gradient and none has more axes
     larger = ops.clip(x, low[:, None])
     assert larger.dtype == np.float32

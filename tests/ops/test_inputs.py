@@ -99,6 +99,8 @@ def test_what_is_not_a_number_is_refused():
         x * "2"
     with pytest.raises(TypeError, match="mul: .*complex128"):
         x * np.array([1j, 2j])
+    with pytest.raises(TypeError, match="mul: dtype complex64 is not supported"):
+        x * np.complex64(1)
     with pytest.raises(TypeError, match="add: cannot use complex as a tensor"):
         x + 1j
     for dtype in (np.float16, np.longdouble, complex, str, object):
