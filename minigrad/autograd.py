@@ -1,7 +1,7 @@
 """`backward()` and `grad()`: what starts a walk, and what becomes of the gradients that it finds.
 
 The walk itself is in `walk.py`, to be read before. Here are the checks of what callers can get wrong, the writing of `.grad`, all or nothing and by
-one thread at a time, and `differentiate`, a walk over a function that is run again. Read next: `checkpoint.py`.
+one thread at a time, and `differentiate`, a walk over a function that is run again. Read next: `modes.py`.
 """
 
 from __future__ import annotations

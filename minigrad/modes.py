@@ -3,7 +3,7 @@
 One record in one ContextVar, replaced and never changed: an operation looks once, threads and tasks do not see each other's, and an exception
 leaves nothing behind. An interrupt (Ctrl-C) can fall anywhere, also as a `with` block is left: so the engine itself, which nobody would set right
 after it, writes `try`, `MODE.set(...)`, `finally`, `MODE.set(before)`. The second half of the file is what anomaly mode does. Read next:
-`autograd.py`.
+`checkpoint.py`.
 """
 
 from __future__ import annotations

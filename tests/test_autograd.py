@@ -1,7 +1,7 @@
 """The walk: whose memory a gradient is, fan-out, several passes, any order of derivative, depth and exceptions.
 
 Modes are in `test_modes.py`; what backward refuses after a write is in `test_versions.py`, what a graph keeps alive in `test_memory.py`, and
-random graphs are in `test_graphs.py`. Read next: `test_checkpoint.py`.
+random graphs are in `test_graphs.py`. Read next: `test_modes.py`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Modes: where each holds (blocks, functions, generators, coroutines, other tasks), and that none is left behind.
 
-What anomaly mode reports is in `test_anomaly.py`, what threads see of modes in `test_threads.py`. Read next: `test_autograd.py`.
+What anomaly mode reports is in `test_anomaly.py`, what threads see of modes in `test_threads.py`. Read next: `test_checkpoint.py`.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The definition says just that: pad, take the windows, one matrix product. The CPU kernels do the same a few images at a time, so that the windows
 written out as rows ("columns", 9 times the image for a 3x3 kernel) stay in the cache; or only what one row of the kernel sees (3 times the image),
 where three products are faster than nine copies. Letters: B batch, H W rows and columns of the input, Ho Wo of the output, I O input and output
-channels, G groups, kh kw the kernel. Read next: `max_pool2d.py`, which looks through the same windows.
+channels, G groups, kh kw the kernel. Read next: `avg_pool2d.py`, which looks through the same windows.
 """
 
 from __future__ import annotations

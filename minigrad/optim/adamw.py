@@ -1,4 +1,4 @@
-"""AdamW: Adam with weight decay that does not pass through the gradient. Read next: `optimizer.py` for groups and state."""
+"""AdamW: Adam with weight decay that does not pass through the gradient. Read before: `optimizer.py` for groups and state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SGD with momentum and Nesterov's variant. Read next: `optimizer.py` for groups and state."""
+"""SGD with momentum and Nesterov's variant. Read before: `optimizer.py` for groups and state."""
 
 from __future__ import annotations
 
