@@ -247,12 +247,9 @@ def check_sum(total: Any, site: str | None, what: str) -> None:
 def check_gradients(node: Any, incoming: Sequence[Any], results: Sequence[Any]) -> None:
     """Raise FloatingPointError if the backward of `node` made a NaN or Inf, with the line its forward was called at."""
     for edge, gradient in zip(node.edges, results, strict=True):
-        bad = None if edge is None or gradient is None else _bad(gradient.data)
-        if bad is not None:
-            given = [_bad(g.data) for g in incoming if g is not None]
-            already = " (the incoming gradient already holds one)" if any(given) else ""
-            site = node.site or _OUTSIDE
-            shape = gradient.shape  # type: ignore[union-attr]
+        if edge is not None and gradient is not None and (bad := _bad(gradient.data)):
+            already = " (the incoming gradient already holds one)" if any(_bad(g.data) for g in incoming if g is not None) else ""
             raise FloatingPointError(
-                f"anomaly: backward of {node.op.name} made {bad} in a gradient of shape {shape}{already}; its forward was called at {site}"
+                f"anomaly: backward of {node.op.name} made {bad} in a gradient of shape {gradient.shape}{already}; "
+                f"its forward was called at {node.site or _OUTSIDE}"
             )
