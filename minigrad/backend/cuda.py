@@ -410,19 +410,17 @@ def _argument(kernel: str, position: int, parameter: Parameter, x: Any, module: 
             return wanted.type(x)
         if isinstance(x, np.generic) and x.dtype == wanted:
             return x
-        raise TypeError(_what(kernel, position, parameter, f"{type(x).__name__}" if not isinstance(x, np.generic) else str(x.dtype)))
+        raise TypeError(_what(kernel, position, parameter, str(x.dtype) if isinstance(x, np.generic) else type(x).__name__))
     if x is None:
         return np.uint64(0)
     if type(x) is not module.ndarray:
-        hint = "; move it with .to(device='cuda')" if isinstance(x, np.ndarray) else ""
-        where = "an array on the CPU" if isinstance(x, np.ndarray) else type(x).__name__
-        raise TypeError(_what(kernel, position, parameter, where + hint))
+        on_cpu = "an array on the CPU; move it with .to(device='cuda')"
+        raise TypeError(_what(kernel, position, parameter, on_cpu if isinstance(x, np.ndarray) else type(x).__name__))
     if x.dtype != wanted:
         raise TypeError(_what(kernel, position, parameter, f"an array of {x.dtype}"))
     if not x.flags.c_contiguous:
         raise TypeError(_what(kernel, position, parameter, f"an array that is not contiguous (shape {x.shape}, strides {x.strides})"))
-    if x.size and x.data.ptr % parameter.alignment:
-        at = x.data.ptr % parameter.alignment
+    if x.size and (at := x.data.ptr % parameter.alignment):
         raise ValueError(_what(kernel, position, parameter, f"an array that starts {at} bytes past a multiple of {parameter.alignment}"))
     return x
 
