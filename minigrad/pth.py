@@ -216,9 +216,8 @@ class _Tensors:
         self, storage: Any, offset: Any, shape: Any, strides: Any, grad: bool = False, hooks: Any = None, metadata: Any = None, dtype: Any = None
     ) -> Any:
         """`torch._utils._rebuild_tensor_v2`, and with a dtype `_rebuild_tensor_v3`."""
-        if type(storage) is not np.ndarray or type(shape) is not tuple or max(len(shape), len(strides)) > MOST_PARTS:
-            raise _Refused("is damaged: a tensor is not made of a storage and whole numbers")
-        if not all(type(n) is int and n.bit_length() < 64 for n in (offset, *shape, *strides)):
+        short = type(storage) is np.ndarray and type(shape) is tuple and max(len(shape), len(strides)) <= MOST_PARTS
+        if not short or not all(type(n) is int and n.bit_length() < 64 for n in (offset, *shape, *strides)):
             raise _Refused("is damaged: a tensor is not made of a storage and whole numbers")
         if storage is _NOT_YET:
             return storage
