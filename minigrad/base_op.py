@@ -186,7 +186,7 @@ class Op(Generic[Result]):
 
     def _make_plan(self, mask: int) -> _Plan:
         inputs, values = self.names[: self.count], self.names[self.count :]
-        chosen = [k for k, name in enumerate(inputs) if (mask >> k & 1 or self.variadic) and name in self.rules]
+        chosen = [k for k, name in enumerate(inputs) if mask >> k & 1 and name in self.rules]
         wanted = list(dict.fromkeys(a for k in chosen for a in inspect.signature(self.rules[inputs[k]]).parameters if a != "g"))
         kept = [] if self.variadic else inputs  # of a sequence, only facts
         saves = [a for a in wanted if a in kept]
