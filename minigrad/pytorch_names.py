@@ -329,7 +329,7 @@ _OF_TENSORS = (
     "nonzero"
 )
 IN_MINIGRAD = {
-    **{name: INSTEAD[name] for name in _OF_TENSORS.split() if name in INSTEAD},
+    **{name: INSTEAD[name] for name in _OF_TENSORS.split()},
     # new tensors
     "as_tensor": "`Tensor(array)`",
     "asarray": "`Tensor(array)`",
