@@ -60,12 +60,12 @@ class Module:
         if registered is None:
             raise AttributeError(f"{type(self).__name__}.__init__ sets {name!r} before it calls super().__init__(); call that first")
         kind, old = _kind(value), registered.get(name)
-        if kind is not None and kind != old:
+        if kind is not None:
             self._check_name(name)
-        elif kind is None and old is not None and value is not None:
+        elif old is not None and value is not None:
             self._check_replacement(name, old, value)
         object.__setattr__(self, name, value)
-        if kind is not None and kind != old and self.__dict__.get(name) is value:  # else a property of the class took it
+        if kind is not None and self.__dict__.get(name) is value:  # else a property of the class took it
             self._register(name, kind)
 
     def __delattr__(self, name: str) -> None:
@@ -301,5 +301,4 @@ def _join(prefix: str, name: str) -> str:
 
 def _converted(tensor: Tensor, device: str | None, dtype: np.dtype | None) -> Any:
     """The tensor's array on `device` and, if it is of floats, with `dtype`; the very same array where nothing changes."""
-    dtype = dtype if tensor.dtype.kind == "f" and tensor.dtype != dtype else None
-    return tensor.data if dtype is None and device in (None, tensor.device) else tensor.detach().to(device=device, dtype=dtype).data
+    return tensor.detach().to(device=device, dtype=dtype if tensor.dtype.kind == "f" else None).data

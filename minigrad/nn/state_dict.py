@@ -40,7 +40,7 @@ def matched(module: str, own: Mapping[str, Tensor], state_dict: Mapping[str, Any
         elif value.shape != own[name].shape:
             problems.append(f"{name} has shape {value.shape}, here {own[name].shape}")
     if missing or unexpected or problems:
-        remedy = strict and not given and (_other_prefix(own, state_dict) or _one_below(own, state_dict))
+        remedy = not given and (_other_prefix(own, state_dict) or _one_below(own, state_dict))
         reason = remedy or _first_of(missing, unexpected, problems)
         raise ValueError(f"load_state_dict: {module} cannot take these {len(state_dict)} entries: {reason}")
     return values, difference
