@@ -294,12 +294,17 @@ def test_names_that_would_be_ambiguous_are_refused():
         setattr(block, "a.b", nn.Parameter([1.0]))
     with pytest.raises(KeyError, match="dot"):
         block.register_buffer("a.b", Tensor([1.0]))
+    with pytest.raises(KeyError, match="'' cannot name"):
+        block.register_buffer("", Tensor([1.0]))
     with pytest.raises(KeyError, match="already has an attribute 'note'"):
         block.register_buffer("note", Tensor([1.0]))
     with pytest.raises(TypeError, match="requires grad"):
         block.register_buffer("fresh", nn.Parameter([1.0]))
     with pytest.raises(TypeError, match="ndarray"):
         block.register_buffer("fresh", np.ones(3))  # type: ignore[arg-type]
+    block.register_buffer("fresh", Tensor([1.0]))
+    block.register_buffer("fresh", Tensor([2.0]))  # a buffer's name may be given to another, as in PyTorch
+    assert block.fresh.item() == 2
 
 
 def test_forward_must_be_defined():
@@ -409,6 +414,9 @@ def test_load_takes_tensors_and_half_precision():
     target.load_state_dict({"weight": Tensor(np.array([[1.5, 2.5]])), "bias": np.array([3], np.float16)})
     np.testing.assert_array_equal(target.weight.numpy(), [[1.5, 2.5]])
     assert target.bias is not None and target.bias.dtype == np.float32 and target.bias.item() == 3
+    other = nn.Linear(2, 1)
+    target.load_state_dict(dict(other.named_parameters()))  # which require grad
+    np.testing.assert_array_equal(target.weight.numpy(), other.weight.numpy())
 
 
 def test_a_failed_load_lists_everything_and_changes_nothing():

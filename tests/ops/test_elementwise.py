@@ -449,6 +449,16 @@ def test_whole_numbers_become_float32_as_in_pytorch(name: str, dtype: type):
 # --- powers, as they are written
 
 
+def test_integers_stay_integers_to_whole_powers_from_0_on():
+    for dtype, expected in ((np.int32, np.int32), (np.uint8, np.uint8), (bool, np.int64)):
+        x = Tensor(np.array([1, 3]).astype(dtype))
+        assert (x**2).dtype == (x**0).dtype == expected
+        for exponent in (-1, -2, 2.0, 0.5):
+            y = x**exponent
+            assert y.dtype == np.float32
+            np.testing.assert_allclose(y.numpy(), x.numpy().astype(np.float64) ** exponent, rtol=1e-6)
+
+
 @pytest.mark.parametrize("exponent", [2, 3, 4, 1, 0, 0.5, -0.5, -1, -2.5, 2.0, 1 / 3])
 @pytest.mark.parametrize("shape", [(), (0, 2), (2, 3)])
 def test_power_with_a_number(exponent: float, shape: tuple[int, ...]):
