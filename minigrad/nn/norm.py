@@ -67,7 +67,7 @@ class BatchNorm2d(Module):
             ValueError: the statistics of the batch are needed and it has one value per channel: their variance is 0, whatever the value.
         """
         mean = var = None
-        if not self.training and self.running_mean is not None:
+        if not self.training:
             mean, var = self.running_mean, self.running_var
             if self.num_batches_tracked is not None:
                 self.num_batches_tracked._note_read()  # written whenever the statistics move: so a checkpoint, which would read them again, notices
