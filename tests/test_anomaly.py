@@ -214,6 +214,13 @@ def test_backward_of_a_graph_that_was_recorded_before_says_that_its_line_is_not_
         y.backward()
 
 
+def test_numpys_own_error_in_backward_stays_as_it_is():
+    with anomaly():
+        y = square_root(leaf(0.0)).sum()
+        with np.errstate(divide="raise"), pytest.raises(FloatingPointError, match="^divide by zero encountered in divide$"):
+            y.backward()
+
+
 def test_a_graph_recorded_inside_may_be_walked_outside():
     x = leaf(0.0)
     with anomaly():

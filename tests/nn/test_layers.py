@@ -138,6 +138,8 @@ def test_layer_norm(x: np.ndarray, eps: float, affine: tuple[bool, bool], seed: 
 
 def test_layer_norm_takes_one_axis():
     assert nn.LayerNorm((6,)).normalized_shape == (6,)
+    assert repr(nn.LayerNorm(6)) == "LayerNorm((6,), eps=1e-05)"
+    assert repr(nn.LayerNorm(6, elementwise_affine=False)) == "LayerNorm((6,), eps=1e-05, elementwise_affine=False)"
     with pytest.raises(ValueError, match=r"normalized_shape is \(2, 6\)"):
         nn.LayerNorm((2, 6))
 

@@ -154,10 +154,11 @@ def test_statistics_keep_their_dtype_whatever_the_batch_has(momentum: float | No
     assert layer.eval()(Tensor(x.astype(np.float32))).dtype == np.float32
 
 
-def test_evaluation_leaves_the_statistics_alone():
-    layer = nn.BatchNorm2d(3).eval()
+@pytest.mark.parametrize(("mode", "batch"), [("eval", 2), ("train", 0)])
+def test_evaluation_and_empty_batches_leave_the_statistics_alone(mode: str, batch: int):
+    layer = getattr(nn.BatchNorm2d(3), mode)()
     before = layer.state_dict()
-    layer(Tensor(rng().standard_normal((2, 3, 4, 3)).astype(np.float32)))
+    layer(Tensor(rng().standard_normal((batch, 3, 4, 3)).astype(np.float32)))
     assert all(np.array_equal(value, before[name]) for name, value in layer.state_dict().items())
 
 
