@@ -175,13 +175,9 @@ class Optimizer:
             for long, group in together:
                 long.update(self._update, group)
         if launched:
-            self._update_on_gpu(launched)
-
-    def _update_on_gpu(self, members: list[tuple[Tensor, int]]) -> None:
-        """Update parameters, each given with its group's number, also those that have no gradient."""
-        self._launches.update(members, self._all_numbers(), self._state)
-        if cuda.capturing():
-            self._launches.note_capture([group["params"][:] for group in self.param_groups], members, self._state)
+            self._launches.update(launched, self._all_numbers(), self._state)
+            if cuda.capturing():
+                self._launches.note_capture([group["params"][:] for group in self.param_groups], launched, self._state)
 
     def upload(self) -> None:
         """Bring the groups' options, such as learning rates, to the GPU: before a captured graph that holds this optimiser's step is launched.
