@@ -164,10 +164,9 @@ def cuda_backward(dy, saved, needs):
     soft = labels.dtype.kind == "f"
     dlogits = cp.empty_like(log_p) if needs[0] else None                   # (B, K)
     dlabels = cp.empty_like(log_p) if soft and needs[1] else None          # (B, K)
-    if dlogits is not None or dlabels is not None:
-        types, blocks, threads = _cuda_rows(log_p)
-        either = (None, labels) if soft else (labels, None)
-        _cuda.launch(f"cross_entropy_backward<{types}>", blocks, threads, dy, log_p, *either, dlogits, dlabels, batch, classes, *smoothing)
+    types, blocks, threads = _cuda_rows(log_p)
+    either = (None, labels) if soft else (labels, None)
+    _cuda.launch(f"cross_entropy_backward<{types}>", blocks, threads, dy, log_p, *either, dlogits, dlabels, batch, classes, *smoothing)
     return dlogits, dlabels
 
 
