@@ -266,9 +266,10 @@ def test_a_checkpoint_is_walked_again_only_with_retain_graph():
 
 
 def test_under_no_grad_the_function_is_just_called():
-    calls = []
+    calls, parameter = [], leaf(2)
     with minigrad.no_grad():
         y = checkpoint(lambda x: calls.append(is_grad_enabled()) or x * 2.0, leaf(2))
+        assert checkpoint(lambda x: parameter, leaf(2)) is parameter
     assert not y.requires_grad and calls == [False]
 
 
