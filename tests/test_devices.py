@@ -156,6 +156,14 @@ def test_indices_given_twice_add_up(device: object):
     np.testing.assert_array_equal(x.grad.numpy(), [0, 3, 0, 4])
 
 
+def test_indices_may_be_tensors_there(device: object):
+    image = Tensor(np.arange(6.0).reshape(3, 2)).to(device="cuda")
+    for index in (np.array([2, 0]), np.array([True, False, True])):
+        there = Tensor(index).to(device="cuda")
+        np.testing.assert_array_equal(image[there].to(device="cpu").numpy(), np.arange(6.0).reshape(3, 2)[index])
+        np.testing.assert_array_equal(image[there, 1].to(device="cpu").numpy(), np.arange(6.0).reshape(3, 2)[index, 1])
+
+
 def test_a_module_moves_and_its_state_is_the_same(device: object):
     model = nn.Linear(3, 2)
     state = model.state_dict()
