@@ -226,6 +226,8 @@ def test_an_input_that_may_be_none_needs_no_default(annotation: Any):
     op = fused(plus)
     np.testing.assert_array_equal(op(Tensor([1.0]), None).numpy(), [2.0])
     np.testing.assert_array_equal(op(Tensor([1.0]), Tensor([5.0])).numpy(), [6.0])
+    plus.__annotations__["y"], plus.__defaults__ = Tensor, (None,)  # nor, with that default, an annotation that says so
+    np.testing.assert_array_equal(fused(plus)(Tensor([1.0])).numpy(), [2.0])
 
 
 def test_attributes_of_the_function_are_not_the_operations():
