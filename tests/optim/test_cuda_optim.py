@@ -325,6 +325,22 @@ def test_parameters_that_share_memory_for_a_while(device: Any):
     assert [int(both[0][1].state_dict()[f"state.{k}.step"]) for k in range(3)] == [5, 5, 5]
 
 
+def test_an_optimiser_without_kernels_updates_there_what_it_can_by_numpys_functions(device: Any):
+    class Descent(optim.Optimizer):
+        def _new_state(self, parameter: Tensor, group: Any) -> dict[str, Any]:
+            return {}
+
+        def _update(self, param: Any, grad: Any, state: dict[str, Any], group: Any) -> None:
+            param -= group["lr"] * grad
+
+    weight = nn.Parameter(np.array([1.0, 2.0], np.float32)).detach().to(device="cuda").requires_grad_()
+    weight.grad = Tensor([4.0, 8.0]).to(device="cuda")
+    optimizer = Descent([weight], {"lr": 0.5})
+    optimizer.upload()  # has nothing to bring there
+    optimizer.step()
+    np.testing.assert_array_equal(as_numpy(weight), [-1.0, -2.0])
+
+
 def test_numbers_on_the_device_are_the_last_ones_written(device: Any):
     numbers = multi_tensor.DeviceCopy(np.arange(3.0))
     for values in ([5.0, 6.0, 7.0], [0.0, 1.0, 2.0], [0.0, 1.0, 3.0]):
