@@ -41,7 +41,7 @@ def _check_named(optimizer: Optimizer) -> None:
         for parameter in group["params"]:
             state = optimizer._state.get(parameter, {})
             optional = {name for name in optimizer._optional_state if getattr(state.get(name), "shape", None) == parameter.shape}
-            if unknown := state.keys() - (optimizer._new_state(parameter, group).keys() if state else set()) - optional:
+            if state and (unknown := state.keys() - optimizer._new_state(parameter, group).keys() - optional):
                 what = f"{type(optimizer).__name__} keeps {', '.join(sorted(unknown))} of a parameter of shape {parameter.shape}, could not load it"
                 raise TypeError(f"state_dict: {what}; make it in _new_state, whatever the options, or, of that shape, name it in _optional_state")
 
