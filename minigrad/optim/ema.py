@@ -101,7 +101,7 @@ class EMA:
         copied: list[tuple[Any, Any]] = []
         for name, tensor in self._followed("update"):
             shadow = self._shadow[name]
-            if multi_tensor.fits(shadow, _DTYPES) and multi_tensor.fits(tensor.data, _DTYPES):
+            if multi_tensor.fits(tensor.data, _DTYPES):  # the shadow then does, too: it never has gaps
                 on_gpu.setdefault(tensor.dtype, {})[name] = shadow, tensor.data
             elif tensor.dtype.kind == "f":
                 if tensor.device == "cuda" and cuda.capturing():
