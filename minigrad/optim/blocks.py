@@ -33,7 +33,7 @@ _room = _Room()
 
 
 def _in_pieces(arrays: Iterable[Any]) -> bool:
-    return all(type(array) is np.ndarray and array.flags.c_contiguous for array in arrays)
+    return all(array.flags.c_contiguous for array in arrays)
 
 
 def _parts(arrays: Sequence[Any]) -> tuple[int, int]:
@@ -101,7 +101,9 @@ def in_blocks(update: Callable[..., None], *arrays: Any) -> None:
 
 
 def is_small(array: Any) -> bool:
-    """Whether a parameter's array may be one of those that are updated end to end. Of a view it is not known who else writes there."""
+    """Whether a parameter's array may be one of those that are updated end to end. Of a view it is not known who else writes there; one that is not
+    contiguous would be copied in the middle of a step, for which there may be no memory.
+    """
     return type(array) is np.ndarray and array.size <= SMALL and array.base is None and array.flags.c_contiguous
 
 
