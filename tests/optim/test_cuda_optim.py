@@ -325,8 +325,11 @@ def test_parameters_that_share_memory_for_a_while(device: Any):
     assert [int(both[0][1].state_dict()[f"state.{k}.step"]) for k in range(3)] == [5, 5, 5]
 
 
-def test_an_optimiser_without_kernels_updates_there_what_it_can_by_numpys_functions(device: Any):
+@pytest.mark.parametrize("elementwise", [False, True])
+def test_an_optimiser_without_kernels_updates_there_what_it_can_by_numpys_functions(device: Any, elementwise: bool):
     class Descent(optim.Optimizer):
+        _elementwise = elementwise
+
         def _new_state(self, parameter: Tensor, group: Any) -> dict[str, Any]:
             return {}
 
