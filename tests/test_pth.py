@@ -67,6 +67,12 @@ def test_bfloat16_becomes_float32(path: Path, archive: bool) -> None:
     assert np.signbit(array[-1])
 
 
+@BOTH
+def test_a_turned_tensor_that_has_its_storage_for_itself_and_one_without_numbers(path: Path, archive: bool) -> None:
+    for tensor in (torch.arange(6.0).reshape(2, 3).T, torch.zeros(3, 0), torch.zeros(0, 2)):
+        assert_array_equal(loaded(path, saved(tensor, archive)), tensor.numpy(), strict=True)
+
+
 def test_tensors_that_share_a_storage_get_memory_of_their_own(path: Path) -> None:
     values = torch.arange(4.0)
     first, second = loaded(path, saved([values, values.reshape(2, 2)]))
