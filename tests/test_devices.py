@@ -164,6 +164,14 @@ def test_indices_may_be_tensors_there(device: object):
         np.testing.assert_array_equal(image[there, 1].to(device="cpu").numpy(), np.arange(6.0).reshape(3, 2)[index, 1])
 
 
+@pytest.mark.parametrize("shape", [(2, 4, 4, 0), (0, 4, 4, 3)])
+def test_maps_without_channels_and_no_maps_are_pooled_there(device: object, shape: tuple[int, ...]):
+    for operation in (F.avg_pool2d, F.max_pool2d, F.upsample_nearest):
+        x = Tensor(np.zeros(shape)).to(device="cuda").requires_grad_()
+        operation(x, 2).sum().backward()
+        assert x.grad is not None and x.grad.shape == shape
+
+
 def test_a_module_moves_and_its_state_is_the_same(device: object):
     model = nn.Linear(3, 2)
     state = model.state_dict()
