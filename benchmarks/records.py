@@ -46,6 +46,12 @@ def result_path(name: str, options: argparse.Namespace) -> Path:
     return options.out or (files.QUICK_RESULTS if options.quick else files.RESULTS) / f"{name}{'-pinned' if options.pinned else ''}.json"
 
 
+def without_paths(words: Sequence[str]) -> list[str]:
+    """The words of a command line, with a name for what is a path of this machine."""
+    names = ("PYTHON" if before == "--peers-python" else "DIR" for before in ("", *words))
+    return [name if os.path.isabs(word) else word for name, word in zip(names, words, strict=False)]
+
+
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     return {key: getattr(options, key) for key in ("rounds", "seconds", "threads", "retakes", "pinned", "quick")}
 
@@ -59,7 +65,7 @@ def save(name: str, rows: Rows, options: argparse.Namespace, argv: Sequence[str]
         SystemExit: Ctrl-C had ended it (exit status 130); or --add, and the file is of other versions or samples (1). What was measured is beside the
             results then, in runs/benchmarks/.
     """
-    words = ["DIR" if os.path.isabs(word) else word for word in (sys.argv[1:] if argv is None else argv)]
+    words = without_paths(sys.argv[1:] if argv is None else argv)
     now, path = files.revision(), result_path(name, options)
     record = {
         "benchmark": name,

@@ -264,8 +264,13 @@ def _find(kind: Cifar, data_dir: str | Path | None, say: Say) -> Path:
         if found := _locate(kind, named):
             return found
     places["the cache"] = cache = cache_folder()  # only now: there may be no home to have a cache in
-    if found := _locate(kind, cache):
-        return found
+    try:
+        if found := _locate(kind, cache):
+            return found
+    except OSError as error:  # a home of somebody else, for one
+        raise _NotFound(
+            f"the cache ({cache}) cannot be read: {error.strerror}; give the data with --data-dir, or set XDG_CACHE_HOME to a folder of yours"
+        ) from error
     archive, md5 = kind.versions[0].archive, kind.versions[0].md5
     missing = f"{kind.title} is not in {' or '.join(f'{name} ({place})' for name, place in places.items())}"
     download.check()

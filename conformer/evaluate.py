@@ -2,7 +2,7 @@
 
 A Conformer has two heads, so every figure here comes three times: by the CNN head, by the transformer head, and by the sum of their
 logits, which is the paper's prediction. A network of one head, as each branch alone is, has the last of the three only.
-Read next: `conformer/train.py`, which calls `evaluate` after each epoch, and `conformer/report.py`, the page made of it.
+Read next: `conformer/train.py`, which calls `evaluate` after an epoch, and `conformer/report.py`, the page made of it.
 
 Letters: N images, K classes.
 """

@@ -1,7 +1,7 @@
 """What a Conformer looks at: class activation maps, attention, features of both branches, and what each coupling unit passes on.
 
-Plain functions that give arrays, but for `attention_probabilities` and `attention_gradients`, whose Tensors stay in the graph. Each other one takes
-the network and what `Conformer.intermediates` returns for some images, for example
+Plain functions; the Tensors of `attention_probabilities` and `attention_gradients` stay in the graph. Most others take the network and what
+`Conformer.intermediates` returns for some images, for example
 
     with no_grad():
         named = model.eval().intermediates(images)

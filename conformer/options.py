@@ -80,7 +80,7 @@ class TrainConfig:
     network: Annotated[str, "the whole Conformer, or one of its branches alone"] = "conformer"
     dataset: Annotated[str, "the data set; auto is cifar10 where it can be found or downloaded, else coupling10, which is generated"] = "auto"
     data_dir: Annotated[Path | None, "an archive, its folder or their parent (if not given: $CONFORMER_DATA, the cache, then a download)"] = None
-    out: Annotated[Path | None, "the run folder to make (if not given: runs/CONFIG-TIME)"] = None
+    out: Annotated[Path | None, "the run folder to make (if not given: runs/CONFIG-TIME, for a branch alone runs/CONFIG-NETWORK-TIME)"] = None
     finetune: Annotated[Path | None, "weights to begin with, a run or a file of this network; heads for other numbers of classes are new"] = None
     precision: Annotated[str, "how a GPU computes matrix products, whose results are float32"] = "float32"
     epochs: Annotated[int | None, "times the training images are seen (if not given: 20, and 4 for coupling10)"] = None

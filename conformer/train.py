@@ -180,8 +180,8 @@ class Trainer:
         return self.steps_fixed and self.step == self.evaluated == self.steps
 
     def run(self) -> TrainResult:
-        """Train to the last step, evaluating and saving after every epoch and at the end; Ctrl-C, SIGTERM and SIGHUP finish the step and save
-        first, and so does Ctrl-Break on Windows.
+        """Train to the last step. After every `eval_epochs` epochs, and at the end, it evaluates and saves; in between it saves as often as
+        `checkpoint_steps` and `checkpoint_minutes` say. Ctrl-C, SIGTERM and SIGHUP, on Windows Ctrl-Break too, finish the step and save first.
 
         It may be called once: a run that was broken off is gone on with by `Trainer.resume`, from its last checkpoint.
 

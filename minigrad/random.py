@@ -1,7 +1,7 @@
 """Randomness without state: a draw depends on the seed, its purpose and its counters, and on nothing else.
 
 Philox is a function from (key, counter) to random bits. The key is made of the seed and the purpose ("init", "dropout", "augment"), the counters say
-which draw it is (a step and the number of the draw in that step, or an epoch and an image). So a resumed run, a prefetching thread and a
+which draw it is (a step and the number of the draw in that step, or an epoch and a batch). So a resumed run, a prefetching thread and a
 recomputed checkpoint draw the same numbers by construction, and no generator state is ever saved. NumPy's global state is never touched.
 
 Modules that draw (dropout, initialisers) number their draws with `next_draw`; a training loop calls `set_step(step)` at the start of each step.
@@ -116,7 +116,7 @@ def generator(purpose: str, *counters: int) -> np.random.Generator:
 
     Args:
         purpose: what the numbers are for, for example "init" or "augment"; each purpose has its own stream.
-        *counters: up to three numbers from 0 to 2**64 - 1 that say which draw this is, for example `*next_draw()`, or an epoch and an image's index.
+        *counters: up to three numbers from 0 to 2**64 - 1 that say which draw this is, for example `*next_draw()`, or an epoch and a batch's number.
 
     Returns:
         A new `numpy.random.Generator` at the beginning of that draw.

@@ -470,6 +470,11 @@ def test_a_sides_process_has_its_own_variables_and_no_inherited_pins_or_threads(
     assert tuned["MALLOC_TRIM_THRESHOLD_"] == "-1" and "MALLOC_TRIM_THRESHOLD_" not in ours
 
 
+def test_a_recorded_command_names_no_path_of_the_machine():
+    words = ["--peers-python", "/opt/peers/bin/python", "--out", "/tmp/x.json", "--peers-python", "python3", "--rounds", "2"]
+    assert records.without_paths(words) == ["--peers-python", "PYTHON", "--out", "DIR", "--peers-python", "python3", "--rounds", "2"]
+
+
 def test_a_real_process_measures_and_the_file_says_when_where_and_how(tmp_path: Path) -> None:
     file = tmp_path / "step.json"
     step.main(["--quick", "--sides", "minigrad", "--out", str(file)])

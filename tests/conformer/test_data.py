@@ -85,6 +85,25 @@ def test_data_that_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.Monk
         data.load("mnist")
 
 
+def test_a_cache_that_may_not_be_entered_is_as_good_as_none(cifar: Cifar, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As the home of somebody else, which `sudo` and containers leave in $HOME. What was named is another matter: then it is an error."""
+    is_file = Path.is_file
+
+    def refuse(self: Path) -> bool:
+        if self.is_relative_to(tmp_path / "no-cache"):
+            raise PermissionError(13, "Permission denied", str(self))
+        return is_file(self)
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    with pytest.raises(data.DataError, match=r"the cache \(.*no-cache.conformer\) cannot be read: Permission denied; give the data with --data-dir"):
+        data.load("cifar10")
+    monkeypatch.setattr(coupling10, "generate", lambda count, seed=0, split=0: (np.zeros((10, 32, 32, 3), np.uint8), np.arange(10)))
+    assert re.match("THIS IS NOT CIFAR-10 but .* cannot be read: Permission denied", data.load("auto").notice)
+    monkeypatch.setenv("CONFORMER_DATA", str(tmp_path / "no-cache"))
+    with pytest.raises(PermissionError):
+        data.load("auto")
+
+
 def test_a_missing_file_is_named(cifar: Cifar) -> None:
     folder = cifar()
     (folder / "data_batch_3.bin").unlink()

@@ -2,7 +2,7 @@
 
 Any network that can be built (`configurations.py`), in training and evaluation, with shared dropout masks, and over steps of training; then a few
 chosen ones, whose state_dict travels from ours to PyTorch's and back. Logits, losses, every gradient, the images' gradient and the running
-statistics are compared in float64. Then design.md's promise: delete any one kernel, or all of them, and nothing changes.
+statistics are compared in float64. Then the promise of docs/architecture.md: delete any one kernel, or all of them, and nothing changes.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def run(op: Fused, inputs: list, values: dict, dtype: type, device: str, needs: 
 def check_cuda(
     op: Fused, inputs: list, values: dict | None = None, needs: list[bool] | None = None, seed: int = 0, float32: bool = True, launches: bool = True
 ) -> None:
-    """Compare the CUDA kernels with the definition: in float64 to the last digits, in float32 as `tests.support.check_float32` does.
+    """Compare the CUDA kernels with the definition: in float64 to the last digits, in float32 by the bound of `tests/proofs.py`.
 
     launches: whether kernels of ours take part, not cuBLAS alone.
     """
