@@ -150,8 +150,8 @@ def coverage(path: Path) -> str:
     ]
     files = {name: share for name, share in found["files"].items() if share["lines"] < 100}
     lines += [f"| {still_there(name)} | {share['lines']:.1f} | {share['branches']:.1f} |" for name, share in files.items()]
-    here = (path.relative_to(ROOT).as_posix() for path in ROOT.glob("minigrad/**/*.py"))
-    if more := sorted(set(here) - found["files"].keys()):
+    here = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("minigrad/**/*.py")}
+    if more := sorted(here - found["files"].keys()):
         lines += ["", *textwrap.wrap(f"Not measured yet, as they were made since: {', '.join(more)}.", 150, break_on_hyphens=False)]
     return "\n".join([*lines, ""])
 

@@ -37,38 +37,46 @@ pytestmark = pytest.mark.cuda
 FOLDER = Path(minigrad.__file__).parent / "fused"
 
 
-def run(op: Fused, inputs: list, values: dict, dtype: type, device: str, needs: list[bool], seed: int) -> list[np.ndarray | None]:
-    """Output and gradients, for a random upstream gradient, as NumPy arrays."""
+def run(op: Fused, inputs: list, values: dict, dtype: type, device: str, needs: list[bool], seed: int, lowest: float = -1) -> list[np.ndarray | None]:
+    """Output and gradients, for a random upstream gradient of numbers from `lowest` to 1, as NumPy arrays."""
     tensors = [None if x is None else Tensor(x.astype(dtype)).to(device=device).requires_grad_(need) for x, need in zip(inputs, needs, strict=True)]
     y = op(*tensors, **values)
     assert (y.device, y.dtype) == (device, dtype)
     leaves = [x for x in tensors if x is not None and x.requires_grad]
-    upstream = Tensor(rng(seed).uniform(-1, 1, y.shape).astype(dtype)).to(device=device)
+    upstream = Tensor(rng(seed).uniform(lowest, 1, y.shape).astype(dtype)).to(device=device)
     gradients = minigrad.grad([y], leaves, [upstream]) if leaves else []
     return [t.to(device="cpu").numpy() for t in (y, *gradients)]
 
 
 def check_cuda(
-    op: Fused, inputs: list, values: dict | None = None, needs: list[bool] | None = None, seed: int = 0, float32: bool = True, launches: bool = True
+    op: Fused,
+    inputs: list,
+    values: dict | None = None,
+    needs: list[bool] | None = None,
+    seed: int = 0,
+    float32: bool = True,
+    launches: bool = True,
+    lowest: float = -1,
 ) -> None:
     """Compare the CUDA kernels with the definition: in float64 to the last digits, in float32 by the bound of `tests/proofs.py`.
 
-    launches: whether kernels of ours take part, not cuBLAS alone.
+    launches: whether kernels of ours take part, not cuBLAS alone. lowest: see `run`.
     """
     values = values or {}
     needs = [x is not None and (needs is None or needs[k]) for k, x in enumerate(inputs)]
     inputs = [None if x is None else x.astype(np.float32).astype(np.float64) for x in inputs]
     with minigrad.definitions():
-        exact = run(op, inputs, values, np.float64, "cpu", needs, seed)
-        single = run(op, inputs, values, np.float32, "cpu", needs, seed)
+        exact = run(op, inputs, values, np.float64, "cpu", needs, seed, lowest)
+        single = run(op, inputs, values, np.float32, "cpu", needs, seed, lowest)
     with on_cuda(ORDERS) as device:
-        double = run(op, inputs, values, np.float64, "cuda", needs, seed)
+        double = run(op, inputs, values, np.float64, "cuda", needs, seed, lowest)
         assert (device.launches > 0) == launches or not exact[0].size
         for k, (ours, reference) in enumerate(zip(double, exact, strict=True)):
             assert_close(ours, reference, f"{op.name} on cuda, result {k}", RELATIVE)
         if not float32:
             return
-        for k, (ours, definition, reference) in enumerate(zip(run(op, inputs, values, np.float32, "cuda", needs, seed), single, exact, strict=True)):
+        ours_single = run(op, inputs, values, np.float32, "cuda", needs, seed, lowest)
+        for k, (ours, definition, reference) in enumerate(zip(ours_single, single, exact, strict=True)):
             error, allowed = (np.abs(a.astype(np.float64) - reference).max(initial=0) for a in (ours, definition))
             bound = 2 * allowed + 4 * np.finfo(np.float32).eps * np.abs(reference).max(initial=0)
             assert error <= bound, f"{op.name} on cuda, result {k}: float32 error {error:.3g} > {bound:.3g} (definition: {allowed:.3g})"
@@ -322,19 +330,7 @@ def test_softmax_of_rows_of_all_lengths(op, shape, axis):
 @pytest.mark.parametrize("op", [softmax, log_softmax])
 def test_softmax_of_long_columns_is_as_accurate_as_the_definition(op):
     """One running sum of 10,000 numbers was up to eight times the bound: in forward for softmax, in backward for both."""
-    x, upstream = rng(1).standard_normal((10_000, 2)).astype(np.float32), rng(2).uniform(0, 1, (10_000, 2)).astype(np.float32)
-
-    def results(dtype: type, device: str) -> list[np.ndarray]:
-        leaf = Tensor(x.astype(dtype)).to(device=device).requires_grad_()
-        y = op(leaf, axis=0)
-        return [t.to(device="cpu").numpy() for t in (y, *minigrad.grad([y], leaf, [Tensor(upstream.astype(dtype)).to(device=device)]))]
-
-    with minigrad.definitions():
-        exact, single = results(np.float64, "cpu"), results(np.float32, "cpu")
-    with on_cuda():
-        for ours, definition, reference in zip(results(np.float32, "cuda"), single, exact, strict=True):
-            error, allowed = (np.abs(a - reference).max() for a in (ours, definition))
-            assert error <= 2 * allowed + 4 * np.finfo(np.float32).eps * np.abs(reference).max()
+    check_cuda(op, [rng(1).standard_normal((10_000, 2))], {"axis": 0}, lowest=0)
 
 
 @pytest.mark.parametrize("op", [softmax, log_softmax])
