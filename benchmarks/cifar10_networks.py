@@ -94,7 +94,8 @@ def section(lines: Sequence[dict[str, Any]]) -> str:
     columns = ["network", "parameters", "MACs per image", "CNN head", "transformer head", "its answer", "deviation"]
     days = sorted({line["started"][:10] for line in lines})
     recipe, other = first["recipe"], words_of(not_default(first["recipe"]))
-    commands = [f"python -m {command} --data-dir DIR" for command in commands_of(Path("OUT"), runs, TrainConfig(**recipe, **first["length"]))]
+    studies = commands_of(Path("OUT"), runs, TrainConfig(**recipe, **first["length"]))
+    commands = [*(f"{study} --data-dir DIR" for study in studies), "benchmarks.cifar10_networks OUT"]
     but_for = f", but for {', '.join(other)}," if other else ""
     text = f"""The branches alone have the blocks, the stem, the widths and the depth that they have in `{first["config"]}`
         (`conformer/baselines.py`), so they are smaller than it is. All were trained by the recipe above{but_for} for {last:g} epochs of batches of
@@ -104,7 +105,7 @@ def section(lines: Sequence[dict[str, Any]]) -> str:
         {" to ".join(dict.fromkeys((days[0], days[-1])))}):"""
     parts = [
         TITLE,
-        "\n".join(["```sh", *commands, "python -m benchmarks.cifar10_networks OUT", "```"]),
+        "\n".join(["```sh", *(f".venv/bin/python -m {command}" for command in commands), "```"]),
         _wrapped(text),
         table(columns, sizes),
         "Its answer after so many epochs, likewise:",

@@ -192,8 +192,8 @@ def page_of(records: Sequence[tuple[str, dict]], runs: Sequence[Run] = ()) -> st
     """The page, from the files' names and contents, and from training runs."""
     parts = [
         "# Benchmarks on a GPU",
-        "Written by `python -m benchmarks.gpu_report` from the files in `benchmarks/results/gpu/`; do not edit. `make bench-gpu` measures, and "
-        "writes it anew. Ours and PyTorch's work run in one process, and take turns but for what torch.compile makes.",
+        "Written by `.venv/bin/python -m benchmarks.gpu_report` from the files in `benchmarks/results/gpu/`; do not edit. `make bench-gpu` measures, "
+        "and writes it anew. Ours and PyTorch's work run in one process, and take turns but for what torch.compile makes.",
     ]
     known = sorted(
         ((name, record) for name, record in records if record.get("benchmark") in SECTIONS),

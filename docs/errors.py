@@ -25,9 +25,9 @@ ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "errors.md"
 START = """# What goes wrong, and what is said about it
 
-Each of these was run, by `python docs/errors.py`, which writes this page; a test runs them again. A mistake on the command line ends in one
-sentence on stderr and a status that is not 0: 2 where the command is wrong, 1 where a file, a folder or the training is, 130 after Ctrl-C, 143
-after SIGTERM, 129 where the terminal was closed. Whatever goes wrong, nothing is left half-written, and no run is overwritten.
+Each of these was run, by `.venv/bin/python docs/errors.py`, which writes this page; a test runs them again. A mistake on the command line ends in
+one sentence on stderr and a status that is not 0: 2 where the command is wrong, 1 where a file, a folder or the training is, 130 after Ctrl-C,
+143 after SIGTERM, 129 where the terminal was closed. Whatever goes wrong, nothing is left half-written, and no run is overwritten.
 """
 
 

@@ -830,7 +830,7 @@ def seeds_figures() -> list[str]:
     assert abs(apart.mean) < by_chance  # as the page says
     return [
         f"After {epochs} it was, by three seeds each of ours and of PyTorch's",
-        f"study OUT --seeds {' '.join(map(str, seeds))} --epochs {epochs} --data-dir DIR python",
+        f"study OUT --seeds {' '.join(map(str, seeds))} --epochs {epochs} --data-dir DIR .venv",
         f"torch_train --data-dir DIR --epochs {epochs} --seed {seeds[0]} # and {seeds[1]}, and {seeds[2]}",
         *table,
         f"after the last of {steps:,} steps, means",
