@@ -116,8 +116,6 @@ def var(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:
 def _mean(name: str, x: Tensor, axis: Axes, keepdims: bool) -> Tensor:
     """The mean in the name of the op `name`, which its errors speak of."""
     x = as_tensor(name, x)
-    if x.dtype.kind != "f":
-        x = cast(x, np.float32)
     try:
         total = sum(x, axis, keepdims)
     except (TypeError, ValueError) as error:

@@ -251,7 +251,7 @@ class TestWindows(Proof):
                 rf"windows: {name} must be a pair \(rows, columns\) of whole numbers of at least 1, it is {re.escape(repr(pair))}",
             )
             for name in ("kernel_size", "stride", "dilation")
-            for pair in [(-1, -1), (1, 0), (1, 1.5), (1, 1, 1)]
+            for pair in [(-1, -1), (1, 0), (1, 1.5), (1, 1, 1), 2]
         ],
         Refusal(
             Case([np.zeros((4, 4, 1))], {"kernel_size": (2, 2)}), ValueError, r"windows: x must be images \(B, H, W, C\), it has shape \(4, 4, 1\)"
@@ -284,6 +284,9 @@ class TestFold(Proof):
             r"fold: stride must be a pair .* of at least 1, it is \(0, 1\)",
         ),
         Refusal(Case([np.zeros((1, 9, 1))], {"shape": (1, 3, 3, 1)}), ValueError, r"fold: x must be windows \(B, Ho, Wo, kh, kw, C\)"),
+        Refusal(
+            Case([np.zeros((1, 1, 1, 3, 3, 1))], {"shape": (3, 3)}), ValueError, r"`shape` that of images \(B, H, W, C\), they are .* and \(3, 3\)"
+        ),
     ]
 
 

@@ -218,6 +218,11 @@ def test_argmax_first_of_equals():
     assert_array_equal(Tensor([[0.0, 0.0], [1.0, 2.0]]).argmax(1).numpy(), [0, 1])
 
 
+@pytest.mark.parametrize("axis", [None, 0, -1])
+def test_argmax_of_one_number(axis: int | None):
+    assert Tensor(3.0).argmax(axis).item() == torch.tensor(3.0).argmax(axis).item() == 0
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("name", ["sum", "mean", "max", "min", "var"])
 def test_results_are_arrays_of_the_same_dtype(name: str, dtype: type):
@@ -232,6 +237,7 @@ def test_integers():
     assert x.max(0).dtype == np.int64
     assert x.mean().item() == 2.75 and x.mean().dtype == np.float32
     assert Tensor(np.array([True, False, True])).mean().item() == pytest.approx(2 / 3, rel=1e-7)  # float32
+    assert Tensor(np.array([2**24 + 1, 2**24 + 1, 1, 1])).mean().item() == 2**23 + 1  # a sum of float32 would be 2 less
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint32, np.uint64])
