@@ -236,8 +236,8 @@ class _Tensors:
             self.given.add(id(storage))
             array = numbers.reshape(shape)
         marks = [name for name, value in metadata.items() if value] if type(metadata) is dict and len(metadata) <= MOST_PARTS else []
-        if marks not in ([], ["neg"]):  # a conjugate complex tensor, most of all
-            raise _Refused(f"holds a tensor of a kind that minigrad does not have ({', '.join(map(str, marks))}); save it as .resolve_conj()")
+        if marks not in ([], ["neg"]):
+            raise _Refused(f"holds a tensor of a kind that minigrad does not have ({', '.join(map(str, marks))})")
         return np.negative(array) if marks else array
 
     def _unsigned(self, storage: np.ndarray, dtype: Any) -> np.ndarray:

@@ -569,6 +569,10 @@ HARMFUL: dict[str, tuple[bytes, dict[str, bytes], str]] = {
         b"ctorch._utils\n_rebuild_tensor_v3\n(" + stored("Untyped", "0", 2) + b"K\x00K\1\x85K\1\x85\x89N" + text("torch.uint16") + b"tR",
         {"0": b"xx"}, r"a dtype that minigrad does not have \(\?\)",
     ),
+    "a mark of complex numbers at others": (
+        b"ctorch._utils\n_rebuild_tensor_v2\n(" + stored("Char", "0", 2) + b"K\0(K\2t(K\1t\x89N}" + text("conj") + b"\x88stR",
+        {"0": b"\1\2"}, r"a tensor of a kind that minigrad does not have \(conj\)",
+    ),
     "copies without end": (
         stored("Short", "0", 1 << 15) + b"q\0]" + made_of(b"h\0", long(1 << 15), long(1)) * 40, {"0": bytes(1 << 16)}, "share storages",
     ),
