@@ -35,7 +35,7 @@ test: lint $(VENV)/docs.stamp ## all checks and tests:  make test ARGS="tests/fu
 # order. A --timeout=SECONDS given in ARGS is kept by a thread: a signal would wait until a kernel that hangs returns. pytest-benchmark, where it is
 # there, warns of -n, and the warning is an error that ends pytest before it has begun.
 ON_GPU = tests/backend tests/fused tests/nn tests/optim tests/conformer/test_gpu_steps.py tests/conformer/test_networks.py tests/gpu
-ON_GPU += tests/test_base_op.py tests/test_devices.py tests/test_draw.py
+ON_GPU += tests/test_base_op.py tests/test_devices.py tests/test_draw.py tests/test_graphs.py
 test-gpu: ## the tests of everything on CUDA, on a real GPU:  make test-gpu PYTHON_GPU=python3
 	@$(PYTHON_GPU) -m tests.gpu.compile_all
 	$(FAST) MINIGRAD_THREADS=2 $(PYTHON_GPU) -m pytest -p no:benchmark --device=gpu -n 8 --timeout-method=thread $(ON_GPU) $(ARGS)

@@ -8,7 +8,8 @@ Every value exists three times:
 * `pure`, a PyTorch tensor of a graph in which nothing is ever written or freed: a write makes a new value there, through which gradients pass. It
   says what the right gradients are, also where PyTorch's engine refuses.
 
-So a backward pass either gives `pure`'s gradients or raises, and it raises only where it must. More graphs: HYPOTHESIS_PROFILE=deep.
+So a backward pass either gives `pure`'s gradients or raises, and it raises only where it must. All of it again with `ours` on the device "cuda".
+More graphs: HYPOTHESIS_PROFILE=deep.
 Read next: `test_versions.py`.
 """
 
@@ -32,7 +33,8 @@ import minigrad
 from minigrad import Tensor, checkpoint, ops
 from minigrad import functional as F
 from minigrad.op import REGISTRY, Fused
-from tests.support import assert_close, rng
+from tests.cuda_device import on_cuda
+from tests.support import as_numpy, assert_close, rng
 
 T = torch.nn.functional
 SIZE = 24  # elements of the largest tensor
@@ -173,7 +175,7 @@ BINARY: dict[str, tuple[Callable, Callable, Callable]] = {
     "maximum": (ops.maximum, torch.maximum, _differ),
     "minimum": (ops.minimum, torch.minimum, _differ),
     "where": (
-        lambda x, y: ops.where(_pattern(x), x, y),
+        lambda x, y: ops.where(Tensor(_pattern(x)).to(device=x.device), x, y),
         lambda x, y: torch.where(torch.tensor(_pattern(x)), x, y),
         _broadcast,
     ),
@@ -267,6 +269,8 @@ def refusal(function: Callable) -> tuple[Any, str]:
 class RandomGraphs(RuleBasedStateMachine):
     """Rules name values by numbers, counted from the newest, modulo how many there are."""
 
+    device = "cpu"  # of `ours`
+
     def __init__(self) -> None:
         super().__init__()
         self.values: list[Value] = []
@@ -280,6 +284,9 @@ class RandomGraphs(RuleBasedStateMachine):
             x.pure.grad = x.origin.grad = None  # with create_graph, PyTorch's leaf and gradient hold each other
         self.warnings.__exit__(None, None, None)
 
+    def tensor(self, array: np.ndarray) -> Tensor:
+        return Tensor(array).to(device=self.device)
+
     def value(self, number: int) -> Value:
         return self.values[-1 - number % len(self.values)]
 
@@ -289,7 +296,7 @@ class RandomGraphs(RuleBasedStateMachine):
         return able[-1 - number % len(able)] if able and number < 45 else self.value(number)
 
     def add(self, value: Value) -> None:
-        array = value.ours.data
+        array = as_numpy(value.ours)
         if array.size and array.size <= SIZE and _small(array):
             self.values.append(value)
             self.check(value)
@@ -316,7 +323,7 @@ class RandomGraphs(RuleBasedStateMachine):
     def leaf(self, shape: tuple, requires_grad: bool, seed: int) -> None:
         array = np.asarray(rng(seed).uniform(-2, 2, shape))
         theirs, pure = torch.tensor(array, requires_grad=requires_grad), torch.tensor(array, requires_grad=requires_grad)
-        value = Value(Tensor(array, requires_grad), theirs, pure)
+        value = Value(self.tensor(array).requires_grad_(requires_grad), theirs, pure)
         self.values.append(value)
         if requires_grad:
             self.leaves.append(value)
@@ -342,12 +349,12 @@ class RandomGraphs(RuleBasedStateMachine):
         for name, pick, k in steps:
             if name in BINARY:
                 ours, theirs, fits = BINARY[name]
-                pairs = [(x, y) for x in self.values[-8:] for y in self.values[-8:] if fits(x.ours.numpy(), y.ours.numpy())]
+                pairs = [(x, y) for x in self.values[-8:] for y in self.values[-8:] if fits(as_numpy(x.ours), as_numpy(y.ours))]
                 if pairs:
                     self.apply(ours, theirs, pairs[-1 - pick % len(pairs)], recorded > 0)
                 continue
             ours, theirs, fits = (UNARY | VIEWS)[name]
-            able = [x for x in self.values if fits is None or fits(x.ours.numpy())]
+            able = [x for x in self.values if fits is None or fits(as_numpy(x.ours))]
             if name == "flat":  # a view or a copy? that depends on the strides that earlier operations chose
                 able = [x for x in able if x.ours.data.flags.c_contiguous == x.theirs.is_contiguous()]
             if able:
@@ -372,13 +379,13 @@ class RandomGraphs(RuleBasedStateMachine):
                         rest = function(which, captured, steps[1:])
                         return checkpoint(rest, x, second) if which == 0 else rest(x, second)
                     fits = UNARY[name][2]
-                    if fits is None or fits(np.asarray(x.detach())):
+                    if fits is None or fits(as_numpy(x.detach())):
                         result = UNARY[name][which](x, k)
-                        x = result if _small(np.asarray(result.detach())) else x
+                        x = result if _small(as_numpy(result.detach())) else x
                     for other, value in ((second, y), (captured, z)):
-                        if BINARY[combination][2](np.asarray(x.detach()), np.asarray(other.detach())):
+                        if BINARY[combination][2](as_numpy(x.detach()), as_numpy(other.detach())):
                             result = BINARY[combination][which](x, other)
-                            if _small(np.asarray(result.detach())):
+                            if _small(as_numpy(result.detach())):
                                 x = result
                                 used[value] = None
                 return x
@@ -394,7 +401,9 @@ class RandomGraphs(RuleBasedStateMachine):
     @rule(a=st.integers(0, 50), part=st.sampled_from(["all", "row", "broadcast", "boolean"]), seed=st.integers(0, 2**16), allowed=st.integers(0, 4))
     def write(self, a: int, part: str, seed: int, allowed: int) -> None:
         x = self.value(a)
-        array = x.ours.numpy()
+        if self.device == "cuda" and 0 in x.ours.data.strides:
+            return  # a view that repeats what it shows: CuPy's arrays are always writable
+        array = as_numpy(x.ours)
         index: Any = 0 if part == "row" and array.ndim else array > 0 if part == "boolean" else ...
         shape = array.shape[-1:] if part == "broadcast" else array[index].shape
         numbers = np.asarray(rng(seed).uniform(-2, 2, shape))
@@ -402,22 +411,22 @@ class RandomGraphs(RuleBasedStateMachine):
 
         def ours() -> None:
             if part == "all":
-                x.ours.copy_(numbers)
+                x.ours.copy_(self.tensor(numbers))
             else:
-                x.ours[index] = Tensor(numbers)
+                x.ours[index] = self.tensor(numbers)
 
-        if not x.ours.data.flags.writeable or (x.ours.requires_grad and not allowed):
+        if not getattr(x.ours.data.flags, "writeable", True) or (x.ours.requires_grad and not allowed):
             with nullcontext() if not allowed else minigrad.no_grad():
                 _, message = refusal(ours)
             assert "read-only view" in message or "this tensor requires grad" in message
-            np.testing.assert_array_equal(x.ours.numpy(), before)
+            np.testing.assert_array_equal(as_numpy(x.ours), before)
             return
         with minigrad.no_grad():
             ours()
         with torch.no_grad():
             x.theirs[torch.tensor(index) if part == "boolean" else index] = torch.tensor(numbers)
         for v in self.values:
-            if np.shares_memory(v.ours.data, x.ours.data):
+            if v.ours.version is x.ours.version:
                 with torch.enable_grad():
                     numbers_now = v.theirs.detach().clone()
                     v.pure = Rewritten.apply(v.pure, numbers_now) if v.pure.requires_grad else numbers_now
@@ -454,9 +463,9 @@ class RandomGraphs(RuleBasedStateMachine):
         """Into `.grad`, which accumulates."""
         y, create = self.differentiable(a), create_graph == 0
         upstream = np.asarray(rng(seed).uniform(-1, 1, y.ours.shape))
-        before = [None if x.ours.grad is None else x.ours.grad.numpy().copy() for x in self.leaves]
+        before = [None if x.ours.grad is None else as_numpy(x.ours.grad).copy() for x in self.leaves]
         with nullcontext() if recorded else minigrad.no_grad():
-            _, message = refusal(lambda: y.ours.backward(upstream, retain_graph=retain, create_graph=create))
+            _, message = refusal(lambda: y.ours.backward(self.tensor(upstream), retain_graph=retain, create_graph=create))
         if not y.pure.requires_grad:
             assert "does not require grad" in message
             return
@@ -471,7 +480,7 @@ class RandomGraphs(RuleBasedStateMachine):
             for x, then in zip(self.leaves, before, strict=True):
                 assert (x.ours.grad is None) == (then is None)
                 if then is not None:
-                    np.testing.assert_array_equal(x.ours.grad.numpy(), then)
+                    np.testing.assert_array_equal(as_numpy(x.ours.grad), then)
         else:
             y.pure.backward(gradient, retain_graph=True, create_graph=create)
             for number, x in enumerate(self.leaves):
@@ -500,7 +509,14 @@ class RandomGraphs(RuleBasedStateMachine):
         upstream = [np.asarray(rng(seed + k).uniform(-1, 1, y.ours.shape)) for k, y in enumerate(ys)]
         weights = [torch.tensor(u) for u in upstream]
         gs, message = refusal(
-            lambda: minigrad.grad([y.ours for y in ys], [x.ours for x in xs], upstream, create_graph=create, retain_graph=retain, allow_unused=True)
+            lambda: minigrad.grad(
+                [y.ours for y in ys],
+                [x.ours for x in xs],
+                [self.tensor(u) for u in upstream],
+                create_graph=create,
+                retain_graph=retain,
+                allow_unused=True,
+            )
         )
         if not all(v.pure.requires_grad for v in ys + xs):
             assert "not require grad" in message
@@ -532,7 +548,7 @@ class RandomGraphs(RuleBasedStateMachine):
     def compare(ours: Tensor | None, reference: torch.Tensor | None, what: str) -> None:
         if ours is None or reference is None:  # zeros may be known to be zeros, or computed
             for g in (ours, reference):
-                assert g is None or not np.asarray(g.detach()).any(), f"{what}: {ours}, PyTorch {reference}"
+                assert g is None or not as_numpy(g.detach()).any(), f"{what}: {ours}, PyTorch {reference}"
             return
         terms = float(reference.detach().abs().max())
         if terms < 1e6:
@@ -561,6 +577,24 @@ class RandomGraphs(RuleBasedStateMachine):
             assert not any(np.shares_memory(g, other) for other in held[:k] + [v.ours.data for v in self.values])
 
 
-TestRandomGraphs = RandomGraphs.TestCase
-TestRandomGraphs.pytestmark = [pytest.mark.timeout(120 + 2 * settings().max_examples)]  # the deep profile takes minutes
+class RandomGraphsOnCuda(RandomGraphs):
+    """The same with `ours` on the device "cuda". Whose memory is whose, only NumPy can say."""
+
+    device = "cuda"
+    shared_memory_means_one_version_counter = gradients_belong_to_their_leaves = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cuda = on_cuda()
+        self.cuda.__enter__()
+
+    def teardown(self) -> None:
+        super().teardown()
+        self.cuda.__exit__(None, None, None)
+
+
+TIMEOUT = pytest.mark.timeout(120 + 2 * settings().max_examples)  # the deep profile takes minutes
+TestRandomGraphs, TestRandomGraphsOnCuda = RandomGraphs.TestCase, RandomGraphsOnCuda.TestCase
+TestRandomGraphs.pytestmark, TestRandomGraphsOnCuda.pytestmark = [TIMEOUT], [TIMEOUT, pytest.mark.cuda]
 TestRandomGraphs.settings = settings(max_examples=4 * settings().max_examples, stateful_step_count=40)
+TestRandomGraphsOnCuda.settings = settings(max_examples=settings().max_examples, stateful_step_count=40)
