@@ -517,10 +517,10 @@ def _new_array(data: Any) -> Array:
     """The array of a Tensor that is made of `data`."""
     if isinstance(data, Tensor):
         data = data.data
-    if isinstance(data, np.ndarray | np.generic) or (hasattr(data, "__array__") and not backend.is_array(data)):  # memory maps, PyTorch's tensors
-        array = np.array(backend.host_array(data, "Tensor"), order="C")
-    elif backend.is_array(data):
+    if backend.is_array(data):
         array = data.copy()
+    elif hasattr(data, "__array__"):  # NumPy's scalars, memory maps, PyTorch's tensors
+        array = np.array(backend.host_array(data, "Tensor"), order="C")
     else:
         array = _array_of_numbers(data)
     backend.check_dtype(array.dtype, "Tensor")
