@@ -610,6 +610,7 @@ def test_bounds_of_clip_for_each_element_do_not_promote():
     larger = ops.clip(x, low[:, None])
     assert larger.dtype == np.float32
     np.testing.assert_array_equal(larger.numpy(), [[1, 1], [5, 5]])
+    np.testing.assert_array_equal(minigrad.grad(larger, x, np.array([[2, 3], [4, 5]], np.float32))[0].numpy(), [2, 3])
     np.testing.assert_array_equal(ops.clip(Tensor(np.array([1, 7])), low[:, None]).numpy(), [[1, 7], [5, 7]])
 
 
