@@ -174,7 +174,8 @@ assert [v.grad for v in w] == on_paper
 # %% [markdown]
 # ## Why backwards, and why in that order
 #
-# `backward` handles a value only after everything that was made from it: in the reverse of the order in which the values were made.
+# `backward` handles a value only after everything that was made from it: `visit` lists what a value was made of before the value itself, and the list
+# is walked from its end.
 #
 # **Predict:** what would go wrong in `d * d + d` if `d` were handled as soon as `backward` first meets it?
 #
@@ -277,7 +278,7 @@ plt.show()
 # **1.** Give `Value` a division, `a / b`, built from what it already has and one new rule. Check it against a nudge.
 #
 # **2.** In `Value.backward`, `visit` calls itself once for every level of the graph. Build a chain of 5,000 additions and see what happens; then
-# write `visit` with a stack (a list) instead of recursion. (minigrad's walk, in `minigrad/autograd.py`, handles chains of 100,000.)
+# write `visit` with a stack (a list) instead of recursion. (minigrad's walk, in `minigrad/walk.py`, handles chains of 100,000.)
 #
 # **3.** A neuron: $\tanh(w_1 x_1 + w_2 x_2 + b)$. By gradient descent, find weights for which its output is 0.5 at the inputs (1, 2).
 #

@@ -115,8 +115,8 @@ assert np.allclose(left.grad.numpy(), g @ B.T)
 assert np.allclose(right.grad.numpy(), A.T @ g)
 print("dA", (g @ B.T).shape, " dB", (A.T @ g).shape, " both equal minigrad's")
 lines = inspect.getsource(inspect.getmodule(ops.matmul)).splitlines()
-start = lines.index("product.derivative(")
-Code("\n".join(lines[start : start + 4]), language="python")
+first_line = lines.index("product.derivative(")
+Code("\n".join(lines[first_line : first_line + 4]), language="python")
 
 # %% [markdown]
 # That is minigrad's real rule. It adds two things to ours: the matrices may be stacks, whose leading axes are broadcast (hence `sum_to`), and the
@@ -213,8 +213,8 @@ class Array:
 #
 # <details><summary>Answer</summary>
 #
-# Addition hands the *same* array g to both its inputs. If `a` took it over and then added a second contribution in place, it would change the
-# gradient of `b` as well:
+# An addition that broadcasts nothing may hand the *same* array g to both its inputs, as minigrad's does. (Ours happens to copy it, in `sum_to`.) If
+# `a` took it over and then added a second contribution in place, it would change the gradient of `b` as well:
 # </details>
 
 # %%
@@ -373,8 +373,11 @@ def walk(result):
     return totals  # what is left are those of the leaves
 
 
+h = (x @ w).relu()  # the graph anew, for when this cell is run again: `backward` uses it up, as we shall see
+loss = (h * h).sum() + h.sum()
 with minigrad.no_grad():
     found = walk(loss)
+w.grad = None
 loss.backward()
 print("w.grad  ", w.grad.numpy().tolist())
 assert np.array_equal(found[w].numpy(), w.grad.numpy())
@@ -386,8 +389,8 @@ assert np.array_equal(found[w].numpy(), w.grad.numpy())
 
 # %%
 lines = inspect.getsource(minigrad.walk.walk).splitlines()
-start = next(k for k, line in enumerate(lines) if "wanted = None" in line)
-Code("\n".join(lines[start:]), language="python")
+first_line = next(k for k, line in enumerate(lines) if "wanted = None" in line)
+Code("\n".join(lines[first_line:]), language="python")
 
 # %% [markdown]
 # ## Borrowed, owned, freed
@@ -506,11 +509,11 @@ def concatenate(a, b):
 
 
 values = np.ones((2, 3)), 2 * np.ones((1, 3)), np.arange(9.0).reshape(3, 3)
-a, b = Array(values[0]), Array(values[1])
-(concatenate(a, b) * Array(values[2])).sum().backward()
+above, below = Array(values[0]), Array(values[1])
+(concatenate(above, below) * Array(values[2])).sum().backward()
 x, y = Tensor(values[0], requires_grad=True), Tensor(values[1], requires_grad=True)
 (F.concatenate([x, y]) * Tensor(values[2])).sum().backward()
-assert np.array_equal(a.grad, x.grad.numpy()) and np.array_equal(b.grad, y.grad.numpy())
+assert np.array_equal(above.grad, x.grad.numpy()) and np.array_equal(below.grad, y.grad.numpy())
 
 # %% tags=["solution"]
 generator = np.random.default_rng(3)

@@ -63,7 +63,9 @@ assert np.allclose(x_hat, F.layer_norm(Tensor(x), eps=0.0).numpy())
 # $\hat x$ does not react to a shift: $J \cdot (1, 1, 1)^T = 0$. Nor does it react to a scaling, which moves x along $x$ or, as shifts do not matter,
 # along $\hat x$: $J \hat x = 0$. Three inputs can move in three directions, and two of these have no effect.
 #
-# To see the rest, differentiate: $\partial \mu / \partial x_j = 1/C$ and
+# To see the rest, differentiate: $\partial \mu / \partial x_j = 1/C$, then
+# $\partial \sigma^2 / \partial x_j = \frac2C \sum_i (x_i - \mu)(\delta_{ij} - \frac1C) = \frac2C (x_j - \mu)$, as the deviations sum to 0, and with
+# $x_j - \mu = \hat x_j / r$
 # $\partial r / \partial x_j = -\frac12 (\sigma^2 + \varepsilon)^{-3/2} \cdot \frac2C (x_j - \mu) = -\frac1C\, r^2\, \hat x_j$. By
 # the product rule
 #
@@ -193,12 +195,12 @@ normalised, mean, var = F.batch_norm(leaf, eps=1e-12)
 columns = maps.reshape(-1, 3)  # (B H W, C)
 assert np.allclose(normalised.numpy(), F.layer_norm(Tensor(columns.T), eps=1e-12).numpy().T.reshape(maps.shape))
 
-x_hat, r = (a.T for a in normalise(columns.T, 1e-12))  # (B H W, C), (1, C)
-g = upstream.reshape(-1, 3)
-by_hand = r * (g - g.mean(0) - x_hat * (g * x_hat).mean(0))
+column_hat, column_r = (a.T for a in normalise(columns.T, 1e-12))  # (B H W, C), (1, C)
+column_g = upstream.reshape(-1, 3)
+by_hand = column_r * (column_g - column_g.mean(0) - column_hat * (column_g * column_hat).mean(0))
 dx = minigrad.grad(normalised, leaf, upstream)[0].numpy()
 assert np.allclose(by_hand.reshape(maps.shape), dx, atol=1e-12)
-sums = dx.sum((0, 1, 2)), (dx.reshape(-1, 3) * x_hat).sum(0)
+sums = dx.sum((0, 1, 2)), (dx.reshape(-1, 3) * column_hat).sum(0)
 print(f"in each channel dx sums to {np.abs(sums[0]).max():.0e} at most, and dx * x_hat to {np.abs(sums[1]).max():.0e}")
 
 # %% [markdown]
@@ -280,10 +282,10 @@ assert np.allclose(minigrad.grad(y, darkest, g)[0].numpy(), expected, atol=1e-5)
 # %%
 print("mean      E[x^2] - mu^2   two passes   (float64 of the same numbers)")
 for mean in (0, 10, 100, 1000, 10_000):
-    x = (mean + np.random.default_rng(1).standard_normal(768)).astype(np.float32)
-    one_pass = (x * x).mean() - x.mean() ** 2
-    two_passes = ((x - x.mean()) ** 2).mean()
-    print(f"{mean:6} {one_pass:14.4f} {two_passes:14.4f} {x.astype(np.float64).var():16.4f}")
+    sample = (mean + np.random.default_rng(1).standard_normal(768)).astype(np.float32)
+    one_pass = (sample * sample).mean() - sample.mean() ** 2
+    two_passes = ((sample - sample.mean()) ** 2).mean()
+    print(f"{mean:6} {one_pass:14.4f} {two_passes:14.4f} {sample.astype(np.float64).var():16.4f}")
 
 # %% [markdown]
 # How well minigrad's kernels avoid this is best measured by the error of $\hat x$ itself. (LayerNorm's kernel subtracts the mean first. BatchNorm's
@@ -293,11 +295,12 @@ for mean in (0, 10, 100, 1000, 10_000):
 means = 10.0 ** np.arange(0, 6.1, 0.5)
 errors = {"E[x^2] - mu^2": [], "layer_norm": [], "batch_norm": []}
 for mean in means:
-    x = (mean + np.random.default_rng(2).standard_normal((768, 64))).astype(np.float32)
-    exact = F.batch_norm(Tensor(x.astype(np.float64)))[0].numpy()
+    sample = (mean + np.random.default_rng(2).standard_normal((768, 64))).astype(np.float32)
+    exact = F.batch_norm(Tensor(sample.astype(np.float64)))[0].numpy()
     with np.errstate(invalid="ignore", divide="ignore"):
-        one_pass = (x - x.mean(0)) * ((x * x).mean(0) - x.mean(0) ** 2 + np.float32(1e-5)) ** -0.5
-    results = one_pass, F.layer_norm(Tensor(x.T)).numpy().T, F.batch_norm(Tensor(x))[0].numpy()
+        variance = (sample * sample).mean(0) - sample.mean(0) ** 2
+        one_pass = (sample - sample.mean(0)) * (variance + np.float32(1e-5)) ** -0.5
+    results = one_pass, F.layer_norm(Tensor(sample.T)).numpy().T, F.batch_norm(Tensor(sample))[0].numpy()
     for kind, result in zip(errors, results, strict=True):
         errors[kind].append(np.abs(result - exact).max())
 plt.figure(figsize=(5.5, 3))
@@ -370,7 +373,7 @@ for way in ("definition", "kernel"):
 # three in one go.
 
 
-# %% alt="Bars of memory in units of x. Held after forward: definition 3, kernel 1. Most at any time: definition 6 and 7, kernel 5 and 4."
+# %% alt="Bars of memory in units of x. Held after forward: definition 3, kernel 1. Most at any time: definition 6 and 7, kernel 4 and 5."
 def bytes_of(run, definitions):
     """Bytes that are held after the forward pass, and at most during forward and backward."""
     with minigrad.definitions() if definitions else minigrad.enable_grad():
@@ -397,9 +400,9 @@ runs = {
     ),
 }
 figure, axes = plt.subplots(1, 2, figsize=(7.5, 2.8), sharey=True, layout="constrained")
-for axis, (title, (run, x)) in zip(axes, runs.items(), strict=True):
-    ones = np.ones(x.shape, np.float32)
-    sizes = np.array([bytes_of(run, definitions) for definitions in (True, False)]) / x.data.nbytes
+for axis, (title, (run, given)) in zip(axes, runs.items(), strict=True):
+    ones = np.ones(given.shape, np.float32)
+    sizes = np.array([bytes_of(run, definitions) for definitions in (True, False)]) / given.data.nbytes
     axis.bar([0, 1, 2.5, 3.5], sizes.T.ravel(), color=["tab:orange", "tab:blue"] * 2)
     axis.set_xticks([0, 1, 2.5, 3.5], ["definition", "kernel"] * 2, fontsize=8)
     axis.set_xlabel("held after forward          most at any time", fontsize=9)
@@ -428,8 +431,8 @@ def milliseconds(run, repeats=5 if FAST else 15):
 
 norms = [module for module in conformer_cifar_nano().modules() if isinstance(module, nn.LayerNorm | nn.BatchNorm2d)]
 print(f"cifar-nano, the smallest named Conformer of this project, has {len(norms)} normalisations")
-for title, (run, x) in runs.items():
-    ones = np.ones(x.shape, np.float32)
+for title, (run, given) in runs.items():
+    ones = np.ones(given.shape, np.float32)
     fast = milliseconds(run)
     with minigrad.definitions():
         slow = milliseconds(run)
@@ -547,15 +550,15 @@ def group_norm(x, groups):
     return normalised.transpose(0, 2, 1, 3).reshape(x.shape)
 
 
-x = generator.standard_normal((2, 3, 4, 6))
-assert minigrad.gradcheck(lambda x: group_norm(x, 3), Tensor(x, requires_grad=True))
+images = generator.standard_normal((2, 3, 4, 6))
+assert minigrad.gradcheck(lambda x: group_norm(x, 3), Tensor(images, requires_grad=True))
 try:
     import torch
 except ImportError:
     pass
 else:
-    expected = torch.nn.functional.group_norm(torch.tensor(x).permute(0, 3, 1, 2), 3).permute(0, 2, 3, 1)
-    assert np.allclose(group_norm(Tensor(x), 3).numpy(), expected.numpy(), atol=1e-12)
+    expected = torch.nn.functional.group_norm(torch.tensor(images).permute(0, 3, 1, 2), 3).permute(0, 2, 3, 1)
+    assert np.allclose(group_norm(Tensor(images), 3).numpy(), expected.numpy(), atol=1e-12)
 
 # %% [markdown]
 # **You now have** the backward pass of every normalisation, as one projection, and a way to count what a graph keeps. **Next:** `05` does the same

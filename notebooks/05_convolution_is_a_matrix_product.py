@@ -261,7 +261,9 @@ assert (x_leaf.grad.numpy()[0, :, :, 0] == dimage).all()
 #
 # $$dW[k] = \sum_p X[p]\; dY[p - k] .$$
 #
-# So $dX = \text{cols}(dY)\,\text{turned}(W)$ and $dW = X^T \text{cols}(dY)$, then turned: one set of windows for both, and nothing to fold.
+# So $dX = \text{cols}(dY)\,\text{turned}(W)$ and $dW = X^T \text{cols}(dY)$, then turned: one set of windows for both, and nothing to fold. Why
+# turned? The formulas have no padding. With K weights in a direction and padding P, the window of dY at p, which is padded by K - 1 - P, holds
+# $dY[p + P - (K - 1) + j]$ as its entry j. That belongs to the weight $k = K - 1 - j$: the last entry to the first weight.
 #
 # **Predict:** for a 3x3 kernel with padding 1, how much padding do the windows over dY need? For padding 0?
 #

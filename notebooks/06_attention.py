@@ -236,14 +236,15 @@ Code(inspect.getsource(F.scaled_dot_product_attention.kernels["cpu"].backward), 
 layer = nn.MultiHeadAttention(12, num_heads=3, qkv_bias=True).to(dtype="float64")
 tokens = Tensor(random.standard_normal((2, 5, 12)))
 flat = layer.qkv(tokens)  # (B, N, 3 E)
-q, k, v = flat.reshape(2, 5, 3, 3, 4).transpose(2, 0, 3, 1, 4).unbind(0)  # (B, h, N, D) each
-heads = F.scaled_dot_product_attention(q, k, v)  # (B, h, N, D)
+query, key, value = flat.reshape(2, 5, 3, 3, 4).transpose(2, 0, 3, 1, 4).unbind(0)  # (B, h, N, D) each
+heads = F.scaled_dot_product_attention(query, key, value)  # (B, h, N, D)
 merged = heads.transpose(0, 2, 1, 3).reshape(2, 5, 12)  # (B, N, E)
-mine = layer.proj(merged)
-print("q, k, v share the linear layer's memory:", all(np.shares_memory(t.numpy(), flat.numpy()) for t in (q, k, v)))
+step_by_step = layer.proj(merged)
+shared = [np.shares_memory(t.numpy(), flat.numpy()) for t in (query, key, value)]
+print("q, k, v share the linear layer's memory:", all(shared))
 print("merged heads share the kernel's:        ", np.shares_memory(merged.numpy(), heads.numpy()))
-assert np.shares_memory(v.numpy(), flat.numpy()) and np.shares_memory(merged.numpy(), heads.numpy())
-assert np.abs(mine.numpy() - layer(tokens).numpy()).max() < 1e-12
+assert all(shared) and np.shares_memory(merged.numpy(), heads.numpy())
+assert np.abs(step_by_step.numpy() - layer(tokens).numpy()).max() < 1e-12
 
 # %% [markdown]
 # ## On an image
@@ -382,11 +383,11 @@ counts = [2**n for n in range(6, 10 if os.environ.get("MINIGRAD_FAST") else 12)]
 seconds = []
 with minigrad.no_grad():
     for N in counts:
-        q, k, v = (Tensor(random.standard_normal((1, 4, N, 32)).astype(np.float32)) for _ in range(3))
+        inputs = [Tensor(random.standard_normal((1, 4, N, 32)).astype(np.float32)) for _ in range(3)]
         trials = []
         for _ in range(5):
             began = time.perf_counter()
-            F.scaled_dot_product_attention(q, k, v)
+            F.scaled_dot_product_attention(*inputs)
             trials.append(time.perf_counter() - began)
         seconds.append(min(trials))
 plt.figure(figsize=(5.5, 3))
@@ -446,11 +447,13 @@ def causal(query, key, value):
     return softmax(ops.where(Tensor(ahead), -np.inf, scores)) @ value
 
 
-q, k, v = (Tensor(random.standard_normal((1, 2, 5, 4)), requires_grad=True) for _ in range(3))
+query, key, value = (Tensor(random.standard_normal((1, 2, 5, 4)), requires_grad=True) for _ in range(3))
 may_look = Tensor(np.tril(np.ones((5, 5), bool)))
-assert np.abs(causal(q, k, v).numpy() - F.scaled_dot_product_attention(q, k, v, may_look).numpy()).max() < 1e-12
+assert np.allclose(
+    causal(query, key, value).numpy(), F.scaled_dot_product_attention(query, key, value, may_look).numpy(), atol=1e-12
+)
 for n in range(5):
-    for gradient in minigrad.grad(causal(q, k, v)[:, :, n].sum(), [k, v]):
+    for gradient in minigrad.grad(causal(query, key, value)[:, :, n].sum(), [key, value]):
         assert (gradient.numpy()[:, :, n + 1 :] == 0).all()
 
 # %% tags=["solution"]

@@ -36,6 +36,10 @@ print(f"{len(pixels)} images of {name}")
 # The network is `cifar-micro` with random weights: what *can* flow is a matter of structure, not of training (notebook 10 looks at trained weights).
 # Everything is in float64, so that rounding hides no mistake. One pass in training mode gives the batch norms their statistics, then `eval()` freezes
 # them.
+#
+# We stop in its second block, the first one that couples the branches. There a bottleneck of the CNN branch squeezes its 64 channels to a quarter,
+# looks around with a 3x3 convolution, and widens again. It returns two things: `x`, its result (64 channels), and `x2`, what came out of the 3x3 (16
+# channels). FCUDown reads `x2`.
 
 # %%
 minigrad.manual_seed(0)
@@ -80,7 +84,7 @@ except ValueError as error:
 
 print("\nblock   map x2: mean  rms  zeros     patch tokens: mean  rms")
 tokens = x_t
-for plan in model.plans:
+for plan in model.plans:  # one for each block from the second on: its number, its name, its sizes
     inner = getattr(model, plan.name)
     with minigrad.no_grad():
         before = named["conv_1"] if plan.number == 2 else named[f"conv_trans_{plan.number - 1}"]
@@ -258,6 +262,9 @@ assert np.abs(my_up(x_t, 8, 8, up.eval()).numpy() - up(x_t, 8, 8).numpy()).max()
 
 # %% [markdown]
 # ## What the two norms are for
+#
+# FCUDown's receiver, to which its result is added, is the patch tokens. FCUUp's is a map of 16 channels inside the second bottleneck of the block,
+# `fusion_block`; it is called `entering` below.
 #
 # Turn up the volume of one branch: multiply what it sends by v. Volumes drift in any network. In the table above the tokens grow fourfold over the
 # blocks, since every block adds to them and none divides.

@@ -84,7 +84,8 @@ assert [plan.dw_stride for plan in tiny.blocks()] == [4] * 3 + [2] * 4 + [1] * 4
 # %% [markdown]
 # Nothing was run for this table: `count` adds up what the configuration says. (The row *heads* has the transformer's last layer norm in it, 768
 # numbers; by branch these are counted with the transformer.) The networks themselves hold just as many numbers, and the paper and its authors'
-# repository report the same: 23.5, 37.7 and 83.3 million, and 38.8 for the one with tokens of 32 x 32 pixels. (B alone would take 330 MB, so it is
+# repository report the same: 23.5, 37.7 and 83.3 million, and 38.8 for the one with tokens of 32 x 32 pixels. (The paper calls them Conformer-Ti, -S
+# and -B, and the last one -S/32. B alone would take 330 MB, so it is
 # only counted here; the tests build it.)
 
 # %%
@@ -116,8 +117,8 @@ assert parameters_of(model) == count(tiny).parameters == 23_524_704
 #
 # The CNN branch grows about 16-fold, as the weights of a convolution grow with the product of its input and output channels (in all 15.6-fold: the
 # stem's first convolution, for one, does not grow). The transformer and its patch embedding do not grow at all. An FCU is a matrix between channels
-# and token width, so this part grows nearly fourfold (its norms do not grow). In Ti the transformer does nearly nine tenths of the work; in S the
-# CNN branch does half of it.
+# and token width, so this part grows nearly fourfold (the layer norm and the bias of FCUDown, which are as wide as a token, do not grow). In Ti the
+# transformer does nearly nine tenths of the work; in S the CNN branch does half of it.
 # </details>
 
 # %% alt="Bars for Ti, S and B by branch. Ti is nearly all transformer; in S and B the CNN has a third of the parameters and half of the work."
@@ -354,13 +355,13 @@ print("loss", loss.item(), " classes that the sum of the heads names:", answer)
 # %% [markdown]
 # ## Where figure and code differ
 #
-# The paper's figure 2 and the authors' code do not agree in every detail, and the published weights are the code's. So the library follows the code,
-# and says where the two differ. These are the docstrings:
+# The paper's figure 2 and the authors' code do not agree in every detail, and the published weights are the code's. So the library follows the code.
+# Its docstrings say where figure and code, or code and library, differ:
 
 # %%
 from conformer.blocks import FCUDown, FCUUp
 
-for part in (Conformer, FCUUp, FCUDown):
+for part in (FCUUp, FCUDown):
     first_lines = inspect.getdoc(part).split("\n\nSource:")[0].split("\n\nArgs:")[0]
     print(f"{part.__name__}: {first_lines}\n")
 

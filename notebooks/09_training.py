@@ -275,7 +275,7 @@ print(f"after two steps all {len(mine.state_dict())} arrays are equal")
 # work, but it has to learn *where* tokens are, and what a disc is, at the same time. The Conformer's CNN branch has the same layers as the CNN alone,
 # and tokens that can carry a colour across the image in one step. It also has more parameters than the other two, and this is one run with one seed:
 # an observation, not a law. *When* a network gets beyond the textures is luck in so short a run. Another seed changes it, and so does another number
-# of threads or another processor, which round differently: with the *same* seed we have seen the Conformer at 50, 63, 94 and 99 % after 200 steps.
+# of threads or another processor, which round differently: with the *same* seed we have seen the Conformer at 50, 63, 94 and 100 % after 200 steps.
 # Yours may be at 50 %, like the others. So we also look at a longer run. (On CIFAR-10, 200 steps are a quarter of an epoch, and all are far from
 # done; the ViT is usually behind: it has to learn from data what a convolution has by construction.)
 # </details>
@@ -313,7 +313,7 @@ train_network("transformer branch alone", lambda: TransformerBranch(network))
 # odd value, compute the loss of a network that knows *half* of the story.
 # </details>
 
-# %% alt="Losses of both heads fall from 2.3 to the line at 1.08, texture only; the CNN head's goes below it. The gradient's norm swings around 1."
+# %% alt="Losses of both heads fall from 2.3 towards the line at 1.08, texture only; the perfect one's is 0.50. The gradient's norm swings around 1."
 targets = np.full(10, 0.01) + np.eye(10)[0] * 0.9
 both = np.full(10, 0.01) + np.eye(10)[[0, 5]].sum(0) * 0.45
 floors = {"perfect": -(targets * np.log(targets)).sum()} | (
@@ -353,7 +353,7 @@ plt.show()
 # source, the map. Notebook 10 cuts this connection.
 # </details>
 
-# %% alt="Percent right. Yours: the Conformer alone leaves 50. Recorded: its CNN head is at 100 first, then its other head and the CNN; ViT never."
+# %% alt="Percent right. Yours: near 50, the Conformer perhaps more. Recorded: its CNN head is first at 100, then the other and the CNN; ViT never."
 few = dataset.test.labels[:500]
 recorded = [json.loads(line) for line in Path("../benchmarks/results/coupling10-networks.jsonl").open()]
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained", sharey=True)

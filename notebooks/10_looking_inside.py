@@ -31,7 +31,7 @@ run = os.environ.get("CONFORMER_RUN", "cifar_nano_coupling10.safetensors")
 # ## A network to look into
 #
 # Beside this notebook lies `cifar_nano_coupling10.safetensors`, the last weights of `make train ARGS="--dataset coupling10"`: `cifar-nano` after
-# four epochs. Any run of yours will do as well: name its folder in the environment variable `CONFORMER_RUN`. With
+# four epochs. Any run of a whole Conformer will do as well: name its folder in the environment variable `CONFORMER_RUN`. With
 # coupling10 we have the advantage of knowing the truth: the *texture* is everywhere, the *arrangement* is only in the four discs, and only in their
 # comparison.
 
@@ -471,7 +471,8 @@ for direction, title in (
 # ## Exercises
 #
 # **1.** A test of what the network has understood, for coupling10: exchange the upper right quarter of an image with the lower left one. What does
-# that do to the class? (Textures repeat every 4 pixels.) How often does the network's answer follow?
+# that do to the class? (All but one of the textures repeat every 4 pixels; the grain is the same everywhere.) How often does the network's answer
+# follow?
 #
 # **2.** Class activation maps for *every* block: apply the CNN head to the maps of an earlier block that has as many channels as the last. Where does
 # the argument that justifies the map break down?

@@ -78,7 +78,9 @@ def fault(*launch, **options):
 # ## Who computes what
 #
 # Every thread runs the same function. They differ in two numbers: the block they belong to, `blockIdx.x`, and their number inside it, `threadIdx.x`.
-# From these each thread works out *which element is mine*. The loop over the elements is gone: there is a thread for each.
+# From these each thread works out *which element is mine*. The loop over the elements is gone: there is a thread for each. `blockDim.x` is the number
+# of threads in a block, so `blockIdx.x * blockDim.x + threadIdx.x` counts through all threads: 0, 1, 2, ... `__global__` marks a function that can be
+# launched; `const float* a` is the address of an array, and `a[i]` its i-th number.
 #
 # **Predict:** 10 numbers are added in blocks of 4 threads. How many blocks, how many threads? What do the last two threads do?
 #
@@ -170,9 +172,9 @@ assert found.block[0] * 4 + found.thread[0] == 10
 
 # %%
 race = kernels("race", "__global__ void total_by_all(const float* x, float* total) { total[0] += x[threadIdx.x]; }")
-x, zero = np.arange(64, dtype=np.float32), np.zeros(1, np.float32)
-print("plain:", run(race, "total_by_all", 1, 64, x, zero, build="plain")[1], " NumPy:", x.sum(), "\n")
-found = fault(race, "total_by_all", 1, 64, x, zero)
+sixty_four, zero = np.arange(64, dtype=np.float32), np.zeros(1, np.float32)
+print("plain:", run(race, "total_by_all", 1, 64, sixty_four, zero, build="plain")[1], " NumPy:", sixty_four.sum(), "\n")
+found = fault(race, "total_by_all", 1, 64, sixty_four, zero)
 assert type(found).__name__ == "DataRace"
 # %% [markdown]
 # ## Shared memory and barriers
@@ -195,9 +197,9 @@ __global__ void total_by_tree(const float* x, float* total)
 }
 """
 orders = ("ascending", "descending", "shuffled")  # of the threads and blocks: every launch runs in all three
-*_, total = run(kernels("tree", TREE), "total_by_tree", 1, 64, x, zero, orders=orders)
-print(total, x.sum())
-assert total == x.sum()
+*_, total = run(kernels("tree", TREE), "total_by_tree", 1, 64, sixty_four, zero, orders=orders)
+print(total, sixty_four.sum())
+assert total == sixty_four.sum()
 
 # %% [markdown]
 # **Predict:** three ways to save time. (a) Leave out the first barrier. (b) Leave out the inner one. (c) Threads with nothing to add skip the
@@ -220,7 +222,7 @@ wrong = {
     "some_skip_the_rest": TREE.replace("if (threadIdx.x < apart)", "if (threadIdx.x >= apart) continue;\n       "),
 }
 trees = kernels("trees", "".join(source.replace("total_by_tree", name) for name, source in wrong.items()))
-kinds = [type(fault(trees, name, 1, 64, x, zero)).__name__ for name in wrong]
+kinds = [type(fault(trees, name, 1, 64, sixty_four, zero)).__name__ for name in wrong]
 assert kinds == ["UninitialisedRead", "DataRace", "BarrierFault"]
 
 # %% [markdown]
@@ -275,7 +277,8 @@ assert (trace[5] == np.arange(32).sum()).all()
 #
 # Blocks have no meeting point: a grid may have more blocks than the card can hold, and they run in any order. There are two ways to combine their
 # sums. `atomicAdd` reads, adds and writes in one step that no other thread can interrupt: no race. Or every block writes its sum to a place of its
-# own, and a second launch adds those sums: launches run one after the other.
+# own, and a second launch adds those sums: launches run one after the other. (In the code below `__device__` marks a function that kernels call, and
+# nobody launches.)
 #
 # **Predict:** both give the sum. Then why does no kernel of minigrad add by atomics?
 #
@@ -348,25 +351,27 @@ assert type(found).__name__ == "NotRepeatable"
 # </details>
 
 # %%
-ROWS, C = 32, 96
+ROWS, WIDE = 32, 96
 lanes, channels = np.arange(32), np.arange(96)
 ways = {  # the addresses of each load of a warp, in the order of time: (loads, 32 lanes)
-    "a thread per row": 4 * (lanes[None, :] * C + channels[:, None]),
-    "a warp per row": 4 * (np.arange(ROWS)[:, None] * C + channels).reshape(-1, 32),
+    "a thread per row": 4 * (lanes[None, :] * WIDE + channels[:, None]),
+    "a warp per row": 4 * (np.arange(ROWS)[:, None] * WIDE + channels).reshape(-1, 32),
 }
 for name, addresses in ways.items():
     lines, sectors = (np.unique(addresses[0] // unit).size for unit in (128, 32))
     print(f"{name:17}: {len(addresses)} loads; the first touches {lines:2} lines,", end=" ")
     print(f"moves {32 * sectors:4} bytes, uses 128 ({128 / 32 / sectors:.1%})")
-assert all(np.array_equal(np.sort(addresses, axis=None), 4 * np.arange(ROWS * C)) for addresses in ways.values())
+assert all(np.array_equal(np.sort(addresses, axis=None), 4 * np.arange(ROWS * WIDE)) for addresses in ways.values())
 
 # %% alt="Memory, rows by channels: a thread per row reads one channel of all 32 rows and moves 8; a warp per row reads 32 channels of one row."
 fig, axes = plt.subplots(1, 2, figsize=(10, 3.2), sharey=True, layout="constrained")
 for ax, (name, addresses) in zip(axes, ways.items(), strict=True):
-    element, memory = np.arange(ROWS * C), np.zeros(ROWS * C)
+    element, memory = np.arange(ROWS * WIDE), np.zeros(ROWS * WIDE)
     memory[np.isin(element // 8, addresses[0] // 32)] = 0.35  # a sector that moves: 8 floats
     memory[addresses[0] // 4] = 1
-    ax.imshow(memory.reshape(ROWS, C), cmap="Blues", aspect="auto", interpolation="nearest", extent=(0, C, ROWS, 0))
+    ax.imshow(
+        memory.reshape(ROWS, WIDE), cmap="Blues", aspect="auto", interpolation="nearest", extent=(0, WIDE, ROWS, 0)
+    )
     ax.vlines((32, 64), 0, ROWS, color="gray", linewidth=0.8)  # lines of 32 floats end here
     ax.set(title=f"{name}: the first load", xlabel="channel")
 axes[0].set_ylabel("row")
@@ -396,7 +401,7 @@ def bytes_moved(addresses, kept):
     for load in addresses:
         for sector in np.unique(load // 32).tolist():
             moved += 0 if sector in cache else 32
-            cache = [*(s for s in cache if s != sector), sector][-kept:]
+            cache = [sector, *(s for s in cache if s != sector)][:kept]  # the last one used in front
     return moved
 
 
@@ -405,7 +410,7 @@ moved = {name: [bytes_moved(addresses, kept) / 1024 for kept in sizes] for name,
 plt.figure(figsize=(6, 2.8))
 for name, kilobytes in moved.items():
     plt.plot(sizes, kilobytes, "o-", label=name)
-plt.axhline(ROWS * C * 4 / 1024, linestyle=":", color="gray", label="size of x")
+plt.axhline(ROWS * WIDE * 4 / 1024, linestyle=":", color="gray", label="size of x")
 plt.xlabel("sectors that stay in the cache for one warp")
 plt.ylabel("KB from memory")
 plt.ylim(0)
@@ -420,7 +425,9 @@ assert (
 # ## LayerNorm, forward
 #
 # 04 had the formula: with $\mu$ and $\sigma^2$ of a row of C numbers, $r = (\sigma^2 + \varepsilon)^{-1/2}$ and $y_c = (x_c - \mu)\, r\, w_c + b_c$.
-# With a thread per row, the kernel is the formula written as three loops. $\mu$ and $r$ are kept for the backward pass.
+# With a thread per row, the kernel is the formula written as three loops. $\mu$ and $r$ are kept for the backward pass. In C++ an address can be
+# moved: after `x += row * C` the name x stands for the beginning of my row, and `x[c]` is its channel c. A comma joins two statements, and
+# `rsqrtf(v)` is $1 / \sqrt v$.
 
 # %%
 forward_by_thread = kernels(
