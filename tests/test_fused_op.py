@@ -105,6 +105,13 @@ def test_checks_of_shapes_are_remembered_but_never_wrongly():
             op(x, power=7)
 
 
+def test_checks_of_shapes_know_numbers_in_a_tuple_by_their_types():
+    x, weight = Tensor(np.ones((1, 4, 4, 1))), Tensor(np.ones((1, 1, 3, 3)))
+    F.conv2d(x, weight, stride=(1, 1))
+    with pytest.raises(ValueError, match=r"conv2d: stride must be a whole number .* it is \(1\.0, 1\.0\)"):
+        F.conv2d(x, weight, stride=(1.0, 1.0))  # type: ignore[arg-type]
+
+
 def test_checks_of_shapes_are_not_remembered_without_end():
     """A thousand or so: a program whose shapes change with every call must not grow by each."""
     op, seen = affine(), []
@@ -260,6 +267,7 @@ def test_kernels_may_give_lists_and_named_tuples():
         (lambda x, w: x * w, None, r"pair: the forward of its kernel gives an object of type ndarray; give \(out, saved\)"),
         (lambda x, w: (x * w, x, w), None, r"pair: the forward of its kernel gives \(ndarray, ndarray, ndarray\); give \(out, saved\)"),
         (lambda x, w: (x * w, x), None, r"pair: the forward of its kernel gives \(ndarray, ndarray\); give \(out, saved\), where saved is a tuple"),
+        (lambda x, w: (x * w, (x, w), w), None, r"pair: the forward of its kernel gives \(ndarray, tuple, ndarray\); give \(out, saved\)"),
         (lambda x, w: (x * w, (x, w)), lambda dy, saved, needs: (dy,), r"pair: the backward of its kernel gives \(ndarray\); .* per input, 2"),
         (lambda x, w: (x * w, (x, w)), lambda dy, saved, needs: dy, "pair: the backward of its kernel gives an object of type ndarray"),
     ],
