@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,11 +18,12 @@ from conformer.baselines import NETWORKS, Build, builder
 from conformer.checkpoints import Checkpoint
 from conformer.config import ConformerConfig
 from conformer.mistakes import sentence
-from conformer.options import OptionError, TrainConfig
+from conformer.options import OptionError, TrainConfig, flag, may_change, plain, saved_options
+from conformer.run_folder import read_config, read_options
 from conformer.weights import About, initial_weights
 from minigrad.backend import cuda
 
-__all__ = ["check_data", "check_precision", "check_same", "chosen_builder", "given_weights", "held_out", "other_images"]
+__all__ = ["check_data", "check_precision", "check_same", "chosen_builder", "given_weights", "held_out", "options_of", "other_images"]
 
 
 def held_out(dataset: data.Dataset, config: TrainConfig) -> data.Dataset:
@@ -87,6 +89,25 @@ def check_precision(precision: str, device: str, resumed: Path | None) -> None:
     if not cuda.has_tensor_cores():
         needs = "which needs tensor cores of compute capability 8.0 (A100, RTX 30) or later, and this GPU has none: leave it out"
         raise OptionError(f"precision is {precision}, {needs}", "precision")
+
+
+def options_of(run: Path, checkpoint: Checkpoint | None) -> dict[str, Any]:
+    """The options that a run goes on with, as `plain` makes them: the checkpoint's, where it has one, but those that `may_change` config.json's.
+
+    Raises:
+        ValueError: config.json is damaged, or somebody has changed another option in it, which would not be followed, but reported.
+    """
+    if checkpoint is None:
+        return read_options(run)
+    saved, began = read_config(run), plain(saved_options(run, checkpoint.options)) | {"steps": checkpoint.steps}
+    free = may_change(True)
+    for name, value in saved.items():
+        was = (began.get(name), checkpoint.dataset, "auto") if name == "dataset" else (began.get(name),)
+        if name not in free | {"out"} and value not in was:  # `out` is where the run began
+            begun = "without it" if was[0] is None else f"with {was[0]}"
+            rest = f"put that back to go on ({', '.join(map(flag, sorted(free)))} may be given anew), or start another run with --out"
+            raise ValueError(f"{run / 'config.json'} says that {name} is {value}, but the run was started {begun}: {rest}")
+    return checkpoint.options | {name: value for name, value in saved.items() if name in free}
 
 
 def check_same(checkpoint: Checkpoint, run: Path, dataset: data.Dataset, fingerprint: str, config: str, network: ConformerConfig) -> None:

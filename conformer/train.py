@@ -35,8 +35,8 @@ from conformer.info import count
 from conformer.learner import Learner, check_loss, check_weights
 from conformer.options import TrainConfig, duration, may_change, plain, resumed
 from conformer.provenance import environment
-from conformer.run_checks import check_data, check_precision, check_same, chosen_builder, given_weights, held_out
-from conformer.run_folder import RunFolder, read_options
+from conformer.run_checks import check_data, check_precision, check_same, chosen_builder, given_weights, held_out, options_of
+from conformer.run_folder import RunFolder
 from conformer.steps import CpuSteps, Outcome, Steps
 from conformer.stopping import StopSignals
 from conformer.weights import About, check_trained_on, comparable_images, seen_before, with_images
@@ -150,15 +150,14 @@ class Trainer:
             **given: options of `TrainConfig`: those that it `may_change` hold from here on, any other must be what the run was started with.
 
         Raises:
-            ValueError: an option or the data set is not that of the run, or the checkpoint is damaged.
+            ValueError: an option or the data set is not that of the run, or one of its files is damaged.
             OSError: there is no run in the folder, or it is in use.
         """
         run = Path(run)
         folder = RunFolder.reopen(run)
         try:
             checkpoint = folder.load_checkpoint()
-            options = checkpoint.options if checkpoint else read_options(run)
-            config = resumed(run, options, checkpoint and checkpoint.dataset, given)
+            config = resumed(run, options_of(run, checkpoint), checkpoint and checkpoint.dataset, given)
             if loaded or "data_dir" in given:
                 return cls(config, display, (folder, checkpoint), loaded, build)
             if not checkpoint and config.data_dir and not config.data_dir.exists():  # without its fingerprint, other data would pass for it

@@ -289,8 +289,9 @@ def test_data_that_is_not_where_it_was_is_looked_for_elsewhere(config: TrainConf
 
 def test_a_run_for_a_gpu_goes_on_with_one(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     break_off(config, 7, monkeypatch)
-    options = load_checkpoint(folder(config) / "checkpoint.safetensors").options
-    edit_checkpoint(folder(config), options=options | {"precision": "tf32"})
+    for_a_gpu = plain(config) | {"precision": "tf32"}
+    edit_checkpoint(folder(config), options=for_a_gpu)
+    (folder(config) / "config.json").write_text(json.dumps(for_a_gpu))
     with pytest.raises(ValueError, match=r"the run in .* was started with --precision tf32, which needs a GPU: go on with it on one"):
         Trainer.resume(folder(config))
 
@@ -393,6 +394,41 @@ def test_options_given_anew_hold_from_then_on(config: TrainConfig, monkeypatch: 
     for options in (read_config(folder(config)), load_checkpoint(folder(config) / "checkpoint.safetensors").options):
         assert (options["log_every"], options["checkpoint_minutes"]) == (3, 1.0)
     assert Trainer.resume(folder(config)).config.log_every == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("lr", 0.1, r"config.json says that lr is 0.1, but the run was started with 0.002: put that back to go on \(--checkpoint-minutes, .* may be"),
+        ("steps", 99, "says that steps is 99, but the run was started with 10: put"),
+        ("dataset", "cifar100", "says that dataset is cifar100, but the run was started with auto: put"),
+        ("wings", 2, "says that wings is 2, but the run was started without it: put"),
+        ("finetune", "/elsewhere", "says that finetune is /elsewhere, but the run was started without it: put"),
+        ("log_every", "x", r"has options that this version of the program does not \(log_every is x; it must be a whole number\)"),
+    ],
+)
+def test_what_somebody_wrote_into_config_json_is_not_passed_over(
+    name: str, value: Any, said: str, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run would go on by its checkpoint, and its report would show what config.json says."""
+    break_off(replace(config, checkpoint_steps=2), 3, monkeypatch)
+    path = folder(config) / "config.json"
+    path.write_text(edited := json.dumps(read_config(folder(config)) | {name: value}))
+    with pytest.raises(ValueError, match=said):
+        Trainer.resume(folder(config))
+    assert path.read_text() == edited
+
+
+def test_options_that_may_change_may_be_changed_in_config_json(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    break_off(replace(config, checkpoint_steps=2), 3, monkeypatch)
+    path = folder(config) / "config.json"
+    path.write_text(json.dumps(read_config(folder(config)) | {"log_every": 1, "out": "moved"}))
+    trainer = Trainer.resume(folder(config), checkpoint_minutes=1.0)
+    assert (trainer.config.log_every, trainer.config.checkpoint_minutes, trainer.config.checkpoint_steps) == (1, 1.0, 2)
+    path.write_text("{")
+    trainer.folder.close()
+    with pytest.raises(ValueError, match=r"config.json is damaged \("):  # said now, and not by the report at the end
+        Trainer.resume(folder(config))
 
 
 def test_of_a_folder_that_cannot_go_on_a_sentence_says_why(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
