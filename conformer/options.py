@@ -226,7 +226,8 @@ def resumed(run: Path, values: Mapping[str, Any], dataset: str | None, given: Ma
     Raises:
         ValueError: one is not.
     """
-    config, anew = saved_options(run, values, kind), may_change(bool(dataset))
+    config = saved_options(run, values, kind)
+    anew = may_change(bool(dataset) or not (config.finetune and given.get("finetune")))  # as another place of the same weights, where it has some
     for option, value in given.items():
         if option not in {field.name for field in fields(TrainConfig)}:
             raise ValueError(f"there is no option {option!r}; see TrainConfig for the list")

@@ -419,6 +419,12 @@ def test_what_somebody_wrote_into_config_json_is_not_passed_over(
     assert path.read_text() == edited
 
 
+def test_weights_to_begin_with_are_not_given_to_a_run_that_began_without(config: TrainConfig, tmp_path: Path) -> None:
+    Trainer(config).folder.close()
+    with pytest.raises(ValueError, match="was started without --finetune, not with .*other: leave --finetune out to go on with it"):
+        Trainer.resume(folder(config), finetune=tmp_path / "other")
+
+
 def test_options_that_may_change_may_be_changed_in_config_json(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     break_off(replace(config, checkpoint_steps=2), 3, monkeypatch)
     path = folder(config) / "config.json"
@@ -543,6 +549,8 @@ def test_weights_to_begin_with_are_needed_until_the_first_checkpoint(config: Tra
     moved = before.rename(tmp_path / "moved")
     with pytest.raises(ValueError, match="finetune: .*before.*; give a run"):
         Trainer.resume(folder(config))
+    with pytest.raises(ValueError, match="was started with --finetune .*before, not with None: leave --finetune out"):
+        Trainer.resume(folder(config), finetune=None)
     resumed_run = Trainer.resume(folder(config), finetune=tmp_path / "run" / ".." / "moved")
     assert read_config(folder(config))["finetune"] == str(moved)  # which a report names
     assert resumed_run.run().steps == 10
