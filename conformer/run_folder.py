@@ -18,7 +18,7 @@ from typing import Any
 from conformer.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from conformer.claims import claim, release
 from conformer.files import write_file
-from conformer.run_log import parse_line
+from conformer.run_log import check_heads, parse_line
 from conformer.text import from_json
 from conformer.weights import About, save_weights
 from minigrad import nn
@@ -140,17 +140,18 @@ class RunFolder:
         """
         path = self.to_write("metrics.jsonl")
         text = path.read_bytes() if path.exists() else b""
-        kept = text.splitlines()[:lines]
+        kept, parsed = text.splitlines()[:lines], []
         if len(kept) < lines:
             raise ValueError(
                 f"{path} has {len(kept)} of the {lines} lines that the checkpoint counts; put it back, with {{}} for a line that is lost"
             )
         for number, line in enumerate(kept, 1):
             try:
-                parse_line(line, number)
+                parsed.append(parse_line(line, number))
             except ValueError as error:
                 others = ", or put {} in its place to go on without it" if number > 1 else ""  # the first says what the run is
                 raise ValueError(f"{path} is damaged in line {number} ({error}); mend it{others}") from error
+        check_heads(path, parsed[1:])
         kept = kept or [json.dumps(header, allow_nan=False).encode()]
         self.lines = len(kept)
         content = b"".join(line + b"\n" for line in kept)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from conformer.evaluate import HEADS
 from conformer.options import TrainConfig
 from conformer.text import from_json
 
-__all__ = ["RunLog", "parse_line", "read_log"]
+__all__ = ["RunLog", "check_heads", "parse_line", "read_log"]
 
 TEXT, WHOLE, WHOLE_OR_NULL, NUMBER, SHARES = "text", "a whole number", "a whole number or null", "a number", "accuracies by head"
 TYPES = {TEXT: (str,), WHOLE: (int,), WHOLE_OR_NULL: (int, type(None)), NUMBER: (int, float)}
@@ -77,9 +78,15 @@ def read_log(run: Path) -> RunLog:
     header, *rest = lines
     rest = [{name.replace("held_out", "test"): value for name, value in line.items()} for line in rest]
     tests = [line for line in rest if "test_accuracy" in line]
-    if len({len(line["test_accuracy"]) for line in tests}) > 1:
-        raise ValueError(f"{path} is damaged (some of its test_accuracy are of two heads, some of one)")
+    check_heads(path, tests)
     return RunLog(header, [line for line in rest if "train_accuracy" in line], tests)
+
+
+def check_heads(path: Path, lines: Sequence[dict[str, Any]]) -> None:
+    """Raise ValueError where some of the evaluations among the lines of a metrics.jsonl are of two heads, and others of one."""
+    for name in ("test_accuracy", "held_out_accuracy"):
+        if len({len(line[name]) for line in lines if name in line}) > 1:
+            raise ValueError(f"{path} is damaged (some of its {name} are of two heads, some of one)")
 
 
 def parse_line(text: bytes, number: int) -> dict[str, Any]:

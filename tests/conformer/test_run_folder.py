@@ -179,6 +179,18 @@ def test_a_log_that_could_not_be_read_after_the_training_is_refused(header: dict
     run.rewind(2, {})
 
 
+@pytest.mark.parametrize("measured", ["test", "held_out"])
+def test_a_log_of_evaluations_of_two_heads_and_of_one_is_refused(measured: str, tmp_path: Path) -> None:
+    """Training on, it would be found to be damaged at the end."""
+    run = RunFolder.create(tmp_path / "run", {}, HEADER)
+    for shares in ({"cnn": 0.5, "transformer": 0.5, "sum": 0.5}, {"sum": 0.5}):
+        run.log(**{"step": 1, "epoch": 1.0, f"{measured}_accuracy": shares, f"{measured}_loss": 1.0, "seconds": 1.0})
+    run.rewind(2, {})
+    run.log(**{"step": 1, "epoch": 1.0, f"{measured}_accuracy": {"sum": 0.5}, f"{measured}_loss": 1.0, "seconds": 1.0})
+    with pytest.raises(ValueError, match=rf"metrics.jsonl is damaged \(some of its {measured}_accuracy are of two heads, some of one\)"):
+        run.rewind(3, {})
+
+
 @pytest.mark.parametrize("text", ["{", "[1]", "[" * 100_000])
 def test_a_damaged_config_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(text)
