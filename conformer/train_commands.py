@@ -45,6 +45,8 @@ def run_train(options: argparse.Namespace) -> None:
     if not trainer.finished:
         with told(1, FloatingPointError):
             _run_on(trainer)
+        if options.resume:
+            _mend_weights(trainer)  # the best ones may be from before, and lost since
         return
     run = trainer.folder.path
     print(f"the run in {run} is finished: {trainer.steps:,} steps, {trainer.dataset.measured} accuracy {trainer.test} %")
@@ -157,8 +159,8 @@ def _no_memory(error: MemoryError, trainer: Trainer, study: Path | None) -> str:
 
 
 def _mend_weights(trainer: Trainer) -> None:
-    """Write the weights files of a finished run from its checkpoint, if they are lost or damaged. It does not have those of best.safetensors, where
-    the last ones are not as good.
+    """Write the weights files of a finished run anew, as the checkpoint has them, if they are lost or damaged. It does not have those of
+    best.safetensors, where the last ones are not as good.
     """
     best = partial(trainer.save_last, "best") if trainer.test == trainer.best else None
     mended = {"last": trainer.save_last, "best": best} | ({"ema": trainer.save_average} if trainer.learner.ema else {})

@@ -22,6 +22,7 @@ from conformer.learner import Learner
 from conformer.text import quoted
 from conformer.train import Trainer
 from minigrad import safetensors_io
+from tests.conformer.runs import edit_checkpoint
 
 Cifar = Callable[..., Path]
 
@@ -151,6 +152,7 @@ def test_a_run_whose_curves_cannot_be_drawn_has_no_report_and_says_so(tmp_path: 
 def test_a_run_that_was_stopped_goes_on_with_its_options(
     cifar: Cifar, tiny_network: str, tmp_path: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And says which of its files is lost that it does not write again."""
     run = str(tmp_path / "run")
     command = ["train", "--config", tiny_network, "--data-dir", str(cifar(records=8)), "--batch-size", "8", "--epochs", "2"]
     original = Learner.train_step
@@ -174,7 +176,9 @@ def test_a_run_that_was_stopped_goes_on_with_its_options(
     )
     assert "was started with --hold-out 0, not with 16: leave --hold-out out" in fails(1, "train", "--resume", run, "--hold-out", "16")
     assert "--time-budget 'soon' is not a time" in fails(2, "train", "--time-budget", "soon")
-    assert main(["train", "--resume", run]) == 0
+    (tmp_path / "run" / "best.safetensors").unlink()
+    edit_checkpoint(tmp_path / "run", best=[1.0, 1.0, 1.0])
+    assert "best.safetensors: No such file or directory; it cannot be written anew: use last" in fails(0, "train", "--resume", run)
     assert safetensors_io.load_state(tmp_path / "run" / "last.safetensors")[1]["step"] == "10"
     assert (tmp_path / "run" / "curves.png").exists()
 
