@@ -26,7 +26,7 @@ from conformer.run_folder import CHECKPOINT
 from conformer.run_log import read_log
 from conformer.stopping import Stopped
 from conformer.study import Study, StudyError
-from conformer.text import quoted
+from conformer.text import printable, quoted
 from conformer.train import Trainer
 from conformer.use_commands import measure
 from conformer.weights import load_weights
@@ -49,7 +49,7 @@ def run_train(options: argparse.Namespace) -> None:
             _mend_weights(trainer)  # the best ones may be from before, and lost since
         return
     run = trainer.folder.path
-    print(f"the run in {run} is finished: {trainer.steps:,} steps, {trainer.dataset.measured} accuracy {trainer.test} %")
+    print(f"the run in {printable(str(run))} is finished: {trainer.steps:,} steps, {trainer.dataset.measured} accuracy {trainer.test} %")
     _mend_weights(trainer)
     predictions = evaluate(trainer.learner.model, trainer.dataset.test, trainer.dataset, tta=trainer.config.tta)
     _report_of(run, lambda: (trainer.dataset, predictions))
@@ -217,7 +217,7 @@ def _report_of(run: Path, measured: Callable[[], tuple[data.Dataset, Predictions
         except (OSError, ValueError, MemoryError, devices.DeviceError) as error:
             complain(f"report.html is not made: {sentence(error)}")
         else:
-            print(f"report: {page}")
+            print(f"report: {printable(str(page))}")
 
 
 def _draw_curves(run: Path) -> bool:

@@ -291,21 +291,22 @@ SHOWN = (r"cat\nand mouse", r"\x1b]0;PWNED\x07dog", r"caf\udce9", r"$\frac{$", *
 def test_names_that_no_terminal_shows_are_escaped_by_every_command(
     cifar: Cifar, tiny_network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Classes that are called like files: train, evaluate, report, predict and explain."""
+    """Classes that are called like files, and folders: train, evaluate, report, predict and explain."""
     from PIL import Image
 
-    run, whole = str(tmp_path / "run"), data.DATASETS["cifar10"]
+    monkeypatch.chdir(tmp_path)
+    run, whole = str(tmp_path / "runs" / "run\n\x1b]0;PWNED\x07"), data.DATASETS["cifar10"]
     monkeypatch.setitem(data.DATASETS, "odd$\\frac{$", lambda *given: replace(whole(*given), name="odd$\\frac{$", classes=NAMES))
     monkeypatch.setitem(cli.CHOICES, "dataset", data.DATASETS)
-    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / "image.png")
-    options = ["--config", tiny_network, "--dataset", "odd$\\frac{$", "--data-dir", str(cifar(records=8)), "--batch-size", "8", "--max-steps", "1"]
-    image, out = str(tmp_path / "image.png"), str(tmp_path / "picture.png")
-    assert main(["train", *options, "--out", run]) == 0
-    assert (Path(run) / "report.html").exists() and (Path(run) / "curves.png").exists()
-    capsys.readouterr()
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / "image\x1b.png")
+    options = ["--config", tiny_network, "--dataset", "odd$\\frac{$", "--batch-size", "8", "--max-steps", "1"]
+    options += ["--data-dir", str(cifar(records=8).rename(tmp_path / "data\x1b"))]
+    image, out = str(tmp_path / "image\x1b.png"), str(tmp_path / "picture\x1b.png")
     for command in (
+        ["train", *options, "--out", run],
+        ["train", "--resume", run],
         ["evaluate", run],
-        ["predict", image, "--run", run, "--top", "10"],
+        ["predict", image, "--top", "10"],
         ["explain", image, "--run", run, "--out", out],
         ["report", run],
     ):
@@ -314,6 +315,8 @@ def test_names_that_no_terminal_shows_are_escaped_by_every_command(
         assert not output.err and all(letter.isprintable() for letter in output.out.replace("\n", ""))
         if command[0] in ("evaluate", "predict"):
             assert all(name in output.out for name in SHOWN)
+    assert (Path(run) / "report.html").exists() and (Path(run) / "curves.png").exists()
+    assert main(["explain", image, "--out", image]) == 2 and r"image\x1b.png is one of the images" in capsys.readouterr().err
 
 
 def test_names_are_escaped_in_what_is_said(tmp_path: Path, fails: Callable[..., str]) -> None:
