@@ -323,7 +323,7 @@ for name, run in cases.items():
 # (`minigrad/backend/cpu.py`).
 # </details>
 
-# %% alt="Milliseconds over numbers in a block, for the whole chain: from 70 at 2^10 they fall to 20 at 2^17, and stay near that up to 2^24, 18."
+# %% alt="Milliseconds over numbers in a block, for the whole chain: they fall from 2^10 on to a third, and from some 2^15 on stay near that."
 line = source
 out = np.empty_like(line)
 
@@ -409,7 +409,7 @@ for threads in (1, 2):
 # 160 MiB are 40,960 pages of 4096 bytes; with huge pages of 2 MiB, which the system may use for large arrays, as few as 80. (In between, some 5,000:
 # an array that does not begin at a multiple of 2 MiB has 7 huge pages and, at its ends, about 500 small ones.) Before, every round pays them again;
 # after, only the first. As far as the time was spent on the faults, it falls in the same proportion. The price: the process holds on to its largest
-# size.
+# size. (It cannot be switched off again, so a second run of this cell has no "before".)
 # </details>
 
 # %%
