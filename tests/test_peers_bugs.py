@@ -21,6 +21,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 import minigrad
 import minigrad.functional as F
 from minigrad import Tensor, backend, nn, ops
+from minigrad.tensor import wrap
 from tests.support import leaf
 
 
@@ -540,6 +541,17 @@ def test_batch_norm_in_evaluation_has_gradients():
     """In DeZero it crashed."""
     ours, theirs = nn.BatchNorm2d(3).to(dtype=np.float64).eval(), torch.nn.BatchNorm2d(3).double().eval()
     same_as_torch(ours, nchw(theirs), numbers(2, 2, 3, 3))
+
+
+def test_the_gradient_of_batch_norm_does_not_hang_on_the_stride_of_an_axis_of_length_1():
+    """PyTorch 2.13's does, in float64 on the CPU: it is wrong where images of width 1 have an upstream gradient of the strides (10, 1, 2, 10)."""
+    x, upstream = Tensor(numbers(4, 5, 1, 2), requires_grad=True), numbers(4, 5, 1, 2, seed=1)
+    odd = np.lib.stride_tricks.as_strided(upstream, strides=tuple(8 * n for n in (10, 2, 10, 1)))
+    y = F.batch_norm(x, eps=0.05)[0]
+    expected, found = (minigrad.grad(y, x, wrap(array), retain_graph=True)[0].numpy() for array in (upstream, odd))
+    assert_array_equal(found, expected)
+    with minigrad.definitions():
+        assert_allclose(minigrad.grad(F.batch_norm(x, eps=0.05)[0], x, wrap(odd))[0].numpy(), expected, rtol=1e-11, atol=1e-11)
 
 
 def test_batch_norm_of_one_value_is_refused():
