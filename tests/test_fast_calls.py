@@ -94,6 +94,13 @@ def test_the_fast_calls_know_defaults_and_leave_other_parameters_to_all_calls():
     assert_array_equal(by_place(leaf(2)).numpy(), leaf(2).numpy() + 1.0)
 
 
+@pytest.mark.parametrize("x", [np.array([1.0, 2.0], np.float32), Tensor(np.array([1, 2]))], ids=["an array", "integers"])
+def test_a_number_beside_what_is_no_tensor_of_floats(x: Any):
+    y = ops.add(x, 0.5)
+    assert_array_equal(y.numpy(), np.array([1.5, 2.5], np.float32))
+    assert y.dtype == np.float32
+
+
 def test_wrong_arguments_of_the_fast_calls_name_the_operation():
     x = Tensor([1.0, 2.0])
 

@@ -6,6 +6,7 @@ Read next: `../nn/test_layers.py`.
 from __future__ import annotations
 
 import math
+import re
 import sys
 from typing import Any
 
@@ -131,10 +132,18 @@ class TestScaledDotProductAttention(Proof):
             r"must be \(batch, heads, tokens, width\) alike, they are \(2, 3, 2\)", "PyTorch broadcasts leading axes.", query=np.zeros((2, 3, 2))
         ),
         refusal(r"alike, they are \(2, 2, 3, 2\), \(2, 3, 3, 2\) and \(2, 2, 3, 2\)", key=np.zeros((2, 3, 3, 2))),
+        refusal(
+            r"alike, they are \(2, 3, 2\), \(2, 3, 2\) and \(2, 3, 2\)",
+            "PyTorch's heads may be missing, or be more than one axis.",
+            **dict.fromkeys(("query", "key", "value"), np.zeros((2, 3, 2))),
+        ),
         refusal("query has width 2, key has width 5", key=np.zeros((2, 2, 3, 5))),
         refusal("there are 3 keys and 4 values", value=np.zeros((2, 2, 4, 2))),
         refusal("needs at least one key", "PyTorch gives 0 to who has nowhere to look.", key=np.zeros((2, 2, 0, 2)), value=np.zeros((2, 2, 0, 2))),
-        refusal(r"attn_mask of shape \(2, 3\) does not broadcast to the scores' shape \(2, 2, 3, 3\)", attn_mask=np.zeros((2, 3))),
+        *[
+            refusal(rf"attn_mask of shape {re.escape(str(shape))} does not broadcast to the scores' shape \(2, 2, 3, 3\)", attn_mask=np.zeros(shape))
+            for shape in [(2, 3), (2, 2, 2, 3, 3)]
+        ],
         refusal(r"attn_mask must be float or bool, it is int64; pass attn_mask\.astype\(bool\)$", attn_mask=np.zeros((3, 3), np.int64))._replace(
             exception=TypeError
         ),
@@ -147,6 +156,12 @@ class TestScaledDotProductAttention(Proof):
     def test_masks_that_require_grad_are_refused(self, mask: str) -> None:
         with pytest.raises(ValueError, match=rf"{mask} is a constant here, and would get no gradient; pass {mask}.detach\(\)"):
             scaled_dot_product_attention(*case().inputs[:3], **{mask: Tensor(np.zeros((2, 2, 3, 3)), requires_grad=True)})
+
+    def test_scores_that_are_all_large_are_no_infinities(self) -> None:
+        given = case()
+        for x in given.inputs[:2]:
+            x[...] = 30 + 0.01 * x  # scores of about 1270, whose exp is none
+        self.kernel_equals_definition(given)
 
     def test_a_query_that_may_look_nowhere_gets_zeros(self) -> None:
         assert not scaled_dot_product_attention(*case().inputs[:3], NOWHERE).numpy()[:, :, 1].any()

@@ -54,6 +54,7 @@ class TestCrossEntropy(Proof):
         ),
     ]
     errors = [
+        refusal((), np.array(0), r"logits must be \(batch, classes\) with at least one class, they have shape \(\)$"),
         refusal((2, 3), np.array([0, 3]), "cross_entropy: labels go from 0 to 3, logits have 3 classes, 0 to 2"),
         refusal((2, 3), np.array([-1, 2]), "labels go from -1 to 2"),
         refusal((2, 3), np.array([0, -100]), "labels go from -100 to 0", in_torch="-100 says that an example does not count; not here."),
