@@ -78,7 +78,7 @@ def run_study(options: argparse.Namespace) -> None:
     for run in study.runs:
         if run.figures and not (run.path / "report.html").exists():  # the process was killed after the last evaluation
             _report_of(run.path, partial(measure, run.path, study.options.data_dir, study.options.device))
-    print(f"\n{study.findings().text()}\nwritten to {study.path / 'study.md'} and study.json")
+    print(f"\n{study.findings().text()}\nwritten to {printable(str(study.path / 'study.md'))} and study.json")
     if diverged:
         way_on = "for other options, begin another study in another folder; to try a run again, on another device perhaps, remove its folder"
         raise Mistake(f"{', '.join(diverged)} diverged, left out of the means; {way_on}", 1)

@@ -27,7 +27,7 @@ from conformer.options import TrainConfig
 from conformer.run_folder import read_config
 from conformer.run_log import read_log
 from conformer.study import Study, StudyError
-from conformer.text import quoted
+from conformer.text import printable, quoted
 from conformer.train import Trainer
 from minigrad import safetensors_io
 
@@ -396,7 +396,7 @@ def test_one_seed_that_diverges_does_not_keep_others_from_training(
 def test_the_command_stops_goes_on_and_shows_what_numpy_makes_of_the_runs(
     options: dict[str, Any], tmp_path: Path, fails: Fails, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "my study"
+    out = tmp_path / "my\x1b study"
     with monkeypatch.context() as patch:
         break_off(patch, 1, 4, lambda: signal.raise_signal(signal.SIGTERM))
         line = fails(143, "study", out, "--seeds", 0, 1, "--configs", "tiny", *words(options))
@@ -409,8 +409,9 @@ def test_the_command_stops_goes_on_and_shows_what_numpy_makes_of_the_runs(
     monkeypatch.setattr(train_commands, "_draw_curves", lambda run: True)
     assert main(["study", str(out)]) == 0
     printed = capsys.readouterr().out
-    assert "run 1 of 2" not in printed and "run 2 of 2: tiny, seed 1\n" in printed and f"report: {out / 'tiny-seed-1' / 'report.html'}" in printed
-    assert printed.endswith(f"\nwritten to {out / 'study.md'} and study.json\n")
+    assert "run 1 of 2" not in printed and "run 2 of 2: tiny, seed 1\n" in printed
+    assert f"report: {printable(str(out / 'tiny-seed-1' / 'report.html'))}\n" in printed
+    assert printed.endswith(f"\nwritten to {printable(str(out / 'study.md'))} and study.json\n")
     results = [json.loads((run.path / "metrics.jsonl").read_text().splitlines()[-1]) for run in Study(out).runs]
     for head, row in {"cnn": "CNN head  ", "sum": "sum of both  "}.items():
         values = np.array([100 * line["test_accuracy"][head] for line in results])
