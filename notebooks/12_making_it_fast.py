@@ -323,7 +323,7 @@ for name, run in cases.items():
 # (`minigrad/backend/cpu.py`).
 # </details>
 
-# %% alt="Milliseconds over numbers in a block, for the whole chain: they fall from 2^10 on to a third, and from some 2^15 on stay near that."
+# %% alt="Milliseconds over numbers in a block, for the whole chain: they fall from 2^10 on to a third or less, and from some 2^15 on stay near that."
 line = source
 out = np.empty_like(line)
 
