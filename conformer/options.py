@@ -21,8 +21,8 @@ from conformer.text import quoted
 from minigrad.backend.cublas import PRECISIONS
 
 __all__ = [
-    "MAY_CHANGE", "OptionError", "TrainConfig", "duration", "flag", "from_plain", "may_change", "not_default", "plain", "resumed", "saved_options",
-    "words_of",
+    "MAY_CHANGE", "OptionError", "TrainConfig", "began_with", "duration", "flag", "from_plain", "may_change", "not_default", "plain", "resumed",
+    "saved_options", "words_of",
 ]  # fmt: skip
 
 MAY_CHANGE = {"data_dir", "device", "log_every", "checkpoint_steps", "checkpoint_minutes"}
@@ -213,6 +213,11 @@ def may_change(saved: bool) -> set[str]:
     return MAY_CHANGE if saved else MAY_CHANGE | {"finetune"}
 
 
+def began_with(option: str, value: Any, dataset: str | None) -> tuple:
+    """What stands for an option's value at the beginning of a run: that, and for the data set also "auto", and what "auto" came to."""
+    return (value, dataset, "auto") if option == "dataset" else (value,)
+
+
 def resumed(run: Path, values: Mapping[str, Any], dataset: str | None, given: Mapping[str, Any], kind: str = "run") -> TrainConfig:
     """The options that a run, or a study of several, goes on with.
 
@@ -227,13 +232,14 @@ def resumed(run: Path, values: Mapping[str, Any], dataset: str | None, given: Ma
         ValueError: one is not.
     """
     config = saved_options(run, values, kind)
-    anew = may_change(bool(dataset) or not (config.finetune and given.get("finetune")))  # as another place of the same weights, where it has some
+    anew = may_change(bool(dataset))
+    if not config.finetune or not given.get("finetune"):
+        anew = anew - {"finetune"}  # which may name another place of the weights, and no others
     for option, value in given.items():
         if option not in {field.name for field in fields(TrainConfig)}:
             raise ValueError(f"there is no option {option!r}; see TrainConfig for the list")
         old = getattr(config, option)
-        same = (old, dataset, "auto") if option == "dataset" else (old,)
-        if option not in anew and (Path(os.path.abspath(value)) if isinstance(value, Path) else value) not in same:
+        if option not in anew and (Path(os.path.abspath(value)) if isinstance(value, Path) else value) not in began_with(option, old, dataset):
             was = f"without {flag(option)}" if old is None else f"with {flag(option)} {old}"
             other = "start another run with --out" if kind == "run" else "begin another study in another folder"
             raise ValueError(f"the {kind} in {run} was started {was}, not with {value}: leave {flag(option)} out to go on with it, or {other}")

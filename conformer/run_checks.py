@@ -18,7 +18,7 @@ from conformer.baselines import NETWORKS, Build, builder
 from conformer.checkpoints import Checkpoint
 from conformer.config import ConformerConfig
 from conformer.mistakes import sentence
-from conformer.options import OptionError, TrainConfig, flag, may_change, plain, saved_options
+from conformer.options import OptionError, TrainConfig, began_with, flag, may_change, plain, saved_options
 from conformer.run_folder import read_config, read_options
 from conformer.weights import About, initial_weights
 from minigrad.backend import cuda
@@ -102,9 +102,9 @@ def options_of(run: Path, checkpoint: Checkpoint | None) -> dict[str, Any]:
     saved, began = read_config(run), plain(saved_options(run, checkpoint.options)) | {"steps": checkpoint.steps}
     free = may_change(True)
     for name, value in saved.items():
-        was = (began.get(name), checkpoint.dataset, "auto") if name == "dataset" else (began.get(name),)
-        if name not in free | {"out"} and value not in was:  # `out` is where the run began
-            begun = "without it" if was[0] is None else f"with {was[0]}"
+        was = began.get(name)
+        if name not in free | {"out"} and value not in began_with(name, was, checkpoint.dataset):  # `out` is where the run began
+            begun = "without it" if was is None else f"with {was}"
             rest = f"put that back to go on ({', '.join(map(flag, sorted(free)))} may be given anew), or start another run with --out"
             raise ValueError(f"{run / 'config.json'} says that {name} is {value}, but the run was started {begun}: {rest}")
     return checkpoint.options | {name: value for name, value in saved.items() if name in free}

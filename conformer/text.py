@@ -35,9 +35,9 @@ def _number(kind: Callable[[str], float], text: str) -> float:
     return number
 
 
-def printable(text: str) -> str:
-    r"""A text on one line, as a terminal and matplotlib take it: control characters, and bytes of names that are not UTF-8, as escapes (\n, \x1b)."""
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+def printable(text: object) -> str:
+    r"""A text or path in one line, as terminals and matplotlib take it: control characters, and bytes that are not UTF-8, as escapes (\n, \x1b)."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in str(text))
 
 
 def quoted(text: object) -> str:

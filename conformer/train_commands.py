@@ -49,7 +49,7 @@ def run_train(options: argparse.Namespace) -> None:
             _mend_weights(trainer)  # the best ones may be from before, and lost since
         return
     run = trainer.folder.path
-    print(f"the run in {printable(str(run))} is finished: {trainer.steps:,} steps, {trainer.dataset.measured} accuracy {trainer.test} %")
+    print(f"the run in {printable(run)} is finished: {trainer.steps:,} steps, {trainer.dataset.measured} accuracy {trainer.test} %")
     _mend_weights(trainer)
     predictions = evaluate(trainer.learner.model, trainer.dataset.test, trainer.dataset, tta=trainer.config.tta)
     _report_of(run, lambda: (trainer.dataset, predictions))
@@ -78,7 +78,7 @@ def run_study(options: argparse.Namespace) -> None:
     for run in study.runs:
         if run.figures and not (run.path / "report.html").exists():  # the process was killed after the last evaluation
             _report_of(run.path, partial(measure, run.path, study.options.data_dir, study.options.device))
-    print(f"\n{study.findings().text()}\nwritten to {printable(str(study.path / 'study.md'))} and study.json")
+    print(f"\n{study.findings().text()}\nwritten to {printable(study.path / 'study.md')} and study.json")
     if diverged:
         way_on = "for other options, begin another study in another folder; to try a run again, on another device perhaps, remove its folder"
         raise Mistake(f"{', '.join(diverged)} diverged, left out of the means; {way_on}", 1)
@@ -217,7 +217,7 @@ def _report_of(run: Path, measured: Callable[[], tuple[data.Dataset, Predictions
         except (OSError, ValueError, MemoryError, devices.DeviceError) as error:
             complain(f"report.html is not made: {sentence(error)}")
         else:
-            print(f"report: {printable(str(page))}")
+            print(f"report: {printable(page)}")
 
 
 def _draw_curves(run: Path) -> bool:

@@ -49,7 +49,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
         dataset = _dataset_of(about, options.data_dir, saved)
     predictions = evaluate(model.to(device=device), dataset.test, dataset, options.batch_size, tta)
     title = f"{printable(label(about.config, about.kind))} after {about.step:,} steps, on {len(dataset.test):,} test images of {dataset.name}"
-    print(f"{title} from {printable(str(dataset.source))}, on {devices.describe(device)}{', with mirror images' * (tta == 'mirror')}")
+    print(f"{title} from {printable(dataset.source)}, on {devices.describe(device)}{', with mirror images' * (tta == 'mirror')}")
     _print_accuracies(predictions, [printable(name) for name in dataset.classes], tta)
     try:
         with drawing("the picture of the confusion matrix"):
@@ -61,7 +61,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
             raise Mistake(said, 1) from error
         complain(said)  # nobody asked for it; the figures, which were asked for, are printed
     else:
-        print(f"\nwhich classes are taken for which: {printable(str(picture))}")
+        print(f"\nwhich classes are taken for which: {printable(picture)}")
 
 
 def _print_accuracies(predictions: Predictions, classes: list[str], tta: str) -> None:
@@ -93,7 +93,7 @@ def run_predict(options: argparse.Namespace) -> None:
         table = [[name, *_likeliest(share[number], classes, options.top)] for name, share in shares.items()]
         widths = [max(map(len, column)) for column in table]
         lines = ("    ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in zip(*table, strict=True))
-        print(printable(str(path)), *(f"  {line}" for line in lines), sep="\n")
+        print(printable(path), *(f"  {line}" for line in lines), sep="\n")
     if len(named) > 1:
         print(f"({named['sum']}: the softmax of both heads' added logits, so where the heads agree it is surer than either)")
 
@@ -114,7 +114,7 @@ def run_explain(options: argparse.Namespace) -> None:
         from conformer.plots import save_explanation
     with told(1, OSError):
         if options.out.exists() and any(options.out.samefile(image) for image in options.images):
-            raise Mistake(f"--out {printable(str(options.out))} is one of the images; give the picture another name", 2)
+            raise Mistake(f"--out {printable(options.out)} is one of the images; give the picture another name", 2)
     batch = Tensor(normalize(images, about.mean, about.std)).to(device=next(model.parameters()).device)
     with no_grad():
         named = {name: tensor.to(device="cpu") for name, tensor in model.eval().intermediates(batch).items()}
@@ -124,7 +124,7 @@ def run_explain(options: argparse.Namespace) -> None:
     with told(1):
         names, taken = [path.name for path in options.images], [about.classes[answer] for answer in answers]
         picture = save_explanation(options.out, images, names, taken, maps, shares)
-    print(printable(str(picture)))
+    print(printable(picture))
 
 
 def run_report(options: argparse.Namespace) -> None:
@@ -141,7 +141,7 @@ def run_report(options: argparse.Namespace) -> None:
             dataset, predictions = measure(run, options.data_dir, device)
         save_curves(run, read_log(run))
         page = write_report(run, dataset, predictions)
-    print(printable(str(page)))
+    print(printable(page))
 
 
 def run_info(options: argparse.Namespace) -> None:
@@ -176,7 +176,7 @@ def _load_images(options: argparse.Namespace) -> tuple[nn.Module, About, np.ndar
             raise ValueError(f"the network takes images of {channels} channels, and those of image files have 3, or 1 of grey")
         images = np.stack([read_image(path, about.image_size, channels) for path in options.images])
     if options.run is None:
-        print(f"by {printable(label(about.config, about.kind))} in {printable(str(run))}, trained on {printable(about.dataset)}")
+        print(f"by {printable(label(about.config, about.kind))} in {printable(run)}, trained on {printable(about.dataset)}")
     return model.to(device=device), about, images
 
 
